@@ -1,0 +1,176 @@
+"""Iteration latency in the two forms the engine simulation can evaluate.
+
+A :class:`StepLatency` is data: the compiled loop evaluates it step by step and in closed form over
+runs of unchanged decode steps. Anything else that answers :class:`StepModel` is called with whole
+tables of steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samullm_plugin.errors import InputError
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class StepTable:
+    """Composition of iterations, one row per iteration, columns of equal length ``m``.
+
+    A *decode* sequence computes exactly its one newest token; every other scheduled sequence is a
+    *prefill* (a prompt, a chunk of one, or the recomputation after a preemption).
+
+    Attributes:
+        num_seqs: scheduled sequences (prefill and decode).
+        num_tokens: scheduled tokens (prefill tokens plus one per decode sequence).
+        prefill_seqs: scheduled prefill sequences.
+        prefill_tokens: tokens of the prefill sequences.
+        prefill_pairs: query-key pairs of the prefill sequences: the sum over them of
+            ``n * c + n * (n + 1) / 2`` for ``n`` tokens after ``c`` computed ones.
+        context_tokens: sum over decode sequences of their length including the current token.
+        longest_tokens: longest such length (0 without decode sequences).
+    """
+
+    num_seqs: Ints
+    num_tokens: Ints
+    prefill_seqs: Ints
+    prefill_tokens: Ints
+    prefill_pairs: Floats
+    context_tokens: Floats
+    longest_tokens: Floats
+
+    def __len__(self) -> int:
+        """Return the number of iterations."""
+        return len(self.num_seqs)
+
+
+@runtime_checkable
+class StepModel(Protocol):
+    """Seconds of iterations, asked for a whole table at a time."""
+
+    def step_seconds(self, steps: StepTable) -> Floats:
+        """Return the seconds of each iteration, shape ``(len(steps),)``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A function of a whole number given at knots, linear between them.
+
+    Before the first knot its value is the first value; beyond the last knot the last segment goes
+    on. Because arguments are whole numbers, a tile step after 16 is the two knots 16 and 17.
+
+    Attributes:
+        knots: increasing arguments, shape ``(k,)``, ``k >= 1``.
+        values: seconds at the knots, shape ``(k,)``.
+    """
+
+    knots: tuple[float, ...]
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse knots that do not increase or values that are not finite.
+
+        Raises:
+            InputError: naming what is wrong.
+        """
+        if not self.knots or len(self.knots) != len(self.values):
+            raise InputError("latency curve: knots and values must be of one length, at least 1")
+        if any(b <= a for a, b in zip(self.knots, self.knots[1:], strict=False)):
+            raise InputError("latency curve: knots must increase")
+        if not np.isfinite(self.values).all():
+            raise InputError("latency curve: values must be finite")
+
+    @classmethod
+    def constant(cls, value_s: float) -> Curve:
+        """Return the curve that is ``value_s`` everywhere."""
+        return cls((0.0,), (float(value_s),))
+
+    @classmethod
+    def line(cls, base_s: float, slope_s: float) -> Curve:
+        """Return ``base_s + slope_s * x``."""
+        return cls((0.0, 1.0), (float(base_s), float(base_s + slope_s)))
+
+    def at(self, x: Ints | Floats) -> Floats:
+        """Return the values at ``x`` (any shape)."""
+        arguments = np.asarray(x, dtype=np.float64)
+        result = np.interp(arguments, self.knots, self.values)
+        if len(self.knots) > 1:
+            slope = (self.values[-1] - self.values[-2]) / (self.knots[-1] - self.knots[-2])
+            beyond = arguments - self.knots[-1]
+            result = np.where(beyond > 0, self.values[-1] + slope * beyond, result)
+        return np.asarray(result, dtype=np.float64)
+
+    def table(self, largest: int) -> Floats:
+        """Return the values at 0, 1, ..., ``largest``, shape ``(largest + 1,)``."""
+        return self.at(np.arange(largest + 1))
+
+
+@dataclass(frozen=True, slots=True)
+class StepLatency:
+    """Piecewise-linear iteration latency, evaluated inside the compiled loop.
+
+    ``device_s = by_tokens(num_tokens) + by_seqs(num_seqs) + prefill_token_s * prefill_tokens
+    + prefill_pair_s * prefill_pairs + max(context_token_s * context_tokens,
+    longest_token_s * longest_tokens)``;
+    ``host_s = host_by_seqs(num_seqs)``; an iteration takes their sum, or with
+    ``overlap_host`` (asynchronous scheduling) the larger of the two.
+
+    Attributes:
+        by_tokens: weights read once, matrix products and their tile steps, by scheduled tokens.
+        by_seqs: logits and whatever else the device does per sequence.
+        prefill_token_s: extra seconds per prefill token.
+        prefill_pair_s: seconds per query-key pair of prefill attention.
+        context_token_s: seconds per token of context read by decode attention.
+        longest_token_s: seconds per token of the longest decode sequence (a lone long sequence
+            cannot use the whole device).
+        host_by_seqs: preparation, sampling and output handling on the host.
+        overlap_host: host time is hidden behind the device (asynchronous scheduling).
+    """
+
+    by_tokens: Curve
+    by_seqs: Curve = Curve((0.0,), (0.0,))
+    prefill_token_s: float = 0.0
+    prefill_pair_s: float = 0.0
+    context_token_s: float = 0.0
+    longest_token_s: float = 0.0
+    host_by_seqs: Curve = Curve((0.0,), (0.0,))
+    overlap_host: bool = False
+
+    def step_seconds(self, steps: StepTable) -> Floats:
+        """Return the seconds of each iteration, shape ``(len(steps),)``."""
+        device = (
+            self.by_tokens.at(steps.num_tokens)
+            + self.by_seqs.at(steps.num_seqs)
+            + self.prefill_token_s * steps.prefill_tokens
+            + self.prefill_pair_s * steps.prefill_pairs
+            + np.maximum(
+                self.context_token_s * steps.context_tokens,
+                self.longest_token_s * steps.longest_tokens,
+            )
+        )
+        host = self.host_by_seqs.at(steps.num_seqs)
+        return np.asarray(np.maximum(device, host) if self.overlap_host else device + host)
+
+    def scaled(self, factor: float) -> StepLatency:
+        """Return this latency with every duration multiplied by ``factor``."""
+
+        def times(curve: Curve) -> Curve:
+            return Curve(curve.knots, tuple(v * factor for v in curve.values))
+
+        return StepLatency(
+            times(self.by_tokens),
+            times(self.by_seqs),
+            self.prefill_token_s * factor,
+            self.prefill_pair_s * factor,
+            self.context_token_s * factor,
+            self.longest_token_s * factor,
+            times(self.host_by_seqs),
+            self.overlap_host,
+        )
