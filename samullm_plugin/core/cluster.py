@@ -1,0 +1,166 @@
+"""Machines, their GPUs and which of them a replica may use together."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from samullm_plugin.core.parallel import ParallelConfig
+from samullm_plugin.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One kind of device.
+
+    Attributes:
+        name: as latency profiles name it, such as ``A100-80GB``.
+        memory_bytes: device memory in bytes.
+    """
+
+    name: str
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """The devices a plan may use; a device is its index in ``gpus``.
+
+    Attributes:
+        gpus: kind of each device.
+        nvlink_groups: disjoint sets of devices joined by NVLink. The devices of a tensor-parallel
+            replica must lie within one of them. Devices in no group form groups of one.
+        machines: disjoint sets of devices, one per machine, covering all. A replica, with all its
+            pipeline stages, lies on one machine.
+    """
+
+    gpus: tuple[Gpu, ...]
+    nvlink_groups: tuple[tuple[int, ...], ...] = ()
+    machines: tuple[tuple[int, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Complete the groups and refuse impossible ones.
+
+        Raises:
+            InputError: naming the field and the device.
+        """
+        if not self.gpus:
+            raise InputError("cluster: gpus is empty; a plan needs at least one GPU")
+        for gpu in self.gpus:
+            if gpu.memory_bytes <= 0:
+                raise InputError(f"cluster: memory of GPU {gpu.name} must be positive")
+        every = range(len(self.gpus))
+        for field in ("nvlink_groups", "machines"):
+            seen: set[int] = set()
+            for group in getattr(self, field):
+                for device in group:
+                    if device not in every:
+                        raise InputError(
+                            f"cluster: {field} names device {device}; "
+                            f"there are devices 0 to {len(self.gpus) - 1}"
+                        )
+                    if device in seen:
+                        raise InputError(f"cluster: {field} names device {device} twice")
+                    seen.add(device)
+            rest = [d for d in every if d not in seen]
+            if field == "nvlink_groups" and rest:
+                completed = (*self.nvlink_groups, *((d,) for d in rest))
+                object.__setattr__(self, field, tuple(sorted(tuple(sorted(g)) for g in completed)))
+            elif field == "machines" and not self.machines:
+                object.__setattr__(self, field, (tuple(every),))
+            elif rest:
+                raise InputError(f"cluster: {field} leaves out device {rest[0]}")
+
+    @classmethod
+    def uniform(cls, gpu: Gpu, num_gpus: int, *, nvlink: int = 1) -> Cluster:
+        """Return one machine of equal GPUs in NVLink groups of ``nvlink`` neighbours.
+
+        Raises:
+            InputError: if ``num_gpus`` is below one.
+        """
+        if num_gpus < 1:
+            raise InputError(f"cluster: {num_gpus} GPUs; a plan needs at least one GPU")
+        groups = tuple(
+            tuple(range(first, min(first + nvlink, num_gpus)))
+            for first in range(0, num_gpus, nvlink)
+        )
+        return cls((gpu,) * num_gpus, groups)
+
+    @property
+    def num_gpus(self) -> int:
+        """Return the number of devices."""
+        return len(self.gpus)
+
+    def group_of(self, device: int) -> tuple[int, ...]:
+        """Return the NVLink group of a device."""
+        return next(g for g in self.nvlink_groups if device in g)
+
+    def machine_of(self, device: int) -> int:
+        """Return the index of the machine of a device."""
+        return next(i for i, m in enumerate(self.machines) if device in m)
+
+    def replica_violation(self, devices: Sequence[int], tensor_parallel_size: int) -> str | None:
+        """Return why these devices cannot carry one replica, or None if they can.
+
+        Args:
+            devices: devices of the replica, one run of ``tensor_parallel_size`` per pipeline stage.
+            tensor_parallel_size: devices per pipeline stage.
+        """
+        if len({self.machine_of(d) for d in devices}) > 1:
+            return f"devices {list(devices)} lie on several machines"
+        if len({self.gpus[d].name for d in devices}) > 1:
+            return f"devices {list(devices)} are of different kinds"
+        for first in range(0, len(devices), tensor_parallel_size):
+            part = devices[first : first + tensor_parallel_size]
+            if any(d not in self.group_of(part[0]) for d in part):
+                return f"devices {list(part)} are not in one NVLink group"
+        return None
+
+    def find_devices(
+        self, free: Collection[int], parallel: ParallelConfig, *, avoid: Collection[int] = ()
+    ) -> tuple[int, ...] | None:
+        """Return free devices for all replicas of a model, or None if there are none.
+
+        Groups that are left with the fewest free devices are filled first, so that large groups
+        stay whole for models that need them.
+
+        Args:
+            free: devices nobody holds.
+            parallel: sizes to place.
+            avoid: free devices to take only if no others do.
+        """
+        left = set(free)
+        shunned = set(avoid)
+        tp = parallel.tensor_parallel_size
+        chosen: list[int] = []
+        for _ in range(parallel.data_parallel_size):
+            replica: list[int] = []
+            for _ in range(parallel.pipeline_parallel_size):
+                part = self._part(left, shunned, tp, replica)
+                if part is None:
+                    return None
+                replica += part
+                left -= set(part)
+            chosen += replica
+        return tuple(chosen)
+
+    def _part(
+        self, left: set[int], shunned: set[int], tp: int, replica: Sequence[int]
+    ) -> list[int] | None:
+        """Return ``tp`` devices of one group for the next pipeline stage of ``replica``."""
+        best: tuple[tuple[int, int, int], list[int]] | None = None
+        for group in self.nvlink_groups:
+            members = [d for d in group if d in left]
+            if replica:
+                home, kind = self.machine_of(replica[0]), self.gpus[replica[0]].name
+                members = [
+                    d for d in members if self.machine_of(d) == home and self.gpus[d].name == kind
+                ]
+            members.sort(key=lambda d: (d in shunned, d))
+            if len(members) < tp or self.replica_violation(members[:tp], tp):
+                continue
+            part = members[:tp]
+            key = (sum(d in shunned for d in part), len(members), part[0])
+            if best is None or key < best[0]:
+                best = (key, part)
+        return None if best is None else best[1]

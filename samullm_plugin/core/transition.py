@@ -1,0 +1,185 @@
+"""The transition rule between stages: written once, used by the simulator and the coordinator.
+
+Given what runs and what has finished, it says which stage is current, which engines stop and which
+start. It never looks at a clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from samullm_plugin.core.cluster import Cluster
+from samullm_plugin.core.plan import Assignment, Plan, Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """An engine that runs.
+
+    Attributes:
+        planned: the assignment as the plan states it.
+        devices: the devices it really holds.
+        stage: index of the stage it was started for; above the current one if it started early.
+    """
+
+    planned: Assignment
+    devices: tuple[int, ...]
+    stage: int
+
+
+@dataclass(slots=True)
+class RunState:
+    """What the rule needs to know of a run.
+
+    Attributes:
+        stage: index of the current stage; -1 before the first.
+        running: by node.
+        finished: nodes that have finished all their requests.
+        finished_before: nodes that had finished when the current stage began.
+        done_fraction: by node, share of its requests that are finished.
+    """
+
+    stage: int = -1
+    running: dict[str, Running] = field(default_factory=dict)
+    finished: set[str] = field(default_factory=set)
+    finished_before: set[str] = field(default_factory=set)
+    done_fraction: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """What has to happen now.
+
+    Attributes:
+        stage: index of the stage that is current from now on.
+        stop: nodes whose engines stop (unfinished ones go on later).
+        start: engines to start.
+    """
+
+    stage: int
+    stop: tuple[str, ...]
+    start: tuple[Running, ...]
+
+
+def stage_ended(stage: Stage, state: RunState) -> bool:
+    """Return whether the end event of the current stage has happened."""
+    nodes = [a.node for a in stage.assignments]
+    if all(n in state.finished for n in nodes):
+        return True
+    end = stage.end
+    if end.kind == "first_finisher":
+        return any(n in state.finished and n not in state.finished_before for n in nodes)
+    if end.node is None:  # all_finished
+        return False
+    if end.node in state.finished:
+        return True
+    reached = state.done_fraction.get(end.node, 0.0) >= end.fraction
+    return end.kind == "node_progress" and reached
+
+
+def next_transition(
+    plan: Plan,
+    cluster: Cluster,
+    upstreams: Mapping[str, Sequence[str]],
+    state: RunState,
+    *,
+    stalled: bool = False,
+) -> Transition:
+    """Apply the rule after something has happened.
+
+    1. While the current stage's end event has happened, the next stage becomes current. If nothing
+       runs and nothing of the current stage can, the next one becomes current as well.
+    2. An engine whose planned assignment is equal in the new stage stays untouched. An engine in
+       its node's last planned stage stays until the node has finished. The others stop.
+    3. The stage's other unfinished nodes start on their planned devices or, if somebody still
+       holds one of those, on other free devices of the same shape; else they wait.
+    4. Nodes of the following stage that do not run start early on devices that are left, if each
+       of their upstream nodes has finished or runs.
+
+    Args:
+        plan: the plan.
+        cluster: its devices.
+        upstreams: by node, the nodes it waits for.
+        state: the run so far; ``stage`` and ``finished_before`` are updated in place, engines of
+            finished nodes must have been removed from ``running``.
+        stalled: nothing that runs can go on (its inputs wait for a later stage): the next stage
+            becomes current at once.
+    """
+    last = len(plan.stages) - 1
+    if stalled and 0 <= state.stage < last:
+        _enter_next_stage(state)
+    while True:
+        while state.stage < last and (
+            state.stage < 0 or stage_ended(plan.stages[state.stage], state)
+        ):
+            _enter_next_stage(state)
+        stays = {n: r for n, r in state.running.items() if _stays(plan, state.stage, n, r)}
+        start = _starts(plan, state.stage, cluster, upstreams, state, stays)
+        if stays or start or state.stage == last:
+            stop = tuple(n for n in state.running if n not in stays)
+            return Transition(state.stage, stop, tuple(start))
+        _enter_next_stage(state)
+
+
+def _enter_next_stage(state: RunState) -> None:
+    state.stage += 1
+    state.finished_before = set(state.finished)
+
+
+def _stays(plan: Plan, current: int, node: str, running: Running) -> bool:
+    """Return whether an engine goes on untouched in stage ``current``."""
+    wanted = plan.stages[current].assignment(node)
+    if wanted is not None:
+        return wanted == running.planned
+    if plan.last_stage(node) <= current:
+        return True  # nobody would ever finish it otherwise
+    return running.stage > current  # started early
+
+
+def _starts(
+    plan: Plan,
+    current: int,
+    cluster: Cluster,
+    upstreams: Mapping[str, Sequence[str]],
+    state: RunState,
+    stays: Mapping[str, Running],
+) -> list[Running]:
+    """Return the engines that can start now."""
+    free = set(range(cluster.num_gpus))
+    for running in stays.values():
+        free -= set(running.devices)
+    begun = set(stays)
+    starts: list[Running] = []
+    stage = plan.stages[current]
+    waiting = [a for a in stage.assignments if a.node not in state.finished and a.node not in stays]
+    # Planned devices first for everybody, so that nobody's detour takes another's place.
+    blocked = []
+    for assignment in waiting:
+        if set(assignment.devices) <= free:
+            free -= set(assignment.devices)
+            starts.append(Running(assignment, assignment.devices, current))
+            begun.add(assignment.node)
+        else:
+            blocked.append(assignment)
+    reserved = 0
+    for assignment in blocked:
+        devices = cluster.find_devices(free, assignment.parallel)
+        if devices is None:
+            reserved += 1
+            continue
+        free -= set(devices)
+        starts.append(Running(assignment, devices, current))
+        begun.add(assignment.node)
+    if reserved or current + 1 >= len(plan.stages):
+        return starts  # what is free is left to those who wait
+    for assignment in plan.stages[current + 1].assignments:
+        node = assignment.node
+        if node in state.finished or node in begun or stage.assignment(node) is not None:
+            continue
+        ready = all(u in state.finished or u in begun for u in upstreams.get(node, ()))
+        if ready and set(assignment.devices) <= free:
+            free -= set(assignment.devices)
+            starts.append(Running(assignment, assignment.devices, current + 1))
+            begun.add(node)
+    return starts
