@@ -95,6 +95,8 @@ class ModelArchitecture:
             all_experts: count every expert, as the paper's first implementation does, instead of
                 the active ones.
         """
-        params = self.matmul_params_per_layer if all_experts else self.active_matmul_params_per_layer
+        params = (
+            self.matmul_params_per_layer if all_experts else self.active_matmul_params_per_layer
+        )
         attention = 4 * self.num_heads * self.head_dim
         return self.num_layers * (2 * params * tokens + attention * pairs)

@@ -115,17 +115,13 @@ class Problem:
             if not self.fits(node, key):
                 continue
             for dp in range(1, self.cluster.num_gpus + 1):
-                parallel = ParallelConfig(
-                    dp, key.tensor_parallel_size, key.pipeline_parallel_size
-                )
+                parallel = ParallelConfig(dp, key.tensor_parallel_size, key.pipeline_parallel_size)
                 if parallel.num_devices > self.cluster.num_gpus:
                     break
                 if self.cluster.find_devices(everywhere, parallel) is None:
                     break
                 found.append(parallel)
-        return tuple(
-            sorted(set(found), key=lambda p: (p.num_devices, p.tensor_parallel_size))
-        )
+        return tuple(sorted(set(found), key=lambda p: (p.num_devices, p.tensor_parallel_size)))
 
     def engine_config(self, node: int, costs: ModeCosts) -> EngineConfig:
         """Return the scheduler settings of a replica of a node."""

@@ -3,42 +3,39 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
-
-from pydantic import BaseModel
 
 from samullm_plugin.core.application import Application
+from samullm_plugin.interfaces.plugin import Plugin
 
 
-class ApplicationSource(ABC):
+class ApplicationSource(Plugin, ABC):
     """Builds an application under a name.
 
-    Example::
+    A complete plugin::
+
+        from pydantic import BaseModel, Field
+        from samullm_plugin import ApplicationSource, hookimpl
+
+
+        class PairOptions(BaseModel, extra="forbid"):
+            num_requests: int = Field(default=1000, ge=1)
+
 
         class Pair(ApplicationSource):
-            \"\"\"Two models answer the same prompts.\"\"\"
+            '''Two models answer the same prompts.'''
 
             name = "pair"
+            Config = PairOptions
 
-            class Config(BaseModel):
-                num_requests: int = Field(default=1000, ge=1)
-
-            def build(self) -> Application:
+            def build(self):
                 table = RequestTable.of([100] * self.config.num_requests, max_tokens=256)
                 return Application("pair", (ModelNode("a", A, table), ModelNode("b", B, table)))
 
-    Attributes:
-        name: what users write, lower-case with hyphens.
-        Config: options, as a pydantic model.
-        config: the validated options of this instance.
+
+        @hookimpl
+        def register_applications(register):
+            register(Pair)
     """
-
-    name: ClassVar[str]
-    Config: ClassVar[type[BaseModel]]
-
-    def __init__(self, config: Any) -> None:
-        """Keep the options, an instance of the class's own ``Config``."""
-        self.config = config
 
     @abstractmethod
     def build(self) -> Application:
