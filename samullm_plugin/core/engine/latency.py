@@ -116,9 +116,11 @@ class Curve:
 class StepLatency:
     """Piecewise-linear iteration latency, evaluated inside the compiled loop.
 
-    ``device_s = by_tokens(num_tokens) + by_seqs(num_seqs) + prefill_token_s * prefill_tokens
-    + prefill_pair_s * prefill_pairs + max(context_token_s * context_tokens,
-    longest_token_s * longest_tokens)``;
+    ``work_s = by_tokens(num_tokens) + by_seqs(num_seqs) + prefill_token_s * prefill_tokens
+    + prefill_seq_s * prefill_seqs + prefill_pair_s * prefill_pairs
+    + max(context_token_s * context_tokens, longest_token_s * longest_tokens)``, where the longest
+    sequence counts only with more than ``longest_over_seqs`` decode sequences;
+    ``device_s = max(work_s, launch_s)``, or ``prefill_launch_s`` if anything is prefilled;
     ``host_s = host_by_seqs(num_seqs)``; an iteration takes their sum, or with
     ``overlap_host`` (asynchronous scheduling) the larger of the two.
 
@@ -132,6 +134,11 @@ class StepLatency:
             cannot use the whole device).
         host_by_seqs: preparation, sampling and output handling on the host.
         overlap_host: host time is hidden behind the device (asynchronous scheduling).
+        prefill_seq_s: extra seconds per prefill sequence.
+        launch_s: least device time of a decode iteration: launching its kernels one by one.
+        prefill_launch_s: the same with a prefill in the iteration.
+        longest_over_seqs: decode sequences up to which a long one is spread over the device, so
+            that ``longest_token_s`` does not apply.
     """
 
     by_tokens: Curve
@@ -142,19 +149,29 @@ class StepLatency:
     longest_token_s: float = 0.0
     host_by_seqs: Curve = Curve((0.0,), (0.0,))
     overlap_host: bool = False
+    prefill_seq_s: float = 0.0
+    launch_s: float = 0.0
+    prefill_launch_s: float = 0.0
+    longest_over_seqs: int = 0
 
     def step_seconds(self, steps: StepTable) -> Floats:
         """Return the seconds of each iteration, shape ``(len(steps),)``."""
-        device = (
+        longest_token_s = np.where(
+            steps.num_seqs - steps.prefill_seqs > self.longest_over_seqs, self.longest_token_s, 0.0
+        )
+        work = (
             self.by_tokens.at(steps.num_tokens)
             + self.by_seqs.at(steps.num_seqs)
             + self.prefill_token_s * steps.prefill_tokens
+            + self.prefill_seq_s * steps.prefill_seqs
             + self.prefill_pair_s * steps.prefill_pairs
             + np.maximum(
                 self.context_token_s * steps.context_tokens,
-                self.longest_token_s * steps.longest_tokens,
+                longest_token_s * steps.longest_tokens,
             )
         )
+        launch = np.where(steps.prefill_seqs > 0, self.prefill_launch_s, self.launch_s)
+        device = np.maximum(work, launch)
         host = self.host_by_seqs.at(steps.num_seqs)
         return np.asarray(np.maximum(device, host) if self.overlap_host else device + host)
 
@@ -173,4 +190,8 @@ class StepLatency:
             self.longest_token_s * factor,
             times(self.host_by_seqs),
             self.overlap_host,
+            self.prefill_seq_s * factor,
+            self.launch_s * factor,
+            self.prefill_launch_s * factor,
+            self.longest_over_seqs,
         )
