@@ -6,6 +6,13 @@ code 2 (the input is wrong), the rest with exit code 1 (the run failed).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class SamullmError(Exception):
     """Base of every error this project raises on purpose."""
@@ -19,6 +26,22 @@ class InputError(SamullmError):
     exit_code = 2
 
 
+class MissingExtraError(InputError):
+    """Something needs a package that only an extra installs.
+
+    Args:
+        what: what needs it, such as ``executor vllm``.
+        package: what cannot be imported.
+        extra: the extra of this distribution that installs it.
+    """
+
+    def __init__(self, what: str, package: str, extra: str) -> None:
+        """Word the message with the command that helps."""
+        super().__init__(
+            f"{what} needs {package}, which is not installed: pip install 'samullm-plugin[{extra}]'"
+        )
+
+
 class PluginError(SamullmError):
     """A plugin failed to load, raised, or broke a rule of its interface."""
 
@@ -29,3 +52,25 @@ class PlanError(SamullmError):
 
 class RunError(SamullmError):
     """A run failed after it had started."""
+
+
+def describe_validation(error: ValidationError) -> str:
+    """Return pydantic's findings as one line: ``field.path: what is wrong; ...``."""
+    findings = []
+    for item in error.errors(include_url=False, include_context=False):
+        path = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = "unknown field"
+        elif item["type"] == "missing":
+            message = "missing"
+        elif isinstance(item["input"], str | int | float | bool | None):
+            message += f", not {item['input']!r}"
+        findings.append(f"{path}: {message}" if path else message)
+    return "; ".join(findings)
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return ``; did you mean 'x'?`` for names close to ``name``, or nothing."""
+    close = get_close_matches(name, list(known), n=3)
+    return f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
