@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,7 +67,7 @@ class PlanTrace:
     idle_share: float
 
 
-class PlanStatus(str, Enum):
+class PlanStatus(StrEnum):
     """How good a plan is known to be."""
 
     OPTIMAL = "optimal"

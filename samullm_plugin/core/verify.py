@@ -121,8 +121,8 @@ def _assignment(problem: Problem, stage: str, assignment: Assignment) -> list[Vi
             message = (
                 f"{parallel} has no costs on {key.gpu}"
                 if costs is None
-                else f"{parallel} leaves a KV cache of {costs.kv_cache_tokens} tokens on {key.gpu}, "
-                f"one sequence needs {needed}"
+                else f"{parallel} leaves a KV cache of {costs.kv_cache_tokens} tokens on "
+                f"{key.gpu}, one sequence needs {needed}"
             )
             found.append(Violation("memory", where, message))
             break

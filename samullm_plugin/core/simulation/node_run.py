@@ -1,0 +1,217 @@
+"""One model on its devices: replicas, arrivals, and what was done by any moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samullm_plugin.core.costs import ModeCosts
+from samullm_plugin.core.engine import (
+    EngineCache,
+    EngineConfig,
+    EngineJob,
+    EngineRun,
+    Workload,
+    simulate_engines,
+)
+from samullm_plugin.core.parallel import ParallelConfig
+from samullm_plugin.core.simulation.requests import NodeInputs
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+CURVE_POINTS = 256
+
+Spread = Callable[[Ints, Floats | None, int], tuple[Ints | None, Ints]]
+"""From request indices, their arrivals after the start and the number of replicas to priorities
+(None: first come, first served) and replicas."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Progress:
+    """What is done of a node.
+
+    Attributes:
+        finish_s: when each request finished on the plan's clock, inf if it has not, shape ``(n,)``.
+        generated: output tokens generated so far, shape ``(n,)``.
+    """
+
+    finish_s: Floats
+    generated: Ints
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NodeRun:
+    """A node run to its end on one assignment, with given arrivals.
+
+    Attributes:
+        ready_s: when the engines were ready, on the plan's clock.
+        base: what was done before.
+        finish_s: when each request finishes on the plan's clock; inf for those whose inputs are
+            not foreseen.
+        parts: request indices of each replica.
+        jobs: the simulations behind it, one per replica.
+        runs: their results.
+    """
+
+    ready_s: float
+    base: Progress
+    finish_s: Floats
+    parts: tuple[Ints, ...]
+    jobs: tuple[EngineJob, ...]
+    runs: tuple[EngineRun, ...]
+
+    @property
+    def busy_s(self) -> float:
+        """Return the seconds of iterations of all replicas until the end."""
+        return sum(r.busy_s for r in self.runs)
+
+    def until(self, stop_s: float, cache: EngineCache) -> tuple[Progress, NodeRun]:
+        """Return what is done by ``stop_s`` on the plan's clock, and the run cut there."""
+        after = stop_s - self.ready_s
+        jobs = tuple(replace(j, stop_s=after, curve_points=0) for j in self.jobs)
+        if after <= 0:
+            return self.base, replace(self, jobs=jobs, runs=())
+        runs = tuple(simulate_engines(jobs, cache=cache))
+        finish, generated = self.base.finish_s.copy(), self.base.generated.copy()
+        for part, run in zip(self.parts, runs, strict=True):
+            done = np.isfinite(run.finish_s)
+            finish[part] = np.where(done, self.ready_s + run.finish_s, np.inf)
+            generated[part] += run.generated_tokens
+        return Progress(finish, generated), replace(self, jobs=jobs, runs=runs)
+
+    def work_until(self, time_s: float) -> tuple[float, float]:
+        """Return tokens computed and query-key pairs by ``time_s`` on the plan's clock.
+
+        Counted from the start of this run; tokens computed again after a preemption inside an
+        engine count once.
+        """
+        tokens = pairs = 0.0
+        for run in self.runs:
+            if run.curve is not None and time_s > self.ready_s:
+                after = time_s - self.ready_s
+                tokens += float(np.interp(after, run.curve.time_s, run.curve.tokens))
+                pairs += float(np.interp(after, run.curve.time_s, run.curve.pairs))
+        return tokens, pairs
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NodeWork:
+    """What one node has to do in one length scenario.
+
+    Attributes:
+        inputs: what its requests wait for.
+        prompt_tokens: shape ``(n,)``.
+        output_tokens: shape ``(n,)``; 0 where a request is not taken.
+    """
+
+    inputs: NodeInputs
+    prompt_tokens: Ints
+    output_tokens: Ints
+
+    @property
+    def taken(self) -> NDArray[np.bool_]:
+        """Return which requests are needed."""
+        return self.output_tokens > 0
+
+
+def run_node(
+    work: NodeWork,
+    base: Progress,
+    available_s: Floats | None,
+    ready_s: float,
+    parallel: ParallelConfig,
+    config: EngineConfig,
+    costs: ModeCosts,
+    cache: EngineCache,
+    *,
+    spread: Spread | None = None,
+    prefixes: tuple[Ints, Ints] | None = None,
+) -> NodeRun:
+    """Simulate a node from ``base`` to its end.
+
+    Args:
+        work: lengths and inputs.
+        base: what is done already; unfinished requests start over from prompt plus generated.
+        available_s: when the inputs from other nodes are there, on the plan's clock, or None.
+        ready_s: when the engines are ready.
+        parallel: parallel sizes.
+        config: scheduler settings of a replica.
+        costs: costs of a replica.
+        cache: results of identical simulations are taken from here.
+        spread: order and replicas; None: first come, first served, replicas in turn.
+        prefixes: shared-prefix ids and lengths, shape ``(n,)`` each, for prefix caching.
+    """
+    inputs = work.inputs
+    todo = work.taken & ~np.isfinite(base.finish_s)
+    reachable = todo if available_s is None else todo & np.isfinite(available_s)
+    if inputs.has_chain and available_s is not None:
+        reachable = _reachable(inputs, reachable, todo)
+    remaining = np.flatnonzero(reachable)
+    finish = np.where(np.isfinite(base.finish_s), base.finish_s, np.inf)
+    dp = parallel.data_parallel_size
+    arrivals = None
+    if available_s is not None:
+        arrivals = np.maximum(available_s[remaining] - ready_s, 0.0)
+        if not arrivals.any():
+            arrivals = None
+    priority = None
+    if spread is None:
+        replica = inputs.spread(remaining, dp)
+    else:
+        priority, replica = spread(remaining, arrivals, dp)
+    parts, jobs = [], []
+    for d in range(dp):
+        mine = np.flatnonzero(replica == d)
+        if not len(mine):
+            continue
+        part = remaining[mine]
+        release = inputs.releases(part)
+        jobs.append(
+            EngineJob(
+                config,
+                Workload(
+                    work.prompt_tokens[part] + base.generated[part],
+                    work.output_tokens[part] - base.generated[part],
+                    arrival_s=None if arrivals is None else arrivals[mine],
+                    priority=None if priority is None else priority[mine],
+                    prefix_id=None if prefixes is None else prefixes[0][part],
+                    prefix_tokens=None if prefixes is None else prefixes[1][part],
+                    release_index=None if release is None else release[0],
+                    release_indptr=None if release is None else release[1],
+                ),
+                costs.latency,
+                curve_points=CURVE_POINTS,
+            )
+        )
+        parts.append(part)
+    runs = simulate_engines(jobs, cache=cache)
+    for part, run in zip(parts, runs, strict=True):
+        finish[part] = ready_s + run.finish_s
+    return NodeRun(ready_s, base, finish, tuple(parts), tuple(jobs), tuple(runs))
+
+
+def _reachable(
+    inputs: NodeInputs, reachable: NDArray[np.bool_], todo: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Return the requests whose predecessors in this node are reachable or done as well."""
+    result = reachable.copy()
+    for r, q in zip(inputs.own_row, inputs.own_request, strict=True):  # inputs come before
+        result[r] &= result[q] or not todo[q]
+    return result
+
+
+def untaken_finish_s(work: NodeWork, available_s: Floats | None, finish_s: Floats) -> Floats:
+    """Return ``finish_s`` with requests that are not taken finished once their inputs are there."""
+    if work.taken.all():
+        return finish_s
+    done = np.zeros(len(finish_s)) if available_s is None else available_s
+    return np.where(work.taken, finish_s, done)
+
+
+def finished_count(runs: Sequence[EngineRun]) -> int:
+    """Return the requests that finished in these runs."""
+    return sum(int(np.isfinite(r.finish_s).sum()) for r in runs)

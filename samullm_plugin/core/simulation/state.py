@@ -1,0 +1,230 @@
+"""A multi-LLM application in the middle of being run, in one length scenario."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samullm_plugin.core.plan import Assignment
+from samullm_plugin.core.result import EngineSegment
+from samullm_plugin.core.simulation.node_run import (
+    NodeRun,
+    Progress,
+    finished_count,
+    untaken_finish_s,
+)
+from samullm_plugin.core.transition import Running
+
+if TYPE_CHECKING:
+    from samullm_plugin.core.simulation.simulator import PlanSimulator
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(slots=True)
+class ActiveEngine:
+    """A model's engines that hold devices.
+
+    Attributes:
+        running: assignment and devices.
+        start_s: when their start began.
+        base: what was done of the node before.
+        available_s: arrivals the run was simulated with.
+        run: the simulation to the node's end.
+    """
+
+    running: Running
+    start_s: float
+    ready_s: float
+    base: Progress
+    available_s: Floats | None
+    run: NodeRun
+
+
+@dataclass(frozen=True, slots=True)
+class StagePreview:
+    """What would happen if certain assignments ran from now on.
+
+    Attributes:
+        end_s: when the first of their nodes would finish, on the plan's clock; inf if none would.
+        first: name of that node.
+        finish_s: by node name, when it would finish.
+        work: by node name, (tokens, query-key pairs) computed between now and ``end_s``.
+        recomputed_tokens: by node name, how many of these tokens had been computed in an earlier
+            stage and are prefilled again because their KV cache was lost (they resume first).
+    """
+
+    end_s: float
+    first: str | None
+    finish_s: dict[str, float]
+    work: dict[str, tuple[float, float]]
+    recomputed_tokens: dict[str, float]
+
+
+class SimulationState:
+    """Clock, progress and engines; copies are cheap and independent.
+
+    Attributes:
+        clock_s: now.
+        active: engines by node name.
+        segments: engines that have ended.
+    """
+
+    def __init__(self, simulator: PlanSimulator, scenario: int) -> None:
+        """Begin at time 0 with nothing running."""
+        self._sim, self._scenario = simulator, scenario
+        works = simulator.works[scenario]
+        self.clock_s = 0.0
+        self.progress = [
+            Progress(np.full(len(w.output_tokens), np.inf), np.zeros_like(w.output_tokens))
+            for w in works
+        ]
+        self.active: dict[str, ActiveEngine] = {}
+        self.segments: list[EngineSegment] = []
+        self.finish_s: list[Floats] = [p.finish_s for p in self.progress]
+        self.refresh()
+
+    def copy(self) -> SimulationState:
+        """Return an independent copy."""
+        new = object.__new__(SimulationState)
+        new._sim, new._scenario = self._sim, self._scenario
+        new.clock_s = self.clock_s
+        new.progress = list(self.progress)
+        new.active = {n: replace(a) for n, a in self.active.items()}
+        new.segments = list(self.segments)
+        new.finish_s = list(self.finish_s)
+        return new
+
+    def node_finish_s(self, node: int) -> float:
+        """Return when the last request of a node finishes, as things stand (inf: not foreseen)."""
+        return float(self.finish_s[node].max())
+
+    def finished(self) -> set[str]:
+        """Return the nodes that have finished by now."""
+        nodes = self._sim.problem.app.nodes
+        return {n.name for i, n in enumerate(nodes) if self.node_finish_s(i) <= self.clock_s}
+
+    def done_fraction(self, node: int) -> float:
+        """Return the share of a node's requests that are finished by now."""
+        return float(np.mean(self.finish_s[node] <= self.clock_s))
+
+    def time_of_fraction(self, node: int, fraction: float) -> float:
+        """Return when a share of a node's requests is finished (inf: not foreseen)."""
+        finish = self.finish_s[node]
+        rank = min(len(finish), max(1, int(np.ceil(fraction * len(finish) - 1e-9)))) - 1
+        return float(np.partition(finish, rank)[rank])
+
+    def start(self, running: Running) -> None:
+        """Begin to start a node's engines now; ``refresh`` afterwards."""
+        problem, node = self._sim.problem, self._sim.problem.app.index(running.planned.node)
+        costs = problem.mode(node, running.planned.parallel, running.devices)
+        ready = self.clock_s + problem.load_s(costs)
+        base = self.progress[node]
+        run = NodeRun(ready, base, base.finish_s, (), (), ())
+        self.active[running.planned.node] = ActiveEngine(
+            running, self.clock_s, ready, base, None, run
+        )
+
+    def stop(self, name: str) -> None:
+        """Stop a node's engines now; its unfinished requests keep their tokens, not their KV."""
+        node, engine = self._sim.problem.app.index(name), self.active.pop(name)
+        finished = self.node_finish_s(node) <= self.clock_s
+        if finished:
+            self.progress[node] = Progress(self.finish_s[node], engine.base.generated)
+            run = engine.run
+        else:
+            self.progress[node], run = engine.run.until(self.clock_s, self._sim.cache)
+        self.segments.append(
+            EngineSegment(
+                name,
+                engine.running.planned.parallel,
+                engine.running.devices,
+                engine.running.stage,
+                engine.start_s,
+                engine.ready_s,
+                self.clock_s,
+                run.busy_s,
+                finished_count(run.runs),
+                sum(r.num_preemptions for r in run.runs),
+                finished,
+            )
+        )
+
+    def refresh(self) -> None:
+        """Simulate again, in topological order, every engine whose inputs have changed."""
+        app = self._sim.problem.app
+        works = self._sim.works[self._scenario]
+        for i in app.order:
+            name, work = app.nodes[i].name, works[i]
+            engine = self.active.get(name)
+            available = work.inputs.available_s(self.finish_s)
+            if engine is None:
+                self.finish_s[i] = untaken_finish_s(work, available, self.progress[i].finish_s)
+                continue
+            if not engine.run.jobs or not _same(available, engine.available_s):
+                engine.available_s = available
+                engine.run = self._sim.run(
+                    self._scenario, i, engine.running, engine.base, available, engine.ready_s
+                )
+            self.finish_s[i] = untaken_finish_s(work, available, engine.run.finish_s)
+
+    def keep_only(self, assignments: Iterable[Assignment]) -> None:
+        """Stop engines that are not among the assignments and start the missing ones."""
+        wanted = {a.node: a for a in assignments}
+        for name in list(self.active):
+            planned = self.active[name].running.planned
+            if name not in wanted or wanted[name] != planned:
+                self.stop(name)
+        for assignment in wanted.values():
+            if assignment.node not in self.active:
+                self.start(Running(assignment, assignment.devices, 0))
+        self.refresh()
+
+    def preview(self, assignments: Sequence[Assignment]) -> StagePreview:
+        """Return what would happen if these assignments ran from now until one node finishes."""
+        trial = self.copy()
+        trial.keep_only(assignments)
+        app = self._sim.problem.app
+        finish = {a.node: trial.node_finish_s(app.index(a.node)) for a in assignments}
+        end_s = min(finish.values(), default=float("inf"))
+        first = min(finish, key=lambda n: finish[n]) if np.isfinite(end_s) else None
+        work, recomputed = {}, {}
+        for a in assignments:
+            engine = trial.active[a.node]
+            tokens, pairs = engine.run.work_until(end_s)
+            before = engine.run.work_until(self.clock_s)
+            work[a.node] = (tokens - before[0], pairs - before[1])
+            recomputed[a.node] = min(tokens, trial._lost_tokens(app.index(a.node), engine))
+        return StagePreview(end_s, first, finish, work, recomputed)
+
+    def _lost_tokens(self, node: int, engine: ActiveEngine) -> float:
+        """Return the tokens of earlier stages that an engine started now prefills again."""
+        if engine.start_s < self.clock_s or not engine.base.generated.any():
+            return 0.0
+        work = self._sim.works[self._scenario][node]
+        begun = (engine.base.generated > 0) & ~np.isfinite(engine.base.finish_s)
+        return float((work.prompt_tokens[begun] + engine.base.generated[begun]).sum())
+
+    def advance_to(self, time_s: float) -> None:
+        """Set the clock; engines of nodes that finish by then end at their finish.
+
+        Args:
+            time_s: at most the next finish of a running node, so that nothing is skipped.
+        """
+        self.clock_s = time_s
+        for name in [
+            n
+            for n in self.active
+            if self.node_finish_s(self._sim.problem.app.index(n)) <= time_s
+        ]:
+            self.stop(name)
+
+
+def _same(a: Floats | None, b: Floats | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return a is b or bool(np.array_equal(a, b))
