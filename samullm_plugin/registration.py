@@ -52,8 +52,8 @@ class PluginProvenance:
         distribution: what was installed with pip.
         version: of the distribution.
         module: where the code is.
-        status: ``ok``; ``failed``: nothing of the plugin is in use; ``disabled``: not loaded, by the
-            settings; ``dropped``: an observer that raised and is no longer called.
+        status: ``ok``; ``failed``: nothing of the plugin is in use; ``disabled``: not loaded, as
+            asked; ``dropped``: an observer that raised and is no longer called.
         reason: why, where the status is not ``ok``.
     """
 

