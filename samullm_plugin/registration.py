@@ -70,6 +70,11 @@ class PluginProvenance:
         """Return the name that is never ambiguous."""
         return f"{self.distribution}:{self.name}"
 
+    @property
+    def shipped(self) -> bool:
+        """Return whether it comes with this project rather than from a third party."""
+        return canonical_distribution(self.distribution) == "samullm-plugin"
+
 
 @dataclass(frozen=True, slots=True)
 class Registration:
