@@ -26,6 +26,10 @@ class InputError(SamullmError):
     exit_code = 2
 
 
+class UnknownNameError(InputError):
+    """A name stands for nothing; the message lists what there is."""
+
+
 class MissingExtraError(InputError):
     """Something needs a package that only an extra installs.
 

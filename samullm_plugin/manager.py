@@ -20,6 +20,7 @@ from samullm_plugin.errors import (
     InputError,
     PluginError,
     SamullmError,
+    UnknownNameError,
     describe_validation,
     suggest,
 )
@@ -229,7 +230,8 @@ class PluginHost:
         """Return what a name, bare or ``distribution:name``, stands for.
 
         Raises:
-            InputError: if it stands for nothing, or for more than one thing.
+            InputError: if it stands for nothing (an ``UnknownNameError``), or for more than one
+                thing.
         """
         distribution, _, bare = name.rpartition(":")
         wanted = canonical_distribution(distribution)
@@ -248,7 +250,7 @@ class PluginHost:
                 f"{kind} {name!r} is provided by {' and by '.join(options)}; write one of these"
             )
         if not self._registrations and not self._provenance:
-            raise InputError(NO_PLUGINS)
+            raise UnknownNameError(NO_PLUGINS)
         known = self.names(kind)
         message = f"unknown {kind} {name!r}{suggest(name, known)}; known: {', '.join(known)}"
         if not known:
@@ -256,7 +258,7 @@ class PluginHost:
         if failed := self.failures():
             listed = ", ".join(row.qualified_name for row in failed)
             message += f" (failed to load, see `samullm plugins`: {listed})"
-        raise InputError(message)
+        raise UnknownNameError(message)
 
     @overload
     def create(

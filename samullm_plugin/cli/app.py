@@ -1,0 +1,198 @@
+"""The command ``samullm``: finds a command, imports it alone, and turns errors into exit codes.
+
+``samullm --help`` must answer at once, so nothing but the chosen command is imported, and plugins
+are asked for commands only if no built-in one has the name; ``samullm plugins`` lists theirs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+
+from samullm_plugin.cli.logs import configure_logging
+from samullm_plugin.errors import InputError, SamullmError, UnknownNameError, suggest
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """Where a command is and what it does.
+
+    Attributes:
+        target: ``module:name`` of a function with typer annotations, or of a ``typer.Typer`` with
+            sub-commands.
+        help: one line for ``samullm --help``.
+    """
+
+    target: str
+    help: str
+
+
+COMMANDS = {
+    "plugins": Command("samullm_plugin.cli.plugins:app", "List plugins and whether they work."),
+    "collect-env": Command(
+        "samullm_plugin.cli.collect_env:collect_env", "Print versions and hardware for a report."
+    ),
+}
+"""Every built-in command, in the order of ``--help``."""
+
+GLOBAL_FLAGS = {
+    "-v": "verbose",
+    "-vv": "very_verbose",
+    "--verbose": "verbose",
+    "-q": "quiet",
+    "--quiet": "quiet",
+    "--traceback": "traceback",
+}
+"""Options accepted before and after the command's name."""
+
+_EPILOG = "Options of every command: -v/--verbose (-vv for more), -q/--quiet, --traceback."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code: 0 done, 1 it failed, 2 the input is wrong.
+
+    Args:
+        arguments: without the program's name; those of this process by default.
+    """
+    flags, words = _split_flags(sys.argv[1:] if arguments is None else arguments)
+    configure_logging(
+        verbosity=2 if "very_verbose" in flags else int("verbose" in flags),
+        quiet="quiet" in flags,
+    )
+    try:
+        code = _run(words)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the output has left; Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        typer.echo("samullm: interrupted", err=True)
+        return 130
+    except Exception as error:
+        if "traceback" in flags:
+            traceback.print_exc()
+        message, code = _explain(error)
+        typer.echo(f"samullm: {message}", err=True)
+    return code
+
+
+def _split_flags(arguments: Sequence[str]) -> tuple[set[str], list[str]]:
+    """Take the global flags out, wherever they stand before a ``--``."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    flags = {GLOBAL_FLAGS[word] for word in arguments[:end] if word in GLOBAL_FLAGS}
+    words = [word for word in arguments[:end] if word not in GLOBAL_FLAGS]
+    return flags, [*words, *arguments[end:]]
+
+
+def _run(words: list[str]) -> int:
+    """Run the command that the first word names."""
+    if not words or words[0].startswith("-"):
+        command, name, rest = typer.main.get_command(_overview()), "samullm", words or ["--help"]
+    else:
+        command, name, rest = _find(words[0]), f"samullm {words[0]}", words[1:]
+    code = command.main(args=rest, prog_name=name, standalone_mode=False)
+    return code if isinstance(code, int) else 0
+
+
+def _find(name: str) -> Any:
+    """Return a command by name: a built-in one, else a plugin's.
+
+    Raises:
+        InputError: if there is none, or more than one plugin has it.
+    """
+    if name in COMMANDS:
+        module, _, attribute = COMMANDS[name].target.partition(":")
+        target = getattr(import_module(module), attribute)
+        if not isinstance(target, typer.Typer):
+            app = typer.Typer(add_completion=False)
+            app.command(epilog=_EPILOG)(target)
+            target = app
+        return typer.main.get_command(target)
+    from samullm_plugin.manager import PluginHost
+
+    host = PluginHost.from_settings()
+    try:
+        return host.resolve("command", name).value
+    except UnknownNameError as error:
+        close = suggest(name, [*COMMANDS, *host.names("command")])
+        raise InputError(f"unknown command {name!r}{close}; see `samullm --help`") from error
+
+
+def _overview() -> typer.Typer:
+    """Return an application of stubs that knows every built-in command's name and help."""
+    app = typer.Typer(
+        add_completion=False,
+        help="Plan, simulate and run offline inference of multi-LLM applications.",
+        epilog="`samullm plugins` also lists commands that plugins add.",
+    )
+    app.callback()(_global_options)
+    for name, command in COMMANDS.items():
+        app.command(name, help=command.help)(_stub(name))
+    return app
+
+
+def _print_version(wanted: bool) -> None:
+    """Print the version and end."""
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(version("samullm-plugin"))
+        raise typer.Exit
+
+
+def _global_options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more; -vv: all.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors only.")] = False,
+    show_traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show where an error comes from.")
+    ] = False,
+) -> None:
+    """Describe the options of every command; all but ``--version`` were taken out before."""
+
+
+def _stub(name: str) -> Callable[[], None]:
+    """Return a function that stands for a command in the overview."""
+
+    def command() -> None:
+        raise AssertionError(f"{name} is dispatched by its name")
+
+    return command
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """Return message and exit code of an error."""
+    if isinstance(error, SamullmError):
+        return str(error), error.exit_code
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # typer: wrong usage
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context else "samullm"
+        return f"{error.format_message()} (see `{path} --help`)", error.exit_code
+    if isinstance(error, typer.Abort):
+        return "aborted", 1
+    pydantic = sys.modules.get("pydantic")
+    if pydantic is not None and isinstance(error, pydantic.ValidationError):
+        from samullm_plugin.errors import describe_validation
+
+        return describe_validation(error), 2
+    if isinstance(
+        error, FileNotFoundError | IsADirectoryError | PermissionError | NotADirectoryError
+    ):
+        return f"{error.filename}: {error.strerror}", 2
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}", 1
+    text = f"{type(error).__name__}: {error}".rstrip(": ")
+    return f"internal error: {text}; run it again with --traceback to see where", 1
