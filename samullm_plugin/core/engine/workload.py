@@ -11,6 +11,7 @@ from samullm_plugin.core.engine.latency import StepTable
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+SmallInts = NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +75,12 @@ class StepTrace:
     step: Ints
     start_s: Floats
     seq_indptr: Ints
-    seq_request: Ints
-    seq_tokens: Ints
+    seq_request: SmallInts
+    seq_tokens: SmallInts
     preempted_indptr: Ints
-    preempted_request: Ints
+    preempted_request: SmallInts
     finished_indptr: Ints
-    finished_request: Ints
+    finished_request: SmallInts
     free_blocks: Ints
 
 
