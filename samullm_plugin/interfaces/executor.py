@@ -6,10 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from samullm_plugin.core.application import ModelSpec
 from samullm_plugin.core.cluster import Cluster
+from samullm_plugin.core.costs import ModeCosts
+from samullm_plugin.core.engine.latency import Floats, StepTable
+from samullm_plugin.errors import InputError
 from samullm_plugin.interfaces.plugin import Plugin
 
 
@@ -26,6 +29,8 @@ class EngineSpec:
         pipeline_parallel_size: groups of layers.
         kv_cache_tokens: KV-cache capacity to reserve.
         scheduling_policy: ``fcfs`` or ``priority``.
+        costs: what the plan assumes of the replica; executors that model engines instead of
+            computing go by it.
     """
 
     key: str
@@ -36,6 +41,7 @@ class EngineSpec:
     pipeline_parallel_size: int
     kv_cache_tokens: int
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
+    costs: ModeCosts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +50,17 @@ class EngineRequest:
 
     Attributes:
         request: index in its node's request table.
-        prompt_token_ids: prompt plus whatever was generated elsewhere; None in simulations.
-        prompt_tokens: length of that.
+        prompt_token_ids: prompt plus whatever was generated elsewhere; None in simulations, and if
+            the engine is to tokenise ``prompt`` or ``messages``.
+        prompt_tokens: length of that; an estimate as long as it is not tokenised.
         max_tokens: tokens it may still generate.
         priority: lower is served first under policy ``priority``.
         sampling: vLLM sampling parameters by name.
+        prompt: text to tokenise.
+        messages: chat messages to put through the model's chat template.
+        num_generated: how many of the last prompt tokens were generated elsewhere.
+        output_tokens: how many tokens it will still generate, for executors that model engines
+            instead of computing; None: ``max_tokens``.
     """
 
     request: int
@@ -57,6 +69,10 @@ class EngineRequest:
     max_tokens: int
     priority: int = 0
     sampling: Mapping[str, object] = field(default_factory=dict)
+    prompt: str | None = None
+    messages: tuple[Mapping[str, object], ...] | None = None
+    num_generated: int = 0
+    output_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +83,12 @@ class RequestOutput:
         request: index in its node's request table.
         num_tokens: tokens generated on this engine.
         token_ids: those tokens; None in simulations.
-        text: their text, if the engine detokenises.
+        text: text of everything generated, here and before, if the engine detokenises.
         finish_reason: ``stop``, ``length`` or ``error``; None if it was cut off unfinished.
         error: why it failed, for ``error``.
+        prompt_token_ids: the prompt, if the engine tokenised it.
+        stop_reason: stop string or token that ended it, if one did.
+        logprobs: for each of ``token_ids`` the log probabilities by token id, if asked for.
     """
 
     request: int
@@ -78,6 +97,9 @@ class RequestOutput:
     text: str | None = None
     finish_reason: str | None = None
     error: str | None = None
+    prompt_token_ids: tuple[int, ...] | None = None
+    stop_reason: int | str | None = None
+    logprobs: tuple[Mapping[int, float], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +126,21 @@ class Executor(Plugin, ABC):
 
     The coordinator calls it from one thread: ``open``, then any order of the others, then
     ``close``. Every submitted request is reported exactly once: finished by an event, or unfinished
-    by ``stop_engine``.
+    by ``stop_engine``, which is also called for an engine that failed. What an engine finished
+    before it was stopped may be reported by events after ``stop_engine`` has returned.
+
+    Attributes:
+        can_sleep: engines can be put to sleep and woken.
     """
+
+    can_sleep: ClassVar[bool] = False
+
+    def check(self, models: Sequence[ModelSpec]) -> None:
+        """Refuse models that cannot be run here, before anything is started.
+
+        Raises:
+            InputError: naming the model and the remedy.
+        """
 
     @abstractmethod
     def open(self, cluster: Cluster, run_dir: Path | None) -> None:
@@ -138,3 +173,36 @@ class Executor(Plugin, ABC):
     @abstractmethod
     def close(self) -> None:
         """Stop everything; safe to call twice and after failures."""
+
+    def prefetch(self, model: ModelSpec) -> None:
+        """Read a model's weights ahead, in the background, for an engine started later."""
+
+    def progress(self, key: str) -> Mapping[int, int]:
+        """Return how many tokens each unfinished request of a replica has generated so far.
+
+        At most about a second old; an executor that cannot tell returns nothing.
+        """
+        return {}
+
+    def take_steps(self, key: str) -> tuple[StepTable, Floats] | None:
+        """Return the iterations a replica has run since the last call, and their seconds.
+
+        None if the executor does not record them. Works until ``stop_engine`` has returned.
+        """
+        return None
+
+    def sleep_engine(self, key: str, level: Literal[1, 2]) -> None:
+        """Free an idle replica's device memory but keep its process; see vLLM's sleep mode.
+
+        Raises:
+            InputError: if this executor cannot.
+        """
+        raise InputError(f"executor {self.name}: its engines have no sleep mode")
+
+    def wake_engine(self, key: str) -> None:
+        """Bring a sleeping replica back; a ``ready`` or ``failed`` event follows.
+
+        Raises:
+            InputError: if this executor cannot.
+        """
+        raise InputError(f"executor {self.name}: its engines have no sleep mode")
