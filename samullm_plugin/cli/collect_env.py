@@ -87,12 +87,13 @@ def _version(distribution: str) -> str | None:
 
 
 def _requirements() -> list[str]:
-    """Return the names of what this project requires, extras included."""
+    """Return the names of what this project requires, extras for users included."""
     try:
         lines = metadata.requires("samullm-plugin") or []
     except metadata.PackageNotFoundError:
         return []
-    names = [re.split(r"[^A-Za-z0-9._-]", line, maxsplit=1)[0] for line in lines]
+    used = [line for line in lines if not re.search(r"""extra\s*==\s*['"]test['"]""", line)]
+    names = [re.split(r"[^A-Za-z0-9._-]", line, maxsplit=1)[0] for line in used]
     return sorted(set(names) - {"samullm-plugin", *ENGINES}, key=str.lower)
 
 
