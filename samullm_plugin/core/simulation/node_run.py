@@ -26,8 +26,9 @@ Floats = NDArray[np.float64]
 CURVE_POINTS = 256
 
 Spread = Callable[[Ints, Floats | None, int], tuple[Ints | None, Ints]]
-"""From request indices, their arrivals after the start and the number of replicas to priorities
-(None: first come, first served) and replicas."""
+"""A request policy on one node: from request indices, their arrivals after the engines are ready
+(None: all are there) and the number of replicas to priorities (None: first come, first served) and
+replicas."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,7 +50,7 @@ class NodeRun:
 
     Attributes:
         ready_s: when the engines were ready, on the plan's clock.
-        base: what was done before.
+        base: what was done before; unfinished requests start over from prompt plus generated.
         finish_s: when each request finishes on the plan's clock; inf for those whose inputs are
             not foreseen.
         parts: request indices of each replica.
@@ -118,7 +119,34 @@ class NodeWork:
         return self.output_tokens > 0
 
 
-def run_node(
+@dataclass(frozen=True, slots=True, eq=False)
+class NodeJobs:
+    """A node's remaining requests dealt to the replicas of an assignment, ready to be simulated.
+
+    Attributes:
+        base: what is done already; unfinished requests start over from prompt plus generated.
+        parts: request indices of each replica that has any.
+        jobs: one simulation per part.
+    """
+
+    base: Progress
+    parts: tuple[Ints, ...]
+    jobs: tuple[EngineJob, ...]
+
+    def run(self, ready_s: float, runs: Sequence[EngineRun]) -> NodeRun:
+        """Return the results on the plan's clock.
+
+        Args:
+            ready_s: when the engines are ready.
+            runs: one per job.
+        """
+        finish = self.base.finish_s.copy()
+        for part, run in zip(self.parts, runs, strict=True):
+            finish[part] = ready_s + run.finish_s
+        return NodeRun(ready_s, self.base, finish, self.parts, self.jobs, tuple(runs))
+
+
+def node_jobs(
     work: NodeWork,
     base: Progress,
     available_s: Floats | None,
@@ -126,46 +154,45 @@ def run_node(
     parallel: ParallelConfig,
     config: EngineConfig,
     costs: ModeCosts,
-    cache: EngineCache,
     *,
     spread: Spread | None = None,
     prefixes: tuple[Ints, Ints] | None = None,
-) -> NodeRun:
-    """Simulate a node from ``base`` to its end.
+) -> NodeJobs:
+    """Deal a node's remaining requests to replicas.
+
+    A request's replica does not depend on which inputs are foreseen by now, so that learning of
+    later arrivals never changes the past.
 
     Args:
         work: lengths and inputs.
-        base: what is done already; unfinished requests start over from prompt plus generated.
+        base: what is done already.
         available_s: when the inputs from other nodes are there, on the plan's clock, or None.
         ready_s: when the engines are ready.
         parallel: parallel sizes.
         config: scheduler settings of a replica.
         costs: costs of a replica.
-        cache: results of identical simulations are taken from here.
         spread: order and replicas; None: first come, first served, replicas in turn.
         prefixes: shared-prefix ids and lengths, shape ``(n,)`` each, for prefix caching.
     """
     inputs = work.inputs
     todo = work.taken & ~np.isfinite(base.finish_s)
-    reachable = todo if available_s is None else todo & np.isfinite(available_s)
+    foreseen = todo if available_s is None else todo & np.isfinite(available_s)
     if inputs.has_chain and available_s is not None:
-        reachable = _reachable(inputs, reachable, todo)
-    remaining = np.flatnonzero(reachable)
-    finish = np.where(np.isfinite(base.finish_s), base.finish_s, np.inf)
-    dp = parallel.data_parallel_size
+        foreseen = _reachable(inputs, foreseen, todo)
+    remaining = np.flatnonzero(todo)
     arrivals = None
     if available_s is not None:
         arrivals = np.maximum(available_s[remaining] - ready_s, 0.0)
-        if not arrivals.any():
-            arrivals = None
     priority = None
     if spread is None:
-        replica = inputs.spread(remaining, dp)
+        replica = inputs.spread(remaining, parallel.data_parallel_size)
     else:
-        priority, replica = spread(remaining, arrivals, dp)
+        priority, replica = spread(remaining, arrivals, parallel.data_parallel_size)
+    if arrivals is not None and not arrivals.any():
+        arrivals = None
     parts, jobs = [], []
-    for d in range(dp):
-        mine = np.flatnonzero(replica == d)
+    for d in range(parallel.data_parallel_size):
+        mine = np.flatnonzero((replica == d) & foreseen[remaining])
         if not len(mine):
             continue
         part = remaining[mine]
@@ -188,10 +215,7 @@ def run_node(
             )
         )
         parts.append(part)
-    runs = simulate_engines(jobs, cache=cache)
-    for part, run in zip(parts, runs, strict=True):
-        finish[part] = ready_s + run.finish_s
-    return NodeRun(ready_s, base, finish, tuple(parts), tuple(jobs), tuple(runs))
+    return NodeJobs(base, tuple(parts), tuple(jobs))
 
 
 def _reachable(

@@ -78,6 +78,13 @@ class NodeInputs:
         _, rank = np.unique(self.chain[remaining], return_inverse=True)
         return np.asarray(rank % num_replicas, dtype=np.int64)
 
+    def with_chains_whole(self, remaining: Ints, replica: Ints) -> Ints:
+        """Return the replicas with every chain on the one of its first remaining request."""
+        if not self.has_chain:
+            return replica
+        _, first, rank = np.unique(self.chain[remaining], return_index=True, return_inverse=True)
+        return np.asarray(replica[first][rank], dtype=np.int64)
+
     def releases(self, part: Ints) -> tuple[Ints, Ints] | None:
         """Return the successor lists of the requests of one replica.
 

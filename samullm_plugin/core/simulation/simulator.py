@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +22,9 @@ from samullm_plugin.errors import PlanError
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-LENGTH_SLACK = 1e-9
-"""Relative slack in comparing clocks that were summed in different orders."""
+PolicyCall = Callable[[int, int, Ints, "Floats | None", int], tuple["Ints | None", Ints]]
+"""A request policy: from scenario, node, request indices, their arrivals after the engines are
+ready (None: all are there) and the number of replicas to priorities and replicas."""
 
 
 class PlanSimulator:
@@ -34,14 +36,21 @@ class PlanSimulator:
         cache: results of engine simulations, shared by everything this simulator is asked.
     """
 
-    def __init__(self, problem: Problem, cache: EngineCache | None = None) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        cache: EngineCache | None = None,
+        policy: PolicyCall | None = None,
+    ) -> None:
         """Prepare the problem's requests.
 
         Args:
             problem: the instance.
             cache: results to reuse; a new cache if None.
+            policy: order and replicas of requests; None: first come, first served, in turn.
         """
         self.problem = problem
+        self._policy = policy
         self.cache = EngineCache() if cache is None else cache
         inputs = [NodeInputs(problem.app, i) for i in range(len(problem.app.nodes))]
         self.works = [
@@ -84,6 +93,7 @@ class PlanSimulator:
             self.problem.engine_config(node, costs),
             costs,
             self.cache,
+            spread=None if self._policy is None else partial(self._policy, scenario, node),
             prefixes=prefixes,
         )
 
