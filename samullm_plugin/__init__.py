@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from samullm_plugin.core.costs import LoadTimes as LoadTimes
     from samullm_plugin.core.costs import ModeCosts as ModeCosts
     from samullm_plugin.core.costs import Provenance as Provenance
+    from samullm_plugin.core.lengths import LengthDistribution as LengthDistribution
+    from samullm_plugin.core.mixing import mix_applications as mix_applications
     from samullm_plugin.core.parallel import ParallelConfig as ParallelConfig
     from samullm_plugin.core.plan import Assignment as Assignment
     from samullm_plugin.core.plan import Plan as Plan
@@ -56,6 +58,13 @@ if TYPE_CHECKING:
     from samullm_plugin.interfaces.policy import PolicyBatch as PolicyBatch
     from samullm_plugin.interfaces.policy import RequestPolicy as RequestPolicy
     from samullm_plugin.interfaces.scheduler import StageScheduler as StageScheduler
+    from samullm_plugin.io.gpus import bundled_gpu as bundled_gpu
+    from samullm_plugin.io.lengths import measured_lengths as measured_lengths
+    from samullm_plugin.io.lengths import measured_models as measured_models
+    from samullm_plugin.io.lengths import unknown_model as unknown_model
+    from samullm_plugin.io.lengths import workload_lengths as workload_lengths
+    from samullm_plugin.io.models import bundled_model as bundled_model
+    from samullm_plugin.io.models import find_name as find_name
     from samullm_plugin.manager import PluginHost as PluginHost
 
 _PUBLIC = {
@@ -63,6 +72,8 @@ _PUBLIC = {
     "core.architecture": ("ModelArchitecture",),
     "core.cluster": ("Cluster", "Gpu"),
     "core.costs": ("LoadTimes", "ModeCosts", "Provenance"),
+    "core.lengths": ("LengthDistribution",),
+    "core.mixing": ("mix_applications",),
     "core.parallel": ("ParallelConfig",),
     "core.plan": ("Assignment", "Plan", "Stage", "StageEnd"),
     "core.problem": ("Problem",),
@@ -91,6 +102,9 @@ _PUBLIC = {
     "interfaces.plugin": ("NoOptions", "Plugin"),
     "interfaces.policy": ("PolicyBatch", "RequestPolicy"),
     "interfaces.scheduler": ("StageScheduler",),
+    "io.gpus": ("bundled_gpu",),
+    "io.lengths": ("measured_lengths", "measured_models", "unknown_model", "workload_lengths"),
+    "io.models": ("bundled_model", "find_name"),
     "manager": ("PluginHost",),
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}

@@ -68,6 +68,9 @@ class RequestTable:
             routers and filters that decide at run time.
         choice: requests of equal id, over all nodes, are alternatives of which exactly one is
             taken, by ``probability``; -1: taken or not independently.
+        gate: requests of equal id, over all nodes, are let through by the same upstream filter:
+            they share one draw, so that those of equal probability are taken together; -1 or None:
+            independent.
     """
 
     prompt_tokens: Ints
@@ -80,6 +83,7 @@ class RequestTable:
     input_in_prompt: NDArray[np.bool_]
     probability: Floats
     choice: Ints
+    gate: Ints | None = None
 
     @classmethod
     def of(
@@ -93,6 +97,7 @@ class RequestTable:
         choice: Ints | None = None,
         prefix_id: Ints | None = None,
         prefix_tokens: Ints | None = None,
+        gate: Ints | None = None,
     ) -> RequestTable:
         """Build a table from lists; ``inputs[r]`` holds the (node, request) pairs of request r."""
         prompts = np.asarray(prompt_tokens, dtype=np.int64)
@@ -110,6 +115,7 @@ class RequestTable:
             np.full(len(flat), in_prompt),
             np.ones(n) if probability is None else probability,
             np.full(n, -1, np.int64) if choice is None else choice,
+            gate,
         )
 
     def __len__(self) -> int:

@@ -35,7 +35,9 @@ def draw_taken(app: Application, rng: np.random.Generator) -> tuple[NDArray[np.b
     Returns:
         Per node a boolean array of shape ``(n,)``.
     """
-    taken = [rng.random(len(n.requests)) < n.requests.probability for n in app.nodes]
+    draws = [rng.random(len(n.requests)) for n in app.nodes]
+    _share_gates(app, draws, rng)
+    taken = [u < n.requests.probability for n, u in zip(app.nodes, draws, strict=True)]
     members: dict[int, list[tuple[int, int]]] = {}
     for i, node in enumerate(app.nodes):
         for r in np.flatnonzero(node.requests.choice >= 0):
@@ -54,6 +56,20 @@ def draw_taken(app: Application, rng: np.random.Generator) -> tuple[NDArray[np.b
                 pairs = zip(table.input_node[part], table.input_request[part], strict=True)
                 taken[i][r] &= any(taken[s][q] for s, q in pairs)
     return tuple(taken)
+
+
+def _share_gates(
+    app: Application, draws: Sequence[NDArray[np.float64]], rng: np.random.Generator
+) -> None:
+    """Give requests behind the same gate the same draw, in place."""
+    gates = [n.requests.gate for n in app.nodes]
+    size = max((int(g.max(initial=-1)) for g in gates if g is not None), default=-1) + 1
+    if not size:
+        return
+    shared = rng.random(size)
+    for own, gate in zip(draws, gates, strict=True):
+        if gate is not None:
+            own[gate >= 0] = shared[gate[gate >= 0]]
 
 
 def _any_untaken(app: Application, i: int, taken: Sequence[NDArray[np.bool_]]) -> bool:

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import numpy as np
+from numpy.typing import NDArray
+
 from samullm_plugin.core.application import Application
+from samullm_plugin.core.cluster import Cluster
 from samullm_plugin.interfaces.plugin import Plugin
+
+Ints = NDArray[np.int64]
 
 
 class ApplicationSource(Plugin, ABC):
@@ -39,4 +45,18 @@ class ApplicationSource(Plugin, ABC):
 
     @abstractmethod
     def build(self) -> Application:
-        """Return the application; equal options give an equal application."""
+        """Return the application; equal options give an equal application.
+
+        What had to be assumed about it is said in its ``notes``.
+        """
+
+    def cluster(self) -> Cluster | None:
+        """Return the cluster the application is meant for; None: any."""
+        return None
+
+    def output_tokens(self) -> tuple[Ints, ...] | None:
+        """Return the output lengths where they are known before the run; None: they are not.
+
+        One array per node of what :meth:`build` returns, of shape ``(n,)``.
+        """
+        return None

@@ -26,6 +26,9 @@ class LengthQuery:
         generated_tokens: tokens generated so far, shape ``(n,)``: lengths are conditional on being
             longer than that (0: not started).
         max_model_len: the model's longest prompt plus output.
+        node: name of the node, if the query comes from one.
+        requests: indices of the requests in that node, shape ``(n,)``; None: not known.
+        prompts: prompt texts as far as known, one per request; None: not known.
     """
 
     model: str
@@ -34,6 +37,9 @@ class LengthQuery:
     max_tokens: Ints
     generated_tokens: Ints
     max_model_len: int
+    node: str = ""
+    requests: Ints | None = None
+    prompts: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         """Return the number of requests."""
@@ -51,6 +57,7 @@ class LengthObservations:
         output_tokens: lengths seen, shape ``(n,)``.
         censored: the output was cut by a limit or is still in flight: it is at least this long,
             shape ``(n,)``.
+        prompts: prompt texts, one per observation; None: not kept.
     """
 
     model: str
@@ -58,6 +65,7 @@ class LengthObservations:
     prompt_tokens: Ints
     output_tokens: Ints
     censored: NDArray[np.bool_]
+    prompts: tuple[str, ...] | None = None
 
 
 class LengthEstimator(Plugin, ABC):

@@ -1,0 +1,148 @@
+"""Shapes in which outputs are joined: map-reduce, vote and filter-vote."""
+
+from __future__ import annotations
+
+import numpy as np
+from pydantic import Field
+
+from samullm_apps.chain_summary import CHUNK_TOKENS, JUDGE
+from samullm_apps.paper import PaperApplication, SourceOptions, short
+from samullm_apps.statistics import chunk_counts, normal_lengths
+from samullm_plugin import Application, ModelNode, RequestTable, bundled_model
+
+ANSWERERS = (
+    "mistralai/Mistral-7B-Instruct-v0.2",
+    "WizardLMTeam/WizardLM-13B-V1.2",
+    "lmsys/vicuna-13b-v1.5",
+)
+FILTER = "THUDM/chatglm3-6b"
+TEMPLATE_TOKENS = 80
+
+
+class MapReduceOptions(SourceOptions):
+    """Options of ``map-reduce``."""
+
+    documents: int = Field(default=300, ge=1, description="Documents.")
+    map_max_tokens: int = Field(default=300, ge=1, description="Limit of a chunk's summary.")
+    reduce_max_tokens: int = Field(default=900, ge=1, description="Limit of a document's summary.")
+
+
+class MapReduce(PaperApplication):
+    """Chunks summarised independently by one model, joined per document by a larger one."""
+
+    name = "map-reduce"
+    Config = MapReduceOptions
+    config: MapReduceOptions
+
+    def build(self) -> Application:
+        """Return the map and the reduce node."""
+        config = self.config
+        rng = np.random.default_rng([config.seed, 10])
+        chunks = rng.permutation(chunk_counts(config.documents, 4, 10))
+        ends = np.cumsum(chunks)
+        prompts = np.full(int(ends[-1]), CHUNK_TOKENS + TEMPLATE_TOKENS)
+        prompts[ends - 1] = rng.integers(1, CHUNK_TOKENS + 1, len(chunks)) + TEMPLATE_TOKENS
+        joined = [[(0, r) for r in range(e - c, e)] for c, e in zip(chunks, ends, strict=True)]
+        notes = (
+            "documents of 1 to 10 chunks of 2048 tokens, median 4, log-normal; templates add 80 "
+            "tokens; the size is this project's choice",
+        )
+        return Application(
+            "map-reduce",
+            (
+                ModelNode(
+                    "map",
+                    bundled_model(ANSWERERS[0]),
+                    RequestTable.of(prompts, config.map_max_tokens),
+                    "summary",
+                ),
+                ModelNode(
+                    "reduce",
+                    bundled_model(JUDGE),
+                    RequestTable.of(
+                        [TEMPLATE_TOKENS] * len(joined), config.reduce_max_tokens, joined
+                    ),
+                    "summary",
+                ),
+            ),
+            notes,
+        )
+
+
+class VoteOptions(SourceOptions):
+    """Options of ``vote``."""
+
+    requests: int = Field(default=2000, ge=1, description="Questions.")
+    max_tokens: int = Field(default=512, ge=1, description="Limit of an answer.")
+    vote_max_tokens: int = Field(default=256, ge=1, description="Limit of the vote.")
+
+
+class Vote(PaperApplication):
+    """Three models answer each question, a larger one reads the answers and votes."""
+
+    name = "vote"
+    Config = VoteOptions
+    config: VoteOptions
+
+    def build(self) -> Application:
+        """Return three answering nodes and the voter that joins them."""
+        config = self.config
+        rng = np.random.default_rng([config.seed, 3])
+        prompts = normal_lengths(config.requests, 9, 577, 310.0, 110.0, rng)
+        specs = [bundled_model(name) for name in ANSWERERS]
+        nodes = [
+            ModelNode(short(s), s, RequestTable.of(prompts, config.max_tokens), "answer")
+            for s in specs
+        ]
+        joined = [[(i, r) for i in range(len(specs))] for r in range(config.requests)]
+        voter = RequestTable.of(prompts + TEMPLATE_TOKENS, config.vote_max_tokens, joined)
+        nodes.append(ModelNode("vote", bundled_model(JUDGE), voter, "vote"))
+        notes = (
+            "questions as long as the router benchmark's (9 to 577 tokens, mean 310); the voter's "
+            "template adds 80 tokens; the size is this project's choice",
+        )
+        return Application("vote", tuple(nodes), notes)
+
+
+class FilterVoteOptions(VoteOptions):
+    """Options of ``filter-vote``."""
+
+    requests: int = Field(default=3000, ge=1, description="Items before the filter.")
+    keep: float = Field(default=0.4, gt=0, le=1, description="Share of items the filter keeps.")
+    filter_max_tokens: int = Field(default=16, ge=1, description="Limit of the filter's verdict.")
+
+
+class FilterVote(PaperApplication):
+    """A small model filters items; three models answer those it keeps, a larger one votes."""
+
+    name = "filter-vote"
+    Config = FilterVoteOptions
+    config: FilterVoteOptions
+
+    def build(self) -> Application:
+        """Return the filter, three answering nodes behind it and the voter."""
+        config = self.config
+        count = config.requests
+        rng = np.random.default_rng([config.seed, 4])
+        prompts = normal_lengths(count, 9, 577, 310.0, 110.0, rng)
+        verdicts = RequestTable.of(prompts + TEMPLATE_TOKENS, config.filter_max_tokens)
+        nodes = [ModelNode("filter", bundled_model(FILTER), verdicts, "filter")]
+        for name in ANSWERERS:
+            spec = bundled_model(name)
+            table = RequestTable.of(
+                prompts,
+                config.max_tokens,
+                [[(0, r)] for r in range(count)],
+                in_prompt=False,
+                probability=np.full(count, config.keep),
+                gate=np.arange(count, dtype=np.int64),
+            )
+            nodes.append(ModelNode(short(spec), spec, table, "answer"))
+        joined = [[(i + 1, r) for i in range(len(ANSWERERS))] for r in range(count)]
+        voter = RequestTable.of(prompts + TEMPLATE_TOKENS, config.vote_max_tokens, joined)
+        nodes.append(ModelNode("vote", bundled_model(JUDGE), voter, "vote"))
+        notes = (
+            f"the filter keeps {config.keep:g} of the items, each independently; items as long as "
+            "the router benchmark's prompts; the size is this project's choice",
+        )
+        return Application("filter-vote", tuple(nodes), notes)

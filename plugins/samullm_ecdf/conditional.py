@@ -1,0 +1,143 @@
+"""Output lengths that depend on prompt length and task where observations show it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import BaseModel, Field
+
+from samullm_ecdf.ecdf import EcdfLengths, EcdfOptions
+from samullm_ecdf.knowledge import Floats, Ints, by_model, estimate, within_limits
+from samullm_plugin import (
+    LengthDistribution,
+    LengthEstimator,
+    LengthObservations,
+    LengthQuery,
+    find_name,
+)
+
+
+class ConditionalOptions(EcdfOptions):
+    """Options of ``conditional``."""
+
+    prompt_bins: int = Field(default=4, ge=1, description="Prompt-length bins of equal count.")
+    shrink_observations: float = Field(
+        default=50.0,
+        ge=0,
+        description="As how many observations the pooled distribution counts in each cell: thin "
+        "cells stay close to it.",
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Cells:
+    """Distributions of one model by task and prompt-length bin.
+
+    Attributes:
+        edges: upper prompt lengths of all bins but the last, by task.
+        cells: one distribution per bin, by task.
+    """
+
+    edges: Mapping[str, Floats]
+    cells: Mapping[str, tuple[LengthDistribution, ...]]
+
+
+class ConditionalLengths(LengthEstimator):
+    """Draws from the distribution of a request's task and prompt length, shrunk to the pooled one.
+
+    A cell's estimate counts its own observations once each and the model's pooled distribution as
+    a fixed number of them. Without observations of a task it is ``ecdf``.
+    """
+
+    name = "conditional"
+    Config = ConditionalOptions
+    config: ConditionalOptions
+
+    def __init__(self, config: BaseModel | None = None) -> None:
+        """Start from the bundled distributions."""
+        super().__init__(config)
+        self._pooled = self._pool()
+        self._models: dict[str, _Cells] = {}
+
+    def _pool(self) -> EcdfLengths:
+        names = EcdfOptions.model_fields
+        options = {k: v for k, v in self.config.model_dump().items() if k in names}
+        return EcdfLengths(EcdfOptions(**options))
+
+    def fit(self, observations: Sequence[LengthObservations]) -> ConditionalLengths:
+        """Return an estimator in which these observations replace earlier ones of their models."""
+        fitted = ConditionalLengths(self.config)
+        fitted._pooled = self._pooled.fit(observations)
+        fitted._models = dict(self._models)
+        for model, seen in by_model(observations).items():
+            pooled = fitted._pooled.known(model).distribution
+            edges, cells = {}, {}
+            for task in dict.fromkeys(o.task for o in seen):
+                merged = _merge([o for o in seen if o.task == task])
+                edges[task], cells[task] = self._cells(merged, pooled)
+            key = find_name(model, fitted._models) or model
+            fitted._models[key] = _Cells(edges, cells)
+        return fitted
+
+    def _cells(
+        self, seen: LengthObservations, pooled: LengthDistribution
+    ) -> tuple[Floats, tuple[LengthDistribution, ...]]:
+        """Return bin edges and the distribution of each bin of one task."""
+        shares = np.arange(1, self.config.prompt_bins) / self.config.prompt_bins
+        edges = np.unique(np.quantile(seen.prompt_tokens, shares)) if len(shares) else np.empty(0)
+        bins = np.searchsorted(edges, seen.prompt_tokens)
+        return edges, tuple(
+            estimate([_rows(seen, bins == b)], pooled, max(self.config.shrink_observations, 1e-9))
+            for b in range(len(edges) + 1)
+        )
+
+    def sample(self, query: LengthQuery, rng: np.random.Generator, num_scenarios: int) -> Ints:
+        """Return independent draws from each request's cell."""
+        name = find_name(query.model, self._models)
+        cells = self._models[name] if name else None
+        if cells is None or query.task not in cells.cells:
+            return self._pooled.sample(query, rng, num_scenarios)
+        uniforms = rng.random((num_scenarios, len(query)))
+        bins = np.searchsorted(cells.edges[query.task], query.prompt_tokens)
+        drawn = np.empty((num_scenarios, len(query)), np.int64)
+        for b, cell in enumerate(cells.cells[query.task]):
+            part = bins == b
+            if part.any():
+                one = cell if self.config.scale == 1.0 else cell.scaled(self.config.scale)
+                drawn[:, part] = one.conditional_quantile(
+                    uniforms[:, part], query.generated_tokens[part]
+                )
+        return within_limits(drawn, query)
+
+    def source(self, model: str) -> str:
+        """Return the measurements a model's lengths come from."""
+        name = find_name(model, self._models)
+        tasks = ", ".join(repr(t) for t in self._models[name].cells) if name else ""
+        return self._pooled.source(model) + (
+            f"; by prompt length for tasks {tasks}" if name else ""
+        )
+
+
+def _merge(seen: Sequence[LengthObservations]) -> LengthObservations:
+    """Return observations of one task as one."""
+    return LengthObservations(
+        seen[0].model,
+        seen[0].task,
+        np.concatenate([o.prompt_tokens for o in seen]),
+        np.concatenate([o.output_tokens for o in seen]),
+        np.concatenate([o.censored for o in seen]),
+    )
+
+
+def _rows(
+    seen: LengthObservations, rows: np.ndarray[tuple[int], np.dtype[np.bool_]]
+) -> LengthObservations:
+    return LengthObservations(
+        seen.model,
+        seen.task,
+        seen.prompt_tokens[rows],
+        seen.output_tokens[rows],
+        seen.censored[rows],
+    )

@@ -1,0 +1,88 @@
+"""What is known of a model's output lengths before and after observations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samullm_plugin import (
+    LengthDistribution,
+    LengthObservations,
+    LengthQuery,
+    find_name,
+    measured_lengths,
+    unknown_model,
+)
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+STAND_INS = {"stablelm-tuned-alpha-7b": "mpt-7b-chat"}
+"""Models without measurements and the one measured model most like them, by default: a chat model
+of 7 billion parameters, tuned on the same kinds of public conversations."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A distribution and what it rests on."""
+
+    distribution: LengthDistribution
+    source: str
+
+
+def bundled(model: str, stand_ins: Mapping[str, str], *, silent: bool = False) -> Known | None:
+    """Return the bundled distribution of a model or of its stand-in.
+
+    Raises:
+        InputError: if there is none, unless ``silent``.
+    """
+    if table := measured_lengths(model):
+        return Known(table.distribution, f"{table.model}: {table.source}")
+    if (name := find_name(model, stand_ins)) and (table := measured_lengths(stand_ins[name])):
+        note = f"{model} was not measured; {table.model} stands in: {table.source}"
+        return Known(table.distribution, note)
+    if silent:
+        return None
+    raise unknown_model(model)
+
+
+def estimate(
+    observations: Sequence[LengthObservations], prior: LengthDistribution | None, weight: float
+) -> LengthDistribution:
+    """Return the product-limit estimate of observations and a prior.
+
+    Args:
+        observations: of one model.
+        prior: what was known before; None: nothing.
+        weight: the prior counts as that many observations.
+    """
+    lengths = [o.output_tokens for o in observations]
+    censored = [o.censored for o in observations]
+    weights = [np.ones(len(o.output_tokens)) for o in observations]
+    if prior is not None and weight > 0:
+        points, cut, mass = prior.weighted_points(weight)
+        lengths.append(points)
+        censored.append(cut)
+        weights.append(mass)
+    return LengthDistribution.kaplan_meier(
+        np.concatenate(lengths), np.concatenate(censored), np.concatenate(weights)
+    )
+
+
+def by_model(observations: Sequence[LengthObservations]) -> dict[str, list[LengthObservations]]:
+    """Return non-empty observations by model, keyed by the first spelling of its name."""
+    grouped: dict[str, list[LengthObservations]] = {}
+    for seen in observations:
+        if len(seen.output_tokens):
+            grouped.setdefault(find_name(seen.model, grouped) or seen.model, []).append(seen)
+    return grouped
+
+
+def within_limits(drawn: Ints, query: LengthQuery) -> Ints:
+    """Return lengths cut at the requests' limits; more than generated wherever limits allow."""
+    longer = np.maximum(drawn, query.generated_tokens + 1)
+    limited: Ints = np.maximum(np.minimum(longer, query.max_tokens), 1)
+    return limited

@@ -1,0 +1,153 @@
+"""Output lengths predicted from features of the prompt by a regressor (extra ``learn``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, Field
+
+from samullm_ecdf.ecdf import EcdfLengths, EcdfOptions
+from samullm_ecdf.features import prompt_features
+from samullm_ecdf.knowledge import Floats, Ints, by_model, within_limits
+from samullm_plugin import (
+    LengthDistribution,
+    LengthEstimator,
+    LengthObservations,
+    LengthQuery,
+    MissingExtraError,
+    find_name,
+)
+
+_LEVELS = np.array([0.05, 0.15, 0.25, 0.35, 0.5, 0.65, 0.75, 0.85, 0.95])
+
+
+class ProxyOptions(EcdfOptions):
+    """Options of ``proxy``."""
+
+    min_observations: int = Field(
+        default=100, ge=20, description="Fewer uncensored observations of a model: ``ecdf``."
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of the regressor.")
+
+
+class ProxyLengths(LengthEstimator):
+    """Predicts quantiles of each output from its prompt with gradient-boosted trees.
+
+    After Qiu et al. 2024 (a small proxy model sees the prompt before the large one answers), with
+    features in place of a language model: prompt length, task and, where texts are kept, its
+    wording. Outputs that were cut are completed from the model's own product-limit estimate before
+    the regression, so that limits do not pass for short answers. Models with too few observations
+    are estimated by ``ecdf``.
+    """
+
+    name = "proxy"
+    Config = ProxyOptions
+    config: ProxyOptions
+
+    def __init__(self, config: BaseModel | None = None) -> None:
+        """Start from the bundled distributions."""
+        super().__init__(config)
+        names = EcdfOptions.model_fields
+        options = {k: v for k, v in self.config.model_dump().items() if k in names}
+        self._pooled = EcdfLengths(EcdfOptions(**options))
+        self._regressors: dict[str, tuple[tuple[str, ...], list[Any]]] = {}
+
+    def fit(self, observations: Sequence[LengthObservations]) -> ProxyLengths:
+        """Return an estimator in which these observations replace earlier ones of their models.
+
+        Raises:
+            MissingExtraError: if scikit-learn is not installed.
+        """
+        _regressor(0.5, 0)  # say what is missing before any work
+        fitted = ProxyLengths(self.config)
+        fitted._pooled = self._pooled.fit(observations)
+        fitted._regressors = dict(self._regressors)
+        for model, seen in by_model(observations).items():
+            key = find_name(model, fitted._regressors) or model
+            fitted._regressors.pop(key, None)
+            if sum(int((~o.censored).sum()) for o in seen) >= self.config.min_observations:
+                fitted._regressors[key] = self._train(
+                    seen, fitted._pooled.known(model).distribution
+                )
+        return fitted
+
+    def _train(
+        self, seen: Sequence[LengthObservations], pooled: LengthDistribution
+    ) -> tuple[tuple[str, ...], list[Any]]:
+        """Return the tasks in the order of their codes and one regressor per quantile level."""
+        tasks = tuple(dict.fromkeys(o.task for o in seen))
+        features = np.concatenate([self._features(o, tasks) for o in seen])
+        lengths = np.concatenate([o.output_tokens for o in seen])
+        censored = np.concatenate([o.censored for o in seen])
+        rng = np.random.default_rng(self.config.seed)
+        completed = pooled.conditional_quantile(
+            rng.random(len(lengths)), np.maximum(lengths - 1, 0)
+        )
+        longest = int(lengths.max())
+        targets = np.where(censored, np.minimum(completed, 2 * longest), lengths)
+        logs = np.log1p(targets.astype(np.float64))
+        return tasks, [
+            _regressor(float(level), self.config.seed).fit(features, logs) for level in _LEVELS
+        ]
+
+    @staticmethod
+    def _features(rows: LengthQuery | LengthObservations, tasks: tuple[str, ...]) -> Floats:
+        code = float(tasks.index(rows.task)) if rows.task in tasks else float("nan")
+        return prompt_features(rows.prompt_tokens, rows.prompts, code)
+
+    def sample(self, query: LengthQuery, rng: np.random.Generator, num_scenarios: int) -> Ints:
+        """Return independent draws from each request's predicted quantiles."""
+        name = find_name(query.model, self._regressors)
+        if name is None:
+            return self._pooled.sample(query, rng, num_scenarios)
+        tasks, regressors = self._regressors[name]
+        features = self._features(query, tasks)
+        logs = np.sort(np.stack([r.predict(features) for r in regressors]), axis=0)
+        uniforms = rng.random((num_scenarios, len(query)))
+        drawn = np.empty((num_scenarios, len(query)), np.int64)
+        pooled = self._pooled.known(query.model).distribution
+        for column in range(len(query)):
+            lengths = np.expm1(logs[:, column]) * self.config.scale
+            drawn[:, column] = _draw(
+                lengths, uniforms[:, column], int(query.generated_tokens[column]), pooled
+            )
+        return within_limits(drawn, query)
+
+    def source(self, model: str) -> str:
+        """Return what a model's lengths rest on."""
+        learned = find_name(model, self._regressors) is not None
+        return ("regression on prompts; " if learned else "") + self._pooled.source(model)
+
+
+def _draw(lengths: Floats, uniforms: Floats, generated: int, pooled: LengthDistribution) -> Ints:
+    """Return draws from a quantile function linear between the levels, above ``generated``.
+
+    Beyond the outer levels the pooled distribution's shape continues it, scaled to meet it.
+    """
+    top = pooled.quantile(np.array([_LEVELS[-1], 0.999]))
+    tail = lengths[-1] * (top[1] / top[0] if top[1] < 2**40 else 2.0)
+    levels = np.concatenate(([0.0], _LEVELS, [1.0]))
+    values = np.maximum.accumulate(np.concatenate(([1.0], lengths, [tail])))
+    below = float(np.interp(generated, values, levels)) if generated > 0 else 0.0
+    drawn = np.interp(below + uniforms * (1.0 - below), levels, values)
+    whole: Ints = np.maximum(np.rint(drawn), 1).astype(np.int64)
+    return whole
+
+
+def _regressor(level: float, seed: int) -> Any:
+    """Return an untrained regressor of one quantile."""
+    try:
+        from sklearn.ensemble import HistGradientBoostingRegressor
+    except ImportError as error:
+        raise MissingExtraError("length-estimator proxy", "scikit-learn", "learn") from error
+    return HistGradientBoostingRegressor(
+        loss="quantile",
+        quantile=level,
+        max_iter=80,
+        max_leaf_nodes=15,
+        min_samples_leaf=20,
+        learning_rate=0.08,
+        random_state=seed,
+    )
