@@ -18,7 +18,8 @@ class NodeInputs:
 
     Attributes:
         has_chain: some requests wait for earlier ones of the same node.
-        chain: by request, the first request of its chain in this node, shape ``(n,)``.
+        chain: by request, the first request of its chain in this node, shape ``(n,)``; chains that
+            join anywhere are one.
         own_row: requests that wait for an earlier one of this node, one entry per such input.
         own_request: the earlier request of each entry.
     """
@@ -31,9 +32,7 @@ class NodeInputs:
         own = table.input_node == node
         self.own_row, self.own_request = rows[own], table.input_request[own]
         self.has_chain = bool(own.any())
-        self.chain = np.arange(self._num)
-        for r, q in zip(self.own_row, self.own_request, strict=True):
-            self.chain[r] = min(self.chain[r], self.chain[q])  # inputs come before
+        self.chain = _first_of_chain(self._num, self.own_row, self.own_request)
         outside = ~own
         self._rows = rows[outside]
         self._sources = [
@@ -63,20 +62,35 @@ class NodeInputs:
         result[self._waiting] = np.maximum.reduceat(values, self._starts)
         return result
 
-    def spread(self, remaining: Ints, num_replicas: int) -> Ints:
-        """Deal requests to replicas in turn, whole chains together.
+    def spread(self, remaining: Ints, num_replicas: int, arrival_s: Floats | None = None) -> Ints:
+        """Deal requests to replicas in turn as they arrive, whole chains together.
 
         Args:
             remaining: request indices in order.
             num_replicas: data-parallel size.
+            arrival_s: when the outputs of other nodes that each of ``remaining`` waits for are
+                there; None: from the start.
 
         Returns:
             The replica of each of ``remaining``.
         """
+        replica = np.empty(len(remaining), np.int64)
         if not self.has_chain:
-            return np.arange(len(remaining)) % num_replicas
-        _, rank = np.unique(self.chain[remaining], return_inverse=True)
-        return np.asarray(rank % num_replicas, dtype=np.int64)
+            order = slice(None) if arrival_s is None else np.argsort(arrival_s, kind="stable")
+            replica[order] = np.arange(len(remaining)) % num_replicas
+            return replica
+        # A chain arrives with the first of its requests that waits for none of this node.
+        left = np.zeros(self._num, bool)
+        left[remaining] = True
+        left[self.own_row[left[self.own_request]]] = False
+        first = np.flatnonzero(left[remaining])
+        if arrival_s is not None:
+            first = first[np.argsort(arrival_s[first], kind="stable")]
+        chains, at = np.unique(self.chain[remaining[first]], return_index=True)
+        turn = np.empty(len(chains), np.int64)
+        turn[np.argsort(at)] = np.arange(len(chains))
+        mine = np.searchsorted(chains, self.chain[remaining])
+        return np.asarray(turn[mine] % num_replicas, dtype=np.int64)
 
     def with_chains_whole(self, remaining: Ints, replica: Ints) -> Ints:
         """Return the replicas with every chain on the one of its first remaining request."""
@@ -105,3 +119,21 @@ class NodeInputs:
         order = np.argsort(source, kind="stable")
         counts = np.bincount(source, minlength=len(part))
         return target[order], np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
+def _first_of_chain(num: int, own_row: Ints, own_request: Ints) -> Ints:
+    """Return the least request each request is joined with."""
+    first = np.arange(num)
+
+    def find(r: int) -> int:
+        while first[r] != r:
+            first[r] = first[first[r]]
+            r = int(first[r])
+        return r
+
+    for r, q in zip(own_row, own_request, strict=True):
+        a, b = find(int(r)), find(int(q))
+        first[max(a, b)] = min(a, b)
+    for r in range(num if len(own_row) else 0):  # earlier ones are settled first
+        first[r] = first[first[r]]
+    return first
