@@ -12,6 +12,7 @@ from samullm_plugin.core.application import ModelSpec
 from samullm_plugin.core.cluster import Cluster
 from samullm_plugin.core.costs import ModeCosts
 from samullm_plugin.core.engine.latency import Floats, StepTable
+from samullm_plugin.core.problem import Problem
 from samullm_plugin.errors import InputError
 from samullm_plugin.interfaces.plugin import Plugin
 
@@ -131,9 +132,21 @@ class Executor(Plugin, ABC):
 
     Attributes:
         can_sleep: engines can be put to sleep and woken.
+        virtual_clock: time stands still but for ``poll``; nothing real happens.
     """
 
     can_sleep: ClassVar[bool] = False
+    virtual_clock: ClassVar[bool] = False
+
+    def imitate(self, truth: Problem) -> None:
+        """Be told before ``open`` how long outputs, iterations and engine starts really are.
+
+        Executors that generate their own tokens ignore it.
+
+        Args:
+            truth: the application with one length scenario, which the coordinator does not see.
+        """
+        del truth
 
     def check(self, models: Sequence[ModelSpec]) -> None:
         """Refuse models that cannot be run here, before anything is started.
