@@ -122,9 +122,7 @@ def run_case(
     """
     rows = []
     simulators = [(draw.label, PlanSimulator(draw.problem)) for draw in case.hidden]
-    bound_s = float(
-        np.mean([lower_bound(case.problem, s).value_s for s in case.problem.scenarios])
-    )
+    bound_s = float(np.mean([lower_bound(case.problem, s).value_s for s in case.problem.scenarios]))
     for name in schedulers:
         on_start(name)
         row = {"application": case.application, "num_gpus": case.num_gpus, "scheduler": name}

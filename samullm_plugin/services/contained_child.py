@@ -20,7 +20,7 @@ def _load(call: ContainedCall) -> Any:
     return owner(owner.Config.model_validate(dict(call.options)))
 
 
-def _schedule(call: ContainedCall) -> Any:
+def _schedule(call: ContainedCall) -> ContainedResult:
     from time import monotonic
 
     import numpy as np

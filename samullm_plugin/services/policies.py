@@ -1,0 +1,74 @@
+"""Request policies as the plan simulator asks them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samullm_plugin.core.application import Application
+from samullm_plugin.core.programs import program_ids, tokens_before
+from samullm_plugin.core.scenarios import LengthScenario
+from samullm_plugin.core.simulation.simulator import PolicyCall
+from samullm_plugin.errors import PluginError
+from samullm_plugin.interfaces.policy import PolicyBatch, RequestPolicy
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+def policy_call(
+    app: Application, policy: RequestPolicy, predicted: Sequence[LengthScenario]
+) -> PolicyCall:
+    """Return a policy as the simulator calls it, deciding on predicted lengths.
+
+    Args:
+        app: the application.
+        policy: the policy.
+        predicted: what the policy believes, per scenario of the simulated problem; the problem's
+            own scenarios are exact predictions.
+    """
+    programs = program_ids(app)
+    before = [tokens_before(app, p) for p in predicted]
+
+    def call(
+        scenario: int, node: int, requests: Ints, arrival_s: Floats | None, num_replicas: int
+    ) -> tuple[Ints | None, Ints]:
+        table = app.nodes[node].requests
+        batch = PolicyBatch(
+            node=app.nodes[node].name,
+            prompt_tokens=predicted[scenario].prompt_tokens[node][requests],
+            predicted_tokens=predicted[scenario].output_tokens[node][requests],
+            arrival_s=np.zeros(len(requests)) if arrival_s is None else arrival_s,
+            prefix_id=table.prefix_id[requests],
+            prefix_tokens=table.prefix_tokens[requests],
+            program_id=programs[node][requests],
+            program_tokens=before[scenario][node][requests],
+        )
+        return checked_assignment(policy, batch, num_replicas)
+
+    return call
+
+
+def checked_assignment(
+    policy: RequestPolicy, batch: PolicyBatch, num_replicas: int
+) -> tuple[Ints | None, Ints]:
+    """Ask a policy and check its answer.
+
+    Raises:
+        PluginError: naming the policy and the rule it breaks.
+    """
+    priority, replica = policy.assign(batch, num_replicas)
+    name = f"request policy {policy.name}"
+    replicas = np.asarray(replica)
+    if replicas.shape != (len(batch),) or not np.issubdtype(replicas.dtype, np.integer):
+        raise PluginError(f"{name}: replicas must be {len(batch)} whole numbers")
+    if len(batch) and not 0 <= replicas.min() <= replicas.max() < num_replicas:
+        raise PluginError(f"{name}: replicas must be from 0 to {num_replicas - 1}")
+    if priority is None:
+        return None, replicas.astype(np.int64)
+    priorities = np.asarray(priority)
+    if priorities.shape != (len(batch),) or not np.issubdtype(priorities.dtype, np.integer):
+        raise PluginError(f"{name}: priorities must be {len(batch)} whole numbers, or None")
+    return priorities.astype(np.int64), replicas.astype(np.int64)

@@ -1,0 +1,119 @@
+"""The shipped request policies do what their sources say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from samullm_policies import policies
+
+from samullm_plugin import PluginError, PolicyBatch, RequestPolicy
+from samullm_plugin.services.policies import checked_assignment
+
+
+def batch(predicted, prefix=None, program=None, before=None, arrival=None) -> PolicyBatch:
+    n = len(predicted)
+    return PolicyBatch(
+        node="n",
+        prompt_tokens=np.full(n, 100),
+        predicted_tokens=np.array(predicted, dtype=np.int64),
+        arrival_s=np.zeros(n) if arrival is None else np.array(arrival, float),
+        prefix_id=np.full(n, -1) if prefix is None else np.array(prefix, dtype=np.int64),
+        prefix_tokens=np.zeros(n, np.int64),
+        program_id=np.arange(n) if program is None else np.array(program),
+        program_tokens=np.zeros(n, np.int64) if before is None else np.array(before),
+    )
+
+
+ALL = [
+    policies.Fcfs,
+    policies.ShortestFirst,
+    policies.LongestFirst,
+    policies.MultiBin,
+    policies.PrefixAffinity,
+    policies.ProgramAge,
+]
+
+
+@given(
+    st.sampled_from(ALL),
+    st.lists(st.integers(1, 500), max_size=40),
+    st.integers(1, 5),
+    st.integers(0, 3),
+)
+def test_every_policy_answers_within_the_rules(cls, predicted, replicas, groups):
+    prefix = [i % groups if groups else -1 for i in range(len(predicted))]
+    priority, replica = checked_assignment(cls(), batch(predicted, prefix, prefix), replicas)
+    assert len(replica) == len(predicted)
+    if len(predicted) >= 3 * replicas and cls in (policies.Fcfs, policies.LongestFirst):
+        counts = np.bincount(replica, minlength=replicas)
+        assert counts.max() - counts.min() <= 1
+    if priority is not None:
+        assert len(priority) == len(predicted)
+
+
+def test_shortest_and_longest_first_order_by_prediction():
+    b = batch([30, 10, 20])
+    assert policies.ShortestFirst().assign(b, 1)[0].tolist() == [2, 0, 1]
+    assert policies.LongestFirst().assign(b, 1)[0].tolist() == [0, 2, 1]
+
+
+def test_aging_lets_an_early_long_request_pass_a_late_short_one():
+    b = batch([100, 10], arrival=[0.0, 50.0])
+    assert policies.ShortestFirst().assign(b, 1)[0].tolist() == [1, 0]
+    aged = policies.ShortestFirst(policies.ShortestFirstOptions(aging_s_per_token=0.1))
+    assert aged.assign(b, 1)[0].tolist() == [0, 1]
+
+
+def test_multi_bin_serves_the_long_bin_first_and_groups_equal_lengths():
+    b = batch([5, 400, 6, 410, 7, 420, 8, 430])
+    policy = policies.MultiBin(policies.MultiBinOptions(bins=2))
+    priority, replica = policy.assign(b, 2)
+    assert priority.tolist() == [1, 0, 1, 0, 1, 0, 1, 0]
+    for bin_ in (0, 1):
+        assert sorted(replica[priority == bin_].tolist()) == [0, 0, 1, 1]
+
+
+def test_prefix_affinity_keeps_a_group_on_one_replica_unless_it_is_too_large():
+    b = batch([10] * 6, prefix=[0, 1, 0, 1, 0, 1])
+    priority, replica = policies.PrefixAffinity().assign(b, 2)
+    assert len({replica[0], replica[2], replica[4]}) == 1
+    assert replica[0] != replica[1]
+    assert sorted(priority[[0, 2, 4]].tolist()) in ([0, 1, 2], [3, 4, 5])
+    one_group = policies.PrefixAffinity().assign(batch([10] * 8, prefix=[0] * 8), 2)[1]
+    assert np.bincount(one_group).tolist() == [4, 4]
+
+
+def test_program_age_serves_the_least_served_program_first_and_keeps_it_on_its_replica():
+    b = batch([10] * 4, program=[7, 7, 9, 9], before=[0, 300, 100, 0])
+    priority, replica = policies.ProgramAge().assign(b, 2)
+    assert np.argsort(priority).tolist()[-2:] == [2, 1]
+    assert replica[0] == replica[1] != replica[2] == replica[3]
+
+
+class _Wrong(RequestPolicy):
+    """Answers with whatever the test gives it."""
+
+    name = "wrong"
+    answer = (None, np.array([0]))
+
+    def assign(self, batch, num_replicas):
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "rule"),
+    [
+        ((None, np.array([0])), "replicas must be 2 whole numbers"),
+        ((None, np.array([0, 3])), "from 0 to 1"),
+        ((None, np.array([0.0, 1.0])), "whole numbers"),
+        ((np.array([1.5, 2.0]), np.array([0, 1])), "priorities must be 2 whole numbers"),
+    ],
+)
+def test_a_wrong_answer_is_named(answer, rule):
+    policy = _Wrong()
+    policy.answer = answer
+    with pytest.raises(PluginError, match=rule) as error:
+        checked_assignment(policy, batch([1, 2]), 2)
+    assert "wrong" in str(error.value)
