@@ -119,7 +119,7 @@ class Cluster:
     def find_devices(
         self, free: Collection[int], parallel: ParallelConfig, *, avoid: Collection[int] = ()
     ) -> tuple[int, ...] | None:
-        """Return free devices for all replicas of a model, or None if there are none.
+        """Return free devices of one kind for all replicas of a model, or None if there are none.
 
         Groups that are left with the fewest free devices are filled first, so that large groups
         stay whole for models that need them.
@@ -129,8 +129,18 @@ class Cluster:
             parallel: sizes to place.
             avoid: free devices to take only if no others do.
         """
-        left = set(free)
-        shunned = set(avoid)
+        kinds = dict.fromkeys(self.gpus[d] for d in sorted(free))
+        for kind in kinds:
+            alike = {d for d in free if self.gpus[d] == kind}
+            chosen = self._replicas(alike, parallel, set(avoid))
+            if chosen is not None:
+                return chosen
+        return None
+
+    def _replicas(
+        self, left: set[int], parallel: ParallelConfig, shunned: set[int]
+    ) -> tuple[int, ...] | None:
+        """Return devices among ``left``, which are of one kind, for all replicas."""
         tp = parallel.tensor_parallel_size
         chosen: list[int] = []
         for _ in range(parallel.data_parallel_size):
@@ -152,10 +162,8 @@ class Cluster:
         for group in self.nvlink_groups:
             members = [d for d in group if d in left]
             if replica:
-                home, kind = self.machine_of(replica[0]), self.gpus[replica[0]].name
-                members = [
-                    d for d in members if self.machine_of(d) == home and self.gpus[d].name == kind
-                ]
+                home = self.machine_of(replica[0])
+                members = [d for d in members if self.machine_of(d) == home]
             members.sort(key=lambda d: (d in shunned, d))
             if len(members) < tp or self.replica_violation(members[:tp], tp):
                 continue

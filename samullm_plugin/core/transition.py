@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from samullm_plugin.core.cluster import Cluster
 from samullm_plugin.core.plan import Assignment, Plan, Stage
 
+FRACTION_SLACK = 1e-9
+"""Shares are quotients of whole numbers; one third of three requests is one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Running:
@@ -37,7 +40,8 @@ class RunState:
         running: by node.
         finished: nodes that have finished all their requests.
         finished_before: nodes that had finished when the current stage began.
-        done_fraction: by node, share of its requests that are finished.
+        done_fraction: by node, share of its requests that are finished; needed for the nodes that
+            ``node_progress`` events name.
     """
 
     stage: int = -1
@@ -74,7 +78,7 @@ def stage_ended(stage: Stage, state: RunState) -> bool:
         return False
     if end.node in state.finished:
         return True
-    reached = state.done_fraction.get(end.node, 0.0) >= end.fraction
+    reached = state.done_fraction.get(end.node, 0.0) >= end.fraction - FRACTION_SLACK
     return end.kind == "node_progress" and reached
 
 
@@ -93,7 +97,8 @@ def next_transition(
     2. An engine whose planned assignment is equal in the new stage stays untouched. An engine in
        its node's last planned stage stays until the node has finished. The others stop.
     3. The stage's other unfinished nodes start on their planned devices or, if somebody still
-       holds one of those, on other free devices of the same shape; else they wait.
+       holds one of those, on other free devices of the same kind and shape; else they wait. Before
+       them come unfinished nodes whose last stage has passed while they waited.
     4. Nodes of the following stage that do not run start early on devices that are left, if each
        of their upstream nodes has finished or runs.
 
@@ -152,27 +157,19 @@ def _starts(
     begun = set(stays)
     starts: list[Running] = []
     stage = plan.stages[current]
-    waiting = [a for a in stage.assignments if a.node not in state.finished and a.node not in stays]
-    # Planned devices first for everybody, so that nobody's detour takes another's place.
-    blocked = []
-    for assignment in waiting:
-        if set(assignment.devices) <= free:
-            free -= set(assignment.devices)
-            starts.append(Running(assignment, assignment.devices, current))
-            begun.add(assignment.node)
-        else:
-            blocked.append(assignment)
-    reserved = 0
-    for assignment in blocked:
-        devices = cluster.find_devices(free, assignment.parallel)
-        if devices is None:
-            reserved += 1
-            continue
+    wanted = [*_overdue(plan, current), *stage.assignments]
+    waiting = [a for a in wanted if a.node not in state.finished and a.node not in stays]
+    while waiting:
+        chosen = _next_start(waiting, cluster, upstreams, free)
+        if chosen is None:
+            return starts  # what is free is left to those who wait
+        assignment, devices = chosen
         free -= set(devices)
         starts.append(Running(assignment, devices, current))
         begun.add(assignment.node)
-    if reserved or current + 1 >= len(plan.stages):
-        return starts  # what is free is left to those who wait
+        waiting.remove(assignment)
+    if current + 1 >= len(plan.stages):
+        return starts
     for assignment in plan.stages[current + 1].assignments:
         node = assignment.node
         if node in state.finished or node in begun or stage.assignment(node) is not None:
@@ -183,3 +180,40 @@ def _starts(
             starts.append(Running(assignment, assignment.devices, current + 1))
             begun.add(node)
     return starts
+
+
+def _next_start(
+    waiting: Sequence[Assignment],
+    cluster: Cluster,
+    upstreams: Mapping[str, Sequence[str]],
+    free: set[int],
+) -> tuple[Assignment, tuple[int, ...]] | None:
+    """Return which of the waiting nodes starts next, and where, or None if none can.
+
+    Planned devices first for everybody, so that nobody's detour takes another's place; and no node
+    before one that it waits for, so that it cannot hold the devices that one needs.
+    """
+    names = {a.node for a in waiting}
+    able = [a for a in waiting if names.isdisjoint(upstreams.get(a.node, ()))]
+    for assignment in able:
+        if free.issuperset(assignment.devices):
+            return assignment, assignment.devices
+    for assignment in able:
+        kind = cluster.gpus[assignment.devices[0]]
+        alike = [d for d in free if cluster.gpus[d] == kind]
+        devices = cluster.find_devices(alike, assignment.parallel)
+        if devices is not None:
+            return assignment, devices
+    return None
+
+
+def _overdue(plan: Plan, current: int) -> list[Assignment]:
+    """Return the last assignments of nodes that no stage from ``current`` on assigns, in order.
+
+    One of them that has not finished and does not run waited for devices throughout its last stage.
+    """
+    last: dict[str, tuple[int, Assignment]] = {}
+    for number, stage in enumerate(plan.stages):
+        for assignment in stage.assignments:
+            last[assignment.node] = (number, assignment)
+    return [assignment for number, assignment in last.values() if number < current]

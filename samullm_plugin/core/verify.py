@@ -35,9 +35,10 @@ class Violation:
 def verify(problem: Problem, plan: Plan) -> tuple[Violation, ...]:
     """Return every violation of a plan, none if it is valid.
 
-    Rules: known nodes and devices, no device held twice in a stage, as many devices as the parallel
-    sizes say (``devices``, ``shape``); each replica within one machine and its tensor-parallel
-    groups within NVLink groups (``nvlink``); weights and one longest sequence fit (``memory``);
+    Rules: known nodes and devices, no device held twice in a stage, as many devices of one kind as
+    the parallel sizes say (``devices``, ``shape``); each replica within one machine and its
+    tensor-parallel groups within NVLink groups (``nvlink``); weights and one longest sequence fit
+    (``memory``);
     every upstream node starts in the same or an earlier stage and is not paused while a consumer
     that needs it runs to its end (``precedence``); every node is assigned (``completeness``).
     """
@@ -110,6 +111,10 @@ def _assignment(problem: Problem, stage: str, assignment: Assignment) -> list[Vi
     if len(devices) != parallel.num_devices:
         message = f"{parallel} needs {parallel.num_devices} devices, it has {len(devices)}"
         return [*found, Violation("shape", where, message)]
+    kinds = {problem.cluster.gpus[d].name for d in devices}
+    if len(kinds) > 1:  # one model, one set of costs
+        message = f"its replicas are on GPUs of different kinds: {', '.join(sorted(kinds))}"
+        found.append(Violation("shape", where, message))
     index = problem.app.index(assignment.node)
     for replica in assignment.replicas():
         if reason := problem.cluster.replica_violation(replica, parallel.tensor_parallel_size):

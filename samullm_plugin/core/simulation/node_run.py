@@ -66,6 +66,15 @@ class NodeRun:
     runs: tuple[EngineRun, ...]
 
     @property
+    def end_s(self) -> float:
+        """Return when the last of its requests finishes, at the earliest when it is ready.
+
+        0 if there is nothing left to do.
+        """
+        ends = [self.ready_s + r.makespan_s for r in self.runs]
+        return max(ends, default=0.0)
+
+    @property
     def busy_s(self) -> float:
         """Return the seconds of iterations of all replicas until the end."""
         return sum(r.busy_s for r in self.runs)
@@ -185,7 +194,7 @@ def node_jobs(
         arrivals = np.maximum(available_s[remaining] - ready_s, 0.0)
     priority = None
     if spread is None:
-        replica = inputs.spread(remaining, parallel.data_parallel_size)
+        replica = inputs.spread(remaining, parallel.data_parallel_size, arrivals)
     else:
         priority, replica = spread(remaining, arrivals, parallel.data_parallel_size)
     if arrivals is not None and not arrivals.any():

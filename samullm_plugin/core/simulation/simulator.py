@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_plugin.core.engine import EngineCache
 from samullm_plugin.core.parallel import ParallelConfig
 from samullm_plugin.core.plan import Plan, StageEnd
 from samullm_plugin.core.problem import Problem
 from samullm_plugin.core.result import PlanTrace
-from samullm_plugin.core.simulation.node_run import NodeRun, NodeWork, Progress, run_node
+from samullm_plugin.core.simulation.node_run import NodeWork, Progress
 from samullm_plugin.core.simulation.requests import NodeInputs
+from samullm_plugin.core.simulation.runs import NodeQuery, NodeRuns, PolicyCall
 from samullm_plugin.core.simulation.state import SimulationState
-from samullm_plugin.core.transition import Running, RunState, next_transition
+from samullm_plugin.core.transition import RunState, next_transition
 from samullm_plugin.errors import PlanError
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
-
-PolicyCall = Callable[[int, int, Ints, "Floats | None", int], tuple["Ints | None", Ints]]
-"""A request policy: from scenario, node, request indices, their arrivals after the engines are
-ready (None: all are there) and the number of replicas to priorities and replicas."""
 
 
 class PlanSimulator:
@@ -33,7 +25,9 @@ class PlanSimulator:
     Attributes:
         problem: the instance.
         works: per scenario and node, what there is to do.
-        cache: results of engine simulations, shared by everything this simulator is asked.
+        starts: per scenario and node, the progress of having done nothing.
+        runs: simulations of single nodes, shared by everything this simulator is asked.
+        cache: results of engine simulations behind them.
     """
 
     def __init__(
@@ -50,7 +44,6 @@ class PlanSimulator:
             policy: order and replicas of requests; None: first come, first served, in turn.
         """
         self.problem = problem
-        self._policy = policy
         self.cache = EngineCache() if cache is None else cache
         inputs = [NodeInputs(problem.app, i) for i in range(len(problem.app.nodes))]
         self.works = [
@@ -60,6 +53,14 @@ class PlanSimulator:
             ]
             for scenario in problem.scenarios
         ]
+        self.starts = [
+            [
+                Progress(np.full(len(w.output_tokens), np.inf), np.zeros_like(w.output_tokens))
+                for w in works
+            ]
+            for works in self.works
+        ]
+        self.runs = NodeRuns(problem, self.works, self.cache, policy)
         self._upstreams = {
             node.name: tuple(problem.app.nodes[u].name for u in sorted(problem.app.upstreams[i]))
             for i, node in enumerate(problem.app.nodes)
@@ -69,50 +70,37 @@ class PlanSimulator:
         """Return the state before anything runs."""
         return SimulationState(self, scenario)
 
-    def run(
-        self,
-        scenario: int,
-        node: int,
-        running: Running,
-        base: Progress,
-        available_s: Floats | None,
-        ready_s: float,
-    ) -> NodeRun:
-        """Simulate a node from ``base`` to its end on an assignment."""
-        costs = self.problem.mode(node, running.planned.parallel, running.devices)
-        table = self.problem.app.nodes[node].requests
-        prefixes = None
-        if self.problem.app.nodes[node].model.engine.enable_prefix_caching:
-            prefixes = (table.prefix_id, table.prefix_tokens)
-        return run_node(
-            self.works[scenario][node],
-            base,
-            available_s,
-            ready_s,
-            running.planned.parallel,
-            self.problem.engine_config(node, costs),
-            costs,
-            self.cache,
-            spread=None if self._policy is None else partial(self._policy, scenario, node),
-            prefixes=prefixes,
-        )
-
     def alone_s(self, scenario: int, node: int, parallel: ParallelConfig) -> float:
         """Return the seconds a node takes alone, all its inputs there, its engine start included.
 
+        inf if the configuration has no place on the idle cluster.
+
         Raises:
-            InputError: if it does not fit.
+            InputError: if it does not fit in memory.
         """
-        devices = self.problem.cluster.find_devices(range(self.problem.cluster.num_gpus), parallel)
-        if devices is None:
-            return float("inf")
-        costs = self.problem.mode(node, parallel, devices)
-        work = self.works[scenario][node]
-        base = Progress(np.full(len(work.output_tokens), np.inf), np.zeros_like(work.output_tokens))
-        load_s = self.problem.load_s(costs)
-        config = self.problem.engine_config(node, costs)
-        run = run_node(work, base, None, load_s, parallel, config, costs, self.cache)
-        return max((load_s + r.makespan_s for r in run.runs), default=0.0)
+        return self.alone_many_s(scenario, [(node, parallel)])[0]
+
+    def alone_many_s(
+        self, scenario: int, modes: Sequence[tuple[int, ParallelConfig]]
+    ) -> list[float]:
+        """Return :meth:`alone_s` of several nodes and configurations, simulated at once."""
+        cluster = self.problem.cluster
+        found = [cluster.find_devices(range(cluster.num_gpus), p) for _, p in modes]
+        queries = [
+            NodeQuery(
+                scenario,
+                node,
+                parallel,
+                devices[0],
+                self.starts[scenario][node],
+                None,
+                self.problem.load_s(self.problem.mode(node, parallel, devices)),
+            )
+            for (node, parallel), devices in zip(modes, found, strict=True)
+            if devices is not None
+        ]
+        ends = iter(r.end_s for r in self.runs.get_many(queries))
+        return [float("inf") if devices is None else next(ends) for devices in found]
 
     def simulate(self, plan: Plan) -> tuple[PlanTrace, ...]:
         """Carry the plan out in every length scenario.
@@ -130,14 +118,13 @@ class PlanSimulator:
         """
         app, cluster = self.problem.app, self.problem.cluster
         state, rule = SimulationState(self, scenario), RunState()
+        watched = {s.end.node for s in plan.stages if s.end.kind == "node_progress" and s.end.node}
         stage_start: list[float] = []
         stalled = False
         while True:
             rule.finished = state.finished()
             rule.running = {n: a.running for n, a in state.active.items()}
-            end = plan.stages[max(rule.stage, 0)].end
-            if end.kind == "node_progress" and end.node is not None:
-                rule.done_fraction = {end.node: state.done_fraction(app.index(end.node))}
+            rule.done_fraction = {n: state.done_fraction(app.index(n)) for n in watched}
             if len(rule.finished) == len(app.nodes):
                 break
             move = next_transition(plan, cluster, self._upstreams, rule, stalled=stalled)

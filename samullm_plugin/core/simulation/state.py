@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from samullm_plugin.core.parallel import ParallelConfig
 from samullm_plugin.core.plan import Assignment
 from samullm_plugin.core.result import EngineSegment
 from samullm_plugin.core.simulation.node_run import (
@@ -17,6 +18,7 @@ from samullm_plugin.core.simulation.node_run import (
     finished_count,
     untaken_finish_s,
 )
+from samullm_plugin.core.simulation.runs import NodeQuery
 from samullm_plugin.core.transition import Running
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ class ActiveEngine:
         base: what was done of the node before.
         available_s: arrivals the run was simulated with.
         run: the simulation to the node's end.
+        cut: time, progress and run of its last evaluation as if stopped.
     """
 
     running: Running
@@ -43,6 +46,7 @@ class ActiveEngine:
     base: Progress
     available_s: Floats | None
     run: NodeRun
+    cut: tuple[float, NodeRun, Progress, NodeRun] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +81,8 @@ class SimulationState:
     def __init__(self, simulator: PlanSimulator, scenario: int) -> None:
         """Begin at time 0 with nothing running."""
         self._sim, self._scenario = simulator, scenario
-        works = simulator.works[scenario]
         self.clock_s = 0.0
-        self.progress = [
-            Progress(np.full(len(w.output_tokens), np.inf), np.zeros_like(w.output_tokens))
-            for w in works
-        ]
+        self.progress = list(simulator.starts[scenario])
         self.active: dict[str, ActiveEngine] = {}
         self.segments: list[EngineSegment] = []
         self.finish_s: list[Floats] = [p.finish_s for p in self.progress]
@@ -137,7 +137,7 @@ class SimulationState:
             self.progress[node] = Progress(self.finish_s[node], engine.base.generated)
             run = engine.run
         else:
-            self.progress[node], run = engine.run.until(self.clock_s, self._sim.cache)
+            self.progress[node], run = self._cut(engine)
         self.segments.append(
             EngineSegment(
                 name,
@@ -154,6 +154,47 @@ class SimulationState:
             )
         )
 
+    def _query(
+        self, node: int, running: Running, base: Progress, available: Floats | None, ready_s: float
+    ) -> NodeQuery:
+        parallel, device = running.planned.parallel, running.devices[0]
+        return NodeQuery(self._scenario, node, parallel, device, base, available, ready_s)
+
+    def _cut(self, engine: ActiveEngine) -> tuple[Progress, NodeRun]:
+        """Return what an engine has done by now, and its run until now."""
+        if engine.cut is None or engine.cut[0] != self.clock_s or engine.cut[1] is not engine.run:
+            done, run = engine.run.until(self.clock_s, self._sim.cache)
+            engine.cut = self.clock_s, engine.run, done, run
+        return engine.cut[2], engine.cut[3]
+
+    def progress_now(self, node: int) -> Progress:
+        """Return what would be done of a node if its engines stopped now."""
+        engine = self.active.get(self._sim.problem.app.nodes[node].name)
+        return self.progress[node] if engine is None else self._cut(engine)[0]
+
+    def restart_query(
+        self, node: int, parallel: ParallelConfig, device: int, finish_s: Sequence[Floats]
+    ) -> NodeQuery:
+        """Return the query of a node whose engines are started anew now, in this configuration.
+
+        Args:
+            node: index of the node.
+            parallel: parallel sizes.
+            device: one of its devices, for their kind.
+            finish_s: per node, when its requests finish, as far as it is foreseen.
+        """
+        problem = self._sim.problem
+        ready_s = self.clock_s + problem.load_s(problem.mode(node, parallel, (device,)))
+        available = self._sim.works[self._scenario][node].inputs.available_s(finish_s)
+        base = self.progress_now(node)
+        return NodeQuery(self._scenario, node, parallel, device, base, available, ready_s)
+
+    def go_on_query(self, name: str, finish_s: Sequence[Floats]) -> NodeQuery:
+        """Return the query of a node that goes on as it runs now; see :meth:`restart_query`."""
+        engine, node = self.active[name], self._sim.problem.app.index(name)
+        available = self._sim.works[self._scenario][node].inputs.available_s(finish_s)
+        return self._query(node, engine.running, engine.base, available, engine.ready_s)
+
     def refresh(self) -> None:
         """Simulate again, in topological order, every engine whose inputs have changed."""
         app = self._sim.problem.app
@@ -167,9 +208,8 @@ class SimulationState:
                 continue
             if not engine.run.jobs or not _same(available, engine.available_s):
                 engine.available_s = available
-                engine.run = self._sim.run(
-                    self._scenario, i, engine.running, engine.base, available, engine.ready_s
-                )
+                query = self._query(i, engine.running, engine.base, available, engine.ready_s)
+                engine.run = self._sim.runs.get(query)
             self.finish_s[i] = untaken_finish_s(work, available, engine.run.finish_s)
 
     def keep_only(self, assignments: Iterable[Assignment]) -> None:
@@ -217,9 +257,7 @@ class SimulationState:
         """
         self.clock_s = time_s
         for name in [
-            n
-            for n in self.active
-            if self.node_finish_s(self._sim.problem.app.index(n)) <= time_s
+            n for n in self.active if self.node_finish_s(self._sim.problem.app.index(n)) <= time_s
         ]:
             self.stop(name)
 
