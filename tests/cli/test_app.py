@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -144,11 +145,26 @@ def test_the_version_is_printed(capsys) -> None:
     assert capsys.readouterr().out.strip() == version("samullm-plugin")
 
 
-def test_a_reader_that_leaves_is_no_error(samullm) -> None:
-    code = f"{sys.executable} -m samullm_plugin collect-env --json | head -c 1"
-    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "{"
-    assert done.stderr == ""
+def test_a_reader_that_leaves_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "samullm_plugin", "collect-env", "--json"]
+    buffered = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        command, stdout=writer, stderr=subprocess.PIPE, env=buffered, text=True, check=False
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_an_interrupt_while_a_command_is_imported(command, capsys, monkeypatch) -> None:
+    def interrupted(name: str) -> None:
+        raise KeyboardInterrupt
+
+    command(None)
+    monkeypatch.setattr(app, "import_module", interrupted)
+    assert app.main(["fake"]) == 130
+    assert capsys.readouterr().err == "samullm: interrupted\n"
 
 
 def test_messages_are_logged_by_verbosity(command, capsys) -> None:
