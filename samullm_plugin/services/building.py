@@ -140,7 +140,8 @@ def _sample_node(
         node=node.name,
         requests=np.arange(count),
     )
-    return check_lengths(estimator.sample(query, rng, 1), query, 1, estimator.name)[0]
+    lengths: Ints = check_lengths(estimator.sample(query, rng, 1), query, 1, estimator.name)[0]
+    return lengths
 
 
 def check_lengths(sampled: Ints, query: LengthQuery, scenarios: int, name: str) -> Ints:

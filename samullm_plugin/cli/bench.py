@@ -1,0 +1,227 @@
+"""``samullm bench``: applications times schedulers."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from samullm_plugin.cli.output import OutputJson, console, print_table, progress, write_json
+from samullm_plugin.errors import InputError
+
+if TYPE_CHECKING:
+    from samullm_plugin.services.benchmarking import BenchCase, BenchRow
+
+SCHEDULERS = "auto,greedy,exact,max-heuristic,min-heuristic"
+
+
+def bench(
+    apps: Annotated[
+        str | None,
+        typer.Option(
+            help="Applications instead of a suite, separated by spaces: "
+            "'ensembling:requests=1000,max_tokens=256 routing'."
+        ),
+    ] = None,
+    schedulers: Annotated[
+        str, typer.Option(help="Stage schedulers, comma separated.")
+    ] = SCHEDULERS,
+    suite: Annotated[str, typer.Option(help="default, small or full.")] = "default",
+    gpus: Annotated[
+        int | None, typer.Option(help="GPUs of the cluster, instead of each application's own.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Hidden length draws per application.", min=1)] = 3,
+    scenarios: Annotated[
+        int, typer.Option(help="Length scenarios the schedulers plan for.", min=1)
+    ] = 1,
+    shifts: Annotated[
+        str, typer.Option(help="Shifted hidden lengths, comma separated; empty: none.")
+    ] = "longer,sharegpt",
+    exact_limit_s: Annotated[
+        float, typer.Option(help="Seconds exact may search on each application.")
+    ] = 6.0,
+    seed: Annotated[int, typer.Option(help="Seed of lengths and schedulers.")] = 0,
+    output_json: OutputJson = None,
+) -> None:
+    """Compare schedulers on the bundled applications.
+
+    Plans are made for sampled output lengths and carried out on others, which no scheduler saw.
+    """
+    from dataclasses import asdict
+
+    from samullm_plugin.manager import PluginHost
+    from samullm_plugin.services import bench_suites
+    from samullm_plugin.services.benchmarking import run_case
+    from samullm_plugin.services.planning import PlanningOptions
+
+    if gpus is not None and gpus < 1:
+        raise InputError(f"--gpus is {gpus}; a plan needs at least one GPU")
+    start = perf_counter()
+    host = PluginHost.from_settings()
+    names = [s.strip() for s in schedulers.split(",") if s.strip()]
+    if not names:
+        raise InputError("--schedulers is empty; write for example greedy,max-heuristic")
+    for name in names:
+        host.resolve("scheduler", name)
+    texts = apps.split() if apps is not None else list(bench_suites.suite(suite))
+    if not texts:
+        raise InputError("--apps is empty; write for example 'routing'")
+    settings = bench_suites.CaseSettings(
+        scenarios=scenarios,
+        seeds=seeds,
+        shifts=tuple(s.strip() for s in shifts.split(",") if s.strip()),
+        seed=seed,
+        gpus=gpus,
+    )
+
+    def options(name: str) -> PlanningOptions:
+        limited = {"time_limit_s": exact_limit_s} if name == "exact" else {}
+        return PlanningOptions(options=limited, seed=seed)
+
+    cases, rows = [], []
+    with progress("bench", len(texts) * len(names)) as step:
+        for text in texts:
+            case = bench_suites.make_case(host, text, settings)
+            case_rows = run_case(host, case, names, options, partial(_announce, step, text))
+            cases.append(case)
+            rows += case_rows
+            show_case(case, case_rows)
+    wall_s = perf_counter() - start
+    show_summary(rows, names, wall_s)
+    if output_json is not None:
+        write_json(
+            {
+                "rows": [asdict(r) for r in rows],
+                "cases": [
+                    {
+                        "application": c.application,
+                        "num_gpus": c.num_gpus,
+                        "assumptions": c.problem.app.notes,
+                        "latency": c.provenance,
+                    }
+                    for c in cases
+                ],
+                "settings": asdict(settings),
+                "wall_s": wall_s,
+                "cpu_count": os.cpu_count(),
+                "python": sys.version.split()[0],
+            },
+            output_json,
+        )
+
+
+def _announce(step: Callable[[str], None], text: str, name: str) -> None:
+    step(f"{text} {name}")
+
+
+def show_case(case: BenchCase, rows: Sequence[BenchRow]) -> None:
+    """Print one application's table."""
+    shifts = sorted({s for r in rows for s in r.shifted_s})
+    numbers = (
+        "planned s", "realised s", *shifts, "planning s", "total s", "idle", "bound s", "gap",
+        "vs max", "vs min",
+    )  # fmt: skip
+    requests = case.problem.app.num_requests
+    title = (
+        f"{case.application} on {case.num_gpus} GPUs: "
+        f"{len(case.problem.app.nodes)} models, {requests:,} requests"
+    )
+    table = []
+    for r in rows:
+        table.append(
+            (
+                r.scheduler,
+                _status(r),
+                seconds(r.simulated_s),
+                seconds(r.realised_s),
+                *(seconds(r.shifted_s.get(s)) for s in shifts),
+                seconds(r.planning_s),
+                seconds(r.total_s),
+                percent(r.idle_share),
+                seconds(r.bound_s),
+                percent(r.gap),
+                speedup(r.speedup_max),
+                speedup(r.speedup_min),
+            )
+        )
+    print_table(("scheduler", "status", *numbers), table, title=title, numbers=numbers)
+    for r in rows:
+        if r.note:
+            console().print(f"  {r.scheduler}: {r.note}", markup=False, soft_wrap=True)
+        elif r.structure_bound_s is not None:
+            console().print(
+                f"  {r.scheduler}: proven {r.structure_bound_s:.1f} s at least, its plan "
+                f"{_or_dash(r.structure_objective_s)} s, for {r.structure}",
+                markup=False,
+                soft_wrap=True,
+            )
+
+
+def show_summary(rows: Sequence[BenchRow], names: Sequence[str], wall_s: float) -> None:
+    """Print how often each scheduler wins and loses, and what the figures mean."""
+    from statistics import median
+
+    table = []
+    for name in names:
+        mine = [r for r in rows if r.scheduler == name]
+        done = [r for r in mine if r.total_s is not None]
+        over_max = [r.speedup_max for r in done if r.speedup_max is not None]
+        over_min = [r.speedup_min for r in done if r.speedup_min is not None]
+        losses = sum(
+            1 for r in done if any(s is not None and s < 1 for s in (r.speedup_max, r.speedup_min))
+        )
+        table.append(
+            (
+                name,
+                f"{len(done)}/{len(mine)}",
+                sum(1 for r in done if r.status is not None and r.status.value == "optimal"),
+                f"{median(over_max):.2f}x" if over_max else None,
+                f"{median(over_min):.2f}x" if over_min else None,
+                f"{min(over_max):.2f}x" if over_max else None,
+                f"{min(over_min):.2f}x" if over_min else None,
+                losses if over_max or over_min else None,
+            )
+        )
+    columns = (
+        "scheduler", "plans", "proven optimal", "median vs max", "median vs min", "worst vs max",
+        "worst vs min", "losses",
+    )  # fmt: skip
+    print_table(columns, table, title="summary", numbers=columns[1:])
+    console().print(
+        "planned: mean makespan on the lengths the scheduler saw. realised: on hidden draws of the "
+        "same distribution. total: realised plus planning; vs max, vs min: total of the heuristic "
+        "over this total, a loss is marked with !. bound: no plan takes less on the lengths seen; "
+        "gap: planned over bound. All times are simulated, planning excepted.",
+        style="dim",
+    )
+    console().print(f"computed in {wall_s:.1f} s", style="dim")
+
+
+def _status(row: BenchRow) -> str:
+    return "-" if row.status is None else row.status.value
+
+
+def _or_dash(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def seconds(value: float | None) -> str:
+    """Return seconds for a table."""
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if value < 10 else f"{value:,.0f}" if value >= 1000 else f"{value:.1f}"
+
+
+def percent(value: float | None) -> str:
+    """Return a share for a table."""
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def speedup(value: float | None) -> str:
+    """Return a speedup for a table, a loss marked."""
+    return "-" if value is None else f"{value:.2f}x{' !' if value < 1 else ''}"

@@ -1,0 +1,185 @@
+"""What the bench runs: suites of applications, and how one of them becomes a case."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from samullm_plugin.core.cluster import Cluster
+from samullm_plugin.core.costs import ModeCosts
+from samullm_plugin.core.problem import ModeKey
+from samullm_plugin.errors import InputError, suggest
+from samullm_plugin.interfaces.application import ApplicationSource
+from samullm_plugin.interfaces.length import LengthEstimator
+from samullm_plugin.io.gpus import bundled_gpu
+from samullm_plugin.manager import PluginHost
+from samullm_plugin.services.benchmarking import BenchCase, HiddenDraw
+from samullm_plugin.services.building import build_problem, sample_scenarios
+
+SMALL = ("small-1", "small-2", "small-3", "small-4", "small-5")
+"""Instances on which exact proves optimality."""
+
+_CHAINS = tuple(
+    f"chain-summary:documents={d},judges={j},summariser={s}"
+    for s in ("vicuna", "mixtral")
+    for d, j in ((100, 1), (100, 4), (300, 1), (300, 6), (500, 8))
+)
+_FULL = (
+    *(
+        f"ensembling:requests={r},max_tokens={t}"
+        for r, t in ((1000, 256), (5000, 256), (10000, 256), (1000, 512), (10000, 512))
+    ),
+    "routing:known=false",
+    "routing:known=true",
+    *_CHAINS,
+    "mixed:documents=100,requests=5000",
+    "mixed:documents=300,requests=5000",
+    "map-reduce",
+    "vote",
+    "filter-vote",
+)
+SUITES: Mapping[str, tuple[str, ...]] = {
+    "default": (
+        "ensembling:requests=1000,max_tokens=256",
+        "routing",
+        "chain-summary:documents=100,judges=4",
+        "mixed:documents=100,judges=4,requests=5000",
+        *SMALL,
+    ),
+    "small": SMALL,
+    "full": (*_FULL, *(f"{spec}{',' if ':' in spec else ':'}gpus=4" for spec in _FULL), *SMALL),
+}
+"""Suites by name: applications with their options, as on the command line."""
+
+
+@dataclass(frozen=True, slots=True)
+class CaseSettings:
+    """How problems are made.
+
+    Attributes:
+        scenarios: length scenarios the schedulers see.
+        seeds: hidden draws of the same distribution.
+        shifts: names of shifts, see :func:`shifted_estimator`.
+        seed: of everything.
+        estimator: name of the length estimator.
+        latency_model: name of the latency model.
+        gpus: overrides the application's own number of GPUs.
+    """
+
+    scenarios: int = 1
+    seeds: int = 3
+    shifts: tuple[str, ...] = ("longer", "sharegpt")
+    seed: int = 0
+    estimator: str = "ecdf"
+    latency_model: str = "linear"
+    gpus: int | None = None
+
+
+def parse_application(text: str) -> tuple[str, dict[str, str]]:
+    """Return name and options of ``name`` or ``name:key=value,key=value``.
+
+    Raises:
+        InputError: if it is not of that form.
+    """
+    name, _, rest = text.rpartition(":") if "=" in text.rpartition(":")[2] else (text, "", "")
+    options = {}
+    for part in rest.split(",") if rest else ():
+        key, equals, value = part.partition("=")
+        if not equals or not key.strip():
+            raise InputError(
+                f"application {text!r}: {part!r} is not key=value; write for example "
+                "ensembling:requests=1000,max_tokens=256"
+            )
+        options[key.strip()] = value.strip()
+    return name, options
+
+
+def shifted_estimator(host: PluginHost, name: str, estimator: str) -> LengthEstimator:
+    """Return where the lengths of a shift come from.
+
+    ``longer`` and ``shorter`` scale the planner's own distribution by 1.5 and by 2/3; the others
+    are real workloads of other origin: ``sharegpt``, ``azure-conv``, ``azure-code``, ``arxiv``.
+
+    Raises:
+        InputError: naming the shifts there are.
+    """
+    factors = {"longer": 1.5, "shorter": 2.0 / 3.0}
+    if name in factors:
+        return host.create("length-estimator", estimator, {"scale": factors[name]})
+    workloads = ("sharegpt", "azure-conv", "azure-code", "arxiv")
+    if name not in workloads:
+        known = (*factors, *workloads)
+        raise InputError(f"unknown shift {name!r}{suggest(name, known)}; known: {', '.join(known)}")
+    return host.create("length-estimator", "workload", {"workload": name})
+
+
+def bundled_cluster(source: ApplicationSource, gpus: int | None) -> Cluster:
+    """Return the cluster of a bundled application, or the same kind with other GPUs."""
+    cluster = source.cluster()
+    if gpus is None and cluster is not None:
+        return cluster
+    gpu = bundled_gpu("A100-80GB") if cluster is None else cluster.gpus[0]
+    return Cluster.uniform(gpu, 8 if gpus is None else gpus, nvlink=2)
+
+
+def make_case(host: PluginHost, text: str, settings: CaseSettings) -> BenchCase:
+    """Build the problem of a bundled application and the hidden worlds for its plans.
+
+    Raises:
+        InputError: for an unknown application, option, estimator or shift.
+    """
+    name, options = parse_application(text)
+    source = host.create("application", name, options)
+    app = source.build()
+    cluster = bundled_cluster(source, settings.gpus)
+    estimator = host.create("length-estimator", settings.estimator)
+    latency = host.create("latency-model", settings.latency_model)
+    known = source.output_tokens()
+    streams = np.random.SeedSequence([settings.seed, 11]).spawn(2 + len(settings.shifts))
+    problem = build_problem(
+        app,
+        cluster,
+        estimator,
+        latency,
+        scenarios=settings.scenarios,
+        rng=np.random.default_rng(streams[0]),
+        true_lengths=known,
+    )
+    hidden = []
+    if settings.seeds and known is None:
+        draws = sample_scenarios(app, estimator, np.random.default_rng(streams[1]), settings.seeds)
+        hidden.append(HiddenDraw("same", problem.with_scenarios(draws)))
+        for shift, stream in zip(settings.shifts, streams[2:], strict=True):
+            other = shifted_estimator(host, shift, settings.estimator)
+            draws = sample_scenarios(app, other, np.random.default_rng(stream), settings.seeds)
+            hidden.append(HiddenDraw(shift, problem.with_scenarios(draws)))
+    elif known is not None:  # nothing is hidden: plans are carried out on what is known
+        hidden.append(HiddenDraw("same", problem))
+    rests = {n.model.name: _provenance(problem.costs[i]) for i, n in enumerate(app.nodes)}
+    return BenchCase(text, cluster.num_gpus, problem, tuple(hidden), rests)
+
+
+def _provenance(costs: Mapping[ModeKey, ModeCosts]) -> str:
+    """Return what the latencies of a node's model rest on, in one line."""
+    parts: dict[str, list[str]] = {}
+    for key, mode in costs.items():
+        origin = mode.provenance
+        error = "" if origin.error_pct is None else f" ±{origin.error_pct:.1f} %"
+        sizes = parts.setdefault(f"{origin.kind}{error}", [])
+        sizes.append(f"tp{key.tensor_parallel_size}")
+    return "; ".join(f"{kind} ({', '.join(where)})" for kind, where in parts.items())
+
+
+def suite(name: str) -> Sequence[str]:
+    """Return the applications of a suite.
+
+    Raises:
+        InputError: naming the suites there are.
+    """
+    if name not in SUITES:
+        raise InputError(
+            f"--suite: unknown suite {name!r}{suggest(name, SUITES)}; known: {', '.join(SUITES)}"
+        )
+    return SUITES[name]
