@@ -9,21 +9,28 @@ Two arguments, both from the iteration latencies themselves:
   devices.
 
 A plan may mix parallel sizes within a node, so the device seconds per token, per iteration and per
-token of context are each taken at their cheapest size.
+token of context are each taken at their cheapest size. It may also preempt a request at any moment:
+then one decode step is replaced by a prefill of everything so far, which may be the cheaper of the
+two where reading context is dear.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from samullm_plugin.core.costs import ModeCosts
 from samullm_plugin.core.engine.config import EngineConfig
-from samullm_plugin.core.engine.latency import Floats, StepLatency
+from samullm_plugin.core.engine.latency import Floats, StepLatency, StepModel
 from samullm_plugin.core.problem import Problem
 from samullm_plugin.core.scenarios import LengthScenario
+
+MIXED = 1 / 16
+"""Weight of the steepest line in the mixed ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,15 +110,17 @@ def _work(problem: Problem, scenario: LengthScenario, node: int) -> _Work:
     )
 
 
-def _hull(values: Floats) -> list[tuple[float, float]]:
+def _hull(values: Floats, knots: tuple[float, ...]) -> list[tuple[float, float]]:
     """Return (intercept, slope) of lines that lie nowhere above ``values`` at 1, 2, ...
 
-    Only lines with a non-negative intercept and slope, so that more iterations or more tokens
+    ``values`` is linear between ``knots``. Only lines with a non-negative intercept and slope, so that more iterations or more tokens
     never lower the bound; the flat line through the smallest value is always among them.
     """
     lines = [(max(0.0, float(values.min())), 0.0)]
     hull: list[int] = []
-    for i in range(len(values)):
+    around = {int(f(k)) - 1 for k in knots for f in (np.floor, np.ceil)}
+    corners = sorted({0, len(values) - 1} | {i for i in around if 0 <= i < len(values)})
+    for i in corners:
         while len(hull) > 1:
             a, b = hull[-2], hull[-1]
             if (values[b] - values[a]) * (i - a) >= (values[i] - values[a]) * (b - a):
@@ -119,25 +128,45 @@ def _hull(values: Floats) -> list[tuple[float, float]]:
             else:
                 break
         hull.append(i)
-    for a, b in zip(hull, hull[1:], strict=False):
+    for a, b in pairwise(hull):
         slope = float(values[b] - values[a]) / (b - a)
         intercept = float(values[a]) - slope * (a + 1)
         if slope > 0 and intercept >= 0:
             lines.append((intercept, slope))
-    slope = float((values / np.arange(1, len(values) + 1)).min())
-    lines.append((0.0, max(0.0, slope)))
-    return lines
+    steepest = max(0.0, float((values / np.arange(1, len(values) + 1)).min()))
+    # A little of the steepest makes up for context that recomputation may save.
+    mixed = [(a * (1 - MIXED), b * (1 - MIXED) + steepest * MIXED) for a, b in lines]
+    return [*lines, *mixed, (0.0, steepest)]
 
 
-def _tables(latency: StepLatency, config: EngineConfig) -> tuple[Floats, Floats]:
-    """Return seconds by scheduled tokens and by sequences, at 1, 2, ..."""
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    """Seconds of the parts of an iteration, at 1, 2, ... tokens or sequences.
+
+    Attributes:
+        tokens: device seconds by scheduled tokens, what prefills may save taken off.
+        seqs: device seconds by sequences.
+        host: host seconds by sequences that are not hidden behind the device.
+        launch: least device seconds of any iteration.
+    """
+
+    tokens: Floats
+    seqs: Floats
+    host: Floats
+    launch: float
+
+
+def _tables(latency: StepLatency, config: EngineConfig) -> _Tables:
     tokens = latency.by_tokens.table(config.max_num_batched_tokens)[1:]
-    if latency.prefill_token_s < 0:  # prefill tokens are at most all scheduled tokens
-        tokens = tokens + latency.prefill_token_s * np.arange(1, len(tokens) + 1)
+    credit = min(0.0, latency.prefill_token_s) + min(0.0, latency.prefill_seq_s)
+    if credit < 0:  # prefill tokens and sequences are at most all scheduled tokens
+        tokens = tokens + credit * np.arange(1, len(tokens) + 1)
     seqs = latency.by_seqs.table(config.max_num_seqs)[1:]
-    if not latency.overlap_host:
-        seqs = seqs + latency.host_by_seqs.table(config.max_num_seqs)[1:]
-    return tokens, seqs
+    host = latency.host_by_seqs.table(config.max_num_seqs)[1:]
+    if latency.overlap_host:
+        host = np.zeros_like(host)
+    launch = max(0.0, min(latency.launch_s, latency.prefill_launch_s))
+    return _Tables(tokens, seqs, host, launch)
 
 
 def _device_seconds(problem: Problem, scenario: LengthScenario, node: int) -> float:
@@ -147,7 +176,7 @@ def _device_seconds(problem: Problem, scenario: LengthScenario, node: int) -> fl
     load = min(size * problem.load_s(costs) for size, costs, _ in modes)
     if work.requests == 0:
         return 0.0
-    per_mode = [_unit_costs(size, costs, config) for size, costs, config in modes]
+    per_mode = [_unit_costs(size, costs.latency, config) for size, costs, config in modes]
     best = 0.0
     # One choice of lines for all sizes gives costs per unit of work; the cheapest size of each
     # unit is what any mixture costs at least.
@@ -158,37 +187,44 @@ def _device_seconds(problem: Problem, scenario: LengthScenario, node: int) -> fl
     return load + best
 
 
-def _unit_costs(size: int, costs: ModeCosts, config: EngineConfig) -> list[NDArray[np.float64]]:
+@lru_cache(maxsize=1024)
+def _unit_costs(size: int, latency: StepModel, config: EngineConfig) -> list[NDArray[np.float64]]:
     """Return device seconds per decode token, prefill token, context token, request and pair.
 
     Several variants, each valid: a line under the table of seconds by tokens, and what the number
     of iterations is bounded by (sequences at once, or KV-cache capacity).
     """
-    latency = costs.latency
     if not isinstance(latency, StepLatency):
         return [np.zeros(5)]
-    tokens, seqs = _tables(latency, config)
+    tables = _tables(latency, config)
+    per_row = np.arange(1, len(tables.seqs) + 1)
+    both = tables.seqs + tables.host
+    seq_floor = max(0.0, float(both.min()))
+    seq_slope = max(0.0, float((both / per_row).min()))
+    launch = tables.launch + max(0.0, float(tables.host.min()))
     capacity = (config.num_blocks - 1) * config.block_size
-    seq_floor = float(seqs.min())
-    seq_slope = max(0.0, float((seqs / np.arange(1, len(seqs) + 1)).min()))
+    caching = config.enable_prefix_caching
     variants = []
-    for intercept, slope in _hull(tokens):
-        base = intercept + max(0.0, seq_floor)
-        common = np.array(
-            [
-                slope,
-                slope + max(0.0, latency.prefill_token_s),
-                max(0.0, latency.context_token_s),
-                0.0,
-                max(0.0, latency.prefill_pair_s),
-            ]
-        )
-        by_seqs = common + np.array([base / config.max_num_seqs, 0, 0, 0, 0])
-        by_memory = common + np.array([0, 0, base / capacity, 0, 0])
-        by_rows = common + np.array(
-            [intercept / config.max_num_seqs + seq_slope, 0, 0, seq_slope, 0]
-        )
-        variants += [by_seqs, by_memory, by_rows]
+
+    def add(intercept: float, units: NDArray[np.float64]) -> None:
+        """Add ``units`` with ``intercept`` per iteration, by each bound on their number."""
+        variants.append(units + np.array([intercept / config.max_num_seqs, 0, 0, 0, 0]))
+        if not caching:  # cached blocks count for several sequences at once
+            variants.append(units + np.array([0, 0, intercept / capacity, 0, 0]))
+
+    add(launch, np.zeros(5))
+    for intercept, slope in _hull(tables.tokens, latency.by_tokens.knots):
+        prefill_token_s = slope + max(0.0, latency.prefill_token_s)
+        prefill_pair_s = max(0.0, latency.prefill_pair_s)
+        # A request that is resumed with n tokens computes n - 1 that were computed before (n >= 2)
+        # instead of reading n; of cached ones it makes n pairs.
+        resumed_s = prefill_pair_s if caching else prefill_token_s / 2 + prefill_pair_s
+        context_s = max(0.0, min(latency.context_token_s, resumed_s))
+        prefill_seq_s = max(0.0, latency.prefill_seq_s)
+        units = np.array([slope, prefill_token_s, context_s, prefill_seq_s, prefill_pair_s])
+        add(intercept + seq_floor, units)
+        per_seq = units + np.array([seq_slope, 0, 0, seq_slope, 0])
+        add(intercept, per_seq)
     return [size * v for v in variants]
 
 
@@ -211,25 +247,53 @@ def _critical_path_s(problem: Problem, scenario: LengthScenario) -> float:
             np.maximum.at(ready, rows[part], finish[source][table.input_request[part]])
         finish[i] = ready + np.where(taken, alone, 0.0)
         for r, q in zip(rows[own], table.input_request[own], strict=True):  # earlier ones first
-            start = max(ready[r], finish[i][q])
-            finish[i][r] = max(finish[i][r], start + (alone[r] if taken[r] else 0.0))
+            if taken[r] and taken[q]:
+                start = max(ready[r], finish[i][q])
+                finish[i][r] = max(finish[i][r], start + alone[r])
     return float(max(f.max() for f in finish))
 
 
-def _alone_s(
-    scenario: LengthScenario, node: int, latency: object, config: EngineConfig
-) -> Floats:
+def _alone_s(scenario: LengthScenario, node: int, latency: object, config: EngineConfig) -> Floats:
     """Return the least seconds of each request with an engine for itself, shape ``(n,)``."""
-    prompts = scenario.prompt_tokens[node].astype(np.float64)
-    outputs = scenario.output_tokens[node].astype(np.float64)
+    prompts = scenario.prompt_tokens[node]
+    outputs = scenario.output_tokens[node]
     if not isinstance(latency, StepLatency):
         return np.zeros(len(prompts))
-    tokens, seqs = _tables(latency, config)
-    step = max(0.0, float(tokens.min())) + max(0.0, float(seqs.min()))
-    per_context = max(latency.context_token_s, latency.longest_token_s, 0.0)
+    step_s = _least_step_s(latency, config)
+    so_far = np.concatenate(([0.0], np.cumsum(step_s)))  # at n: the steps of lengths 1 to n
     decode = np.maximum(outputs - 1, 0)
-    context = decode * prompts + decode * (decode + 1) / 2
-    prefill_steps = 1.0 if config.enable_prefix_caching else np.ceil(
-        prompts / config.max_num_batched_tokens
+    prefill_steps = (
+        1.0 if config.enable_prefix_caching else np.ceil(prompts / config.max_num_batched_tokens)
     )
-    return np.asarray((prefill_steps + decode) * step + per_context * context)
+    ends = np.minimum(prompts + decode, len(step_s))
+    generate_s = so_far[ends] - so_far[np.minimum(prompts, ends)]
+    return np.asarray(prefill_steps * step_s[0] + generate_s)
+
+
+@lru_cache(maxsize=1024)
+def _least_step_s(latency: StepLatency, config: EngineConfig) -> Floats:
+    """Return the least seconds of an iteration that lengthens a sequence, by its length.
+
+    At ``n - 1``: the sequence has ``n`` tokens including the one computed; it decodes, or it was
+    preempted and is computed anew. Shape ``(max_model_len,)``, not decreasing.
+    """
+    tables = _tables(latency, config)
+    lengths = np.arange(1, config.max_model_len + 1)
+    lone_s = latency.longest_token_s if latency.longest_over_seqs < 1 else 0.0
+    read_s = max(latency.context_token_s, lone_s, 0.0) * lengths
+    least = np.minimum.accumulate(tables.tokens[::-1])[::-1]  # of at least so many tokens
+    floor_s = max(0.0, float(least[0]))
+    pairs_s = max(0.0, latency.prefill_pair_s)
+    if config.enable_prefix_caching:
+        again_s = pairs_s * lengths
+    else:
+        # In one iteration with at least so many tokens, or in several.
+        at_once = np.minimum(lengths, len(least))
+        again_s = np.minimum(np.maximum(least[at_once - 1] - floor_s, 0.0), floor_s)
+        again_s += max(0.0, latency.prefill_token_s) * lengths
+        again_s += pairs_s * lengths * (lengths + 1) / 2
+        again_s[lengths > 1] = np.minimum.accumulate(again_s[:0:-1])[::-1]
+    seqs_s = max(0.0, float(tables.seqs.min()))
+    work_s = floor_s + seqs_s + np.minimum(read_s, again_s)
+    host_s = max(0.0, float(tables.host.min()))
+    return np.maximum(work_s, tables.launch) + host_s

@@ -38,9 +38,9 @@ def verify(problem: Problem, plan: Plan) -> tuple[Violation, ...]:
     Rules: known nodes and devices, no device held twice in a stage, as many devices of one kind as
     the parallel sizes say (``devices``, ``shape``); each replica within one machine and its
     tensor-parallel groups within NVLink groups (``nvlink``); weights and one longest sequence fit
-    (``memory``);
-    every upstream node starts in the same or an earlier stage and is not paused while a consumer
-    that needs it runs to its end (``precedence``); every node is assigned (``completeness``).
+    (``memory``); every upstream node starts in the same or an earlier stage and is not paused while
+    a consumer that needs it runs to its end (``precedence``); every node is assigned
+    (``completeness``).
     """
     found: list[Violation] = []
     if not plan.stages:
@@ -142,7 +142,7 @@ def _precedence(problem: Problem, plan: Plan) -> list[Violation]:
     """
     found: list[Violation] = []
     app = problem.app
-    first = {}
+    first: dict[str, int] = {}
     for number, stage in enumerate(plan.stages):
         for assignment in stage.assignments:
             first.setdefault(assignment.node, number)

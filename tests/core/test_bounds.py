@@ -1,0 +1,57 @@
+"""No plan beats the lower bound, whatever it mixes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from samullm_plugin.core.application import EngineOptions
+from samullm_plugin.core.bounds import lower_bound
+from samullm_plugin.core.parallel import ParallelConfig
+from samullm_plugin.core.plan import Assignment, Plan, Stage
+from samullm_plugin.core.simulation import PlanSimulator
+from samullm_plugin.testing.factories import TestNode, make_problem
+from samullm_plugin.testing.strategies import plans, problems
+
+ONE = ParallelConfig()
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_no_plan_beats_the_bound(data: st.DataObject) -> None:
+    problem = data.draw(problems())
+    plan = data.draw(plans(problem))
+    makespan_s = PlanSimulator(problem).simulate_scenario(plan, 0).makespan_s
+    bound = lower_bound(problem, problem.scenarios[0])
+    assert bound.value_s <= makespan_s * (1 + 1e-9) + 1e-9
+
+
+def one_engine(node: TestNode) -> tuple[float, float]:
+    problem = make_problem([node], 1, nvlink=1)
+    plan = Plan((Stage((Assignment(node.name, ONE, (0,)),)),))
+    bound = lower_bound(problem, problem.scenarios[0])
+    return bound.value_s, PlanSimulator(problem).simulate_scenario(plan, 0).makespan_s
+
+
+def test_a_chain_of_requests_is_its_critical_path() -> None:
+    chain = TestNode("a", [10] * 3, [5, 6, 7], [[], [(0, 0)], [(0, 1)]], step_s=2.0, load_s=10.0)
+    bound, makespan = one_engine(chain)
+    assert makespan == pytest.approx(10 + 2 * (5 + 6 + 7))
+    assert bound == pytest.approx(makespan)
+
+
+def test_full_batches_are_their_device_seconds() -> None:
+    engine = EngineOptions(max_num_seqs=4, async_scheduling=False)
+    node = TestNode("a", [4] * 40, [50] * 40, step_s=1.0, load_s=0.0, engine=engine)
+    bound, makespan = one_engine(node)
+    assert bound >= 0.95 * makespan
+
+
+def test_untaken_requests_cost_nothing() -> None:
+    node = TestNode("a", [4, 4], [50, 5], taken=[False, True], load_s=1.0)
+    problem = make_problem([node], 1, nvlink=1)
+    bound = lower_bound(problem, problem.scenarios[0])
+    assert bound.value_s == pytest.approx(6.0)
+    assert np.isfinite(bound.device_s)
