@@ -1,0 +1,59 @@
+"""The simulation schedules at every step what vLLM's own scheduler schedules.
+
+``python -m tests.conformance --count 5000`` does the same at greater length.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from samullm_plugin.core.engine import CHECKED_VLLM_VERSIONS
+from tests.conformance.compare import Case, compare, simulate
+from tests.conformance.workloads import named_cases
+
+NAMED = named_cases()
+
+pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]  # vLLM's own warnings
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_named_case(name: str) -> None:
+    result = compare(NAMED[name])
+    assert result.difference is None
+    assert result.steps > 0
+    assert result.never_fits == name.startswith("never fits")
+    if "many times over" in name:
+        assert result.preemptions > 100
+
+
+@pytest.mark.slow
+def test_random_workloads(capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.conformance.__main__ import compare_random
+
+    done = compare_random(count=600, start=2026)
+    with capsys.disabled():
+        print(
+            f" {len(done)} workloads, {sum(r.steps for r in done)} steps, "
+            f"{sum(r.preemptions for r in done)} preemptions, no difference ",
+            end="",
+        )
+    assert len(done) >= 500
+    assert sum(r.preemptions for r in done) > 1000
+    assert sum(r.never_fits for r in done) > 10
+
+
+def test_checked_versions_name_the_installed_one() -> None:
+    import vllm
+
+    assert vllm.__version__ in CHECKED_VLLM_VERSIONS, "run python -m tests.conformance, then add it"
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_leaping_changes_nothing(name: str) -> None:
+    """Without recorded steps, undisturbed decode steps are run without touching sequences."""
+    case: Case = NAMED[name]
+    recorded, _ = simulate(case)
+    leaping, _ = simulate(case, record_steps=False)
+    assert leaping.finish_s.tolist() == recorded.finish_s.tolist()
+    assert leaping.num_steps == recorded.num_steps
+    assert leaping.num_preemptions == recorded.num_preemptions
