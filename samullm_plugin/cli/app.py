@@ -180,7 +180,7 @@ def _explain(error: Exception) -> tuple[str, int]:
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # typer: wrong usage
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "samullm"
-        return f"{error.format_message()} (see `{path} --help`)", error.exit_code
+        return f"{error.format_message().rstrip('.')} (see `{path} --help`)", error.exit_code
     if isinstance(error, typer.Abort):
         return "aborted", 1
     pydantic = sys.modules.get("pydantic")

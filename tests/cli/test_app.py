@@ -111,10 +111,9 @@ def test_a_traceback_is_shown_on_demand_wherever_asked(command, capsys) -> None:
 def test_wrong_usage(command, capsys) -> None:
     command(lambda: None)
     assert app.main(["fake", "--frobnicate"]) == 2
-    assert (
-        capsys.readouterr().err
-        == "samullm: No such option: --frobnicate (see `samullm fake --help`)\n"
-    )
+    message = capsys.readouterr().err
+    assert message.startswith("samullm: No such option")
+    assert message.endswith(" (see `samullm fake --help`)\n")
     assert app.main(["--frobnicate"]) == 2
     assert "No such option" in capsys.readouterr().err
 
