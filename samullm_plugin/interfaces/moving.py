@@ -23,7 +23,6 @@ CARRIED = frozenset(
         "allowed_token_ids",
         "detokenize",
         "flat_logprobs",
-        "frequency_penalty",  # engines are told which prompt tokens were output
         "ignore_eos",
         "include_stop_str_in_output",
         "logit_bias",
@@ -34,9 +33,8 @@ CARRIED = frozenset(
         "min_tokens",  # lowered by what was generated
         "n",
         "output_kind",
-        "presence_penalty",  # as frequency_penalty
         "repetition_penalty",  # looks at prompt and output alike
-        "seed",  # see _NEEDS_RESTART for temperatures above zero
+        "seed",  # with random sampling it restarts, see below
         "skip_reading_prefix_cache",
         "skip_special_tokens",
         "spaces_between_special_tokens",
@@ -54,7 +52,9 @@ CARRIED = frozenset(
 RESTARTED = frozenset(
     {
         "bad_words",  # a sequence of tokens may lie across the cut
+        "frequency_penalty",  # looks at the output only
         "guided_decoding",  # the grammar's state is lost
+        "presence_penalty",  # looks at the output only
         "prompt_logprob_start",
         "prompt_logprob_token_ids",
         "prompt_logprobs",  # the prompt is another one
@@ -91,9 +91,6 @@ def move_rule(sampling: Mapping[str, object]) -> MoveRule:
     random = sampling.get("temperature", 1.0) != 0
     if random and "seed" in given:
         return "restart"  # the random numbers drawn so far cannot be drawn again from here
-    penalties = given.keys() & {"frequency_penalty", "presence_penalty"}
-    if penalties and "repetition_penalty" in given:
-        return "restart"  # vLLM applies the repetition penalty between the carried and its own
     if "stop" in given and "min_tokens" in given:
         return "restart"  # where the search for stop strings began is lost
     return "carry"

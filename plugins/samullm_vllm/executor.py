@@ -1,0 +1,400 @@
+"""Engines in processes of their own: start, feed, watch and stop them."""
+
+from __future__ import annotations
+
+import logging
+import re
+import selectors
+import shutil
+import tempfile
+import threading
+import time
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from samullm_plugin import (
+    Cluster,
+    EngineEvent,
+    EngineRequest,
+    EngineSpec,
+    Executor,
+    ModelSpec,
+    RequestOutput,
+    RunError,
+)
+from samullm_plugin.core.engine import StepTable
+from samullm_plugin.core.engine.latency import Floats
+from samullm_plugin.interfaces.moving import move_rule
+from samullm_vllm import weights
+from samullm_vllm.channel import ChannelClosedError
+from samullm_vllm.launching import Launcher, exit_reason
+from samullm_vllm.processes import kill, wait_gone
+from samullm_vllm.protocol import (
+    Asleep,
+    Beat,
+    Fault,
+    Finished,
+    Message,
+    ProtocolError,
+    Ready,
+    Start,
+    Stop,
+    Stopped,
+    Submit,
+)
+from samullm_vllm.replica import Phase, Replica
+
+logger = logging.getLogger(__name__)
+
+_TICK_S = 0.2
+_STATUS_WAIT_S = 0.2
+_END_S = 2.0
+
+
+class ProcessOptions(BaseModel):
+    """Options of executors whose engines are processes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    hang_timeout_s: float = Field(
+        default=120.0,
+        gt=0,
+        description="An engine that gives no sign of life for so long has failed. Must exceed "
+        "its longest iteration.",
+    )
+    load_timeout_s: float = Field(
+        default=1800.0, gt=0, description="An engine that is not ready after so long has failed."
+    )
+    stop_timeout_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="An engine that does not report its unfinished requests within this time is "
+        "killed; they then continue from what was last heard of them.",
+    )
+    heartbeat_s: float = Field(
+        default=0.25, gt=0, description="Seconds between an engine's signs of life."
+    )
+
+
+class ProcessExecutor(Executor):
+    """Base of the executors whose engines are processes."""
+
+    Config: ClassVar[type[BaseModel]] = ProcessOptions
+    time_scale = 1.0
+    _launcher: Launcher | None = None
+
+    def __init__(self, config: BaseModel | None = None) -> None:
+        """Keep the options; nothing is started before ``open``."""
+        super().__init__(config)
+        self._replicas: dict[str, Replica] = {}
+        self._events: list[EngineEvent] = []
+        self._selector = selectors.DefaultSelector()
+        self._origin_s = self._pumped_s = time.monotonic()
+        self._scratch: Path | None = None
+        self._log_dir: Path | None = None
+        self._files: list[IO[bytes]] = []
+        self._started = 0
+
+    @property
+    def options(self) -> ProcessOptions:
+        """Return the options."""
+        assert isinstance(self.config, ProcessOptions)
+        return self.config
+
+    @abstractmethod
+    def _prepare(self, cluster: Cluster) -> None:
+        """Check that the cluster is to be had here."""
+
+    @abstractmethod
+    def _make_launcher(self, log: IO[bytes], environment: Mapping[str, str]) -> Launcher:
+        """Return what starts engines."""
+
+    @abstractmethod
+    def _device_names(self, spec: EngineSpec) -> list[str]:
+        """Return the physical devices of a replica."""
+
+    @abstractmethod
+    def _start_message(self, spec: EngineSpec, rendezvous: str) -> Start:
+        """Return what a replica's engine is told first."""
+
+    def _request(self, spec: EngineSpec, request: EngineRequest) -> EngineRequest:
+        """Return a request as the engine gets it."""
+        return request
+
+    def open(self, cluster: Cluster, run_dir: Path | None) -> None:
+        """Prepare for a run; each engine's log goes to ``run_dir/logs``.
+
+        Raises:
+            InputError: if vLLM or the devices are missing, with the remedy.
+        """
+        self._prepare(cluster)
+        self._scratch = Path(tempfile.mkdtemp(prefix="samullm-"))
+        self._log_dir = (run_dir or self._scratch) / "logs"
+        self._log_dir.mkdir(parents=True, exist_ok=True)
+        self._launcher = self._make_launcher(
+            self._open_log("engines"), {"TMPDIR": str(self._scratch)}
+        )
+        self._register_launcher()
+        self._origin_s = self._pumped_s = time.monotonic()
+
+    def _open_log(self, name: str) -> IO[bytes]:
+        assert self._log_dir is not None
+        safe = re.sub(r"[^\w.-]+", "_", name)
+        file = (self._log_dir / f"{safe}.log").open("ab")
+        self._files.append(file)
+        return file
+
+    def _register_launcher(self) -> None:
+        for number in self._running.filenos():
+            self._selector.register(number, selectors.EVENT_READ, None)
+
+    @property
+    def _running(self) -> Launcher:
+        """Return the launcher.
+
+        Raises:
+            RunError: before ``open`` and after ``close``.
+        """
+        if self._launcher is None:
+            raise RunError(f"executor {self.name}: it is not open")
+        return self._launcher
+
+    def now_s(self) -> float:
+        """Return the seconds since ``open``."""
+        return (time.monotonic() - self._origin_s) / self.time_scale
+
+    def _replica(self, key: str) -> Replica:
+        if key not in self._replicas:
+            raise RunError(f"executor {self.name}: there is no engine {key!r}")
+        return self._replicas[key]
+
+    def prefetch(self, model: ModelSpec) -> None:
+        """Read the weights' files into the page cache, in the background."""
+        threading.Thread(
+            target=weights.read_ahead, args=(model.path or model.name,), daemon=True
+        ).start()
+
+    def start_engine(self, spec: EngineSpec) -> None:
+        """Begin to start a replica; a ``ready`` or ``failed`` event follows."""
+        if spec.key in self._replicas:
+            raise RunError(f"executor {self.name}: there is an engine {spec.key!r} already")
+        self.check([spec.model])
+        before = set(self._running.filenos())
+        log = self._open_log(spec.key)
+        self._started += 1
+        start = self._start_message(spec, f"{self._scratch}/ranks-{self._started}")
+        launched = self._running.launch(spec.key, self._device_names(spec), start.num_ranks, log)
+        for number in set(self._running.filenos()) - before:  # it had to be started again
+            self._selector.register(number, selectors.EVENT_READ, None)
+        replica = Replica(spec, launched, log.name)
+        self._replicas[spec.key] = replica
+        self._selector.register(launched.channel, selectors.EVENT_READ, replica)
+        self._send(replica, start)
+
+    def submit(self, key: str, requests: Sequence[EngineRequest]) -> None:
+        """Give requests to a replica, which may still be starting."""
+        replica = self._replica(key)
+        replica.submitted(requests)
+        if replica.phase != "failed":
+            given = tuple(self._request(replica.spec, r) for r in requests)
+            self._send(replica, Submit(given))
+
+    def poll(self, timeout_s: float) -> Sequence[EngineEvent]:
+        """Return what has happened, waiting up to ``timeout_s`` for the first event."""
+        deadline_s = time.monotonic() + timeout_s * self.time_scale
+        self._pump(0.0)
+        while not self._events:
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                break
+            self._pump(min(left_s, _TICK_S))
+        events, self._events = self._events, []
+        return events
+
+    def progress(self, key: str) -> Mapping[int, int]:
+        """Return how many tokens each unfinished request has generated, as last heard."""
+        return {r: len(ids) for r, ids in self._replica(key).tokens.items()}
+
+    def take_steps(self, key: str) -> tuple[StepTable, Floats] | None:
+        """Return the iterations a replica has run since the last call, and their seconds."""
+        steps, seconds = self._replica(key).take_steps()
+        return steps, seconds / self.time_scale
+
+    def stop_engine(self, key: str) -> Sequence[RequestOutput]:
+        """Stop a replica; return its unfinished requests' tokens so far.
+
+        Requests that cannot be carried over (see ``move_rule``) come back with nothing generated.
+        The processes are gone when this returns.
+        """
+        replica = self._replica(key)
+        if replica.phase == "ready" and replica.unfinished:
+            self._send(replica, Stop())
+            if self._wait(replica, "stopped", self.options.stop_timeout_s):
+                wait_gone(replica.launched.processes, _END_S)
+        self._end(replica)
+        del self._replicas[key]
+        return [self._movable(replica, o) for o in replica.cut_off()]
+
+    def _wait(self, replica: Replica, phase: Phase, timeout_s: float) -> bool:
+        """Wait until a replica is in a phase or has failed; return whether it is."""
+        deadline_s = time.monotonic() + timeout_s
+        while replica.phase not in (phase, "failed") and time.monotonic() < deadline_s:
+            self._pump(min(_TICK_S, max(0.0, deadline_s - time.monotonic())))
+        return replica.phase == phase
+
+    @staticmethod
+    def _movable(replica: Replica, output: RequestOutput) -> RequestOutput:
+        if move_rule(replica.unfinished[output.request].sampling) == "carry":
+            return output
+        return RequestOutput(output.request, 0, ())
+
+    def close(self) -> None:
+        """Kill every engine and remove what they left; safe to call twice."""
+        for replica in self._replicas.values():
+            kill(replica.launched.processes)
+        if self._launcher is not None:
+            self._launcher.close()  # also ends engines whose ids are not known yet
+            self._launcher = None
+        for replica in self._replicas.values():
+            replica.launched.channel.close()
+        self._replicas.clear()
+        self._selector.close()
+        self._selector = selectors.DefaultSelector()
+        for file in self._files:
+            file.close()
+        self._files.clear()
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch = None
+
+    def _send(self, replica: Replica, message: Message) -> None:
+        """Send, as far as the engine's process is there to take it."""
+        try:
+            replica.launched.channel.send(message)
+        except ChannelClosedError:
+            return  # reading will find out, and first what it still had to say
+        self._watch(replica)
+
+    def _watch(self, replica: Replica) -> None:
+        """Wait for the channel to take more, if something is left to send."""
+        if replica.launched.channel.fileno() < 0:
+            return
+        wanted = selectors.EVENT_READ
+        if replica.launched.channel.wants_write:
+            wanted |= selectors.EVENT_WRITE
+        if self._selector.get_key(replica.launched.channel).events != wanted:
+            self._selector.modify(replica.launched.channel, wanted, replica)
+
+    def _pump(self, timeout_s: float) -> None:
+        """Take in what has arrived, waiting so long for something, and find what has failed."""
+        for selected, mask in self._selector.select(timeout_s):
+            replica = selected.data
+            if replica is None:
+                self._update_launcher(selected.fd)
+                continue
+            if replica.phase in ("failed", "stopped"):
+                continue
+            if mask & selectors.EVENT_WRITE:
+                self._flush(replica)
+            if mask & selectors.EVENT_READ:
+                self._read(replica)
+        now_s = time.monotonic()
+        listened_s = min(now_s - self._pumped_s, 2 * _TICK_S)
+        self._pumped_s = now_s
+        self._running.update()
+        for replica in self._replicas.values():
+            self._check_alive(replica, listened_s)
+
+    def _update_launcher(self, number: int) -> None:
+        self._running.update()
+        if number not in self._running.filenos():
+            self._selector.unregister(number)
+
+    def _flush(self, replica: Replica) -> None:
+        try:
+            replica.launched.channel.flush()
+        except ChannelClosedError:
+            return
+        self._watch(replica)
+
+    def _read(self, replica: Replica) -> None:
+        try:
+            messages = replica.launched.channel.receive()
+        except ChannelClosedError:
+            self._fail(replica, exit_reason(replica.launched, _STATUS_WAIT_S, self._running))
+            return
+        except ProtocolError as error:
+            self._fail(replica, f"it sent {error}")
+            return
+        for message in messages:
+            replica.silent_s = 0.0
+            self._take(replica, message)
+
+    def _take(self, replica: Replica, message: Message) -> None:
+        key, now_s = replica.spec.key, self.now_s()
+        if isinstance(message, Ready):
+            replica.phase = "ready"
+            self._events.append(EngineEvent(key, "ready", now_s))
+        elif isinstance(message, Finished):
+            if outputs := replica.finished(message.outputs):
+                self._events.append(EngineEvent(key, "finished", now_s, outputs))
+        elif isinstance(message, Beat):
+            replica.heard(message)
+        elif isinstance(message, Stopped):
+            replica.snapshot = message.outputs
+            replica.phase = "stopped"
+        elif isinstance(message, Asleep):
+            replica.phase = "asleep"
+        elif isinstance(message, Fault):
+            self._fail(replica, message.reason)
+        else:
+            self._fail(replica, f"it sent {type(message).__name__}")
+
+    def _check_alive(self, replica: Replica, listened_s: float) -> None:
+        """Find an engine of which a process has ended or nothing is heard."""
+        if replica.phase in ("failed", "stopped"):
+            return
+        if replica.launched.exited or replica.launched.lost:
+            self._read(replica)  # it may have said why
+            if replica.phase not in ("failed", "stopped"):
+                self._fail(replica, exit_reason(replica.launched, 0.0, self._running))
+            return
+        replica.silent_s += listened_s
+        if replica.phase == "starting" and replica.silent_s > self.options.load_timeout_s:
+            self._fail(replica, f"not ready after {replica.silent_s:.0f} s (load_timeout_s)")
+        elif replica.phase != "starting" and replica.silent_s > self.options.hang_timeout_s:
+            self._fail(replica, f"no sign of life for {replica.silent_s:.1f} s (hang_timeout_s)")
+
+    def _fail(self, replica: Replica, reason: str) -> None:
+        if replica.phase in ("failed", "stopped"):
+            return
+        replica.phase = "failed"
+        reason = f"{reason}; log: {replica.log}"
+        logger.warning("engine %s failed: %s", replica.spec.key, reason)
+        self._events.append(EngineEvent(replica.spec.key, "failed", self.now_s(), reason=reason))
+        self._end(replica)
+
+    def _end(self, replica: Replica) -> None:
+        """Kill the processes of a replica and close its channel."""
+        channel = replica.launched.channel
+        if channel.fileno() < 0:
+            return
+        self._selector.unregister(channel)
+        self._await_ids(replica)
+        if not kill(replica.launched.processes):
+            logger.error("engine %s: processes do not end: %s", replica.spec.key, replica.launched)
+        channel.close()
+
+    def _await_ids(self, replica: Replica) -> None:
+        """Wait for the ids of processes that are just being made; they must not outlive this."""
+        deadline_s = time.monotonic() + self.options.load_timeout_s
+        launched = replica.launched
+        while not launched.processes and not launched.exited and not launched.lost:
+            if time.monotonic() > deadline_s:
+                break
+            self._running.update()
+            time.sleep(0.005)

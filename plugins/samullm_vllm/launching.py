@@ -1,0 +1,240 @@
+"""Two ways to bring up an engine process: fork it from one that has imported vLLM, or start afresh.
+
+Forking is for CPUs, where it turns sixteen seconds into one. A process that has touched CUDA must
+not be forked, and without vLLM's CPU platform there is nothing to gain by sharing what is imported
+before; there each engine is a fresh interpreter with its devices in its environment.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import IO
+
+from samullm_vllm.channel import Channel, ChannelClosedError
+from samullm_vllm.processes import RecordedProcess, kill, wait_gone
+from samullm_vllm.protocol import Exited, Fork, Forked, encode
+
+
+@dataclass(slots=True)
+class Launched:
+    """An engine's processes, as far as they are known.
+
+    Attributes:
+        channel: to its first rank.
+        processes: recorded as soon as their ids are known.
+        exited: exit status by process id, negative for a signal.
+        lost: nobody will tell any more.
+    """
+
+    channel: Channel
+    processes: list[RecordedProcess] = field(default_factory=list)
+    exited: dict[int, int] = field(default_factory=dict)
+    lost: bool = False
+
+
+class Launcher(ABC):
+    """Brings up engine processes."""
+
+    @abstractmethod
+    def launch(self, key: str, devices: Sequence[str], num_ranks: int, log: IO[bytes]) -> Launched:
+        """Start the processes of an engine on physical devices, their output going to ``log``."""
+
+    @abstractmethod
+    def filenos(self) -> list[int]:
+        """Return descriptors that become readable when ``update`` has something to do."""
+
+    @abstractmethod
+    def update(self) -> None:
+        """Bring what is known about the launched processes up to date."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End whatever is left."""
+
+
+def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """Return this process's environment as engines should see it."""
+    environment = dict(os.environ)
+    # These two would override the KV cache and the core binding that the plan decides.
+    for name in ("VLLM_CPU_KVCACHE_SPACE", "VLLM_CPU_OMP_THREADS_BIND"):
+        environment.pop(name, None)
+    environment |= {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",
+    }
+    return environment | dict(extra)
+
+
+class ForkLauncher(Launcher):
+    """Forks engines from one process that has imported vLLM, each rank bound to its core.
+
+    Args:
+        log: where that process's own output goes.
+        bind: bind ranks to cores.
+        environment: variables for that process and all engines.
+    """
+
+    def __init__(self, log: IO[bytes], *, bind: bool, environment: Mapping[str, str]) -> None:
+        self._log = log
+        self._bind = bind
+        self._environment = environment
+        self._engines: dict[str, Launched] = {}
+        self._start()
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        # Two OpenMP threads that wait for one another on a busy machine make a decode step forty
+        # times slower: one thread per rank.
+        extra = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **self._environment}
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "samullm_vllm.zygote", str(theirs.fileno())],
+                env=child_environment(extra),
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=self._log,
+                start_new_session=True,
+            )
+        self._socket = ours
+        self._control = Channel(ours)
+
+    def launch(self, key: str, devices: Sequence[str], num_ranks: int, log: IO[bytes]) -> Launched:
+        """Ask for an engine; its process ids become known later."""
+        if self._process.poll() is not None:
+            self._control.close()
+            self._start()
+        ours, theirs = socket.socketpair()
+        cores = tuple(int(d) for d in devices) if self._bind else ()
+        frame = encode(Fork(key, cores, num_ranks))
+        descriptors = array.array("i", [theirs.fileno(), log.fileno()])
+        launched = Launched(Channel(ours))
+        self._engines[key] = launched
+        with theirs:
+            try:
+                self._socket.sendmsg([frame], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)])
+            except OSError:
+                launched.lost = True
+        return launched
+
+    def filenos(self) -> list[int]:
+        """Return the descriptor of the control channel."""
+        return [self._control.fileno()] if self._control.fileno() >= 0 else []
+
+    def update(self) -> None:
+        """Read what the forking process says."""
+        try:
+            messages = self._control.receive()
+        except ChannelClosedError:
+            self._control.close()
+            for launched in self._engines.values():
+                launched.lost = True
+            return
+        for message in messages:
+            if isinstance(message, Forked) and message.key in self._engines:
+                recorded = [RecordedProcess.of(pid) for pid in message.pids]
+                self._engines[message.key].processes = [r for r in recorded if r is not None]
+            elif isinstance(message, Exited) and message.key in self._engines:
+                self._engines[message.key].exited[message.pid] = message.status
+
+    def close(self) -> None:
+        """End the forking process, and with it every engine."""
+        recorded = RecordedProcess.of(self._process.pid)
+        self._control.close()
+        if recorded is not None:
+            kill([recorded])
+        self._process.wait()
+
+
+class FreshLauncher(Launcher):
+    """Starts each engine as a new interpreter that sees its own devices only.
+
+    Args:
+        cuda: devices are CUDA devices; otherwise CPU cores.
+        environment: variables for all engines.
+    """
+
+    def __init__(self, *, cuda: bool, environment: Mapping[str, str]) -> None:
+        self._cuda = cuda
+        self._environment = environment
+        self._children: list[tuple[Launched, subprocess.Popen[bytes]]] = []
+        # Nothing is ever written: engines end when our end closes, however we end.
+        self._lifeline, self._ours = os.pipe()
+
+    def launch(self, key: str, devices: Sequence[str], num_ranks: int, log: IO[bytes]) -> Launched:
+        """Start an engine; vLLM starts the processes of further ranks itself."""
+        names = ",".join(devices)
+        if self._cuda:
+            visible = {"CUDA_VISIBLE_DEVICES": names, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+        else:
+            binding = "|".join(devices)
+            visible = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+            visible |= {"VLLM_CPU_OMP_THREADS_BIND": binding}
+        ours, theirs = socket.socketpair()
+        numbers = (theirs.fileno(), self._lifeline)
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "samullm_vllm.worker", *(str(n) for n in numbers)],
+                env=child_environment({**self._environment, **visible}),
+                pass_fds=numbers,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        recorded = RecordedProcess.of(process.pid)
+        launched = Launched(Channel(ours), [recorded] if recorded else [])
+        if not self._cuda and num_ranks == 1:
+            with suppress(OSError):
+                os.sched_setaffinity(process.pid, {int(d) for d in devices})
+        self._children.append((launched, process))
+        return launched
+
+    def filenos(self) -> list[int]:
+        """Return nothing: an engine that ends closes its channel."""
+        return []
+
+    def update(self) -> None:
+        """Collect exit statuses."""
+        for launched, process in self._children:
+            status = process.poll()
+            if status is not None:
+                launched.exited[process.pid] = status
+
+    def close(self) -> None:
+        """Kill what is left."""
+        if self._ours < 0:
+            return
+        os.close(self._ours)
+        os.close(self._lifeline)
+        self._ours = -1
+        for launched, process in self._children:
+            if process.poll() is None and not wait_gone(launched.processes, 0.0):
+                kill(launched.processes)
+            process.wait()
+
+
+def exit_reason(launched: Launched, timeout_s: float, launcher: Launcher) -> str:
+    """Return how an engine's processes ended, waiting a little for word of it."""
+    deadline_s = time.monotonic() + timeout_s
+    while not launched.exited and not launched.lost and time.monotonic() < deadline_s:
+        launcher.update()
+        time.sleep(0.002)
+    bad = {pid: s for pid, s in launched.exited.items() if s != 0} or launched.exited
+    for pid, status in bad.items():
+        if status < 0:
+            return f"engine process {pid} was ended by {signal.Signals(-status).name}"
+        return f"engine process {pid} ended with exit status {status}"
+    return "the engine process ended"

@@ -1,0 +1,82 @@
+"""Processes by id and start time, so that nobody else's process is ever killed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import psutil
+
+_AGAIN_S = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedProcess:
+    """A process as it was when its id was learnt.
+
+    Attributes:
+        pid: its id.
+        created: when it was started; another process of the same id was started at another time.
+    """
+
+    pid: int
+    created: float = field(repr=False)
+
+    @classmethod
+    def of(cls, pid: int) -> RecordedProcess | None:
+        """Record a process, or return None if it has ended."""
+        try:
+            return cls(pid, psutil.Process(pid).create_time())
+        except psutil.NoSuchProcess:
+            return None
+
+    def find(self) -> psutil.Process | None:
+        """Return the process if it still runs."""
+        try:
+            process = psutil.Process(self.pid)
+            same = process.create_time() == self.created
+            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+        except psutil.NoSuchProcess:
+            return None
+
+
+def alive(processes: Iterable[RecordedProcess]) -> list[psutil.Process]:
+    """Return those that still run."""
+    return [p for r in processes if (p := r.find()) is not None]
+
+
+def with_children(processes: Iterable[RecordedProcess]) -> set[RecordedProcess]:
+    """Return the processes and everything they started, as far as it runs."""
+    found: set[RecordedProcess] = set()
+    for process in alive(processes):
+        with suppress(psutil.NoSuchProcess):
+            family = [process, *process.children(recursive=True)]
+            found |= {r for p in family if (r := RecordedProcess.of(p.pid)) is not None}
+    return found
+
+
+def wait_gone(processes: Iterable[RecordedProcess], timeout_s: float) -> bool:
+    """Wait until none of them runs; return whether that is so."""
+    left, deadline_s = list(processes), time.monotonic() + timeout_s
+    while alive(left):
+        if time.monotonic() > deadline_s:
+            return False
+        time.sleep(_AGAIN_S)
+    return True
+
+
+def kill(processes: Iterable[RecordedProcess], timeout_s: float = 10.0) -> bool:
+    """Kill the processes and all they started; return whether all are gone in time."""
+    roots = list(processes)
+    every = set(roots)
+    for _ in range(3):  # a process may start another while its tree is read
+        found = with_children(roots)
+        every |= found
+        for process in alive(every):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        if not alive(every):
+            break
+    return wait_gone(every, timeout_s)

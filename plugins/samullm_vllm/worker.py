@@ -1,0 +1,278 @@
+"""The engine process: take requests from the coordinator, step the engine, send what it finishes.
+
+Started as ``python -m samullm_vllm.worker CHANNEL LIFELINE`` (two descriptors), or called in a
+process that :mod:`samullm_vllm.zygote` forked.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+
+from samullm_plugin import EngineRequest, RequestOutput
+from samullm_vllm import engine as engines
+from samullm_vllm import sampling, tracking
+from samullm_vllm.channel import Channel, ChannelClosedError
+from samullm_vllm.protocol import (
+    Asleep,
+    Beat,
+    Fault,
+    Finished,
+    Message,
+    Ready,
+    Sleep,
+    Start,
+    Stop,
+    Stopped,
+    Submit,
+    Tick,
+    Wake,
+    encode,
+)
+
+logger = logging.getLogger(__name__)
+
+LAST_WORDS_S = 5.0
+
+
+class Rank:
+    """One rank of an engine: its engine and the requests it has.
+
+    Args:
+        start: what to be.
+        rank: which of the ranks.
+    """
+
+    def __init__(self, start: Start, rank: int) -> None:
+        self.start = start
+        self.engine = engines.build_engine(start, rank)
+        if start.num_ranks > 1:
+            from samullm_vllm.ranks import warm_up
+
+            warm_up(self.engine)
+        skipped = bool(start.engine_args.get("skip_tokenizer_init", False))
+        self.tokenizer = None if skipped else self.engine.get_tokenizer()
+        self.tracked: dict[int, tracking.Tracked] = {}
+        self._arrivals = 0.0
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to compute."""
+        return bool(self.engine.has_unfinished_requests())
+
+    def add(self, requests: Sequence[EngineRequest]) -> list[RequestOutput]:
+        """Give requests to the engine; return those it refuses."""
+        return [refused for r in requests if (refused := self._add(r)) is not None]
+
+    def _add(self, request: EngineRequest) -> RequestOutput | None:
+        self._arrivals += 1.0  # the same on all ranks, unlike the time
+        try:
+            if self.start.latency is None:
+                ids = sampling.prompt_ids(request, self.tokenizer)
+                params = sampling.sampling_params(request, self.tokenizer)
+            else:
+                ids = sampling.modelled_prompt(request)
+                params = sampling.modelled_params(request)
+            self.engine.add_request(
+                str(request.request),
+                {"prompt_token_ids": ids},
+                params,
+                arrival_time=self._arrivals,
+                priority=request.priority,
+            )
+        except (sampling.RequestError, ValueError, TypeError, NotImplementedError) as error:
+            return RequestOutput(
+                request.request, 0, (), finish_reason="error", error=str(error) or repr(error)
+            )
+        tokenised = request.prompt is not None or request.messages is not None
+        own = tuple(ids) if tokenised and request.prompt_token_ids is None else None
+        self.tracked[request.request] = tracking.Tracked(request, own)
+        return None
+
+    def step(self) -> list[RequestOutput]:
+        """Run an iteration; return the requests that finished."""
+        outputs = []
+        for output in self.engine.step():
+            if output.finished:
+                tracked = self.tracked.pop(int(output.request_id))
+                outputs.append(sampling.request_output(tracked, output, self.tokenizer))
+        return outputs
+
+
+class Leader:
+    """The rank that talks to the coordinator and, if there are others, leads them.
+
+    Args:
+        channel: to the coordinator.
+        links: to the other ranks.
+    """
+
+    def __init__(self, channel: Channel, links: Sequence[Channel] = ()) -> None:
+        self._channel = channel
+        self._links = links
+        self._beaten_s = 0.0
+
+    def run(self) -> None:
+        """Be an engine until told to stop, or until the coordinator is gone."""
+        start = self._expect_start()
+        began_s = time.monotonic()
+        self._lead(start)
+        rank = Rank(start, 0)
+        if start.latency is not None:
+            left_s = start.load_s * start.time_scale - (time.monotonic() - began_s)
+            time.sleep(max(0.0, left_s))
+        from vllm import __version__
+
+        tokens = engines.kv_cache_tokens(rank.engine)
+        self._channel.send(Ready(time.monotonic() - began_s, tokens, __version__))
+        self._beaten_s = time.monotonic()
+        while self._round(rank):
+            pass
+
+    def _expect_start(self) -> Start:
+        messages: list[Message] = []
+        while not messages:
+            messages = self._channel.receive(None)
+        if not isinstance(messages[0], Start):
+            raise ChannelClosedError(f"expected a start, got {messages[0]}")
+        self._early = messages[1:]
+        return messages[0]
+
+    def _lead(self, message: Message) -> None:
+        if self._links:
+            frame = encode(message)
+            for link in self._links:
+                link.send_bytes(frame)
+                link.flush_all(60.0)
+
+    def _round(self, rank: Rank) -> bool:
+        """Take messages, run a step; return whether to go on."""
+        from samullm_vllm import recording
+
+        beat_s = rank.start.beat_s
+        messages, self._early = self._early, []
+        messages += self._channel.receive(0.0 if rank.busy or messages else beat_s)
+        for message in messages:
+            recording.interrupted()
+            if isinstance(message, Stop):
+                self._end(rank)
+                return False
+            self._lead(message)
+            self._report(apply(rank, message))
+            if isinstance(message, Sleep):
+                self._channel.send(Asleep())
+            elif isinstance(message, Wake):
+                tokens = engines.kv_cache_tokens(rank.engine)
+                self._channel.send(Ready(0.0, tokens, ""))
+        if rank.busy:
+            self._lead(Tick(step=True))
+            self._report(rank.step())
+        self._channel.flush()
+        now_s = time.monotonic()
+        if now_s - self._beaten_s >= beat_s:
+            self._beat(rank)
+            self._beaten_s = now_s
+        return True
+
+    def _report(self, outputs: list[RequestOutput]) -> None:
+        if outputs:
+            self._channel.send(Finished(tuple(outputs)))
+
+    def _beat(self, rank: Rank) -> None:
+        import numpy as np
+
+        from samullm_vllm import recording
+
+        requests, counts, tokens = tracking.new_tokens(rank.engine, rank.tracked)
+        rows = np.asarray(recording.take_rows(), dtype=np.float64)
+        self._channel.send(Beat(tuple(requests), tuple(counts), tokens, rows.tobytes()))
+
+    def _end(self, rank: Rank) -> None:
+        """Report what is unfinished."""
+        self._beat(rank)
+        unfinished = tracking.unfinished_outputs(rank.engine, rank.tracked)
+        self._channel.send(Stopped(tuple(unfinished)))
+        self._channel.flush_all(LAST_WORDS_S)
+        for link in self._links:
+            link.close()
+
+
+def apply(rank: Rank, message: Message) -> list[RequestOutput]:
+    """Do what a message says; return the requests it ended."""
+    if isinstance(message, Submit):
+        return rank.add(message.requests)
+    if isinstance(message, Sleep):
+        rank.engine.sleep(level=message.level)
+    elif isinstance(message, Wake):
+        rank.engine.wake_up()
+    return []
+
+
+def lead(channel: Channel, links: Sequence[Channel] = ()) -> int:
+    """Run the first or only rank; return the exit status."""
+    try:
+        Leader(channel, links).run()
+    except ChannelClosedError:
+        return 0  # the coordinator is gone, and nobody wants results
+    except Exception as error:  # whatever it is, the coordinator must hear of it
+        traceback.print_exc()
+        try:
+            channel.send(Fault(f"{type(error).__name__}: {error}"))
+            channel.flush_all(LAST_WORDS_S)
+        except ChannelClosedError:
+            pass
+        return 1
+    return 0
+
+
+def follow(link: Channel, rank_index: int) -> int:
+    """Run another rank: do as the first rank does; return the exit status."""
+    rank: Rank | None = None
+    try:
+        while True:
+            for message in link.receive(None):
+                if isinstance(message, Start):
+                    rank = Rank(message, rank_index)
+                elif rank is None:
+                    raise ChannelClosedError(f"{message} before the start")
+                elif isinstance(message, Tick):
+                    rank.step()
+                else:
+                    apply(rank, message)
+    except ChannelClosedError:
+        return 0
+    except Exception:  # into the log; the first rank is ended with this one
+        traceback.print_exc()
+        return 1
+
+
+def _end_with(lifeline: int) -> None:
+    """End this process's whole group when the coordinator's end of the pipe closes."""
+
+    def watch() -> None:
+        os.read(lifeline, 1)
+        os.killpg(os.getpgid(0), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="lifeline", daemon=True).start()
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run an engine over the descriptors given: its channel and the coordinator's lifeline."""
+    channel, lifeline = (int(a) for a in arguments)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _end_with(lifeline)
+    status = lead(Channel(socket.socket(fileno=channel)))
+    sys.stdout.flush()
+    return status
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    os._exit(code)  # without vLLM's own clearing up, which can take seconds

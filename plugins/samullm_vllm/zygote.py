@@ -1,0 +1,187 @@
+"""A process that has imported vLLM once and forks engines: on a CPU a new one takes a second.
+
+Importing vLLM takes six seconds and more, an engine's own start less than one. This process stays
+single-threaded, so that forking it is safe, and never builds an engine itself. It ends, and its
+engines with it, when the coordinator does.
+
+Run as ``python -m samullm_vllm.zygote CONTROL``, the descriptor of its end of a socket pair.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import gc
+import os
+import selectors
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import NoReturn
+
+from samullm_vllm import engine
+from samullm_vllm.channel import Channel
+from samullm_vllm.protocol import LENGTHS, Exited, Fork, Forked, decode, encode, frame_size
+
+_PR_SET_PDEATHSIG = 1
+NUM_DESCRIPTORS = 2
+
+
+class Zygote:
+    """Forks engines on request.
+
+    Args:
+        control: to the coordinator.
+    """
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(control, selectors.EVENT_READ)
+        self._children: dict[int, tuple[str, int]] = {}  # by pidfd: replica and process id
+
+    def run(self) -> None:
+        """Serve until the coordinator is gone."""
+        while True:
+            for selected, _ in self._selector.select():
+                if selected.fileobj is self._control:
+                    if not self._serve():
+                        return
+                elif isinstance(selected.fileobj, int):
+                    self._reap(selected.fileobj)
+
+    def end(self) -> None:
+        """Kill every engine that is left."""
+        for _, pid in self._children.values():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _serve(self) -> bool:
+        """Answer a message; return False if the coordinator is gone."""
+        try:
+            data, descriptors = _receive(self._control)
+        except OSError:
+            return False
+        if data is None:
+            return False
+        message = decode(*data)
+        if isinstance(message, Fork):
+            self._fork(message, descriptors)
+        return True
+
+    def _fork(self, message: Fork, descriptors: list[int]) -> None:
+        channel, log = descriptors
+        pairs = [socket.socketpair() for _ in range(1, message.num_ranks)]
+        pids = []
+        for rank in range(message.num_ranks):
+            pid = os.fork()
+            if pid == 0:
+                self._become(message, rank, channel, log, pairs)
+            pids.append(pid)
+            child = os.pidfd_open(pid)
+            self._children[child] = (message.key, pid)
+            self._selector.register(child, selectors.EVENT_READ)
+        for sock in (s for pair in pairs for s in pair):
+            sock.close()
+        os.close(channel)
+        os.close(log)
+        self._control.sendall(encode(Forked(message.key, tuple(pids))))
+
+    def _become(
+        self,
+        message: Fork,
+        rank: int,
+        channel: int,
+        log: int,
+        pairs: list[tuple[socket.socket, socket.socket]],
+    ) -> NoReturn:
+        """Be an engine's rank, in the forked process."""
+        status = 1
+        try:
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            os.close(log)
+            self._control.close()
+            self._selector.close()
+            for child in self._children:
+                os.close(child)
+            if message.cores:
+                os.sched_setaffinity(0, {message.cores[rank]})
+            from samullm_vllm import worker
+
+            if rank == 0:
+                for _, other in pairs:
+                    other.close()
+                links = [Channel(own) for own, _ in pairs]
+                status = worker.lead(Channel(socket.socket(fileno=channel)), links)
+            else:
+                os.close(channel)
+                for i, (own, other) in enumerate(pairs, start=1):
+                    own.close()
+                    if i != rank:
+                        other.close()
+                status = worker.follow(Channel(pairs[rank - 1][1]), rank)
+            sys.stdout.flush()
+            sys.stderr.flush()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+
+    def _reap(self, child: int) -> None:
+        """Report that an engine process has ended."""
+        key, pid = self._children.pop(child)
+        self._selector.unregister(child)
+        os.close(child)
+        _, status = os.waitpid(pid, 0)
+        with suppress(OSError):
+            self._control.sendall(encode(Exited(key, pid, os.waitstatus_to_exitcode(status))))
+
+
+def _receive(control: socket.socket) -> tuple[tuple[bytes, bytes] | None, list[int]]:
+    """Return a frame and the descriptors that came with it, or None at the end."""
+    data, descriptors = b"", []
+    size = LENGTHS.size
+    header = 0
+    while len(data) < size:
+        part, ancillary, _, _ = control.recvmsg(
+            size - len(data), socket.CMSG_SPACE(NUM_DESCRIPTORS * array.array("i").itemsize)
+        )
+        if not part:
+            return None, []
+        for level, kind, payload in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                numbers = array.array("i")
+                numbers.frombytes(payload[: len(payload) - len(payload) % numbers.itemsize])
+                descriptors += numbers.tolist()
+        data += part
+        if size == LENGTHS.size == len(data):
+            header, block = frame_size(data)
+            size += header + block
+    start = LENGTHS.size
+    return (data[start : start + header], data[start + header :]), descriptors
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Import vLLM, then fork engines until the coordinator is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    control = socket.socket(fileno=int(arguments[0]))
+    engine.preload()
+    threads = len(os.listdir("/proc/self/task"))
+    if threads > 1:
+        print(f"{threads} threads after importing vLLM: forked engines may hang", file=sys.stderr)  # noqa: T201  # this process's log
+    gc.collect()
+    gc.freeze()
+    zygote = Zygote(control)
+    try:
+        zygote.run()
+    finally:
+        zygote.end()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
