@@ -1,0 +1,140 @@
+"""Messages about wrong fields of files: where they are, and what was probably meant."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from samullm_plugin.errors import InputError, suggest
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_yaml(path: Path) -> Mapping[str, Any]:
+    """Return the mapping a YAML (or JSON) file holds.
+
+    Raises:
+        InputError: naming file and line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: there is no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    try:
+        value = yaml.load(text, Loader=_UniqueKeys)
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise InputError(f"{path}{line}: {error.problem or 'is not YAML'}") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: is not YAML: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: must hold a mapping of fields, starting with `version: 1`")
+    return value
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML that refuses a key given twice; the second would silently replace the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return a mapping after checking its keys."""
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the field {key.value!r} is given twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def validate(model: type[Model], value: object, where: str) -> Model:
+    """Return ``value`` as a pydantic model.
+
+    Args:
+        model: what it must be.
+        value: what was read.
+        where: file, or file and line, for messages.
+
+    Raises:
+        InputError: listing every finding with its field and, for unknown ones, what was meant.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise InputError(f"{where}: {describe(error, model)}") from error
+
+
+def describe(error: ValidationError, model: type[BaseModel]) -> str:
+    """Return the findings as one line: ``field.path: what is wrong; ...``."""
+    findings: dict[str, str] = {}
+    for item in error.errors(include_url=False, include_context=False):
+        loc = [p for p in item["loc"] if not _is_branch(p)]
+        path = ".".join(str(part) for part in loc)
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            known = _fields(model, loc[:-1])
+            message = f"unknown field{suggest(str(loc[-1]), known)}"
+            if known and "did you mean" not in message:
+                message += f"; known: {', '.join(sorted(known))}"
+        elif item["type"] == "missing":
+            message = "missing"
+        elif item["type"] == "string_pattern_mismatch":
+            message = f"{item['input']!r}: use letters, digits and . _ - only, no . _ - first"
+        elif isinstance(item["input"], str | int | float | bool | None):
+            message += f", not {item['input']!r}"
+        findings.setdefault(path, message)  # of the forms a field may take, the first is enough
+    return "; ".join(f"{path}: {text}" if path else text for path, text in findings.items())
+
+
+def _is_branch(part: int | str) -> bool:
+    """Return whether a part of a location names a member of a union rather than a field."""
+    return isinstance(part, str) and (
+        part in ("str", "int", "bool", "float", "[key]")
+        or part.startswith(("list[", "dict[", "constrained-", "function-", "literal["))
+        or part.endswith("Section")
+    )
+
+
+def _fields(model: type[BaseModel], loc: list[int | str]) -> set[str]:
+    """Return the names of the fields at a location."""
+    found: list[Any] = [model]
+    for part in loc:
+        found = [inner for outer in found for inner in _step(outer, part)]
+    names: set[str] = set()
+    for kind in found:
+        for cls in _models(kind):
+            names |= {f.alias or n for n, f in cls.model_fields.items()}
+    return names
+
+
+def _step(kind: Any, part: int | str) -> list[Any]:
+    """Return the types that a part of a location leads to."""
+    found = []
+    for option in _options(kind):
+        origin = get_origin(option)
+        if isinstance(option, type) and issubclass(option, BaseModel):
+            for name, field in option.model_fields.items():
+                if part in (name, field.alias):
+                    found.append(field.annotation)
+        elif origin is not None and get_args(option):
+            found.append(get_args(option)[-1])
+    return found
+
+
+def _options(kind: Any) -> list[Any]:
+    """Return the members of a union, or the type itself."""
+    if get_origin(kind) in (Union, types.UnionType):
+        return [inner for member in get_args(kind) for inner in _options(member)]
+    return [kind]
+
+
+def _models(kind: Any) -> list[type[BaseModel]]:
+    return [o for o in _options(kind) if isinstance(o, type) and issubclass(o, BaseModel)]
