@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from samullm_plugin.core.costs import ModeCosts
 from samullm_plugin.core.engine.config import EngineConfig
-from samullm_plugin.core.engine.latency import Floats, StepLatency, StepModel
+from samullm_plugin.core.engine.latency import Floats, StepLatency
 from samullm_plugin.core.problem import Problem
 from samullm_plugin.core.scenarios import LengthScenario
 
@@ -113,8 +113,9 @@ def _work(problem: Problem, scenario: LengthScenario, node: int) -> _Work:
 def _hull(values: Floats, knots: tuple[float, ...]) -> list[tuple[float, float]]:
     """Return (intercept, slope) of lines that lie nowhere above ``values`` at 1, 2, ...
 
-    ``values`` is linear between ``knots``. Only lines with a non-negative intercept and slope, so that more iterations or more tokens
-    never lower the bound; the flat line through the smallest value is always among them.
+    ``values`` is linear between ``knots``. Only lines with a non-negative intercept and slope, so
+    that more iterations or more tokens never lower the bound; the flat line through the smallest
+    value is always among them.
     """
     lines = [(max(0.0, float(values.min())), 0.0)]
     hull: list[int] = []
@@ -176,7 +177,12 @@ def _device_seconds(problem: Problem, scenario: LengthScenario, node: int) -> fl
     load = min(size * problem.load_s(costs) for size, costs, _ in modes)
     if work.requests == 0:
         return 0.0
-    per_mode = [_unit_costs(size, costs.latency, config) for size, costs, config in modes]
+    per_mode = [
+        _unit_costs(size, costs.latency, config)
+        if isinstance(costs.latency, StepLatency)
+        else [np.zeros(5)]  # nothing is known of another model's least iteration
+        for size, costs, config in modes
+    ]
     best = 0.0
     # One choice of lines for all sizes gives costs per unit of work; the cheapest size of each
     # unit is what any mixture costs at least.
@@ -188,14 +194,12 @@ def _device_seconds(problem: Problem, scenario: LengthScenario, node: int) -> fl
 
 
 @lru_cache(maxsize=1024)
-def _unit_costs(size: int, latency: StepModel, config: EngineConfig) -> list[NDArray[np.float64]]:
+def _unit_costs(size: int, latency: StepLatency, config: EngineConfig) -> list[Floats]:
     """Return device seconds per decode token, prefill token, context token, request and pair.
 
     Several variants, each valid: a line under the table of seconds by tokens, and what the number
     of iterations is bounded by (sequences at once, or KV-cache capacity).
     """
-    if not isinstance(latency, StepLatency):
-        return [np.zeros(5)]
     tables = _tables(latency, config)
     per_row = np.arange(1, len(tables.seqs) + 1)
     both = tables.seqs + tables.host
@@ -259,7 +263,7 @@ def _alone_s(scenario: LengthScenario, node: int, latency: object, config: Engin
     outputs = scenario.output_tokens[node]
     if not isinstance(latency, StepLatency):
         return np.zeros(len(prompts))
-    step_s = _least_step_s(latency, config)
+    step_s: Floats = _least_step_s(latency, config)
     so_far = np.concatenate(([0.0], np.cumsum(step_s)))  # at n: the steps of lengths 1 to n
     decode = np.maximum(outputs - 1, 0)
     prefill_steps = (
@@ -296,4 +300,4 @@ def _least_step_s(latency: StepLatency, config: EngineConfig) -> Floats:
     seqs_s = max(0.0, float(tables.seqs.min()))
     work_s = floor_s + seqs_s + np.minimum(read_s, again_s)
     host_s = max(0.0, float(tables.host.min()))
-    return np.maximum(work_s, tables.launch) + host_s
+    return np.asarray(np.maximum(work_s, tables.launch) + host_s)

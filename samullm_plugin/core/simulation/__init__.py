@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+from samullm_plugin.core.simulation.node_run import NodeRun, Progress
+from samullm_plugin.core.simulation.rollout import Rollout, with_idle_nodes
+from samullm_plugin.core.simulation.runs import NodeQuery
 from samullm_plugin.core.simulation.simulator import PlanSimulator
 from samullm_plugin.core.simulation.state import SimulationState, StagePreview
 
-__all__ = ["PlanSimulator", "SimulationState", "StagePreview"]
+__all__ = [
+    "NodeQuery",
+    "NodeRun",
+    "PlanSimulator",
+    "Progress",
+    "Rollout",
+    "SimulationState",
+    "StagePreview",
+    "with_idle_nodes",
+]

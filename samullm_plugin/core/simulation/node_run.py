@@ -51,8 +51,6 @@ class NodeRun:
     Attributes:
         ready_s: when the engines were ready, on the plan's clock.
         base: what was done before; unfinished requests start over from prompt plus generated.
-        finish_s: when each request finishes on the plan's clock; inf for those whose inputs are
-            not foreseen.
         parts: request indices of each replica.
         jobs: the simulations behind it, one per replica.
         runs: their results.
@@ -60,10 +58,20 @@ class NodeRun:
 
     ready_s: float
     base: Progress
-    finish_s: Floats
     parts: tuple[Ints, ...]
     jobs: tuple[EngineJob, ...]
     runs: tuple[EngineRun, ...]
+
+    @property
+    def finish_s(self) -> Floats:
+        """Return when each request finishes on the plan's clock, shape ``(n,)``.
+
+        inf for those whose inputs are not foreseen.
+        """
+        finish = self.base.finish_s.copy()
+        for part, run in zip(self.parts, self.runs, strict=True):
+            finish[part] = self.ready_s + run.finish_s
+        return finish
 
     @property
     def end_s(self) -> float:
@@ -86,12 +94,11 @@ class NodeRun:
         if after <= 0:
             return self.base, replace(self, jobs=jobs, runs=())
         runs = tuple(simulate_engines(jobs, cache=cache))
-        finish, generated = self.base.finish_s.copy(), self.base.generated.copy()
+        cut = replace(self, jobs=jobs, runs=runs)
+        generated = self.base.generated.copy()
         for part, run in zip(self.parts, runs, strict=True):
-            done = np.isfinite(run.finish_s)
-            finish[part] = np.where(done, self.ready_s + run.finish_s, np.inf)
             generated[part] += run.generated_tokens
-        return Progress(finish, generated), replace(self, jobs=jobs, runs=runs)
+        return Progress(cut.finish_s, generated), cut
 
     def work_until(self, time_s: float) -> tuple[float, float]:
         """Return tokens computed and query-key pairs by ``time_s`` on the plan's clock.
@@ -149,10 +156,7 @@ class NodeJobs:
             ready_s: when the engines are ready.
             runs: one per job.
         """
-        finish = self.base.finish_s.copy()
-        for part, run in zip(self.parts, runs, strict=True):
-            finish[part] = ready_s + run.finish_s
-        return NodeRun(ready_s, self.base, finish, self.parts, self.jobs, tuple(runs))
+        return NodeRun(ready_s, self.base, self.parts, self.jobs, tuple(runs))
 
 
 def node_jobs(

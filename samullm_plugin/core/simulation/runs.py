@@ -100,7 +100,9 @@ class NodeRuns:
             runs = iter(simulate_engines(jobs, cache=self._cache))
             for key, prepared in missing.items():
                 self._keep(key, prepared.run(0.0, [next(runs) for _ in prepared.jobs]))
-        result = [_shifted(self._kept[k], q.ready_s) for k, q in zip(keys, queries, strict=True)]
+        result = [
+            replace(self._kept[k], ready_s=q.ready_s) for k, q in zip(keys, queries, strict=True)
+        ]
         self._forget()
         return result
 
@@ -140,19 +142,9 @@ class NodeRuns:
 
     def _keep(self, key: tuple[object, ...], run: NodeRun) -> None:
         self._kept[key] = run  # it holds ``base``, whose id is in the key
-        self._num_kept_requests += len(run.finish_s)
+        self._num_kept_requests += len(run.base.finish_s)
 
     def _forget(self) -> None:
         while self._num_kept_requests > MAX_KEPT_REQUESTS and len(self._kept) > 1:
             _, dropped = self._kept.popitem(last=False)
-            self._num_kept_requests -= len(dropped.finish_s)
-
-
-def _shifted(run: NodeRun, ready_s: float) -> NodeRun:
-    """Return a run that was ready at 0 as if it were ready at ``ready_s``."""
-    if ready_s == 0.0:
-        return run
-    finish = run.base.finish_s.copy()
-    for part, engine in zip(run.parts, run.runs, strict=True):
-        finish[part] = ready_s + engine.finish_s
-    return replace(run, ready_s=ready_s, finish_s=finish)
+            self._num_kept_requests -= len(dropped.base.finish_s)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -88,6 +88,11 @@ class SimulationState:
         self.finish_s: list[Floats] = [p.finish_s for p in self.progress]
         self.refresh()
 
+    @property
+    def scenario(self) -> int:
+        """Return the index of the length scenario."""
+        return self._scenario
+
     def copy(self) -> SimulationState:
         """Return an independent copy."""
         new = object.__new__(SimulationState)
@@ -108,6 +113,11 @@ class SimulationState:
         nodes = self._sim.problem.app.nodes
         return {n.name for i, n in enumerate(nodes) if self.node_finish_s(i) <= self.clock_s}
 
+    def has_work(self, node: int) -> bool:
+        """Return whether some request of a node has still to be computed."""
+        taken = self._sim.works[self._scenario][node].taken
+        return bool((self.finish_s[node][taken] > self.clock_s).any())
+
     def done_fraction(self, node: int) -> float:
         """Return the share of a node's requests that are finished by now."""
         return float(np.mean(self.finish_s[node] <= self.clock_s))
@@ -124,7 +134,7 @@ class SimulationState:
         costs = problem.mode(node, running.planned.parallel, running.devices)
         ready = self.clock_s + problem.load_s(costs)
         base = self.progress[node]
-        run = NodeRun(ready, base, base.finish_s, (), (), ())
+        run = NodeRun(ready, base, (), (), ())
         self.active[running.planned.node] = ActiveEngine(
             running, self.clock_s, ready, base, None, run
         )
@@ -173,7 +183,11 @@ class SimulationState:
         return self.progress[node] if engine is None else self._cut(engine)[0]
 
     def restart_query(
-        self, node: int, parallel: ParallelConfig, device: int, finish_s: Sequence[Floats]
+        self,
+        node: int,
+        parallel: ParallelConfig,
+        device: int,
+        finish_s: Sequence[Floats] | None = None,
     ) -> NodeQuery:
         """Return the query of a node whose engines are started anew now, in this configuration.
 
@@ -181,11 +195,14 @@ class SimulationState:
             node: index of the node.
             parallel: parallel sizes.
             device: one of its devices, for their kind.
-            finish_s: per node, when its requests finish, as far as it is foreseen.
+            finish_s: per node, when its requests finish, as far as it is foreseen; None: all that
+                the node waits for is there.
         """
         problem = self._sim.problem
         ready_s = self.clock_s + problem.load_s(problem.mode(node, parallel, (device,)))
-        available = self._sim.works[self._scenario][node].inputs.available_s(finish_s)
+        available = None
+        if finish_s is not None:
+            available = self._sim.works[self._scenario][node].inputs.available_s(finish_s)
         base = self.progress_now(node)
         return NodeQuery(self._scenario, node, parallel, device, base, available, ready_s)
 
@@ -194,6 +211,20 @@ class SimulationState:
         engine, node = self.active[name], self._sim.problem.app.index(name)
         available = self._sim.works[self._scenario][node].inputs.available_s(finish_s)
         return self._query(node, engine.running, engine.base, available, engine.ready_s)
+
+    def foreseen(self, runs: Mapping[int, NodeRun]) -> list[Floats]:
+        """Return when each node's requests finish if these nodes, and no others, run from now on.
+
+        Args:
+            runs: by node index.
+        """
+        app, works = self._sim.problem.app, self._sim.works[self._scenario]
+        result = list(self.finish_s)
+        for i in app.order:
+            finish = runs[i].finish_s if i in runs else self.progress_now(i).finish_s
+            available = works[i].inputs.available_s(result)
+            result[i] = untaken_finish_s(works[i], available, finish)
+        return result
 
     def refresh(self) -> None:
         """Simulate again, in topological order, every engine whose inputs have changed."""

@@ -1,0 +1,206 @@
+"""As many models at a time as possible, GPUs split evenly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from samullm_plugin import Assignment, ParallelConfig, Plan, Problem, StageScheduler
+from samullm_plugin.core.placement import place
+from samullm_plugin.core.simulation import Rollout
+from samullm_plugin.interfaces.scheduler import SchedulingContext
+
+Order = Literal["given", "longest", "shortest"]
+Resplit = Literal["always", "if-sooner", "never"]
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to carry the idea out.
+
+    Attributes:
+        order: which models come first where not all have a place: in topological order, or those
+            that would take longest or shortest on their smallest configuration.
+        resplit: at a first finisher, running models are given their new share of the GPUs always,
+            if they finish sooner by it (engine start included), or never.
+    """
+
+    order: Order
+    resplit: Resplit
+
+    def __str__(self) -> str:
+        """Return a short form."""
+        return f"{self.order} first, re-split {self.resplit}"
+
+
+VARIANTS = tuple(
+    Variant(order, resplit)
+    for order in ("given", "longest", "shortest")
+    for resplit in ("always", "if-sooner", "never")
+)
+
+
+class MinHeuristic(StageScheduler):
+    """As many models at a time as possible, GPUs split evenly (the paper's Min-heuristic).
+
+    Ready models get one smallest configuration each until no further one has a place. Then the GPUs
+    are split evenly: again and again the model with the fewest GPUs gets its next larger
+    configuration, as long as one has a place. GPUs that remain after an even split so go, one step
+    each, to the models that would take longest. At the size a model ends with it takes the data-
+    and tensor-parallel sizes that finish it first. Where the first model finishes, the GPUs are
+    split anew, which may resize running models (they pay an engine start).
+
+    The best of the variants of order and re-splitting is returned, by simulated makespan.
+    """
+
+    name: ClassVar[str] = "min-heuristic"
+
+    def schedule(self, problem: Problem, context: SchedulingContext) -> Plan:
+        """Return the best variant's plan; with several length scenarios, mean times decide."""
+        best: tuple[float, Variant, Plan] | None = None
+        for variant in VARIANTS:
+            plan = self._plan(problem, context, variant)
+            makespan_s = context.mean_makespan_s(plan)
+            if best is None or makespan_s < best[0]:
+                best = makespan_s, variant, plan
+        assert best is not None
+        for node in problem.app.nodes:
+            context.report.explanation[node.name] = f"an even share of the GPUs ({best[1]})"
+        return best[2]
+
+    def _plan(self, problem: Problem, context: SchedulingContext, variant: Variant) -> Plan:
+        rollout = Rollout(context.simulator)
+        split = EvenSplit(problem, rollout)
+        while unfinished := rollout.unfinished():
+            rollout.run_stage(split.stage(unfinished, variant))
+        return rollout.plan()
+
+
+class EvenSplit:
+    """Divides the GPUs among models at the beginning of a stage."""
+
+    def __init__(self, problem: Problem, rollout: Rollout) -> None:
+        """Look at what runs in ``rollout``."""
+        self._problem, self._rollout = problem, rollout
+        self._configs = {
+            node.name: problem.parallel_configs(i) for i, node in enumerate(problem.app.nodes)
+        }
+
+    def stage(self, unfinished: list[str], variant: Variant) -> tuple[Assignment, ...]:
+        """Return the assignments of the stage that begins now."""
+        held = {n: a for n, a in self._rollout.held.items() if n in unfinished}
+        fixed = {n: a.parallel for n, a in held.items()} if variant.resplit == "never" else {}
+        shares = self._smallest(unfinished, variant.order, fixed)
+        self._enlarge(shares, fixed)
+        wanted = self._fastest(shares, fixed)
+        if variant.resplit == "if-sooner":
+            wanted = self._if_sooner(wanted, held)
+        assignments = place(self._problem, wanted, held)
+        if assignments is None:  # what does not move may stand in the way of a larger one
+            assignments = place(self._problem, wanted, {})
+        if assignments is None:  # as it was when the shares were given
+            assignments = place(self._problem, shares, held)
+        assert assignments is not None
+        return assignments
+
+    def _smallest(
+        self, unfinished: list[str], order: Order, fixed: Mapping[str, ParallelConfig]
+    ) -> dict[str, ParallelConfig]:
+        """Return a smallest configuration for as many ready models as have a place."""
+        smallest = {n: self._configs[n][0] for n in unfinished}
+        names = list(unfinished)
+        if order != "given":
+            times = dict(zip(names, self._rollout.alone_s(list(smallest.items())), strict=True))
+            names.sort(key=lambda n: times[n], reverse=order == "longest")
+        shares = dict(fixed)
+        while True:
+            ready = self._rollout.ready(unfinished, shares)
+            added = False
+            for name in names:
+                if name in shares or name not in ready:
+                    continue
+                trial = {**shares, name: smallest[name]}
+                if self._has_place(trial, fixed):
+                    shares, added = trial, True
+            if not added:
+                return shares
+
+    def _enlarge(
+        self, shares: dict[str, ParallelConfig], fixed: Mapping[str, ParallelConfig]
+    ) -> None:
+        """Give larger configurations to the models with the fewest GPUs, in place."""
+        open_ones = [n for n in shares if n not in fixed]
+        while open_ones:
+            times = dict(
+                zip(
+                    open_ones,
+                    self._rollout.alone_s([(n, shares[n]) for n in open_ones]),
+                    strict=True,
+                )
+            )
+            open_ones.sort(key=lambda n: (shares[n].num_devices, -times[n]))
+            for name in open_ones:
+                larger = self._next_larger(shares, name, fixed)
+                if larger is not None:
+                    shares[name] = larger
+                    break
+            else:
+                return
+
+    def _next_larger(
+        self,
+        shares: Mapping[str, ParallelConfig],
+        name: str,
+        fixed: Mapping[str, ParallelConfig],
+    ) -> ParallelConfig | None:
+        """Return the next larger configuration of a model that has a place, or None."""
+        mine = shares[name].num_devices
+        larger = [p for p in self._configs[name] if p.num_devices > mine]
+        for p in larger:
+            if p.num_devices == larger[0].num_devices and self._has_place(
+                {**shares, name: p}, fixed
+            ):
+                return p
+        return None
+
+    def _fastest(
+        self, shares: Mapping[str, ParallelConfig], fixed: Mapping[str, ParallelConfig]
+    ) -> dict[str, ParallelConfig]:
+        """Return, for each model, the fastest configuration of its share that has a place."""
+        wanted = dict(shares)
+        for name, share in shares.items():
+            if name in fixed:
+                continue
+            same = [p for p in self._configs[name] if p.num_devices == share.num_devices]
+            times = dict(zip(same, self._rollout.alone_s([(name, p) for p in same]), strict=True))
+            for p in sorted(same, key=lambda p: times[p]):
+                if self._has_place({**wanted, name: p}, fixed):
+                    wanted[name] = p
+                    break
+        return wanted
+
+    def _if_sooner(
+        self, wanted: Mapping[str, ParallelConfig], held: Mapping[str, Assignment]
+    ) -> dict[str, ParallelConfig]:
+        """Return the stage with running models as they are unless a new start finishes sooner."""
+        result = dict(wanted)
+        running = [n for n in wanted if n in held and held[n].parallel != wanted[n]]
+        anew = self._rollout.alone_s([(n, wanted[n]) for n in running])
+        as_is = [self._rollout.remaining_s(n) for n in running]
+        for name, new_s, old_s in zip(running, anew, as_is, strict=True):
+            if old_s <= new_s:
+                trial = {**result, name: held[name].parallel}
+                if self._has_place(trial, {}):
+                    result = trial
+        return result
+
+    def _has_place(
+        self, stage: Mapping[str, ParallelConfig], fixed: Mapping[str, ParallelConfig]
+    ) -> bool:
+        """Return whether a stage has a place in which the fixed models stay where they are."""
+        held = {n: self._rollout.held[n] for n in fixed}
+        assignments = place(self._problem, stage, held)
+        return assignments is not None and all(
+            held[a.node] == a for a in assignments if a.node in held
+        )

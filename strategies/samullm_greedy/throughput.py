@@ -1,0 +1,207 @@
+"""Throughput of a stage: useful work until its first model finishes, over the stage's time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samullm_plugin.core.engine import EngineRun
+from samullm_plugin.core.parallel import ParallelConfig
+from samullm_plugin.core.plan import Assignment
+from samullm_plugin.core.problem import Problem
+from samullm_plugin.core.simulation import NodeQuery, NodeRun, PlanSimulator, SimulationState
+from samullm_plugin.errors import InputError
+
+Floats = NDArray[np.float64]
+Objective = Literal["paper", "corrected", "tokens"]
+
+
+class WorkMeter:
+    """What computing tokens of each model counts for.
+
+    ``paper`` counts model FLOPs as the paper's first implementation does: all experts of a mixture,
+    and every token that a stage computes. ``corrected`` counts the experts that a token passes
+    through, and each token of a request once, however often its KV cache is lost. ``tokens`` counts
+    tokens and needs no architecture.
+    """
+
+    def __init__(self, problem: Problem, objective: Objective) -> None:
+        """Look up every model's architecture.
+
+        Raises:
+            InputError: naming the models that have none.
+        """
+        self.once = objective != "paper"
+        models = [node.model for node in problem.app.nodes]
+        unknown = sorted({m.name for m in models if m.architecture is None})
+        if unknown and objective != "tokens":
+            raise InputError(
+                f"scheduler greedy counts model FLOPs, and the architecture of "
+                f"{', '.join(unknown)} is not known: give it in the application "
+                "(model architecture), or use the scheduler's option objective=tokens"
+            )
+        self._per_token = np.ones(len(models))
+        self._per_pair = np.zeros(len(models))
+        for i, model in enumerate(models):
+            if objective != "tokens" and model.architecture is not None:
+                all_experts = objective == "paper"
+                flops = model.architecture.useful_flops
+                self._per_token[i] = flops(1.0, 0.0, all_experts=all_experts)
+                self._per_pair[i] = flops(0.0, 1.0, all_experts=all_experts)
+
+    def work(self, node: int, tokens: Floats, pairs: Floats) -> Floats:
+        """Return what these tokens and query-key pairs of a node count for, element by element."""
+        return np.asarray(self._per_token[node] * tokens + self._per_pair[node] * pairs)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WorkCurve:
+    """Work of all replicas of a run over the time since they were ready, linear between points."""
+
+    time_s: Floats
+    work: Floats
+
+    @classmethod
+    def of(cls, meter: WorkMeter, node: int, runs: Sequence[EngineRun]) -> WorkCurve:
+        """Return the sum of the replicas' progress curves."""
+        curves = [r.curve for r in runs if r.curve is not None]
+        if not curves:
+            return cls(np.zeros(1), np.zeros(1))
+        time_s = np.unique(np.concatenate([c.time_s for c in curves]))
+        total = np.zeros(len(time_s))
+        for curve in curves:
+            work = meter.work(node, curve.tokens, curve.pairs)
+            total += np.interp(time_s, curve.time_s, work)
+        return cls(time_s, total)
+
+    def at(self, time_s: float) -> float:
+        """Return the work done ``time_s`` after the engines were ready."""
+        return float(np.interp(time_s, self.time_s, self.work))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Member:
+    """A model in a stage that is being considered, in one length scenario.
+
+    Attributes:
+        run: its simulation to the end.
+        curve: its work.
+        before: work of the run that lies before the stage.
+        again: work at the run's beginning that had been done in an earlier stage.
+    """
+
+    run: NodeRun
+    curve: WorkCurve
+    before: float
+    again: float
+
+    def work_until(self, time_s: float) -> float:
+        """Return the useful work between the stage's beginning and ``time_s``."""
+        done = self.curve.at(time_s - self.run.ready_s)
+        return done - max(self.before, min(done, self.again))
+
+
+class StageView:
+    """One length scenario at the beginning of a stage."""
+
+    def __init__(self, simulator: PlanSimulator, state: SimulationState, meter: WorkMeter) -> None:
+        """Look at ``state`` without changing it."""
+        self._app, self._runs = simulator.problem.app, simulator.runs
+        self._state, self._meter = state, meter
+        self._scenario_works = simulator.works[state.scenario]
+        self._done = state.finished()
+        self._curves: dict[int, tuple[tuple[EngineRun, ...], WorkCurve]] = {}
+        self._members: dict[tuple[str, ParallelConfig, bool], Member] = {}
+
+    def prefetch(self, assignments: Sequence[Assignment]) -> None:
+        """Simulate starts of models whose inputs are all there, on all cores."""
+        queries = []
+        for a in assignments:
+            node = self._app.index(a.node)
+            new = a.node not in self._done and not self._goes_on(a)
+            if new and self._all_there(node):
+                queries.append(self._restart(a, None))
+        self._runs.get_many(queries)
+
+    def throughput(self, stage: Sequence[Assignment]) -> float:
+        """Return work per second until the first of the stage's models finishes, loads included.
+
+        0 if this scenario has nothing left to do for any of them.
+        """
+        members = self._stage_members(stage)
+        if not members:
+            return 0.0
+        end_s = min(m.run.end_s for m in members)
+        took_s = end_s - self._state.clock_s
+        return sum(m.work_until(end_s) for m in members) / took_s if took_s > 0 else 0.0
+
+    def _stage_members(self, stage: Sequence[Assignment]) -> list[Member]:
+        active = {a.node: a for a in stage if a.node not in self._done}
+        order = [i for i in self._app.order if self._app.nodes[i].name in active]
+        changed: dict[int, NodeRun] = {}  # what consumers in the stage must be told of
+        members: dict[int, Member] = {}
+        for i in order:
+            assignment = active[self._app.nodes[i].name]
+            sources = self._app.upstreams[i] & members.keys()
+            goes_on = self._goes_on(assignment)
+            if sources and not (goes_on and changed.keys().isdisjoint(sources)):
+                finish_s = self._state.foreseen({u: m.run for u, m in members.items()})
+                query = (
+                    self._state.go_on_query(assignment.node, finish_s)
+                    if goes_on
+                    else self._restart(assignment, finish_s)
+                )
+                members[i] = self._member(i, self._runs.get(query), goes_on)
+            else:
+                members[i] = self._unpiped(i, assignment, goes_on)
+            if not goes_on or sources & changed.keys():
+                changed[i] = members[i].run
+        return list(members.values())
+
+    def _unpiped(self, node: int, assignment: Assignment, goes_on: bool) -> Member:
+        """Return a model that goes on as it is, or starts with all its inputs there."""
+        key = (assignment.node, assignment.parallel, goes_on)
+        if key not in self._members:
+            run = (
+                self._state.active[assignment.node].run
+                if goes_on
+                else self._runs.get(self._restart(assignment, None))
+            )
+            self._members[key] = self._member(node, run, goes_on)
+        return self._members[key]
+
+    def _member(self, node: int, run: NodeRun, goes_on: bool) -> Member:
+        kept = self._curves.get(id(run.runs))
+        if kept is None:
+            kept = run.runs, WorkCurve.of(self._meter, node, run.runs)
+            self._curves[id(run.runs)] = kept
+        curve = kept[1]
+        before = curve.at(self._state.clock_s - run.ready_s) if goes_on else 0.0
+        return Member(run, curve, before, self._again(node, run) if self._meter.once else 0.0)
+
+    def _again(self, node: int, run: NodeRun) -> float:
+        """Return the work of computing again what unfinished requests had computed."""
+        base, work = run.base, self._scenario_works[node]
+        begun = (base.generated > 0) & ~np.isfinite(base.finish_s)
+        length = (work.prompt_tokens[begun] + base.generated[begun]).astype(np.float64)
+        return float(self._meter.work(node, length.sum(), (length * (length + 1) / 2).sum()))
+
+    def _goes_on(self, assignment: Assignment) -> bool:
+        engine = self._state.active.get(assignment.node)
+        return engine is not None and engine.running.planned == assignment
+
+    def _restart(self, assignment: Assignment, finish_s: Sequence[Floats] | None) -> NodeQuery:
+        node = self._app.index(assignment.node)
+        return self._state.restart_query(node, assignment.parallel, assignment.devices[0], finish_s)
+
+    def _all_there(self, node: int) -> bool:
+        return all(self._app.nodes[u].name in self._done for u in self._app.upstreams[node])
+
+
+def mean_throughput(views: Sequence[StageView], stage: Sequence[Assignment]) -> float:
+    """Return the stage's throughput averaged over the length scenarios."""
+    return sum(v.throughput(stage) for v in views) / len(views) if stage else 0.0
