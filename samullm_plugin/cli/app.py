@@ -35,6 +35,10 @@ class Command:
 
 
 COMMANDS = {
+    "validate": Command(
+        "samullm_plugin.cli.validate:validate", "Check an application before it is planned."
+    ),
+    "schema": Command("samullm_plugin.cli.schema:schema", "Print the JSON Schema of app.yaml."),
     "plugins": Command("samullm_plugin.cli.plugins:app", "List plugins and whether they work."),
     "collect-env": Command(
         "samullm_plugin.cli.collect_env:collect_env", "Print versions and hardware for a report."

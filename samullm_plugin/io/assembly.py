@@ -252,6 +252,7 @@ class Assembly:
             items=tuple(r.item for r in node.requests),
             fields=tuple(r.fields for r in node.requests),
             labels=tuple(w.label for r in node.requests for w in r.waits),
+            inputs=tuple(section.edges),
             template=section.prompt,
             own_prompt=section.requests is not None,
             chat=section.chat,

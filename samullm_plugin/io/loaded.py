@@ -46,6 +46,7 @@ class NodeSource:
         fields: of the line, for templates.
         labels: name of the input each entry of the table's ``input_node`` belongs to; ``previous``
             within chains and empty where an output is only waited for.
+        inputs: names of all inputs, whether or not a request has any.
         template: Jinja2 text of the prompt; None: the line's prompt, then the inputs.
         own_prompt: whether without a template the line's prompt is part of the prompt.
         chat: the prompt is sent through the chat template.
@@ -60,6 +61,7 @@ class NodeSource:
     items: tuple[str, ...]
     fields: tuple[Mapping[str, Any], ...]
     labels: tuple[str, ...]
+    inputs: tuple[str, ...] = ()
     template: str | None = None
     own_prompt: bool = True
     chat: bool = False
@@ -147,7 +149,8 @@ class LoadedApplication:
     def _render(self, source: NodeSource, node: int, request: int, output_of: OutputOf) -> str:
         """Return a prompt with its inputs in place."""
         table = self.app.nodes[node].requests
-        inputs: dict[str, list[str]] = {label: [] for label in source.labels if label}
+        names = (*source.inputs, *source.labels)
+        inputs: dict[str, list[str]] = {name: [] for name in names if name}
         part = range(int(table.input_indptr[request]), int(table.input_indptr[request + 1]))
         for entry in part:
             text = output_of(int(table.input_node[entry]), int(table.input_request[entry]))

@@ -75,6 +75,7 @@ class _Counting:
         self.estimated = 0
         section = node.section
         self.labels = {w.label for r in node.requests for w in r.waits if w.label}
+        self.labels |= set(section.edges)
         self.variables = (
             referenced(section.prompt, f"{where}.prompt") if section.prompt is not None else set()
         )
@@ -82,9 +83,8 @@ class _Counting:
         if section.prompt is not None:
             known = {"prompt", "previous", "inputs", *self.labels}
             for request in node.requests[:1]:
-                for name in sorted(
-                    {v for v in self.variables if "." not in v} - known - set(request.fields)
-                ):
+                plain = {v for v in self.variables if "." not in v}
+                for name in sorted(plain - known - set(request.fields)):
                     raise InputError(
                         f"{where}.prompt: {{{{ {name} }}}} is neither a field of request "
                         f"{request.id!r} nor an input; inputs: "

@@ -1,0 +1,131 @@
+"""Everything that can be said about an application before it is planned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from samullm_plugin.core.problem import Problem
+from samullm_plugin.errors import InputError
+from samullm_plugin.io.loaded import LoadedApplication
+from samullm_plugin.manager import PluginHost
+from samullm_plugin.services.building import build_problem
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReport:
+    """What is known of one node.
+
+    Attributes:
+        node: its name.
+        model: its checkpoint.
+        num_requests: requests.
+        prompt_tokens: mean prompt length over requests that are taken, upstream outputs included.
+        output_tokens: mean sampled output length of those.
+        fits: replica sizes that fit in memory, with their KV-cache capacity in tokens, such as
+            ``A100-80GB tp2: 145000``; empty without a cluster.
+        lengths: what output lengths rest on.
+        latency: what iteration latencies rest on; empty without a cluster.
+    """
+
+    node: str
+    model: str
+    num_requests: int
+    prompt_tokens: float
+    output_tokens: float
+    fits: tuple[str, ...]
+    lengths: str
+    latency: str
+
+
+@dataclass(frozen=True, slots=True)
+class ApplicationReport:
+    """What is known of an application.
+
+    Attributes:
+        name: of the application.
+        num_gpus: devices; None if no cluster is given, and then nothing is known of memory.
+        nodes: by node.
+        notes: what was assumed or estimated.
+    """
+
+    name: str
+    num_gpus: int | None
+    nodes: tuple[NodeReport, ...]
+    notes: tuple[str, ...]
+
+
+def problem_of(host: PluginHost, loaded: LoadedApplication) -> Problem:
+    """Return the problem of an application, as its planner section asks for it.
+
+    Raises:
+        InputError: if there is no cluster, a plugin is unknown, or a model fits nowhere.
+    """
+    if loaded.cluster is None:
+        where = loaded.path or f"application {loaded.app.name}"
+        raise InputError(
+            f"{where}: it names no cluster; add one, such as cluster: {{gpus: 8, nvlink: 2}}"
+        )
+    planner = loaded.planner
+    return build_problem(
+        loaded.app,
+        loaded.cluster,
+        host.create(
+            "length-estimator", planner.length_estimator.type, planner.length_estimator.options
+        ),
+        host.create("latency-model", planner.latency_model.type, planner.latency_model.options),
+        scenarios=planner.scenarios,
+        rng=np.random.default_rng(planner.seed),
+        page_cache=planner.page_cache,
+        true_lengths=loaded.output_tokens,
+    )
+
+
+def validate_application(host: PluginHost, loaded: LoadedApplication) -> ApplicationReport:
+    """Check an application as far as that can be done without running it.
+
+    Raises:
+        InputError: for the first thing that is wrong.
+    """
+    planner = loaded.planner
+    host.create("scheduler", planner.scheduler.type, planner.scheduler.options)
+    host.create("executor", loaded.executor.type, loaded.executor.options)
+    if planner.request_policy is not None:
+        host.create("request-policy", planner.request_policy.type, planner.request_policy.options)
+    estimator = host.create(
+        "length-estimator", planner.length_estimator.type, planner.length_estimator.options
+    )
+    problem = problem_of(host, loaded) if loaded.cluster is not None else None
+    reports = []
+    for i, node in enumerate(loaded.app.nodes):
+        prompts, outputs, fits, latency = node.requests.prompt_tokens, None, [], ""
+        if problem is not None:
+            scenario = problem.scenarios[0]
+            taken = scenario.output_tokens[i] > 0
+            prompts, outputs = scenario.prompt_tokens[i][taken], scenario.output_tokens[i][taken]
+            for key, costs in problem.costs[i].items():
+                if problem.fits(i, key):
+                    fits.append(f"{key.gpu} tp{key.tensor_parallel_size}: {costs.kv_cache_tokens}")
+                    latency = f"{costs.provenance.kind}: {costs.provenance.source}"
+        reports.append(
+            NodeReport(
+                node.name,
+                node.model.name,
+                len(node.requests),
+                _mean(prompts),
+                _mean(outputs) if outputs is not None else float("nan"),
+                tuple(fits),
+                "known beforehand"
+                if loaded.output_tokens is not None
+                else estimator.source(node.model.name),
+                latency,
+            )
+        )
+    gpus = loaded.cluster.num_gpus if loaded.cluster is not None else None
+    return ApplicationReport(loaded.app.name, gpus, tuple(reports), loaded.app.notes)
+
+
+def _mean(values: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> float:
+    """Return the mean of lengths, 0 without any."""
+    return float(values.mean()) if len(values) else 0.0
