@@ -1,0 +1,314 @@
+"""All simulated engines of a run, and what will come of them.
+
+Simulating an engine again at every request that reaches it would cost the square of their number.
+So the world foresees, from the application's own structure, which outputs of its engines will be
+submitted where and when, and simulates that; as long as the coordinator does just this, nothing is
+simulated twice. Whatever differs is simulated again from the engine's start: what arrives later
+never changes what happened earlier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samullm_plugin import (
+    EngineRequest,
+    EngineSpec,
+    ParallelConfig,
+    Problem,
+    RequestOutput,
+    RunError,
+)
+from samullm_plugin.core.engine import EngineCache
+from samullm_plugin.core.simulation.requests import NodeInputs
+from samullm_simulated.engine import SimulatedEngine, Submission, requests_of
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+class World:
+    """Engines, clock and true lengths.
+
+    Attributes:
+        clock_s: now.
+        engines: by key.
+        finish_s: per node when each request finished or will, inf if that is not foreseen.
+    """
+
+    def __init__(self, truth: Problem) -> None:
+        """Begin with nothing running.
+
+        Args:
+            truth: its first length scenario is what happens.
+        """
+        self.truth = truth
+        self.clock_s = 0.0
+        self.engines: dict[str, SimulatedEngine] = {}
+        self._nodes = truth.app.nodes
+        self._inputs = [NodeInputs(truth.app, i) for i in range(len(self._nodes))]
+        self._own: list[dict[int, list[int]]] = [_own_inputs(x) for x in self._inputs]
+        scenario = truth.scenarios[0]
+        self._prompt = scenario.prompt_tokens
+        self._output = scenario.output_tokens
+        self._taken = [o > 0 for o in self._output]
+        self._generated = [np.zeros_like(o) for o in self._output]
+        self._done_s = [np.full(len(o), np.inf) for o in self._output]
+        self.finish_s: list[Floats] = [d.copy() for d in self._done_s]
+        self._available: list[Floats | None] = [None] * len(self._nodes)
+        self._stale = set(range(len(self._nodes)))
+        self._turn: dict[int, int] = {}
+        self._chain_at: dict[tuple[int, int], str] = {}
+        self._cache = EngineCache(200_000)
+
+    def engine(self, key: str) -> SimulatedEngine:
+        """Return an engine.
+
+        Raises:
+            RunError: if there is none of that key.
+        """
+        if key not in self.engines:
+            raise RunError(f"executor simulated: there is no engine {key!r}")
+        return self.engines[key]
+
+    def start(self, spec: EngineSpec) -> None:
+        """Add an engine that is ready after its load time.
+
+        Raises:
+            RunError: if a device is taken or the key is used twice.
+        """
+        for other in self.engines.values():
+            if taken := set(other.spec.devices) & set(spec.devices):
+                raise RunError(
+                    f"executor simulated: device {min(taken)} of {spec.key} is held by "
+                    f"{other.spec.key}"
+                )
+        if spec.key in self.engines:
+            raise RunError(f"executor simulated: there is an engine {spec.key!r} already")
+        parallel = ParallelConfig(1, spec.tensor_parallel_size, spec.pipeline_parallel_size)
+        costs = self.truth.mode(spec.node, parallel, spec.devices)
+        config = replace(
+            self.truth.engine_config(spec.node, costs), scheduling_policy=spec.scheduling_policy
+        )
+        ready_s = self.clock_s + self.truth.load_s(costs)
+        engine = SimulatedEngine(spec, config, costs, self.clock_s, ready_s)
+        if config.enable_prefix_caching:
+            table = self._nodes[spec.node].requests
+            engine.use_prefixes(table.prefix_id, table.prefix_tokens)
+        if not self._of_node(spec.node):
+            self._turn[spec.node] = 0
+        self.engines[spec.key] = engine
+        self._stale.add(spec.node)
+
+    def stop(self, key: str) -> tuple[list[Submission], list[tuple[Submission, int]]]:
+        """Remove an engine.
+
+        Returns:
+            Requests that finished but were not reported, and the unfinished with their tokens.
+        """
+        engine = self.engine(key)
+        finished, unfinished = [], []
+        for submission, tokens in engine.generated(self.clock_s):
+            if tokens >= submission.output_tokens:
+                finished.append(submission)
+                self._done_s[engine.spec.node][submission.request] = self.clock_s
+            else:
+                unfinished.append((submission, tokens))
+                self._generated[engine.spec.node][submission.request] += tokens
+        del self.engines[key]
+        self._chain_at = {c: k for c, k in self._chain_at.items() if k != key}
+        self._stale.add(engine.spec.node)
+        return finished, unfinished
+
+    def submit(self, engine: SimulatedEngine, request: EngineRequest) -> None:
+        """Let a request arrive at an engine now."""
+        node, r = engine.spec.node, request.request
+        output = int(self._output[node][r] - self._generated[node][r])
+        table = self._nodes[node].requests
+        limit = min(
+            request.max_tokens, self._nodes[node].model.max_model_len - request.prompt_tokens
+        )
+        cut = limit <= output or self._output[node][r] >= table.max_tokens[r]
+        came = Submission(
+            r,
+            engine.since_ready(self.clock_s),
+            request.prompt_tokens,
+            max(1, min(output, limit)),
+            bool(cut),
+            priority=request.priority,
+        )
+        chain = (node, int(self._inputs[node].chain[r]))
+        if chain not in self._chain_at:
+            self._chain_at[chain] = engine.spec.key
+            self._turn[node] += 1
+        foreseen = engine.foreseen.pop(r, None)
+        if foreseen is not None and self._as_foreseen(engine, came, foreseen):
+            engine.submitted[r] = foreseen
+            return
+        engine.submitted[r] = came
+        for other in self._of_node(node):
+            other.foreseen.pop(r, None)
+        self._stale.add(node)
+
+    def _as_foreseen(self, engine: SimulatedEngine, came: Submission, foreseen: Submission) -> bool:
+        if foreseen.after:  # it comes when its predecessors have finished
+            node, r = engine.spec.node, foreseen.request
+            available = self._available[node]
+            there_s = 0.0 if available is None else float(available[r])
+            after_s = max(float(self.finish_s[node][q]) for q in foreseen.after)
+            if self.clock_s != max(after_s, there_s):
+                return False
+            came = replace(came, arrival_s=foreseen.arrival_s, after=foreseen.after)
+        return came == foreseen
+
+    def note_finished(
+        self, engine: SimulatedEngine, outputs: Sequence[RequestOutput], time_s: float
+    ) -> None:
+        """Remember what was reported."""
+        for output in outputs:
+            self._done_s[engine.spec.node][output.request] = time_s
+
+    def next_event_s(self) -> float:
+        """Return when an engine is ready or a request finishes next; inf if never."""
+        times = [e.next_finish_s() for e in self.engines.values()]
+        times += [e.ready_s for e in self.engines.values() if not e.reported_ready]
+        return min(times, default=float("inf"))
+
+    def refresh(self) -> None:
+        """Foresee again what may have changed."""
+        for engine in self.engines.values():
+            if engine.overdue(self.clock_s):
+                self._stale.add(engine.spec.node)
+        if not self._stale:
+            return
+        for i in self.truth.app.order:
+            available = self._inputs[i].available_s(self.finish_s)
+            if i not in self._stale and _same(available, self._available[i]):
+                continue
+            self._available[i] = available
+            self._refresh_node(i, available)
+        self._stale.clear()
+
+    def _of_node(self, node: int) -> list[SimulatedEngine]:
+        return [e for e in self.engines.values() if e.spec.node == node]
+
+    def _refresh_node(self, i: int, available: Floats | None) -> None:
+        engines = self._of_node(i)
+        finish = self._done_s[i].copy()
+        if not self._taken[i].all():
+            at = np.zeros(len(finish)) if available is None else available
+            finish = np.where(self._taken[i], finish, at)
+        if engines:
+            self._foresee(i, engines, available, finish)
+        for engine in engines:
+            engine.simulate(self._cache)
+            engine.skip_finished(self._reported_until(engine))
+            for r, at_s in engine.finish_times():
+                if np.isinf(self._done_s[i][r]):
+                    finish[r] = at_s
+        self.finish_s[i] = finish
+        for engine in engines:
+            engine.foreseen_at = sorted(
+                (self._expected_s(engine, s, finish), s.request) for s in engine.foreseen.values()
+            )
+
+    def _reported_until(self, engine: SimulatedEngine) -> float:
+        """Return the clock, once the coordinator has heard of the engine: all before is told."""
+        return self.clock_s if engine.reported_ready else -1.0
+
+    def _expected_s(self, engine: SimulatedEngine, s: Submission, finish: Floats) -> float:
+        after = [float(finish[q]) for q in s.after]
+        return max([engine.ready_s + s.arrival_s, *after])
+
+    def _foresee(
+        self, i: int, engines: list[SimulatedEngine], available: Floats | None, finish: Floats
+    ) -> None:
+        """Expect every request at the replica whose turn it will be, once its inputs are there."""
+        for engine in engines:
+            engine.foreseen.clear()
+        if any(e.spec.scheduling_policy == "priority" for e in engines):
+            return  # who comes first is the coordinator's secret
+        ready_s = engines[0].ready_s
+        there = np.zeros(len(finish)) if available is None else available
+        own, inputs = self._own[i], self._inputs[i]
+        given = requests_of(engines)
+        open_ = self._taken[i] & np.isinf(self._done_s[i]) & np.isfinite(there)
+        candidates = np.flatnonzero(open_)
+        arrival = np.maximum(there - ready_s, 0.0)
+        order = candidates[np.argsort(arrival[candidates], kind="stable")].tolist()
+        turn = self._turn[i]
+        place: dict[int, SimulatedEngine] = {}
+        reachable = set(given)
+        by_key = {e.spec.key: e for e in engines}
+        dealt: dict[int, SimulatedEngine] = {}
+        for r in order:
+            waits = [q for q in own.get(r, ()) if np.isinf(finish[q])]
+            if r in given or waits:
+                continue
+            if there[r] <= self.clock_s and engines[0].reported_ready:
+                continue  # it could have come already
+            chain = int(inputs.chain[r])
+            at = self._chain_at.get((i, chain))
+            known = by_key[at] if at in by_key else dealt.get(chain)
+            engine = known or engines[turn % len(engines)]
+            turn += known is None
+            dealt[chain] = engine
+            place[r] = engine
+            reachable.add(r)
+        if inputs.has_chain:
+            self._foresee_chains(i, order, finish, place, reachable, by_key, dealt)
+        for r, engine in place.items():
+            engine.foreseen[r] = self._foreseen(i, r, float(arrival[r]), finish)
+
+    def _foresee_chains(
+        self,
+        i: int,
+        candidates: Sequence[int],
+        finish: Floats,
+        place: dict[int, SimulatedEngine],
+        reachable: set[int],
+        by_key: dict[str, SimulatedEngine],
+        dealt: dict[int, SimulatedEngine],
+    ) -> None:
+        """Add the requests whose predecessors in this node run or are expected."""
+        own = self._own[i]
+        for r in sorted(candidates):  # inputs come before
+            if r in reachable:
+                continue
+            waits = [q for q in own.get(r, ()) if np.isinf(finish[q])]
+            if not waits or not all(q in reachable for q in waits):
+                continue
+            chain = int(self._inputs[i].chain[r])
+            at = self._chain_at.get((i, chain))
+            engine = by_key[at] if at in by_key else dealt.get(chain)
+            if engine is not None and all(
+                q in engine.submitted or place.get(q) is engine for q in waits
+            ):
+                place[r] = engine
+                reachable.add(r)
+
+    def _foreseen(self, i: int, r: int, arrival_s: float, finish: Floats) -> Submission:
+        done = int(self._generated[i][r])
+        table = self._nodes[i].requests
+        prompt, output = int(self._prompt[i][r]), int(self._output[i][r])
+        room = min(int(table.max_tokens[r]), self._nodes[i].model.max_model_len - prompt)
+        after = tuple(q for q in self._own[i].get(r, ()) if np.isinf(finish[q]))
+        return Submission(r, arrival_s, prompt + done, output - done, output >= room, after)
+
+
+def _own_inputs(inputs: NodeInputs) -> dict[int, list[int]]:
+    """Return the requests of the same node that each request waits for."""
+    result: dict[int, list[int]] = {}
+    for r, q in zip(inputs.own_row.tolist(), inputs.own_request.tolist(), strict=True):
+        result.setdefault(r, []).append(q)
+    return result
+
+
+def _same(a: Floats | None, b: Floats | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return bool(np.array_equal(a, b))

@@ -1,0 +1,133 @@
+"""The append-only journal of a run: one JSON object per line.
+
+What is appended is handed to the operating system before :meth:`Journal.append` returns, so the end
+of the process loses nothing. It is forced to the disk (fsync) at most ``sync_interval_s`` later and
+when the journal is closed, so that the end of the machine loses what was finished in that interval;
+those requests simply run again. A last line without its end, left by a crash while writing, is
+dropped when the journal is read or opened again.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import to_json
+
+from samullm_plugin.errors import InputError, RunError
+
+Record = Mapping[str, Any]
+
+
+class Journal:
+    """Appends records to a file; nothing that was appended is ever changed."""
+
+    def __init__(self, path: Path, *, sync_interval_s: float = 1.0) -> None:
+        """Open a journal, new or old.
+
+        Args:
+            path: the file.
+            sync_interval_s: longest time until what was appended is forced to the disk.
+        """
+        self.path = path
+        self._interval_s = sync_interval_s
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._size = _whole_lines(self._fd)
+        os.ftruncate(self._fd, self._size)
+        os.lseek(self._fd, self._size, os.SEEK_SET)
+        self._synced_at = time.monotonic()
+        self._dirty = False
+
+    def append(self, records: Iterable[Record]) -> None:
+        """Write records; either all of them or none are in the file afterwards.
+
+        Raises:
+            RunError: if the disk is full or fails, with the remedy.
+        """
+        data = b"".join(to_json(record, inf_nan_mode="null") + b"\n" for record in records)
+        if not data:
+            return
+        try:
+            written = 0
+            while written < len(data):
+                written += os.write(self._fd, data[written:])
+        except OSError as error:
+            os.ftruncate(self._fd, self._size)
+            os.lseek(self._fd, self._size, os.SEEK_SET)
+            raise disk_error(self.path, error) from error
+        self._size += len(data)
+        self._dirty = True
+        if time.monotonic() - self._synced_at >= self._interval_s:
+            self.sync()
+
+    def sync(self) -> None:
+        """Force what was appended to the disk.
+
+        Raises:
+            RunError: if the disk is full or fails.
+        """
+        if self._dirty:
+            try:
+                os.fdatasync(self._fd)
+            except OSError as error:
+                raise disk_error(self.path, error) from error
+            self._dirty = False
+        self._synced_at = time.monotonic()
+
+    def close(self) -> None:
+        """Force everything to the disk and close the file; safe to call twice."""
+        if self._fd < 0:
+            return
+        try:
+            self.sync()
+        finally:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def read_journal(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of a journal, without a torn last line.
+
+    Raises:
+        InputError: naming the line that is damaged.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise InputError(
+                    f"{path} line {number}: is not JSON; the journal was damaged after it had been "
+                    "written, and the run cannot be resumed from it"
+                ) from error
+            yield record
+
+
+def disk_error(path: Path, error: OSError) -> RunError:
+    """Return what to tell the user about a write that failed."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return RunError(
+            f"{path}: {error.strerror}; what is in the journal is safe: make room and continue "
+            f"with --resume {path.parent}"
+        )
+    return RunError(f"{path}: cannot be written: {error.strerror}")
+
+
+def _whole_lines(fd: int) -> int:
+    """Return the size of the file up to its last line end."""
+    size = os.fstat(fd).st_size
+    end = size
+    while end > 0:
+        start = max(0, end - 65536)
+        found = os.pread(fd, end - start, start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0

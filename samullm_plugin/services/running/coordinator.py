@@ -1,0 +1,554 @@
+"""Carries a plan out: the same transition rule as the plan simulator's, on any executor."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from samullm_plugin.core.plan import Assignment, Plan
+from samullm_plugin.core.problem import Problem
+from samullm_plugin.core.simulation.requests import NodeInputs
+from samullm_plugin.core.transition import Running, RunState, next_transition, stage_ended
+from samullm_plugin.errors import RunError
+from samullm_plugin.interfaces.executor import (
+    EngineEvent,
+    EngineRequest,
+    Executor,
+    RequestOutput,
+)
+from samullm_plugin.interfaces.moving import continued
+from samullm_plugin.interfaces.observer import StageRecord
+from samullm_plugin.services.running.dispatch import Deployment, Replica
+from samullm_plugin.services.running.engines import Engines
+from samullm_plugin.services.running.ledger import Ledger, RequestId, Result, Status
+from samullm_plugin.services.running.log import RunLog
+from samullm_plugin.services.running.sources import Prompt, Refused, RequestSource
+
+WAIT_S = 0.1
+"""Longest wait for events on a real clock, so that an interruption is noticed."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """Limits of a run.
+
+    Attributes:
+        max_engine_failures: after so many failures of a node's engines in a row, none of its
+            requests having finished in between, the node is given up.
+        max_request_failures: a request is given up after so many engines died under it.
+    """
+
+    max_engine_failures: int = 3
+    max_request_failures: int = 3
+
+
+@dataclass(slots=True)
+class Begun:
+    """Where a run takes up: at its beginning, or where an interrupted one was.
+
+    Attributes:
+        ledger: what is settled.
+        moved: tokens that unfinished requests have generated, with their prompts.
+        clock_s: the run's clock.
+        stage: index of the current stage of the plan; -1 before the first.
+        finished_before: nodes that had finished when that stage began.
+        stages_run: stages that have ended, over all plans.
+    """
+
+    ledger: Ledger
+    moved: Mapping[RequestId, RequestOutput] = field(default_factory=dict)
+    clock_s: float = 0.0
+    stage: int = -1
+    finished_before: frozenset[str] = frozenset()
+    stages_run: int = 0
+
+
+class Adjustments:
+    """Looks at a run in progress and may replace its plan; this one never does."""
+
+    def begin(self, coordinator: Coordinator) -> None:
+        """Be told that the run begins."""
+
+    def consider(self, coordinator: Coordinator, *, stage_changed: bool) -> Plan | None:
+        """Return the plan to go on with, or None to keep the present one."""
+        del coordinator, stage_changed
+        return None
+
+
+class Coordinator:
+    """Drives an executor until every request is settled.
+
+    Attributes:
+        problem: application, cluster and what the plan assumes.
+        plan: the plan at present.
+        executor: what runs engines.
+        ledger: what has become of the requests.
+        rule: stage and engines as the transition rule knows them.
+        engines: the engines of each node.
+        log: the events.
+        drained: the run was interrupted and can be resumed.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        plan: Plan,
+        executor: Executor,
+        source: RequestSource,
+        log: RunLog,
+        *,
+        begun: Begun | None = None,
+        adjustments: Adjustments | None = None,
+        options: RunOptions | None = None,
+    ) -> None:
+        """Prepare a run; nothing is started.
+
+        Args:
+            problem: the instance.
+            plan: a valid plan of it.
+            executor: open.
+            source: makes prompts.
+            log: is told what happens.
+            begun: where to take up; None: at the beginning.
+            adjustments: may replace the plan; None: it is kept.
+            options: limits.
+        """
+        self.problem, self.plan, self.executor, self.log = problem, plan, executor, log
+        begun = begun or Begun(Ledger(problem.app))
+        self.ledger = begun.ledger
+        self.rule = RunState(stage=begun.stage, finished_before=set(begun.finished_before))
+        self.drained = False
+        self.options = options or RunOptions()
+        self._source, self._moved = source, begun.moved
+        self._adjustments = adjustments or Adjustments()
+        self._app = problem.app
+        self._names = [n.name for n in self._app.nodes]
+        inputs = [NodeInputs(self._app, i) for i in range(len(self._names))]
+        self._upstreams = {
+            name: tuple(self._names[u] for u in sorted(self._app.upstreams[i]))
+            for i, name in enumerate(self._names)
+        }
+        self._zero_s = executor.now_s() - begun.clock_s
+        self._requests: dict[RequestId, EngineRequest] = {}
+        self._queue: list[list[int]] = [[] for _ in self._names]
+        self._deaths: dict[RequestId, int] = {}
+        self._failures = [0] * len(self._names)
+        self._late: dict[str, tuple[int, set[int]]] = {}
+        self._stages_run = begun.stages_run
+        self._stage_at: tuple[int, float, set[str]] | None = None
+        self._entered = begun.stage - 1 if begun.stage >= 0 else -1
+        self._changed = True
+        self._drain_requested = False
+        self.engines = Engines(problem, executor, inputs, log)
+
+    # --- what others may ask ---
+
+    def now_s(self) -> float:
+        """Return the run's clock."""
+        return self.executor.now_s() - self._zero_s
+
+    def request_drain(self) -> None:
+        """Stop at the next opportunity, keeping what was generated."""
+        self._drain_requested = True
+
+    def queued(self, node: int) -> int:
+        """Return how many requests of a node could be served but are at no engine."""
+        return len(self._queue[node])
+
+    # --- the loop ---
+
+    def run(self) -> None:
+        """Run until every request is settled, or until drained.
+
+        Raises:
+            RunError: if the run cannot go on.
+        """
+        self._admit(deque(self.ledger.first()))
+        self._adjustments.begin(self)
+        wait_s = float("inf") if self.executor.virtual_clock else WAIT_S
+        while not self.ledger.all_settled:
+            stage_changed = self._changed and self._transition()
+            if not self.ledger.all_settled:
+                self._adjust(stage_changed=stage_changed)
+            self.log.flush()
+            if self._drain_requested:
+                self._drain()
+                return
+            if self.ledger.all_settled:
+                break
+            self._dispatch()
+            events = self.executor.poll(wait_s)
+            if not events and self.executor.virtual_clock:
+                raise RunError("the run cannot go on: nothing runs, and requests are left")
+            self._take(events)
+        for node in list(self.engines.deployments):
+            self._stop(node)
+        self._end_stage()
+        self.log.flush()
+
+    def _take(self, events: Iterable[EngineEvent]) -> None:
+        for event in events:
+            time_s = event.time_s - self._zero_s
+            if event.kind == "finished":
+                self._take_outputs(event, time_s)
+                continue
+            found = self.engines.find(event.key)
+            if found is None:
+                continue  # it was stopped in the meantime
+            deployment, replica = found
+            if event.kind == "ready":
+                self.engines.note_ready(deployment, replica, time_s)
+            else:
+                self._replace(deployment, replica, event.reason, time_s)
+        end = self.plan.stages[self.rule.stage].end
+        if end.kind == "node_progress":
+            self._update_rule()
+            self._changed |= stage_ended(self.plan.stages[self.rule.stage], self.rule)
+
+    def _take_outputs(self, event: EngineEvent, time_s: float) -> None:
+        found = self.engines.find(event.key)
+        for output in event.outputs:
+            if found is not None:
+                deployment, replica = found
+                node = deployment.node
+                replica.outstanding.pop(output.request, None)
+                replica.num_finished += 1
+                replica.note_busy(time_s)
+            elif event.key in self._late:
+                node, waiting = self._late[event.key]
+                waiting.discard(output.request)
+                if not waiting:
+                    del self._late[event.key]
+            else:
+                known = self.engines.node_of(event.key)
+                if known is None or self.ledger.status[known][output.request] < Status.FINISHED:
+                    raise RunError(f"engine {event.key} reported a request it does not have")
+                continue
+            self._failures[node] = 0
+            self._finish((node, output.request), output, time_s)
+
+    def _finish(self, request: RequestId, output: RequestOutput, time_s: float) -> None:
+        """Settle a request that an engine has finished."""
+        if self.ledger.status[request[0]][request[1]] >= Status.FINISHED:
+            return  # its node was given up in the meantime
+        given = self._requests[request]
+        if output.finish_reason == "error":
+            self._fail(request, output.error or "the engine reported an error", time_s)
+            return
+        before = given.num_generated
+        ids = output.token_ids
+        if ids is not None and before and given.prompt_token_ids is not None:
+            ids = (*given.prompt_token_ids[-before:], *ids)
+        if output.prompt_token_ids is not None and not before:
+            prompt_tokens = len(output.prompt_token_ids)
+        else:
+            prompt_tokens = given.prompt_tokens - before
+        result = Result(
+            before + output.num_tokens,
+            prompt_tokens,
+            output.finish_reason,
+            output.text,
+            ids,
+            stop_reason=output.stop_reason,
+        )
+        self._settle(request, Status.FINISHED, time_s, result)
+
+    # --- requests ---
+
+    def _settle(self, request: RequestId, status: Status, time_s: float, result: Result) -> None:
+        complete = self._note(request, status, time_s, result)
+        self._admit(deque(complete))
+
+    def _note(
+        self, request: RequestId, status: Status, time_s: float, result: Result
+    ) -> list[RequestId]:
+        """Write a settled request down; return the requests that have all their inputs now."""
+        fields: dict[str, object] = {"node": self._names[request[0]], "request": request[1]}
+        if status is Status.FINISHED:
+            fields |= {
+                "prompt_tokens": result.prompt_tokens,
+                "num_tokens": result.num_tokens,
+                "finish_reason": result.finish_reason,
+                "text": result.text,
+                "token_ids": result.token_ids if result.text is None else None,
+                "stop_reason": result.stop_reason,
+            }
+            fields = {k: v for k, v in fields.items() if v is not None}
+        elif status is Status.FAILED:
+            fields["error"] = result.error
+        self.log.add(time_s, status.name.lower(), **fields)
+        self._requests.pop(request, None)
+        complete = self.ledger.settle(request, status, time_s, result)
+        if self.ledger.settled(request[0]):
+            self._changed = True
+        return complete
+
+    def _fail(self, request: RequestId, reason: str, time_s: float) -> None:
+        self._settle(request, Status.FAILED, time_s, Result(finish_reason="error", error=reason))
+
+    def _admit(self, complete: deque[RequestId]) -> None:
+        """Decide what becomes of requests whose inputs are all settled."""
+        now_s = self.now_s()
+        while complete:
+            request = complete.popleft()
+            node, r = request
+            if self.ledger.status[node][r] != Status.WAITING:
+                continue
+            decision = self._decide(request)
+            if isinstance(decision, Prompt):
+                self.ledger.status[node][r] = Status.READY
+                self._requests[request] = self._engine_request(r, decision, request)
+                self._queue[node].append(r)
+            elif decision is None:
+                complete.extend(self._note(request, Status.SKIPPED, now_s, Result()))
+            else:
+                result = Result(finish_reason="error", error=decision.reason)
+                complete.extend(self._note(request, Status.FAILED, now_s, result))
+
+    def _decide(self, request: RequestId) -> Prompt | Refused | None:
+        inputs = self.ledger.inputs(request)
+        if inputs:
+            states = [self.ledger.status[i][q] for i, q in inputs]
+            if Status.FAILED in states:
+                node, r = inputs[states.index(Status.FAILED)]
+                name = self._source.custom_id((node, r))
+                return Refused(f"its input {name} of node {self._names[node]} failed")
+            if all(s == Status.SKIPPED for s in states):
+                return None
+        return self._source.prepare(request, self.ledger)
+
+    def _engine_request(self, r: int, prompt: Prompt, request: RequestId) -> EngineRequest:
+        made = EngineRequest(
+            r,
+            prompt.token_ids,
+            prompt.prompt_tokens,
+            prompt.max_tokens,
+            sampling=prompt.sampling,
+            prompt=prompt.text,
+            messages=prompt.messages,
+            output_tokens=prompt.output_tokens,
+        )
+        if request in self._moved:
+            made = continued(made, self._moved[request])
+            self.ledger.generated[request[0]][r] = made.num_generated
+        return made
+
+    def _dispatch(self) -> None:
+        """Give requests to engines that are ready."""
+        for node, deployment in self.engines.deployments.items():
+            if self._queue[node] and deployment.ready:
+                self._submit(node, deployment)
+
+    def _submit(self, node: int, deployment: Deployment) -> None:
+        batches: dict[str, list[EngineRequest]] = {}
+        for r in sorted(self._queue[node]):
+            replica = deployment.place(r)
+            request = self._requests[node, r]
+            replica.outstanding[r] = request
+            self.ledger.status[node][r] = Status.SUBMITTED
+            batches.setdefault(replica.key, []).append(request)
+        self._queue[node].clear()
+        now_s = self.now_s()
+        for replica in deployment.replicas:
+            if replica.key in batches:
+                if replica.busy_since_s is None:
+                    replica.busy_since_s = now_s
+                self.executor.submit(replica.key, batches[replica.key])
+
+    def _take_back(self, node: int, replica: Replica, outputs: Iterable[RequestOutput]) -> None:
+        """Keep what a stopped engine had generated; its requests go on elsewhere."""
+        now_s = self.now_s()
+        replica.note_busy(now_s)
+        for output in outputs:
+            given = replica.outstanding.pop(output.request, None)
+            if given is None:
+                continue
+            if output.finish_reason is not None:
+                self._finish((node, output.request), output, now_s)
+                continue
+            request = continued(given, output)
+            if request is not given:
+                known = given.prompt_token_ids is not None or output.prompt_token_ids is None
+                self.log.add(
+                    now_s,
+                    "moved",
+                    node=self._names[node],
+                    request=output.request,
+                    num_tokens=request.num_generated,
+                    token_ids=_generated_ids(request),
+                    **({} if known else {"prompt_token_ids": output.prompt_token_ids}),
+                )
+            self._requests[node, output.request] = request
+            self.ledger.generated[node][output.request] = request.num_generated
+            self.ledger.status[node][output.request] = Status.READY
+            self._queue[node].append(output.request)
+        if replica.outstanding:  # the executor will report that these have finished
+            self._late[replica.key] = (node, set(replica.outstanding))
+
+    # --- engines and stages ---
+
+    def _finished(self) -> set[str]:
+        return {n for i, n in enumerate(self._names) if self.ledger.settled(i)}
+
+    def _update_rule(self) -> None:
+        self.rule.finished = self._finished()
+        self.rule.running = {self._names[i]: d.running for i, d in self.engines.deployments.items()}
+        watched = {s.end.node for s in self.plan.stages if s.end.kind == "node_progress"}
+        self.rule.done_fraction = {
+            name: self.ledger.num_settled(i) / len(self.ledger.status[i])
+            for i, name in enumerate(self._names)
+            if name in watched
+        }
+
+    def _transition(self) -> bool:
+        """Stop and start engines; return whether another stage is current now."""
+        self._changed = False
+        before, stalled = self.rule.stage, False
+        while not self.ledger.all_settled:
+            for node in [i for i in self.engines.deployments if self.ledger.settled(i)]:
+                self._stop(node)
+            self._update_rule()
+            move = next_transition(
+                self.plan, self.problem.cluster, self._upstreams, self.rule, stalled=stalled
+            )
+            self._enter_stages(move.stage)
+            kept: set[int] = set()
+            for name in move.stop:
+                node = self._app.index(name)
+                if self.engines.barred(node):
+                    kept |= set(self.engines.deployments[node].running.devices)
+                else:
+                    self._stop(node)
+            for running in move.start:
+                if not kept & set(running.devices):
+                    self.engines.start(running, self.now_s())
+            stalled = not self._can_go_on()
+            if not stalled:
+                break
+            if move.stage == len(self.plan.stages) - 1:
+                raise RunError(
+                    "the plan cannot finish: after its last stage these nodes wait for ever: "
+                    + ", ".join(sorted(set(self._names) - self._finished()))
+                )
+        return self.rule.stage != before
+
+    def _can_go_on(self) -> bool:
+        """Return whether a node or the current stage can end if nothing else is started."""
+        if self._late:
+            return True
+        running = set(self.engines.deployments)
+        untaken = [self._source.untaken(i) for i in range(len(self._names))]
+        foreseen = self.ledger.foreseen(running, untaken)
+        if any(f.all() and not self.ledger.settled(i) for i, f in enumerate(foreseen)):
+            return True
+        end = self.plan.stages[self.rule.stage].end
+        if end.kind != "node_progress" or end.node is None:
+            return False
+        will = foreseen[self._app.index(end.node)]
+        rank = min(len(will), max(1, int(np.ceil(end.fraction * len(will) - 1e-9))))
+        done = self.ledger.num_settled(self._app.index(end.node))
+        return done < rank <= int(will.sum())
+
+    def _enter_stages(self, current: int) -> None:
+        now_s = self.now_s()
+        for index in range(self._entered + 1, current + 1):
+            self._end_stage()
+            self._stage_at = (index, now_s, self._finished())
+            self.log.add(now_s, "stage", stage=index, number=self._stages_run)
+            self.log.before_stage(self.plan.stages[index])
+        self._entered = max(self._entered, current)
+
+    def _end_stage(self) -> None:
+        if self._stage_at is None:
+            return
+        index, started_s, finished_before = self._stage_at
+        self._stage_at = None
+        finished = tuple(sorted(self._finished() - finished_before))
+        record = StageRecord(self._stages_run, started_s, self.now_s(), finished)
+        self._stages_run += 1
+        self.log.after_stage(self.plan.stages[index], record)
+
+    def _stop(self, node: int) -> None:
+        deployment = self.engines.deployments[node]
+        for replica in list(deployment.replicas):
+            outputs = self.executor.stop_engine(replica.key)
+            self._take_back(node, replica, outputs)
+        self.engines.note_stopped(deployment, self.now_s(), finished=self.ledger.settled(node))
+
+    def _replace(
+        self, deployment: Deployment, replica: Replica, reason: str, time_s: float
+    ) -> None:
+        """Start an engine anew that has failed, elsewhere if possible; or give its node up."""
+        node = deployment.node
+        held = list(replica.outstanding) if replica.ready_s is not None else []
+        self._take_back(node, replica, self.executor.stop_engine(replica.key))
+        victims = [r for r in held if self.ledger.status[node][r] == Status.READY]
+        self._failures[node] += 1
+        name = self._names[node]
+        self.log.add(
+            time_s, "engine_failed", key=replica.key, node=name, reason=reason,
+            failures=self._failures[node],
+        )  # fmt: skip
+        if self._failures[node] >= self.options.max_engine_failures:
+            self._give_up(
+                deployment,
+                replica,
+                f"{self._failures[node]} engines of {name} failed in a row; the last: {reason}",
+            )
+            return
+        for r in victims:
+            deaths = self._deaths[node, r] = self._deaths.get((node, r), 0) + 1
+            if deaths >= self.options.max_request_failures:
+                self._queue[node].remove(r)
+                self._fail((node, r), f"{deaths} engines died under it; the last: {reason}", time_s)
+        self.engines.restart(deployment, replica, time_s)
+
+    def _give_up(self, deployment: Deployment, failed: Replica, reason: str) -> None:
+        """Fail every request of a node that is not settled, and stop its engines."""
+        now_s, node = self.now_s(), deployment.node
+        for replica in deployment.replicas:
+            if replica is not failed:
+                self._take_back(node, replica, self.executor.stop_engine(replica.key))
+        self._queue[node].clear()
+        self.engines.note_stopped(deployment, now_s, finished=False)
+        complete: deque[RequestId] = deque()
+        for r in np.flatnonzero(self.ledger.status[node] < Status.FINISHED).tolist():
+            result = Result(finish_reason="error", error=reason)
+            complete.extend(self._note((node, r), Status.FAILED, now_s, result))
+        self._admit(complete)
+        self._changed = True
+
+    def _adjust(self, *, stage_changed: bool) -> None:
+        plan = self._adjustments.consider(self, stage_changed=stage_changed)
+        if plan is not None:
+            self.adopt(plan)
+
+    def adopt(self, plan: Plan) -> None:
+        """Go on with another plan from now on; engines it assigns equally stay untouched."""
+        self._end_stage()
+        self.plan = plan
+        for deployment in self.engines.deployments.values():
+            old = deployment.running
+            planned = Assignment(old.planned.node, old.planned.parallel, old.devices)
+            deployment.running = Running(planned, old.devices, 0)
+        self.rule, self._entered = RunState(), -1
+        self._transition()
+
+    def _drain(self) -> None:
+        """Stop every engine, keeping what was generated."""
+        for node in list(self.engines.deployments):
+            self._stop(node)
+        while self._late and (events := self.executor.poll(1.0)):
+            self._take(events)
+        self.drained = True
+        self.log.add(self.now_s(), "drained")
+        self.log.flush()
+
+
+def _generated_ids(request: EngineRequest) -> tuple[int, ...] | None:
+    if request.prompt_token_ids is None or not request.num_generated:
+        return None
+    return request.prompt_token_ids[-request.num_generated :]

@@ -1,0 +1,45 @@
+"""Runs on executors that imitate engines: the truth is known, though not to the coordinator."""
+
+from __future__ import annotations
+
+from samullm_plugin.core.plan import Plan
+from samullm_plugin.core.problem import Problem
+from samullm_plugin.interfaces.executor import Executor
+from samullm_plugin.interfaces.observer import RunInfo
+from samullm_plugin.services.running.coordinator import Adjustments, Coordinator
+from samullm_plugin.services.running.log import RunLog
+from samullm_plugin.services.running.sources import LengthSource
+
+
+def run_imitated(
+    problem: Problem,
+    plan: Plan,
+    executor: Executor,
+    truth: Problem,
+    *,
+    log: RunLog | None = None,
+    adjustments: Adjustments | None = None,
+) -> Coordinator:
+    """Carry a plan out where ``truth`` holds, without a run directory.
+
+    Args:
+        problem: what the plan and its adjustments assume.
+        plan: the plan.
+        executor: one that imitates engines; it is closed afterwards.
+        truth: lengths (its first scenario), latencies and load times.
+        log: is told what happens; None: a new one.
+        adjustments: may replace the plan.
+
+    Returns:
+        The coordinator after the run.
+    """
+    log = log or RunLog(RunInfo("imitated", problem.app.name, executor.name))
+    executor.imitate(truth)
+    executor.open(problem.cluster, None)
+    try:
+        source = LengthSource(truth.scenarios[0])
+        coordinator = Coordinator(problem, plan, executor, source, log, adjustments=adjustments)
+        coordinator.run()
+    finally:
+        executor.close()
+    return coordinator
