@@ -15,6 +15,7 @@ from samullm_plugin.interfaces.application import ApplicationSource
 from samullm_plugin.interfaces.length import LengthEstimator
 from samullm_plugin.io.gpus import bundled_gpu
 from samullm_plugin.manager import PluginHost
+from samullm_plugin.services.applications import parse_named
 from samullm_plugin.services.benchmarking import BenchCase, HiddenDraw
 from samullm_plugin.services.building import build_problem, sample_scenarios
 
@@ -77,25 +78,6 @@ class CaseSettings:
     gpus: int | None = None
 
 
-def parse_application(text: str) -> tuple[str, dict[str, str]]:
-    """Return name and options of ``name`` or ``name:key=value,key=value``.
-
-    Raises:
-        InputError: if it is not of that form.
-    """
-    name, _, rest = text.rpartition(":") if "=" in text.rpartition(":")[2] else (text, "", "")
-    options = {}
-    for part in rest.split(",") if rest else ():
-        key, equals, value = part.partition("=")
-        if not equals or not key.strip():
-            raise InputError(
-                f"application {text!r}: {part!r} is not key=value; write for example "
-                "ensembling:requests=1000,max_tokens=256"
-            )
-        options[key.strip()] = value.strip()
-    return name, options
-
-
 def shifted_estimator(host: PluginHost, name: str, estimator: str) -> LengthEstimator:
     """Return where the lengths of a shift come from.
 
@@ -130,7 +112,7 @@ def make_case(host: PluginHost, text: str, settings: CaseSettings) -> BenchCase:
     Raises:
         InputError: for an unknown application, option, estimator or shift.
     """
-    name, options = parse_application(text)
+    name, options = parse_named(text)
     source = host.create("application", name, options)
     app = source.build()
     cluster = bundled_cluster(source, settings.gpus)

@@ -1,0 +1,171 @@
+"""``samullm plan``: make a plan, show it and keep it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from samullm_plugin.cli.output import OutputJson, console, print_table, write_json
+from samullm_plugin.errors import InputError
+
+if TYPE_CHECKING:
+    from samullm_plugin.core.problem import Problem
+    from samullm_plugin.core.result import PlanResult
+    from samullm_plugin.io.spec import PlannerSection
+
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="APP",
+        help="An app.yaml, or a bundled application such as ensembling:requests=1000.",
+    ),
+]
+Gpus = Annotated[int | None, typer.Option(help="GPUs, instead of the application's cluster.")]
+Scenarios = Annotated[int | None, typer.Option(help="Length scenarios to plan for.", min=1)]
+Seed = Annotated[int | None, typer.Option(help="Seed of lengths and scheduler.", min=0)]
+Budget = Annotated[float | None, typer.Option(help="Seconds the scheduler may search.")]
+
+
+def plan(
+    target: Target,
+    scheduler: Annotated[str | None, typer.Option(help="Name of the stage scheduler.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="Option of the scheduler, as key=value; repeatable.")
+    ] = None,
+    no_preemption: Annotated[
+        bool, typer.Option("--no-preemption", help="Started models keep their plan to their end.")
+    ] = False,
+    gpus: Gpus = None,
+    scenarios: Scenarios = None,
+    seed: Seed = None,
+    budget: Budget = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the plan to this file.")
+    ] = None,
+    explain: Annotated[bool, typer.Option(help="Say why each model is where it is.")] = False,
+    output_json: OutputJson = None,
+) -> None:
+    """Plan an application: which models run when, on which devices, spread how."""
+    from samullm_plugin.io.artifacts import write_plan
+    from samullm_plugin.manager import PluginHost
+    from samullm_plugin.services.applications import find_application
+    from samullm_plugin.services.instances import make_instance
+    from samullm_plugin.services.planning import PlanningOptions, make_plan
+
+    host = PluginHost.from_settings()
+    loaded = find_application(host, target)
+    planner = overridden(loaded.planner, scenarios=scenarios, seed=seed, budget_s=budget)
+    chosen = planner.scheduler
+    name = scheduler or chosen.type
+    options: dict[str, object] = dict(chosen.options) if name == chosen.type else {}
+    options |= parsed_options(option or [])
+    if no_preemption:
+        options["preemption"] = False
+    instance = make_instance(host, loaded, planner, gpus=gpus)
+    how = PlanningOptions(options=options, seed=planner.seed, budget_s=planner.budget_s)
+    result = make_plan(host, instance.problem, name, how, simulator=instance.simulator(host))
+    show_plan(instance.problem, result, explain=explain)
+    if output is not None:
+        write_plan(output, result.plan, application=loaded.app.name, scheduler=name)
+        console().print(f"plan written to {output}", markup=False)
+    if output_json is not None:
+        write_json(plan_json(instance.problem, result), output_json)
+
+
+def overridden(planner: PlannerSection, **changes: Any) -> PlannerSection:
+    """Return the planner section with the options given on the command line."""
+    given = {k: v for k, v in changes.items() if v is not None}
+    return planner.model_copy(update=given)
+
+
+def parsed_options(texts: list[str]) -> dict[str, object]:
+    """Return ``key=value`` options; values as YAML has them.
+
+    Raises:
+        InputError: for a text of another form.
+    """
+    import yaml
+
+    options = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise InputError(f"--option {text!r} is not key=value; write for example budget_s=10")
+        options[key] = yaml.safe_load(value)
+    return options
+
+
+def show_plan(problem: Problem, result: PlanResult, *, explain: bool = False) -> None:
+    """Print the stage table, the Gantt chart and what the figures rest on."""
+    import numpy as np
+
+    from samullm_plugin.services.gantt import text_gantt
+    from samullm_plugin.services.reporting import provenance_lines, stage_lines
+
+    trace = result.traces[0]
+    rows = []
+    for line in stage_lines(result.plan, trace):
+        times = "-" if line.start_s is None else f"{line.start_s:.1f}"
+        end = "-" if line.end_s is None else f"{line.end_s:.1f}"
+        rows.append((line.stage, line.node, line.parallel, line.devices, times, end, line.end))
+    columns = ("stage", "node", "spread", "devices", "start s", "end s", "stage ends when")
+    title = f"plan by {result.scheduler}: {problem.app.name} on {problem.cluster.num_gpus} GPUs"
+    print_table(columns, rows, title=title, numbers=("stage", "start s", "end s"))
+    out = console()
+    out.print(text_gantt(trace, problem.cluster.num_gpus), markup=False, soft_wrap=True)
+    out.print()
+    spread = ""
+    if len(result.makespan_s) > 1:
+        low, high = float(np.min(result.makespan_s)), float(np.max(result.makespan_s))
+        spread = f" ({low:.1f} to {high:.1f} in {len(result.makespan_s)} length scenarios)"
+    facts = [
+        ("Makespan, simulated (s):", f"{result.mean_makespan_s:.1f}{spread}"),
+        ("Lower bound for these lengths (s):", f"{float(np.mean(result.lower_bound_s)):.1f}"),
+        ("Gap (%):", f"{100 * result.gap:.1f}"),
+        ("Idle share of device time (%):", f"{100 * trace.idle_share:.1f}"),
+        ("Planning time (s):", f"{result.planning_s:.2f}"),
+        ("Status:", result.status.value),
+    ]
+    if result.structure_bound is not None:
+        bound = result.structure_bound
+        facts.append(("Scheduler's own bound (s):", f"{bound.value_s:.1f}, for {bound.structure}"))
+    for label, value in facts:
+        out.print(f"{label:<36}{value}", markup=False, soft_wrap=True)
+    out.print("Iteration latencies rest on:", style="dim")
+    for text in provenance_lines(problem):
+        out.print(f"  {text}", markup=False, style="dim", soft_wrap=True)
+    for note in problem.app.notes:
+        out.print(f"  assumed: {note}", markup=False, style="dim", soft_wrap=True)
+    if explain:
+        out.print("Why:")
+        for node, text in result.explanation:
+            out.print(f"  {node}: {text}", markup=False, soft_wrap=True)
+        if not result.explanation:
+            out.print(f"  {result.scheduler} gives no reasons", markup=False)
+
+
+def plan_json(problem: Problem, result: PlanResult) -> dict[str, object]:
+    """Return a plan and its figures for machines."""
+    from samullm_plugin.services.reporting import provenance_lines
+
+    return {
+        "application": problem.app.name,
+        "scheduler": result.scheduler,
+        "plan": asdict(result.plan),
+        "makespan_s": result.makespan_s,
+        "lower_bound_s": result.lower_bound_s,
+        "gap": result.gap,
+        "status": result.status,
+        "structure_bound": None
+        if result.structure_bound is None
+        else asdict(result.structure_bound),
+        "planning_s": result.planning_s,
+        "idle_share": [t.idle_share for t in result.traces],
+        "segments": [asdict(s) for s in result.traces[0].segments],
+        "explanation": dict(result.explanation),
+        "latency_rests_on": provenance_lines(problem),
+        "assumptions": problem.app.notes,
+    }

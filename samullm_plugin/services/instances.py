@@ -1,0 +1,108 @@
+"""From an application as users name it to the problem their planner section asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from samullm_plugin.core.cluster import Cluster
+from samullm_plugin.core.problem import Problem
+from samullm_plugin.core.simulation import PlanSimulator
+from samullm_plugin.errors import InputError
+from samullm_plugin.interfaces.latency import LatencyModel
+from samullm_plugin.interfaces.length import LengthEstimator
+from samullm_plugin.io.gpus import bundled_gpu
+from samullm_plugin.io.loaded import LoadedApplication
+from samullm_plugin.io.spec import PlannerSection
+from samullm_plugin.manager import PluginHost
+from samullm_plugin.services.building import build_problem
+from samullm_plugin.services.policies import policy_call
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Instance:
+    """A problem and where its figures come from.
+
+    Attributes:
+        problem: what schedulers see.
+        estimator: where the lengths come from.
+        latency_model: where the costs come from.
+        planner: how it is planned.
+    """
+
+    problem: Problem
+    estimator: LengthEstimator
+    latency_model: LatencyModel
+    planner: PlannerSection
+
+    def simulator(self, host: PluginHost) -> PlanSimulator:
+        """Return a simulator that honours the planner's request policy.
+
+        Raises:
+            InputError: for an unknown policy or wrong options.
+        """
+        chosen = self.planner.request_policy
+        if chosen is None:
+            return PlanSimulator(self.problem)
+        policy = host.create("request-policy", chosen.type, chosen.options)
+        call = policy_call(self.problem.app, policy, self.problem.scenarios)
+        return PlanSimulator(self.problem, policy=call)
+
+
+def cluster_of(loaded: LoadedApplication, gpus: int | None) -> Cluster:
+    """Return the application's cluster, or its first kind of GPU in another number.
+
+    Raises:
+        InputError: if there is neither a cluster nor a number, or the number is below one.
+    """
+    if gpus is None:
+        if loaded.cluster is None:
+            where = loaded.path or f"application {loaded.app.name}"
+            raise InputError(
+                f"{where}: it names no cluster; add a `cluster` section, or give --gpus"
+            )
+        return loaded.cluster
+    if gpus < 1:
+        raise InputError(f"--gpus is {gpus}; a plan needs at least one GPU")
+    if loaded.cluster is None:
+        return Cluster.uniform(bundled_gpu("A100-80GB"), gpus, nvlink=2)
+    pairs = max(len(g) for g in loaded.cluster.nvlink_groups)
+    return Cluster.uniform(loaded.cluster.gpus[0], gpus, nvlink=pairs)
+
+
+def make_instance(
+    host: PluginHost,
+    loaded: LoadedApplication,
+    planner: PlannerSection | None = None,
+    *,
+    gpus: int | None = None,
+) -> Instance:
+    """Build the problem of an application.
+
+    Args:
+        host: the plugins.
+        loaded: the application.
+        planner: how to plan; the application's own section if None.
+        gpus: overrides the cluster's number of GPUs.
+
+    Raises:
+        InputError: for unknown names or options, lengths or latencies nobody knows, or a model that
+            fits nowhere.
+    """
+    how = planner or loaded.planner
+    estimator = host.create(
+        "length-estimator", how.length_estimator.type, how.length_estimator.options
+    )
+    latency = host.create("latency-model", how.latency_model.type, how.latency_model.options)
+    problem = build_problem(
+        loaded.app,
+        cluster_of(loaded, gpus),
+        estimator,
+        latency,
+        scenarios=how.scenarios,
+        rng=np.random.default_rng(how.seed),
+        page_cache=how.page_cache,
+        true_lengths=loaded.output_tokens,
+    )
+    return Instance(problem, estimator, latency, how)
