@@ -75,6 +75,6 @@ def describe_validation(error: ValidationError) -> str:
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Return ``; did you mean 'x'?`` for names close to ``name``, or nothing."""
+    """Return `` (did you mean 'x'?)`` for names close to ``name``, or nothing."""
     close = get_close_matches(name, list(known), n=3)
-    return f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+    return f" (did you mean {' or '.join(repr(c) for c in close)}?)" if close else ""

@@ -260,6 +260,14 @@ class PluginHost:
             message += f" (failed to load, see `samullm plugins`: {listed})"
         raise UnknownNameError(message)
 
+    def check_options(self, kind: Kind, name: str, options: Options = None) -> BaseModel:
+        """Return options as the plugin's own ``Config``, without making an instance.
+
+        Raises:
+            InputError: for an unknown or ambiguous name, and for wrong options, by field.
+        """
+        return _validated(self.resolve(kind, name).value.Config, options or {}, f"{kind} {name}")
+
     @overload
     def create(
         self, kind: Literal["scheduler"], name: str, options: Options = None
@@ -296,10 +304,9 @@ class PluginHost:
             PluginError: if the plugin's constructor raises; its name is in the message.
         """
         registration = self.resolve(kind, name)
-        cls, label = registration.value, f"{kind} {name}"
-        config = _validated(cls.Config, options or {}, label)
+        config = self.check_options(kind, name, options)
         try:
-            return cls(config)
+            return registration.value(config)
         except SamullmError:
             raise
         except Exception as error:  # foreign code

@@ -6,7 +6,6 @@ in ``docs/settings.md`` lists them all.
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 from typing import Annotated
@@ -14,7 +13,7 @@ from typing import Annotated
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from samullm_plugin.errors import InputError, describe_validation
+from samullm_plugin.errors import InputError, describe_validation, suggest
 
 PREFIX = "SAMULLM_"
 
@@ -59,9 +58,7 @@ def read_settings() -> Settings:
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     for name in sorted(os.environ):
         if name.startswith(PREFIX) and name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            logger.warning("%s is set, but no setting has this name%s", name, hint)
+            logger.warning("%s is set, but no setting has this name%s", name, suggest(name, known))
     try:
         return Settings()
     except ValidationError as error:

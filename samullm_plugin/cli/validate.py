@@ -12,40 +12,45 @@ from samullm_plugin.cli.output import Json, console, print_table, write_json
 def validate(
     application: Annotated[
         str,
-        typer.Argument(help="An app.yaml, or a bundled application such as routing.", metavar="APP"),
+        typer.Argument(
+            metavar="APP", help="An app.yaml, or a bundled application such as routing."
+        ),
     ],
     json: Json = False,
 ) -> None:
     """Check fields, requests, graph, plugins and options, and that each model fits.
 
-    Exit code 2 and one message if anything is wrong.
+    Ends with exit code 2 and one message if anything is wrong.
     """
     from samullm_plugin.manager import PluginHost
-    from samullm_plugin.services.validation import validate_application
+    from samullm_plugin.services.applications import find_application
+    from samullm_plugin.services.validating import validate_application
 
-    report = validate_application(PluginHost.from_settings(), application)
+    host = PluginHost.from_settings()
+    report = validate_application(host, find_application(host, application))
     if json:
         write_json(report)
         return
     print_table(
-        ["Node", "Model", "Requests", "Prompt tokens", "Max tokens", "Waits for", "Fits as"],
+        ["Node", "Model", "Requests", "Prompt", "Output", "Fits as", "Lengths", "Latency"],
         [
             (
-                node.name,
+                node.node,
                 node.model,
                 f"{node.num_requests:,}",
-                f"{node.prompt_tokens:,}",
-                f"{node.max_tokens:,}",
-                ", ".join(node.waits_for) or None,
-                ", ".join(node.fits) or None,
+                f"{node.prompt_tokens:,.0f}",
+                None if node.output_tokens != node.output_tokens else f"{node.output_tokens:,.0f}",
+                "\n".join(node.fits) or None,
+                node.lengths,
+                node.latency or None,
             )
             for node in report.nodes
         ],
-        numbers=["Requests", "Prompt tokens", "Max tokens"],
+        numbers=["Requests", "Prompt", "Output"],
     )
     for note in report.notes:
         console().print(f"assumed: {note}", markup=False)
-    where = "no cluster is given, so memory was not checked"
+    where = "it names no cluster, so memory was not checked"
     if report.num_gpus is not None:
         where = f"every model fits on its {report.num_gpus} GPUs"
-    console().print(f"{report.application} is valid; {where}", markup=False)
+    console().print(f"{report.name} is valid; {where}", markup=False)

@@ -89,10 +89,11 @@ def validate_application(host: PluginHost, loaded: LoadedApplication) -> Applica
         InputError: for the first thing that is wrong.
     """
     planner = loaded.planner
-    host.create("scheduler", planner.scheduler.type, planner.scheduler.options)
-    host.create("executor", loaded.executor.type, loaded.executor.options)
+    host.check_options("scheduler", planner.scheduler.type, planner.scheduler.options)
+    host.check_options("executor", loaded.executor.type, loaded.executor.options)
     if planner.request_policy is not None:
-        host.create("request-policy", planner.request_policy.type, planner.request_policy.options)
+        policy = planner.request_policy
+        host.check_options("request-policy", policy.type, policy.options)
     estimator = host.create(
         "length-estimator", planner.length_estimator.type, planner.length_estimator.options
     )

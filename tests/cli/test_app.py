@@ -120,7 +120,7 @@ def test_wrong_usage(command, capsys) -> None:
 
 def test_an_unknown_command_names_close_ones(capsys) -> None:
     assert app.main(["plugin"]) == 2
-    assert "unknown command 'plugin'; did you mean 'plugins'" in capsys.readouterr().err
+    assert "unknown command 'plugin' (did you mean 'plugins'" in capsys.readouterr().err
 
 
 def test_an_exit_code_of_a_command_is_kept(command) -> None:

@@ -26,7 +26,7 @@ BROKEN = {
     "no hook": ("x = 1\n", "implements no hook"),
     "misspelt hook": (
         HEAD + "@hookimpl\ndef register_scheduler(register): ...\n",
-        "unknown hook 'register_scheduler'; did you mean 'register_schedulers'",
+        "unknown hook 'register_scheduler' (did you mean 'register_schedulers'",
     ),
     "unknown argument": (
         HEAD + "@hookimpl\ndef register_schedulers(registry): ...\n",

@@ -61,7 +61,7 @@ def test_no_plugin_at_all_says_how_to_install() -> None:
     ("options", "message"),
     [
         ({"width": 0}, "scheduler greedy: width: .*greater than or equal to 1"),
-        ({"widht": 3}, "scheduler greedy: unknown option 'widht'; did you mean 'width'"),
+        ({"widht": 3}, "scheduler greedy: unknown option 'widht' .did you mean 'width'"),
         ({"nested": {"a": "x"}}, r"scheduler greedy: nested\.a: .*not 'x'"),
         ({"nested": {"a": "x"}, "width": "w"}, r"width: .*; nested\.a: "),
     ],
@@ -99,7 +99,7 @@ def test_a_misspelt_selection_is_reported(install, load, scheduler, caplog) -> N
     install("alpha", one=scheduler("a"))
     with caplog.at_level(logging.WARNING):
         load(disabled=["alpah"])
-    assert "no installed plugin is named 'alpah'; did you mean 'alpha'" in caplog.text
+    assert "no installed plugin is named 'alpah' (did you mean 'alpha'" in caplog.text
 
 
 def test_settings_choose_plugins(install, site, scheduler, monkeypatch) -> None:

@@ -48,4 +48,4 @@ def test_a_misspelt_variable_is_reported(monkeypatch, caplog) -> None:
     monkeypatch.setenv("SAMULLM_DISABLE_PLUGIN", "x")
     with caplog.at_level(logging.WARNING):
         read_settings()
-    assert "did you mean SAMULLM_DISABLE_PLUGINS" in caplog.text
+    assert "did you mean 'SAMULLM_DISABLE_PLUGINS'" in caplog.text
