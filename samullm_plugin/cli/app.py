@@ -35,6 +35,9 @@ class Command:
 
 
 COMMANDS = {
+    "bench": Command("samullm_plugin.cli.bench:bench", "Compare schedulers on applications."),
+    "plan": Command("samullm_plugin.cli.plan:plan", "Plan an application."),
+    "compare": Command("samullm_plugin.cli.compare:compare", "Plan by several schedulers."),
     "validate": Command(
         "samullm_plugin.cli.validate:validate", "Check an application before it is planned."
     ),

@@ -7,6 +7,8 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import pytest
+
 from samullm_plugin.cli.app import COMMANDS
 
 REPOSITORY = Path(__file__).parents[2]
@@ -100,6 +102,18 @@ def test_the_wheel_needs_nothing_from_extras_to_import(installed) -> None:
     for command in COMMANDS:
         done = installed.run("samullm", command, "--help")
         assert done.returncode == 0, (command, done.stderr)
+
+
+@pytest.mark.slow
+def test_bench_runs_from_another_folder(installed) -> None:
+    """The first run in a new environment compiles the simulator."""
+    words = ["--apps", "small-1", "--schedulers", "greedy,max-heuristic,exact", "--seeds", "1"]
+    done = installed.run("python", "-m", "samullm_plugin", "bench", *words, "--output-json", "-")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert {row["scheduler"] for row in rows} == {"greedy", "max-heuristic", "exact"}
+    assert all(row["application"] == "small-1" for row in rows)
+    assert "greedy" in done.stderr
 
 
 def test_a_third_party_is_found_contained_and_told_apart(installed, third_party) -> None:
