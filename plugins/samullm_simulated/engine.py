@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -167,12 +167,12 @@ class SimulatedEngine:
     def _until(self, clock_s: float, *, record_steps: bool = False) -> EngineRun | None:
         if self.job is None or clock_s <= self.ready_s:
             return None
-        job = replace(self.job, stop_s=clock_s - self.ready_s, record_steps=record_steps)
         return simulate_engine(
-            job.config,
-            job.workload,
-            job.latency,
-            stop_s=job.stop_s,
+            self.job.config,
+            self.job.workload,
+            self.job.latency,
+            # an iteration that ends right now must not be cut by rounding
+            stop_s=clock_s - self.ready_s + 4 * float(np.spacing(clock_s)),
             record_steps=record_steps,
         )
 

@@ -89,7 +89,8 @@ class NodeRun:
 
     def until(self, stop_s: float, cache: EngineCache) -> tuple[Progress, NodeRun]:
         """Return what is done by ``stop_s`` on the plan's clock, and the run cut there."""
-        after = stop_s - self.ready_s
+        # The clock may be the sum that told when an iteration ends: it must not be cut by rounding.
+        after = stop_s - self.ready_s + 4 * float(np.spacing(stop_s))
         jobs = tuple(replace(j, stop_s=after, curve_points=0) for j in self.jobs)
         if after <= 0:
             return self.base, replace(self, jobs=jobs, runs=())
