@@ -93,7 +93,9 @@ def next_transition(
     """Apply the rule after something has happened.
 
     1. While the current stage's end event has happened, the next stage becomes current. If nothing
-       runs and nothing of the current stage can, the next one becomes current as well.
+       runs and nothing of the current stage can, the next one becomes current as well. The same if
+       nothing that runs can go on before something else starts; in the last stage everything
+       stops then, to make room for what is waited for.
     2. An engine whose planned assignment is equal in the new stage stays untouched. An engine in
        its node's last planned stage stays until the node has finished. The others stop.
     3. The stage's other unfinished nodes start on their planned devices or, if somebody still
@@ -108,10 +110,10 @@ def next_transition(
         upstreams: by node, the nodes it waits for.
         state: the run so far; ``stage`` and ``finished_before`` are updated in place, engines of
             finished nodes must have been removed from ``running``.
-        stalled: nothing that runs can go on (its inputs wait for a later stage): the next stage
-            becomes current at once.
+        stalled: nothing that runs can go on, its inputs are those of nodes that do not run.
     """
     last = len(plan.stages) - 1
+    make_room = stalled and state.stage == last
     if stalled and 0 <= state.stage < last:
         _enter_next_stage(state)
     while True:
@@ -119,7 +121,11 @@ def next_transition(
             state.stage < 0 or stage_ended(plan.stages[state.stage], state)
         ):
             _enter_next_stage(state)
-        stays = {n: r for n, r in state.running.items() if _stays(plan, state.stage, n, r)}
+        stays = {
+            n: r
+            for n, r in state.running.items()
+            if not make_room and _stays(plan, state.stage, n, r)
+        }
         start = _starts(plan, state.stage, cluster, upstreams, state, stays)
         if stays or start or state.stage == last:
             stop = tuple(n for n in state.running if n not in stays)

@@ -38,9 +38,8 @@ def verify(problem: Problem, plan: Plan) -> tuple[Violation, ...]:
     Rules: known nodes and devices, no device held twice in a stage, as many devices of one kind as
     the parallel sizes say (``devices``, ``shape``); each replica within one machine and its
     tensor-parallel groups within NVLink groups (``nvlink``); weights and one longest sequence fit
-    (``memory``); every upstream node starts in the same or an earlier stage and is not paused while
-    a consumer that needs it runs to its end (``precedence``); every node is assigned
-    (``completeness``).
+    (``memory``); every upstream node starts in the same or an earlier stage (``precedence``); every
+    node is assigned (``completeness``).
     """
     found: list[Violation] = []
     if not plan.stages:
@@ -135,11 +134,7 @@ def _assignment(problem: Problem, stage: str, assignment: Assignment) -> list[Vi
 
 
 def _precedence(problem: Problem, plan: Plan) -> list[Violation]:
-    """Return where a node could wait for ever, or starts before what it waits for.
-
-    A node that is in its last stage runs to its end; so its upstreams must by then be in their last
-    stage or past it.
-    """
+    """Return where a node starts before what it waits for."""
     found: list[Violation] = []
     app = problem.app
     first: dict[str, int] = {}
@@ -157,11 +152,5 @@ def _precedence(problem: Problem, plan: Plan) -> list[Violation]:
                 found.append(Violation("precedence", where, message))
             elif first[upstream] > first[node.name]:
                 message = f"it waits for {upstream}, which starts only in stage {first[upstream]}"
-                found.append(Violation("precedence", where, message))
-            elif plan.last_stage(upstream) > plan.last_stage(node.name):
-                message = (
-                    f"its last stage is {plan.last_stage(node.name)}, and {upstream}, which it "
-                    f"waits for, goes on until stage {plan.last_stage(upstream)}"
-                )
                 found.append(Violation("precedence", where, message))
     return found

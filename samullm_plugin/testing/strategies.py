@@ -117,15 +117,13 @@ def plans(draw: st.DrawFn, problem: Problem, *, max_extra_stages: int = 3) -> Pl
     length = draw(st.integers(1, len(app.nodes) + max_extra_stages))
     wanted: list[list[int]] = [[] for _ in range(length)]
     first: dict[int, int] = {}
-    last: dict[int, int] = {}
     for i in app.order:
         first[i] = draw(
             st.integers(max((first[u] for u in app.upstreams[i]), default=0), length - 1)
         )
-        least = max([first[i], *(last[u] for u in app.upstreams[i])])
-        last[i] = draw(st.integers(least, length - 1))
-        for s in range(first[i], last[i] + 1):
-            if s in (first[i], last[i]) or draw(st.booleans()):
+        last = draw(st.integers(first[i], length - 1))
+        for s in range(first[i], last + 1):
+            if s in (first[i], last) or draw(st.booleans()):
                 wanted[s].append(i)
     stages: list[Stage] = []
     before: dict[int, Assignment] = {}

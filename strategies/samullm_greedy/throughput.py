@@ -187,7 +187,8 @@ class StageView:
         """Return the work of computing again what unfinished requests had computed."""
         base, work = run.base, self._scenario_works[node]
         begun = (base.generated > 0) & ~np.isfinite(base.finish_s)
-        length = (work.prompt_tokens[begun] + base.generated[begun]).astype(np.float64)
+        # The newest token had not been computed yet.
+        length = (work.prompt_tokens[begun] + base.generated[begun] - 1).astype(np.float64)
         return float(self._meter.work(node, length.sum(), (length * (length + 1) / 2).sum()))
 
     def _goes_on(self, assignment: Assignment) -> bool:

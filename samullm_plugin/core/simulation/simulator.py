@@ -127,6 +127,7 @@ class PlanSimulator:
             rule.done_fraction = {n: state.done_fraction(app.index(n)) for n in watched}
             if len(rule.finished) == len(app.nodes):
                 break
+            stuck = stalled and rule.stage == len(plan.stages) - 1
             move = next_transition(plan, cluster, self._upstreams, rule, stalled=stalled)
             stage_start += [state.clock_s] * (move.stage + 1 - len(stage_start))
             for name in move.stop:
@@ -136,7 +137,7 @@ class PlanSimulator:
             state.refresh()
             next_s = self._next_event_s(state, rule, plan.stages[move.stage].end)
             stalled = not np.isfinite(next_s)
-            if stalled and move.stage == len(plan.stages) - 1:
+            if stalled and stuck:
                 missing = sorted({n.name for n in app.nodes} - state.finished())
                 raise PlanError(
                     "the plan cannot finish: after its last stage these nodes wait for ever: "

@@ -278,7 +278,7 @@ class SimulationState:
             return 0.0
         work = self._sim.works[self._scenario][node]
         begun = (engine.base.generated > 0) & ~np.isfinite(engine.base.finish_s)
-        return float((work.prompt_tokens[begun] + engine.base.generated[begun]).sum())
+        return float((work.prompt_tokens[begun] + engine.base.generated[begun] - 1).sum())
 
     def advance_to(self, time_s: float) -> None:
         """Set the clock; engines of nodes that finish by then end at their finish.
