@@ -1,0 +1,260 @@
+"""Latency, memory and engine starts from a profile of the device."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from samullm_plugin import (
+    Gpu,
+    InputError,
+    LatencyModel,
+    LoadTimes,
+    ModelArchitecture,
+    ModelSpec,
+    Provenance,
+)
+from samullm_plugin.core.engine.latency import StepLatency
+from samullm_plugin.core.profile.book import LatencyBook
+from samullm_plugin.core.profile.memory import (
+    BLOCK_TOKENS,
+    BatchLimits,
+    block_bytes,
+    kv_cache_blocks,
+)
+from samullm_plugin.io.models import find_name
+from samullm_plugin.io.profile import Profile, bundled_profiles, read_profile
+from samullm_plugin.services.profiling_fit import architecture_of, latency_book
+
+
+class LinearOptions(BaseModel):
+    """Options of ``linear`` and ``transfer``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    profile: Path | None = Field(
+        default=None,
+        description="Profile made by `samullm profile fit`; bundled ones if not given.",
+    )
+    overlap_host: bool | None = Field(
+        default=None,
+        description="Host time hidden behind the device (asynchronous scheduling): true or false; "
+        "not given: as measured, that is synchronous for the bundled profiles.",
+    )
+    experts: Literal["spread", "as-profiled"] = Field(
+        default="spread",
+        description="Mixture-of-experts models: tokens take different experts, or as in the "
+        "profile, whose equal prompts all took the same few.",
+    )
+    extra_memory_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="Device memory that neither weights, activations nor KV cache may use, such as "
+        "for CUDA graphs of newer vLLM versions.",
+    )
+    disk_bytes_per_s: float | None = Field(
+        default=None, gt=0, description="Reading speed of the disk, for cold starts."
+    )
+
+
+class Linear(LatencyModel):
+    """Few terms per model and size, fitted to measured iterations; others by transfer."""
+
+    name: ClassVar[str] = "linear"
+    Config: ClassVar[type[BaseModel]] = LinearOptions
+    use_measured: ClassVar[bool] = True
+
+    def __init__(self, config: BaseModel | None = None) -> None:
+        """Read the profiles.
+
+        Args:
+            config: the options.
+
+        Raises:
+            InputError: if the profile cannot be read.
+        """
+        super().__init__(config)
+        options = self.config
+        assert isinstance(options, LinearOptions)
+        self._options = options
+        if options.profile is None:
+            self._profiles = dict(bundled_profiles())
+        else:
+            profile = read_profile(options.profile)
+            self._profiles = {profile.device: profile}
+        self._books: dict[str, LatencyBook] = {}
+
+    def step_latency(
+        self,
+        model: ModelSpec,
+        gpu: Gpu,
+        tensor_parallel_size: int,
+        pipeline_parallel_size: int = 1,
+    ) -> StepLatency:
+        """Return the iteration latency of one replica.
+
+        Raises:
+            InputError: if the device, the model or the size cannot be predicted.
+        """
+        latency, _ = self._predict(model, gpu, tensor_parallel_size, pipeline_parallel_size)
+        if self._options.overlap_host is not None:
+            latency = replace(latency, overlap_host=self._options.overlap_host)
+        return latency
+
+    def provenance(
+        self,
+        model: ModelSpec,
+        gpu: Gpu,
+        tensor_parallel_size: int,
+        pipeline_parallel_size: int = 1,
+    ) -> Provenance:
+        """Return what the iteration latency rests on, with its known error.
+
+        Raises:
+            InputError: as :meth:`step_latency`.
+        """
+        return self._predict(model, gpu, tensor_parallel_size, pipeline_parallel_size)[1]
+
+    def kv_cache_tokens(
+        self,
+        model: ModelSpec,
+        gpu: Gpu,
+        tensor_parallel_size: int,
+        pipeline_parallel_size: int = 1,
+    ) -> int:
+        """Return the KV-cache capacity in tokens; 0 if weights and one longest sequence do not fit.
+
+        Exact on recorded starts, by vLLM's formula; else from the predicted peak memory. With
+        other batch limits than recorded, what activations differ by is predicted.
+
+        Raises:
+            InputError: if the sizes of the model are needed and not known.
+        """
+        profile = self._profile(gpu)
+        size = tensor_parallel_size
+        name, architecture = self._identify(model, profile)
+        if architecture is not None and architecture.num_heads % size:
+            return 0
+        limits = BatchLimits(model.engine.max_num_batched_tokens, model.engine.max_num_seqs)
+        start = profile.start(name, size) if pipeline_parallel_size == 1 else None
+        memory = profile.memory_model()
+        extra = float(self._options.extra_memory_bytes)
+        if start is not None and start.peak_bytes is not None and start.block_bytes is not None:
+            peak, per_block = start.peak_bytes, start.block_bytes
+            known = start.limits
+            if known is not None and known != limits and architecture is not None and memory:
+                more = memory.overhead_bytes(architecture, size, limits)
+                peak += more - memory.overhead_bytes(architecture, size, known)
+        elif architecture is None or memory is None:
+            raise InputError(
+                f"model {model.name}: its memory at tensor-parallel size {size} was not recorded; "
+                "give its architecture (figures, or the path of its config.json), and a profile "
+                "with recorded engine starts"
+            )
+        else:
+            weights = architecture.weight_bytes / (size * pipeline_parallel_size)
+            peak = weights + memory.overhead_bytes(architecture, size, limits)
+            per_block = block_bytes(architecture, size) / pipeline_parallel_size
+        blocks = kv_cache_blocks(
+            gpu.memory_bytes, model.engine.gpu_memory_utilization, peak + extra, per_block
+        )
+        tokens = blocks * BLOCK_TOKENS
+        return tokens if tokens >= model.max_model_len else 0
+
+    def load_times(
+        self,
+        model: ModelSpec,
+        gpu: Gpu,
+        tensor_parallel_size: int,
+        pipeline_parallel_size: int = 1,
+    ) -> LoadTimes:
+        """Return the seconds of engine starts, sleeps and wake-ups.
+
+        Raises:
+            InputError: if neither a recorded start nor the model's sizes are known.
+        """
+        profile = self._profile(gpu)
+        name, architecture = self._identify(model, profile)
+        devices = tensor_parallel_size * pipeline_parallel_size
+        start = profile.start(name, devices) if pipeline_parallel_size == 1 else None
+        warm = None if start is None else start.warm_s
+        loading = profile.load_model()
+        if architecture is None or loading is None:
+            if warm is None:
+                raise InputError(
+                    f"model {model.name}: its start at tensor-parallel size {tensor_parallel_size} "
+                    "was not recorded; give its architecture, and a profile with recorded starts"
+                )
+            return LoadTimes(warm_s=warm, cold_s=warm)
+        if self._options.disk_bytes_per_s is not None:
+            loading = replace(loading, disk_bytes_per_s=self._options.disk_bytes_per_s)
+        return loading.times(architecture.weight_bytes, devices, warm_s=warm)
+
+    def _profile(self, gpu: Gpu) -> Profile:
+        """Return the profile of a device.
+
+        Raises:
+            InputError: naming the devices there are profiles of.
+        """
+        wanted = _plain(gpu.name)
+        for device, profile in self._profiles.items():
+            if _plain(device) == wanted:
+                return profile
+        raise InputError(
+            f"GPU {gpu.name}: no profile; there are profiles of {', '.join(self._profiles)}. Make "
+            "one with samullm profile fit, or take another latency model"
+        )
+
+    def _identify(self, model: ModelSpec, profile: Profile) -> tuple[str, ModelArchitecture | None]:
+        """Return the name that the profile uses, and the model's sizes."""
+        names = [m.model for m in profile.models] + [s.model for s in profile.starts]
+        name = find_name(model.name, names) or model.name
+        known = profile.architecture(name) or architecture_of(name, {})
+        own = model.architecture
+        if own is not None and known is not None and own != known:
+            # The same name for other sizes: what was measured under it does not hold.
+            return f"{model.name} (other sizes)", own
+        return name, own or known
+
+    def _predict(
+        self, model: ModelSpec, gpu: Gpu, size: int, pipeline: int
+    ) -> tuple[StepLatency, Provenance]:
+        """Return latency and provenance.
+
+        Raises:
+            InputError: if the device, the model or the size cannot be predicted.
+        """
+        if pipeline != 1:
+            raise InputError(
+                f"model {model.name}: pipeline-parallel size {pipeline} was not measured on "
+                f"{gpu.name}; use 1"
+            )
+        profile = self._profile(gpu)
+        if profile.device not in self._books:
+            self._books[profile.device] = latency_book(profile)
+        name, architecture = self._identify(model, profile)
+        return self._books[profile.device].predict(
+            name,
+            architecture,
+            size,
+            spread=self._options.experts == "spread",
+            use_measured=self.use_measured,
+        )
+
+
+class Transfer(Linear):
+    """From the architecture and the device's coefficients alone, as for a model never profiled."""
+
+    name: ClassVar[str] = "transfer"
+    use_measured: ClassVar[bool] = False
+
+
+def _plain(name: str) -> str:
+    """Return a device name without vendor, form factor and punctuation."""
+    text = name.lower().replace("nvidia", "")
+    for part in ("sxm4", "sxm", "pcie", "gb", "-", "_", " "):
+        text = text.replace(part, "")
+    return text.removesuffix("g")

@@ -1,0 +1,1 @@
+"""From measured iterations to latency models: fitting, transfer, memory and engine starts."""
