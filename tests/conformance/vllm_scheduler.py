@@ -290,5 +290,7 @@ def _edges(workload: Workload) -> Iterator[tuple[int, int]]:
     if workload.release_index is None or workload.release_indptr is None:
         return
     for i in range(len(workload)):
-        for j in workload.release_index[workload.release_indptr[i] : workload.release_indptr[i + 1]]:
+        for j in workload.release_index[
+            workload.release_indptr[i] : workload.release_indptr[i + 1]
+        ]:
             yield i, int(j)

@@ -109,7 +109,9 @@ def named_cases() -> dict[str, Case]:
 
     def some(n: int, prompt: int, output: int, **columns: object) -> Workload:
         return Workload(
-            rng.integers(1, prompt, n), rng.integers(1, output, n), **columns  # type: ignore[arg-type]  # arrays
+            rng.integers(1, prompt, n),
+            rng.integers(1, output, n),
+            **columns,  # type: ignore[arg-type]  # arrays
         )
 
     roomy = EngineConfig(max_num_seqs=64, max_num_batched_tokens=512, num_blocks=2000)
@@ -154,9 +156,7 @@ def named_cases() -> dict[str, Case]:
         "a prompt one short of max_model_len": Case(
             alone, Workload(np.array([511, 5]), np.array([9, 9]))
         ),
-        "never fits at once": Case(
-            tight, Workload(np.array([40, 1200, 10]), np.array([30, 5, 5]))
-        ),
+        "never fits at once": Case(tight, Workload(np.array([40, 1200, 10]), np.array([30, 5, 5]))),
         "never fits after growing": Case(
             tight, Workload(np.array([900, 30, 30]), np.array([500, 9, 400]))
         ),

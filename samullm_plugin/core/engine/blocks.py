@@ -8,164 +8,178 @@ with equal hashes the one that got it first is found.
 
 from __future__ import annotations
 
+from typing import Any
+
+from samullm_plugin.core.engine import layout as at
+from samullm_plugin.core.engine.arrays import Array
 from samullm_plugin.core.engine.jit import compiled
-from samullm_plugin.core.engine.layout import (
-    BLOCK,
-    BUCKET_AFTER,
-    BUCKET_BEFORE,
-    BUCKET_MASK,
-    FREE_AFTER,
-    FREE_BEFORE,
-    FREE_BLOCKS,
-    HASH,
-    HASHED,
-    PROMPT,
-    REQUEST,
-    USABLE,
-    USERS,
-)
-from samullm_plugin.core.engine.prefixes import mix
+from samullm_plugin.core.engine.prefixes import GENERATED, mix
 
 
 @compiled
-def fill_pool(Z, K, buckets):
+def fill_pool(kv: Array) -> None:
     """Put all blocks but the null block 0 on the free list, in order."""
-    end = Z[USABLE] + 1  # the list is a ring through this row
+    end = len(kv) - 1
     for b in range(1, end + 1):
-        K[b, FREE_AFTER] = b + 1
-        K[b, FREE_BEFORE] = b - 1
-    K[end, FREE_AFTER] = 1
-    K[1, FREE_BEFORE] = end
-    buckets[:] = -1
+        kv[b, at.FREE_AFTER] = b + 1
+        kv[b, at.FREE_BEFORE] = b - 1
+    kv[end, at.FREE_AFTER] = 1
+    kv[1, at.FREE_BEFORE] = end
 
 
 @compiled
-def forget_hash(Z, K, buckets, b):
+def forget_hash(kv: Array, hashes: Array, buckets: Array, b: int) -> None:
     """Remove block ``b`` from the cache."""
-    h = K[b, HASH]
+    h = hashes[b]
     if h != 0:
-        before, after = K[b, BUCKET_BEFORE], K[b, BUCKET_AFTER]
-        i = h & Z[BUCKET_MASK]
+        before, after = kv[b, at.BUCKET_BEFORE], kv[b, at.BUCKET_AFTER]
         if before >= 0:
-            K[before, BUCKET_AFTER] = after
+            kv[before, at.BUCKET_AFTER] = after
         else:
-            buckets[i, 0] = after
+            buckets[h & (len(buckets) - 1)] = after
         if after >= 0:
-            K[after, BUCKET_BEFORE] = before
-        else:
-            buckets[i, 1] = before
-        K[b, HASH] = 0
+            kv[after, at.BUCKET_BEFORE] = before
+        hashes[b] = 0
 
 
 @compiled
-def remember_hash(Z, K, buckets, b, h):
-    """Enter block ``b`` into the cache under hash ``h``."""
-    i = h & Z[BUCKET_MASK]
-    last = buckets[i, 1]
-    K[b, HASH] = h
-    K[b, BUCKET_BEFORE] = last
-    K[b, BUCKET_AFTER] = -1
+def remember_hash(kv: Array, hashes: Array, buckets: Array, b: int, h: int) -> None:
+    """Enter block ``b`` into the cache under hash ``h``, as the last of its bucket."""
+    i = h & (len(buckets) - 1)
+    last = -1
+    after = buckets[i]
+    while after >= 0:
+        last = after
+        after = kv[after, at.BUCKET_AFTER]
     if last >= 0:
-        K[last, BUCKET_AFTER] = b
+        kv[last, at.BUCKET_AFTER] = b
     else:
-        buckets[i, 0] = b
-    buckets[i, 1] = b
+        buckets[i] = b
+    kv[b, at.BUCKET_BEFORE] = last
+    kv[b, at.BUCKET_AFTER] = -1
+    hashes[b] = h
 
 
 @compiled
-def find_hash(Z, K, buckets, h):
+def find_hash(kv: Array, hashes: Array, buckets: Array, h: int) -> Any:
     """Return the block that got hash ``h`` first, or -1."""
-    b = buckets[h & Z[BUCKET_MASK], 0]
-    while b >= 0 and K[b, HASH] != h:
-        b = K[b, BUCKET_AFTER]
+    b = buckets[h & (len(buckets) - 1)]
+    while b >= 0 and hashes[b] != h:
+        b = kv[b, at.BUCKET_AFTER]
     return b
 
 
 @compiled
-def take_block(Z, K, buckets):
+def take_block(z: Array, kv: Array, hashes: Array, buckets: Array) -> Any:
     """Hand out the first free block."""
-    end = Z[USABLE] + 1
-    b = K[end, FREE_AFTER]
-    after = K[b, FREE_AFTER]
-    K[end, FREE_AFTER] = after
-    K[after, FREE_BEFORE] = end
-    Z[FREE_BLOCKS] -= 1
-    forget_hash(Z, K, buckets, b)
-    K[b, USERS] = 1
+    end = len(kv) - 1
+    b = kv[end, at.FREE_AFTER]
+    after = kv[b, at.FREE_AFTER]
+    kv[end, at.FREE_AFTER] = after
+    kv[after, at.FREE_BEFORE] = end
+    z[at.FREE_BLOCKS] -= 1
+    forget_hash(kv, hashes, buckets, b)
+    kv[b, at.USERS] = 1
     return b
 
 
 @compiled
-def use_block(Z, K, b):
+def use_block(z: Array, kv: Array, b: int) -> None:
     """Let one more sequence use the cached block ``b``."""
-    if K[b, USERS] == 0:
-        before, after = K[b, FREE_BEFORE], K[b, FREE_AFTER]
-        K[before, FREE_AFTER] = after
-        K[after, FREE_BEFORE] = before
-        Z[FREE_BLOCKS] -= 1
-    K[b, USERS] += 1
+    if kv[b, at.USERS] == 0:
+        before, after = kv[b, at.FREE_BEFORE], kv[b, at.FREE_AFTER]
+        kv[before, at.FREE_AFTER] = after
+        kv[after, at.FREE_BEFORE] = before
+        z[at.FREE_BLOCKS] -= 1
+    kv[b, at.USERS] += 1
 
 
 @compiled
-def give_back_blocks(Z, K, table, s, count):
+def give_back_blocks(z: Array, kv: Array, hashes: Array, table: Array, s: int, count: int) -> None:
     """Free the ``count`` blocks of seat ``s``, the last one first."""
-    end = Z[USABLE] + 1
+    end = len(kv) - 1
     front = end  # blocks without a hash go here one after the other
     for j in range(count - 1, -1, -1):
         b = table[s, j]
-        K[b, USERS] -= 1
-        if K[b, USERS] == 0:
-            before = front if K[b, HASH] == 0 else K[end, FREE_BEFORE]
-            after = K[before, FREE_AFTER]
-            K[before, FREE_AFTER] = b
-            K[b, FREE_BEFORE] = before
-            K[b, FREE_AFTER] = after
-            K[after, FREE_BEFORE] = b
-            if K[b, HASH] == 0:
-                front = b
-            Z[FREE_BLOCKS] += 1
+        kv[b, at.USERS] -= 1
+        if kv[b, at.USERS] > 0:
+            continue
+        hashed = hashes[b] != 0
+        before = kv[end, at.FREE_BEFORE] if hashed else front
+        after = kv[before, at.FREE_AFTER]
+        kv[before, at.FREE_AFTER] = b
+        kv[b, at.FREE_BEFORE] = before
+        kv[b, at.FREE_AFTER] = after
+        kv[after, at.FREE_BEFORE] = b
+        if not hashed:
+            front = b
+        z[at.FREE_BLOCKS] += 1
 
 
 @compiled
-def block_hash(Z, R, prompt_hash, prompt_at, request, j, before):
+def block_hash(
+    z: Array, requests: Array, prompt_hash: Array, request: int, j: int, before: int
+) -> Any:
     """Return the hash of block ``j`` of ``request`` whose block ``j - 1`` has hash ``before``."""
-    block = Z[BLOCK]
-    full = R[request, PROMPT] // block
-    if j < full:
-        return prompt_hash[prompt_at[request, 0] + j]
-    if j == full and R[request, PROMPT] % block:
-        return mix(before, prompt_at[request, 1])
-    return mix(before, 7)  # generated tokens only
+    tokens = requests[request, at.PROMPT] - j * z[at.BLOCK]
+    if tokens >= z[at.BLOCK]:
+        return prompt_hash[requests[request, at.HASHES_FROM] + j]
+    return mix(before, requests[request, at.TAIL_HASH] if tokens > 0 else GENERATED)
 
 
 @compiled
-def remember_blocks(Z, R, S, K, buckets, table, prompt_hash, prompt_at, s, tokens):
+def remember_blocks(
+    z: Array,
+    requests: Array,
+    seats: Array,
+    kv: Array,
+    hashes: Array,
+    buckets: Array,
+    table: Array,
+    prompt_hash: Array,
+    s: int,
+    tokens: int,
+) -> None:
     """Hash the blocks of seat ``s`` that its first ``tokens`` tokens fill."""
-    full = tokens // Z[BLOCK]
-    request = S[s, REQUEST]
-    for j in range(S[s, HASHED], full):
-        before = K[table[s, j - 1], HASH] if j > 0 else 0
-        h = block_hash(Z, R, prompt_hash, prompt_at, request, j, before)
-        remember_hash(Z, K, buckets, table[s, j], h)
-        S[s, HASHED] = j + 1
+    full = tokens // z[at.BLOCK]
+    j = seats[s, at.HASHED]
+    if j >= full:
+        return
+    request = seats[s, at.REQUEST]
+    h = hashes[table[s, j - 1]] if j > 0 else 0
+    while j < full:
+        h = block_hash(z, requests, prompt_hash, request, j, h)
+        remember_hash(kv, hashes, buckets, table[s, j], h)
+        j += 1
+    seats[s, at.HASHED] = full
 
 
 @compiled
-def find_prefix(Z, R, K, buckets, found, prompt_hash, prompt_at, request, tokens):
+def find_prefix(
+    z: Array,
+    requests: Array,
+    kv: Array,
+    hashes: Array,
+    buckets: Array,
+    table: Array,
+    prompt_hash: Array,
+    request: int,
+    tokens: int,
+) -> tuple[int, int]:
     """Find the cached blocks that begin ``request``, of which ``tokens`` tokens are known.
 
     Returns:
-        Their number (they are left in ``found``), and how many of them no sequence uses.
+        Their number (they are left in the last row of ``table``), and how many of them no sequence uses.
     """
-    limit = (tokens - 1) // Z[BLOCK]  # the last token is always computed
+    limit = (tokens - 1) // z[at.BLOCK]  # the last token is always computed
     h = 0
     unused = 0
     for j in range(limit):
-        h = block_hash(Z, R, prompt_hash, prompt_at, request, j, h)
-        b = find_hash(Z, K, buckets, h)
+        h = block_hash(z, requests, prompt_hash, request, j, h)
+        b = find_hash(kv, hashes, buckets, h)
         if b < 0:
             return j, unused
-        found[j] = b
-        if K[b, USERS] == 0:
+        table[len(table) - 1, j] = b
+        if kv[b, at.USERS] == 0:
             unused += 1
-    return max(limit, 0), unused
+    return limit, unused

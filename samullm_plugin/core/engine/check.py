@@ -19,7 +19,9 @@ class NeverFitsError(InputError):
         run: what was simulated until nothing could be scheduled any more.
     """
 
-    def __init__(self, request: int, needed_blocks: int, usable_blocks: int, run: EngineRun) -> None:
+    def __init__(
+        self, request: int, needed_blocks: int, usable_blocks: int, run: EngineRun
+    ) -> None:
         """Describe the request; see the attributes."""
         super().__init__(
             f"request {request} needs {needed_blocks} KV-cache blocks and the engine has "

@@ -26,7 +26,18 @@ logger = logging.getLogger(__name__)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-COMPILED_MODULES = ("layout", "sequences", "blocks", "prefixes", "queues", "step", "loop")
+COMPILED_MODULES = (
+    "layout",
+    "arrays",
+    "running",
+    "queues",
+    "prefixes",
+    "blocks",
+    "schedule",
+    "outcome",
+    "record",
+    "loop",
+)
 
 
 def _writable(folder: Path) -> bool:
@@ -68,7 +79,7 @@ _FOLDER = cache_folder()
 
 
 def compiled(function: Function) -> Function:
-    """Compile ``function`` when it is first called, without the interpreter lock, cached on disk."""
+    """Compile ``function`` at its first call, to run without the interpreter lock; kept on disk."""
     before = numba_config.CACHE_DIR
     numba_config.CACHE_DIR = str(_FOLDER)
     try:
@@ -101,7 +112,5 @@ def announced_compilation(function: Any) -> Iterator[None]:
             )
         yield
         if not cached:
-            logger.warning(
-                "engine simulator compiled in %.1f s", time.perf_counter() - started
-            )
+            logger.warning("engine simulator compiled in %.1f s", time.perf_counter() - started)
         _announced = True

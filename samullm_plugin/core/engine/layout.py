@@ -1,8 +1,8 @@
-"""Where the compiled loop keeps what: columns of its integer and float arrays.
+"""Where the compiled loop keeps what: indices and columns of the arrays in ``arrays``.
 
 The state of a simulation is a handful of arrays, so that a run can be paused, copied and resumed.
-``Z`` and ``F`` hold scalars, ``R`` one row per request, ``S`` one row per seat (a running
-sequence), ``K`` one row per KV block (prefix caching only).
+``z`` and ``f`` hold whole and floating numbers; requests, seats (running sequences) and KV blocks
+have one row each in arrays of their own.
 
 While a sequence decodes, it advances by one token per *tick*. Its computed tokens are kept as
 ``offset + tick``, so that a step needs to touch only the sequences to which something happens.
@@ -10,7 +10,7 @@ While a sequence decodes, it advances by one token per *tick*. Its computed toke
 
 from __future__ import annotations
 
-# --- Z: integer scalars: settings -----------------------------------------------------------------
+# --- z: settings ----------------------------------------------------------------------------------
 (
     NUM_REQUESTS,
     MAX_SEQS,
@@ -30,8 +30,7 @@ from __future__ import annotations
     TIMED,  # finish times are step counts: an outside model turns them into seconds
     MORE,  # more requests may arrive from outside
     CALENDAR_MASK,
-    BUCKET_MASK,
-    # --- Z: state ---------------------------------------------------------------------------------
+    # --- z: state ---------------------------------------------------------------------------------
     TICK,
     RESIDUE,  # (-tick) mod block size: decode sequences of this residue need a block now
     STEP,  # scheduler steps, those that schedule nothing included as vLLM's loop counts them
@@ -54,6 +53,7 @@ from __future__ import annotations
     NUM_ARRIVALS,
     NUM_PENDING,  # released requests that are not yet due
     PENDING_COUNT,
+    NUM_RELEASED,
     NEXT_SEAT,
     FREE_SEATS,
     FREE_BLOCKS,
@@ -68,18 +68,17 @@ from __future__ import annotations
     CURVE_NEXT,
     BAD_REQUEST,
     BAD_BLOCKS,
-    # --- Z: the step at hand ----------------------------------------------------------------------
+    # --- z: the step at hand ----------------------------------------------------------------------
     STEP_PREEMPTED,
     STEP_CACHED,
-    STEP_FINISHED,
-    # --- Z: filling of the record -----------------------------------------------------------------
+    # --- z: filling of the record -----------------------------------------------------------------
     LOG_SEQS,
     LOG_PREEMPTED,
     LOG_FINISHED,
-    Z_SIZE,
-) = range(62)
+    NUM_INTS,
+) = range(61)
 
-# --- F: float scalars -----------------------------------------------------------------------------
+# --- f --------------------------------------------------------------------------------------------
 (
     CLOCK,  # end of the last step
     CALL,  # when the scheduler is called next
@@ -96,23 +95,41 @@ from __future__ import annotations
     LONGEST_TOKEN,
     LAUNCH,
     PREFILL_LAUNCH,
-    F_SIZE,
+    NUM_FLOATS,
 ) = range(16)
 
-# --- R: one row per request -----------------------------------------------------------------------
+# --- one row per request (requests); the last columns are lists that need one entry per request ---
 (
     PROMPT,
     OUTPUT,  # tokens it generates: asked for, or up to max_model_len
-    GENERATED,  # kept here while it does not run
+    GENERATED,  # kept here while it does not decode
     COMPUTED_BEFORE,  # tokens computed before a preemption
-    LINK,  # next in the waiting list
+    LINK,  # next in the waiting list (fcfs)
     RANK,  # order under policy priority
-    PREDECESSORS,
-    OWN_ARRIVAL,  # 1: has an arrival of its own to be checked at release
-    R_SIZE,
-) = range(9)
+    PREDECESSORS,  # requests it still waits for
+    HASHES_FROM,  # where its full prompt blocks begin in prompt_hash
+    TAIL_HASH,  # of the tokens of the block with the end of its prompt, filled up with generated
+    RANKED,  # heap of ranks of the waiting requests (priority)
+    BY_RANK,  # the request of each rank
+    ARRIVING,  # requests by ARRIVAL_KEY
+    PENDING_ORDER,  # order of release, and
+    PENDING,  # request, of the heap by PENDING_KEY
+    RELEASED_REQUEST,  # released requests whose arrival an outside clock has to tell
+    FINISHED_REQUEST,  # finished ones in order, if recorded
+    REQUEST_COLUMNS,
+) = range(17)
 
-# --- S: one row per seat --------------------------------------------------------------------------
+# --- one row per request (times) ------------------------------------------------------------------
+(
+    FINISH,
+    FIRST_TOKEN,
+    OWN_ARRIVAL,
+    ARRIVAL_KEY,  # arrivals known beforehand, in order: seconds or steps
+    PENDING_KEY,  # heap of the arrivals of released requests
+    TIME_COLUMNS,
+) = range(6)
+
+# --- one row per seat (seats); the last columns are lists of seats --------------------------------
 (
     REQUEST,
     STATE,
@@ -129,27 +146,35 @@ from __future__ import annotations
     CLASS_BEFORE,
     CLASS_AFTER,
     HASHED,  # blocks with a hash
-    LATE,
-    S_SIZE,
-) = range(17)
+    LATE,  # asynchronous with caching: has no token in flight
+    UNUSED,  # stack of empty seats
+    PREFILLING,  # in running order
+    LEFT_OUT,  # decoding seats left out of the step at hand
+    ENDING,  # finish with the step at hand
+    LEAVING,  # finished, outcome not processed yet; -1: preempted meanwhile
+    LEAVING_REQUEST,
+    SEAT_COLUMNS,
+) = range(23)
 
 EMPTY, PREFILL, DECODE, FINISHING, HELD = 0, 1, 2, 3, 4
 
 # --- decode sequences whose offsets are equal modulo the block size -------------------------------
 COUNT, FIRST, LAST = range(3)
 
-# --- K: one row per KV block ----------------------------------------------------------------------
+# --- one row per KV block (kv); the last row ties the free list into a ring -----------------------
 (
     FREE_AFTER,
     FREE_BEFORE,
     USERS,
-    HASH,  # 0: none
     BUCKET_AFTER,
     BUCKET_BEFORE,
-    K_SIZE,
-) = (0, 1, 2, 3, 4, 5, 8)
+    BLOCK_COLUMNS,
+) = range(6)
 
-# --- recorded steps -------------------------------------------------------------------------------
+# --- curves of a StepLatency at 0, 1, 2, ... (costs) ----------------------------------------------
+BY_TOKENS, BY_SEQS, HOST_BY_SEQS, COST_COLUMNS = range(4)
+
+# --- one row per recorded step (log) --------------------------------------------------------------
 (
     LOG_STEP,
     LOG_NUM_SEQS,
@@ -160,9 +185,12 @@ COUNT, FIRST, LAST = range(3)
     LOG_SEQ_END,
     LOG_PREEMPTED_END,
     LOG_FINISHED_END,
-    LOG_INT_SIZE,
-) = range(10)
-LOG_START, LOG_PAIRS, LOG_CONTEXT, LOG_LONGEST, LOG_FLOAT_SIZE = range(5)
+    LOG_START,
+    LOG_PAIRS,
+    LOG_CONTEXT,
+    LOG_LONGEST,
+    LOG_COLUMNS,
+) = range(14)
 
 # --- why the loop returned ------------------------------------------------------------------------
 DONE, STOPPED, NEVER_FITS, ROW_LIMIT, LOG_FULL, IDLE, RELEASED = range(7)

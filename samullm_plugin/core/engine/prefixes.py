@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from samullm_plugin.core.engine import layout as at
+from samullm_plugin.core.engine.arrays import Array
 from samullm_plugin.core.engine.jit import compiled
+
+GENERATED = 7
+"""Id of every generated token, and by agreement the hash of a block of nothing else."""
 
 
 @compiled
-def mix(before, value):
+def mix(before: int, value: int) -> Any:
     """Return a 62-bit hash, never 0, of a chain ``before`` continued by ``value``."""
     x = np.uint64(before) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(value)
     x ^= x >> np.uint64(30)
@@ -20,30 +27,29 @@ def mix(before, value):
 
 
 @compiled
-def hash_token_ids(token_ids, token_start, block, prompt_hash, prompt_at):
+def hash_token_ids(requests: Array, token_ids: Array, block: int, prompt_hash: Array) -> None:
     """Fill in the hashes of prompts given by token ids.
 
     Args:
+        requests: lengths, and where the hashes of each prompt go; ``TAIL_HASH`` is filled in.
         token_ids: all prompts one after the other.
-        token_start: where each begins, shape ``(n + 1,)``.
         block: block size.
         prompt_hash: result, chained hashes of full prompt blocks.
-        prompt_at: shape ``(n, 2)``: where the full blocks of each request begin in
-            ``prompt_hash``, and, as a result, the hash of the block that holds the end of its
-            prompt, filled up with generated tokens (id 7).
     """
-    generated = np.int64(0)  # the hash of a block's tokens, all generated
+    generated = np.int64(0)
     for _ in range(block):
-        generated = mix(generated, 7)
-    for r in range(len(prompt_at)):
-        p, end = token_start[r], token_start[r + 1]
+        generated = mix(generated, GENERATED)
+    p = 0
+    for r in range(len(requests)):
+        end = p + requests[r, at.PROMPT]
+        start = requests[r, at.HASHES_FROM]
         h = np.int64(0)
-        for j in range(prompt_at[r, 0], prompt_at[r, 0] + (end - p) // block):
+        for j in range(start, start + requests[r, at.PROMPT] // block):
             content = np.int64(0)
             for _ in range(block):
                 content = mix(content, token_ids[p])
                 p += 1
-            h = mix(h, 7 if content == generated else content)
+            h = mix(h, GENERATED if content == generated else content)
             prompt_hash[j] = h
         content = np.int64(0)
         left = block
@@ -52,29 +58,33 @@ def hash_token_ids(token_ids, token_start, block, prompt_hash, prompt_at):
             p += 1
             left -= 1
         for _ in range(left):
-            content = mix(content, 7)
-        prompt_at[r, 1] = 7 if content == generated else content
+            content = mix(content, GENERATED)
+        requests[r, at.TAIL_HASH] = GENERATED if content == generated else content
 
 
 @compiled
-def hash_prefixes(prompt, prefix_id, prefix_tokens, block, prompt_hash, prompt_at):
+def hash_prefixes(
+    requests: Array, prefix_id: Array, prefix_tokens: Array, block: int, prompt_hash: Array
+) -> None:
     """Fill in the hashes of prompts of which only the shared prefix is known.
 
     Requests of equal ``prefix_id`` (not -1) share their first ``prefix_tokens`` tokens; all others
     differ between any two requests.
     """
-    for r in range(len(prompt)):
-        h = np.int64(0)
+    for r in range(len(requests)):
+        prompt = requests[r, at.PROMPT]
+        start = requests[r, at.HASHES_FROM]
+        full = prompt // block
         shared = prefix_tokens[r] if prefix_id[r] >= 0 else 0
-        blocks = prompt[r] // block
-        for j in range(blocks + 1):
-            tokens = block if j < blocks else prompt[r] - blocks * block
-            if j * block + tokens <= shared:
-                content = mix(mix(2 * prefix_id[r], j), tokens)
-            else:
-                content = mix(mix(2 * r + 1, j), tokens)
-            if j < blocks:
-                h = mix(h, content)
-                prompt_hash[prompt_at[r, 0] + j] = h
-            else:
-                prompt_at[r, 1] = content
+        both = min(shared // block, full)
+        h = np.int64(0)
+        for j in range(both):
+            h = mix(h, mix(2 * prefix_id[r], j))
+            prompt_hash[start + j] = h
+        own = mix(h, 2 * r + 1)
+        for j in range(both, full):
+            prompt_hash[start + j] = mix(own, j)
+        tail = own
+        if shared >= prompt:
+            tail = mix(mix(2 * prefix_id[r], full), prompt - full * block)
+        requests[r, at.TAIL_HASH] = tail

@@ -2,180 +2,176 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from samullm_plugin.core.engine import layout as at
+from samullm_plugin.core.engine.arrays import Array
 from samullm_plugin.core.engine.jit import compiled
-from samullm_plugin.core.engine.layout import (
-    LINK,
-    NEXT_ARRIVAL,
-    NUM_ARRIVALS,
-    NUM_PENDING,
-    NUM_WAITING,
-    PENDING_COUNT,
-    PRIORITY,
-    RANK,
-    WAIT_HEAD,
-    WAIT_TAIL,
-)
 
 
 @compiled
-def heap_push(heap, size, key):
-    """Push ``key`` on the binary heap ``heap[:size]``."""
+def heap_push(requests: Array, size: int, key: int) -> None:
+    """Push ``key`` on the binary heap of ``size`` ranks."""
     i = size
     while i > 0:
         parent = (i - 1) >> 1
-        if heap[parent] <= key:
+        if requests[parent, at.RANKED] <= key:
             break
-        heap[i] = heap[parent]
+        requests[i, at.RANKED] = requests[parent, at.RANKED]
         i = parent
-    heap[i] = key
+    requests[i, at.RANKED] = key
 
 
 @compiled
-def heap_drop(heap, size):
-    """Remove the least element of ``heap[:size]``."""
-    last = heap[size - 1]
+def heap_drop(requests: Array, size: int) -> None:
+    """Remove the least of the binary heap of ``size`` ranks."""
+    last = requests[size - 1, at.RANKED]
     size -= 1
     i = 0
     while True:
         child = 2 * i + 1
         if child >= size:
             break
-        if child + 1 < size and heap[child + 1] < heap[child]:
+        if child + 1 < size and requests[child + 1, at.RANKED] < requests[child, at.RANKED]:
             child += 1
-        if heap[child] >= last:
+        if requests[child, at.RANKED] >= last:
             break
-        heap[i] = heap[child]
+        requests[i, at.RANKED] = requests[child, at.RANKED]
         i = child
-    heap[i] = last
+    requests[i, at.RANKED] = last
 
 
 @compiled
-def wait_last(Z, R, ranked, request):
+def wait_last(z: Array, requests: Array, request: int) -> None:
     """Add an arriving request to the waiting queue."""
-    if Z[PRIORITY]:
-        heap_push(ranked, Z[NUM_WAITING], R[request, RANK])
+    if z[at.PRIORITY]:
+        heap_push(requests, z[at.NUM_WAITING], requests[request, at.RANK])
     else:
-        R[request, LINK] = -1
-        if Z[WAIT_TAIL] >= 0:
-            R[Z[WAIT_TAIL], LINK] = request
+        requests[request, at.LINK] = -1
+        if z[at.WAIT_TAIL] >= 0:
+            requests[z[at.WAIT_TAIL], at.LINK] = request
         else:
-            Z[WAIT_HEAD] = request
-        Z[WAIT_TAIL] = request
-    Z[NUM_WAITING] += 1
+            z[at.WAIT_HEAD] = request
+        z[at.WAIT_TAIL] = request
+    z[at.NUM_WAITING] += 1
 
 
 @compiled
-def wait_first(Z, R, ranked, request):
+def wait_first(z: Array, requests: Array, request: int) -> None:
     """Put a preempted request back to the front of the waiting queue."""
-    if Z[PRIORITY]:
-        heap_push(ranked, Z[NUM_WAITING], R[request, RANK])
+    if z[at.PRIORITY]:
+        heap_push(requests, z[at.NUM_WAITING], requests[request, at.RANK])
     else:
-        R[request, LINK] = Z[WAIT_HEAD]
-        Z[WAIT_HEAD] = request
-        if Z[WAIT_TAIL] < 0:
-            Z[WAIT_TAIL] = request
-    Z[NUM_WAITING] += 1
+        requests[request, at.LINK] = z[at.WAIT_HEAD]
+        z[at.WAIT_HEAD] = request
+        if z[at.WAIT_TAIL] < 0:
+            z[at.WAIT_TAIL] = request
+    z[at.NUM_WAITING] += 1
 
 
 @compiled
-def peek_waiting(Z, ranked, by_rank):
+def peek_waiting(z: Array, requests: Array) -> Any:
     """Return the first request of the waiting queue."""
-    if Z[PRIORITY]:
-        return by_rank[ranked[0]]
-    return Z[WAIT_HEAD]
+    if z[at.PRIORITY]:
+        return requests[requests[0, at.RANKED], at.BY_RANK]
+    return z[at.WAIT_HEAD]
 
 
 @compiled
-def drop_waiting(Z, R, ranked):
+def drop_waiting(z: Array, requests: Array) -> None:
     """Remove the first request of the waiting queue."""
-    if Z[PRIORITY]:
-        heap_drop(ranked, Z[NUM_WAITING])
+    if z[at.PRIORITY]:
+        heap_drop(requests, z[at.NUM_WAITING])
     else:
-        after = R[Z[WAIT_HEAD], LINK]
-        Z[WAIT_HEAD] = after
+        after = requests[z[at.WAIT_HEAD], at.LINK]
+        z[at.WAIT_HEAD] = after
         if after < 0:
-            Z[WAIT_TAIL] = -1
-    Z[NUM_WAITING] -= 1
+            z[at.WAIT_TAIL] = -1
+    z[at.NUM_WAITING] -= 1
 
 
 @compiled
-def pend(Z, pending_key, pending, key, request):
+def pend(z: Array, requests: Array, times: Array, key: float, request: int) -> None:
     """Keep a released request until ``key``; equal keys in the order of release."""
-    count = Z[PENDING_COUNT]
-    Z[PENDING_COUNT] += 1
-    i = Z[NUM_PENDING]
-    Z[NUM_PENDING] += 1
+    count = z[at.PENDING_COUNT]
+    z[at.PENDING_COUNT] += 1
+    i = z[at.NUM_PENDING]
+    z[at.NUM_PENDING] += 1
     while i > 0:
         parent = (i - 1) >> 1
-        if pending_key[parent] <= key:  # an equal key was released before
+        if times[parent, at.PENDING_KEY] <= key:  # an equal key was released before
             break
-        pending_key[i] = pending_key[parent]
-        pending[i, 0] = pending[parent, 0]
-        pending[i, 1] = pending[parent, 1]
+        times[i, at.PENDING_KEY] = times[parent, at.PENDING_KEY]
+        requests[i, at.PENDING_ORDER] = requests[parent, at.PENDING_ORDER]
+        requests[i, at.PENDING] = requests[parent, at.PENDING]
         i = parent
-    pending_key[i] = key
-    pending[i, 0] = count
-    pending[i, 1] = request
+    times[i, at.PENDING_KEY] = key
+    requests[i, at.PENDING_ORDER] = count
+    requests[i, at.PENDING] = request
 
 
 @compiled
-def unpend(Z, pending_key, pending):
+def unpend(z: Array, requests: Array, times: Array) -> int:
     """Remove and return the first pending request."""
-    result = pending[0, 1]
-    Z[NUM_PENDING] -= 1
-    size = Z[NUM_PENDING]
-    key, count, request = pending_key[size], pending[size, 0], pending[size, 1]
+    result: int = requests[0, at.PENDING]
+    z[at.NUM_PENDING] -= 1
+    size = z[at.NUM_PENDING]
+    key, count, request = (
+        times[size, at.PENDING_KEY],
+        requests[size, at.PENDING_ORDER],
+        requests[size, at.PENDING],
+    )
     i = 0
     while True:
         child = 2 * i + 1
         if child >= size:
             break
         if child + 1 < size and (
-            pending_key[child + 1] < pending_key[child]
+            times[child + 1, at.PENDING_KEY] < times[child, at.PENDING_KEY]
             or (
-                pending_key[child + 1] == pending_key[child]
-                and pending[child + 1, 0] < pending[child, 0]
+                times[child + 1, at.PENDING_KEY] == times[child, at.PENDING_KEY]
+                and requests[child + 1, at.PENDING_ORDER] < requests[child, at.PENDING_ORDER]
             )
         ):
             child += 1
-        if key < pending_key[child] or (key == pending_key[child] and count < pending[child, 0]):
+        if key < times[child, at.PENDING_KEY] or (
+            key == times[child, at.PENDING_KEY] and count < requests[child, at.PENDING_ORDER]
+        ):
             break
-        pending_key[i] = pending_key[child]
-        pending[i, 0] = pending[child, 0]
-        pending[i, 1] = pending[child, 1]
+        times[i, at.PENDING_KEY] = times[child, at.PENDING_KEY]
+        requests[i, at.PENDING_ORDER] = requests[child, at.PENDING_ORDER]
+        requests[i, at.PENDING] = requests[child, at.PENDING]
         i = child
-    pending_key[i] = key
-    pending[i, 0] = count
-    pending[i, 1] = request
+    times[i, at.PENDING_KEY] = key
+    requests[i, at.PENDING_ORDER] = count
+    requests[i, at.PENDING] = request
     return result
 
 
 @compiled
-def next_arrival_key(Z, arrival_key, pending_key):
+def next_arrival_key(z: Array, times: Array) -> Any:
     """Return when the next request arrives, inf if none is known."""
     key = float("inf")
-    if Z[NEXT_ARRIVAL] < Z[NUM_ARRIVALS]:
-        key = arrival_key[Z[NEXT_ARRIVAL]]
-    if Z[NUM_PENDING] > 0 and pending_key[0] < key:
-        key = pending_key[0]
+    if z[at.NEXT_ARRIVAL] < z[at.NUM_ARRIVALS]:
+        key = times[z[at.NEXT_ARRIVAL], at.ARRIVAL_KEY]
+    if z[at.NUM_PENDING] > 0 and times[0, at.PENDING_KEY] < key:
+        key = times[0, at.PENDING_KEY]
     return key
 
 
 @compiled
-def admit_arrivals(
-    Z, R, ranked, arrival_key, arrival_request, pending_key, pending, now
-):
+def admit_arrivals(z: Array, requests: Array, times: Array, now: float) -> None:
     """Move what has arrived by ``now`` to the waiting queue, in order of arrival."""
     while True:
         key = float("inf")
-        if Z[NEXT_ARRIVAL] < Z[NUM_ARRIVALS]:
-            key = arrival_key[Z[NEXT_ARRIVAL]]
-        if Z[NUM_PENDING] > 0 and pending_key[0] < key:
-            if pending_key[0] > now:
+        if z[at.NEXT_ARRIVAL] < z[at.NUM_ARRIVALS]:
+            key = times[z[at.NEXT_ARRIVAL], at.ARRIVAL_KEY]
+        if z[at.NUM_PENDING] > 0 and times[0, at.PENDING_KEY] < key:
+            if times[0, at.PENDING_KEY] > now:
                 break
-            wait_last(Z, R, ranked, unpend(Z, pending_key, pending))
+            wait_last(z, requests, unpend(z, requests, times))
         else:
             if not key <= now:
                 break
-            wait_last(Z, R, ranked, arrival_request[Z[NEXT_ARRIVAL]])
-            Z[NEXT_ARRIVAL] += 1
+            wait_last(z, requests, requests[z[at.NEXT_ARRIVAL], at.ARRIVING])
+            z[at.NEXT_ARRIVAL] += 1

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from samullm_plugin.core.engine import layout
+from samullm_plugin.core.engine import layout as at
 from samullm_plugin.core.engine.check import NeverFitsError, check_workload
 from samullm_plugin.core.engine.config import EngineConfig
-from samullm_plugin.core.engine.jit import announced_compilation
 from samullm_plugin.core.engine.latency import StepLatency, StepModel, StepTable
-from samullm_plugin.core.engine.loop import advance
 from samullm_plugin.core.engine.state import EngineState, make_state
 from samullm_plugin.core.engine.workload import EngineRun, ProgressCurve, StepTrace, Workload
 from samullm_plugin.errors import InputError
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 CHECKED_VLLM_VERSIONS = ("0.32.0",)
 """Versions of vLLM whose own scheduler the conformance suite found no difference to."""
@@ -61,148 +63,142 @@ def simulate_engine(
         return _nothing(record_steps, curve_points)
     if not isinstance(latency, StepLatency):
         raise NotImplementedError
-    record = 2 if record_steps else 0
     state = make_state(
         config,
         workload,
         latency,
         stop_s=stop_s,
-        record=record,
+        record=2 if record_steps else 0,
         curve_points=curve_points,
         release_delay_s=release_delay_s,
-        timed=False,
     )
-    if record:
-        reserve_log(state, record, int(workload.prompt_tokens.sum()) // 64)
-    why = run_state(state, record)
-    return finished_run(state, workload, why, curve_points, record_steps)
+    why = run_state(state)
+    return finished_run(state, why, curve_points, record_steps)
 
 
-def run_state(state: EngineState, record: int) -> int:
+def run_state(state: EngineState) -> int:
     """Advance ``state``, enlarging its record when it is full; return why it stopped."""
-    with announced_compilation(advance):
-        why: int = advance(*state.arguments())
-    while why == layout.LOG_FULL:
-        reserve_log(state, record, 0)
-        why = advance(*state.arguments())
+    if state.z[at.RECORD]:
+        reserve_log(state)
+    why = state.advance()
+    while why == at.LOG_FULL:
+        reserve_log(state)
+        why = state.advance()
     return why
 
 
-def _grown(array: NDArray, rows: int) -> NDArray:  # type: ignore[type-arg]  # any element type
+def _grown(array: NDArray[Any], rows: int) -> NDArray[Any]:
     result = np.empty((rows, *array.shape[1:]), array.dtype)
     result[: len(array)] = array
     return result
 
 
-def reserve_log(state: EngineState, record: int, extra: int) -> None:
+def reserve_log(state: EngineState) -> None:
     """Make room in the record of steps: first for what the lengths suggest, then twice as much."""
-    z, r = state.Z, state.R
-    if len(state.log_int) == 0:
-        tokens = int(r[:, layout.OUTPUT].sum())
-        rows = tokens // max(int(min(z[layout.MAX_SEQS], len(r))) // 2, 1) + extra + 1024
-        sequences = tokens + len(r) + rows + extra + int(z[layout.MAX_SEQS])
-        preempted = 1024 + int(z[layout.MAX_SEQS])
+    z, log = state.z, state.log
+    seqs = int(z[at.MAX_SEQS])
+    if len(log) == 0:
+        tokens = int(state.requests[:, at.OUTPUT].sum())
+        prompts = int(state.requests[:, at.PROMPT].sum())
+        rows = 2 * (tokens + prompts) // min(seqs, len(state.requests)) + 1024
+        sequences = tokens + len(state.requests) + rows + seqs
+        preempted = 1024 + seqs
     else:
-        rows = 2 * len(state.log_int)
-        sequences = 2 * len(state.log_request)
-        preempted = 2 * len(state.log_preempted)
-    if z[layout.ROWS] >= len(state.log_int):
-        state.log_int = _grown(state.log_int, rows)
-        state.log_float = _grown(state.log_float, rows)
-    if record == 2:
-        if z[layout.LOG_SEQS] + z[layout.MAX_SEQS] > len(state.log_request):
-            state.log_request = _grown(state.log_request, sequences)
-            state.log_tokens = _grown(state.log_tokens, sequences)
-        if z[layout.LOG_PREEMPTED] + z[layout.NUM_RUNNING] >= len(state.log_preempted):
-            state.log_preempted = _grown(state.log_preempted, preempted)
+        rows, sequences, preempted = 2 * len(log), 2 * len(state.entries), 2 * len(state.preempted)
+    if z[at.ROWS] >= len(log):
+        state.log = _grown(log, rows)
+    if z[at.RECORD] == 2:
+        if z[at.LOG_SEQS] + seqs > len(state.entries):
+            state.entries = _grown(state.entries, sequences)
+        if z[at.LOG_PREEMPTED] + z[at.NUM_RUNNING] >= len(state.preempted):
+            state.preempted = _grown(state.preempted, preempted)
 
 
-def finished_run(
-    state: EngineState, workload: Workload, why: int, curve_points: int, record_steps: bool
-) -> EngineRun:
+def finished_run(state: EngineState, why: int, curve_points: int, record_steps: bool) -> EngineRun:
     """Read the result off the arrays.
 
     Raises:
         NeverFitsError: the loop stopped for that.
         InputError: requests are left that wait for each other.
     """
-    z, f = state.Z, state.F
-    finish = state.finish_s
-    if why == layout.DONE and z[layout.UNFINISHED] > 0:
-        i = int(np.argmax(state.R[:, layout.PREDECESSORS] > 0))
+    z, f = state.z, state.f
+    finish = state.times[:, at.FINISH].copy()
+    if why == at.DONE and z[at.UNFINISHED] > 0:
+        i = int(np.argmax(state.requests[:, at.PREDECESSORS] > 0))
         raise InputError(f"request {i} waits for requests that wait for it: break the cycle")
-    generated = state.R[:, layout.GENERATED].copy()
-    seats = state.S
-    decoding = seats[seats[:, layout.STATE] == layout.DECODE]
-    request = decoding[:, layout.REQUEST]
-    left = decoding[:, layout.TARGET] - z[layout.TICK]
-    generated[request] = state.R[request, layout.OUTPUT] - left
+    generated = state.requests[:, at.GENERATED].copy()
+    seats = state.seats
+    decoding = seats[seats[:, at.STATE] == at.DECODE]
+    request = decoding[:, at.REQUEST]
+    left = decoding[:, at.TARGET] - z[at.TICK]
+    generated[request] = state.requests[request, at.OUTPUT] - left
     done = finish[np.isfinite(finish)]
     run = EngineRun(
         finish_s=finish,
-        first_token_s=state.first_token_s,
+        first_token_s=state.times[:, at.FIRST_TOKEN].copy(),
         generated_tokens=generated,
         makespan_s=float(done.max()) if len(done) else 0.0,
-        busy_s=float(f[layout.BUSY]),
-        num_steps=int(z[layout.ROWS]),
-        num_preemptions=int(z[layout.PREEMPTIONS]),
-        peak_blocks=int(z[layout.PEAK_BLOCKS]),
-        computed_tokens=int(z[layout.COMPUTED]),
-        cached_tokens=int(z[layout.CACHED]),
+        busy_s=float(f[at.BUSY]),
+        num_steps=int(z[at.ROWS]),
+        num_preemptions=int(z[at.PREEMPTIONS]),
+        peak_blocks=int(z[at.PEAK_BLOCKS]),
+        computed_tokens=int(z[at.COMPUTED]),
+        cached_tokens=int(z[at.CACHED]),
         curve=_curve(state, curve_points) if curve_points else None,
         steps=step_trace(state) if record_steps else None,
     )
-    if why == layout.NEVER_FITS:
-        raise NeverFitsError(
-            int(z[layout.BAD_REQUEST]), int(z[layout.BAD_BLOCKS]), int(z[layout.USABLE]), run
-        )
+    if why == at.NEVER_FITS:
+        raise NeverFitsError(int(z[at.BAD_REQUEST]), int(z[at.BAD_BLOCKS]), int(z[at.USABLE]), run)
     return run
 
 
 def _curve(state: EngineState, points: int) -> ProgressCurve:
-    z, f = state.Z, state.F
-    count = int(z[layout.CURVE_COUNT])
+    z, f = state.z, state.f
+    count = int(z[at.CURVE_COUNT])
     rows = state.curve[:count]
-    end = (f[layout.CLOCK], f[layout.TOKENS], f[layout.PAIRS])
-    if z[layout.ROWS] > 0 and rows[-1, 0] < end[0]:
+    end = (f[at.CLOCK], f[at.TOKENS], f[at.PAIRS])
+    if z[at.ROWS] > 0 and rows[-1, 0] < end[0]:
         rows = np.vstack((rows, end))
     return ProgressCurve(rows[:, 0].copy(), rows[:, 1].copy(), rows[:, 2].copy())
 
 
-def step_table(state: EngineState, first: int, last: int) -> StepTable:
-    """Return the recorded compositions of rows ``first`` to ``last`` (excluded)."""
-    ints, floats = state.log_int[first:last], state.log_float[first:last]
+def step_table(log: Floats) -> StepTable:
+    """Return the compositions in recorded rows."""
+
+    def whole(column: int) -> Ints:
+        return log[:, column].astype(np.int64)
+
     return StepTable(
-        num_seqs=ints[:, layout.LOG_NUM_SEQS],
-        num_tokens=ints[:, layout.LOG_NUM_TOKENS],
-        prefill_seqs=ints[:, layout.LOG_PREFILL_SEQS],
-        prefill_tokens=ints[:, layout.LOG_PREFILL_TOKENS],
-        prefill_pairs=floats[:, layout.LOG_PAIRS],
-        context_tokens=floats[:, layout.LOG_CONTEXT],
-        longest_tokens=floats[:, layout.LOG_LONGEST],
+        num_seqs=whole(at.LOG_NUM_SEQS),
+        num_tokens=whole(at.LOG_NUM_TOKENS),
+        prefill_seqs=whole(at.LOG_PREFILL_SEQS),
+        prefill_tokens=whole(at.LOG_PREFILL_TOKENS),
+        prefill_pairs=log[:, at.LOG_PAIRS],
+        context_tokens=log[:, at.LOG_CONTEXT],
+        longest_tokens=log[:, at.LOG_LONGEST],
     )
 
 
 def step_trace(state: EngineState) -> StepTrace:
     """Return everything recorded."""
-    rows = int(state.Z[layout.ROWS])
-    ints = state.log_int[:rows]
+    z = state.z
+    log = state.log[: z[at.ROWS]]
 
-    def ends(column: int) -> NDArray[np.int64]:
-        return np.concatenate((np.zeros(1, np.int64), ints[:, column]))
+    def starts(column: int) -> Ints:
+        return np.concatenate((np.zeros(1), log[:, column])).astype(np.int64)
 
     return StepTrace(
-        table=step_table(state, 0, rows),
-        step=ints[:, layout.LOG_STEP],
-        start_s=state.log_float[:rows, layout.LOG_START],
-        seq_indptr=ends(layout.LOG_SEQ_END),
-        seq_request=state.log_request[: state.Z[layout.LOG_SEQS]],
-        seq_tokens=state.log_tokens[: state.Z[layout.LOG_SEQS]],
-        preempted_indptr=ends(layout.LOG_PREEMPTED_END),
-        preempted_request=state.log_preempted[: state.Z[layout.LOG_PREEMPTED]],
-        finished_indptr=ends(layout.LOG_FINISHED_END),
-        finished_request=state.log_finished[: state.Z[layout.LOG_FINISHED]],
-        free_blocks=ints[:, layout.LOG_FREE],
+        table=step_table(log),
+        step=log[:, at.LOG_STEP].astype(np.int64),
+        start_s=log[:, at.LOG_START].copy(),
+        seq_indptr=starts(at.LOG_SEQ_END),
+        seq_request=state.entries[: z[at.LOG_SEQS], 0],
+        seq_tokens=state.entries[: z[at.LOG_SEQS], 1],
+        preempted_indptr=starts(at.LOG_PREEMPTED_END),
+        preempted_request=state.preempted[: z[at.LOG_PREEMPTED]],
+        finished_indptr=starts(at.LOG_FINISHED_END),
+        finished_request=state.requests[: z[at.LOG_FINISHED], at.FINISHED_REQUEST].astype(np.int32),
+        free_blocks=log[:, at.LOG_FREE].astype(np.int64),
     )
 
 
