@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from samullm_plugin.core.costs import LoadTimes as LoadTimes
     from samullm_plugin.core.costs import ModeCosts as ModeCosts
     from samullm_plugin.core.costs import Provenance as Provenance
+    from samullm_plugin.core.engine.config import EngineConfig as EngineConfig
+    from samullm_plugin.core.engine.latency import Curve as Curve
+    from samullm_plugin.core.engine.latency import StepLatency as StepLatency
+    from samullm_plugin.core.engine.latency import StepModel as StepModel
+    from samullm_plugin.core.engine.latency import StepTable as StepTable
+    from samullm_plugin.core.engine.simulate import simulate_engine as simulate_engine
+    from samullm_plugin.core.engine.workload import EngineRun as EngineRun
+    from samullm_plugin.core.engine.workload import Workload as Workload
     from samullm_plugin.core.lengths import LengthDistribution as LengthDistribution
     from samullm_plugin.core.mixing import mix_applications as mix_applications
     from samullm_plugin.core.parallel import ParallelConfig as ParallelConfig
@@ -57,6 +65,7 @@ if TYPE_CHECKING:
     from samullm_plugin.interfaces.plugin import Plugin as Plugin
     from samullm_plugin.interfaces.policy import PolicyBatch as PolicyBatch
     from samullm_plugin.interfaces.policy import RequestPolicy as RequestPolicy
+    from samullm_plugin.interfaces.scheduler import SchedulingContext as SchedulingContext
     from samullm_plugin.interfaces.scheduler import StageScheduler as StageScheduler
     from samullm_plugin.io.gpus import bundled_gpu as bundled_gpu
     from samullm_plugin.io.lengths import measured_lengths as measured_lengths
@@ -74,6 +83,10 @@ _PUBLIC = {
     "core.costs": ("LoadTimes", "ModeCosts", "Provenance"),
     "core.lengths": ("LengthDistribution",),
     "core.mixing": ("mix_applications",),
+    "core.engine.config": ("EngineConfig",),
+    "core.engine.latency": ("Curve", "StepLatency", "StepModel", "StepTable"),
+    "core.engine.simulate": ("simulate_engine",),
+    "core.engine.workload": ("EngineRun", "Workload"),
     "core.parallel": ("ParallelConfig",),
     "core.plan": ("Assignment", "Plan", "Stage", "StageEnd"),
     "core.problem": ("Problem",),
@@ -101,7 +114,7 @@ _PUBLIC = {
     "interfaces.observer": ("RunEvent", "RunInfo", "StageRecord"),
     "interfaces.plugin": ("NoOptions", "Plugin"),
     "interfaces.policy": ("PolicyBatch", "RequestPolicy"),
-    "interfaces.scheduler": ("StageScheduler",),
+    "interfaces.scheduler": ("SchedulingContext", "StageScheduler"),
     "io.gpus": ("bundled_gpu",),
     "io.lengths": ("measured_lengths", "measured_models", "unknown_model", "workload_lengths"),
     "io.models": ("bundled_model", "find_name"),
