@@ -1,11 +1,5 @@
-"""One abstract base class per kind of plugin."""
+"""One abstract base class per kind of plugin; `samullm_plugin` has them all by name.
 
-from __future__ import annotations
-
-from samullm_plugin.interfaces.executor import Executor
-from samullm_plugin.interfaces.latency import LatencyModel
-from samullm_plugin.interfaces.length import LengthEstimator
-from samullm_plugin.interfaces.policy import RequestPolicy
-from samullm_plugin.interfaces.scheduler import StageScheduler
-
-__all__ = ["Executor", "LatencyModel", "LengthEstimator", "RequestPolicy", "StageScheduler"]
+Nothing is imported here: engine processes import the executors' interface, and vLLM's CPU build
+cannot start in a process that has loaded numba, which the simulation behind other interfaces needs.
+"""

@@ -6,15 +6,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from samullm_plugin.core.application import ModelSpec
 from samullm_plugin.core.cluster import Cluster
-from samullm_plugin.core.costs import ModeCosts
-from samullm_plugin.core.engine.latency import Floats, StepTable
-from samullm_plugin.core.problem import Problem
 from samullm_plugin.errors import InputError
 from samullm_plugin.interfaces.plugin import Plugin
+
+if TYPE_CHECKING:  # engine processes import this module, and vLLM does not stand numba beside it
+    from samullm_plugin.core.costs import ModeCosts
+    from samullm_plugin.core.engine.latency import Floats, StepTable
+    from samullm_plugin.core.problem import Problem
 
 
 @dataclass(frozen=True, slots=True)
