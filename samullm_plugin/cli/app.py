@@ -41,6 +41,9 @@ COMMANDS = {
     "validate": Command(
         "samullm_plugin.cli.validate:validate", "Check an application before it is planned."
     ),
+    "profile": Command(
+        "samullm_plugin.cli.profile:app", "Learn models from measurements, and check them."
+    ),
     "schema": Command("samullm_plugin.cli.schema:schema", "Print the JSON Schema of app.yaml."),
     "plugins": Command("samullm_plugin.cli.plugins:app", "List plugins and whether they work."),
     "collect-env": Command(

@@ -34,8 +34,8 @@ def read_iterations(
     """Read a CSV table (``.csv`` or ``.csv.gz``), one row per iteration, by model and size.
 
     Columns: ``model`` and ``tp`` (unless given as arguments), ``phase`` (decode, prefill, mixed),
-    ``batch_size``, ``context_tokens`` (decode: sum of lengths with the current token; prefill: prompt
-    tokens), ``max_seq_len``, ``new_tokens``, ``iter_s``; optional ``device``, ``shape``,
+    ``batch_size``, ``context_tokens`` (decode: sum of lengths with the current token; prefill:
+    prompt tokens), ``max_seq_len``, ``new_tokens``, ``iter_s``; optional ``device``, ``shape``,
     ``padded_tokens``, ``comp_s``, ``meta_s`` (subtracted), ``warmup`` (1: left out). Mixed rows
     need ``prefill_seqs``, ``prefill_tokens``, ``prefill_pairs``; their ``context_tokens`` and
     ``max_seq_len`` are those of the decode sequences.

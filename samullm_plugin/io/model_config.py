@@ -113,7 +113,7 @@ def _architecture(file: Path, config: Mapping[str, Any], kind: str) -> ModelArch
                 f"{file}: quantization {method!r} without a number of bits is not supported; give "
                 "the model's sizes with --architectures"
             )
-        weight = 1.0 if method == "fp8" else float(bits) / 8
+        weight = float(bits) / 8 if isinstance(bits, int) else 1.0
     # vLLM loads 32-bit checkpoints as 16-bit by default.
     return ModelArchitecture(
         num_layers=sizes["num_layers"],

@@ -4,7 +4,7 @@ The form is :class:`~samullm_plugin.core.engine.latency.StepLatency`. Its parame
 
 ==================  ============================================================================
 base                weights read once, and whatever else an iteration costs at least
-per token           matrix products of one token, and a kink where large batches run more efficiently
+per token           matrix products of one token, with a kink at 512 tokens
 tile steps          extra at every 64, 128 and 256 tokens (matrix products work on tiles)
 per sequence        logits, attention set-up
 per prefill         extra per prefill sequence and per query-key pair

@@ -27,7 +27,8 @@ def nonnegative_least_squares(matrix: Matrix, target: Floats) -> Floats:
     scaled = matrix / scale
     gram, moment = scaled.T @ scaled, scaled.T @ target
     k = gram.shape[0]
-    x, active = np.zeros(k), np.zeros(k, dtype=bool)
+    x: Floats = np.zeros(k)
+    active = np.zeros(k, dtype=bool)
     tolerance = 1e-10 * max(1.0, float(np.abs(moment).max(initial=0.0)))
     for _ in range(6 * k):
         gradient = moment - gram @ x
@@ -66,11 +67,14 @@ def least_absolute(matrix: Matrix, target: Floats, *, floor: float, rounds: int 
         rounds: reweightings.
     """
     weight = np.ones(len(target))
-    x = np.zeros(matrix.shape[1])
+    x: Floats = np.zeros(matrix.shape[1])
     for _ in range(rounds):
-        x = np.linalg.lstsq(matrix * weight[:, None], target * weight, rcond=None)[0]
+        x = np.asarray(
+            np.linalg.lstsq(matrix * weight[:, None], target * weight, rcond=None)[0],
+            dtype=np.float64,
+        )
         weight = 1 / np.sqrt(np.maximum(np.abs(matrix @ x - target), floor))
-    return np.asarray(x)
+    return x
 
 
 def levenberg_marquardt(

@@ -56,7 +56,8 @@ class DeviceCoefficients:
             the hidden state's bytes, for gated and plain MLPs.
         gated_layer_s, plain_layer_s: fixed seconds per layer.
         allreduce_s: seconds per all-reduce (two a layer).
-        allreduce_bandwidth_2, allreduce_bandwidth_4: bytes/s of all-reduces over 2 and more devices.
+        allreduce_bandwidth_2, allreduce_bandwidth_4: bytes/s of all-reduces over 2, and over
+            more devices.
         head_seq_s: seconds per sequence, head of width 128 and layer.
         prefill_head_seq_s: the same, extra, per prefill sequence.
         pair_inefficiency: prefill attention's seconds over those of its FLOPs at peak.
@@ -106,7 +107,7 @@ class DeviceCoefficients:
 
     def logarithms(self) -> Floats:
         """Return the natural logarithms in field order."""
-        return np.log(np.array([getattr(self, f.name) for f in fields(self)]))
+        return np.asarray(np.log(np.array([getattr(self, f.name) for f in fields(self)])))
 
     @classmethod
     def from_logarithms(cls, values: Floats) -> DeviceCoefficients:
@@ -198,7 +199,8 @@ def touched_experts(tokens: Floats, experts: Floats, active: Floats) -> Floats:
     Each token takes ``active`` different experts, taken to be uniform and independent.
     """
     share = active / np.maximum(experts, 1)
-    return np.maximum(experts * (1 - (1 - share) ** tokens), np.minimum(active, experts))
+    touched = experts * (1 - (1 - share) ** tokens)
+    return np.asarray(np.maximum(touched, np.minimum(active, experts)))
 
 
 def _product_s(
@@ -252,7 +254,8 @@ def _per_token_layer_s(s: Shapes, hardware: DeviceHardware, c: DeviceCoefficient
     link = np.where(s.parallel > 2, c.allreduce_bandwidth_4, c.allreduce_bandwidth_2)
     # A ring over p devices moves 2 (p - 1) / p of the data; beyond 4 devices nothing was measured.
     ring = (s.parallel - 1) / s.parallel * np.where(s.parallel > 2, 4 / 3, 2.0)
-    return total + np.where(s.parallel > 1, 2 * (c.allreduce_s + ring * state / link), 0.0)
+    reduced = np.where(s.parallel > 1, 2 * (c.allreduce_s + ring * state / link), 0.0)
+    return np.asarray(total + reduced)
 
 
 def _context_token_s(s: Shapes, hardware: DeviceHardware, c: DeviceCoefficients) -> Floats:
@@ -310,7 +313,8 @@ def roofline_latency(
     """Return the iteration latency of an architecture at a tensor-parallel size."""
     knots = _knots().astype(np.int64)
     none = np.zeros(len(knots), dtype=np.int64)
-    steps = StepTable(knots, knots, none, none, none.astype(float), none.astype(float), none * 1.0)
+    zero = np.zeros(len(knots))
+    steps = StepTable(knots, knots, none, none, zero, zero, zero)
     s = Shapes.of(architecture, parallel, steps, same_experts=same_experts)
     curve = s.layers * _per_token_layer_s(s, hardware, c)
     decode, prefill = _launches(s, c)

@@ -69,8 +69,8 @@ class LatencyTransfer:
     """Predicts latencies on one device.
 
     A model with the same layers as a measured one at the same size takes that one's latency (their
-    average, if several). With the same layers at another size, the attention
-    terms of the device's roofline are corrected by what they missed there. Otherwise the roofline stands alone.
+    average, if several). With the same layers at another size, the attention terms of the device's
+    roofline are corrected by what they missed there. Otherwise the roofline stands alone.
 
     Attributes:
         device: learned coefficients.
