@@ -186,7 +186,7 @@ class ProcessExecutor(Executor):
         before = set(self._running.filenos())
         log = self._open_log(spec.key)
         self._started += 1
-        start = self._start_message(spec, f"{self._scratch}/ranks-{self._started}")
+        start = self._start_message(spec, str(self._rendezvous(self._started)))
         launched = self._running.launch(spec.key, self._device_names(spec), start.num_ranks, log)
         for number in set(self._running.filenos()) - before:  # it had to be started again
             self._selector.register(number, selectors.EVENT_READ, None)
@@ -194,6 +194,11 @@ class ProcessExecutor(Executor):
         self._replicas[spec.key] = replica
         self._selector.register(launched.channel, selectors.EVENT_READ, replica)
         self._send(replica, start)
+
+    def _rendezvous(self, number: int) -> Path:
+        """Return the file ranks meet by; vLLM names their shared memory by it."""
+        assert self._scratch is not None
+        return self._scratch / f"{self._scratch.name}-{number}"
 
     def submit(self, key: str, requests: Sequence[EngineRequest]) -> None:
         """Give requests to a replica, which may still be starting."""
@@ -268,6 +273,8 @@ class ProcessExecutor(Executor):
             file.close()
         self._files.clear()
         if self._scratch is not None:
+            for left in Path("/dev/shm").glob(f"{self._scratch.name}-*"):
+                left.unlink(missing_ok=True)
             shutil.rmtree(self._scratch, ignore_errors=True)
             self._scratch = None
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import psutil
 
 _AGAIN_S = 0.005
+_TRACKER_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +69,34 @@ def wait_gone(processes: Iterable[RecordedProcess], timeout_s: float) -> bool:
 
 
 def kill(processes: Iterable[RecordedProcess], timeout_s: float = 10.0) -> bool:
-    """Kill the processes and all they started; return whether all are gone in time."""
+    """Kill the processes and all they started; return whether all are gone in time.
+
+    Python's resource trackers among them get a moment to end by themselves: they remove shared
+    memory that the killed can no longer remove.
+    """
     roots = list(processes)
     every = set(roots)
+    trackers: set[RecordedProcess] = set()
     for _ in range(3):  # a process may start another while its tree is read
-        found = with_children(roots)
-        every |= found
-        for process in alive(every):
+        every |= with_children(roots)
+        trackers |= {r for r in every - trackers if _is_tracker(r)}
+        left = alive(every - trackers)
+        for process in left:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-        if not alive(every):
+        if not left:
             break
-    return wait_gone(every, timeout_s)
+    gone = wait_gone(every - trackers, timeout_s)
+    if not wait_gone(trackers, _TRACKER_S):
+        for process in alive(trackers):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+    return wait_gone(trackers, timeout_s) and gone
+
+
+def _is_tracker(recorded: RecordedProcess) -> bool:
+    process = recorded.find()
+    try:
+        return process is not None and "resource_tracker" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False

@@ -171,12 +171,13 @@ class Leader:
             elif isinstance(message, Wake):
                 tokens = engines.kv_cache_tokens(rank.engine)
                 self._channel.send(Ready(0.0, tokens, ""))
-        if rank.busy:
+        was_busy = rank.busy
+        if was_busy:
             self._lead(Tick(step=True))
             self._report(rank.step())
         self._channel.flush()
         now_s = time.monotonic()
-        if now_s - self._beaten_s >= beat_s:
+        if now_s - self._beaten_s >= beat_s or (was_busy and not rank.busy):
             self._beat(rank)
             self._beaten_s = now_s
         return True

@@ -1,0 +1,104 @@
+"""Tiny models with random weights, written in the format vLLM loads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+LLAMA_SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "vocab_size": 512,
+}
+
+
+def make_tiny_llama(
+    folder: Path,
+    *,
+    seed: int = 0,
+    dtype: str = "float32",
+    max_position_embeddings: int = 2048,
+    tokenizer: bool = False,
+    **sizes: int,
+) -> Path:
+    """Write a Llama of a few thousand weights and return its folder.
+
+    Args:
+        folder: where; made if it is not there.
+        seed: of the weights.
+        dtype: in which they are stored.
+        max_position_embeddings: longest sequence.
+        tokenizer: also write one, of words w3, w4, ... and the usual three special ones.
+        sizes: configuration fields to set otherwise than ``LLAMA_SIZES``.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    config = {**LLAMA_SIZES, **sizes}
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> torch.Tensor:
+        scale = 1.0 if len(shape) == 1 else 2.0 * shape[1] ** -0.5
+        return (torch.randn(shape, generator=generator) * scale).to(getattr(torch, dtype))
+
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    head = hidden // config["num_attention_heads"]
+    kv, vocab = head * config["num_key_value_heads"], config["vocab_size"]
+    weights = {"model.embed_tokens.weight": random(vocab, hidden)}
+    for layer in range(config["num_hidden_layers"]):
+        at = f"model.layers.{layer}"
+        weights |= {
+            f"{at}.self_attn.q_proj.weight": random(hidden, hidden),
+            f"{at}.self_attn.k_proj.weight": random(kv, hidden),
+            f"{at}.self_attn.v_proj.weight": random(kv, hidden),
+            f"{at}.self_attn.o_proj.weight": random(hidden, hidden),
+            f"{at}.mlp.gate_proj.weight": random(inner, hidden),
+            f"{at}.mlp.up_proj.weight": random(inner, hidden),
+            f"{at}.mlp.down_proj.weight": random(hidden, inner),
+            f"{at}.input_layernorm.weight": torch.ones(hidden, dtype=getattr(torch, dtype)),
+            f"{at}.post_attention_layernorm.weight": torch.ones(
+                hidden, dtype=getattr(torch, dtype)
+            ),
+        }
+    weights["model.norm.weight"] = torch.ones(hidden, dtype=getattr(torch, dtype))
+    weights["lm_head.weight"] = random(vocab, hidden)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    fields = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "max_position_embeddings": max_position_embeddings,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "torch_dtype": dtype,
+        "tie_word_embeddings": False,
+        "rms_norm_eps": 1e-6,
+        **config,
+    }
+    (folder / "config.json").write_text(json.dumps(fields))
+    if tokenizer:
+        _write_tokenizer(folder, vocab)
+    return folder
+
+
+def _write_tokenizer(folder: Path, vocab_size: int) -> None:
+    """Write a tokenizer of whole words, with a chat template that joins the messages."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, vocab_size)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))  # noqa: S106  # no password
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "unk_token": "<unk>",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "model_max_length": 1_000_000,
+        "clean_up_tokenization_spaces": False,
+        "chat_template": "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
