@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from time import monotonic
+from typing import Protocol
 
 import numpy as np
 
@@ -33,6 +34,21 @@ class SchedulingReport:
     explanation: dict[str, str] = field(default_factory=dict)
 
 
+class ScheduleWith(Protocol):
+    """Plans with another scheduler."""
+
+    def __call__(
+        self,
+        name: str,
+        /,
+        *,
+        options: Mapping[str, object] | None = None,
+        budget_s: float | None = None,
+    ) -> Plan:
+        """Return the verified plan of scheduler ``name``."""
+        ...
+
+
 @dataclass(slots=True)
 class SchedulingContext:
     """What a scheduler may use of the host.
@@ -44,7 +60,7 @@ class SchedulingContext:
             there is no limit.
         incumbent: the best valid plan known so far, or None.
         schedule_with: gives the verified plan of another scheduler by its name, so that no plugin
-            imports another.
+            imports another; ``options`` and ``budget_s`` are that scheduler's own.
         progress: called with (bound, incumbent) in seconds while a long search runs.
         report: filled in by the scheduler.
     """
@@ -53,7 +69,7 @@ class SchedulingContext:
     rng: np.random.Generator
     deadline_s: float = float("inf")
     incumbent: Plan | None = None
-    schedule_with: Callable[[str], Plan] | None = None
+    schedule_with: ScheduleWith | None = None
     progress: Callable[[float | None, float | None], None] | None = None
     report: SchedulingReport = field(default_factory=SchedulingReport)
 

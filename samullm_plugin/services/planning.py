@@ -111,10 +111,20 @@ def _schedule(
         require_valid(problem, plan, f"scheduler {origin.qualified_name}")
         return plan, report
 
-    def schedule_with(other: str) -> Plan:
+    def schedule_with(
+        other: str,
+        /,
+        *,
+        options: Mapping[str, object] | None = None,
+        budget_s: float | None = None,
+    ) -> Plan:
         if depth + 1 >= MAX_NESTING:
             raise PluginError(f"scheduler {name}: schedulers call each other more than twice deep")
-        nested = PlanningOptions(seed=how.seed, budget_s=how.budget_s)
+        nested = PlanningOptions(
+            options={} if options is None else options,
+            seed=how.seed,
+            budget_s=how.budget_s if budget_s is None else budget_s,
+        )
         return _schedule(host, problem, other, nested, simulator, depth + 1)[0]
 
     instance = host.create("scheduler", name, dict(how.options))
