@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from samullm_ecdf.ecdf import EcdfLengths, EcdfOptions
@@ -32,6 +34,21 @@ class ProxyOptions(EcdfOptions):
     seed: int = Field(default=0, ge=0, description="Seed of the regressor.")
 
 
+@dataclass(frozen=True, slots=True)
+class _Trained:
+    """Regressors of one model.
+
+    Attributes:
+        tasks: labels in the order of their codes.
+        told: features that were known of any observation.
+        regressors: one per quantile level.
+    """
+
+    tasks: tuple[str, ...]
+    told: NDArray[np.intp]
+    regressors: tuple[Any, ...]
+
+
 class ProxyLengths(LengthEstimator):
     """Predicts quantiles of each output from its prompt with gradient-boosted trees.
 
@@ -52,7 +69,7 @@ class ProxyLengths(LengthEstimator):
         names = EcdfOptions.model_fields
         options = {k: v for k, v in self.config.model_dump().items() if k in names}
         self._pooled = EcdfLengths(EcdfOptions(**options))
-        self._regressors: dict[str, tuple[tuple[str, ...], list[Any]]] = {}
+        self._regressors: dict[str, _Trained] = {}
 
     def fit(self, observations: Sequence[LengthObservations]) -> ProxyLengths:
         """Return an estimator in which these observations replace earlier ones of their models.
@@ -73,12 +90,11 @@ class ProxyLengths(LengthEstimator):
                 )
         return fitted
 
-    def _train(
-        self, seen: Sequence[LengthObservations], pooled: LengthDistribution
-    ) -> tuple[tuple[str, ...], list[Any]]:
-        """Return the tasks in the order of their codes and one regressor per quantile level."""
+    def _train(self, seen: Sequence[LengthObservations], pooled: LengthDistribution) -> _Trained:
+        """Return one regressor per quantile level."""
         tasks = tuple(dict.fromkeys(o.task for o in seen))
         features = np.concatenate([self._features(o, tasks) for o in seen])
+        told = np.flatnonzero(np.isfinite(features).any(axis=0))
         lengths = np.concatenate([o.output_tokens for o in seen])
         censored = np.concatenate([o.censored for o in seen])
         rng = np.random.default_rng(self.config.seed)
@@ -88,9 +104,11 @@ class ProxyLengths(LengthEstimator):
         longest = int(lengths.max())
         targets = np.where(censored, np.minimum(completed, 2 * longest), lengths)
         logs = np.log1p(targets.astype(np.float64))
-        return tasks, [
-            _regressor(float(level), self.config.seed).fit(features, logs) for level in _LEVELS
+        regressors = [
+            _regressor(float(level), self.config.seed).fit(features[:, told], logs)
+            for level in _LEVELS
         ]
+        return _Trained(tasks, told, tuple(regressors))
 
     @staticmethod
     def _features(rows: LengthQuery | LengthObservations, tasks: tuple[str, ...]) -> Floats:
@@ -102,9 +120,9 @@ class ProxyLengths(LengthEstimator):
         name = find_name(query.model, self._regressors)
         if name is None:
             return self._pooled.sample(query, rng, num_scenarios)
-        tasks, regressors = self._regressors[name]
-        features = self._features(query, tasks)
-        logs = np.sort(np.stack([r.predict(features) for r in regressors]), axis=0)
+        trained = self._regressors[name]
+        features = self._features(query, trained.tasks)[:, trained.told]
+        logs = np.sort(np.stack([r.predict(features) for r in trained.regressors]), axis=0)
         uniforms = rng.random((num_scenarios, len(query)))
         drawn = np.empty((num_scenarios, len(query)), np.int64)
         pooled = self._pooled.known(query.model).distribution

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -33,7 +33,7 @@ class StoredPlan:
     Attributes:
         plan: the plan.
         application: name of the application, or file and options by which it was named.
-        num_gpus: devices of the cluster it was made for.
+        num_gpus: devices of the cluster it was made for, if known.
         scheduler: who made it.
         provenance: what its predictions rest on, for people, by topic.
         makespan_s: simulated makespan per length scenario.
@@ -42,19 +42,38 @@ class StoredPlan:
 
     plan: Plan
     application: str
-    num_gpus: int
+    num_gpus: int | None = None
     scheduler: str = ""
     provenance: Mapping[str, str] | None = None
     makespan_s: tuple[float, ...] = ()
     lower_bound_s: tuple[float, ...] = ()
 
 
-def write_plan(path: Path, stored: StoredPlan) -> None:
-    """Write ``plan.json``.
+def write_plan(
+    path: Path,
+    plan: Plan,
+    *,
+    application: str,
+    num_gpus: int | None = None,
+    scheduler: str = "",
+    provenance: Mapping[str, str] | None = None,
+    makespan_s: Sequence[float] = (),
+    lower_bound_s: Sequence[float] = (),
+) -> None:
+    """Write ``plan.json``; the arguments are the fields of :class:`StoredPlan`.
 
     Raises:
         InputError: if the file cannot be written.
     """
+    stored = StoredPlan(
+        plan,
+        application,
+        num_gpus,
+        scheduler,
+        provenance,
+        tuple(map(float, makespan_s)),
+        tuple(map(float, lower_bound_s)),
+    )
     _write(path, PLAN_FORMAT, to_record(stored), indent=2)
 
 

@@ -90,7 +90,12 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
             message = f"{item['input']!r}: use letters, digits and . _ - only, no . _ - first"
         elif isinstance(item["input"], str | int | float | bool | None):
             message += f", not {item['input']!r}"
+        if item["type"] == "string_type" and isinstance(item["input"], list | dict):
+            message = "must be a text or a mapping of fields"
         findings.setdefault(path, message)  # of the forms a field may take, the first is enough
+    for path in list(findings):  # a finding inside a mapping says more than that it is no text
+        if any(other.startswith(f"{path}.") for other in findings):
+            del findings[path]
     return "; ".join(f"{path}: {text}" if path else text for path, text in findings.items())
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from samullm_plugin.core.application import EngineOptions, ModelSpec
 from samullm_plugin.core.architecture import ModelArchitecture
 from samullm_plugin.errors import InputError, suggest
+from samullm_plugin.io.model_config import read_model_config
 
 
 def short_name(model: str) -> str:
@@ -76,60 +77,22 @@ def bundled_model(
     )
 
 
-_PLAIN_MLP = ("gptj", "gpt_neox", "mpt", "gpt2", "opt", "bloom", "falcon", "phi", "starcoder2")
-_BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0}
-
-
-def read_hf_config(path: Path) -> tuple[ModelArchitecture, int | None]:
+def read_hf_config(
+    path: Path, *, trust_remote_code: bool = False
+) -> tuple[ModelArchitecture, int | None]:
     """Return figures and longest length of a Hugging Face ``config.json`` (or its folder).
+
+    Args:
+        path: the file or its folder.
+        trust_remote_code: accept kinds of models that are not known, by their fields' usual names.
 
     Raises:
         InputError: naming file and field.
     """
+    architecture = read_model_config(path, trust_remote_code=trust_remote_code)
     file = path / "config.json" if path.is_dir() else path
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{file}: is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{file}: must hold a JSON object")
-    if isinstance(config.get("text_config"), dict):
-        config = {**config, **config["text_config"]}
-
-    def number(*names: str, default: int | None = None) -> int:
-        for name in names:
-            value = config.get(name)
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                return int(value)
-        if default is None:
-            raise InputError(
-                f"{file}: none of {', '.join(names)} is there; write the figures under "
-                "architecture instead"
-            )
-        return default
-
-    hidden = number("hidden_size", "n_embd", "d_model")
-    heads = number("num_attention_heads", "n_head", "n_heads")
-    experts = number("num_local_experts", "num_experts", "n_routed_experts", default=0)
-    plain = any(config.get("model_type", "").startswith(kind) for kind in _PLAIN_MLP)
-    kv_default = number("multi_query_group_num", default=heads)
-    wide = number("intermediate_size", "ffn_hidden_size", "n_inner", default=4 * hidden)
-    architecture = ModelArchitecture(
-        num_layers=number("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
-        hidden_size=hidden,
-        num_heads=heads,
-        num_kv_heads=number("num_key_value_heads", default=kv_default),
-        head_dim=number("head_dim", default=hidden // heads),
-        intermediate_size=number("moe_intermediate_size", default=wide) if experts else wide,
-        vocab_size=number("vocab_size", "padded_vocab_size"),
-        mlp="plain" if plain else "gated",
-        num_experts=experts,
-        num_active_experts=number("num_experts_per_tok", default=0) if experts else 0,
-        dtype_bytes=_BYTES.get(str(config.get("torch_dtype", config.get("dtype"))), 2.0),
-    )
-    length = number(
-        "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", default=0
-    )
-    return architecture, length or None
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config |= config.get("text_config") or {}
+    names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+    longest = next((config[n] for n in names if isinstance(config.get(n), int)), None)
+    return architecture, longest

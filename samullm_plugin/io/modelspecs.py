@@ -59,13 +59,16 @@ def _architecture(
 ) -> tuple[ModelArchitecture | None, int | None]:
     """Return the figures and the longest length, as far as known."""
     given = section.architecture
+    trust = section.engine_args.get("trust_remote_code") is True
     if isinstance(given, ArchitectureSection):
         return ModelArchitecture(**given.model_dump()), None
     if given is None:
         if found := bundled_architecture(section.model):
             return found
         config = path.parent / (section.path or "") / "config.json"
-        return read_hf_config(config) if section.path and config.is_file() else (None, None)
+        if not (section.path and config.is_file()):
+            return None, None
+        return read_hf_config(config, trust_remote_code=trust)
     if found := bundled_architecture(given):
         return found
     file = path.parent / given
@@ -74,7 +77,7 @@ def _architecture(
             f"{where}.architecture: {given!r} is neither a bundled model nor a file; give the "
             "figures or the path of a config.json"
         )
-    return read_hf_config(file)
+    return read_hf_config(file, trust_remote_code=trust)
 
 
 def _engine(arguments: Mapping[str, object], where: str) -> EngineOptions:
@@ -126,12 +129,9 @@ def build_cluster(section: ClusterSection, where: str) -> Cluster:
             for part in section.gpus
             for gpu in (_gpu(part.gpu, part.gpu_memory_gib, where),) * part.count
         )
+    machines = _machines(section.machines, len(gpus), where)
     try:
-        return Cluster(
-            gpus,
-            _groups(section.nvlink, len(gpus)),
-            _machines(section.machines, len(gpus), where),
-        )
+        return Cluster(gpus, _groups(section.nvlink, len(gpus)), machines)
     except InputError as error:
         raise InputError(f"{where}: {str(error).removeprefix('cluster: ')}") from error
 

@@ -134,7 +134,7 @@ def _line(row: str, number: int, where: str) -> Line:
     ]
     if len(origins) > 1:
         raise InputError(f"{where}: give {' or '.join(origins)}, not both")
-    own = str(number) if values.id is None else values.id
+    own = f"line-{number}" if values.id is None else values.id
     return Line(where, own, own, values, fields)
 
 

@@ -21,6 +21,14 @@ def request_table(
     """
     counting = _Counting(node, where, count_tokens)
     prompts = [counting.prompt_tokens(r) for r in node.requests]
+    for request, tokens in zip(node.requests, prompts, strict=True):
+        if tokens >= node.model.max_model_len:
+            place = request.line.where if request.line else f"{where}: request {request.id!r}"
+            raise InputError(
+                f"{place}: its prompt has {tokens} tokens, but node {node.name} uses "
+                f"{node.model.name} with max_model_len {node.model.max_model_len}; shorten it, "
+                "split it into chunks, or raise max_model_len"
+            )
     table = RequestTable.of(
         prompts,
         [_max_tokens(node, r, where) for r in node.requests],
