@@ -169,7 +169,8 @@ def find_prefix(
     """Find the cached blocks that begin ``request``, of which ``tokens`` tokens are known.
 
     Returns:
-        Their number (they are left in the last row of ``table``), and how many of them no sequence uses.
+        Their number, and how many of them no sequence uses. They are left in the last row of
+        ``table``.
     """
     limit = (tokens - 1) // z[at.BLOCK]  # the last token is always computed
     h = 0

@@ -160,7 +160,8 @@ def pass_empty_step(
             f[at.PREVIOUS_END],
         )
         release_held(z, seats, calendar, classes)
-        return GOES_ON
+        # Time has passed: an outside clock may have something to say.
+        return at.ROW_LIMIT if z[at.TIMED] else GOES_ON
     z[at.STEP] += 1
     release_held(z, seats, calendar, classes)
     if z[at.STEP_PREEMPTED] > 0 or z[at.NUM_RUNNING] > 0:

@@ -153,7 +153,8 @@ def release_successors(
         requests[successor, at.PREDECESSORS] -= 1
         if requests[successor, at.PREDECESSORS] > 0:
             continue
-        if z[at.TIMED] and (z[at.MORE] or f[at.DELAY] > 0.0):
+        outside = f[at.DELAY] > 0.0 or times[successor, at.OWN_ARRIVAL] > 0.0
+        if z[at.TIMED] and not z[at.BY_STEP] and outside:
             requests[z[at.NUM_RELEASED], at.RELEASED_REQUEST] = successor
             z[at.NUM_RELEASED] += 1
             continue

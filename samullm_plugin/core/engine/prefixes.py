@@ -15,7 +15,7 @@ GENERATED = 7
 
 
 @compiled
-def mix(before: int, value: int) -> Any:
+def mix(before: Any, value: Any) -> Any:
     """Return a 62-bit hash, never 0, of a chain ``before`` continued by ``value``."""
     x = np.uint64(before) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(value)
     x ^= x >> np.uint64(30)

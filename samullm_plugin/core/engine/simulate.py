@@ -12,6 +12,7 @@ from samullm_plugin.core.engine import layout as at
 from samullm_plugin.core.engine.check import NeverFitsError, check_workload
 from samullm_plugin.core.engine.config import EngineConfig
 from samullm_plugin.core.engine.latency import StepLatency, StepModel, StepTable
+from samullm_plugin.core.engine.outside import OutsideRun, step_table
 from samullm_plugin.core.engine.state import EngineState, make_state
 from samullm_plugin.core.engine.workload import EngineRun, ProgressCurve, StepTrace, Workload
 from samullm_plugin.errors import InputError
@@ -61,25 +62,42 @@ def simulate_engine(
         raise InputError("release_delay_s needs arrivals by time, not by step")
     if len(workload) == 0:
         return _nothing(record_steps, curve_points)
-    if not isinstance(latency, StepLatency):
-        raise NotImplementedError
+    inside = latency if isinstance(latency, StepLatency) else None
+    record = 2 if record_steps else int(inside is None)
     state = make_state(
         config,
         workload,
-        latency,
+        inside,
         stop_s=stop_s,
-        record=2 if record_steps else 0,
+        record=record,
         curve_points=curve_points,
         release_delay_s=release_delay_s,
     )
-    why = run_state(state)
-    return finished_run(state, why, curve_points, record_steps)
+    if record:
+        reserve_log(state)
+    if inside is not None:
+        return finished_run(state, run_state(state), curve_points, record_steps)
+    outside = OutsideRun(state, workload, latency, stop_s, release_delay_s, reserve_log)
+    why = outside.run()
+    tell_seconds(outside)
+    return finished_run(outside.state, why, curve_points, record_steps)
+
+
+def tell_seconds(outside: OutsideRun) -> None:
+    """Turn all moments of a run counted in steps into seconds."""
+    state = outside.state
+    rows = int(state.z[at.ROWS])
+    for column in (at.FINISH, at.FIRST_TOKEN):
+        state.times[:, column] = outside.seconds(state.times[:, column])
+    points = state.curve[: state.z[at.CURVE_COUNT]]
+    points[:, 0] = outside.seconds(points[:, 0])
+    state.log[:rows, at.LOG_START] = outside.starts[:rows]
+    state.f[at.CLOCK] = outside.ends[rows]
+    state.f[at.BUSY] = float((outside.ends[1 : rows + 1] - outside.starts[:rows]).sum())
 
 
 def run_state(state: EngineState) -> int:
     """Advance ``state``, enlarging its record when it is full; return why it stopped."""
-    if state.z[at.RECORD]:
-        reserve_log(state)
     why = state.advance()
     while why == at.LOG_FULL:
         reserve_log(state)
@@ -160,23 +178,6 @@ def _curve(state: EngineState, points: int) -> ProgressCurve:
     if z[at.ROWS] > 0 and rows[-1, 0] < end[0]:
         rows = np.vstack((rows, end))
     return ProgressCurve(rows[:, 0].copy(), rows[:, 1].copy(), rows[:, 2].copy())
-
-
-def step_table(log: Floats) -> StepTable:
-    """Return the compositions in recorded rows."""
-
-    def whole(column: int) -> Ints:
-        return log[:, column].astype(np.int64)
-
-    return StepTable(
-        num_seqs=whole(at.LOG_NUM_SEQS),
-        num_tokens=whole(at.LOG_NUM_TOKENS),
-        prefill_seqs=whole(at.LOG_PREFILL_SEQS),
-        prefill_tokens=whole(at.LOG_PREFILL_TOKENS),
-        prefill_pairs=log[:, at.LOG_PAIRS],
-        context_tokens=log[:, at.LOG_CONTEXT],
-        longest_tokens=log[:, at.LOG_LONGEST],
-    )
 
 
 def step_trace(state: EngineState) -> StepTrace:

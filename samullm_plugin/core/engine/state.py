@@ -90,11 +90,17 @@ class EngineState:
         return why
 
     def copy(self) -> EngineState:
-        """Return a state that runs on independently."""
-        return EngineState(*(getattr(self, name).copy() for name in _ARGUMENTS))
+        """Return a state to come back to; what a run only reads or appends to is shared."""
+        return EngineState(
+            *(
+                value if name in _SHARED else value.copy()
+                for name, value in ((n, getattr(self, n)) for n in _ARGUMENTS)
+            )
+        )
 
 
 _ARGUMENTS = tuple(f.name for f in fields(EngineState))
+_SHARED = {"successors", "prompt_hash", "costs", "log", "entries", "preempted"}
 
 
 @lru_cache(maxsize=64)
