@@ -40,6 +40,12 @@ class Settings(BaseSettings):
         default=False, description="Log every hook call with its arguments to stderr."
     )
 
+    third_party_limit_s: float = Field(
+        default=300.0,
+        gt=0,
+        description="Seconds after which a third party's schedule, sample or fit call is ended.",
+    )
+
     @field_validator("load_plugins", "disable_plugins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -53,3 +54,21 @@ def _show(rows: list[PluginProvenance]) -> None:
             for row in rows
         ],
     )
+
+
+@app.command("new")
+def new(
+    name: Annotated[str, typer.Argument(help="Name of the plugin, such as longest-first.")],
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="scheduler, length-estimator, latency-model, request-policy or executor."
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder to write the package to.")],
+) -> None:
+    """Write a package for a plugin of your own: it installs and passes its tests as it is."""
+    from samullm_plugin.services.scaffolding import write_plugin
+
+    for path in write_plugin(name, kind, output):
+        typer.echo(path)

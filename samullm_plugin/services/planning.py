@@ -22,6 +22,7 @@ from samullm_plugin.errors import PluginError, SamullmError
 from samullm_plugin.interfaces.scheduler import SchedulingContext, SchedulingReport
 from samullm_plugin.manager import PluginHost
 from samullm_plugin.services.containment import schedule_contained
+from samullm_plugin.settings import read_settings
 
 Progress = Callable[[float | None, float | None], None]
 
@@ -39,7 +40,8 @@ class PlanningOptions:
         budget_s: seconds an anytime scheduler may use; None: its own default.
         incumbent: a valid plan to start from.
         progress: called with (bound, incumbent) in seconds during a long search.
-        third_party_limit_s: seconds after which a third party's scheduler is ended.
+        third_party_limit_s: seconds after which a third party's scheduler is ended; None: as the
+            settings say.
     """
 
     options: Mapping[str, object] = field(default_factory=dict)
@@ -47,7 +49,7 @@ class PlanningOptions:
     budget_s: float | None = None
     incumbent: Plan | None = None
     progress: Progress | None = None
-    third_party_limit_s: float = 300.0
+    third_party_limit_s: float | None = None
 
 
 def make_plan(
@@ -104,7 +106,7 @@ def _schedule(
     registration = host.resolve("scheduler", name)
     origin = registration.provenance
     if not origin.shipped:
-        limit_s = how.third_party_limit_s
+        limit_s = how.third_party_limit_s or read_settings().third_party_limit_s
         plan, report = schedule_contained(
             registration, dict(how.options), problem, how.seed, how.budget_s, limit_s
         )

@@ -22,13 +22,13 @@ class Environment:
     folder: Path
     elsewhere: Path
 
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run one of the environment's commands from another folder, without inherited paths."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "SAMULLM_"))}
         return subprocess.run(
             [str(self.folder / "bin" / command[0]), *command[1:]],
             cwd=self.elsewhere,
-            env=kept,
+            env=kept | variables,
             capture_output=True,
             text=True,
             timeout=280,
@@ -67,6 +67,17 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environm
     environment = Environment(folder, tmp_path_factory.mktemp("elsewhere"))
     environment.install(str(wheel))
     return environment
+
+
+@pytest.fixture(scope="session")
+def example_wheel(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Build the wheel of one of the examples."""
+
+    def build(name: str) -> Path:
+        source = REPOSITORY / "examples" / "plugins" / name
+        return build_wheel(source, tmp_path_factory.mktemp(name))
+
+    return build
 
 
 @pytest.fixture

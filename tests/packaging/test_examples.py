@@ -1,0 +1,135 @@
+"""The third-party examples, installed with pip beside the wheel, and plugins that misbehave."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+
+EXAMPLES = {
+    "samullm-one-by-one": ("scheduler", "one-by-one"),
+    "samullm-geometric": ("length-estimator", "geometric"),
+    "samullm-roofline": ("latency-model", "roofline"),
+    "samullm-longest-prompt": ("request-policy", "longest-prompt"),
+    "samullm-fixed-rate": ("executor", "fixed-rate"),
+}
+
+MISBEHAVING = """
+    import sys
+    from samullm_plugin import StageScheduler, hookimpl
+
+    class Base(StageScheduler):
+        def schedule(self, problem, context):
+            return context.schedule_with("max-heuristic")
+
+    class Raises(Base):
+        '''Raises.'''
+        name = "raises"
+        def schedule(self, problem, context):
+            raise ValueError("no idea")
+
+    class Hangs(Base):
+        '''Hangs.'''
+        name = "hangs"
+        def schedule(self, problem, context):
+            while True:
+                pass
+
+    class Prints(Base):
+        '''Prints to stdout.'''
+        name = "prints"
+        def schedule(self, problem, context):
+            print("this must not mix with the JSON")
+            return super().schedule(problem, context)
+
+    class Changes(Base):
+        '''Changes the problem.'''
+        name = "changes"
+        def schedule(self, problem, context):
+            for scenario in problem.scenarios:
+                for outputs in scenario.output_tokens:
+                    outputs[:] = 1
+            return super().schedule(problem, context)
+
+    class Nonsense(Base):
+        '''Returns a string.'''
+        name = "nonsense"
+        def schedule(self, problem, context):
+            return "a plan"
+
+    class Invalid(Base):
+        '''Returns an invalid plan.'''
+        name = "invalid"
+        def schedule(self, problem, context):
+            plan = super().schedule(problem, context)
+            return type(plan)(plan.stages[:1])
+
+    class Exits(Base):
+        '''Ends its process.'''
+        name = "exits"
+        def schedule(self, problem, context):
+            import os
+            os._exit(3)
+
+    @hookimpl
+    def register_schedulers(register):
+        for cls in (Raises, Hangs, Prints, Changes, Nonsense, Invalid, Exits):
+            register(cls)
+    """
+
+
+@pytest.mark.slow
+def test_examples_install_pass_their_tests_and_appear_in_the_bench(installed, example_wheel):
+    wheels = [str(example_wheel(name)) for name in EXAMPLES]
+    installed.install(*wheels, "pytest", "hypothesis")
+    try:
+        rows = json.loads(installed.run("samullm", "plugins", "--json").stdout)
+        found = {r["distribution"]: (r["kind"], r["name"]) for r in rows if r["status"] == "ok"}
+        assert {k: found.get(k) for k in EXAMPLES} == EXAMPLES
+        for name in EXAMPLES:
+            tests = str(REPOSITORY / "examples" / "plugins" / name / "tests")
+            done = installed.run("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", tests)
+            assert done.returncode == 0, done.stdout + done.stderr
+        words = ["--apps", "small-1", "--schedulers", "one-by-one,greedy,exact", "--seeds", "1"]
+        done = installed.run("samullm", "bench", *words, "--output-json", "-")
+        assert done.returncode == 0, done.stderr
+        rows = json.loads(done.stdout)["rows"]
+        assert [r["scheduler"] for r in rows] == ["one-by-one", "greedy", "exact"]
+        assert all(r["realised_s"] > 0 for r in rows), rows
+    finally:
+        installed.run("python", "-m", "pip", "uninstall", "--yes", "--quiet", *EXAMPLES)
+
+
+@pytest.mark.slow
+def test_schedulers_that_misbehave_are_named_and_the_rest_still_appear(installed, third_party):
+    installed.install("--no-deps", str(third_party("samullm-naughty", MISBEHAVING)))
+    expected = {
+        "raises": "raised ValueError: no idea",
+        "hangs": "did not answer within 8 s and was ended",
+        "changes": "changed the problem it was given",
+        "nonsense": "returned a str, not a Plan",
+        "invalid": "[completeness]",
+        "exits": "ended its process (exit status 3)",
+    }
+    try:
+        names = ",".join(["greedy", *expected, "prints"])
+        words = ["--apps", "small-1", "--schedulers", names, "--seeds", "1", "--output-json", "-"]
+        done = installed.run("samullm", "bench", *words, SAMULLM_THIRD_PARTY_LIMIT_S="8")
+        assert done.returncode == 0, done.stderr
+        rows = {r["scheduler"]: r for r in json.loads(done.stdout)["rows"]}
+        for name, fault in expected.items():
+            assert fault in rows[name]["note"], (name, rows[name]["note"])
+            assert f"samullm-naughty:{name}" in rows[name]["note"]
+            assert rows[name]["simulated_s"] is None
+        for name in ("greedy", "prints"):
+            assert rows[name]["simulated_s"] > 0, rows[name]["note"]
+        assert "must not mix" not in done.stdout
+        done = installed.run("samullm", "plan", "small-1", "--scheduler", "raises")
+        assert done.returncode == 1
+        assert "samullm-naughty:raises raised ValueError: no idea" in done.stderr
+        assert "Traceback" not in done.stderr
+    finally:
+        installed.run("python", "-m", "pip", "uninstall", "--yes", "--quiet", "samullm-naughty")
