@@ -17,6 +17,8 @@ from samullm_plugin.errors import InputError
 if TYPE_CHECKING:
     from samullm_plugin.services.benchmarking import BenchCase, BenchRow
 
+LOSS = 0.995
+"""Speedups below this are losses; what rounds to 1.00x is neither."""
 SCHEDULERS = "auto,greedy,exact,max-heuristic,min-heuristic"
 
 
@@ -173,7 +175,7 @@ def show_summary(rows: Sequence[BenchRow], names: Sequence[str], wall_s: float) 
         over_max = [r.speedup_max for r in done if r.speedup_max is not None]
         over_min = [r.speedup_min for r in done if r.speedup_min is not None]
         losses = sum(
-            1 for r in done if any(s is not None and s < 1 for s in (r.speedup_max, r.speedup_min))
+            1 for r in done if any(s is not None and s < LOSS for s in (r.speedup_max, r.speedup_min))
         )
         table.append(
             (
@@ -224,4 +226,4 @@ def percent(value: float | None) -> str:
 
 def speedup(value: float | None) -> str:
     """Return a speedup for a table, a loss marked."""
-    return "-" if value is None else f"{value:.2f}x{' !' if value < 1 else ''}"
+    return "-" if value is None else f"{value:.2f}x{' !' if value < LOSS else ''}"
