@@ -169,12 +169,15 @@ class EvenSplit:
     ) -> dict[str, ParallelConfig]:
         """Return, for each model, the fastest configuration of its share that has a place."""
         wanted = dict(shares)
-        for name, share in shares.items():
-            if name in fixed:
-                continue
-            same = [p for p in self._configs[name] if p.num_devices == share.num_devices]
-            times = dict(zip(same, self._rollout.alone_s([(name, p) for p in same]), strict=True))
-            for p in sorted(same, key=lambda p: times[p]):
+        same = {
+            n: [p for p in self._configs[n] if p.num_devices == share.num_devices]
+            for n, share in shares.items()
+            if n not in fixed
+        }
+        pairs = [(n, p) for n, configs in same.items() for p in configs]
+        times = dict(zip(pairs, self._rollout.alone_s(pairs), strict=True))
+        for name, configs in same.items():
+            for p in sorted(configs, key=lambda p: times[name, p]):
                 if self._has_place({**wanted, name: p}, fixed):
                     wanted[name] = p
                     break

@@ -12,7 +12,6 @@ from samullm_greedy.search import Greedy
 from samullm_greedy.throughput import StageView, WorkMeter, mean_throughput
 
 from samullm_plugin.core.application import EngineOptions
-from samullm_plugin.core.architecture import ModelArchitecture
 from samullm_plugin.core.parallel import ParallelConfig
 from samullm_plugin.core.placement import place
 from samullm_plugin.core.plan import Assignment, Plan
@@ -71,7 +70,7 @@ def test_by_hand_step_by_step() -> None:
     state.advance_to(20.0)
     assert state.finished() == {"a"}
     # b has generated 5 of its second request's 7 tokens: 2 s are left if it goes on. On two GPUs
-    # it would load for 8 s and prefill 14 + 5 tokens, of which only the last is new, and decode one.
+    # it would load for 8 s, prefill 14 + 5 tokens, of which only the last is new, and decode one.
     assert throughput(B1) == pytest.approx(2 / 2)  # gain 1.0: the larger
     assert throughput(B2) == pytest.approx(2 / 10)  # gain 0.1
     plan = schedule(problem, objective="tokens")

@@ -1,0 +1,175 @@
+"""From a recipe to a plan, by list scheduling on the host's simulation."""
+
+from __future__ import annotations
+
+from samullm_auto.recipe import Recipe, Split
+from samullm_plugin import Assignment, ParallelConfig, Plan, Problem, Stage, StageEnd
+from samullm_plugin.core.simulation import PlanSimulator, SimulationState, with_idle_nodes
+
+WORTHWHILE = 0.01
+"""A resized model must finish sooner by this share of its remaining time."""
+
+Event = tuple[float, StageEnd]
+
+
+class Builder:
+    """Builds plans in one length scenario.
+
+    Whenever something happens (a model finishes, or has done a share that the recipe names), models
+    start in the recipe's order on the devices that are free; nobody is moved unless the recipe
+    says so.
+    """
+
+    def __init__(self, problem: Problem, simulator: PlanSimulator, scenario: int) -> None:
+        """Prepare building."""
+        self._problem, self._simulator, self._scenario = problem, simulator, scenario
+        self._names = [n.name for n in problem.app.nodes]
+        self._widest = [_widest(problem.parallel_configs(i)) for i in range(len(self._names))]
+
+    def build(self, recipe: Recipe) -> Plan:
+        """Return the recipe's plan."""
+        state = self._simulator.initial_state(self._scenario)
+        stages: list[Stage] = []
+        held: dict[str, Assignment] = {}
+        splits = list(recipe.splits)
+        started: set[int] = set()
+        while True:
+            finished = state.finished()
+            held = {n: a for n, a in held.items() if n not in finished}
+            for split in [s for s in splits if self._is_due(state, held, s)]:
+                splits.remove(split)
+                self._resize(held, split.node, split.parallel)
+            self._start(recipe, state, finished, held, started)
+            if not held:
+                return with_idle_nodes(self._problem, stages)
+            if recipe.grow and len(started) == len(self._names):
+                self._grow(state, held)
+            state.keep_only(held.values())
+            time_s, end = self._next(recipe, state, held, started, splits)
+            stages.append(Stage(tuple(held.values()), end))
+            state.advance_to(time_s)
+
+    def _start(
+        self,
+        recipe: Recipe,
+        state: SimulationState,
+        finished: set[str],
+        held: dict[str, Assignment],
+        started: set[int],
+    ) -> None:
+        """Give free devices to models in order, in place."""
+        app = self._problem.app
+        free = self._free(held)
+        for i in recipe.order:
+            if i in started:
+                continue
+            if self._names[i] in finished:
+                started.add(i)
+            if i in started or not state.has_work(i):
+                continue
+            upstreams = app.upstreams[i]
+            if not upstreams <= started or any(
+                self._names[u] not in finished
+                and (state.done_fraction(u) < recipe.starts[i] - 1e-9)
+                for u in upstreams
+            ):
+                continue
+            devices = self._find(i, recipe.modes[i], free)
+            if devices is None:
+                if recipe.strict:
+                    return
+                continue
+            held[self._names[i]] = Assignment(self._names[i], recipe.modes[i], devices)
+            free -= set(devices)
+            started.add(i)
+
+    def _is_due(self, state: SimulationState, held: dict[str, Assignment], split: Split) -> bool:
+        running = self._names[split.node] in held
+        return running and state.done_fraction(split.node) >= split.fraction - 1e-9
+
+    def _resize(self, held: dict[str, Assignment], node: int, parallel: ParallelConfig) -> bool:
+        """Give a running model another configuration if it has a place, in place."""
+        name = self._names[node]
+        if held[name].parallel == parallel:
+            return False
+        own = set(held[name].devices)
+        devices = self._find(node, parallel, own) or self._find(
+            node, parallel, own | self._free(held)
+        )
+        if devices is not None:
+            held[name] = Assignment(name, parallel, devices)
+        return devices is not None
+
+    def _grow(self, state: SimulationState, held: dict[str, Assignment]) -> None:
+        """Give free devices to running models that finish sooner by it, the last one first."""
+        app = self._problem.app
+        done = state.finished()
+        index = {n: app.index(n) for n in held}
+        running = [
+            n
+            for n in held
+            if n in state.active and all(self._names[u] in done for u in app.upstreams[index[n]])
+        ]
+        for name in sorted(running, key=lambda n: -state.node_finish_s(index[n])):
+            node = index[name]
+            room = len(held[name].devices) + len(self._free(held))
+            larger = [
+                widest
+                for configs in self._widest[node]
+                if (widest := max((p for p in configs if p.num_devices <= room), default=None))
+                and widest.num_devices > len(held[name].devices)
+            ]
+            if not larger:
+                continue
+            device = held[name].devices[0]
+            queries = [state.restart_query(node, p, device) for p in larger]
+            ends = [r.end_s for r in self._simulator.runs.get_many(queries)]
+            as_is = state.node_finish_s(node)
+            margin = WORTHWHILE * (as_is - state.clock_s)
+            for end_s, parallel in sorted(zip(ends, larger, strict=True)):
+                if end_s < as_is - margin and self._resize(held, node, parallel):
+                    break
+
+    def _next(
+        self,
+        recipe: Recipe,
+        state: SimulationState,
+        held: dict[str, Assignment],
+        started: set[int],
+        splits: list[Split],
+    ) -> Event:
+        """Return the next event and how the stage until then is told to end."""
+        app = self._problem.app
+        events: list[Event] = [
+            (min(state.node_finish_s(app.index(n)) for n in held), StageEnd("first_finisher"))
+        ]
+        shares = {(s.node, s.fraction) for s in splits if self._names[s.node] in held}
+        for i in set(recipe.order) - started:
+            shares |= {(u, recipe.starts[i]) for u in app.upstreams[i]}
+        for node, fraction in shares:
+            if self._names[node] in held and 0.0 < fraction < 1.0:
+                time_s = state.time_of_fraction(node, fraction)
+                if time_s > state.clock_s:
+                    events.append((time_s, StageEnd("node_progress", self._names[node], fraction)))
+        return min(events, key=lambda e: e[0])
+
+    def _free(self, held: dict[str, Assignment]) -> set[int]:
+        taken = {d for a in held.values() for d in a.devices}
+        return set(range(self._problem.cluster.num_gpus)) - taken
+
+    def _find(self, node: int, parallel: ParallelConfig, free: set[int]) -> tuple[int, ...] | None:
+        if parallel.num_devices > len(free):
+            return None
+        problem = self._problem
+        kinds = {problem.cluster.gpus[d].name: d for d in free}
+        fits = {k: problem.fits(node, problem.mode_key(parallel, (d,))) for k, d in kinds.items()}
+        fitting = {d for d in free if fits[problem.cluster.gpus[d].name]}
+        return problem.cluster.find_devices(fitting, parallel)
+
+
+def _widest(configs: tuple[ParallelConfig, ...]) -> list[list[ParallelConfig]]:
+    """Return the configurations grouped by the shape of a replica."""
+    shapes: dict[tuple[int, int], list[ParallelConfig]] = {}
+    for p in configs:
+        shapes.setdefault((p.tensor_parallel_size, p.pipeline_parallel_size), []).append(p)
+    return list(shapes.values())

@@ -1,0 +1,113 @@
+"""Registers the default scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from samullm_auto.explain import explain
+from samullm_auto.risk import Risk, RiskMeasure
+from samullm_auto.search import Search
+from samullm_plugin import Plan, Problem, SamullmError, StageScheduler, hookimpl
+from samullm_plugin.core.result import PlanStatus
+from samullm_plugin.interfaces.scheduler import SchedulingContext
+
+Start = tuple[str, dict[str, object]]
+
+HEURISTICS: tuple[Start, ...] = (("min-heuristic", {}), ("max-heuristic", {}))
+
+GREEDY: tuple[Start, ...] = (
+    ("greedy", {}),
+    ("greedy", {"preemption": False}),
+    ("greedy", {"objective": "corrected"}),
+    ("greedy", {"objective": "tokens"}),
+)
+
+
+class AutoOptions(BaseModel):
+    """Options of ``auto``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    budget_s: float = Field(default=4.0, gt=0, description="seconds of searching, at most")
+    risk: RiskMeasure = Field(
+        default="mean", description="what of the scenarios' makespans is made small"
+    )
+    level: float = Field(default=0.9, gt=0, lt=1, description="level of quantile and cvar")
+    exact_up_to: int = Field(
+        default=24,
+        ge=0,
+        description="nodes times GPUs up to which the scheduler exact is asked as well",
+    )
+
+
+class AutoScheduler(StageScheduler):
+    """The best plan found within a few seconds, by the host's simulation.
+
+    Starts from the plans of the other schedulers and improves on them by a search over the order of
+    models, their configurations, when consumers start, and models resized on the way. It never
+    returns worse than any of its starts, and stops when its plan meets the lower bound, when time
+    is up, or when searching on would cost more time than it saves.
+    """
+
+    name: ClassVar[str] = "auto"
+    Config: ClassVar[type[BaseModel]] = AutoOptions
+
+    def schedule(self, problem: Problem, context: SchedulingContext) -> Plan:
+        """Return the best plan found; see the class."""
+        options = self.config
+        assert isinstance(options, AutoOptions)
+        deadline_s = min(monotonic() + options.budget_s, context.deadline_s)
+        search = Search(problem, context, Risk(options.risk, options.level), deadline_s)
+        if context.incumbent is not None:
+            search.log.values["incumbent"] = search.offer(context.incumbent, "incumbent")
+        took_s = max(self._start(search, context, *start) for start in HEURISTICS)
+        if search.best is None:
+            search.offer(search.simplest(), "one after the other")
+        search.limit()
+        for start in GREEDY:  # each takes about as long as the slower heuristic
+            if not search.optimal and took_s < 0.6 * search.left_s:
+                took_s = self._start(search, context, *start)
+        size = len(problem.app.nodes) * problem.cluster.num_gpus
+        if size <= options.exact_up_to and not search.done:
+            self._start(search, context, "exact", {})
+        if not search.done:
+            search.improve()
+        best = search.best
+        assert best is not None
+        context.report.explanation.update(explain(problem, context, best))
+        context.report.objective_s = best.value_s
+        if search.optimal:
+            context.report.status = PlanStatus.OPTIMAL
+        return best.plan
+
+    def _start(
+        self,
+        search: Search,
+        context: SchedulingContext,
+        name: str,
+        options: dict[str, object],
+    ) -> float:
+        """Offer another scheduler's plan, note why if there is none; return the seconds it took."""
+        label = " ".join([name, *(f"{k}={v}" for k, v in options.items())])
+        began_s = monotonic()
+        if context.schedule_with is None:
+            search.log.notes.append(f"{label}: the host offers no other schedulers")
+            return 0.0
+        try:
+            budget_s = max(0.05, search.left_s / 2)
+            plan = context.schedule_with(name, options=options, budget_s=budget_s)
+        except SamullmError as error:  # not installed, or the instance is beyond it
+            search.log.notes.append(f"{label}: {error}")
+        else:
+            search.log.values[label] = search.offer(plan, label)
+        return monotonic() - began_s
+
+
+@hookimpl
+def register_schedulers(register: Callable[[type[StageScheduler]], None]) -> None:
+    """Offer ``auto``."""
+    register(AutoScheduler)

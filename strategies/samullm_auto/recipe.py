@@ -1,0 +1,87 @@
+"""A plan's recipe: who comes first, spread how, when consumers start, what is resized."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from samullm_plugin import ParallelConfig, Plan, Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A model is started anew in another configuration once it has done a share of its requests.
+
+    Attributes:
+        node: index of the node.
+        fraction: share of its requests.
+        parallel: configuration from then on.
+    """
+
+    node: int
+    fraction: float
+    parallel: ParallelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """From which a :class:`~samullm_auto.builder.Builder` makes a plan.
+
+    Attributes:
+        order: node indices; whoever comes first gets devices first.
+        modes: configuration by node index.
+        starts: by node index, share of their requests that all its upstream nodes must have done
+            before it starts; 0: they need only have started, 1: they must have finished.
+        splits: configurations changed on the way.
+        strict: no model overtakes one before it in the order that is ready and lacks devices.
+        grow: devices nobody can use go to running models that finish sooner by it.
+    """
+
+    order: tuple[int, ...]
+    modes: tuple[ParallelConfig, ...]
+    starts: tuple[float, ...]
+    splits: tuple[Split, ...] = ()
+    strict: bool = False
+    grow: bool = True
+
+    def with_mode(self, node: int, parallel: ParallelConfig) -> Recipe:
+        """Return the recipe with another configuration of one node."""
+        modes = tuple(parallel if i == node else p for i, p in enumerate(self.modes))
+        return Recipe(self.order, modes, self.starts, self.splits, self.strict, self.grow)
+
+    def with_order(self, order: tuple[int, ...]) -> Recipe:
+        """Return the recipe with another order."""
+        return Recipe(order, self.modes, self.starts, self.splits, self.strict, self.grow)
+
+    def with_start(self, node: int, fraction: float) -> Recipe:
+        """Return the recipe with another start of one node."""
+        starts = tuple(fraction if i == node else f for i, f in enumerate(self.starts))
+        return Recipe(self.order, self.modes, starts, self.splits, self.strict, self.grow)
+
+    def with_splits(self, splits: tuple[Split, ...]) -> Recipe:
+        """Return the recipe with other splits."""
+        return Recipe(self.order, self.modes, self.starts, splits, self.strict, self.grow)
+
+    def with_flags(self, *, strict: bool, grow: bool) -> Recipe:
+        """Return the recipe with other rules for devices that are left."""
+        return Recipe(self.order, self.modes, self.starts, self.splits, strict, grow)
+
+
+def recipe_of(problem: Problem, plan: Plan) -> Recipe:
+    """Return a recipe that resembles a plan: first starts, first configurations."""
+    nodes = problem.app.nodes
+    order: list[int] = []
+    modes = [problem.parallel_configs(i)[0] for i in range(len(nodes))]
+    first: dict[int, int] = {}
+    for number, stage in enumerate(plan.stages):
+        for assignment in stage.assignments:
+            i = problem.app.index(assignment.node)
+            if i not in first:
+                first[i] = number
+                order.append(i)
+                modes[i] = assignment.parallel
+    starts = [0.0] * len(nodes)
+    for i, number in first.items():
+        upstreams = problem.app.upstreams[i]
+        over = [plan.last_stage(nodes[u].name) < number for u in upstreams]
+        starts[i] = 1.0 if over and all(over) else 0.0
+    return Recipe(tuple(order), tuple(modes), tuple(starts))
