@@ -38,6 +38,9 @@ COMMANDS = {
     "bench": Command("samullm_plugin.cli.bench:bench", "Compare schedulers on applications."),
     "plan": Command("samullm_plugin.cli.plan:plan", "Plan an application."),
     "compare": Command("samullm_plugin.cli.compare:compare", "Plan by several schedulers."),
+    "simulate": Command(
+        "samullm_plugin.cli.simulate:simulate", "Simulate one engine, step for step as vLLM."
+    ),
     "validate": Command(
         "samullm_plugin.cli.validate:validate", "Check an application before it is planned."
     ),
