@@ -118,7 +118,7 @@ class World:
                 self._done_s[engine.spec.node][submission.request] = self.clock_s
             else:
                 unfinished.append((submission, tokens))
-                self._generated[engine.spec.node][submission.request] += tokens
+                self._generated[engine.spec.node][submission.request] += tokens  # most likely
         del self.engines[key]
         self._chain_at = {c: k for c, k in self._chain_at.items() if k != key}
         self._stale.add(engine.spec.node)
@@ -127,7 +127,8 @@ class World:
     def submit(self, engine: SimulatedEngine, request: EngineRequest) -> None:
         """Let a request arrive at an engine now."""
         node, r = engine.spec.node, request.request
-        output = int(self._output[node][r] - self._generated[node][r])
+        self._generated[node][r] = request.num_generated  # in an earlier run, perhaps
+        output = int(self._output[node][r]) - request.num_generated
         table = self._nodes[node].requests
         limit = min(
             request.max_tokens, self._nodes[node].model.max_model_len - request.prompt_tokens

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import jinja2.sandbox
 import numpy as np
 from numpy.typing import NDArray
 
@@ -160,7 +161,7 @@ class LoadedApplication:
         return render(source.template, source.fields[request], inputs, source.own_prompt, where)
 
 
-_ENVIRONMENT = jinja2.Environment(
+_ENVIRONMENT = jinja2.sandbox.ImmutableSandboxedEnvironment(
     undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
 )
 

@@ -15,18 +15,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
 from pydantic_core import to_json
 
 from samullm_plugin.core.application import Application
-from samullm_plugin.core.plan import Plan
 from samullm_plugin.errors import InputError
 from samullm_plugin.io.journal import disk_error
 
 FORMAT = 1
 """Version of the directory's layout."""
-
-_PLAN = TypeAdapter(Plan)
 
 
 class RunDirectory:
@@ -147,20 +143,6 @@ class RunDirectory:
         except OSError as error:
             partial.unlink(missing_ok=True)
             raise disk_error(path, error) from error
-
-
-def plan_to_json(plan: Plan) -> Any:
-    """Return a plan as plain JSON values."""
-    return _PLAN.dump_python(plan, mode="json")
-
-
-def plan_from_json(value: object) -> Plan:
-    """Return a plan from what :func:`plan_to_json` made.
-
-    Raises:
-        pydantic.ValidationError: naming the fields that are wrong.
-    """
-    return _PLAN.validate_python(value)
 
 
 def fingerprint(app: Application, *contents: bytes) -> str:

@@ -202,6 +202,8 @@ def node_jobs(
         replica = inputs.spread(remaining, parallel.data_parallel_size, arrivals)
     else:
         priority, replica = spread(remaining, arrivals, parallel.data_parallel_size)
+    if priority is not None:
+        config = replace(config, scheduling_policy="priority")
     if arrivals is not None and not arrivals.any():
         arrivals = None
     parts, jobs = [], []

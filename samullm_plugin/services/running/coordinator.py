@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from samullm_plugin.core.plan import Assignment, Plan
 from samullm_plugin.core.problem import Problem
 from samullm_plugin.core.simulation.requests import NodeInputs
+from samullm_plugin.core.simulation.runs import PolicyCall
 from samullm_plugin.core.transition import Running, RunState, next_transition, stage_ended
 from samullm_plugin.errors import RunError
 from samullm_plugin.interfaces.executor import (
@@ -26,6 +27,9 @@ from samullm_plugin.services.running.engines import Engines
 from samullm_plugin.services.running.ledger import Ledger, RequestId, Result, Status
 from samullm_plugin.services.running.log import RunLog
 from samullm_plugin.services.running.sources import Prompt, Refused, RequestSource
+
+UNFORESEEN_S = 1e9
+"""Arrival that request policies are told of requests whose inputs are not there yet."""
 
 WAIT_S = 0.1
 """Longest wait for events on a real clock, so that an interruption is noticed."""
@@ -103,6 +107,7 @@ class Coordinator:
         begun: Begun | None = None,
         adjustments: Adjustments | None = None,
         options: RunOptions | None = None,
+        policy: PolicyCall | None = None,
     ) -> None:
         """Prepare a run; nothing is started.
 
@@ -115,6 +120,7 @@ class Coordinator:
             begun: where to take up; None: at the beginning.
             adjustments: may replace the plan; None: it is kept.
             options: limits.
+            policy: order and replicas of requests; None: first come, first served, in turn.
         """
         self.problem, self.plan, self.executor, self.log = problem, plan, executor, log
         begun = begun or Begun(Ledger(problem.app))
@@ -122,7 +128,7 @@ class Coordinator:
         self.rule = RunState(stage=begun.stage, finished_before=set(begun.finished_before))
         self.drained = False
         self.options = options or RunOptions()
-        self._source, self._moved = source, begun.moved
+        self._source, self._moved, self._policy = source, begun.moved, policy
         self._adjustments = adjustments or Adjustments()
         self._app = problem.app
         self._names = [n.name for n in self._app.nodes]
@@ -142,7 +148,9 @@ class Coordinator:
         self._entered = begun.stage - 1 if begun.stage >= 0 else -1
         self._changed = True
         self._drain_requested = False
-        self.engines = Engines(problem, executor, inputs, log)
+        self.engines = Engines(
+            problem, executor, inputs, log, "fcfs" if policy is None else "priority"
+        )
 
     # --- what others may ask ---
 
@@ -273,7 +281,7 @@ class Coordinator:
                 "num_tokens": result.num_tokens,
                 "finish_reason": result.finish_reason,
                 "text": result.text,
-                "token_ids": result.token_ids if result.text is None else None,
+                "token_ids": result.token_ids if not result.text else None,
                 "stop_reason": result.stop_reason,
             }
             fields = {k: v for k, v in fields.items() if v is not None}
@@ -343,10 +351,14 @@ class Coordinator:
                 self._submit(node, deployment)
 
     def _submit(self, node: int, deployment: Deployment) -> None:
+        if self._policy is not None and deployment.assigned is None:
+            deployment.assigned = self._assign(node, deployment, self._policy)
         batches: dict[str, list[EngineRequest]] = {}
         for r in sorted(self._queue[node]):
             replica = deployment.place(r)
             request = self._requests[node, r]
+            if self._policy is not None:
+                request = replace(request, priority=deployment.priority(r))
             replica.outstanding[r] = request
             self.ledger.status[node][r] = Status.SUBMITTED
             batches.setdefault(replica.key, []).append(request)
@@ -357,6 +369,20 @@ class Coordinator:
                 if replica.busy_since_s is None:
                     replica.busy_since_s = now_s
                 self.executor.submit(replica.key, batches[replica.key])
+
+    def _assign(
+        self, node: int, deployment: Deployment, policy: PolicyCall
+    ) -> dict[int, tuple[int, int]]:
+        """Ask the request policy about everything that is left of a node."""
+        left = np.flatnonzero(self.ledger.status[node] < Status.FINISHED)
+        later = self.ledger.status[node][left] == Status.WAITING
+        arrival_s = np.where(later, UNFORESEEN_S, 0.0)
+        priority, place = policy(0, node, left, arrival_s, len(deployment.replicas))
+        place = deployment.inputs.with_chains_whole(left, place)
+        if priority is None:
+            priority = np.zeros(len(left), np.int64)
+        pairs = zip(priority.tolist(), place.tolist(), strict=True)
+        return dict(zip(left.tolist(), pairs, strict=True))
 
     def _take_back(self, node: int, replica: Replica, outputs: Iterable[RequestOutput]) -> None:
         """Keep what a stopped engine had generated; its requests go on elsewhere."""
@@ -411,6 +437,8 @@ class Coordinator:
             for node in [i for i in self.engines.deployments if self.ledger.settled(i)]:
                 self._stop(node)
             self._update_rule()
+            stuck = stalled and self.rule.stage == len(self.plan.stages) - 1
+            stuck = stalled and self.rule.stage == len(self.plan.stages) - 1
             move = next_transition(
                 self.plan, self.problem.cluster, self._upstreams, self.rule, stalled=stalled
             )
@@ -428,7 +456,7 @@ class Coordinator:
             stalled = not self._can_go_on()
             if not stalled:
                 break
-            if move.stage == len(self.plan.stages) - 1:
+            if stuck:
                 raise RunError(
                     "the plan cannot finish: after its last stage these nodes wait for ever: "
                     + ", ".join(sorted(set(self._names) - self._finished()))

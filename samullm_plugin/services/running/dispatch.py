@@ -55,6 +55,7 @@ class Deployment:
         replicas: those that have not failed.
         started_s: when its start began.
         avoid: devices on which a replica has failed.
+        assigned: by request, priority and replica, where a request policy decides.
     """
 
     node: int
@@ -63,6 +64,7 @@ class Deployment:
     started_s: float
     replicas: list[Replica] = field(default_factory=list)
     avoid: set[int] = field(default_factory=set)
+    assigned: dict[int, tuple[int, int]] | None = None
     _turn: int = 0
     _chain_at: dict[int, Replica] = field(default_factory=dict)
 
@@ -76,11 +78,16 @@ class Deployment:
         chain = int(self.inputs.chain[request])
         replica = self._chain_at.get(chain)
         if replica is None:
-            replica = self.replicas[self._turn % len(self.replicas)]
+            turn = self._turn if self.assigned is None else self.assigned[request][1]
+            replica = self.replicas[turn % len(self.replicas)]
             self._turn += 1
             if self.inputs.has_chain:
                 self._chain_at[chain] = replica
         return replica
+
+    def priority(self, request: int) -> int:
+        """Return the priority of a request; the lower number first."""
+        return 0 if self.assigned is None else self.assigned[request][0]
 
     def drop(self, replica: Replica) -> None:
         """Forget a replica that has failed; its chains go elsewhere."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 from samullm_plugin.core.parallel import ParallelConfig
 from samullm_plugin.core.plan import Assignment
@@ -24,7 +25,12 @@ class Engines:
     """
 
     def __init__(
-        self, problem: Problem, executor: Executor, inputs: Sequence[NodeInputs], log: RunLog
+        self,
+        problem: Problem,
+        executor: Executor,
+        inputs: Sequence[NodeInputs],
+        log: RunLog,
+        scheduling_policy: Literal["fcfs", "priority"] = "fcfs",
     ) -> None:
         """Begin with none.
 
@@ -33,9 +39,11 @@ class Engines:
             executor: starts them.
             inputs: per node, what its requests wait for.
             log: is told.
+            scheduling_policy: of the engines.
         """
         self.deployments: dict[int, Deployment] = {}
         self._problem, self._executor, self._inputs, self._log = problem, executor, inputs, log
+        self._scheduling_policy = scheduling_policy
         self._by_key: dict[str, tuple[Deployment, Replica]] = {}
         self._nodes: dict[str, int] = {}
         self._starts = [0] * len(problem.app.nodes)
@@ -87,7 +95,8 @@ class Engines:
                 parallel.tensor_parallel_size,
                 parallel.pipeline_parallel_size,
                 costs.kv_cache_tokens,
-                costs=costs,
+                self._scheduling_policy,
+                costs,
             )
         )
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from samullm_plugin.core.scenarios import LengthScenario
-from samullm_plugin.services.running.ledger import Ledger, RequestId
+from samullm_plugin.errors import InputError
+from samullm_plugin.io.loaded import LoadedApplication, NodeSource
+from samullm_plugin.services.running.ledger import Ledger, RequestId, Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,11 @@ class RequestSource(ABC):
         """Return the name of a request in the outputs."""
         return f"request-{request[1]}"
 
+    def is_chat(self, request: RequestId) -> bool:
+        """Return whether a request is a conversation."""
+        del request
+        return False
+
 
 class LengthSource(RequestSource):
     """Requests without content, for executors that model engines: lengths only."""
@@ -96,3 +103,106 @@ class LengthSource(RequestSource):
     def untaken(self, node: int) -> NDArray[np.bool_] | None:
         """Return which requests are not taken."""
         return self._untaken[node]
+
+
+class TextSource(RequestSource):
+    """Prompts with texts: templates, conversations, routers and filters of an ``app.yaml``."""
+
+    def __init__(self, loaded: LoadedApplication) -> None:
+        """Take the texts of an application.
+
+        Raises:
+            InputError: if it has none.
+        """
+        if loaded.sources is None:
+            raise InputError(
+                f"application {loaded.app.name} has no prompts: it can be planned, and run with "
+                "--executor simulated or emulated, but not on real engines"
+            )
+        self._loaded, self._sources = loaded, loaded.sources
+
+    def prepare(self, request: RequestId, ledger: Ledger) -> Prompt | Refused | None:
+        """Return a request with the outputs it waited for in its template's places."""
+        node, inputs = request[0], ledger.inputs(request)
+        dropped = self._dropped(inputs, ledger)
+        for s in {i for i, _ in inputs}:
+            source = self._sources[s]
+            mine = [q for i, q in inputs if i == s]
+            if source.keep is not None and all((s, q) in dropped for q in mine):
+                return None
+            if node in {b.node for b in source.branches}:
+                chosen = self._chosen(source, s, mine[0], ledger)
+                if isinstance(chosen, Refused):
+                    return chosen
+                if chosen != node:
+                    return None
+
+        def output_of(i: int, q: int) -> str | None:
+            if (i, q) in dropped or ledger.status[i][q] != Status.FINISHED:
+                return None
+            return ledger.results[i, q].text
+
+        return self._prompt(request, ledger, output_of)
+
+    def _prompt(
+        self, request: RequestId, ledger: Ledger, output_of: Callable[[int, int], str | None]
+    ) -> Prompt | Refused:
+        node, r = request
+        source, table = self._sources[node], ledger.app.nodes[node].requests
+        part = slice(table.input_indptr[r], table.input_indptr[r + 1])
+        pairs = zip(
+            table.input_node[part].tolist(), table.input_request[part].tolist(), strict=True
+        )
+        entering = [p for p, e in zip(pairs, table.input_in_prompt[part], strict=True) if e]
+        tokens = int(table.prompt_tokens[r]) + sum(int(ledger.generated[i][q]) for i, q in entering)
+        sampling = source.sampling_params(r)
+        sampling.pop("max_tokens", None)
+        text = messages = None
+        ids = source.prompt_token_ids.get(r)
+        if ids is not None:  # outputs enter as token ids, behind the request's own
+            known = [ledger.results[p].token_ids or () for p in entering if p in ledger.results]
+            ids = (*ids, *(t for output in known for t in output))
+            tokens = len(ids)
+        else:
+            try:
+                messages = self._loaded.messages(node, r, output_of)
+                text = None if messages else self._loaded.prompt(node, r, output_of)
+            except Exception as error:  # a template can raise anything
+                return Refused(f"its prompt cannot be made: {error}")
+        return Prompt(
+            tokens,
+            int(table.max_tokens[r]),
+            token_ids=ids,
+            text=text,
+            messages=None if messages is None else tuple(messages),
+            sampling=sampling,
+        )
+
+    def _dropped(self, inputs: Sequence[RequestId], ledger: Ledger) -> set[RequestId]:
+        """Return the inputs that a filter has not kept."""
+        found = set()
+        for i, q in inputs:
+            source = self._sources[i]
+            if source.keep is None:
+                continue
+            finished = ledger.status[i][q] == Status.FINISHED
+            if not finished or not source.keeps(ledger.results[i, q].text or ""):
+                found.add((i, q))
+        return found
+
+    def _chosen(self, source: NodeSource, node: int, request: int, ledger: Ledger) -> int | Refused:
+        text = ledger.results[node, request].text or ""
+        chosen = source.branch(text)
+        if chosen is None:
+            name = f"{ledger.app.nodes[node].name} ({source.ids[request]})"
+            return Refused(f"the output of router {name} matches no branch: {text[:80]!r}")
+        return chosen
+
+    def custom_id(self, request: RequestId) -> str:
+        """Return the id of a request."""
+        return self._sources[request[0]].ids[request[1]]
+
+    def is_chat(self, request: RequestId) -> bool:
+        """Return whether a request is a conversation."""
+        source = self._sources[request[0]]
+        return source.chat or bool(source.own_prompt and source.fields[request[1]].get("messages"))

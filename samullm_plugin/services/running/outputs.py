@@ -1,0 +1,42 @@
+"""Results of a node as a file in the order of its requests."""
+
+from __future__ import annotations
+
+from pydantic_core import to_json
+
+from samullm_plugin.io.batch import BatchOutput, batch_line
+from samullm_plugin.io.rundir import RunDirectory
+from samullm_plugin.services.running.ledger import Ledger, Status
+from samullm_plugin.services.running.sources import RequestSource
+
+
+def write_outputs(
+    directory: RunDirectory, node: int, ledger: Ledger, source: RequestSource
+) -> None:
+    """Write ``outputs/<node>.jsonl`` in OpenAI's batch format, in the order of the requests.
+
+    Requests that were not taken (routers, filters) have no line; failed ones have an error.
+
+    Raises:
+        RunError: if the disk is full or fails.
+    """
+    name = ledger.app.nodes[node].name
+    model = ledger.app.nodes[node].model.name
+    lines = []
+    for r, status in enumerate(ledger.status[node].tolist()):
+        if status not in (Status.FINISHED, Status.FAILED):
+            continue
+        result = ledger.results[node, r]
+        output = BatchOutput(
+            source.custom_id((node, r)),
+            model,
+            result.prompt_tokens,
+            result.num_tokens,
+            result.finish_reason,
+            result.text,
+            result.error,
+            source.is_chat((node, r)),
+            result.stop_reason,
+        )
+        lines.append(to_json(batch_line(output, f"{name}-{r}")) + b"\n")
+    directory.write_bytes(f"outputs/{name}.jsonl", b"".join(lines))
