@@ -1,0 +1,1 @@
+"""Scheduler ``exact``: provably best plans of stated structures, by constraint programming."""

@@ -1,0 +1,233 @@
+"""Durations of modes, from the host's own simulations, in whole ticks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samullm_plugin import Cluster, InputError, ParallelConfig, Problem
+from samullm_plugin.core.problem import ModeKey
+from samullm_plugin.core.simulation import PlanSimulator
+from samullm_plugin.core.simulation.runs import NodeQuery
+
+from samullm_cpsat.instance import Instance, Lag, Mode, Pool, Task, pools_of
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A mode of a node before it is timed.
+
+    Attributes:
+        node: index of the node.
+        parallel: parallel sizes.
+        device: a device of the kind it runs on.
+        load_s: seconds of an engine start.
+    """
+
+    node: int
+    parallel: ParallelConfig
+    device: int
+    load_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """What was simulated.
+
+    Attributes:
+        instance: the scheduling instance; task ``i`` is node ``i``.
+        finish_s: by task and mode, when each request finishes after the start, alone, in the first
+            scenario, sorted.
+    """
+
+    instance: Instance
+    finish_s: tuple[tuple[Floats, ...], ...]
+
+    def finished_share(self, task: int, parallel: ParallelConfig, gpu: str, done: float) -> float:
+        """Return the share of a task's requests that is finished when a share of its work is."""
+        modes = self.instance.tasks[task].modes
+        m = next(m for m, x in enumerate(modes) if x.parallel == parallel and x.gpu == gpu)
+        finish = self.finish_s[task][m]
+        if not len(finish):
+            return done
+        load_s = modes[m].load * self.instance.tick_s
+        at = load_s + done * max(0.0, float(finish[-1]) - load_s)
+        return float(np.searchsorted(finish, at, side="right")) / len(finish)
+
+
+def candidates(problem: Problem) -> list[list[Candidate]]:
+    """Return by node every mode that fits in memory and on the idle cluster.
+
+    Raises:
+        InputError: naming the node, the model and the memory it lacks.
+    """
+    cluster, pools = problem.cluster, pools_of(problem.cluster)
+    first = {gpu.name: d for d, gpu in reversed(list(enumerate(cluster.gpus)))}
+    idle = Instance("", (), (), pools)
+    found = []
+    for i, node in enumerate(problem.app.nodes):
+        of_node = []
+        for key, costs in problem.costs[i].items():
+            if not problem.fits(i, key) or key.gpu not in first:
+                continue
+            for dp in range(1, cluster.num_gpus + 1):
+                size = ParallelConfig(dp, key.tensor_parallel_size, key.pipeline_parallel_size)
+                if not idle.placeable(Mode(size, 0, 1, key.gpu)):
+                    break
+                of_node.append(Candidate(i, size, first[key.gpu], problem.load_s(costs)))
+        if not of_node:
+            raise InputError(_lacking(problem, i, cluster, node.model.name))
+        found.append(of_node)
+    return found
+
+
+def _lacking(problem: Problem, node: int, cluster: Cluster, model: str) -> str:
+    """Return why a node fits nowhere."""
+    name = problem.app.nodes[node].name
+    needed = problem.app.nodes[node].model.max_model_len
+    best: tuple[int, ModeKey | None] = (-1, None)
+    for key, costs in problem.costs[node].items():
+        best = max(best, (costs.kv_cache_tokens, key), key=lambda b: b[0])
+    kinds = ", ".join(f"{g.name} with {g.memory_bytes / 2**30:.0f} GiB" for g in set(cluster.gpus))
+    return (
+        f"node {name}: model {model} fits on no set of devices of one kind ({kinds}): its KV cache "
+        f"has room for {max(best[0], 0)} tokens at best, one sequence needs {needed}; add devices, "
+        "larger NVLink groups or memory, or lower max_model_len"
+    )
+
+
+def measure(problem: Problem, simulator: PlanSimulator, ticks: int) -> Timings:
+    """Simulate every mode of every node, and every pair of modes of producer and consumer.
+
+    Durations are means over the length scenarios, rounded up.
+
+    Args:
+        problem: the instance.
+        simulator: the host's simulator of it.
+        ticks: about as many ticks as the whole schedule should take.
+
+    Raises:
+        InputError: if a node fits nowhere.
+    """
+    modes = candidates(problem)
+    scenarios = range(len(problem.scenarios))
+    alone: list[list[list[Floats]]] = []  # by node, mode and scenario: when requests finish
+    for i, of_node in enumerate(modes):
+        alone.append([_alone(simulator, s, of_node) for s in scenarios])
+        alone[i] = [list(of_mode) for of_mode in zip(*alone[i], strict=True)]
+    seconds = [[_mean_end(finish) for finish in of_node] for of_node in alone]
+    tick_s = _tick_s(problem, modes, seconds, ticks)
+    tasks = []
+    for i, node in enumerate(problem.app.nodes):
+        of_task = []
+        for c, duration_s in zip(modes[i], seconds[i], strict=True):
+            duration = max(1, _up(duration_s, tick_s))
+            load = min(duration, _up(c.load_s, tick_s))
+            gpu = problem.cluster.gpus[c.device].name
+            of_task.append(Mode(c.parallel, load, duration, gpu))
+        tasks.append(Task(node.name, tuple(of_task)))
+    lags = tuple(
+        Lag(p, c, _tails(simulator, modes, alone, p, c, tick_s, tasks[c]))
+        for c in range(len(tasks))
+        for p in sorted(problem.app.upstreams[c])
+    )
+    instance = Instance(problem.app.name, tuple(tasks), lags, pools_of(problem.cluster), tick_s)
+    finish = tuple(tuple(of_mode[0] for of_mode in of_node) for of_node in alone)
+    return Timings(instance, finish)
+
+
+def _alone(simulator: PlanSimulator, scenario: int, of_node: list[Candidate]) -> list[Floats]:
+    """Return by mode when each taken request finishes after the start, sorted by request."""
+    runs = simulator.runs.get_many(
+        [
+            NodeQuery(
+                scenario,
+                c.node,
+                c.parallel,
+                c.device,
+                simulator.starts[scenario][c.node],
+                None,
+                c.load_s,
+            )
+            for c in of_node
+        ]
+    )
+    return [np.where(np.isfinite(r.finish_s), r.finish_s, 0.0) for r in runs]
+
+
+def _mean_end(finish: list[Floats]) -> float:
+    return float(np.mean([f.max() for f in finish]))
+
+
+def _up(seconds: float, tick_s: float) -> int:
+    """Return the least whole number of ticks that holds these seconds, up to rounding errors."""
+    return math.ceil(seconds / tick_s - 1e-9)
+
+
+def _tick_s(
+    problem: Problem, modes: list[list[Candidate]], seconds: list[list[float]], ticks: int
+) -> float:
+    """Return a round tick that divides the least possible makespan into about ``ticks``."""
+    area = sum(
+        min(c.parallel.num_devices * s for c, s in zip(of_node, of_seconds, strict=True))
+        for of_node, of_seconds in zip(modes, seconds, strict=True)
+    )
+    least_s = max(area / problem.cluster.num_gpus, *(min(s) for s in seconds), 1e-6)
+    exponent = math.floor(math.log10(least_s / ticks))
+    return next(
+        step * 10.0**exponent
+        for step in (5.0, 2.0, 1.0)
+        if step * 10.0**exponent <= least_s / ticks * (1 + 1e-9)
+    )
+
+
+def _tails(
+    simulator: PlanSimulator,
+    modes: list[list[Candidate]],
+    alone: list[list[list[Floats]]],
+    producer: int,
+    consumer: int,
+    tick_s: float,
+    task: Task,
+) -> tuple[tuple[int, ...], ...]:
+    """Return what a consumer needs after its producer's end if both are started together.
+
+    Inputs from other producers are taken to be there; a tail is never longer than the whole
+    consumer.
+    """
+    rows = []
+    for p in range(len(modes[producer])):
+        total = np.zeros(len(modes[consumer]))
+        for s, works in enumerate(simulator.works):
+            finish = [np.zeros(len(w.output_tokens)) for w in works]
+            finish[producer] = alone[producer][p][s]
+            available = works[consumer].inputs.available_s(finish)
+            end_s = float(finish[producer].max())
+            runs = simulator.runs.get_many(
+                [
+                    NodeQuery(
+                        s,
+                        consumer,
+                        c.parallel,
+                        c.device,
+                        simulator.starts[s][consumer],
+                        available,
+                        c.load_s,
+                    )
+                    for c in modes[consumer]
+                ]
+            )
+            total += [max(0.0, r.end_s - end_s) for r in runs]
+        tails = total / len(simulator.works)
+        rows.append(
+            tuple(
+                min(m.duration, _up(float(t), tick_s))
+                for t, m in zip(tails, task.modes, strict=True)
+            )
+        )
+    return tuple(rows)

@@ -1,0 +1,204 @@
+"""From a problem to an exact plan and what is known about it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from time import monotonic
+
+from samullm_plugin import Plan, Problem
+from samullm_plugin.core.result import PlanStatus
+from samullm_plugin.interfaces.scheduler import SchedulingContext
+
+from samullm_cpsat.bounding import branch, simple_bound
+from samullm_cpsat.durations import Timings, measure
+from samullm_cpsat.instance import Instance
+from samullm_cpsat.plugin import ExactOptions
+from samullm_cpsat.schedule import Placement, Schedule, best_list_schedule, by_weight
+from samullm_cpsat.solver import Outcome, SolveOptions, solve
+from samullm_cpsat.stages import plan_of
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ExactResult:
+    """A schedule and its proof.
+
+    Attributes:
+        instance: what was solved, simplified.
+        outcome: what was found, in ticks.
+        rounding: ticks by which rounding up can have lengthened the best schedule at most.
+    """
+
+    instance: Instance
+    outcome: Outcome
+    rounding: int
+
+    @property
+    def bound_s(self) -> float:
+        """Return a bound for the durations before they were rounded up."""
+        return max(0, self.outcome.bound - self.rounding) * self.instance.tick_s
+
+    @property
+    def objective_s(self) -> float:
+        """Return the makespan of the schedule in the structure's work model."""
+        return self.outcome.objective * self.instance.tick_s
+
+
+def plan_exactly(problem: Problem, context: SchedulingContext, options: ExactOptions) -> Plan:
+    """Return the best plan found, and report status, bound and reasons.
+
+    Args:
+        problem: the instance.
+        context: the host's offers; its simulator times the modes.
+        options: structure and limits.
+    """
+    deadline_s = min(monotonic() + options.time_limit_s, context.deadline_s)
+    timings = measure(problem, context.simulator, options.ticks)
+    incumbent = context.incumbent
+    if options.start_from is not None and context.schedule_with is not None:
+        incumbent = context.schedule_with(options.start_from)
+    tick_s = timings.instance.tick_s
+
+    def progress(bound: float, objective: float) -> None:
+        if context.progress is not None:
+            context.progress(bound * tick_s, objective * tick_s)
+
+    result = solve_instance(timings.instance, options, deadline_s, incumbent, progress)
+    plan = plan_of(result.instance, result.outcome.schedule, _finished_share(result, timings))
+    report = context.report
+    report.status = PlanStatus.OPTIMAL if result.outcome.optimal else PlanStatus.FEASIBLE
+    report.objective_s = result.objective_s
+    context.report_bound(result.bound_s, _structure(options, len(problem.scenarios)))
+    report.explanation.update(_explanation(result))
+    return plan
+
+
+def solve_instance(
+    full: Instance,
+    options: ExactOptions,
+    deadline_s: float = float("inf"),
+    incumbent: Plan | None = None,
+    progress=None,
+) -> ExactResult:
+    """Solve a scheduling instance.
+
+    Args:
+        full: tasks and devices.
+        options: structure and limits.
+        deadline_s: on the clock of ``time.monotonic``.
+        incumbent: a plan whose modes and order are tried first.
+        progress: called with (bound, incumbent) in ticks.
+    """
+    switching = options.structure == "segments"
+    instance = full.simplified(switching=switching)
+    suggestions = [] if incumbent is None else [_suggestion(instance, incumbent)]
+    first = best_list_schedule(instance, suggestions)
+    bound = simple_bound(instance, switching=switching)
+    if not switching:
+        half_s = (monotonic() + min(deadline_s, monotonic() + options.time_limit_s)) / 2
+        proof = branch(
+            instance,
+            first,
+            nodes=options.branch_nodes,
+            keep_on=lambda: monotonic() < half_s,
+            progress=progress,
+        )
+        first, bound = proof.schedule, proof.bound
+        logger.debug("branch and bound: %d nodes, bound %d", proof.nodes, proof.bound)
+    units = _units(instance) if switching else 1
+    outcome = solve(
+        instance,
+        first,
+        bound,
+        SolveOptions(
+            segments=options.max_segments if switching else 1,
+            units=units,
+            workers=options.workers,
+            seed=options.seed,
+            time_limit_s=min(deadline_s - monotonic(), options.time_limit_s),
+            deterministic_limit=options.deterministic_limit,
+            on_progress=progress,
+            on_log=logger.debug if logger.isEnabledFor(logging.DEBUG) else None,
+        ),
+    )
+    if switching:
+        rounding = sum(
+            options.max_segments * (3 - (-max(m.work for m in t.modes) // units))
+            for t in instance.tasks
+        )
+    else:
+        rounding = len(instance.tasks)
+    return ExactResult(instance, outcome, rounding)
+
+
+def _units(instance: Instance) -> int:
+    """Return work units of a task: about one per tick of the shortest schedule."""
+    return max(1, min(2000, simple_bound(instance, switching=True)))
+
+
+def _suggestion(instance: Instance, plan: Plan) -> tuple[list[int], list[int]]:
+    """Return order and modes of a plan, each node in the mode of its last stage.
+
+    Modes that were left out because others make them superfluous are replaced by the fastest that
+    takes no more devices.
+    """
+    modes, weight = [], []
+    for task in instance.tasks:
+        stage = plan.last_stage(task.name)
+        first = next((n for n, s in enumerate(plan.stages) if s.assignment(task.name)), 0)
+        weight.append(-float(first))
+        assignment = plan.stages[stage].assignment(task.name) if stage >= 0 else None
+        wanted = None if assignment is None else assignment.parallel
+        same = [m for m, mode in enumerate(task.modes) if mode.parallel == wanted]
+        most = len(assignment.devices) if assignment is not None else 1
+        near = [m for m, mode in enumerate(task.modes) if mode.devices <= most]
+        pick = same or near or list(range(len(task.modes)))
+        modes.append(min(pick, key=lambda m: task.modes[m].duration))
+    return by_weight(instance, weight), modes
+
+
+def _finished_share(result: ExactResult, timings: Timings):
+    def finished_share(placement: Placement) -> float:
+        mode = result.instance.tasks[placement.task].modes[placement.mode]
+        share = timings.finished_share(placement.task, mode.parallel, mode.gpu, placement.done)
+        return min(1.0, max(1e-6, share))
+
+    return finished_share
+
+
+def _structure(options: ExactOptions, scenarios: int) -> str:
+    """Return for which plans and durations the bound holds."""
+    durations = "simulated durations"
+    if scenarios > 1:
+        durations = f"durations averaged over {scenarios} length scenarios"
+    if options.structure == "no-switching":
+        return f"no switching: every model placed once, in one mode; {durations}"
+    return (
+        f"at most {options.max_segments} segments per model, work linear inside a mode, a load for "
+        f"each; {durations}"
+    )
+
+
+def _explanation(result: ExactResult) -> dict[str, str]:
+    """Return by node where it runs and what its mode costs."""
+    instance, schedule = result.instance, result.outcome.schedule
+    tick_s = instance.tick_s
+    texts: dict[str, str] = {}
+    for p in schedule.placements:
+        task = instance.tasks[p.task]
+        mode = task.modes[p.mode]
+        cheapest = min(task.modes, key=lambda m: m.devices * m.duration)
+        extra = mode.devices * mode.duration / (cheapest.devices * cheapest.duration) - 1
+        text = (
+            f"{mode.parallel} from {p.start * tick_s:.1f} s to {p.end * tick_s:.1f} s, "
+            f"{extra:.0%} more device time than {cheapest.parallel}, its cheapest mode"
+            if extra > 0
+            else f"{mode.parallel}, its cheapest mode, from {p.start * tick_s:.1f} s to "
+            f"{p.end * tick_s:.1f} s"
+        )
+        texts[task.name] = f"{texts[task.name]}; {text}" if task.name in texts else text
+    critical = max(schedule.placements, key=lambda p: p.end)
+    texts[instance.tasks[critical.task].name] += "; it is the last to finish"
+    return texts
