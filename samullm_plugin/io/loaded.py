@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -192,9 +193,14 @@ def render(
     joined = {name: "\n\n".join(texts) for name, texts in inputs.items()}
     values = {"previous": "", "prompt": prompt_text(fields), **fields, **joined, "inputs": inputs}
     try:
-        return _ENVIRONMENT.from_string(template).render(values)
+        return _compiled(template).render(values)
     except jinja2.TemplateError as error:
         raise InputError(f"{where}: prompt template: {error}") from error
+
+
+@lru_cache(maxsize=256)
+def _compiled(template: str) -> jinja2.Template:
+    return _ENVIRONMENT.from_string(template)
 
 
 def prompt_text(fields: Mapping[str, Any]) -> str:

@@ -238,6 +238,12 @@ def test_arrays_come_back_equal(values: Any) -> None:
     assert same(values, decode_array(record, values.dtype, "x"))
 
 
+@pytest.mark.parametrize("large", [2**31, 2**40, -(2**31), 2**63 - 1])
+def test_long_arrays_of_large_numbers_come_back_equal(large: int) -> None:
+    values = np.array([0, 0, large] * 10)
+    assert same(values, decode_array(encode_array(values), values.dtype, "x"))
+
+
 @pytest.mark.parametrize(
     "record",
     [
