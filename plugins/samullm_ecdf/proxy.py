@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,10 +105,11 @@ class ProxyLengths(LengthEstimator):
         longest = int(lengths.max())
         targets = np.where(censored, np.minimum(completed, 2 * longest), lengths)
         logs = np.log1p(targets.astype(np.float64))
-        regressors = [
-            _regressor(float(level), self.config.seed).fit(features[:, told], logs)
-            for level in _LEVELS
-        ]
+        with _one_thread():
+            regressors = [
+                _regressor(float(level), self.config.seed).fit(features[:, told], logs)
+                for level in _LEVELS
+            ]
         return _Trained(tasks, told, tuple(regressors))
 
     @staticmethod
@@ -122,7 +124,8 @@ class ProxyLengths(LengthEstimator):
             return self._pooled.sample(query, rng, num_scenarios)
         trained = self._regressors[name]
         features = self._features(query, trained.tasks)[:, trained.told]
-        logs = np.sort(np.stack([r.predict(features) for r in trained.regressors]), axis=0)
+        with _one_thread():
+            logs = np.sort(np.stack([r.predict(features) for r in trained.regressors]), axis=0)
         uniforms = rng.random((num_scenarios, len(query)))
         drawn = np.empty((num_scenarios, len(query)), np.int64)
         pooled = self._pooled.known(query.model).distribution
@@ -152,6 +155,14 @@ def _draw(lengths: Floats, uniforms: Floats, generated: int, pooled: LengthDistr
     drawn = np.interp(below + uniforms * (1.0 - below), levels, values)
     whole: Ints = np.maximum(np.rint(drawn), 1).astype(np.int64)
     return whole
+
+
+def _one_thread() -> AbstractContextManager[object]:
+    """Keep scikit-learn to one thread: its threads spin while they wait, also for engines' CPUs."""
+    from threadpoolctl import threadpool_limits
+
+    limits: AbstractContextManager[object] = threadpool_limits(1, user_api="openmp")
+    return limits
 
 
 def _regressor(level: float, seed: int) -> Any:

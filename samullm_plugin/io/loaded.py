@@ -194,7 +194,7 @@ def render(
     values = {"previous": "", "prompt": prompt_text(fields), **fields, **joined, "inputs": inputs}
     try:
         return _compiled(template).render(values)
-    except jinja2.TemplateError as error:
+    except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise InputError(f"{where}: prompt template: {error}") from error
 
 

@@ -136,6 +136,22 @@ def test_wrong_files(load: Load, text: str, message: str) -> None:
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ prompt + 1 }}", "prompt template: can only concatenate"),
+        ("{{ prompt.nothing }}", "has no attribute 'nothing'"),
+        ("{{ prompt.__class__.__mro__ }}", "is unsafe"),
+        ("{{ 1 / 0 }}", "prompt template: division by zero"),
+    ],
+)
+def test_templates_that_fail_or_reach_into_python(load: Load, template: str, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        load("nodes.x.prompt", template)
+    assert "nodes.x" in str(error.value)
+    assert message in str(error.value)
+
+
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"app\.yaml: there is no such file"):
         load_application(tmp_path / "app.yaml")
