@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 from samullm_plugin.core.parallel import ParallelConfig
 from samullm_plugin.errors import InputError
@@ -37,6 +38,8 @@ class Cluster:
     gpus: tuple[Gpu, ...]
     nvlink_groups: tuple[tuple[int, ...], ...] = ()
     machines: tuple[tuple[int, ...], ...] = ()
+    _group_index: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    _machine_index: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Complete the groups and refuse impossible ones.
@@ -50,26 +53,29 @@ class Cluster:
             if gpu.memory_bytes <= 0:
                 raise InputError(f"cluster: memory of GPU {gpu.name} must be positive")
         every = range(len(self.gpus))
-        for field in ("nvlink_groups", "machines"):
+        for kind in ("nvlink_groups", "machines"):
             seen: set[int] = set()
-            for group in getattr(self, field):
+            for group in getattr(self, kind):
                 for device in group:
                     if device not in every:
                         raise InputError(
-                            f"cluster: {field} names device {device}; "
+                            f"cluster: {kind} names device {device}; "
                             f"there are devices 0 to {len(self.gpus) - 1}"
                         )
                     if device in seen:
-                        raise InputError(f"cluster: {field} names device {device} twice")
+                        raise InputError(f"cluster: {kind} names device {device} twice")
                     seen.add(device)
             rest = [d for d in every if d not in seen]
-            if field == "nvlink_groups" and rest:
+            if kind == "nvlink_groups" and rest:
                 completed = (*self.nvlink_groups, *((d,) for d in rest))
-                object.__setattr__(self, field, tuple(sorted(tuple(sorted(g)) for g in completed)))
-            elif field == "machines" and not self.machines:
-                object.__setattr__(self, field, (tuple(every),))
+                object.__setattr__(self, kind, tuple(sorted(tuple(sorted(g)) for g in completed)))
+            elif kind == "machines" and not self.machines:
+                object.__setattr__(self, kind, (tuple(every),))
             elif rest:
-                raise InputError(f"cluster: {field} leaves out device {rest[0]}")
+                raise InputError(f"cluster: {kind} leaves out device {rest[0]}")
+        for name, sets in (("_group_index", self.nvlink_groups), ("_machine_index", self.machines)):
+            index = {d: i for i, members in enumerate(sets) for d in members}
+            object.__setattr__(self, name, tuple(index[d] for d in every))
 
     @classmethod
     def uniform(cls, gpu: Gpu, num_gpus: int, *, nvlink: int = 1) -> Cluster:
@@ -93,11 +99,11 @@ class Cluster:
 
     def group_of(self, device: int) -> tuple[int, ...]:
         """Return the NVLink group of a device."""
-        return next(g for g in self.nvlink_groups if device in g)
+        return self.nvlink_groups[self._group_index[device]]
 
     def machine_of(self, device: int) -> int:
         """Return the index of the machine of a device."""
-        return next(i for i, m in enumerate(self.machines) if device in m)
+        return self._machine_index[device]
 
     def replica_violation(self, devices: Sequence[int], tensor_parallel_size: int) -> str | None:
         """Return why these devices cannot carry one replica, or None if they can.
@@ -106,13 +112,13 @@ class Cluster:
             devices: devices of the replica, one run of ``tensor_parallel_size`` per pipeline stage.
             tensor_parallel_size: devices per pipeline stage.
         """
-        if len({self.machine_of(d) for d in devices}) > 1:
+        if len({self._machine_index[d] for d in devices}) > 1:
             return f"devices {list(devices)} lie on several machines"
         if len({self.gpus[d].name for d in devices}) > 1:
             return f"devices {list(devices)} are of different kinds"
         for first in range(0, len(devices), tensor_parallel_size):
             part = devices[first : first + tensor_parallel_size]
-            if any(d not in self.group_of(part[0]) for d in part):
+            if len({self._group_index[d] for d in part}) > 1:
                 return f"devices {list(part)} are not in one NVLink group"
         return None
 
@@ -136,6 +142,10 @@ class Cluster:
             if chosen is not None:
                 return chosen
         return None
+
+    def idle_devices(self, parallel: ParallelConfig) -> tuple[int, ...] | None:
+        """Return :meth:`find_devices` with every device free."""
+        return _idle_devices(self, parallel)
 
     def _replicas(
         self, left: set[int], parallel: ParallelConfig, shunned: set[int]
@@ -172,3 +182,8 @@ class Cluster:
             if best is None or key < best[0]:
                 best = (key, part)
         return None if best is None else best[1]
+
+
+@lru_cache(maxsize=4096)
+def _idle_devices(cluster: Cluster, parallel: ParallelConfig) -> tuple[int, ...] | None:
+    return cluster.find_devices(range(cluster.num_gpus), parallel)

@@ -109,7 +109,6 @@ class Problem:
 
         Ordered by devices, then by tensor-parallel size.
         """
-        everywhere = range(self.cluster.num_gpus)
         found = []
         for key in self.costs[node]:
             if not self.fits(node, key):
@@ -118,7 +117,7 @@ class Problem:
                 parallel = ParallelConfig(dp, key.tensor_parallel_size, key.pipeline_parallel_size)
                 if parallel.num_devices > self.cluster.num_gpus:
                     break
-                if self.cluster.find_devices(everywhere, parallel) is None:
+                if self.cluster.idle_devices(parallel) is None:
                     break
                 found.append(parallel)
         return tuple(sorted(set(found), key=lambda p: (p.num_devices, p.tensor_parallel_size)))

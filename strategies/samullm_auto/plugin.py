@@ -19,6 +19,9 @@ Start = tuple[str, dict[str, object]]
 
 HEURISTICS: tuple[Start, ...] = (("min-heuristic", {}), ("max-heuristic", {}))
 
+HEURISTICS_SHARE = 0.25
+"""Share of the time that one heuristic may take."""
+
 GREEDY: tuple[Start, ...] = (
     ("greedy", {}),
     ("greedy", {"preemption": False}),
@@ -64,16 +67,17 @@ class AutoScheduler(StageScheduler):
         search = Search(problem, context, Risk(options.risk, options.level), deadline_s)
         if context.incumbent is not None:
             search.log.values["incumbent"] = search.offer(context.incumbent, "incumbent")
-        took_s = max(self._start(search, context, *start) for start in HEURISTICS)
+        share_s = HEURISTICS_SHARE * search.left_s
+        took_s = max(self._start(search, context, *start, share_s) for start in HEURISTICS)
         if search.best is None:
             search.offer(search.simplest(), "one after the other")
         search.limit()
         for start in GREEDY:  # each takes about as long as the slower heuristic
             if not search.optimal and took_s < 0.6 * search.left_s:
-                took_s = self._start(search, context, *start)
+                took_s = self._start(search, context, *start, search.left_s / 2)
         size = len(problem.app.nodes) * problem.cluster.num_gpus
         if size <= options.exact_up_to and not search.done:
-            self._start(search, context, "exact", {})
+            self._start(search, context, "exact", {}, search.left_s / 2)
         if not search.done:
             search.improve()
         best = search.best
@@ -90,6 +94,7 @@ class AutoScheduler(StageScheduler):
         context: SchedulingContext,
         name: str,
         options: dict[str, object],
+        budget_s: float,
     ) -> float:
         """Offer another scheduler's plan, note why if there is none; return the seconds it took."""
         label = " ".join([name, *(f"{k}={v}" for k, v in options.items())])
@@ -98,8 +103,7 @@ class AutoScheduler(StageScheduler):
             search.log.notes.append(f"{label}: the host offers no other schedulers")
             return 0.0
         try:
-            budget_s = max(0.05, search.left_s / 2)
-            plan = context.schedule_with(name, options=options, budget_s=budget_s)
+            plan = context.schedule_with(name, options=options, budget_s=max(budget_s, 0.05))
         except SamullmError as error:  # not installed, or the instance is beyond it
             search.log.notes.append(f"{label}: {error}")
         else:

@@ -33,9 +33,8 @@ class Surrogate:
         alone = simulator.alone_many_s(scenario, pairs)
         self._seconds: list[dict[ParallelConfig, float]] = [{} for _ in app.nodes]
         self._loads: list[dict[ParallelConfig, float]] = [{} for _ in app.nodes]
-        everywhere = range(problem.cluster.num_gpus)
         for (i, p), seconds in zip(pairs, alone, strict=True):
-            devices = problem.cluster.find_devices(everywhere, p)
+            devices = problem.cluster.idle_devices(p)
             self._seconds[i][p] = seconds
             load_s = problem.load_s(problem.mode(i, p, devices)) if devices else 0.0
             self._loads[i][p] = min(load_s, seconds)

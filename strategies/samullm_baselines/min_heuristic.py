@@ -36,8 +36,8 @@ class Variant:
 
 VARIANTS = tuple(
     Variant(order, resplit)
+    for resplit in ("if-sooner", "never", "always")
     for order in ("given", "longest", "shortest")
-    for resplit in ("always", "if-sooner", "never")
 )
 
 
@@ -51,7 +51,8 @@ class MinHeuristic(StageScheduler):
     and tensor-parallel sizes that finish it first. Where the first model finishes, the GPUs are
     split anew, which may resize running models (they pay an engine start).
 
-    The best of the variants of order and re-splitting is returned, by simulated makespan.
+    The best of the variants of order and re-splitting is returned, by simulated makespan; after
+    the deadline, if there is one, no further variant is tried.
     """
 
     name: ClassVar[str] = "min-heuristic"
@@ -60,6 +61,8 @@ class MinHeuristic(StageScheduler):
         """Return the best variant's plan; with several length scenarios, mean times decide."""
         best: tuple[float, Variant, Plan] | None = None
         for variant in VARIANTS:
+            if best is not None and context.remaining_s <= 0:
+                break
             plan = self._plan(problem, context, variant)
             makespan_s = context.mean_makespan_s(plan)
             if best is None or makespan_s < best[0]:

@@ -60,10 +60,9 @@ class Rollout:
             modes: node names and configurations; they are simulated at once.
         """
         problem = self.problem
-        everywhere = range(problem.cluster.num_gpus)
         queries = []
         for name, parallel in modes:
-            devices = problem.cluster.find_devices(everywhere, parallel)
+            devices = problem.cluster.idle_devices(parallel)
             assert devices is not None, f"{parallel} has no place on the idle cluster"
             node = problem.app.index(name)
             queries += [s.restart_query(node, parallel, devices[0]) for s in self.states]

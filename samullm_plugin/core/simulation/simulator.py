@@ -85,7 +85,7 @@ class PlanSimulator:
     ) -> list[float]:
         """Return :meth:`alone_s` of several nodes and configurations, simulated at once."""
         cluster = self.problem.cluster
-        found = [cluster.find_devices(range(cluster.num_gpus), p) for _, p in modes]
+        found = [cluster.idle_devices(p) for _, p in modes]
         queries = [
             NodeQuery(
                 scenario,
