@@ -400,7 +400,7 @@ class ProcessExecutor(Executor):
         """Wait for the ids of processes that are just being made; they must not outlive this."""
         deadline_s = time.monotonic() + self.options.load_timeout_s
         launched = replica.launched
-        while not launched.processes and not launched.exited and not launched.lost:
+        while not launched.pids and not launched.lost:
             if time.monotonic() > deadline_s:
                 break
             self._running.update()

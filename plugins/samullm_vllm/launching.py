@@ -15,10 +15,10 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import IO
+from typing import IO, ClassVar
 
 from samullm_vllm.channel import Channel, ChannelClosedError
 from samullm_vllm.processes import RecordedProcess, kill, wait_gone
@@ -31,12 +31,14 @@ class Launched:
 
     Attributes:
         channel: to its first rank.
-        processes: recorded as soon as their ids are known.
+        pids: ids of the processes, once they are known.
+        processes: those of them that ran then.
         exited: exit status by process id, negative for a signal.
         lost: nobody will tell any more.
     """
 
     channel: Channel
+    pids: tuple[int, ...] = ()
     processes: list[RecordedProcess] = field(default_factory=list)
     exited: dict[int, int] = field(default_factory=dict)
     lost: bool = False
@@ -77,85 +79,149 @@ def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
     return environment | dict(extra)
 
 
+class _Forker:
+    """The process that forks engines.
+
+    Args:
+        log: where its own output goes.
+    """
+
+    kept: ClassVar[_Forker | None] = None
+    keeping: ClassVar[bool] = False
+
+    def __init__(self, log: IO[bytes]) -> None:
+        ours, theirs = socket.socketpair()
+        # Two OpenMP threads that wait for one another on a busy machine make a decode step forty
+        # times slower: one thread per rank.
+        extra = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "samullm_vllm.zygote", str(theirs.fileno())],
+                env=child_environment(extra),
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._socket = ours
+        self.control = Channel(ours)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the process has ended."""
+        return self.control.fileno() < 0 or self.process.poll() is not None
+
+    def send(self, message: Fork, descriptors: Sequence[int]) -> None:
+        """Ask for an engine.
+
+        Raises:
+            OSError: if the process has ended.
+        """
+        numbers = array.array("i", descriptors)
+        self._socket.sendmsg([encode(message)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)])
+
+    def end(self) -> None:
+        """End the process, and with it every engine it made."""
+        recorded = RecordedProcess.of(self.process.pid)
+        self.control.close()
+        if recorded is not None:
+            kill([recorded])
+        self.process.wait()
+
+
+@contextmanager
+def kept_forker() -> Iterator[None]:
+    """Let executors that are opened one after another fork from one process.
+
+    Importing vLLM takes most of the time of a short run. The process ends when the context does.
+    """
+    _Forker.keeping = True
+    try:
+        yield
+    finally:
+        _Forker.keeping = False
+        if _Forker.kept is not None:
+            _Forker.kept.end()
+            _Forker.kept = None
+
+
 class ForkLauncher(Launcher):
     """Forks engines from one process that has imported vLLM, each rank bound to its core.
 
     Args:
         log: where that process's own output goes.
         bind: bind ranks to cores.
-        environment: variables for that process and all engines.
+        environment: variables for the engines.
     """
 
     def __init__(self, log: IO[bytes], *, bind: bool, environment: Mapping[str, str]) -> None:
         self._log = log
         self._bind = bind
-        self._environment = environment
+        self._environment = dict(environment)
         self._engines: dict[str, Launched] = {}
-        self._start()
-
-    def _start(self) -> None:
-        ours, theirs = socket.socketpair()
-        # Two OpenMP threads that wait for one another on a busy machine make a decode step forty
-        # times slower: one thread per rank.
-        extra = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **self._environment}
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "samullm_vllm.zygote", str(theirs.fileno())],
-                env=child_environment(extra),
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=self._log,
-                stderr=self._log,
-                start_new_session=True,
-            )
-        self._socket = ours
-        self._control = Channel(ours)
+        kept, _Forker.kept = _Forker.kept, None
+        if kept is not None and kept.lost:
+            kept.end()
+            kept = None
+        self._forker = kept or _Forker(log)
 
     def launch(self, key: str, devices: Sequence[str], num_ranks: int, log: IO[bytes]) -> Launched:
         """Ask for an engine; its process ids become known later."""
-        if self._process.poll() is not None:
-            self._control.close()
-            self._start()
+        if self._forker.lost:
+            self._forker.end()
+            self._forker = _Forker(self._log)
         ours, theirs = socket.socketpair()
         cores = tuple(int(d) for d in devices) if self._bind else ()
-        frame = encode(Fork(key, cores, num_ranks))
-        descriptors = array.array("i", [theirs.fileno(), log.fileno()])
         launched = Launched(Channel(ours))
         self._engines[key] = launched
         with theirs:
             try:
-                self._socket.sendmsg([frame], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)])
+                self._forker.send(
+                    Fork(key, cores, num_ranks, self._environment), (theirs.fileno(), log.fileno())
+                )
             except OSError:
                 launched.lost = True
         return launched
 
     def filenos(self) -> list[int]:
         """Return the descriptor of the control channel."""
-        return [self._control.fileno()] if self._control.fileno() >= 0 else []
+        number = self._forker.control.fileno()
+        return [number] if number >= 0 else []
 
     def update(self) -> None:
         """Read what the forking process says."""
+        if self._forker.control.fileno() < 0:
+            return
         try:
-            messages = self._control.receive()
+            messages = self._forker.control.receive()
         except ChannelClosedError:
-            self._control.close()
+            self._forker.control.close()
             for launched in self._engines.values():
                 launched.lost = True
             return
         for message in messages:
             if isinstance(message, Forked) and message.key in self._engines:
+                launched = self._engines[message.key]
+                launched.pids = message.pids
                 recorded = [RecordedProcess.of(pid) for pid in message.pids]
-                self._engines[message.key].processes = [r for r in recorded if r is not None]
+                launched.processes = [r for r in recorded if r is not None]
             elif isinstance(message, Exited) and message.key in self._engines:
-                self._engines[message.key].exited[message.pid] = message.status
+                launched = self._engines[message.key]
+                if message.pid in launched.pids:  # not an earlier engine of the same name
+                    launched.exited[message.pid] = message.status
 
     def close(self) -> None:
-        """End the forking process, and with it every engine."""
-        recorded = RecordedProcess.of(self._process.pid)
-        self._control.close()
-        if recorded is not None:
-            kill([recorded])
-        self._process.wait()
+        """End every engine, and the forking process unless it is kept."""
+        if _Forker.keeping and not self._forker.lost and self._all_known():
+            for launched in self._engines.values():
+                kill(launched.processes)
+            _Forker.kept = self._forker
+        else:
+            self._forker.end()
+
+    def _all_known(self) -> bool:
+        return all(e.pids or e.lost for e in self._engines.values())
 
 
 class FreshLauncher(Launcher):
@@ -195,7 +261,7 @@ class FreshLauncher(Launcher):
                 start_new_session=True,
             )
         recorded = RecordedProcess.of(process.pid)
-        launched = Launched(Channel(ours), [recorded] if recorded else [])
+        launched = Launched(Channel(ours), (process.pid,), [recorded] if recorded else [])
         if not self._cuda and num_ranks == 1:
             with suppress(OSError):
                 os.sched_setaffinity(process.pid, {int(d) for d in devices})

@@ -154,11 +154,13 @@ class Fork:
         key: name of the replica.
         cores: CPU core of each rank; empty: not bound.
         num_ranks: processes to make.
+        environment: variables for them.
     """
 
     key: str
     cores: tuple[int, ...]
     num_ranks: int
+    environment: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,9 @@ from samullm_vllm.tracking import Tracked, plain_logprobs
 EOS_TOKEN = 2
 """What an engine that models computing ends a request with."""
 
+_CONTEXT_TOKENS = 6
+"""Prompt tokens that decide how the text behind them begins, as in vLLM's detokenizer."""
+
 
 class RequestError(Exception):
     """A request cannot be run; the message says why."""
@@ -131,14 +134,18 @@ def _whole_text(request: EngineRequest, output: RequestOutput, tokenizer: Any) -
     The engine looks for stop strings only in what it generates itself.
     """
     ids, sampling = output.token_ids or (), request.sampling
-    before = (request.prompt_token_ids or ())[-request.num_generated :]
+    prompt = request.prompt_token_ids or ()
+    cut = len(prompt) - request.num_generated
+    context, before = prompt[max(0, cut - _CONTEXT_TOKENS) : cut], prompt[cut:]
     options = {
         name: bool(sampling.get(name, True))
         for name in ("skip_special_tokens", "spaces_between_special_tokens")
     }
 
+    lead = len(tokenizer.decode(list(context), **options))
+
     def decode(tokens: Sequence[int]) -> str:
-        return str(tokenizer.decode(list(tokens), **options))
+        return str(tokenizer.decode([*context, *tokens], **options))[lead:]
 
     def cut(count: int, part: str, at: int, string: str) -> RequestOutput:
         keep = bool(sampling.get("include_stop_str_in_output", False))

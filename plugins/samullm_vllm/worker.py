@@ -59,6 +59,11 @@ class Rank:
             warm_up(self.engine)
         skipped = bool(start.engine_args.get("skip_tokenizer_init", False))
         self.tokenizer = None if skipped else self.engine.get_tokenizer()
+        from vllm.exceptions import VLLMClientError
+
+        self._refusals = (
+            sampling.RequestError, VLLMClientError, ValueError, TypeError, NotImplementedError
+        )  # fmt: skip
         self.tracked: dict[int, tracking.Tracked] = {}
         self._arrivals = 0.0
 
@@ -87,7 +92,8 @@ class Rank:
                 arrival_time=self._arrivals,
                 priority=request.priority,
             )
-        except (sampling.RequestError, ValueError, TypeError, NotImplementedError) as error:
+        except self._refusals as error:
+            self.engine.abort_request([str(request.request)])  # in case half of it was taken
             return RequestOutput(
                 request.request, 0, (), finish_reason="error", error=str(error) or repr(error)
             )
@@ -171,15 +177,16 @@ class Leader:
             elif isinstance(message, Wake):
                 tokens = engines.kv_cache_tokens(rank.engine)
                 self._channel.send(Ready(0.0, tokens, ""))
-        was_busy = rank.busy
-        if was_busy:
+        outputs: list[RequestOutput] = []
+        if rank.busy:
             self._lead(Tick(step=True))
-            self._report(rank.step())
-        self._channel.flush()
-        now_s = time.monotonic()
-        if now_s - self._beaten_s >= beat_s or (was_busy and not rank.busy):
+            outputs = rank.step()
+        # What is reported when nothing is left to do is complete: iterations come before outputs.
+        if time.monotonic() - self._beaten_s >= beat_s or (outputs and not rank.busy):
             self._beat(rank)
-            self._beaten_s = now_s
+            self._beaten_s = time.monotonic()
+        self._report(outputs)
+        self._channel.flush()
         return True
 
     def _report(self, outputs: list[RequestOutput]) -> None:

