@@ -90,7 +90,7 @@ def branch(
     *,
     nodes: int,
     keep_on: Callable[[], bool] = lambda: True,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[float, float], None] | None = None,
 ) -> Proof:
     """Improve a schedule and its bound by branch and bound, without switching.
 

@@ -142,7 +142,10 @@ def tables_of(instance: Instance, order: list[int], rest: list[int]) -> Tables |
         modes = instance.tasks[task].modes
         by_cost = sorted(range(len(modes)), key=lambda m: modes[m].devices * modes[m].duration)
         rows.append([(n, modes[m].devices, max(1, modes[m].duration), m) for m in by_cost])
-    lag_first, producers, starts, tail = [0], [], [], []
+    lag_first: list[int] = [0]
+    producers: list[int] = []
+    starts: list[int] = []
+    tail: list[int] = []
     for n, task in enumerate(order):
         for lag in instance.producers(task):
             producer = position[lag.producer]
@@ -181,7 +184,7 @@ def _twins(instance: Instance, order: list[int]) -> list[int]:
 
 
 @numba.njit(cache=True, nogil=True)
-def _search(  # type: ignore[no-untyped-def]  # noqa: PLR0914  # typed by numba from its arguments
+def _search(  # type: ignore[no-untyped-def]  # typed by numba from its arguments
     capacity, choice, first, twin, rest, lag_first, lag_producer, lag_tail, tail,
     levels, tasks, scalars, solution, more,
 ):  # fmt: skip

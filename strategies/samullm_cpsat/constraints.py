@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from ortools.sat.python import cp_model
 
@@ -71,7 +72,7 @@ def _held(s: SegmentVars, modes: Sequence[Mode], units: int) -> cp_model.LinearE
 def all_work_done(model: cp_model.CpModel, v: Variables, units: int) -> None:
     """The shares of a task's segments add up to all of its work, each done in the chosen mode."""
     for segments in v.segments:
-        shares = []
+        shares: list[cp_model.IntVar] = []
         for s in segments:
             if s.share is None:
                 continue
@@ -86,7 +87,7 @@ def all_work_done(model: cp_model.CpModel, v: Variables, units: int) -> None:
 def segments_in_order(model: cp_model.CpModel, v: Variables) -> None:
     """Segments are used in order and follow each other; unused ones lie empty at the end."""
     for segments in v.segments:
-        for before, s in zip(segments, segments[1:], strict=False):
+        for before, s in pairwise(segments):
             model.add_implication(s.present, before.present)
             model.add(before.end <= s.start)
             model.add(s.size == 0).only_enforce_if(s.present.negated())

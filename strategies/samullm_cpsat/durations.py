@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from samullm_cpsat.instance import Instance, Lag, Mode, Task, pools_of
 from samullm_plugin import Cluster, InputError, ParallelConfig, Problem
 from samullm_plugin.core.problem import ModeKey
 from samullm_plugin.core.simulation import PlanSimulator
 from samullm_plugin.core.simulation.runs import NodeQuery
-
-from samullm_cpsat.instance import Instance, Lag, Mode, Pool, Task, pools_of
 
 Floats = NDArray[np.float64]
 
@@ -137,7 +136,7 @@ def measure(problem: Problem, simulator: PlanSimulator, ticks: int) -> Timings:
         for p in sorted(problem.app.upstreams[c])
     )
     instance = Instance(problem.app.name, tuple(tasks), lags, pools_of(problem.cluster), tick_s)
-    finish = tuple(tuple(of_mode[0] for of_mode in of_node) for of_node in alone)
+    finish = tuple(tuple(np.sort(of_mode[0]) for of_mode in of_node) for of_node in alone)
     return Timings(instance, finish)
 
 

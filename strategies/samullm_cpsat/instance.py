@@ -38,8 +38,8 @@ class Mode:
         """
         if not 0 <= self.load <= self.duration or self.duration < 1:
             raise InputError(
-                f"mode {self.parallel}: needs 0 <= load <= duration and duration >= 1, got {self.load} and "
-                f"{self.duration} ticks"
+                f"mode {self.parallel}: needs 0 <= load <= duration and duration >= 1, got "
+                f"{self.load} and {self.duration} ticks"
             )
 
     @property

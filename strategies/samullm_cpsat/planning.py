@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
-
-from samullm_plugin import Plan, Problem
-from samullm_plugin.core.result import PlanStatus
-from samullm_plugin.interfaces.scheduler import SchedulingContext
 
 from samullm_cpsat.bounding import branch, simple_bound
 from samullm_cpsat.durations import Timings, measure
 from samullm_cpsat.instance import Instance
 from samullm_cpsat.plugin import ExactOptions
-from samullm_cpsat.schedule import Placement, Schedule, best_list_schedule, by_weight
+from samullm_cpsat.schedule import Placement, best_list_schedule, by_weight
 from samullm_cpsat.solver import Outcome, SolveOptions, solve
-from samullm_cpsat.stages import plan_of
+from samullm_cpsat.stages import FinishedShare, plan_of
+from samullm_plugin import Plan, Problem
+from samullm_plugin.core.result import PlanStatus
+from samullm_plugin.interfaces.scheduler import SchedulingContext
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def solve_instance(
     options: ExactOptions,
     deadline_s: float = float("inf"),
     incumbent: Plan | None = None,
-    progress=None,
+    progress: Callable[[float, float], None] | None = None,
 ) -> ExactResult:
     """Solve a scheduling instance.
 
@@ -159,7 +159,9 @@ def _suggestion(instance: Instance, plan: Plan) -> tuple[list[int], list[int]]:
     return by_weight(instance, weight), modes
 
 
-def _finished_share(result: ExactResult, timings: Timings):
+def _finished_share(result: ExactResult, timings: Timings) -> FinishedShare:
+    """Return what tells how many requests are finished when a segment is broken off."""
+
     def finished_share(placement: Placement) -> float:
         mode = result.instance.tasks[placement.task].modes[placement.mode]
         share = timings.finished_share(placement.task, mode.parallel, mode.gpu, placement.done)

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from samullm_plugin import Assignment, Plan, Stage, StageEnd
-
 from samullm_cpsat.instance import Instance
 from samullm_cpsat.schedule import Placement, Schedule
+from samullm_plugin import Assignment, Plan, Stage, StageEnd
 
 FinishedShare = Callable[[Placement], float]
 
@@ -77,7 +76,9 @@ def _stage_ends(
         else:
             ends.append(StageEnd("node_progress", name, finished_share(placements[n])))
     for n in broken:
-        end_stage[n] = max(k for k, e in enumerate(events) if placements[e].end == placements[n].end)
+        end_stage[n] = max(
+            k for k, e in enumerate(events) if placements[e].end == placements[n].end
+        )
     return ends, end_stage
 
 
