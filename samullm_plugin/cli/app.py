@@ -38,6 +38,7 @@ COMMANDS = {
     "bench": Command("samullm_plugin.cli.bench:bench", "Compare schedulers on applications."),
     "plan": Command("samullm_plugin.cli.plan:plan", "Plan an application."),
     "compare": Command("samullm_plugin.cli.compare:compare", "Plan by several schedulers."),
+    "run": Command("samullm_plugin.cli.run:run", "Run an application on engines."),
     "simulate": Command(
         "samullm_plugin.cli.simulate:simulate", "Simulate one engine, step for step as vLLM."
     ),

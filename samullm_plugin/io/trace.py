@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ class Slice:
     details: tuple[tuple[str, object], ...] = ()
 
 
-def trace_json(tracks: dict[str, Iterable[Slice]], marks: Iterable[tuple[float, str]]) -> Any:
+def trace_json(tracks: Mapping[str, Iterable[Slice]], marks: Iterable[tuple[float, str]]) -> Any:
     """Return a trace in Chrome's JSON format, which Perfetto reads.
 
     Slices of one device never overlap: where rounding or a late report would make them, the later

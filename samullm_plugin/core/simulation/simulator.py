@@ -110,14 +110,22 @@ class PlanSimulator:
         """
         return tuple(self.simulate_scenario(plan, s) for s in range(len(self.problem.scenarios)))
 
-    def simulate_scenario(self, plan: Plan, scenario: int) -> PlanTrace:
+    def simulate_scenario(
+        self, plan: Plan, scenario: int, begin: SimulationState | None = None
+    ) -> PlanTrace:
         """Carry the plan out in one length scenario.
+
+        Args:
+            plan: the plan.
+            scenario: index of the length scenario.
+            begin: where to take up, with engines that run already; None: nothing runs. It is used
+                up.
 
         Raises:
             PlanError: if the plan cannot finish every node.
         """
         app, cluster = self.problem.app, self.problem.cluster
-        state, rule = SimulationState(self, scenario), RunState()
+        state, rule = begin or SimulationState(self, scenario), RunState()
         watched = {s.end.node for s in plan.stages if s.end.kind == "node_progress" and s.end.node}
         stage_start: list[float] = []
         stalled = False

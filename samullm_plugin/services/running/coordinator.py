@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 
@@ -20,54 +19,20 @@ from samullm_plugin.interfaces.executor import (
     Executor,
     RequestOutput,
 )
-from samullm_plugin.interfaces.moving import continued
 from samullm_plugin.interfaces.observer import StageRecord
 from samullm_plugin.services.running.dispatch import Deployment, Replica
 from samullm_plugin.services.running.engines import Engines
-from samullm_plugin.services.running.ledger import Ledger, RequestId, Result, Status
+from samullm_plugin.services.running.intake import Intake
+from samullm_plugin.services.running.ledger import Ledger, RequestId, Status
 from samullm_plugin.services.running.log import RunLog
-from samullm_plugin.services.running.sources import Prompt, Refused, RequestSource
+from samullm_plugin.services.running.sources import RequestSource
+from samullm_plugin.services.running.starting import Begun, RunOptions
 
 UNFORESEEN_S = 1e9
 """Arrival that request policies are told of requests whose inputs are not there yet."""
 
 WAIT_S = 0.1
 """Longest wait for events on a real clock, so that an interruption is noticed."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunOptions:
-    """Limits of a run.
-
-    Attributes:
-        max_engine_failures: after so many failures of a node's engines in a row, none of its
-            requests having finished in between, the node is given up.
-        max_request_failures: a request is given up after so many engines died under it.
-    """
-
-    max_engine_failures: int = 3
-    max_request_failures: int = 3
-
-
-@dataclass(slots=True)
-class Begun:
-    """Where a run takes up: at its beginning, or where an interrupted one was.
-
-    Attributes:
-        ledger: what is settled.
-        moved: tokens that unfinished requests have generated, with their prompts.
-        clock_s: the run's clock.
-        stage: index of the current stage of the plan; -1 before the first.
-        finished_before: nodes that had finished when that stage began.
-        stages_run: stages that have ended, over all plans.
-    """
-
-    ledger: Ledger
-    moved: Mapping[RequestId, RequestOutput] = field(default_factory=dict)
-    clock_s: float = 0.0
-    stage: int = -1
-    finished_before: frozenset[str] = frozenset()
-    stages_run: int = 0
 
 
 class Adjustments:
@@ -81,6 +46,9 @@ class Adjustments:
         del coordinator, stage_changed
         return None
 
+    def end(self) -> None:
+        """Be told that the run is over, whatever became of it."""
+
 
 class Coordinator:
     """Drives an executor until every request is settled.
@@ -92,6 +60,7 @@ class Coordinator:
         ledger: what has become of the requests.
         rule: stage and engines as the transition rule knows them.
         engines: the engines of each node.
+        intake: the requests on their way.
         log: the events.
         drained: the run was interrupted and can be resumed.
     """
@@ -128,7 +97,8 @@ class Coordinator:
         self.rule = RunState(stage=begun.stage, finished_before=set(begun.finished_before))
         self.drained = False
         self.options = options or RunOptions()
-        self._source, self._moved, self._policy = source, begun.moved, policy
+        self.intake = Intake(self.ledger, source, log, begun.moved)
+        self._source, self._policy = source, policy
         self._adjustments = adjustments or Adjustments()
         self._app = problem.app
         self._names = [n.name for n in self._app.nodes]
@@ -138,15 +108,13 @@ class Coordinator:
             for i, name in enumerate(self._names)
         }
         self._zero_s = executor.now_s() - begun.clock_s
-        self._requests: dict[RequestId, EngineRequest] = {}
-        self._queue: list[list[int]] = [[] for _ in self._names]
         self._deaths: dict[RequestId, int] = {}
         self._failures = [0] * len(self._names)
         self._late: dict[str, tuple[int, set[int]]] = {}
         self._stages_run = begun.stages_run
         self._stage_at: tuple[int, float, set[str]] | None = None
         self._entered = begun.stage - 1 if begun.stage >= 0 else -1
-        self._changed = True
+        self.intake.changed = True
         self._drain_requested = False
         self.engines = Engines(
             problem, executor, inputs, log, "fcfs" if policy is None else "priority"
@@ -162,10 +130,6 @@ class Coordinator:
         """Stop at the next opportunity, keeping what was generated."""
         self._drain_requested = True
 
-    def queued(self, node: int) -> int:
-        """Return how many requests of a node could be served but are at no engine."""
-        return len(self._queue[node])
-
     # --- the loop ---
 
     def run(self) -> None:
@@ -174,11 +138,17 @@ class Coordinator:
         Raises:
             RunError: if the run cannot go on.
         """
-        self._admit(deque(self.ledger.first()))
+        try:
+            self._run()
+        finally:
+            self._adjustments.end()
+
+    def _run(self) -> None:
+        self.intake.admit_first(self.now_s())
         self._adjustments.begin(self)
         wait_s = float("inf") if self.executor.virtual_clock else WAIT_S
         while not self.ledger.all_settled:
-            stage_changed = self._changed and self._transition()
+            stage_changed = self.intake.changed and self._transition()
             if not self.ledger.all_settled:
                 self._adjust(stage_changed=stage_changed)
             self.log.flush()
@@ -214,7 +184,8 @@ class Coordinator:
         end = self.plan.stages[self.rule.stage].end
         if end.kind == "node_progress":
             self._update_rule()
-            self._changed |= stage_ended(self.plan.stages[self.rule.stage], self.rule)
+            if stage_ended(self.plan.stages[self.rule.stage], self.rule):
+                self.intake.changed = True
 
     def _take_outputs(self, event: EngineEvent, time_s: float) -> None:
         found = self.engines.find(event.key)
@@ -236,133 +207,25 @@ class Coordinator:
                     raise RunError(f"engine {event.key} reported a request it does not have")
                 continue
             self._failures[node] = 0
-            self._finish((node, output.request), output, time_s)
-
-    def _finish(self, request: RequestId, output: RequestOutput, time_s: float) -> None:
-        """Settle a request that an engine has finished."""
-        if self.ledger.status[request[0]][request[1]] >= Status.FINISHED:
-            return  # its node was given up in the meantime
-        given = self._requests[request]
-        if output.finish_reason == "error":
-            self._fail(request, output.error or "the engine reported an error", time_s)
-            return
-        before = given.num_generated
-        ids = output.token_ids
-        if ids is not None and before and given.prompt_token_ids is not None:
-            ids = (*given.prompt_token_ids[-before:], *ids)
-        if output.prompt_token_ids is not None and not before:
-            prompt_tokens = len(output.prompt_token_ids)
-        else:
-            prompt_tokens = given.prompt_tokens - before
-        result = Result(
-            before + output.num_tokens,
-            prompt_tokens,
-            output.finish_reason,
-            output.text,
-            ids,
-            stop_reason=output.stop_reason,
-        )
-        self._settle(request, Status.FINISHED, time_s, result)
+            self.intake.finish((node, output.request), output, time_s)
 
     # --- requests ---
-
-    def _settle(self, request: RequestId, status: Status, time_s: float, result: Result) -> None:
-        complete = self._note(request, status, time_s, result)
-        self._admit(deque(complete))
-
-    def _note(
-        self, request: RequestId, status: Status, time_s: float, result: Result
-    ) -> list[RequestId]:
-        """Write a settled request down; return the requests that have all their inputs now."""
-        fields: dict[str, object] = {"node": self._names[request[0]], "request": request[1]}
-        if status is Status.FINISHED:
-            fields |= {
-                "prompt_tokens": result.prompt_tokens,
-                "num_tokens": result.num_tokens,
-                "finish_reason": result.finish_reason,
-                "text": result.text,
-                "token_ids": result.token_ids if not result.text else None,
-                "stop_reason": result.stop_reason,
-            }
-            fields = {k: v for k, v in fields.items() if v is not None}
-        elif status is Status.FAILED:
-            fields["error"] = result.error
-        self.log.add(time_s, status.name.lower(), **fields)
-        self._requests.pop(request, None)
-        complete = self.ledger.settle(request, status, time_s, result)
-        if self.ledger.settled(request[0]):
-            self._changed = True
-        return complete
-
-    def _fail(self, request: RequestId, reason: str, time_s: float) -> None:
-        self._settle(request, Status.FAILED, time_s, Result(finish_reason="error", error=reason))
-
-    def _admit(self, complete: deque[RequestId]) -> None:
-        """Decide what becomes of requests whose inputs are all settled."""
-        now_s = self.now_s()
-        while complete:
-            request = complete.popleft()
-            node, r = request
-            if self.ledger.status[node][r] != Status.WAITING:
-                continue
-            decision = self._decide(request)
-            if isinstance(decision, Prompt):
-                self.ledger.status[node][r] = Status.READY
-                self._requests[request] = self._engine_request(r, decision, request)
-                self._queue[node].append(r)
-            elif decision is None:
-                complete.extend(self._note(request, Status.SKIPPED, now_s, Result()))
-            else:
-                result = Result(finish_reason="error", error=decision.reason)
-                complete.extend(self._note(request, Status.FAILED, now_s, result))
-
-    def _decide(self, request: RequestId) -> Prompt | Refused | None:
-        inputs = self.ledger.inputs(request)
-        if inputs:
-            states = [self.ledger.status[i][q] for i, q in inputs]
-            if Status.FAILED in states:
-                node, r = inputs[states.index(Status.FAILED)]
-                name = self._source.custom_id((node, r))
-                return Refused(f"its input {name} of node {self._names[node]} failed")
-            if all(s == Status.SKIPPED for s in states):
-                return None
-        return self._source.prepare(request, self.ledger)
-
-    def _engine_request(self, r: int, prompt: Prompt, request: RequestId) -> EngineRequest:
-        made = EngineRequest(
-            r,
-            prompt.token_ids,
-            prompt.prompt_tokens,
-            prompt.max_tokens,
-            sampling=prompt.sampling,
-            prompt=prompt.text,
-            messages=prompt.messages,
-            output_tokens=prompt.output_tokens,
-        )
-        if request in self._moved:
-            made = continued(made, self._moved[request])
-            self.ledger.generated[request[0]][r] = made.num_generated
-        return made
 
     def _dispatch(self) -> None:
         """Give requests to engines that are ready."""
         for node, deployment in self.engines.deployments.items():
-            if self._queue[node] and deployment.ready:
+            if self.intake.queued(node) and deployment.ready:
                 self._submit(node, deployment)
 
     def _submit(self, node: int, deployment: Deployment) -> None:
         if self._policy is not None and deployment.assigned is None:
             deployment.assigned = self._assign(node, deployment, self._policy)
         batches: dict[str, list[EngineRequest]] = {}
-        for r in sorted(self._queue[node]):
-            replica = deployment.place(r)
-            request = self._requests[node, r]
-            if self._policy is not None:
-                request = replace(request, priority=deployment.priority(r))
-            replica.outstanding[r] = request
-            self.ledger.status[node][r] = Status.SUBMITTED
-            batches.setdefault(replica.key, []).append(request)
-        self._queue[node].clear()
+        for request in self.intake.take_queue(node):
+            replica = deployment.place(request.request)
+            given = replace(request, priority=deployment.priority(request.request))
+            replica.outstanding[request.request] = given
+            batches.setdefault(replica.key, []).append(given)
         now_s = self.now_s()
         for replica in deployment.replicas:
             if replica.key in batches:
@@ -385,32 +248,13 @@ class Coordinator:
         return dict(zip(left.tolist(), pairs, strict=True))
 
     def _take_back(self, node: int, replica: Replica, outputs: Iterable[RequestOutput]) -> None:
-        """Keep what a stopped engine had generated; its requests go on elsewhere."""
+        """Keep what a stopped engine had generated."""
         now_s = self.now_s()
         replica.note_busy(now_s)
         for output in outputs:
             given = replica.outstanding.pop(output.request, None)
-            if given is None:
-                continue
-            if output.finish_reason is not None:
-                self._finish((node, output.request), output, now_s)
-                continue
-            request = continued(given, output)
-            if request is not given:
-                known = given.prompt_token_ids is not None or output.prompt_token_ids is None
-                self.log.add(
-                    now_s,
-                    "moved",
-                    node=self._names[node],
-                    request=output.request,
-                    num_tokens=request.num_generated,
-                    token_ids=_generated_ids(request),
-                    **({} if known else {"prompt_token_ids": output.prompt_token_ids}),
-                )
-            self._requests[node, output.request] = request
-            self.ledger.generated[node][output.request] = request.num_generated
-            self.ledger.status[node][output.request] = Status.READY
-            self._queue[node].append(output.request)
+            if given is not None:
+                self.intake.take_back(node, given, output, now_s)
         if replica.outstanding:  # the executor will report that these have finished
             self._late[replica.key] = (node, set(replica.outstanding))
 
@@ -431,7 +275,7 @@ class Coordinator:
 
     def _transition(self) -> bool:
         """Stop and start engines; return whether another stage is current now."""
-        self._changed = False
+        self.intake.changed = False
         before, stalled = self.rule.stage, False
         while not self.ledger.all_settled:
             for node in [i for i in self.engines.deployments if self.ledger.settled(i)]:
@@ -530,8 +374,9 @@ class Coordinator:
         for r in victims:
             deaths = self._deaths[node, r] = self._deaths.get((node, r), 0) + 1
             if deaths >= self.options.max_request_failures:
-                self._queue[node].remove(r)
-                self._fail((node, r), f"{deaths} engines died under it; the last: {reason}", time_s)
+                self.intake.unqueue(node, r)
+                why = f"{deaths} engines died under it; the last: {reason}"
+                self.intake.fail((node, r), why, time_s)
         self.engines.restart(deployment, replica, time_s)
 
     def _give_up(self, deployment: Deployment, failed: Replica, reason: str) -> None:
@@ -540,14 +385,8 @@ class Coordinator:
         for replica in deployment.replicas:
             if replica is not failed:
                 self._take_back(node, replica, self.executor.stop_engine(replica.key))
-        self._queue[node].clear()
         self.engines.note_stopped(deployment, now_s, finished=False)
-        complete: deque[RequestId] = deque()
-        for r in np.flatnonzero(self.ledger.status[node] < Status.FINISHED).tolist():
-            result = Result(finish_reason="error", error=reason)
-            complete.extend(self._note((node, r), Status.FAILED, now_s, result))
-        self._admit(complete)
-        self._changed = True
+        self.intake.fail_node(node, reason, now_s)
 
     def _adjust(self, *, stage_changed: bool) -> None:
         plan = self._adjustments.consider(self, stage_changed=stage_changed)
@@ -574,9 +413,3 @@ class Coordinator:
         self.drained = True
         self.log.add(self.now_s(), "drained")
         self.log.flush()
-
-
-def _generated_ids(request: EngineRequest) -> tuple[int, ...] | None:
-    if request.prompt_token_ids is None or not request.num_generated:
-        return None
-    return request.prompt_token_ids[-request.num_generated :]

@@ -104,8 +104,17 @@ class Engines:
         """Note that an engine can serve."""
         replica.ready_s = time_s
         name = deployment.running.planned.node
-        load_s = time_s - replica.started_s
-        self._log.add(time_s, "engine_ready", key=replica.key, node=name, load_s=load_s)
+        costs = self._problem.mode(
+            deployment.node, deployment.running.planned.parallel, replica.devices
+        )
+        self._log.add(
+            time_s,
+            "engine_ready",
+            key=replica.key,
+            node=name,
+            load_s=time_s - replica.started_s,
+            planned_load_s=self._problem.load_s(costs),
+        )
 
     def note_stopped(self, deployment: Deployment, now_s: float, *, finished: bool) -> None:
         """Note that all engines of a node have been stopped."""

@@ -27,7 +27,6 @@ class RunLog:
         info: RunInfo,
         journal: Journal | None = None,
         host: PluginHost | None = None,
-        listener: Callable[[RunEvent], None] | None = None,
     ) -> None:
         """Start a log.
 
@@ -35,13 +34,17 @@ class RunLog:
             info: the run.
             journal: where events are kept; None: nowhere.
             host: whose observers are told; None: nobody's.
-            listener: called with each event.
         """
         self.info = info
         self.records: list[dict[str, Any]] = []
-        self._journal, self._listener = journal, listener
+        self._journal = journal
+        self._listeners: list[Callable[[RunEvent], None]] = []
         self._host = host if host is not None and host.has_observers else None
         self._pending: list[dict[str, Any]] = []
+
+    def add_listener(self, listener: Callable[[RunEvent], None]) -> None:
+        """Call ``listener`` with each event once it is in the journal."""
+        self._listeners.append(listener)
 
     def add(self, time_s: float, kind: str, **fields: Any) -> None:
         """Note an event; it is written by the next :meth:`flush`."""
@@ -60,15 +63,15 @@ class RunLog:
         pending, self._pending = self._pending, []
         if self._journal is not None:
             self._journal.append(pending)
-        if self._host is None and self._listener is None:
+        if self._host is None and not self._listeners:
             return
         for record in pending:
             rest = {k: v for k, v in record.items() if k not in ("time_s", "kind")}
             event = RunEvent(record["time_s"], record["kind"], rest)
             if self._host is not None:
                 self._host.on_run_event(self.info, event)
-            if self._listener is not None:
-                self._listener(event)
+            for listener in self._listeners:
+                listener(event)
 
     def before_stage(self, stage: Stage) -> None:
         """Tell observers that a stage begins."""

@@ -11,9 +11,9 @@ from samullm_plugin.core.plan import Plan
 from samullm_plugin.errors import InputError
 from samullm_plugin.interfaces.executor import RequestOutput
 from samullm_plugin.io.records import RecordReader
-from samullm_plugin.services.running.coordinator import Begun
 from samullm_plugin.services.running.ledger import Ledger, RequestId, Result, Status
 from samullm_plugin.services.running.log import BULKY
+from samullm_plugin.services.running.starting import Begun
 
 _SETTLED = {s.name.lower(): s for s in (Status.FINISHED, Status.SKIPPED, Status.FAILED)}
 

@@ -1,0 +1,183 @@
+"""``samullm run``: carry a plan out on real, emulated or simulated engines."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from samullm_plugin.cli.output import OutputJson, console, print_table, write_json
+from samullm_plugin.cli.plan import Budget, Gpus, Scenarios, Seed, Target, overridden
+from samullm_plugin.errors import InputError
+
+if TYPE_CHECKING:
+    from samullm_plugin.core.plan import Plan
+    from samullm_plugin.core.result import PlanTrace
+    from samullm_plugin.services.running.coordinator import Coordinator
+    from samullm_plugin.services.running.run import RunOutcome
+
+INTERRUPTED = 130
+"""Exit code of a run that was interrupted and can be resumed."""
+
+SHOWN_FAILURES = 10
+
+
+def run(
+    target: Target,
+    executor: Annotated[
+        str | None, typer.Option(help="vllm, emulated, simulated, or a plugin's.")
+    ] = None,
+    executor_option: Annotated[
+        list[str] | None, typer.Option(help="Option of the executor, as key=value; repeatable.")
+    ] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="New directory of the run: journal, outputs, metrics.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the interrupted run in this directory.")
+    ] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Name of the stage scheduler.")] = None,
+    plan: Annotated[Path | None, typer.Option(help="Carry out this plan.json.")] = None,
+    replan: Annotated[
+        bool, typer.Option(help="Plan again when lengths or latencies are not as expected.")
+    ] = True,
+    gpus: Gpus = None,
+    scenarios: Scenarios = None,
+    seed: Seed = None,
+    budget: Budget = None,
+    output_json: OutputJson = None,
+) -> int:
+    """Run an application; Ctrl-C once stops it so that it can be resumed, twice at once."""
+    from samullm_plugin.cli.plan import parsed_options
+    from samullm_plugin.cli.run_display import RunDisplay
+    from samullm_plugin.manager import PluginHost
+    from samullm_plugin.services.applications import find_application
+    from samullm_plugin.services.instances import make_instance
+    from samullm_plugin.services.planning import PlanningOptions, make_plan
+    from samullm_plugin.services.running.adjusting import Replanner
+    from samullm_plugin.services.running.progress import RunProgress
+    from samullm_plugin.services.running.run import (
+        RunSetup,
+        plan_from_file,
+        require_resumable,
+        resume_run,
+        start_run,
+    )
+
+    if (output_dir is None) == (resume is None):
+        raise InputError("give --output-dir DIR for a new run, or --resume DIR for an old one")
+    if resume is not None and (plan is not None or scheduler is not None):
+        raise InputError(
+            "--resume goes on with the run's own plan; leave out --plan and --scheduler"
+        )
+    directory = resume if resume is not None else output_dir
+    assert directory is not None
+    before = require_resumable(resume) if resume is not None else ""
+    host = PluginHost.from_settings()
+    loaded = find_application(host, target)
+    planner = overridden(loaded.planner, scenarios=scenarios, seed=seed, budget_s=budget)
+    name = executor or before or loaded.executor.type
+    options: dict[str, object] = {}
+    if name == loaded.executor.type:
+        options |= loaded.executor.options
+    options |= parsed_options(executor_option or [])
+    host.resolve("executor", name)
+    instance = make_instance(host, loaded, planner, gpus=gpus)
+    problem, chosen = instance.problem, scheduler or planner.scheduler.type
+    simulator = instance.simulator(host)
+    traces: tuple[PlanTrace, ...] = ()
+    found: Plan | None = None
+    if plan is not None:
+        found, chosen = plan_from_file(plan)
+    elif resume is None:
+        given = planner.scheduler.options if chosen == planner.scheduler.type else {}
+        how = PlanningOptions(options=given, seed=planner.seed, budget_s=planner.budget_s)
+        result = make_plan(host, problem, chosen, how, simulator=simulator)
+        found, traces = result.plan, result.traces
+    progress = RunProgress(problem.app, traces)
+    with RunDisplay(progress) as display, _interruptible() as on_start:
+        setup = RunSetup(
+            host,
+            loaded,
+            instance,
+            name,
+            directory,
+            options,
+            adjustments=Replanner(host, instance) if replan else None,
+            listener=display.take,
+            on_start=on_start,
+        )
+        outcome = resume_run(setup) if found is None else start_run(setup, found, chosen)
+    _report(outcome)
+    if output_json is not None:
+        write_json(outcome.metrics, output_json)
+    if outcome.drained:
+        return INTERRUPTED
+    return 1 if outcome.failed else 0
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[Coordinator], None]]:
+    """Let the first interruption drain the run, and the second end it.
+
+    Yields:
+        What is to be called with the coordinator before it runs.
+    """
+    running: list[Coordinator] = []
+    asked = False
+
+    def handle(number: int, frame: Any) -> None:
+        nonlocal asked
+        if asked or not running:
+            raise KeyboardInterrupt
+        asked = True
+        sys.stderr.write("samullm: stopping; once more to stop at once\n")
+        running[0].request_drain()
+
+    before = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield running.append
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _report(outcome: RunOutcome) -> None:
+    """Print what came of a run."""
+    metrics = outcome.metrics
+    rows = [
+        (
+            name,
+            node["requests"]["finished"],
+            node["requests"]["skipped"],
+            node["requests"]["failed"],
+            node["completion_tokens"],
+            None if node["tokens_per_s"] is None else f"{node['tokens_per_s']:,.0f}",
+            _seconds(node["finish_s"].get("planned")),
+            _seconds(node["finish_s"]["measured"]),
+        )
+        for name, node in metrics["nodes"].items()
+    ]
+    columns = ("Node", "Done", "Skipped", "Failed", "Tokens", "Tokens/s", "Planned s", "Measured s")
+    print_table(columns, rows, numbers=columns[1:])
+    out = console()
+    makespan = metrics["makespan_s"]
+    text = f"makespan {makespan['measured']:.1f} s"
+    if makespan.get("planned") is not None:
+        text += f" (planned {makespan['planned']:.1f} s)"
+    out.print(f"{text}; files in {outcome.directory}", markup=False)
+    for node, request, reason in outcome.failed[:SHOWN_FAILURES]:
+        out.print(f"failed: {node} {request}: {reason}", markup=False, soft_wrap=True)
+    if len(outcome.failed) > SHOWN_FAILURES:
+        out.print(f"... and {len(outcome.failed) - SHOWN_FAILURES} more failed requests")
+    if outcome.drained:
+        out.print(f"interrupted; go on with --resume {outcome.directory}", markup=False)
+
+
+def _seconds(value: float | None) -> str | None:
+    return None if value is None else f"{value:.1f}"

@@ -1,0 +1,123 @@
+"""Progress of a run: a live table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from samullm_plugin.cli.logs import is_quiet
+from samullm_plugin.cli.output import console
+from samullm_plugin.interfaces.observer import RunEvent
+from samullm_plugin.services.running.progress import RunProgress
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.live import Live
+
+LINE_EVERY_S = 10.0
+"""Seconds between plain lines."""
+
+TOLD = ("plan", "engine_failed", "resumed", "drained", "node_finished")
+"""Events that get a plain line of their own."""
+
+
+class RunDisplay:
+    """Shows the progress of a run on stderr."""
+
+    def __init__(self, progress: RunProgress) -> None:
+        """Show ``progress`` from ``with`` on."""
+        self._progress = progress
+        self._live: Live | None = None
+        self._quiet = is_quiet()
+        self._said_at = time.monotonic()
+
+    def __enter__(self) -> Self:
+        """Begin to show."""
+        if not self._quiet and sys.stderr.isatty():
+            from rich.live import Live
+
+            self._live = Live(
+                get_renderable=self._table,
+                console=console(),
+                refresh_per_second=4,
+                transient=True,
+                redirect_stdout=False,
+            )
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop showing."""
+        if self._live is not None:
+            self._live.stop()
+
+    def take(self, event: RunEvent) -> None:
+        """Follow an event of the run."""
+        self._progress.take(event)
+        if self._quiet or self._live is not None:
+            return
+        now = time.monotonic()
+        if event.kind in TOLD:
+            self._say(_told(event))
+        elif now - self._said_at >= LINE_EVERY_S:
+            self._said_at = now
+            self._say(self._summary())
+
+    def _say(self, text: str) -> None:
+        sys.stderr.write(f"samullm: {self._progress.now_s:.1f} s: {text}\n")
+
+    def _summary(self) -> str:
+        progress = self._progress
+        parts = [f"stage {progress.stage}", f"{progress.settled} of {progress.total} requests"]
+        if (left := remaining_text(progress)) is not None:
+            parts.append(f"{left} left")
+        return ", ".join(parts)
+
+    def _table(self) -> RenderableType:
+        from rich import box
+        from rich.table import Table
+
+        progress = self._progress
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=self._summary())
+        for name in ("Node", "Requests", "Tokens/s", "Engines"):
+            table.add_column(name, justify="left" if name == "Node" else "right")
+        for node in progress.nodes:
+            rate = node.tokens_per_s(progress.now_s)
+            failed = f" ({node.failed} failed)" if node.failed else ""
+            table.add_row(
+                node.name,
+                f"{node.settled}/{node.total}{failed}",
+                "-" if rate is None else f"{rate:,.0f}",
+                str(node.engines) if node.engines else "-",
+            )
+        return table
+
+
+def remaining_text(progress: RunProgress) -> str | None:
+    """Return the remaining time with its uncertainty, or None if nothing is known."""
+    left = progress.remaining_s()
+    if left is None:
+        return None
+    least, most = left
+    if most - least < 0.05 * most + 0.5:
+        return f"{most:.0f} s"
+    return f"{least:.0f} to {most:.0f} s"
+
+
+def _told(event: RunEvent) -> str:
+    fields = event.fields
+    if event.kind == "node_finished":
+        return f"{fields['node']} has finished"
+    if event.kind == "engine_failed":
+        return f"engine {fields['key']} failed: {fields['reason']}"
+    if event.kind == "plan":
+        gain = fields.get("gain_s")
+        return "planned" if gain is None else f"planned again: about {float(str(gain)):.0f} s less"
+    return event.kind

@@ -1,0 +1,139 @@
+"""What a run in progress teaches about lengths, latencies and load times."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samullm_plugin.core.transition import Running
+from samullm_plugin.interfaces.length import LengthObservations
+from samullm_plugin.services.running.ledger import Status
+
+if TYPE_CHECKING:
+    from samullm_plugin.services.running.coordinator import Coordinator
+
+Ints = NDArray[np.int64]
+
+ENOUGH_STEPS_S = 1.0
+"""Seconds of observed iterations from which a latency factor is believed."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Snapshot:
+    """A run at one moment, for planning on in another thread.
+
+    Attributes:
+        now_s: the run's clock.
+        status: per node, as in the ledger.
+        generated: per node, tokens generated so far, those of running requests included.
+        cut: per node, the finished requests whose output ended at a limit.
+        running: engines by node name, and in how many seconds they are ready.
+        latency_factor: per node, measured by predicted iteration seconds; 1 where unknown.
+        load_factor: measured by predicted seconds of engine starts; 1 if unknown.
+    """
+
+    now_s: float
+    status: tuple[NDArray[np.int8], ...]
+    generated: tuple[Ints, ...]
+    cut: tuple[NDArray[np.bool_], ...]
+    running: dict[str, tuple[Running, float]]
+    latency_factor: tuple[float, ...]
+    load_factor: float
+
+
+@dataclass(slots=True)
+class Observer:
+    """Adds up what engines report."""
+
+    _seconds: dict[int, tuple[float, float]] = field(
+        default_factory=lambda: defaultdict(lambda: (0.0, 0.0))
+    )
+
+    def take_steps(self, coordinator: Coordinator) -> None:
+        """Compare the iterations since the last call with what the problem's costs predict."""
+        for node, deployment in coordinator.engines.deployments.items():
+            for replica in deployment.replicas:
+                if replica.ready_s is None:
+                    continue
+                taken = coordinator.executor.take_steps(replica.key)
+                if taken is None or not len(taken[0]):
+                    continue
+                steps, seconds = taken
+                costs = coordinator.problem.mode(
+                    node, deployment.running.planned.parallel, replica.devices
+                )
+                predicted = float(np.sum(costs.latency.step_seconds(steps)))
+                measured, expected = self._seconds[node]
+                self._seconds[node] = (measured + float(np.sum(seconds)), expected + predicted)
+
+    def snapshot(self, coordinator: Coordinator) -> Snapshot:
+        """Return the run as it is now."""
+        ledger, app = coordinator.ledger, coordinator.problem.app
+        generated = [g.copy() for g in ledger.generated]
+        running: dict[str, tuple[Running, float]] = {}
+        now_s = coordinator.now_s()
+        factor = self._load_factor(coordinator)
+        for node, deployment in coordinator.engines.deployments.items():
+            for replica in deployment.replicas:
+                for request, tokens in coordinator.executor.progress(replica.key).items():
+                    if request in replica.outstanding:
+                        generated[node][request] += tokens
+            costs = coordinator.problem.mode(
+                node, deployment.running.planned.parallel, deployment.running.devices
+            )
+            ready_s = deployment.started_s + factor * coordinator.problem.load_s(costs)
+            left_s = 0.0 if deployment.ready else max(0.0, ready_s - now_s)
+            running[app.nodes[node].name] = (deployment.running, left_s)
+        cut = [np.zeros(len(g), bool) for g in generated]
+        for (i, r), result in ledger.results.items():
+            cut[i][r] = result.finish_reason == "length"
+        return Snapshot(
+            now_s,
+            tuple(s.copy() for s in ledger.status),
+            tuple(generated),
+            tuple(cut),
+            running,
+            tuple(self._latency_factor(i) for i in range(len(app.nodes))),
+            factor,
+        )
+
+    def _latency_factor(self, node: int) -> float:
+        """Return the factor of a node; of all nodes together where it has not run long enough."""
+        measured, expected = self._seconds.get(node, (0.0, 0.0))
+        if expected < ENOUGH_STEPS_S:
+            measured = sum(m for m, _ in self._seconds.values())
+            expected = sum(e for _, e in self._seconds.values())
+        return measured / expected if expected >= ENOUGH_STEPS_S else 1.0
+
+    @staticmethod
+    def _load_factor(coordinator: Coordinator) -> float:
+        ratios = []
+        for event in coordinator.log.records:
+            if event["kind"] == "engine_ready" and event.get("planned_load_s"):
+                ratios.append(float(event["load_s"]) / float(event["planned_load_s"]))
+        return float(np.median(ratios)) if ratios else 1.0
+
+
+def length_observations(coordinator: Coordinator, snapshot: Snapshot) -> list[LengthObservations]:
+    """Return the lengths seen so far, by node: finished ones, and running ones as censored."""
+    found = []
+    for i, node in enumerate(coordinator.problem.app.nodes):
+        finished = snapshot.status[i] == Status.FINISHED
+        begun = (snapshot.status[i] < Status.FINISHED) & (snapshot.generated[i] > 0)
+        seen = np.flatnonzero(finished | begun)
+        if not finished.any():
+            continue
+        found.append(
+            LengthObservations(
+                node.model.name,
+                node.task,
+                node.requests.prompt_tokens[seen],
+                np.maximum(snapshot.generated[i][seen], 1),
+                (begun | snapshot.cut[i])[seen],
+            )
+        )
+    return found

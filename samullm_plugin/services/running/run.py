@@ -1,0 +1,329 @@
+"""Runs an application: from its problem and plan to a run directory with everything in it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samullm_plugin.core.plan import Plan
+from samullm_plugin.core.problem import Problem
+from samullm_plugin.core.result import PlanTrace
+from samullm_plugin.core.simulation import PlanSimulator
+from samullm_plugin.core.simulation.runs import PolicyCall
+from samullm_plugin.core.verify import require_valid
+from samullm_plugin.errors import InputError
+from samullm_plugin.interfaces.executor import Executor
+from samullm_plugin.interfaces.observer import RunEvent, RunInfo
+from samullm_plugin.io.artifacts import read_plan, write_plan
+from samullm_plugin.io.journal import Journal, read_journal
+from samullm_plugin.io.loaded import LoadedApplication
+from samullm_plugin.io.records import to_record
+from samullm_plugin.io.rundir import RunDirectory, fingerprint
+from samullm_plugin.io.trace import trace_json
+from samullm_plugin.manager import PluginHost
+from samullm_plugin.services.building import sample_scenarios
+from samullm_plugin.services.instances import Instance
+from samullm_plugin.services.policies import policy_call
+from samullm_plugin.services.running.coordinator import Adjustments, Coordinator
+from samullm_plugin.services.running.ledger import Ledger
+from samullm_plugin.services.running.log import RunLog
+from samullm_plugin.services.running.measuring import (
+    measured_slices,
+    planned_slices,
+    run_metrics,
+)
+from samullm_plugin.services.running.outputs import write_outputs
+from samullm_plugin.services.running.recovery import recover
+from samullm_plugin.services.running.sources import LengthSource, RequestSource, TextSource
+from samullm_plugin.services.running.starting import Begun, RunOptions
+
+Listener = Callable[[RunEvent], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RunSetup:
+    """Everything a run needs.
+
+    Attributes:
+        host: the plugins.
+        loaded: the application with its texts.
+        instance: its problem and where the figures come from.
+        executor: name of the executor.
+        executor_options: its options.
+        directory: where the run keeps its files.
+        adjustments: may replace the plan; None: it is kept.
+        options: limits.
+        listener: called with each event.
+        on_start: called with the coordinator before it runs.
+    """
+
+    host: PluginHost
+    loaded: LoadedApplication
+    instance: Instance
+    executor: str
+    directory: Path
+    executor_options: Mapping[str, object] = field(default_factory=dict)
+    adjustments: Adjustments | None = None
+    options: RunOptions = field(default_factory=RunOptions)
+    listener: Listener | None = None
+    on_start: Callable[[Coordinator], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunOutcome:
+    """What became of a run.
+
+    Attributes:
+        metrics: as in ``metrics.json``.
+        drained: it was interrupted and can be resumed.
+        failed: requests that failed, as (node, id, reason).
+        directory: its files.
+    """
+
+    metrics: Mapping[str, Any]
+    drained: bool
+    failed: tuple[tuple[str, str, str], ...]
+    directory: Path
+
+
+def start_run(setup: RunSetup, plan: Plan, scheduler: str = "") -> RunOutcome:
+    """Run an application from its beginning.
+
+    Args:
+        setup: the run.
+        plan: a plan of its problem.
+        scheduler: who made it.
+
+    Raises:
+        InputError: if the input is wrong; nothing was started then.
+        PlanError: if the plan is not valid for the problem.
+        RunError: if the run failed after it had started.
+    """
+    problem = setup.instance.problem
+    require_valid(problem, plan, scheduler or "the given plan")
+    executor, source = _prepared(setup)
+    planned = planned_trace(setup, plan)
+    facts = {
+        "application": setup.loaded.app.name,
+        "executor": setup.executor,
+        "scheduler": scheduler,
+        "num_devices": problem.cluster.num_gpus,
+    }
+    directory = RunDirectory.create(setup.directory, _fingerprint(setup.loaded), facts)
+    try:
+        if setup.loaded.path is not None:
+            shutil.copyfile(setup.loaded.path, setup.directory / "app.yaml")
+        write_plan(
+            setup.directory / "plan.json",
+            plan,
+            application=setup.loaded.app.name,
+            num_gpus=problem.cluster.num_gpus,
+            scheduler=scheduler,
+            makespan_s=[planned.makespan_s],
+        )
+        journal = Journal(directory.journal_path)
+        try:
+            log = _log(setup, journal)
+            log.add(0.0, "plan", plan=to_record(plan), scheduler=scheduler)
+            log.flush()
+            begun = Begun(Ledger(problem.app))
+            return _run(setup, plan, executor, source, log, directory, begun, planned)
+        finally:
+            journal.close()
+    finally:
+        directory.close()
+
+
+def resume_run(setup: RunSetup) -> RunOutcome:
+    """Go on with an interrupted run: what its journal holds is not done again.
+
+    Raises:
+        InputError: if the directory holds no run of this application, or another process runs it.
+        RunError: if the run failed.
+    """
+    directory = RunDirectory.reopen(setup.directory, _fingerprint(setup.loaded))
+    try:
+        journal = Journal(directory.journal_path)
+        try:
+            path = directory.journal_path
+            found = recover(setup.loaded.app, read_journal(path), str(path))
+            first = read_plan(setup.directory / "plan.json").plan
+            plan = found.plan or first
+            require_valid(setup.instance.problem, first, str(setup.directory / "plan.json"))
+            executor, source = _prepared(setup)
+            log = _log(setup, journal)
+            log.records.extend(found.records)
+            interrupted_s = found.begun.clock_s
+            log.add(interrupted_s, "resumed", interrupted_s=interrupted_s)
+            planned = planned_trace(setup, first)
+            return _run(setup, plan, executor, source, log, directory, found.begun, planned)
+        finally:
+            journal.close()
+    finally:
+        directory.close()
+
+
+def _run(
+    setup: RunSetup,
+    plan: Plan,
+    executor: Executor,
+    source: RequestSource,
+    log: RunLog,
+    directory: RunDirectory,
+    begun: Begun,
+    planned: PlanTrace,
+) -> RunOutcome:
+    """Run, and write what came of it whatever happens."""
+    problem = setup.instance.problem
+    try:
+        executor.open(problem.cluster, setup.directory)
+        coordinator = Coordinator(
+            problem,
+            plan,
+            executor,
+            source,
+            log,
+            begun=begun,
+            adjustments=setup.adjustments,
+            options=setup.options,
+            policy=_policy(setup),
+        )
+        log.add_listener(_output_writer(directory, coordinator.ledger, source))
+        if setup.on_start is not None:
+            setup.on_start(coordinator)
+        coordinator.run()
+    finally:
+        executor.close()
+    for node in range(len(problem.app.nodes)):
+        write_outputs(directory, node, coordinator.ledger, source)
+    metrics = run_metrics(problem.app, log.records, problem.cluster.num_gpus, planned)
+    directory.write_json("metrics.json", metrics)
+    tracks = {"planned": planned_slices(planned), "measured": measured_slices(log.records)}
+    marks = [
+        (float(r["time_s"]), r["kind"])
+        for r in log.records
+        if r["kind"] in ("plan", "resumed", "drained", "engine_failed")
+    ]
+    directory.write_json("trace.json", trace_json(tracks, marks))
+    failed = tuple(
+        (problem.app.nodes[i].name, source.custom_id((i, r)), result.error)
+        for (i, r), result in sorted(coordinator.ledger.results.items())
+        if result.error is not None
+    )
+    return RunOutcome(metrics, coordinator.drained, failed, setup.directory)
+
+
+def _output_writer(directory: RunDirectory, ledger: Ledger, source: RequestSource) -> Listener:
+    """Return a listener that writes a node's outputs once the node has finished."""
+
+    def write(event: RunEvent) -> None:
+        if event.kind == "node_finished":
+            write_outputs(directory, ledger.app.index(str(event.fields["node"])), ledger, source)
+
+    return write
+
+
+def _prepared(setup: RunSetup) -> tuple[Executor, RequestSource]:
+    """Return the executor and where the requests come from, checked before anything starts."""
+    executor = setup.host.create("executor", setup.executor, dict(setup.executor_options))
+    executor.check([n.model for n in setup.loaded.app.nodes])
+    if not imitates(executor):
+        return executor, TextSource(setup.loaded)
+    truth = hidden_truth(setup)
+    executor.imitate(truth)
+    return executor, LengthSource(truth.scenarios[0])
+
+
+def imitates(executor: Executor) -> bool:
+    """Return whether an executor takes lengths from a truth instead of generating tokens."""
+    return type(executor).imitate is not Executor.imitate
+
+
+def hidden_truth(setup: RunSetup) -> Problem:
+    """Return the lengths that are true in an imitated run.
+
+    Those known beforehand, else a draw of its own from the estimator: the plan has not seen it.
+    """
+    problem = setup.instance.problem
+    if setup.loaded.output_tokens is not None:
+        return problem.with_scenarios(problem.scenarios[:1])
+    rng = np.random.default_rng([setup.instance.planner.seed, 29])
+    return problem.with_scenarios(sample_scenarios(problem.app, setup.instance.estimator, rng, 1))
+
+
+def planned_trace(setup: RunSetup, plan: Plan) -> PlanTrace:
+    """Return the plan's simulation in the length scenario nearest to the mean makespan."""
+    problem = setup.instance.problem
+    traces = PlanSimulator(problem, policy=_policy(setup)).simulate(plan)
+    makespans = np.array([t.makespan_s for t in traces])
+    return traces[int(np.argmin(np.abs(makespans - makespans.mean())))]
+
+
+def plan_from_file(path: Path) -> tuple[Plan, str]:
+    """Return a stored plan and who made it.
+
+    Raises:
+        InputError: naming the file and what is wrong.
+    """
+    stored = read_plan(path)
+    return stored.plan, stored.scheduler
+
+
+def _policy(setup: RunSetup) -> PolicyCall | None:
+    chosen = setup.instance.planner.request_policy
+    if chosen is None:
+        return None
+    policy = setup.host.create("request-policy", chosen.type, chosen.options)
+    problem = setup.instance.problem
+    return policy_call(problem.app, policy, problem.scenarios)
+
+
+def _log(setup: RunSetup, journal: Journal) -> RunLog:
+    name = setup.directory.resolve().name
+    info = RunInfo(name, setup.loaded.app.name, setup.executor, setup.directory)
+    log = RunLog(info, journal, setup.host)
+    if setup.listener is not None:
+        log.add_listener(setup.listener)
+    return log
+
+
+def _fingerprint(loaded: LoadedApplication) -> str:
+    """Return a hash of the application and its texts."""
+    contents: list[bytes] = []
+    for source in loaded.sources or ():
+        parts: Sequence[object] = (
+            source.ids,
+            source.fields,
+            source.labels,
+            source.template,
+            source.chat,
+            source.sampling,
+            source.request_sampling,
+            source.prompt_token_ids,
+            [(b.node, b.when.pattern if b.when else None) for b in source.branches],
+            source.keep.pattern if source.keep else None,
+        )
+        contents.append(repr(parts).encode())
+    return fingerprint(loaded.app, *contents)
+
+
+def require_resumable(directory: Path) -> str:
+    """Return the executor of a run that is to go on.
+
+    Raises:
+        InputError: if the folder holds no run.
+    """
+    import json
+
+    try:
+        facts = json.loads((directory / "run.json").read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"--resume {directory}: holds no run (there is no run.json)") from error
+    except ValueError as error:
+        raise InputError(f"--resume {directory}: run.json is not JSON: {error}") from error
+    return str(facts.get("executor", ""))
