@@ -163,7 +163,8 @@ class OutsideRun:
                 np.concatenate((a, np.zeros(last + 2))) for a in (self.ends, self.starts)
             )
         begin = max(self.ends[first], self._idle_until)
-        self.ends[first + 1 : last + 1] = begin + np.cumsum(seconds)
+        # summed up one after the other, as the compiled loop does
+        self.ends[first + 1 : last + 1] = np.cumsum(np.concatenate(((begin,), seconds)))[1:]
         self.starts[first] = begin
         self.starts[first + 1 : last] = self.ends[first + 1 : last]
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from samullm_plugin.core.engine import (
@@ -141,9 +141,10 @@ def test_stopped_run_is_the_beginning_of_the_whole(case: Case, fraction: float) 
     stop_s = fraction * whole.makespan_s
     stopped, _ = run(case, stop_s=stop_s)
     ends = trace.start_s + LATENCY.step_seconds(trace.table)
-    rows = int((ends <= stop_s + 1e-12).sum())
+    assume((np.abs(ends - stop_s) > 1e-9).all())  # either would be right
+    rows = int((ends <= stop_s).sum())
     assert stopped.num_steps == rows
-    done = whole.finish_s <= stop_s + 1e-12
+    done = whole.finish_s <= stop_s
     assert (np.isfinite(stopped.finish_s) == done).all()
     assert stopped.finish_s[done] == pytest.approx(whole.finish_s[done])
     assert stopped.computed_tokens == trace.table.num_tokens[:rows].sum()

@@ -1,0 +1,272 @@
+"""Speed of the engine simulator, side by side with vLLM's own scheduler, on one core.
+
+    python -m benchmarks.simulator              # all tables, one to two minutes
+    python -m benchmarks.simulator --no-compile --no-vllm
+
+Ratios of one run count; seconds depend on the machine and on what else it does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from samullm_plugin.core.engine import (
+    Curve,
+    EngineConfig,
+    EngineRun,
+    StepLatency,
+    StepTable,
+    Workload,
+    simulate_engine,
+)
+
+LATENCY = StepLatency(
+    Curve((1.0, 128.0, 129.0, 8192.0), (0.006, 0.006, 0.007, 0.2)),
+    Curve.line(0.0, 2e-5),
+    prefill_pair_s=1e-10,
+    context_token_s=1e-8,
+    longest_token_s=1e-7,
+    host_by_seqs=Curve.line(0.002, 1e-5),
+)
+ROOMY = EngineConfig(max_num_seqs=256, num_blocks=20_000)
+TIGHT = replace(ROOMY, num_blocks=3_000)
+CACHED = {"enable_prefix_caching": True}
+SYNC_AND_ASYNC = (("sync", {}), ("async", {"async_scheduling": True}))
+
+FIRST_USE = """
+import time; t = time.perf_counter()
+import numpy as np
+from samullm_plugin.core.engine import Curve, EngineConfig, StepLatency, Workload, simulate_engine
+a = time.perf_counter()
+w = Workload(np.array([9, 5]), np.array([4, 7]))
+simulate_engine(EngineConfig(), w, StepLatency(Curve.constant(0.01)))
+print(a - t, time.perf_counter() - a)
+"""
+
+
+class Outside:
+    """The same latency as a model the compiled loop does not know."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def step_seconds(self, steps: StepTable) -> np.ndarray:
+        self.calls += 1
+        return LATENCY.step_seconds(steps)
+
+
+def requests(n: int, seed: int = 0) -> Workload:
+    """Return ``n`` requests of about 308 prompt and 240 output tokens."""
+    rng = np.random.default_rng(seed)
+    return Workload(rng.integers(16, 600, n), rng.integers(80, 400, n))
+
+
+def best(function: Callable[[], EngineRun], repeats: int = 5) -> tuple[float, EngineRun]:
+    """Return the least seconds of several runs, and a result."""
+    least, result = float("inf"), function()
+    for _ in range(repeats):
+        started = time.perf_counter()
+        result = function()
+        least = min(least, time.perf_counter() - started)
+    return least, result
+
+
+def print_row(*cells: object, widths: tuple[int, ...]) -> None:
+    """Print one line of a table."""
+    print(
+        "  ".join(
+            f"{c!s:>{w}}" if i else f"{c!s:<{w}}"
+            for i, (c, w) in enumerate(zip(cells, widths, strict=True))
+        )
+    )
+
+
+def modes() -> list[tuple[str, EngineConfig]]:
+    """Return the settings that are timed."""
+    result = []
+    for name, asynchronous in SYNC_AND_ASYNC:
+        for label, config in (
+            ("plenty of blocks", ROOMY),
+            ("few blocks", TIGHT),
+            ("few blocks, priority", replace(TIGHT, scheduling_policy="priority")),
+            ("plenty of blocks, prefix caching", replace(ROOMY, **CACHED)),
+            ("few blocks, prefix caching", replace(TIGHT, **CACHED)),
+        ):
+            result.append((f"{name}, {label}", replace(config, **asynchronous)))
+    return result
+
+
+def time_modes(n: int) -> None:
+    """Time every mode, with and without recorded steps."""
+    w = requests(n)
+    print(f"\n{n} requests, {int(w.output_tokens.sum())} output tokens, max_num_seqs 256 (warm)")
+    widths = (40, 9, 9, 8, 12, 12)
+    print_row("mode", "plain ms", "steps ms", "steps", "seq-steps", "preemptions", widths=widths)
+    for name, config in modes():
+        plain, run = best(lambda c=config: simulate_engine(c, w, LATENCY))
+        recorded, logged = best(
+            lambda c=config: simulate_engine(c, w, LATENCY, record_steps=True), repeats=3
+        )
+        assert np.allclose(run.finish_s, logged.finish_s, rtol=1e-9)
+        assert logged.steps is not None
+        print_row(
+            name,
+            f"{plain * 1e3:.2f}",
+            f"{recorded * 1e3:.2f}",
+            run.num_steps,
+            len(logged.steps.seq_request),
+            run.num_preemptions,
+            widths=widths,
+        )
+
+
+def time_growth(largest: int) -> None:
+    """Time growing numbers of requests."""
+    print("\ngrowth (sync, plenty of blocks)")
+    widths = (12, 10, 16, 12)
+    print_row("requests", "ms", "us per request", "peak MB", widths=widths)
+    n = 1000
+    while n <= largest:
+        w = requests(n)
+        seconds, _ = best(lambda w=w: simulate_engine(ROOMY, w, LATENCY), repeats=2)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print_row(
+            n, f"{seconds * 1e3:.2f}", f"{seconds / n * 1e6:.3f}", f"{peak:.0f}", widths=widths
+        )
+        n *= 10
+
+
+def time_outside(n: int) -> None:
+    """Time a latency model outside the compiled loop."""
+    print(f"\nany vectorised latency model, {n} requests, against the compiled one")
+    widths = (40, 12, 12, 8, 8, 8)
+    print_row("arrivals", "compiled ms", "outside ms", "ratio", "steps", "calls", widths=widths)
+    w = requests(n)
+    rng = np.random.default_rng(1)
+    span = simulate_engine(ROOMY, w, LATENCY).makespan_s
+    for name, arrival_s in (
+        ("all at once", None),
+        ("20 bursts", np.sort(rng.integers(0, 20, n)) * span / 20),
+        ("one by one, as fast as served", np.sort(rng.uniform(0, span, n))),
+        ("one by one, ten times as slow", np.sort(rng.uniform(0, 10 * span, n))),
+    ):
+        case = replace(w, arrival_s=arrival_s)
+        inside, run = best(lambda c=case: simulate_engine(ROOMY, c, LATENCY), repeats=2)
+        model = Outside()
+        outside, same = best(lambda c=case, m=model: simulate_engine(ROOMY, c, m), repeats=1)
+        assert np.allclose(run.finish_s, same.finish_s, rtol=1e-9)
+        print_row(
+            name,
+            f"{inside * 1e3:.2f}",
+            f"{outside * 1e3:.1f}",
+            f"{outside / inside:.1f}",
+            run.num_steps,
+            model.calls // 2,
+            widths=widths,
+        )
+
+
+def time_vllm(n: int) -> None:
+    """Time vLLM's own scheduler on the same requests, and compare every step."""
+    from tests.conformance.compare import Case, simulated_rows
+    from tests.conformance.vllm_scheduler import run_vllm
+
+    print(f"\nvLLM's own scheduler, {n} requests")
+    widths = (40, 10, 12, 10, 10, 12)
+    print_row("mode", "vLLM s", "us/seq-step", "ratio", "ratio*", "differences", widths=widths)
+    w = requests(n)
+    small = {
+        "num_blocks": max(60 * n // 100, 40),
+        "max_num_seqs": 64,
+        "max_num_batched_tokens": 512,
+    }
+    run_vllm(ROOMY, requests(4))
+    for name, config in (
+        ("sync, plenty of blocks", ROOMY),
+        ("async, plenty of blocks", replace(ROOMY, async_scheduling=True)),
+        ("sync, few blocks", replace(ROOMY, **small)),
+        ("async, few blocks", replace(ROOMY, async_scheduling=True, **small)),
+        ("sync, few blocks, prefix caching", replace(ROOMY, **CACHED, **small)),
+    ):
+        case = Case(config, w)
+        started = time.perf_counter()
+        real = run_vllm(case.config, case.workload)
+        seconds = time.perf_counter() - started
+        plain, _ = best(lambda c=config: simulate_engine(c, w, LATENCY))
+        recorded, run = best(lambda c=config: simulate_engine(c, w, LATENCY, record_steps=True))
+        assert run.steps is not None
+        rows = simulated_rows(run.steps)
+        differences = sum(a != b for a, b in zip(real.rows, rows, strict=True))
+        sequences = sum(len(r.scheduled) for r in real.rows)
+        print_row(
+            name,
+            f"{seconds:.2f}",
+            f"{seconds / sequences * 1e6:.1f}",
+            f"{seconds / plain:.0f}",
+            f"{seconds / recorded:.0f}",
+            f"{differences} of {len(rows)}",
+            widths=widths,
+        )
+    print("ratio*: every step recorded")
+
+
+def time_first_use(compile_too: bool) -> None:
+    """Time the first use in fresh processes: with compiled code on disk, and without."""
+    print("\nfirst use in a fresh process")
+    for label, environment in (
+        ("compiled code cached", {}),
+        *([("nothing cached: compiles", {"NUMBA_CACHE_DIR": "EMPTY"})] if compile_too else []),
+    ):
+        with tempfile.TemporaryDirectory() as empty:
+            variables: dict[str, Any] = {
+                k: empty if v == "EMPTY" else v for k, v in environment.items()
+            }
+            seconds = []
+            for _ in range(1 if environment else 3):
+                result = subprocess.run(
+                    [sys.executable, "-c", FIRST_USE],
+                    env={**os.environ, **variables},
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                )
+                seconds.append([float(x) for x in result.stdout.split()])
+            imports, simulation = min(seconds, key=sum)
+            print(f"{label:<28} imports {imports:.2f} s, first simulation {simulation:.2f} s")
+
+
+def main() -> None:
+    """Print all tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--largest", type=int, default=1_000_000)
+    parser.add_argument("--vllm-requests", type=int, default=1000)
+    parser.add_argument("--no-vllm", action="store_true")
+    parser.add_argument("--no-compile", action="store_true", help="skip the uncached compilation")
+    options = parser.parse_args()
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    simulate_engine(ROOMY, requests(10), LATENCY)
+    time_modes(options.requests)
+    time_growth(options.largest)
+    time_outside(options.requests)
+    if options.no_vllm or find_spec("vllm") is None:
+        print("\nvLLM's own scheduler: left out")
+    else:
+        time_vllm(options.vllm_requests)
+    time_first_use(not options.no_compile)
+
+
+if __name__ == "__main__":
+    main()
