@@ -7,9 +7,13 @@ import importlib
 import os
 import pickle
 import sys
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from samullm_plugin.services.containment import ContainedCall, ContainedResult, describe
+
+if TYPE_CHECKING:
+    from samullm_plugin.core.plan import Plan
 
 
 def _load(call: ContainedCall) -> Any:
@@ -33,8 +37,14 @@ def _schedule(call: ContainedCall) -> ContainedResult:
     problem, budget_s = call.arguments["problem"], call.arguments["budget_s"]
     seed = call.arguments["seed"]
 
-    def schedule_with(name: str) -> Any:
-        how = PlanningOptions(seed=seed, budget_s=budget_s)
+    def schedule_with(
+        name: str,
+        /,
+        *,
+        options: Mapping[str, object] | None = None,
+        budget_s: float | None = budget_s,
+    ) -> Plan:
+        how = PlanningOptions(options=options or {}, seed=seed, budget_s=budget_s)
         return make_plan(PluginHost.from_settings(), problem, name, how).plan
 
     context = SchedulingContext(
