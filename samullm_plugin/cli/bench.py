@@ -174,9 +174,7 @@ def show_summary(rows: Sequence[BenchRow], names: Sequence[str], wall_s: float) 
         done = [r for r in mine if r.total_s is not None]
         over_max = [r.speedup_max for r in done if r.speedup_max is not None]
         over_min = [r.speedup_min for r in done if r.speedup_min is not None]
-        losses = sum(
-            1 for r in done if any(s is not None and s < LOSS for s in (r.speedup_max, r.speedup_min))
-        )
+        lost = [min(r.speedup_max or LOSS, r.speedup_min or LOSS) < LOSS for r in done]
         table.append(
             (
                 name,
@@ -186,7 +184,7 @@ def show_summary(rows: Sequence[BenchRow], names: Sequence[str], wall_s: float) 
                 f"{median(over_min):.2f}x" if over_min else None,
                 f"{min(over_max):.2f}x" if over_max else None,
                 f"{min(over_min):.2f}x" if over_min else None,
-                losses if over_max or over_min else None,
+                sum(lost) if over_max or over_min else None,
             )
         )
     columns = (
