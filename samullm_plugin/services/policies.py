@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from samullm_plugin.core.application import Application
 from samullm_plugin.core.programs import program_ids, tokens_before
 from samullm_plugin.core.scenarios import LengthScenario
-from samullm_plugin.core.simulation.simulator import PolicyCall
+from samullm_plugin.core.simulation.runs import PolicyCall
 from samullm_plugin.errors import PluginError
 from samullm_plugin.interfaces.policy import PolicyBatch, RequestPolicy
 
