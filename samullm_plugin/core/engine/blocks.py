@@ -145,13 +145,15 @@ def remember_blocks(
     j = seats[s, at.HASHED]
     if j >= full:
         return
+    seats[s, at.HASHED] = full
+    if z[at.CACHING] == at.OWN_BLOCKS:
+        return
     request = seats[s, at.REQUEST]
     h = hashes[table[s, j - 1]] if j > 0 else 0
     while j < full:
         h = block_hash(z, requests, prompt_hash, request, j, h)
         remember_hash(kv, hashes, buckets, table[s, j], h)
         j += 1
-    seats[s, at.HASHED] = full
 
 
 @compiled

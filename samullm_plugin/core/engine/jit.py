@@ -33,6 +33,7 @@ COMPILED_MODULES = (
     "queues",
     "prefixes",
     "blocks",
+    "owned",
     "schedule",
     "outcome",
     "record",

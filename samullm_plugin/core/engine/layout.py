@@ -19,7 +19,7 @@ from __future__ import annotations
     USABLE,  # blocks without the null block
     THRESHOLD,
     PRIORITY,
-    CACHING,
+    CACHING,  # NO_CACHING, SHARED_BLOCKS or OWN_BLOCKS
     ASYNC,
     BY_STEP,  # arrival keys are scheduler steps, else seconds
     OVERLAP,
@@ -59,6 +59,10 @@ from __future__ import annotations
     FREE_BLOCKS,
     IN_FLIGHT,
     UNFINISHED,
+    PLAIN_BLOCKS,  # free ones without a hash (OWN_BLOCKS)
+    OLDEST,  # list of requests with cached free blocks (OWN_BLOCKS)
+    NEWEST,
+    NOT_PREFIX,  # a cached block was left over: blocks must be told apart after all
     PREEMPTIONS,
     PEAK_BLOCKS,
     COMPUTED,
@@ -76,7 +80,7 @@ from __future__ import annotations
     LOG_PREEMPTED,
     LOG_FINISHED,
     NUM_INTS,
-) = range(61)
+) = range(65)
 
 # --- f --------------------------------------------------------------------------------------------
 (
@@ -116,8 +120,11 @@ from __future__ import annotations
     PENDING,  # request, of the heap by PENDING_KEY
     RELEASED_REQUEST,  # released requests whose arrival an outside clock has to tell
     FINISHED_REQUEST,  # finished ones in order, if recorded
+    KEPT,  # cached free blocks, and its neighbours in the list of such requests (OWN_BLOCKS)
+    KEPT_BEFORE,
+    KEPT_AFTER,
     REQUEST_COLUMNS,
-) = range(17)
+) = range(20)
 
 # --- one row per request (times) ------------------------------------------------------------------
 (
@@ -156,6 +163,8 @@ from __future__ import annotations
     SEAT_COLUMNS,
 ) = range(23)
 
+NO_CACHING, SHARED_BLOCKS, OWN_BLOCKS = range(3)
+
 EMPTY, PREFILL, DECODE, FINISHING, HELD = 0, 1, 2, 3, 4
 
 # --- decode sequences whose offsets are equal modulo the block size -------------------------------
@@ -193,4 +202,4 @@ BY_TOKENS, BY_SEQS, HOST_BY_SEQS, COST_COLUMNS = range(4)
 ) = range(14)
 
 # --- why the loop returned ------------------------------------------------------------------------
-DONE, STOPPED, NEVER_FITS, ROW_LIMIT, LOG_FULL, IDLE, RELEASED = range(7)
+DONE, STOPPED, NEVER_FITS, ROW_LIMIT, LOG_FULL, IDLE, RELEASED, NOT_A_PREFIX = range(8)

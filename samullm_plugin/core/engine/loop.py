@@ -13,6 +13,7 @@ from samullm_plugin.core.engine.outcome import (
     process_outcome,
     step_seconds,
 )
+from samullm_plugin.core.engine.owned import take_blocks
 from samullm_plugin.core.engine.queues import admit_arrivals, next_arrival_key, peek_waiting
 from samullm_plugin.core.engine.record import log_is_full, log_sequences, log_step, mark_curve
 from samullm_plugin.core.engine.running import longest_offset
@@ -29,7 +30,9 @@ GOES_ON = -1
 @compiled
 def only_decodes(z: Array, requests: Array, seats: Array, calendar: Array) -> Any:
     """Return whether the next step surely does nothing but decode, with the same sequences."""
-    if z[at.RECORD] == 2 or z[at.CACHING] or z[at.NUM_PREFILL] > 0 or z[at.NUM_FINISHING] > 0:
+    if z[at.CACHING] == at.SHARED_BLOCKS or z[at.RECORD] == 2:
+        return False
+    if z[at.NUM_PREFILL] > 0 or z[at.NUM_FINISHING] > 0 or z[at.NUM_LATE] > 0:
         return False
     if not 0 < z[at.NUM_DECODE] <= z[at.BUDGET]:
         return False
@@ -46,6 +49,7 @@ def only_decodes(z: Array, requests: Array, seats: Array, calendar: Array) -> An
 def glide(
     z: Array,
     f: Array,
+    requests: Array,
     times: Array,
     seats: Array,
     calendar: Array,
@@ -102,7 +106,8 @@ def glide(
             z[at.ROWS] = row
             f[at.CLOCK] = clock
             mark_curve(z, f, curve)
-    z[at.TICK], z[at.RESIDUE], z[at.FREE_BLOCKS] = tick, residue, free
+    take_blocks(z, requests, z[at.FREE_BLOCKS] - free)
+    z[at.TICK], z[at.RESIDUE] = tick, residue
     z[at.IN_FLIGHT], z[at.ROWS], z[at.STEP] = in_flight, row, step
     z[at.COMPUTED] += decode * (row - first_row)
     z[at.PEAK_BLOCKS] = max(z[at.PEAK_BLOCKS], z[at.USABLE] - free)
@@ -221,6 +226,8 @@ def run_step(
         schedule_waiting(
             z, requests, seats, kv, hashes, buckets, table, prompt_hash, budget, threshold
         )
+    if z[at.NOT_PREFIX]:
+        return at.NOT_A_PREFIX
     decode = z[at.NUM_DECODE]
     prefill_seqs, prefill_tokens, pairs, first_tokens, first_pairs = new_work(z, requests, seats)
     if decode + prefill_tokens == 0:
@@ -354,7 +361,7 @@ def advance(
         if z[at.NUM_RUNNING] == 0 and z[at.NUM_WAITING] == 0:
             why = await_arrival(z, f, times)
         elif only_decodes(z, requests, seats, calendar) and glide(
-            z, f, times, seats, calendar, classes, costs, curve, log
+            z, f, requests, times, seats, calendar, classes, costs, curve, log
         ):
             continue
         else:

@@ -117,6 +117,8 @@ def compute_step(
             seats[kept, at.PREFILLING] = s
             kept += 1
             continue
+        if z[at.CACHING] == at.OWN_BLOCKS:
+            seats[s, at.HASHED] = seats[s, at.OFFSET] // z[at.BLOCK]
         request = seats[s, at.REQUEST]
         requests[request, at.GENERATED] += 1
         if requests[request, at.GENERATED] == 1:
@@ -185,8 +187,8 @@ def process_outcome(
     count = z[at.NUM_FINISHING]
     z[at.NUM_FINISHING] = 0
     f[at.CALL] = now
-    late_hashes = z[at.ASYNC] and z[at.CACHING]
-    if late_hashes:
+    # Asynchronously, blocks that a token known only now fills get their hash now.
+    if z[at.ASYNC] and z[at.CACHING]:
         for j in range(z[at.NUM_HELD]):
             s = seats[j, at.LEFT_OUT]
             remember_blocks(
@@ -195,7 +197,7 @@ def process_outcome(
     for j in range(count):
         s = seats[j, at.LEAVING]
         if s >= 0:
-            if late_hashes:
+            if z[at.ASYNC] and z[at.CACHING]:
                 remember_blocks(
                     z,
                     requests,
@@ -208,7 +210,7 @@ def process_outcome(
                     s,
                     seats[s, at.OFFSET],
                 )
-            release_blocks(z, kv, hashes, table, s, seats[s, at.OFFSET])
+            release_blocks(z, requests, seats, kv, hashes, table, s, seats[s, at.OFFSET], 0)
             stand_up(z, seats, s)
     key = float(z[at.STEP]) if z[at.BY_STEP] else now
     for j in range(count):

@@ -79,7 +79,7 @@ class OutsideRun:
                     return at.STOPPED
                 continue
             self._expect_released()
-            if why == at.NEVER_FITS or (why == at.DONE and not self._to_come):
+            if why in (at.NEVER_FITS, at.NOT_A_PREFIX) or (why == at.DONE and not self._to_come):
                 return why
             if why in (at.DONE, at.IDLE):
                 arrival_s = self._to_come[0][0]

@@ -85,7 +85,7 @@ def start_decoding(
     k = offset % z[at.BLOCK]
     seats[s, at.CLASS] = k
     classes[k, at.COUNT] += 1
-    if z[at.CACHING]:
+    if z[at.CACHING] == at.SHARED_BLOCKS:
         # kept in running order: blocks are handed out in this order
         order = seats[s, at.ORDER]
         before = classes[k, at.LAST]
@@ -117,7 +117,7 @@ def forget_decoding(z: Array, seats: Array, classes: Array, s: int) -> None:
     """Take seat ``s`` out of the sums over decoding sequences (not out of the calendar)."""
     k = seats[s, at.CLASS]
     classes[k, at.COUNT] -= 1
-    if z[at.CACHING]:
+    if z[at.CACHING] == at.SHARED_BLOCKS:
         before, after = seats[s, at.CLASS_BEFORE], seats[s, at.CLASS_AFTER]
         if before >= 0:
             seats[before, at.CLASS_AFTER] = after

@@ -17,6 +17,12 @@ from samullm_plugin.core.engine.blocks import (
     use_block,
 )
 from samullm_plugin.core.engine.jit import compiled
+from samullm_plugin.core.engine.owned import (
+    hashed_blocks,
+    keep_blocks,
+    reuse_blocks,
+    take_blocks,
+)
 from samullm_plugin.core.engine.queues import drop_waiting, peek_waiting, wait_first
 from samullm_plugin.core.engine.running import (
     computed_tokens,
@@ -36,11 +42,24 @@ def blocks_for(tokens: int, block: int) -> Any:
 
 
 @compiled
-def release_blocks(z: Array, kv: Array, hashes: Array, table: Array, s: int, tokens: int) -> None:
-    """Free the blocks of seat ``s`` that hold its ``tokens`` tokens."""
-    count = blocks_for(tokens, z[at.BLOCK])
-    if z[at.CACHING]:
+def release_blocks(
+    z: Array,
+    requests: Array,
+    seats: Array,
+    kv: Array,
+    hashes: Array,
+    table: Array,
+    s: int,
+    computed: int,
+    extra: int,
+) -> None:
+    """Free the blocks of seat ``s``: of computed tokens, and of ``extra`` ones of this step."""
+    count = blocks_for(computed + extra, z[at.BLOCK])
+    if z[at.CACHING] == at.SHARED_BLOCKS:
         give_back_blocks(z, kv, hashes, table, s, count)
+    elif z[at.CACHING] == at.OWN_BLOCKS:
+        hashed = hashed_blocks(z, seats, s, computed, extra)
+        keep_blocks(z, requests, seats[s, at.REQUEST], count, hashed)
     else:
         z[at.FREE_BLOCKS] += count
 
@@ -68,7 +87,7 @@ def preempt(
         z[at.NUM_LATE] -= seats[s, at.LATE]
     elif seats[s, at.STATE] == at.PREFILL:
         leave_prefill(z, seats, s)
-    release_blocks(z, kv, hashes, table, s, computed + extra)
+    release_blocks(z, requests, seats, kv, hashes, table, s, computed, extra)
     if seats[s, at.STATE] == at.FINISHING:  # its last token arrives nevertheless
         for j in range(z[at.NUM_FINISHING]):
             if seats[j, at.LEAVING] == s:
@@ -117,6 +136,19 @@ def plan_running(z: Array, seats: Array, classes: Array, threshold: int) -> tupl
         tokens += n
         needed += blocks_for(computed + n, block) - blocks_for(computed, block)
     return tokens, needed
+
+
+@compiled
+def blocks_needed(z: Array, seats: Array, s: int) -> Any:
+    """Return the blocks that seat ``s`` needs for what is planned for it."""
+    state = seats[s, at.STATE]
+    if state == at.DECODE:
+        return 1 if seats[s, at.CLASS] == z[at.RESIDUE] else 0
+    if state == at.PREFILL:
+        computed = seats[s, at.OFFSET]
+        after = blocks_for(computed + seats[s, at.CHUNK], z[at.BLOCK])
+        return after - blocks_for(computed, z[at.BLOCK])
+    return 0
 
 
 @compiled
@@ -207,17 +239,18 @@ def schedule_one_by_one(
             )
         if victim == s:
             break
-        if z[at.CACHING]:
+        if z[at.CACHING] == at.SHARED_BLOCKS:
             for j in range(have, have + need):
                 table[s, j] = take_block(z, kv, hashes, buckets)
+        else:
+            take_blocks(z, requests, need)
+        if z[at.CACHING]:
             known = computed + n
             if z[at.ASYNC] and decoding:
                 known = computed + seats[s, at.LATE]
                 z[at.NUM_LATE] -= seats[s, at.LATE]
                 seats[s, at.LATE] = 0
             remember_blocks(z, requests, seats, kv, hashes, buckets, table, prompt_hash, s, known)
-        else:
-            z[at.FREE_BLOCKS] -= need
         seats[s, at.SCHEDULED] = n
         seats[s, at.CHUNK] = n
         budget -= n
@@ -274,7 +307,7 @@ def schedule_running(
     """Schedule the running sequences; return the tokens left of the budget."""
     tokens, needed = plan_running(z, seats, classes, threshold)
     in_order = tokens > z[at.BUDGET] or z[at.NUM_LATE] > 0
-    if z[at.CACHING]:
+    if z[at.CACHING] == at.SHARED_BLOCKS:
         in_order |= needed > z[at.FREE_BLOCKS] or z[at.NUM_PREFILL] > 0
     else:
         in_order |= needed > z[at.FREE_BLOCKS] and z[at.PRIORITY] != 0
@@ -295,12 +328,19 @@ def schedule_running(
         )
     # Preempting the last ones until the rest fits is what preempting them one by one comes to.
     while needed > z[at.FREE_BLOCKS]:
-        preempt(z, requests, seats, calendar, classes, kv, hashes, table, preempted, z[at.TAIL], 0)
+        last = z[at.TAIL]
+        others = needed - blocks_needed(z, seats, last)
+        if others <= z[at.FREE_BLOCKS]:
+            # It is the last one's own turn that blocks run out at: the others have theirs.
+            take_blocks(z, requests, others)
+            preempt(z, requests, seats, calendar, classes, kv, hashes, table, preempted, last, 0)
+            return z[at.BUDGET] - tokens
+        preempt(z, requests, seats, calendar, classes, kv, hashes, table, preempted, last, 0)
         tokens, needed = plan_running(z, seats, classes, threshold)
-    if z[at.CACHING]:
+    if z[at.CACHING] == at.SHARED_BLOCKS:
         allocate_decoding(z, requests, seats, classes, kv, hashes, buckets, table, prompt_hash)
     else:
-        z[at.FREE_BLOCKS] -= needed
+        take_blocks(z, requests, needed)
     return z[at.BUDGET] - tokens
 
 
@@ -323,7 +363,12 @@ def schedule_waiting(
         request = peek_waiting(z, requests)
         tokens = requests[request, at.PROMPT] + requests[request, at.GENERATED]
         hits, unused = 0, 0
-        if z[at.CACHING]:
+        if z[at.CACHING] == at.OWN_BLOCKS:
+            hits = unused = requests[request, at.KEPT]
+            if hits > (tokens - 1) // block:
+                z[at.NOT_PREFIX] = 1
+                break
+        elif z[at.CACHING]:
             hits, unused = find_prefix(
                 z, requests, kv, hashes, buckets, table, prompt_hash, request, tokens
             )
@@ -340,8 +385,8 @@ def schedule_waiting(
         seats[s, at.OFFSET] = computed
         seats[s, at.TARGET] = tokens
         seats[s, at.CHUNK] = n
-        if z[at.CACHING]:
-            seats[s, at.HASHED] = hits
+        seats[s, at.HASHED] = hits
+        if z[at.CACHING] == at.SHARED_BLOCKS:
             for j in range(hits):
                 table[s, j] = table[len(table) - 1, j]
                 use_block(z, kv, table[len(table) - 1, j])
@@ -351,7 +396,8 @@ def schedule_waiting(
                 z, requests, seats, kv, hashes, buckets, table, prompt_hash, s, computed + n
             )
         else:
-            z[at.FREE_BLOCKS] -= blocks_for(n, block)
+            reuse_blocks(z, requests, request)
+            take_blocks(z, requests, blocks_for(computed + n, block) - hits)
         seats[z[at.NUM_PREFILL], at.PREFILLING] = s
         z[at.NUM_PREFILL] += 1
         z[at.STEP_CACHED] += computed

@@ -64,23 +64,29 @@ def simulate_engine(
         return _nothing(record_steps, curve_points)
     inside = latency if isinstance(latency, StepLatency) else None
     record = 2 if record_steps else int(inside is None)
-    state = make_state(
-        config,
-        workload,
-        inside,
-        stop_s=stop_s,
-        record=record,
-        curve_points=curve_points,
-        release_delay_s=release_delay_s,
-    )
-    if record:
-        reserve_log(state)
-    if inside is not None:
-        return finished_run(state, run_state(state), curve_points, record_steps)
-    outside = OutsideRun(state, workload, latency, stop_s, release_delay_s, reserve_log)
-    why = outside.run()
-    tell_seconds(outside)
-    return finished_run(outside.state, why, curve_points, record_steps)
+    for tell_blocks_apart in (False, True):
+        state = make_state(
+            config,
+            workload,
+            inside,
+            stop_s=stop_s,
+            record=record,
+            curve_points=curve_points,
+            release_delay_s=release_delay_s,
+            tell_blocks_apart=tell_blocks_apart,
+        )
+        if record:
+            reserve_log(state)
+        if inside is not None:
+            why = run_state(state)
+        else:
+            outside = OutsideRun(state, workload, latency, stop_s, release_delay_s, reserve_log)
+            why = outside.run()
+            state = outside.state
+            tell_seconds(outside)
+        if why != at.NOT_A_PREFIX:
+            break
+    return finished_run(state, why, curve_points, record_steps)
 
 
 def tell_seconds(outside: OutsideRun) -> None:

@@ -122,6 +122,7 @@ def make_state(
     record: int,
     curve_points: int,
     release_delay_s: float,
+    tell_blocks_apart: bool = False,
 ) -> EngineState:
     """Build the state before the first step.
 
@@ -133,6 +134,8 @@ def make_state(
         record: 0 nothing, 1 the table of steps, 2 who was scheduled as well.
         curve_points: points of the progress curve, 0 for none.
         release_delay_s: between a finish and the arrival of its successors.
+        tell_blocks_apart: with prefix caching, keep every block's identity even if no two requests
+            have one in common.
     """
     n = len(workload)
     most_seqs = min(config.max_num_seqs, n)
@@ -143,10 +146,18 @@ def make_state(
     if config.scheduling_policy == "priority":
         _rank(workload, requests)
     times, num_arrivals, successors = _arrivals(workload, requests, timed=latency is None)
+    caching, prompt_hash = at.NO_CACHING, None
+    if config.enable_prefix_caching:
+        caching = at.OWN_BLOCKS
+        if tell_blocks_apart or _may_share(workload):
+            prompt_hash = _prompt_hashes(workload, requests, config.block_size)
+            caching = at.SHARED_BLOCKS
+            if not tell_blocks_apart and _is_unshared(requests, prompt_hash, config.block_size):
+                caching, prompt_hash = at.OWN_BLOCKS, None
     seats = np.zeros((most_seqs, at.SEAT_COLUMNS), np.int64)
     seats[:, at.UNUSED] = np.arange(most_seqs - 1, -1, -1)
     calendar_size = 1 << int(output.max()).bit_length()
-    z = _whole_numbers(config, workload, latency)
+    z = _whole_numbers(config, workload, latency, caching)
     z[at.NUM_ARRIVALS] = num_arrivals
     z[at.CALENDAR_MASK] = calendar_size - 1
     z[at.RECORD] = record
@@ -164,7 +175,7 @@ def make_state(
         np.full(calendar_size, -1, np.int64),
         np.tile(np.array((0, -1, -1), np.int64), (config.block_size, 1)),
         successors,
-        *(_blocks(config, workload, requests) if config.enable_prefix_caching else _NO_BLOCKS),
+        *(_NO_BLOCKS if prompt_hash is None else _blocks(config, requests, prompt_hash)),
         costs,
         curve=np.zeros((max(curve_points, 1), 3)),
         log=np.zeros((0, at.LOG_COLUMNS)),
@@ -173,7 +184,9 @@ def make_state(
     )
 
 
-def _whole_numbers(config: EngineConfig, workload: Workload, latency: StepLatency | None) -> Ints:
+def _whole_numbers(
+    config: EngineConfig, workload: Workload, latency: StepLatency | None, caching: int
+) -> Ints:
     z = np.zeros(at.NUM_INTS, np.int64)
     z[at.MAX_SEQS] = config.max_num_seqs
     z[at.BUDGET] = config.max_num_batched_tokens
@@ -181,7 +194,9 @@ def _whole_numbers(config: EngineConfig, workload: Workload, latency: StepLatenc
     z[at.USABLE] = z[at.FREE_BLOCKS] = config.num_blocks - 1
     z[at.THRESHOLD] = config.long_prefill_token_threshold
     z[at.PRIORITY] = config.scheduling_policy == "priority"
-    z[at.CACHING] = config.enable_prefix_caching
+    z[at.CACHING] = caching
+    z[at.PLAIN_BLOCKS] = config.num_blocks - 1
+    z[at.OLDEST] = z[at.NEWEST] = -1
     z[at.ASYNC] = config.async_scheduling
     z[at.BY_STEP] = workload.arrival_step is not None
     z[at.CURVE_COUNT] = z[at.CURVE_STRIDE] = z[at.CURVE_NEXT] = 1
@@ -253,8 +268,23 @@ def _arrivals(workload: Workload, requests: Ints, timed: bool) -> tuple[Floats, 
     return times, len(first), successors
 
 
+def _may_share(workload: Workload) -> bool:
+    """Return whether anything is known of equal prompts."""
+    return workload.prompt_token_ids is not None or (
+        workload.prefix_id is not None and workload.prefix_tokens is not None
+    )
+
+
+def _is_unshared(requests: Ints, prompt_hash: Ints, block: int) -> bool:
+    """Return whether the first blocks of all requests differ, so that all others do too."""
+    has_full = requests[:, at.PROMPT] >= block
+    first = requests[:, at.TAIL_HASH].copy()
+    first[has_full] = prompt_hash[requests[has_full, at.HASHES_FROM]]
+    return len(np.unique(first)) == len(first)
+
+
 def _blocks(
-    config: EngineConfig, workload: Workload, requests: Ints
+    config: EngineConfig, requests: Ints, prompt_hash: Ints
 ) -> tuple[NDArray[np.int32], Ints, NDArray[np.int32], NDArray[np.int32], Ints]:
     """Return the pool of KV blocks, all of them free, and the hashes of the prompts."""
     block, num_blocks = config.block_size, config.num_blocks
@@ -268,7 +298,7 @@ def _blocks(
         np.zeros(num_blocks + 1, np.int64),
         np.full(1 << num_blocks.bit_length(), -1, np.int32),
         np.empty((most_seqs + 1, most_blocks), np.int32),
-        _prompt_hashes(workload, requests, block),
+        prompt_hash,
     )
 
 
