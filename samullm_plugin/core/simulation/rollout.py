@@ -23,14 +23,14 @@ class Rollout:
     """
 
     def __init__(self, simulator: PlanSimulator) -> None:
-        """Begin with nothing running."""
+        """Begin with what runs when the simulator's plans begin."""
         self.problem = simulator.problem
         self._simulator = simulator
         self.states: list[SimulationState] = [
             simulator.initial_state(s) for s in range(len(self.problem.scenarios))
         ]
         self.stages: list[Stage] = []
-        self.held: dict[str, Assignment] = {}
+        self.held: dict[str, Assignment] = {n: r.planned for n, (r, _) in simulator.running.items()}
 
     def unfinished(self) -> list[str]:
         """Return the nodes that have something left to do in some scenario, upstream ones first."""

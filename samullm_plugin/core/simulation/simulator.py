@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from samullm_plugin.core.simulation.node_run import NodeWork, Progress
 from samullm_plugin.core.simulation.requests import NodeInputs
 from samullm_plugin.core.simulation.runs import NodeQuery, NodeRuns, PolicyCall
 from samullm_plugin.core.simulation.state import SimulationState
-from samullm_plugin.core.transition import RunState, next_transition
+from samullm_plugin.core.transition import Running, RunState, next_transition
 from samullm_plugin.errors import PlanError
 
 
@@ -26,6 +26,7 @@ class PlanSimulator:
         problem: the instance.
         works: per scenario and node, what there is to do.
         starts: per scenario and node, the progress of having done nothing.
+        running: engines that run when plans begin.
         runs: simulations of single nodes, shared by everything this simulator is asked.
         cache: results of engine simulations behind them.
     """
@@ -35,6 +36,7 @@ class PlanSimulator:
         problem: Problem,
         cache: EngineCache | None = None,
         policy: PolicyCall | None = None,
+        running: Mapping[str, tuple[Running, float]] | None = None,
     ) -> None:
         """Prepare the problem's requests.
 
@@ -42,8 +44,11 @@ class PlanSimulator:
             problem: the instance.
             cache: results to reuse; a new cache if None.
             policy: order and replicas of requests; None: first come, first served, in turn.
+            running: by node name, engines that run when plans begin, and in how many seconds they
+                are ready.
         """
         self.problem = problem
+        self.running = dict(running or {})
         self.cache = EngineCache() if cache is None else cache
         inputs = [NodeInputs(problem.app, i) for i in range(len(problem.app.nodes))]
         self.works = [
@@ -67,8 +72,14 @@ class PlanSimulator:
         }
 
     def initial_state(self, scenario: int = 0) -> SimulationState:
-        """Return the state before anything runs."""
-        return SimulationState(self, scenario)
+        """Return the state in which plans begin."""
+        state = SimulationState(self, scenario)
+        for name, (running, ready_s) in self.running.items():
+            state.start(running)
+            state.active[name].ready_s = ready_s
+        if self.running:
+            state.refresh()
+        return state
 
     def alone_s(self, scenario: int, node: int, parallel: ParallelConfig) -> float:
         """Return the seconds a node takes alone, all its inputs there, its engine start included.
@@ -110,22 +121,14 @@ class PlanSimulator:
         """
         return tuple(self.simulate_scenario(plan, s) for s in range(len(self.problem.scenarios)))
 
-    def simulate_scenario(
-        self, plan: Plan, scenario: int, begin: SimulationState | None = None
-    ) -> PlanTrace:
+    def simulate_scenario(self, plan: Plan, scenario: int) -> PlanTrace:
         """Carry the plan out in one length scenario.
-
-        Args:
-            plan: the plan.
-            scenario: index of the length scenario.
-            begin: where to take up, with engines that run already; None: nothing runs. It is used
-                up.
 
         Raises:
             PlanError: if the plan cannot finish every node.
         """
         app, cluster = self.problem.app, self.problem.cluster
-        state, rule = begin or SimulationState(self, scenario), RunState()
+        state, rule = self.initial_state(scenario), RunState()
         watched = {s.end.node for s in plan.stages if s.end.kind == "node_progress" and s.end.node}
         stage_start: list[float] = []
         stalled = False

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from samullm_plugin.core.plan import Assignment, Plan
+from samullm_plugin.core.plan import Plan
+from samullm_plugin.core.problem import Problem
 from samullm_plugin.core.simulation import PlanSimulator
 from samullm_plugin.core.transition import Running
 from samullm_plugin.core.verify import verify
-from samullm_plugin.errors import SamullmError
+from samullm_plugin.errors import PlanError, PluginError, SamullmError
 from samullm_plugin.interfaces.length import LengthEstimator, LengthObservations
 from samullm_plugin.io.records import to_record
 from samullm_plugin.manager import PluginHost
@@ -24,11 +26,11 @@ from samullm_plugin.services.running.observing import Observer, Snapshot, length
 from samullm_plugin.services.running.remaining import (
     Remainder,
     aligned,
+    as_held,
     remainder,
     remaining_problem,
     rest_of_plan,
     sample_remainder,
-    simulate_rest,
 )
 
 logger = logging.getLogger(__name__)
@@ -48,14 +50,17 @@ class ReplanOptions:
             costs included.
         scenarios: length scenarios of the remaining problem.
         budget_s: seconds an anytime scheduler may search.
+        also: schedulers whose plans are considered besides the run's own scheduler's, where
+            plugins provide them.
     """
 
     check_every: float = 0.04
     length_drift: float = 0.1
     latency_drift: float = 0.1
     min_gain: float = 0.02
-    scenarios: int = 2
+    scenarios: int = 1
     budget_s: float = 0.5
+    also: tuple[str, ...] = ("min-heuristic",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +125,18 @@ class Replanner(Adjustments):
         self._asked: _Question | None = None
 
     def begin(self, coordinator: Coordinator) -> None:
-        """Set the pace by the planned makespan."""
-        simulator = PlanSimulator(self._instance.problem)
-        planned_s = simulator.simulate_scenario(coordinator.plan, 0).makespan_s
-        self._interval_s = self.options.check_every * planned_s
-        self._checked_s = self._planned_s = coordinator.now_s()
+        """Set the pace by the time the plan still takes."""
         self._factors = (1.0,) * len(coordinator.problem.app.nodes)
+        snapshot = self._observer.snapshot(coordinator)
+        left = remainder(coordinator.problem.app, snapshot)
+        if left is not None:
+            rng = np.random.default_rng([self._instance.planner.seed, 31])
+            scenarios = sample_remainder(left, self._believed, rng, 1)
+            rest = remaining_problem(coordinator.problem, left, scenarios, snapshot)
+            plan = rest_of_plan(coordinator.plan, coordinator.rule.stage, left, snapshot.status, {})
+            seconds = PlanSimulator(rest).simulate_scenario(plan, 0).makespan_s
+            self._interval_s = self.options.check_every * seconds
+        self._checked_s = self._planned_s = coordinator.now_s()
         if not coordinator.executor.virtual_clock:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="replanning")
 
@@ -235,36 +246,55 @@ class Replanner(Adjustments):
         rng = np.random.default_rng([planner.seed, 31])
         scenarios = sample_remainder(question.left, question.estimator, rng, self.options.scenarios)
         rest = remaining_problem(problem, question.left, scenarios, question.snapshot)
-        simulator = PlanSimulator(rest)
+        names = {n.name for n in rest.app.nodes}
+        running = {
+            n: (as_held(r), ready_s) for n, (r, ready_s) in question.running.items() if n in names
+        }
+        engines = {n: r for n, (r, _) in running.items()}
+        simulator = PlanSimulator(rest, running=running)
         going_on = rest_of_plan(
-            question.plan, question.stage, question.left, question.snapshot.status
+            question.plan,
+            question.stage,
+            question.left,
+            question.snapshot.status,
+            {n: r for n, (r, _) in question.running.items()},
         )
-        remaining_s = float("inf")
-        if going_on is not None:
-            remaining_s = simulate_rest(simulator, going_on, question.running)
-        incumbent = going_on if going_on is not None and not verify(rest, going_on) else None
-        how = PlanningOptions(
-            options=planner.scheduler.options,
-            seed=planner.seed,
-            budget_s=min(self.options.budget_s, planner.budget_s or self.options.budget_s),
-            incumbent=incumbent,
-        )
-        made = make_plan(self._host, rest, planner.scheduler.type, how, simulator=simulator).plan
-        settled = {n: (_as_held(r), s) for n, (r, s) in question.running.items()}
-        best, best_s = made, float("inf")
-        for candidate in (made, aligned(made, rest, settled)):
-            if verify(rest, candidate):
-                continue
-            seconds = simulate_rest(simulator, candidate, settled)
-            if seconds < best_s:
-                best, best_s = candidate, seconds
+        remaining_s = _mean_s(simulator, going_on)
+        incumbent = None if verify(rest, going_on) else going_on
+        best, best_s = going_on, float("inf")
+        for made in self._plans(rest, simulator, incumbent):
+            for candidate in dict.fromkeys((made, aligned(made, rest, engines))):
+                seconds = _mean_s(simulator, candidate)
+                if seconds < best_s and not verify(rest, candidate):
+                    best, best_s = candidate, seconds
         gain_s = remaining_s - best_s
-        better = gain_s > self.options.min_gain * remaining_s or going_on is None
+        better = gain_s > self.options.min_gain * remaining_s
         took = time.perf_counter() - started
         return Proposal(best if better else None, gain_s, remaining_s, took)
 
+    def _plans(
+        self, rest: Problem, simulator: PlanSimulator, incumbent: Plan | None
+    ) -> Iterator[Plan]:
+        """Yield the schedulers' plans for what is left."""
+        planner = self._instance.planner
+        own = planner.scheduler.type
+        known = self._host.names("scheduler")
+        for name in dict.fromkeys((own, *(n for n in self.options.also if n in known))):
+            how = PlanningOptions(
+                options=planner.scheduler.options if name == own else {},
+                seed=planner.seed,
+                budget_s=min(self.options.budget_s, planner.budget_s or self.options.budget_s),
+                incumbent=incumbent,
+            )
+            try:
+                yield make_plan(self._host, rest, name, how, simulator=simulator).plan
+            except (PlanError, PluginError) as error:
+                logger.warning("planning again with %s failed: %s", name, error)
 
-def _as_held(running: Running) -> Running:
-    """Return an engine as planned on the devices it really holds."""
-    planned = Assignment(running.planned.node, running.planned.parallel, running.devices)
-    return Running(planned, running.devices, 0)
+
+def _mean_s(simulator: PlanSimulator, plan: Plan) -> float:
+    """Return the mean seconds a plan takes; inf if it cannot finish."""
+    try:
+        return float(np.mean([t.makespan_s for t in simulator.simulate(plan)]))
+    except PlanError:
+        return float("inf")

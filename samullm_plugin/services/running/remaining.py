@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +14,6 @@ from samullm_plugin.core.engine import StepLatency
 from samullm_plugin.core.plan import Assignment, Plan, Stage, StageEnd
 from samullm_plugin.core.problem import Problem
 from samullm_plugin.core.scenarios import LengthScenario, draw_taken, make_scenario
-from samullm_plugin.core.simulation import PlanSimulator
 from samullm_plugin.core.transition import Running
 from samullm_plugin.interfaces.length import LengthEstimator, LengthQuery
 from samullm_plugin.services.building import check_lengths
@@ -168,21 +167,27 @@ def _corrected(costs: ModeCosts, latency_factor: float, load_factor: float) -> M
 
 
 def rest_of_plan(
-    plan: Plan, stage: int, left: Remainder, status: Sequence[NDArray[np.int8]]
-) -> Plan | None:
-    """Return what is left of a plan from a stage on; None if it is nothing.
+    plan: Plan,
+    stage: int,
+    left: Remainder,
+    status: Sequence[NDArray[np.int8]],
+    running: Mapping[str, Running],
+) -> Plan:
+    """Return what is left of a plan from a stage on.
 
     Args:
         plan: the plan.
         stage: the current stage.
         left: what is left to do.
         status: per node of the whole application, as in the ledger.
+        running: engines by node name; where they are not on their planned devices, the rest of the
+            plan is changed to the devices they hold.
     """
     names = {n.name: left.kept[k] for k, n in enumerate(left.app.nodes)}
     stages: list[Stage] = []
     for index in range(max(stage, 0), len(plan.stages)):
         old = plan.stages[index]
-        assignments = tuple(a for a in old.assignments if a.node in names)
+        assignments = tuple(_held(a, running) for a in old.assignments if a.node in names)
         if not assignments:
             continue
         end = old.end
@@ -198,31 +203,26 @@ def rest_of_plan(
                 continue
             end = replace(end, fraction=min(1.0, wanted / len(rows)))
         stages.append(Stage(assignments, end))
-    return Plan(tuple(stages)) if stages else None
+    if not stages:  # engines in their nodes' last stages go on to their end
+        last = tuple(_held(r.planned, running) for n, r in running.items() if n in names)
+        stages.append(Stage(last, StageEnd("all_finished")))
+    return Plan(tuple(stages))
 
 
-def simulate_rest(
-    simulator: PlanSimulator, plan: Plan, running: dict[str, tuple[Running, float]]
-) -> float:
-    """Return the mean seconds a plan still takes, with the engines that run now.
-
-    What they have in their KV caches is prefilled again in the simulation, whether they stay or
-    not: kept engines are judged a little too slow.
-    """
-    found = []
-    names = {n.name for n in simulator.problem.app.nodes}
-    for scenario in range(len(simulator.problem.scenarios)):
-        state = simulator.initial_state(scenario)
-        for name, (engine, ready_in_s) in running.items():
-            if name in names:
-                state.start(engine)
-                state.active[name].ready_s = ready_in_s
-        state.refresh()
-        found.append(simulator.simulate_scenario(plan, scenario, state).makespan_s)
-    return float(np.mean(found))
+def _held(assignment: Assignment, running: Mapping[str, Running]) -> Assignment:
+    engine = running.get(assignment.node)
+    if engine is None or engine.planned != assignment:
+        return assignment
+    return Assignment(assignment.node, assignment.parallel, engine.devices)
 
 
-def aligned(plan: Plan, problem: Problem, running: dict[str, tuple[Running, float]]) -> Plan:
+def as_held(running: Running) -> Running:
+    """Return an engine as if it had been planned on the devices it really holds."""
+    planned = Assignment(running.planned.node, running.planned.parallel, running.devices)
+    return Running(planned, running.devices, 0)
+
+
+def aligned(plan: Plan, problem: Problem, running: Mapping[str, Running]) -> Plan:
     """Return the same plan on other devices, so that running engines can stay where they are.
 
     Whole NVLink groups change places with groups of their kind, and devices within a group.
@@ -238,10 +238,10 @@ def aligned(plan: Plan, problem: Problem, running: dict[str, tuple[Running, floa
     first = plan.stages[0].assignments
     for assignment in sorted(first, key=lambda a: -len(a.devices)):
         held = running.get(assignment.node)
-        if held is None or held[0].planned.parallel != assignment.parallel:
+        if held is None or held.planned.parallel != assignment.parallel:
             continue
         wish, wish_groups = dict(devices), dict(groups)
-        for old, new in zip(assignment.devices, held[0].devices, strict=True):
+        for old, new in zip(assignment.devices, held.devices, strict=True):
             fits = kind[group[old]] == kind[group[new]]
             fits &= wish.setdefault(old, new) == new
             fits &= wish_groups.setdefault(group[old], group[new]) == group[new]
