@@ -25,9 +25,9 @@ from samullm_plugin.core.profile.memory import (
     block_bytes,
     kv_cache_blocks,
 )
+from samullm_plugin.io.latency_book import architecture_of, latency_book
 from samullm_plugin.io.models import find_name
 from samullm_plugin.io.profile import Profile, bundled_profiles, read_profile
-from samullm_plugin.services.profiling_fit import architecture_of, latency_book
 
 
 class LinearOptions(BaseModel):
@@ -100,6 +100,10 @@ class Linear(LatencyModel):
             InputError: if the device, the model or the size cannot be predicted.
         """
         latency, _ = self._predict(model, gpu, tensor_parallel_size, pipeline_parallel_size)
+        profile = self._profile(gpu)
+        held = profile.fitted(self._identify(model, profile)[0], tensor_parallel_size)
+        if held is not None and held.interruption_pct and self.use_measured:
+            latency = latency.scaled(1 + held.interruption_pct / 100)
         if self._options.overlap_host is not None:
             latency = replace(latency, overlap_host=self._options.overlap_host)
         return latency

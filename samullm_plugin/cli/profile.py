@@ -95,9 +95,12 @@ def fit(
 
     began = time.perf_counter()
     groups, known = _read(iterations, model, tp, architectures, trust_remote_code, device)
-    profile = fit_profile(
-        groups, known, source=source or f"fitted to {iterations.name}", transfer=transfer
-    )
+    try:
+        profile = fit_profile(
+            groups, known, source=source or f"fitted to {iterations.name}", transfer=transfer
+        )
+    except InputError as error:
+        raise InputError(f"{iterations}: {error}") from error
     write_profile(profile, output)
     seconds = time.perf_counter() - began
     _print_fit(profile, seconds)

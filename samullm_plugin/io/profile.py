@@ -88,6 +88,7 @@ class FittedModel(_Strict):
 
     ``mape_pct`` is the mean absolute percentage error on rows not fitted where ``held_out_rows``
     says how many, else on the fitted rows; host stalls are taken out of the measurements.
+    ``interruption_pct`` is what totals take longer than the sum of undisturbed iterations.
     """
 
     model: str
@@ -96,6 +97,7 @@ class FittedModel(_Strict):
     num_rows: int = Field(ge=1)
     mape_pct: float
     held_out_rows: int = 0
+    interruption_pct: float = 0.0
     undetermined: tuple[str, ...] = ()
 
 

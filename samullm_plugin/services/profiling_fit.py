@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 
 from samullm_plugin.core.architecture import ModelArchitecture
-from samullm_plugin.core.profile.book import LatencyBook, transfer_errors
+from samullm_plugin.core.profile.book import transfer_errors
 from samullm_plugin.core.profile.device_fit import fit_architectures, fit_device
 from samullm_plugin.core.profile.fitting import LongestPrior, StepFit, fit_iterations
 from samullm_plugin.core.profile.iterations import Iterations
 from samullm_plugin.core.profile.loading import fit_loading
 from samullm_plugin.core.profile.memory import RecordedStart, fit_memory
 from samullm_plugin.core.profile.roofline import HARDWARE, DeviceHardware
-from samullm_plugin.core.profile.transfer import Known, LatencyTransfer
+from samullm_plugin.core.profile.transfer import Known
 from samullm_plugin.errors import InputError
-from samullm_plugin.io.models import bundled_architecture, find_name
+from samullm_plugin.io.latency_book import architecture_of, latency_book
+from samullm_plugin.io.models import find_name
 from samullm_plugin.io.profile import (
     EngineStart,
     FittedModel,
@@ -30,15 +31,6 @@ from samullm_plugin.io.profile import (
 
 _LONGEST_WORK = 160.0
 _LONGEST_BLOCKS = 512
-
-
-def architecture_of(model: str, given: Mapping[str, ModelArchitecture]) -> ModelArchitecture | None:
-    """Return the sizes of a model, given or bundled, or None."""
-    name = find_name(model, given)
-    if name is not None:
-        return given[name]
-    bundled = bundled_architecture(model)
-    return None if bundled is None else bundled[0]
 
 
 def longest_prior(architecture: ModelArchitecture, parallel: int) -> LongestPrior:
@@ -127,6 +119,7 @@ def fit_profile(
                 latency=LatencyData.of(fit.latency),
                 num_rows=fit.num_rows,
                 mape_pct=round(fit.mape_pct, 2),
+                interruption_pct=round(fit.interruption_pct, 2),
                 undetermined=fit.undetermined,
             )
             for (model, size), fit in fits.items()
@@ -153,8 +146,11 @@ def _learn(
         raise InputError(
             "--transfer: no architecture of the measured models is known; give --architectures"
         )
-    errors = transfer_errors(measured, _known(fits, known), hardware)
-    return TransferData.of(fit_device(measured, hardware), hardware, errors)
+    learned = fit_device(measured, hardware)
+    errors = transfer_errors(
+        measured, _known(fits, known), hardware, same_experts=learned.same_experts
+    )
+    return TransferData.of(learned, hardware, errors)
 
 
 def _known(
@@ -180,29 +176,6 @@ def _recorded(start: EngineStart, known: Mapping[str, ModelArchitecture]) -> Rec
     )
 
 
-def latency_book(
-    profile: Profile, architectures: Mapping[str, ModelArchitecture] | None = None
-) -> LatencyBook:
-    """Return what a profile knows about latency, ready to predict."""
-    measured = {
-        (m.model, m.tensor_parallel_size): (m.latency.latency(), m.mape_pct) for m in profile.models
-    }
-    transfer = None
-    if profile.transfer is not None:
-        data = profile.transfer
-        entries = []
-        for (model, size), (latency, error) in measured.items():
-            architecture = profile.architecture(model) or architecture_of(
-                model, architectures or {}
-            )
-            if architecture is not None:
-                entries.append(Known(model, architecture, size, latency, error))
-        transfer = LatencyTransfer(
-            data.device(), data.device_hardware(), tuple(entries), data.errors()
-        )
-    return LatencyBook(profile.device, profile.source, measured, transfer)
-
-
 def check_profile(
     profile: Profile,
     groups: Sequence[Iterations],
@@ -214,7 +187,8 @@ def check_profile(
     than twice the usual one of such batches); ``mape_with_stalls_pct`` takes rows as they are.
 
     Returns:
-        ``{"overall": {...}, "groups": [{"model", "tp", "phase", "shape", "basis", ...}]}``.
+        ``{"overall": {...}, "groups": [{"model", "tp", "phase", "shape", "basis", ...}]}``;
+        ``bias_pct`` is the error of the summed time.
     """
     book = latency_book(profile, architectures)
     every: list[np.ndarray] = []
@@ -239,9 +213,11 @@ def check_profile(
                 if keep.any():
                     entry = {"model": rows.model, "tp": size, "phase": phase, "shape": str(shape)}
                     entry |= _summary(error[keep], plain[keep], int(np.count_nonzero(stalls[keep])))
-                    entry["bias_pct"] = round(
-                        float(100 * (predicted[keep].sum() / rows.seconds[keep].sum() - 1)), 3
-                    )
+                    measured = (rows.seconds - stalls)[keep].sum()
+                    held = profile.fitted(name, size)
+                    longer = 1 + (0.0 if held is None else held.interruption_pct) / 100
+                    bias = 100 * (longer * predicted[keep].sum() / measured - 1)
+                    entry["bias_pct"] = round(float(bias), 3)
                     entry["basis"] = provenance.kind
                     entry["source"] = provenance.source
                     rows_out.append(entry)

@@ -131,7 +131,11 @@ def row_errors(rows: Iterations, latency: StepLatency) -> np.ndarray:
 
 
 def transfer_errors(
-    groups: Sequence[Measured], known: Sequence[Known], hardware: DeviceHardware
+    groups: Sequence[Measured],
+    known: Sequence[Known],
+    hardware: DeviceHardware,
+    *,
+    same_experts: bool,
 ) -> TransferErrors:
     """Return what transfer errs by, each group predicted from the others.
 
@@ -146,7 +150,8 @@ def transfer_errors(
         if len({g.architecture for g in outside}) < 2:
             continue
         others = [k for k in known if layer_key(k.architecture) != layers]
-        alone = LatencyTransfer(fit_device(outside, hardware), hardware, others)
+        learned = fit_device(outside, hardware, same_experts=same_experts)
+        alone = LatencyTransfer(learned, hardware, others)
         kinds = {kind_key(k.architecture) for k in others}
         for group in inside:
             size, a = group.rows.tensor_parallel_size, group.architecture

@@ -19,7 +19,7 @@ from samullm_plugin.core.profile.roofline import (
 )
 from samullm_plugin.errors import InputError
 
-_SIZES = 20
+_SIZES = 10
 _LOSS_SCALE = 0.1
 _PRIOR = 0.02
 _HOST_KNOTS = (0.0, 1.0, 64.0, 256.0, 512.0)
@@ -77,12 +77,15 @@ class DeviceFit:
     same_experts: bool
 
 
-def fit_device(groups: Sequence[Measured], hardware: DeviceHardware) -> DeviceFit:
+def fit_device(
+    groups: Sequence[Measured], hardware: DeviceHardware, *, same_experts: bool | None = None
+) -> DeviceFit:
     """Return the coefficients that fit all groups best.
 
     Args:
         groups: one per model and size; at least two architectures.
         hardware: data-sheet figures.
+        same_experts: whether all tokens took the same experts; found out if None.
 
     Raises:
         InputError: if there are too few models.
@@ -93,9 +96,11 @@ def fit_device(groups: Sequence[Measured], hardware: DeviceHardware) -> DeviceFi
             "architectures (--architectures)"
         )
     experts = any(g.architecture.num_experts for g in groups)
-    fits = [_fit_coefficients(groups, hardware, same) for same in (True, False)[: 1 + experts]]
+    open_question = experts and same_experts is None
+    assumed = (True, False) if open_question else (bool(same_experts),)
+    fits = [_fit_coefficients(groups, hardware, same) for same in assumed]
     _, coefficients, same = min(fits, key=lambda f: f[0])
-    return DeviceFit(coefficients, _fit_host(groups), same and experts)
+    return DeviceFit(coefficients, _fit_host(groups), same)
 
 
 def _fit_coefficients(
@@ -148,7 +153,7 @@ def _stack(groups: Sequence[Measured], same_experts: bool) -> tuple[Shapes, Floa
     for group in groups:
         rows = group.rows
         sizes = np.unique(rows.batch_size)
-        picked = sizes[np.unique(np.geomspace(1, len(sizes), 12).astype(int) - 1)]
+        picked = sizes[np.unique(np.geomspace(1, len(sizes), _SIZES).astype(int) - 1)]
         spread = sizes[np.unique(np.linspace(0, len(sizes) - 1, _SIZES).astype(int))]
         keep = np.isin(rows.batch_size, np.union1d(picked, spread)) & (rows.host_stalls() == 0)
         if not keep.any():

@@ -34,6 +34,7 @@ TILED_TOKENS = 1024
 KINK_TOKENS = 512
 HOST_KNOTS = (1, 64, 256)
 _RATIOS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0)
+_MOST_EXCESS = 4.0
 _THRESHOLDS = (0, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
@@ -59,12 +60,16 @@ class StepFit:
         num_rows: rows it rests on.
         mape_pct: mean absolute percentage error on these rows, host stalls taken out.
         undetermined: terms the rows say nothing about, one sentence each.
+        interruption_pct: by how much the rows' summed time exceeds the fit's, in percent: the mean
+            cost of interruptions (swaps, other processes) that no single iteration shows. 0 where
+            separate device times let host stalls be taken out.
     """
 
     latency: StepLatency
     num_rows: int
     mape_pct: float
     undetermined: tuple[str, ...]
+    interruption_pct: float = 0.0
 
 
 def tile_count(tokens: Floats, tile: int) -> Floats:
@@ -114,8 +119,16 @@ def fit_iterations(rows: Iterations, prior: LongestPrior | None = None) -> StepF
         prefill_launch_s=float(floors[1]),
         longest_over_seqs=over,
     )
-    error = np.abs(latency.step_seconds(steps) / clean - 1)
-    return StepFit(latency, len(rows), float(100 * error.mean()), tuple(undetermined))
+    predicted = latency.step_seconds(steps)
+    error = np.abs(predicted / clean - 1)
+    interruptions = 0.0
+    if not np.isfinite(rows.device_s).any():
+        # One mishap of many times an iteration must not price every iteration.
+        excess = np.minimum(rows.seconds - predicted, _MOST_EXCESS * predicted)
+        interruptions = float(np.clip(100 * excess.sum() / predicted.sum(), 0.0, 25.0))
+    return StepFit(
+        latency, len(rows), float(100 * error.mean()), tuple(undetermined), interruptions
+    )
 
 
 def _token_curve(base: float, slope: float, kink: float, tiles: Floats) -> Curve:
@@ -220,7 +233,8 @@ def _fit_device(
     """Return ratio and threshold of the longest sequence, and the solution under them."""
     prefill = steps.prefill_seqs > 0
     decode_seqs = steps.num_seqs - steps.prefill_seqs
-    uneven = decode & (steps.longest_tokens * decode_seqs > 1.5 * steps.context_tokens + 64)
+    padded = steps.longest_tokens * decode_seqs
+    uneven = decode & (padded > 1.5 * steps.context_tokens + 2 * decode_seqs + 64)
     choice = (0.0, 0)
     if np.count_nonzero(uneven) >= 4:
         choice = _search(steps, target, prefill, decode_seqs[uneven])

@@ -18,6 +18,8 @@ from samullm_plugin.core.engine.latency import Curve, Floats, StepLatency, StepT
 from samullm_plugin.errors import InputError
 
 _TILES = ((64, 64, 0), (128, 64, 1), (64, 128, 1), (128, 128, 2), (256, 128, 3), (128, 256, 3))
+_EXPERT_TILES = ((16, 64, 0), (32, 64, 0), *_TILES)
+"""Rows, columns and which share of the peak. Experts see few tokens each, on smaller tiles."""
 _SHARPNESS = 3.0
 _LONGEST_SPREAD = 512
 """Blocks of decode attention (sequences times heads) up to which a long sequence is split."""
@@ -210,17 +212,24 @@ def _product_s(
     weight_bytes: Floats,
     hardware: DeviceHardware,
     c: DeviceCoefficients,
-    copies: Floats | float = 1.0,
-    slower: Floats | float = 1.0,
+    experts: tuple[Floats, Floats] | None = None,
 ) -> Floats:
-    """Return the seconds of ``copies`` products of ``tokens`` rows each.
+    """Return the seconds of a product of ``tokens`` rows.
 
-    ``slower`` divides the rate of computing, not that of reading.
+    Args:
+        tokens: rows, of each expert if there are any.
+        outputs: columns.
+        inputs: inner width.
+        weight_bytes: bytes of one weight.
+        hardware: data-sheet figures.
+        c: coefficients.
+        experts: experts computed, and what divides their rate of computing (not of reading).
     """
+    copies, slower = (1.0, 1.0) if experts is None else experts
     shares = (c.tile_64, c.tile_64_128, c.tile_128, c.tile_256)
     per_processor = hardware.peak_flops / hardware.multiprocessors
     compute = np.full(np.broadcast(tokens, outputs).shape, np.inf)
-    for rows, columns, kind in _TILES:
+    for rows, columns, kind in _TILES if experts is None else _EXPERT_TILES:
         tiles = copies * np.ceil(tokens / rows) * np.ceil(outputs / columns)
         waves = np.ceil(tiles / hardware.multiprocessors)
         seconds = slower * waves * (2 * rows * columns * inputs) / (per_processor * shares[kind])
@@ -237,15 +246,17 @@ def _per_token_layer_s(s: Shapes, hardware: DeviceHardware, c: DeviceCoefficient
     total = np.zeros(len(tokens))
     for i in (0, 1):
         total += _product_s(busy, s.outputs[i], s.inputs[i], s.weight_bytes, hardware, c)
-    moe = s.experts > 0
-    spread = touched_experts(busy, s.experts, s.active_experts)
-    touched = np.where(moe, np.where(s.same_experts, s.active_experts, spread), 1.0)
-    routed = np.where(moe, busy * s.active_experts / np.maximum(touched, 1), busy)
-    slower = np.where(moe, 1 / c.expert_tile, 1.0)
     for i in (2, 3):
-        total += _product_s(
-            routed, s.outputs[i], s.inputs[i], s.weight_bytes, hardware, c, touched, slower
-        )
+        shape = (s.outputs[i], s.inputs[i], s.weight_bytes)
+        dense = _product_s(busy, *shape, hardware, c)
+        if s.experts.any():
+            spread = touched_experts(busy, s.experts, s.active_experts)
+            touched = np.maximum(np.where(s.same_experts, s.active_experts, spread), 1)
+            routed = busy * s.active_experts / touched
+            slower = np.full(len(busy), 1 / c.expert_tile)
+            sparse = _product_s(routed, *shape, hardware, c, (touched, slower))
+            dense = np.where(s.experts > 0, sparse, dense)
+        total += dense
     state = tokens * s.hidden * 2
     total += (
         np.where(s.gated, c.gated_token_bytes, c.plain_token_bytes) * state / hardware.bandwidth
@@ -298,7 +309,9 @@ def device_seconds(s: Shapes, hardware: DeviceHardware, c: DeviceCoefficients) -
 def _knots() -> Floats:
     """Return token counts at which the curve is given: both sides of every tile edge."""
     edges = [*range(64, 1025, 64), *range(1152, 8193, 128)]
-    return np.unique([0, 1, 8, 16, 32, *edges, *(e + 1 for e in edges), 16384, 32768])
+    return np.unique(
+        [0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, *edges, *(e + 1 for e in edges), 16384, 32768]
+    )
 
 
 def roofline_latency(

@@ -1,0 +1,15 @@
+"""The shipped latency models keep the contract of their kind."""
+
+from __future__ import annotations
+
+from samullm_linear.models import Linear, Transfer
+
+from samullm_plugin.testing.latency_contract import LatencyModelContract
+
+
+class TestLinear(LatencyModelContract):
+    latency_class = Linear
+
+
+class TestTransfer(LatencyModelContract):
+    latency_class = Transfer
