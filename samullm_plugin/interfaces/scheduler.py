@@ -44,8 +44,16 @@ class ScheduleWith(Protocol):
         *,
         options: Mapping[str, object] | None = None,
         budget_s: float | None = None,
+        scenarios: int | None = None,
     ) -> Plan:
-        """Return the verified plan of scheduler ``name``."""
+        """Return the verified plan of scheduler ``name``.
+
+        Args:
+            name: as users write it.
+            options: that scheduler's own.
+            budget_s: seconds it may take.
+            scenarios: it sees only so many of the length scenarios; None: all.
+        """
         ...
 
 
@@ -60,7 +68,7 @@ class SchedulingContext:
             there is no limit.
         incumbent: the best valid plan known so far, or None.
         schedule_with: gives the verified plan of another scheduler by its name, so that no plugin
-            imports another; ``options`` and ``budget_s`` are that scheduler's own.
+            imports another.
         progress: called with (bound, incumbent) in seconds while a long search runs.
         report: filled in by the scheduler.
     """

@@ -119,6 +119,7 @@ def _schedule(
         *,
         options: Mapping[str, object] | None = None,
         budget_s: float | None = None,
+        scenarios: int | None = None,
     ) -> Plan:
         if depth + 1 >= MAX_NESTING:
             raise PluginError(f"scheduler {name}: schedulers call each other more than twice deep")
@@ -127,7 +128,11 @@ def _schedule(
             seed=how.seed,
             budget_s=how.budget_s if budget_s is None else budget_s,
         )
-        return _schedule(host, problem, other, nested, simulator, depth + 1)[0]
+        if scenarios is None or scenarios >= len(problem.scenarios):
+            return _schedule(host, problem, other, nested, simulator, depth + 1)[0]
+        part = problem.with_scenarios(problem.scenarios[:scenarios])
+        own = PlanSimulator(part, simulator.cache)
+        return _schedule(host, part, other, nested, own, depth + 1)[0]
 
     instance = host.create("scheduler", name, dict(how.options))
     context = SchedulingContext(

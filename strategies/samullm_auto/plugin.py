@@ -19,8 +19,11 @@ Start = tuple[str, dict[str, object]]
 
 HEURISTICS: tuple[Start, ...] = (("min-heuristic", {}), ("max-heuristic", {}))
 
-HEURISTICS_SHARE = 0.25
-"""Share of the time that one heuristic may take."""
+EXACT_SHARE, HEURISTICS_SHARE, GREEDY_SHARE = 0.5, 0.2, 0.15
+"""Share of the time left that each of the other schedulers may take."""
+
+SPEND, SPEND_AFTER_EXACT = 0.006, 0.003
+"""Share of the makespan that searching on may take; less is left to find after exact."""
 
 GREEDY: tuple[Start, ...] = (
     ("greedy", {}),
@@ -41,7 +44,7 @@ class AutoOptions(BaseModel):
     )
     level: float = Field(default=0.9, gt=0, lt=1, description="level of quantile and cvar")
     exact_up_to: int = Field(
-        default=24,
+        default=160,
         ge=0,
         description="nodes times GPUs up to which the scheduler exact is asked as well",
     )
@@ -67,17 +70,24 @@ class AutoScheduler(StageScheduler):
         search = Search(problem, context, Risk(options.risk, options.level), deadline_s)
         if context.incumbent is not None:
             search.log.values["incumbent"] = search.offer(context.incumbent, "incumbent")
+        size = len(problem.app.nodes) * problem.cluster.num_gpus
+        per_scenario_s = _simulating_all_modes_s(problem, context)
+        exact_s = EXACT_SHARE * search.left_s
+        affordable = max(1, int(exact_s / per_scenario_s))
+        if size <= options.exact_up_to and per_scenario_s < 1.5 * exact_s:
+            self._start(search, context, "exact", {}, exact_s, affordable)
+        certain = search.best is not None
         share_s = HEURISTICS_SHARE * search.left_s
-        took_s = max(self._start(search, context, *start, share_s) for start in HEURISTICS)
+        took_s = 0.0
+        for start in HEURISTICS:
+            if search.best is None or not search.done:
+                took_s = max(took_s, self._start(search, context, *start, share_s))
         if search.best is None:
             search.offer(search.simplest(), "one after the other")
-        search.limit()
-        for start in GREEDY:  # each takes about as long as the slower heuristic
-            if not search.optimal and took_s < 0.6 * search.left_s:
+        search.limit(SPEND_AFTER_EXACT if certain else SPEND)
+        for start in GREEDY:  # each takes about as long as the slower heuristic, or twice that
+            if not search.optimal and took_s < GREEDY_SHARE * search.left_s:
                 took_s = self._start(search, context, *start, search.left_s / 2)
-        size = len(problem.app.nodes) * problem.cluster.num_gpus
-        if size <= options.exact_up_to and not search.done:
-            self._start(search, context, "exact", {}, search.left_s / 2)
         if not search.done:
             search.improve()
         best = search.best
@@ -95,6 +105,7 @@ class AutoScheduler(StageScheduler):
         name: str,
         options: dict[str, object],
         budget_s: float,
+        scenarios: int | None = None,
     ) -> float:
         """Offer another scheduler's plan, note why if there is none; return the seconds it took."""
         label = " ".join([name, *(f"{k}={v}" for k, v in options.items())])
@@ -103,12 +114,28 @@ class AutoScheduler(StageScheduler):
             search.log.notes.append(f"{label}: the host offers no other schedulers")
             return 0.0
         try:
-            plan = context.schedule_with(name, options=options, budget_s=max(budget_s, 0.05))
+            plan = context.schedule_with(
+                name, options=options, budget_s=max(budget_s, 0.05), scenarios=scenarios
+            )
         except SamullmError as error:  # not installed, or the instance is beyond it
             search.log.notes.append(f"{label}: {error}")
         else:
             search.log.values[label] = search.offer(plan, label)
         return monotonic() - began_s
+
+
+def _simulating_all_modes_s(problem: Problem, context: SchedulingContext) -> float:
+    """Return about how long simulating every model in every configuration takes, per scenario.
+
+    Measured on every model's smallest configuration.
+    """
+    configs = [problem.parallel_configs(i) for i in range(len(problem.app.nodes))]
+    began_s = monotonic()
+    context.simulator.alone_many_s(0, [(i, c[0]) for i, c in enumerate(configs)])
+    one_s = monotonic() - began_s
+    requests = [len(node.requests) for node in problem.app.nodes]
+    all_modes = sum(n * len(c) for n, c in zip(requests, configs, strict=True))
+    return max(one_s, 1e-4) * all_modes / sum(requests)
 
 
 @hookimpl

@@ -20,9 +20,6 @@ from samullm_plugin.interfaces.scheduler import SchedulingContext
 CLOSE_ENOUGH = 1e-4
 """Relative gap to the bound below which there is nothing to search for."""
 
-SPEND = 0.006
-"""Share of the makespan that searching may take beyond the heuristics."""
-
 JUDGED_PER_NODE = 3000
 """Recipes the surrogate judges, per node, at most."""
 
@@ -147,10 +144,10 @@ class Search:
                 self._context.progress(self.bound_s, value)
         return value
 
-    def limit(self) -> None:
-        """From now on spend no more than a small share of the makespan, and of what it saves."""
+    def limit(self, share: float) -> None:
+        """From now on spend no more than a share of the makespan, and half of what it saves."""
         assert self.best is not None
-        self._deadline_s = monotonic() + SPEND * self.best.value_s
+        self._deadline_s = monotonic() + share * self.best.value_s
 
     def simplest(self) -> Plan:
         """Return the plan of each model on its smallest configuration, in topological order."""

@@ -1,0 +1,150 @@
+"""The default scheduler: never worse than its starts, on time, and explained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from time import monotonic
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from samullm_auto.plugin import AutoOptions, AutoScheduler
+from samullm_auto.risk import Risk
+
+from samullm_plugin import PluginHost
+from samullm_plugin.core.application import EngineOptions
+from samullm_plugin.core.plan import Plan
+from samullm_plugin.core.problem import Problem
+from samullm_plugin.core.result import PlanStatus
+from samullm_plugin.core.simulation import PlanSimulator
+from samullm_plugin.core.verify import verify
+from samullm_plugin.errors import InputError
+from samullm_plugin.interfaces.scheduler import SchedulingContext
+from samullm_plugin.services.planning import PlanningOptions, make_plan
+from samullm_plugin.testing.factories import TestNode, make_problem
+from samullm_plugin.testing.strategies import problems
+
+OTHERS = ("greedy", "max-heuristic", "min-heuristic")
+
+
+@pytest.fixture(scope="module")
+def host() -> PluginHost:
+    return PluginHost()
+
+
+def serial(name: str, requests: int, output: int, **more: object) -> TestNode:
+    engine = EngineOptions(max_num_seqs=1, async_scheduling=False)
+    outputs = [output] * requests
+    return TestNode(name, [4] * requests, outputs, engine=engine, **more)  # type: ignore[arg-type]
+
+
+def puzzle() -> Problem:
+    """Five models on four GPUs that no heuristic packs well."""
+    work = ((8, 30), (6, 25), (9, 20), (4, 33), (5, 14))
+    return make_problem([serial(f"m{i}", n, o) for i, (n, o) in enumerate(work)], num_gpus=4)
+
+
+def context_of(problem: Problem, **more: object) -> SchedulingContext:
+    return SchedulingContext(PlanSimulator(problem), np.random.default_rng(0), **more)  # type: ignore[arg-type]
+
+
+def test_better_than_the_heuristics_where_there_is_something_to_gain(host: PluginHost) -> None:
+    problem = puzzle()
+    auto = make_plan(host, problem, "auto")
+    others = {name: make_plan(host, problem, name).mean_makespan_s for name in OTHERS}
+    assert auto.mean_makespan_s < min(others.values())
+    assert set(dict(auto.explanation)) == {n.name for n in problem.app.nodes}
+    assert "GPUs" in dict(auto.explanation)["m0"]
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@given(problem=problems(max_scenarios=2))
+def test_never_worse_than_its_starts(host: PluginHost, problem: Problem) -> None:
+    simulator = PlanSimulator(problem)
+    how = PlanningOptions(options={"budget_s": 0.3})
+    auto = make_plan(host, problem, "auto", how, simulator=simulator)
+    starts = [
+        make_plan(host, problem, name, simulator=simulator)
+        for name in ("max-heuristic", "min-heuristic")
+    ]
+    assert verify(problem, auto.plan) == ()
+    assert auto.mean_makespan_s <= min(s.mean_makespan_s for s in starts) * (1 + 1e-9)
+    assert (auto.lower_bound_s <= auto.makespan_s * (1 + 1e-9)).all()
+
+
+def test_an_incumbent_is_kept_unless_beaten(host: PluginHost) -> None:
+    problem = puzzle()
+    best = make_plan(host, problem, "auto", PlanningOptions(options={"budget_s": 2.0}))
+    how = PlanningOptions(options={"budget_s": 0.05}, incumbent=best.plan)
+    again = make_plan(host, problem, "auto", how)
+    assert again.mean_makespan_s <= best.mean_makespan_s
+
+
+def test_no_other_scheduler_is_needed() -> None:
+    problem = puzzle()
+
+    def nobody(
+        name: str,
+        /,
+        *,
+        options: Mapping[str, object] | None = None,
+        budget_s: float | None = None,
+        scenarios: int | None = None,
+    ) -> Plan:
+        raise InputError(f"unknown scheduler {name}")
+
+    for schedule_with in (None, nobody):
+        context = context_of(problem, schedule_with=schedule_with)
+        plan = AutoScheduler(AutoOptions(budget_s=0.5)).schedule(problem, context)
+        assert verify(problem, plan) == ()
+
+
+def test_the_deadline_of_the_context_holds() -> None:
+    problem = puzzle()
+    began = monotonic()
+    context = context_of(problem, deadline_s=began + 0.3)
+    AutoScheduler(AutoOptions(budget_s=60.0)).schedule(problem, context)
+    assert monotonic() - began < 5.0
+
+
+def test_it_stops_where_bound_and_incumbent_meet() -> None:
+    chain = TestNode("a", [4] * 3, [5, 6, 7], [[], [(0, 0)], [(0, 1)]], step_s=2.0)
+    problem = make_problem([chain], num_gpus=1, nvlink=1)
+    began = monotonic()
+    context = context_of(problem)
+    AutoScheduler(AutoOptions(budget_s=30.0)).schedule(problem, context)
+    assert context.report.status is PlanStatus.OPTIMAL
+    assert monotonic() - began < 10.0
+
+
+def test_progress_is_reported() -> None:
+    problem, seen = puzzle(), []
+    context = context_of(problem, progress=lambda bound, value: seen.append((bound, value)))
+    AutoScheduler(AutoOptions(budget_s=0.5)).schedule(problem, context)
+    values = [v for _, v in seen]
+    assert values == sorted(values, reverse=True)
+    assert all(b is not None and v is not None and b <= v for b, v in seen)
+
+
+def test_risk_measures() -> None:
+    makespans = np.array([10.0, 20.0, 30.0, 100.0])
+    assert Risk("mean").of(makespans) == 40
+    assert Risk("quantile", 0.5).of(makespans) == 30
+    assert Risk("cvar", 0.75).of(makespans) == 100
+    assert Risk("cvar", 0.5).of(makespans) == 65
+    assert Risk("cvar", 0.6).of(makespans) == pytest.approx((100 + 0.6 * 30) / 1.6)
+
+
+def test_risk_changes_the_plan() -> None:
+    """A model that is long in one scenario of two gets more GPUs where the worst case counts."""
+    engine = EngineOptions(max_num_seqs=1, async_scheduling=False)
+    risky = TestNode("risky", [4] * 4, [[5] * 4, [60] * 4], engine=engine)
+    steady = TestNode("steady", [4] * 4, [[30] * 4, [30] * 4], engine=engine)
+    problem = make_problem([risky, steady], num_gpus=4, nvlink=1, num_scenarios=2)
+    worst = {}
+    for risk in ("mean", "cvar"):
+        options = AutoOptions(budget_s=1.0, risk=risk, level=0.5)  # type: ignore[arg-type]
+        context = context_of(problem)
+        plan = AutoScheduler(options).schedule(problem, context)
+        worst[risk] = max(t.makespan_s for t in context.simulate(plan))
+    assert worst["cvar"] <= worst["mean"]
