@@ -104,8 +104,7 @@ def solve(instance: Instance, first: Schedule, bound: int, options: SolveOptions
     solver.parameters.max_time_in_seconds = max(0.01, options.time_limit_s)
     if options.deterministic_limit is not None:
         solver.parameters.max_deterministic_time = options.deterministic_limit
-    if options.workers > 1:
-        solver.parameters.interleave_search = True  # workers in fixed turns: the same every time
+    # Not interleave_search: it corrupts memory in or-tools 9.13 to 9.15 (google/or-tools#5048).
     if options.on_log is not None:
         solver.parameters.log_search_progress = True
         solver.parameters.log_to_stdout = False
@@ -119,9 +118,11 @@ def solve(instance: Instance, first: Schedule, bound: int, options: SolveOptions
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         # Nothing was found in time; infeasible it cannot be, for the first schedule is a solution.
         return Outcome(first, first.makespan, bound, bound == first.makespan, solver.wall_time)
+    objective = round(solver.objective_value)
+    better = objective < first.makespan  # if not, keep what does not depend on threads' luck
     return Outcome(
-        _schedule(instance, v, solver, options.units),
-        round(solver.objective_value),
+        _schedule(instance, v, solver, options.units) if better else first,
+        objective,
         max(bound, _ceil(solver.best_objective_bound)),
         status == cp_model.OPTIMAL,
         solver.wall_time,

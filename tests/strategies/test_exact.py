@@ -1,0 +1,301 @@
+"""The scheduler ``exact`` as the host calls it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from math import inf
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from samullm_cpsat.plugin import Exact, ExactOptions
+
+from samullm_plugin.core.application import EngineOptions
+from samullm_plugin.core.bounds import lower_bound
+from samullm_plugin.core.cluster import Cluster, Gpu
+from samullm_plugin.core.engine import StepLatency
+from samullm_plugin.core.parallel import ParallelConfig
+from samullm_plugin.core.plan import Assignment, Plan, Stage
+from samullm_plugin.core.problem import ModeKey, Problem
+from samullm_plugin.core.result import PlanStatus
+from samullm_plugin.core.simulation import PlanSimulator
+from samullm_plugin.core.verify import verify
+from samullm_plugin.errors import InputError
+from samullm_plugin.interfaces.scheduler import SchedulingContext
+from samullm_plugin.testing.factories import TestNode, make_problem
+from samullm_plugin.testing.scheduler_contract import SchedulerContract
+from samullm_plugin.testing.strategies import problems
+
+
+class TestNoSwitching(SchedulerContract):
+    scheduler_class = Exact
+    options = {"workers": 1}
+
+
+class TestSegments(SchedulerContract):
+    scheduler_class = Exact
+    options = {"structure": "segments", "workers": 1, "ticks": 200, "deterministic_limit": 2.0}
+
+
+def plan_with(problem: Problem, **options: object) -> tuple[Plan, SchedulingContext]:
+    context = SchedulingContext(PlanSimulator(problem), np.random.default_rng(0))
+    config = ExactOptions.model_validate({"workers": 1, **options})
+    plan = Exact(config).schedule(problem, context)
+    assert verify(problem, plan) == ()
+    return plan, context
+
+
+def five_models(num_gpus: int = 4) -> Problem:
+    """Independent models of unequal work, all with tensor-parallel sizes 1 and 2."""
+    nodes = [
+        TestNode(f"n{i}", [10] * (20 + 13 * i), [20 + 3 * i] * (20 + 13 * i), sizes=(1, 2))
+        for i in range(5)
+    ]
+    return make_problem(nodes, num_gpus)
+
+
+def test_optimum_by_hand() -> None:
+    """Three models of 14 s on one GPU (10 s to load, 4 iterations), 12 s on two; two GPUs.
+
+    Two beside each other and one after them on both: 14 + 12 s. All on both: 36 s.
+    """
+    nodes = [TestNode(n, [4] * 2, [2] * 2, engine=one_by_one()) for n in "abc"]
+    problem = make_problem(nodes, 2)
+    plan, context = plan_with(problem)
+    assert context.report.status is PlanStatus.OPTIMAL
+    assert context.report.objective_s == pytest.approx(26.0, abs=0.01)
+    assert context.mean_makespan_s(plan) == pytest.approx(26.0)
+    assert sorted(a.parallel.num_devices for a in plan.stages[0].assignments) == [1, 1]
+
+
+def one_by_one() -> EngineOptions:
+    return EngineOptions(max_num_seqs=1, async_scheduling=False)
+
+
+@pytest.mark.parametrize("num_gpus", [2, 4, 8])
+def test_simulation_agrees_with_the_work_model(num_gpus: int) -> None:
+    """Without pipelining the host's makespan is the structure's, up to rounding."""
+    problem = five_models(num_gpus)
+    plan, context = plan_with(problem)
+    report = context.report
+    assert report.objective_s is not None
+    assert report.bound is not None
+    (trace,) = context.simulate(plan)
+    assert report.bound.value_s <= trace.makespan_s <= report.objective_s
+    assert trace.makespan_s == pytest.approx(report.objective_s, rel=1e-3)
+    for segment in trace.segments:  # nobody was moved from where the solver put it
+        planned = {a.devices for s in plan.stages for a in s.assignments if a.node == segment.node}
+        assert planned == {segment.devices}
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(problems(max_nodes=4, max_requests=6))
+def test_random_problems(problem: Problem) -> None:
+    plan, context = plan_with(problem, ticks=2000, deterministic_limit=2.0)
+    report = context.report
+    assert report.objective_s is not None
+    assert report.bound is not None
+    (trace,) = context.simulate(plan)
+    assert lower_bound(problem, problem.scenarios[0]).value_s <= trace.makespan_s * (1 + 1e-9)
+    assert report.bound.value_s <= report.objective_s
+    if not any(problem.app.upstreams):
+        assert report.bound.value_s <= trace.makespan_s * (1 + 1e-9)
+        assert trace.makespan_s <= report.objective_s * (1 + 1e-9)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(problems(max_nodes=3, max_requests=6, max_scenarios=2))
+def test_random_problems_in_segments(problem: Problem) -> None:
+    """Segments of random problems make valid plans that finish, and never beat the host's bound."""
+    plan, context = plan_with(problem, structure="segments", ticks=300, deterministic_limit=0.5)
+    for scenario, trace in zip(problem.scenarios, context.simulate(plan), strict=True):
+        assert lower_bound(problem, scenario).value_s <= trace.makespan_s * (1 + 1e-9)
+
+
+def test_segments_resize_when_that_pays() -> None:
+    """A model of one request leaves a GPU to the other; that one takes both once it has finished.
+
+    Without switching: 228 s and 476 s after each other. With: both until 228 s, then what is left
+    of the long one on two GPUs, 20 s to load and 352 s.
+    """
+    problem = make_problem(
+        [
+            TestNode("short", [4], [208], load_s=20.0, engine=one_by_one()),
+            TestNode("long", [4] * 12, [76] * 12, load_s=20.0, engine=one_by_one()),
+        ],
+        2,
+    )
+    whole, fixed = plan_with(problem, ticks=1000)
+    parts, resized = plan_with(problem, structure="segments", ticks=1000)
+    assert fixed.report.status is PlanStatus.OPTIMAL
+    assert resized.report.status is PlanStatus.OPTIMAL
+    assert resized.report.objective_s is not None
+    assert fixed.report.objective_s is not None
+    assert fixed.report.objective_s == pytest.approx(704.0, rel=2e-3)
+    assert resized.report.objective_s == pytest.approx(600.0, rel=5e-3)
+    assert resized.mean_makespan_s(parts) < fixed.mean_makespan_s(whole)
+    # Work in whole requests, and those in flight, are what the linear model leaves out.
+    simulated = resized.mean_makespan_s(parts)
+    assert simulated == pytest.approx(resized.report.objective_s, rel=0.08)
+    sizes = {len(a.devices) for s in parts.stages for a in s.assignments if a.node == "long"}
+    assert sizes == {1, 2}
+
+
+def test_pipelined_consumer_overlaps_its_producer() -> None:
+    nodes = [
+        TestNode("writer", [5] * 40, list(range(10, 50)), load_s=5.0),
+        TestNode("judge", [5] * 40, [10] * 40, [[(0, r)] for r in range(40)], load_s=5.0),
+    ]
+    problem = make_problem(nodes, 2)
+    plan, context = plan_with(problem)
+    (trace,) = context.simulate(plan)
+    writer, judge = sorted(trace.segments, key=lambda s: s.node, reverse=True)
+    assert judge.start_s < writer.end_s
+    assert trace.makespan_s == pytest.approx(context.report.objective_s, rel=0.02)
+
+
+def test_coarse_ticks_stay_honest() -> None:
+    """Whatever the ticks, bounds lie below every objective."""
+    problem = five_models()
+    found = [plan_with(problem, ticks=ticks)[1].report for ticks in (100, 1000, 20_000)]
+    bounds = [r.bound.value_s for r in found if r.bound is not None]
+    objectives = [r.objective_s for r in found if r.objective_s is not None]
+    assert len(bounds) == len(objectives) == 3
+    assert max(bounds) <= min(objectives)
+    assert objectives[2] / bounds[2] - 1 < 1e-3
+
+
+def test_bound_and_objective_are_told_apart_from_the_hosts_bound() -> None:
+    problem = make_problem(
+        [TestNode("a", [5] * 4, [[8] * 4, [30] * 4]), TestNode("b", [5] * 3, [9] * 3)],
+        2,
+        num_scenarios=2,
+    )
+    _, context = plan_with(problem)
+    assert context.report.bound is not None
+    assert "every model placed once" in context.report.bound.structure
+    assert "averaged over 2 length scenarios" in context.report.bound.structure
+    _, context = plan_with(problem, structure="segments", max_segments=3, ticks=100)
+    assert context.report.bound is not None
+    assert "at most 3 segments per model" in context.report.bound.structure
+
+
+def test_progress_and_explanation() -> None:
+    problem = five_models()
+    seen: list[tuple[float | None, float | None]] = []
+    context = SchedulingContext(
+        PlanSimulator(problem),
+        np.random.default_rng(0),
+        progress=lambda b, i: seen.append((b, i)),
+    )
+    Exact(ExactOptions(workers=1)).schedule(problem, context)
+    assert seen
+    pairs = [(b, i) for b, i in seen if b is not None and i is not None and i < inf]
+    assert all(b <= i * (1 + 1e-9) for b, i in pairs)
+    assert context.report.objective_s == pytest.approx(min(i for _, i in pairs))
+    assert set(context.report.explanation) == {n.name for n in problem.app.nodes}
+    assert any("last to finish" in text for text in context.report.explanation.values())
+
+
+def test_equal_seeds_give_equal_plans_with_several_workers() -> None:
+    problem = five_models()
+    assert plan_with(problem, workers=2)[0] == plan_with(problem, workers=2)[0]
+
+
+def test_limit_of_time_still_gives_a_plan_and_a_bound() -> None:
+    problem = five_models()
+    plan, context = plan_with(problem, time_limit_s=0.001, branch_nodes=0)
+    assert context.report.bound is not None
+    assert context.report.objective_s is not None
+    assert 0 < context.report.bound.value_s <= context.report.objective_s
+    assert context.mean_makespan_s(plan) <= context.report.objective_s
+
+
+def test_starts_from_another_schedulers_plan() -> None:
+    problem = five_models(2)
+    a, b = ParallelConfig(2), ParallelConfig(1)
+    stages = [Stage((Assignment(f"n{i}", a, (0, 1)),)) for i in range(4)]
+    given_plan = Plan((*stages, Stage((Assignment("n4", b, (0,)),))))
+    asked: list[str] = []
+
+    def schedule_with(name: str, /, *, options: object = None, budget_s: object = None) -> Plan:
+        asked.append(name)
+        return given_plan
+
+    context = SchedulingContext(
+        PlanSimulator(problem), np.random.default_rng(0), schedule_with=schedule_with
+    )
+    Exact(ExactOptions(workers=1, start_from="greedy")).schedule(problem, context)
+    assert asked == ["greedy"]
+    assert context.report.objective_s is not None
+    assert context.report.objective_s <= context.mean_makespan_s(given_plan) * 1.001
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"max_nodes": 4}, ["5 nodes", "limited to 4", "scheduler auto", "max_nodes"]),
+        ({"max_gpus": 2}, ["4 GPUs", "limited to 2", "scheduler auto", "max_gpus"]),
+    ],
+)
+def test_too_large(options: dict[str, object], words: list[str]) -> None:
+    with pytest.raises(InputError) as error:
+        plan_with(five_models(), **options)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_too_large_by_default() -> None:
+    nodes = [TestNode(f"n{i}", [5], [5]) for i in range(17)]
+    with pytest.raises(InputError, match="17 nodes, and structure no-switching is limited to 16"):
+        plan_with(make_problem(nodes, 2))
+    with pytest.raises(InputError, match="6 nodes, and structure segments is limited to 5"):
+        plan_with(make_problem(nodes[:6], 2), structure="segments")
+
+
+def test_node_that_fits_nowhere_names_model_and_memory() -> None:
+    """Costs that were collected for another kind of GPU than the cluster has."""
+    node = TestNode("a", [5], [5])
+    problem = make_problem([node], 2)
+    other = Gpu("other-gpu", 2**30)
+    problem = Problem(
+        problem.app,
+        Cluster.uniform(other, 2),
+        problem.scenarios,
+        ({ModeKey("test-gpu", 1): problem.costs[0][ModeKey("test-gpu", 1)]},),
+    )
+    with pytest.raises(InputError, match=r"model model-a fits on no set .*other-gpu with 1 GiB"):
+        plan_with(problem)
+
+
+def test_two_kinds_of_gpu() -> None:
+    """Each replica set lies on one kind, and the faster kind carries the longer model."""
+    slow, fast = Gpu("slow", 2**36), Gpu("fast", 2**36)
+    nodes = [TestNode("a", [5] * 8, [40] * 8), TestNode("b", [5] * 8, [10] * 8)]
+    base = make_problem(nodes, 2)
+    costs = []
+    for node in nodes:
+        (mode,) = node.costs().values()
+        assert isinstance(mode.latency, StepLatency)
+        quick = replace(mode, latency=mode.latency.scaled(0.5))
+        costs.append({ModeKey("slow", 1): mode, ModeKey("fast", 1): quick})
+    problem = Problem(base.app, Cluster((slow, slow, fast, fast)), base.scenarios, tuple(costs))
+    plan, context = plan_with(problem)
+    kinds = {
+        a.node: {problem.cluster.gpus[d].name for d in a.devices}
+        for s in plan.stages
+        for a in s.assignments
+    }
+    assert kinds["a"] == {"fast"}
+    assert all(len(k) == 1 for k in kinds.values())
+    assert context.mean_makespan_s(plan) == pytest.approx(context.report.objective_s, rel=1e-3)
+
+
+def test_plugin_imports_no_solver() -> None:
+    code = (
+        "import sys, samullm_cpsat.plugin;"
+        "print([m for m in ('ortools', 'numba') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "ortools" not in done.stdout
