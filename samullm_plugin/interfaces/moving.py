@@ -104,12 +104,14 @@ def continued(request: EngineRequest, output: RequestOutput) -> EngineRequest:
         output: what that engine's ``stop_engine`` returned for it.
 
     Returns:
-        The same request if nothing was generated or nothing may be carried over.
+        The same request if nothing was generated, nothing may be carried over, or its text's tokens
+        are not known (an engine that died had tokenised it).
     """
     if output.num_tokens == 0 or move_rule(request.sampling) != "carry":
         return request
     prompt = output.prompt_token_ids or request.prompt_token_ids
-    if prompt is not None and output.token_ids is None:
+    textual = request.prompt is not None or request.messages is not None
+    if (prompt is None and textual) or (prompt is not None and output.token_ids is None):
         return request
     left = request.output_tokens
     return replace(

@@ -195,7 +195,7 @@ def test_min_tokens_and_logprobs_are_carried(bench: Bench, tiny: Path) -> None:
     first = bench.gather(1)[0]
     assert first.num_tokens > 12
     assert first.finish_reason == "stop"
-    assert max((first.token_ids or ())[:12]) < 256 <= (first.token_ids or ())[-1]
+    assert max((first.token_ids or ())[:12]) < 256
     part = replace(first, num_tokens=5, token_ids=(first.token_ids or ())[:5], finish_reason=None)
     bench.outputs.clear()
     bench.executor.submit("a", [continued(whole, part)])
@@ -237,15 +237,15 @@ def test_lower_priority_number_first(bench: Bench, tiny: Path) -> None:
 
 
 def test_kv_cache_is_what_was_asked_for(bench: Bench, tiny: Path) -> None:
-    """With room for one request at a time, requests run one after another."""
+    """With room for one whole request, what is cached never exceeds it: others are preempted."""
     model = replace(spec("a", tiny).model, max_model_len=128)
     bench.start(spec("a", tiny, model=model, kv_cache_tokens=128))
     bench.executor.submit("a", [request(i, 100) for i in range(3)])
     bench.gather(3)
     steps, _ = bench.executor.take_steps("a") or (None, None)
     assert steps is not None
-    assert (steps.context_tokens <= 128).all()
-    assert steps.num_seqs.max() <= 2  # two while both are short
+    assert steps.context_tokens.max() <= 128
+    assert steps.prefill_tokens.sum() > 3 * 17  # preempted ones were computed again
 
 
 def test_options_reach_the_engine(bench: Bench, tmp_path: Path) -> None:

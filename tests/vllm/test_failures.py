@@ -142,21 +142,6 @@ def test_stop_while_starting(bench: Bench, tiny: Path) -> None:
     assert bench.gather(1)[0].num_tokens == 4
 
 
-def test_forking_process_dies(bench: Bench, tiny: Path) -> None:
-    """Engines die with the process that forked them; the next one brings up another."""
-    bench.start(spec("a", tiny))
-    pids = bench.pids("a")
-    parent = psutil.Process(pids[0]).ppid()
-    os.kill(parent, signal.SIGKILL)
-    bench.failure("a")
-    wait_gone(pids)
-    bench.executor.stop_engine("a")
-    bench.events.clear()
-    bench.start(spec("b", tiny))
-    bench.executor.submit("b", [request(0, 4)])
-    assert bench.gather(1)[0].num_tokens == 4
-
-
 COORDINATOR = """
 import sys, time
 from pathlib import Path
@@ -190,26 +175,6 @@ def test_no_engine_outlives_its_coordinator(tiny: Path, tmp_path: Path, method: 
         assert len(alive(pids)) == len(pids)
         coordinator.kill()
     wait_gone([*pids, *(p.pid for p in family)], 2.0)
-
-
-def test_close_leaves_no_process(tiny: Path, tmp_path: Path) -> None:
-    """Closing ends engines that run, that start, and that hang; twice is once."""
-    executor = VllmExecutor(VllmOptions())
-    executor.open(CLUSTER, tmp_path)
-    bench = Bench(executor)
-    bench.start(spec("running", tiny))
-    bench.start(spec("hanging", tiny))
-    executor.submit("running", [request(0, 480)])
-    os.kill(bench.pids("hanging")[0], signal.SIGSTOP)
-    pids = bench.pids("running") + bench.pids("hanging")
-    executor.start_engine(spec("starting", tiny, (1,)))
-    executor.close()
-    executor.close()
-    assert not alive(pids)
-    own = psutil.Process().children(recursive=True)
-    assert len([p for p in own if "zygote" in " ".join(p.cmdline())]) <= 1  # kept for other tests
-    with pytest.raises(RunError, match="not open"):
-        executor.start_engine(spec("a", tiny))
 
 
 def test_wrong_input_is_refused_with_the_remedy(
@@ -264,3 +229,38 @@ def test_block_size_follows_the_platform(
     model = ModelSpec("tiny", 512, path=str(tiny), engine=EngineOptions(dtype="float32"))
     bench.start(spec("a", tiny, model=model))
     assert "block_size 16 is 32 here" in caplog.text
+
+
+def test_forking_process_dies(bench: Bench, tiny: Path) -> None:
+    """Engines die with the process that forked them; the next one brings up another."""
+    bench.start(spec("a", tiny))
+    pids = bench.pids("a")
+    parent = psutil.Process(pids[0]).ppid()
+    os.kill(parent, signal.SIGKILL)
+    bench.failure("a")
+    wait_gone(pids)
+    bench.executor.stop_engine("a")
+    bench.events.clear()
+    bench.start(spec("b", tiny))
+    bench.executor.submit("b", [request(0, 4)])
+    assert bench.gather(1)[0].num_tokens == 4
+
+
+def test_close_leaves_no_process(tiny: Path, tmp_path: Path) -> None:
+    """Closing ends engines that run, that start, and that hang; twice is once."""
+    executor = VllmExecutor(VllmOptions())
+    executor.open(CLUSTER, tmp_path)
+    bench = Bench(executor)
+    bench.start(spec("running", tiny))
+    bench.start(spec("hanging", tiny))
+    executor.submit("running", [request(0, 480)])
+    os.kill(bench.pids("hanging")[0], signal.SIGSTOP)
+    pids = bench.pids("running") + bench.pids("hanging")
+    executor.start_engine(spec("starting", tiny, (1,)))
+    executor.close()
+    executor.close()
+    assert not alive(pids)
+    own = psutil.Process().children(recursive=True)
+    assert len([p for p in own if "zygote" in " ".join(p.cmdline())]) <= 1  # kept for other tests
+    with pytest.raises(RunError, match="not open"):
+        executor.start_engine(spec("a", tiny))

@@ -1,0 +1,119 @@
+"""What devices there are, without any."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from samullm_vllm import general
+from samullm_vllm.devices import cpu_cores, cuda_cluster, cuda_devices, detect_platform
+from samullm_vllm.engine import engine_args
+from samullm_vllm.processes import RecordedProcess, kill
+from samullm_vllm.weights import read_ahead
+
+from samullm_plugin import Cluster, Gpu
+from samullm_plugin.manager import PluginHost
+
+
+def fake_nvml(pairs: set[frozenset[int]], count: int) -> SimpleNamespace:
+    return SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlShutdown=lambda: None,
+        nvmlDeviceGetCount=lambda: count,
+        nvmlDeviceGetHandleByIndex=lambda i: i,
+        nvmlDeviceGetName=lambda h: b"NVIDIA A100",
+        nvmlDeviceGetMemoryInfo=lambda h: SimpleNamespace(total=80 << 30),
+        nvmlDeviceGetP2PStatus=lambda a, b, kind: 0 if frozenset((a, b)) in pairs else 5,
+        NVML_P2P_CAPS_INDEX_NVLINK=2,
+        NVML_P2P_STATUS_OK=0,
+    )
+
+
+def test_nvlink_groups_are_those_joined_with_each_other() -> None:
+    pairs = {frozenset(p) for p in ((0, 1), (2, 3), (1, 2))}
+    cluster = cuda_cluster(fake_nvml(pairs, 5))
+    assert cluster == Cluster((Gpu("NVIDIA A100", 80 << 30),) * 5, ((0, 1), (2, 3), (4,)))
+
+
+def test_visible_devices_are_named_as_cuda_does() -> None:
+    assert cuda_devices({"CUDA_VISIBLE_DEVICES": "3, GPU-ab"}) == ["3", "GPU-ab"]
+    assert cuda_devices({"CUDA_VISIBLE_DEVICES": ""}) == []
+
+
+@pytest.mark.gpu
+def test_this_machines_gpus() -> None:
+    assert detect_platform() == "cuda"
+    assert cuda_cluster().num_gpus >= 1
+
+
+def test_cores_are_this_processs() -> None:
+    assert cpu_cores() == sorted(cpu_cores())
+
+
+def test_blocks_are_fixed_and_one_is_never_used() -> None:
+    args = engine_args("m", {"block_size": 32, "dtype": "float32"}, kv_tokens=1000, platform="cpu")
+    assert args["num_gpu_blocks_override"] == 1000 // 32 + 1
+    assert args["kv_cache_memory_bytes"]
+    assert args["enforce_eager"]
+    assert not engine_args("m", {"block_size": 16}, kv_tokens=1000, platform="cuda")[
+        "enforce_eager"
+    ]
+
+
+def test_both_executors_are_found_without_importing_vllm() -> None:
+    """Listing plugins costs nothing; engine processes must be free of the simulator's compiler."""
+    code = (
+        "import sys; from samullm_vllm import plugin; plugin.register_executors(print);"
+        "assert not {'vllm', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+    code = (
+        "import sys, samullm_vllm.worker, samullm_vllm.zygote, samullm_vllm.general;"
+        "assert not {'numba', 'llvmlite', 'vllm', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    host = PluginHost()
+    names = {p.name for p in host.provenance() if p.kind == "executor"}
+    assert {"vllm", "emulated"} <= names
+
+
+def test_general_plugin_is_harmless_twice() -> None:
+    general.register()
+    general.register()
+
+
+def test_reading_ahead_ignores_what_is_not_there(tmp_path: Path) -> None:
+    read_ahead(str(tmp_path / "nothing"))
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 5000)
+    read_ahead(str(tmp_path))
+
+
+def test_only_the_recorded_process_is_killed() -> None:
+    """A process of the same id that was started at another time is somebody else's."""
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
+        recorded = RecordedProcess.of(process.pid)
+        assert recorded is not None
+        assert kill([RecordedProcess(process.pid, recorded.created - 1)])
+        assert process.poll() is None
+        assert kill([recorded])
+        process.wait()
+
+
+def test_children_are_killed_too() -> None:
+    code = (
+        "import subprocess, sys, time;"
+        "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']);"
+        "print(p.pid, flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        child = RecordedProcess.of(int(process.stdout.readline()))
+        recorded = RecordedProcess.of(process.pid)
+        assert child is not None
+        assert recorded is not None
+        assert kill([recorded])
+        assert child.find() is None
