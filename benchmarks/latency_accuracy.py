@@ -79,7 +79,7 @@ NOTES = """## Where targets are missed, and why
 
 Sleeping and waking follow published figures (vLLM pull request 48337, Qwen3-8B: sleep level 1
 10.6 s and wake 2.2 s, level 2 0.3 s and 6.5 s), scaled by the bytes of a device; cold starts the
-80 MB/s that the first implementation's logs show. Both are options, not measurements of yours.
+80 MB/s that the first implementation's logs show (option `disk_bytes_per_s`).
 """
 """What the tables do not say themselves."""
 

@@ -25,9 +25,10 @@ class LoadModel:
         sleep2_s: dropping the weights.
         reload_bytes_per_s: weights from the page cache into a running engine.
 
-    The defaults of sleeping and waking are published figures of one model (vLLM pull request 48337,
-    Qwen3-8B: sleep level 1 10.57 s and wake 2.19 s, level 2 0.31 s and 6.53 s), by its 16.4 GB; that
-    of the disk is the median of the first implementation's cold starts (puddingfjz/vllm @ de1677dc).
+    The defaults of sleeping and waking are published figures of one model (vLLM pull request
+    48337, Qwen3-8B: sleep level 1 10.57 s and wake 2.19 s, level 2 0.31 s and 6.53 s), by its
+    16.4 GB; that of the disk is about the median of the first implementation's cold starts
+    (puddingfjz/vllm @ de1677dc).
     """
 
     start_s: float
