@@ -61,7 +61,7 @@ def test_better_than_the_heuristics_where_there_is_something_to_gain(host: Plugi
 @given(problem=problems(max_scenarios=2))
 def test_never_worse_than_its_starts(host: PluginHost, problem: Problem) -> None:
     simulator = PlanSimulator(problem)
-    how = PlanningOptions(options={"budget_s": 0.3})
+    how = PlanningOptions(options={"budget_s": 20.0})
     auto = make_plan(host, problem, "auto", how, simulator=simulator)
     starts = [
         make_plan(host, problem, name, simulator=simulator)
