@@ -18,6 +18,7 @@ from samullm_plugin.manager import PluginHost
 from samullm_plugin.services.applications import parse_named
 from samullm_plugin.services.benchmarking import BenchCase, HiddenDraw
 from samullm_plugin.services.building import build_problem, sample_scenarios
+from samullm_plugin.services.estimators import make_latency_model, make_length_estimator
 
 SMALL = ("small-1", "small-2", "small-3", "small-4", "small-5")
 """Instances on which exact proves optimality."""
@@ -81,7 +82,8 @@ class CaseSettings:
 def shifted_estimator(host: PluginHost, name: str, estimator: str) -> LengthEstimator:
     """Return where the lengths of a shift come from.
 
-    ``longer`` and ``shorter`` scale the planner's own distribution by 1.5 and by 2/3; the others
+    ``longer`` and ``shorter`` scale the planner's own distribution by 1.5 and by 2/3 (that of
+    ``ecdf`` if the planner's estimator has no option ``scale``); the others
     are real workloads of other origin: ``sharegpt``, ``azure-conv``, ``azure-code``, ``arxiv``.
 
     Raises:
@@ -89,7 +91,9 @@ def shifted_estimator(host: PluginHost, name: str, estimator: str) -> LengthEsti
     """
     factors = {"longer": 1.5, "shorter": 2.0 / 3.0}
     if name in factors:
-        return host.create("length-estimator", estimator, {"scale": factors[name]})
+        fields = host.resolve("length-estimator", estimator).value.Config.model_fields
+        scaled = estimator if "scale" in fields else "ecdf"
+        return make_length_estimator(host, scaled, {"scale": factors[name]})
     workloads = ("sharegpt", "azure-conv", "azure-code", "arxiv")
     if name not in workloads:
         known = (*factors, *workloads)
@@ -116,8 +120,8 @@ def make_case(host: PluginHost, text: str, settings: CaseSettings) -> BenchCase:
     source = host.create("application", name, options)
     app = source.build()
     cluster = bundled_cluster(source, settings.gpus)
-    estimator = host.create("length-estimator", settings.estimator)
-    latency = host.create("latency-model", settings.latency_model)
+    estimator = make_length_estimator(host, settings.estimator)
+    latency = make_latency_model(host, settings.latency_model)
     known = source.output_tokens()
     streams = np.random.SeedSequence([settings.seed, 11]).spawn(2 + len(settings.shifts))
     problem = build_problem(

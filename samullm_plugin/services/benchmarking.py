@@ -64,6 +64,7 @@ class BenchRow:
         scheduler: its name.
         status: what the scheduler proved of its plan; None if it made none.
         note: why there is no plan, or what the figures leave out.
+        failed: a plugin is to blame for that.
         simulated_s: makespan on the planner's lengths, mean of its scenarios.
         realised_s: makespan on hidden lengths of the same distribution, mean of the draws.
         shifted_s: the same by shift.
@@ -85,6 +86,7 @@ class BenchRow:
     scheduler: str
     status: PlanStatus | None = None
     note: str = ""
+    failed: bool = False
     simulated_s: float | None = None
     realised_s: float | None = None
     shifted_s: dict[str, float] = field(default_factory=dict)
@@ -128,10 +130,10 @@ def run_case(
         row = {"application": case.application, "num_gpus": case.num_gpus, "scheduler": name}
         try:
             result = make_plan(host, case.problem, name, options(name))
+            rows.append(_row(case, name, result, simulators))
         except (InputError, PlanError, PluginError) as error:
-            rows.append(BenchRow(**row, note=str(error), bound_s=bound_s))  # type: ignore[arg-type]  # three strings and a number
-            continue
-        rows.append(_row(case, name, result, simulators))
+            failed = not isinstance(error, InputError)
+            rows.append(BenchRow(**row, note=str(error), failed=failed, bound_s=bound_s))  # type: ignore[arg-type]  # three strings and a number
     return _with_speedups(rows)
 
 

@@ -43,9 +43,11 @@ def _schedule(call: ContainedCall) -> ContainedResult:
         *,
         options: Mapping[str, object] | None = None,
         budget_s: float | None = budget_s,
+        scenarios: int | None = None,
     ) -> Plan:
         how = PlanningOptions(options=options or {}, seed=seed, budget_s=budget_s)
-        return make_plan(PluginHost.from_settings(), problem, name, how).plan
+        part = problem.with_scenarios(problem.scenarios[:scenarios])
+        return make_plan(PluginHost.from_settings(), part, name, how).plan
 
     context = SchedulingContext(
         PlanSimulator(problem),
@@ -64,10 +66,42 @@ def _digest(problem: Any) -> bytes:
     return hashlib.blake2b(pickle.dumps(problem)).digest()
 
 
+def _length(call: ContainedCall) -> ContainedResult:
+    """Call a method of a length estimator, fitted as its pickled state says."""
+    from samullm_plugin.interfaces.length import LengthEstimator
+
+    method, arguments = call.arguments["method"], call.arguments["arguments"]
+    estimator = _load(call)  # also what a pickled state needs to be imported
+    if call.arguments["state"] is not None:
+        estimator = pickle.loads(call.arguments["state"])
+    given = [v for k, v in arguments.items() if k != "rng"]
+    before = _digest(given)
+    value = getattr(estimator, method)(**arguments)
+    if _digest(given) != before:
+        what = "observations" if method == "fit" else "query"
+        return ContainedResult(error_kind="plugin", error=f"changed the {what} it was given")
+    if method == "sample":
+        return ContainedResult((value, arguments["rng"].bit_generator.state))
+    if method != "fit":
+        return ContainedResult(value)
+    if not isinstance(value, LengthEstimator):
+        kind = type(value).__name__
+        return ContainedResult(
+            error_kind="plugin", error=f"returned a {kind}, not a LengthEstimator"
+        )
+    try:
+        return ContainedResult(pickle.dumps(value))
+    except Exception as error:  # foreign objects
+        text = f"returned an estimator that cannot be pickled: {error}"
+        return ContainedResult(error_kind="plugin", error=text)
+
+
 def _answer(call: ContainedCall) -> ContainedResult:
     try:
         if call.job == "schedule":
             return _schedule(call)
+        if call.job == "length":
+            return _length(call)
         method = getattr(_load(call), call.arguments["method"])
         return ContainedResult(method(**call.arguments["arguments"]))
     except (Exception, SystemExit) as error:  # foreign code
@@ -75,19 +109,26 @@ def _answer(call: ContainedCall) -> ContainedResult:
 
 
 def main() -> None:
-    """Read a call from stdin and write its result to what was stdout."""
-    answer_to = os.dup(1)
-    os.dup2(2, 1)  # whatever the plugin prints must not mix with the answer
+    """Read calls from stdin and write their results to what was stdout, until there are no more."""
+    calls = os.fdopen(os.dup(0), "rb")
+    answers = os.fdopen(os.dup(1), "wb")
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)  # a plugin that reads stdin must not swallow calls
+    os.dup2(2, 1)  # whatever the plugin prints must not mix with the answers
     sys.stdout = sys.stderr
-    call = pickle.load(sys.stdin.buffer)
-    sys.path[:] = list(call.search_path)
-    result = _answer(call)
-    try:
-        data = pickle.dumps(result)
-    except Exception as error:  # what a plugin returns may be anything
-        data = pickle.dumps(describe(error))
-    with os.fdopen(answer_to, "wb") as out:
-        out.write(data)
+    while True:
+        try:
+            call = pickle.load(calls)
+        except EOFError:
+            return
+        sys.path[:] = list(call.search_path)
+        result = _answer(call)
+        try:
+            data = pickle.dumps(result)
+        except Exception as error:  # what a plugin returns may be anything
+            data = pickle.dumps(describe(error))
+        answers.write(data)
+        answers.flush()
 
 
 if __name__ == "__main__":

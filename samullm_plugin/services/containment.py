@@ -29,7 +29,7 @@ class ContainedCall:
     """What the child is asked to do.
 
     Attributes:
-        job: ``schedule`` or ``method``.
+        job: ``schedule``, ``length`` or ``method``.
         module: module of the plugin's class.
         qualname: name of the class in it.
         options: validated again by the class's ``Config``.

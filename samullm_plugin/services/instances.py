@@ -17,6 +17,7 @@ from samullm_plugin.io.loaded import LoadedApplication
 from samullm_plugin.io.spec import PlannerSection
 from samullm_plugin.manager import PluginHost
 from samullm_plugin.services.building import build_problem
+from samullm_plugin.services.estimators import make_latency_model, make_length_estimator
 from samullm_plugin.services.policies import policy_call
 
 
@@ -89,12 +90,13 @@ def make_instance(
     Raises:
         InputError: for unknown names or options, lengths or latencies nobody knows, or a model that
             fits nowhere.
+        PluginError: if an estimator or a latency model breaks its interface's rules.
     """
     how = planner or loaded.planner
-    estimator = host.create(
-        "length-estimator", how.length_estimator.type, how.length_estimator.options
+    estimator = make_length_estimator(
+        host, how.length_estimator.type, how.length_estimator.options
     )
-    latency = host.create("latency-model", how.latency_model.type, how.latency_model.options)
+    latency = make_latency_model(host, how.latency_model.type, how.latency_model.options)
     problem = build_problem(
         loaded.app,
         cluster_of(loaded, gpus),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Sequence
+from dataclasses import fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +14,7 @@ from samullm_plugin.core.application import Application
 from samullm_plugin.core.programs import program_ids, tokens_before
 from samullm_plugin.core.scenarios import LengthScenario
 from samullm_plugin.core.simulation.runs import PolicyCall
-from samullm_plugin.errors import PluginError
+from samullm_plugin.errors import PluginError, SamullmError
 from samullm_plugin.interfaces.policy import PolicyBatch, RequestPolicy
 
 Ints = NDArray[np.int64]
@@ -40,7 +43,7 @@ def policy_call(
             node=app.nodes[node].name,
             prompt_tokens=predicted[scenario].prompt_tokens[node][requests],
             predicted_tokens=predicted[scenario].output_tokens[node][requests],
-            arrival_s=np.zeros(len(requests)) if arrival_s is None else arrival_s,
+            arrival_s=np.zeros(len(requests)) if arrival_s is None else arrival_s.copy(),
             prefix_id=table.prefix_id[requests],
             prefix_tokens=table.prefix_tokens[requests],
             program_id=programs[node][requests],
@@ -59,8 +62,19 @@ def checked_assignment(
     Raises:
         PluginError: naming the policy and the rule it breaks.
     """
-    priority, replica = policy.assign(batch, num_replicas)
     name = f"request policy {policy.name}"
+    for column in fields(batch):
+        values = getattr(batch, column.name)
+        if isinstance(values, np.ndarray):
+            values.setflags(write=False)  # what tries to change it raises
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            priority, replica = policy.assign(batch, num_replicas)
+    except SamullmError:
+        raise
+    except Exception as error:  # foreign code
+        text = " ".join(str(error).split())
+        raise PluginError(f"{name} raised {type(error).__name__}: {text}") from error
     replicas = np.asarray(replica)
     if replicas.shape != (len(batch),) or not np.issubdtype(replicas.dtype, np.integer):
         raise PluginError(f"{name}: replicas must be {len(batch)} whole numbers")

@@ -11,6 +11,7 @@ from samullm_plugin.errors import InputError
 from samullm_plugin.io.loaded import LoadedApplication
 from samullm_plugin.manager import PluginHost
 from samullm_plugin.services.building import build_problem
+from samullm_plugin.services.estimators import make_latency_model, make_length_estimator
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +72,10 @@ def problem_of(host: PluginHost, loaded: LoadedApplication) -> Problem:
     return build_problem(
         loaded.app,
         loaded.cluster,
-        host.create(
-            "length-estimator", planner.length_estimator.type, planner.length_estimator.options
+        make_length_estimator(
+            host, planner.length_estimator.type, planner.length_estimator.options
         ),
-        host.create("latency-model", planner.latency_model.type, planner.latency_model.options),
+        make_latency_model(host, planner.latency_model.type, planner.latency_model.options),
         scenarios=planner.scenarios,
         rng=np.random.default_rng(planner.seed),
         page_cache=planner.page_cache,
@@ -94,8 +95,8 @@ def validate_application(host: PluginHost, loaded: LoadedApplication) -> Applica
     if planner.request_policy is not None:
         policy = planner.request_policy
         host.check_options("request-policy", policy.type, policy.options)
-    estimator = host.create(
-        "length-estimator", planner.length_estimator.type, planner.length_estimator.options
+    estimator = make_length_estimator(
+        host, planner.length_estimator.type, planner.length_estimator.options
     )
     problem = problem_of(host, loaded) if loaded.cluster is not None else None
     reports = []
