@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from samullm_plugin.core.plan import Plan
 from samullm_plugin.core.problem import Problem
@@ -33,6 +34,8 @@ from samullm_plugin.services.running.remaining import (
     sample_remainder,
 )
 
+Floats = NDArray[np.float64]
+
 logger = logging.getLogger(__name__)
 
 
@@ -48,7 +51,9 @@ class ReplanOptions:
         latency_drift: the same for iteration latencies.
         min_gain: share of the remaining time by which another plan must be faster, its switching
             costs included.
-        scenarios: length scenarios of the remaining problem.
+        scenarios: length scenarios that schedulers see of the remaining problem.
+        judges: further length scenarios, by which their plans are compared: a plan made for one
+            draw looks better on it than it is. The gain must also exceed its standard error.
         budget_s: seconds an anytime scheduler may search.
         also: schedulers whose plans are considered besides the run's own scheduler's, where
             plugins provide them.
@@ -59,6 +64,7 @@ class ReplanOptions:
     latency_drift: float = 0.1
     min_gain: float = 0.02
     scenarios: int = 1
+    judges: int = 3
     budget_s: float = 0.5
     also: tuple[str, ...] = ("min-heuristic",)
 
@@ -244,8 +250,11 @@ class Replanner(Adjustments):
         started = time.perf_counter()
         problem, planner = self._instance.problem, self._instance.planner
         rng = np.random.default_rng([planner.seed, 31])
-        scenarios = sample_remainder(question.left, question.estimator, rng, self.options.scenarios)
-        rest = remaining_problem(problem, question.left, scenarios, question.snapshot)
+        count = self.options.scenarios
+        scenarios = sample_remainder(
+            question.left, question.estimator, rng, count + self.options.judges
+        )
+        rest = remaining_problem(problem, question.left, scenarios[:count], question.snapshot)
         names = {n.name for n in rest.app.nodes}
         running = {
             n: (as_held(r), ready_s) for n, (r, ready_s) in question.running.items() if n in names
@@ -259,16 +268,19 @@ class Replanner(Adjustments):
             question.snapshot.status,
             {n: r for n, (r, _) in question.running.items()},
         )
-        remaining_s = _mean_s(simulator, going_on)
+        judge = PlanSimulator(rest.with_scenarios(scenarios[count:]), running=running)
+        before = _seconds(judge, going_on)
         incumbent = None if verify(rest, going_on) else going_on
-        best, best_s = going_on, float("inf")
+        best, best_s = going_on, before
         for made in self._plans(rest, simulator, incumbent):
             for candidate in dict.fromkeys((made, aligned(made, rest, engines))):
-                seconds = _mean_s(simulator, candidate)
-                if seconds < best_s and not verify(rest, candidate):
+                seconds = _seconds(judge, candidate)
+                if seconds.mean() < best_s.mean() and not verify(rest, candidate):
                     best, best_s = candidate, seconds
-        gain_s = remaining_s - best_s
-        better = gain_s > self.options.min_gain * remaining_s
+        gains = before - best_s
+        gain_s, remaining_s = float(gains.mean()), float(before.mean())
+        error_s = float(gains.std(ddof=1)) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
+        better = gain_s > max(self.options.min_gain * remaining_s, error_s)
         took = time.perf_counter() - started
         return Proposal(best if better else None, gain_s, remaining_s, took)
 
@@ -292,9 +304,9 @@ class Replanner(Adjustments):
                 logger.warning("planning again with %s failed: %s", name, error)
 
 
-def _mean_s(simulator: PlanSimulator, plan: Plan) -> float:
-    """Return the mean seconds a plan takes; inf if it cannot finish."""
+def _seconds(simulator: PlanSimulator, plan: Plan) -> Floats:
+    """Return the seconds a plan takes in each scenario; inf if it cannot finish."""
     try:
-        return float(np.mean([t.makespan_s for t in simulator.simulate(plan)]))
+        return np.array([t.makespan_s for t in simulator.simulate(plan)])
     except PlanError:
-        return float("inf")
+        return np.full(len(simulator.problem.scenarios), np.inf)
