@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import Any
 
 import numpy as np
 
@@ -63,6 +62,7 @@ class Outside:
         self.calls = 0
 
     def step_seconds(self, steps: StepTable) -> np.ndarray:
+        """Return the seconds of each iteration."""
         self.calls += 1
         return LATENCY.step_seconds(steps)
 
@@ -84,17 +84,20 @@ def best(function: Callable[[], EngineRun], repeats: int = 5) -> tuple[float, En
 
 
 def print_row(*cells: object, widths: tuple[int, ...]) -> None:
-    """Print one line of a table."""
-    print(
-        "  ".join(
-            f"{c!s:>{w}}" if i else f"{c!s:<{w}}"
-            for i, (c, w) in enumerate(zip(cells, widths, strict=True))
-        )
-    )
+    """Print one line of a table, the first column to the left."""
+    first, *rest = zip(cells, widths, strict=True)
+    print("  ".join((f"{first[0]!s:<{first[1]}}", *(f"{c!s:>{w}}" for c, w in rest))))
+
+
+def shared_prefixes(workload: Workload) -> Workload:
+    """Return the requests with one of 50 common beginnings of 200 tokens each."""
+    rng = np.random.default_rng(2)
+    n = len(workload)
+    return replace(workload, prefix_id=rng.integers(0, 50, n), prefix_tokens=np.full(n, 200))
 
 
 def modes() -> list[tuple[str, EngineConfig]]:
-    """Return the settings that are timed."""
+    """Return the settings that are timed; those named ``shared`` with shared prefixes."""
     result = []
     for name, asynchronous in SYNC_AND_ASYNC:
         for label, config in (
@@ -103,6 +106,8 @@ def modes() -> list[tuple[str, EngineConfig]]:
             ("few blocks, priority", replace(TIGHT, scheduling_policy="priority")),
             ("plenty of blocks, prefix caching", replace(ROOMY, **CACHED)),
             ("few blocks, prefix caching", replace(TIGHT, **CACHED)),
+            ("plenty of blocks, shared prefixes", replace(ROOMY, **CACHED)),
+            ("few blocks, shared prefixes", replace(TIGHT, **CACHED)),
         ):
             result.append((f"{name}, {label}", replace(config, **asynchronous)))
     return result
@@ -114,10 +119,12 @@ def time_modes(n: int) -> None:
     print(f"\n{n} requests, {int(w.output_tokens.sum())} output tokens, max_num_seqs 256 (warm)")
     widths = (40, 9, 9, 8, 12, 12)
     print_row("mode", "plain ms", "steps ms", "steps", "seq-steps", "preemptions", widths=widths)
+    shared = shared_prefixes(w)
     for name, config in modes():
-        plain, run = best(lambda c=config: simulate_engine(c, w, LATENCY))
+        given = shared if "shared" in name else w
+        plain, run = best(lambda c=config, g=given: simulate_engine(c, g, LATENCY))
         recorded, logged = best(
-            lambda c=config: simulate_engine(c, w, LATENCY, record_steps=True), repeats=3
+            lambda c=config, g=given: simulate_engine(c, g, LATENCY, record_steps=True), repeats=3
         )
         assert np.allclose(run.finish_s, logged.finish_s, rtol=1e-9)
         assert logged.steps is not None
@@ -219,20 +226,18 @@ def time_vllm(n: int) -> None:
             f"{differences} of {len(rows)}",
             widths=widths,
         )
-    print("ratio*: every step recorded")
+    print("ratio*: every step recorded; both timed on one core in this run")
 
 
 def time_first_use(compile_too: bool) -> None:
     """Time the first use in fresh processes: with compiled code on disk, and without."""
     print("\nfirst use in a fresh process")
     for label, environment in (
-        ("compiled code cached", {}),
-        *([("nothing cached: compiles", {"NUMBA_CACHE_DIR": "EMPTY"})] if compile_too else []),
+        ("compiled code cached", ()),
+        *([("nothing cached: compiles", ("NUMBA_CACHE_DIR",))] if compile_too else []),
     ):
         with tempfile.TemporaryDirectory() as empty:
-            variables: dict[str, Any] = {
-                k: empty if v == "EMPTY" else v for k, v in environment.items()
-            }
+            variables = dict.fromkeys(environment, empty)
             seconds = []
             for _ in range(1 if environment else 3):
                 result = subprocess.run(
