@@ -35,7 +35,7 @@ class Command:
 
 
 COMMANDS = {
-    "bench": Command("samullm_plugin.cli.bench:bench", "Compare schedulers on applications."),
+    "bench": Command("samullm_plugin.cli.bench:app", "Compare schedulers and other plugins."),
     "plan": Command("samullm_plugin.cli.plan:plan", "Plan an application."),
     "compare": Command("samullm_plugin.cli.compare:compare", "Plan by several schedulers."),
     "run": Command("samullm_plugin.cli.run:run", "Run an application on engines."),

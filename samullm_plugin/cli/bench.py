@@ -1,4 +1,4 @@
-"""``samullm bench``: applications times schedulers."""
+"""``samullm bench``: applications times schedulers; its sub-commands compare the other plugins."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from samullm_plugin.cli.bench_lengths import lengths
+from samullm_plugin.cli.bench_policies import policies
 from samullm_plugin.cli.output import OutputJson, console, print_table, progress, write_json
-from samullm_plugin.errors import InputError
+from samullm_plugin.errors import InputError, PluginError
 
 if TYPE_CHECKING:
     from samullm_plugin.services.benchmarking import BenchCase, BenchRow
@@ -21,8 +23,14 @@ LOSS = 0.995
 """Speedups below this are losses; what rounds to 1.00x is neither."""
 SCHEDULERS = "auto,greedy,exact,max-heuristic,min-heuristic"
 
+app = typer.Typer(add_completion=False, invoke_without_command=True)
+app.command()(lengths)
+app.command()(policies)
 
+
+@app.callback()
 def bench(
+    context: typer.Context,
     apps: Annotated[
         str | None,
         typer.Option(
@@ -48,12 +56,21 @@ def bench(
         float, typer.Option(help="Seconds exact may search on each application.")
     ] = 6.0,
     seed: Annotated[int, typer.Option(help="Seed of lengths and schedulers.")] = 0,
+    length_estimator: Annotated[
+        str, typer.Option(help="Where the lengths that schedulers see come from.")
+    ] = "ecdf",
+    latency_model: Annotated[
+        str, typer.Option(help="Where iteration, memory and load figures come from.")
+    ] = "linear",
     output_json: OutputJson = None,
 ) -> None:
     """Compare schedulers on the bundled applications.
 
     Plans are made for sampled output lengths and carried out on others, which no scheduler saw.
+    The exit code is 1 if a plugin failed; the rows of the others appear in any case.
     """
+    if context.invoked_subcommand is not None:
+        return
     from dataclasses import asdict
 
     from samullm_plugin.manager import PluginHost
@@ -79,16 +96,25 @@ def bench(
         shifts=tuple(s.strip() for s in shifts.split(",") if s.strip()),
         seed=seed,
         gpus=gpus,
+        estimator=length_estimator,
+        latency_model=latency_model,
     )
 
     def options(name: str) -> PlanningOptions:
         limited = {"time_limit_s": exact_limit_s} if name == "exact" else {}
         return PlanningOptions(options=limited, seed=seed)
 
-    cases, rows = [], []
+    cases: list[BenchCase] = []
+    rows: list[BenchRow] = []
+    failed: dict[str, str] = {}
     with progress("bench", len(texts) * len(names)) as step:
         for text in texts:
-            case = bench_suites.make_case(host, text, settings)
+            try:
+                case = bench_suites.make_case(host, text, settings)
+            except PluginError as error:  # the other applications' rows still appear
+                failed[text] = str(error)
+                console().print(f"{text}: {error}", markup=False, soft_wrap=True)
+                continue
             case_rows = run_case(host, case, names, options, partial(_announce, step, text))
             cases.append(case)
             rows += case_rows
@@ -108,6 +134,7 @@ def bench(
                     }
                     for c in cases
                 ],
+                "failed": failed,
                 "settings": asdict(settings),
                 "wall_s": wall_s,
                 "cpu_count": os.cpu_count(),
@@ -115,6 +142,8 @@ def bench(
             },
             output_json,
         )
+    if failed or any(r.failed for r in rows):
+        raise typer.Exit(1)
 
 
 def _announce(step: Callable[[str], None], text: str, name: str) -> None:

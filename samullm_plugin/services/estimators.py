@@ -75,7 +75,7 @@ class NamedLatencyModel(LatencyModel):
         self._model = model
 
     def _ask(self, call: Callable[..., T], *size: Any) -> T:
-        with _blamed(f"latency-model {self.name}: {call.__name__}"):
+        with blamed(f"latency-model {self.name}: {call.__name__}"):
             return call(*size)
 
     def step_latency(
@@ -160,7 +160,7 @@ class NamedStepModel:
             PluginError: if the model raises, or gives seconds that cannot be.
         """
         label = f"latency-model {self.name}: step_seconds"
-        with _blamed(label):
+        with blamed(label):
             seconds = np.asarray(self.model.step_seconds(steps), dtype=np.float64)
         if seconds.shape != (len(steps),):
             raise PluginError(f"{label}: shape {seconds.shape} instead of ({len(steps)},)")
@@ -171,7 +171,7 @@ class NamedStepModel:
 
 
 @contextlib.contextmanager
-def _blamed(label: str) -> Iterator[None]:
+def blamed(label: str) -> Iterator[None]:
     """Name whom an error comes from, and keep prints off stdout."""
     try:
         with contextlib.redirect_stdout(sys.stderr):

@@ -122,7 +122,7 @@ def test_schedulers_that_misbehave_are_named_and_the_rest_still_appear(installed
         names = ",".join(["greedy", *expected, "prints"])
         words = ["--apps", "small-1", "--schedulers", names, "--seeds", "1", "--output-json", "-"]
         done = installed.run("samullm", "bench", *words, SAMULLM_THIRD_PARTY_LIMIT_S="8")
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 1, done.stderr
         rows = {r["scheduler"]: r for r in json.loads(done.stdout)["rows"]}
         for name, fault in expected.items():
             assert fault in rows[name]["note"], (name, rows[name]["note"])

@@ -1,0 +1,3 @@
+"""``samullm bench policies``: request policies on bundled applications."""
+def policies() -> None:
+    """x."""
