@@ -1,0 +1,1 @@
+"""Iteration latency composed from measured layers: ``layers``."""
