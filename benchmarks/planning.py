@@ -1,0 +1,219 @@
+"""How long planning takes, how that grows, and how good the plans are.
+
+    python benchmarks/planning.py times             # bundled applications at full size on 8 GPUs
+    python benchmarks/planning.py growth [--plot F] # nodes, GPUs, requests per node
+    python benchmarks/planning.py quality [--seeds 30] [--gpus 8,4] [APPLICATION ...]
+
+Times are the least of several runs in one process, after one that compiles; published search times of the first implementation stand beside them. Quality is the realised time
+on hidden lengths (other draws of the planner's distribution, the same for all schedulers), planning
+included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from samullm_plugin import Application, Cluster, Problem
+from samullm_plugin.core.simulation import PlanSimulator
+from samullm_plugin.manager import PluginHost
+from samullm_plugin.services.bench_suites import CaseSettings, make_case
+from samullm_plugin.services.building import build_problem
+from samullm_plugin.services.planning import PlanningOptions, make_plan
+
+TARGETS = (
+    ("ensembling:requests=10000,max_tokens=256", 2.0, "22-69 s"),
+    ("routing:known=false", 0.5, "<= 15 s"),
+    ("chain-summary:documents=300,judges=6", 2.0, "up to 142-191 s"),
+    ("mixed:documents=300,requests=5000", 3.0, "<= 68 s"),
+)
+"""Application, target of greedy with one scenario, published search time (all of the planner)."""
+
+APPLICATIONS = (
+    "ensembling:requests=1000,max_tokens=256",
+    "ensembling:requests=10000,max_tokens=256",
+    "routing:known=false",
+    "chain-summary:documents=100,judges=4",
+    "chain-summary:documents=300,judges=6",
+    "mixed:documents=100,requests=5000",
+)
+SCHEDULERS = ("max-heuristic", "min-heuristic", "greedy", "auto")
+
+
+def planning_s(
+    host: PluginHost, problem: Problem, scheduler: str, options: Mapping[str, object], repeats: int
+) -> tuple[float, float]:
+    """Return the least wall and processor seconds of several runs without kept results."""
+    wall_s, processor_s = [], []
+    for _ in range(repeats):
+        began_s = time.process_time()
+        result = make_plan(host, problem, scheduler, PlanningOptions(options=options))
+        processor_s.append(time.process_time() - began_s)
+        wall_s.append(result.planning_s)
+    return min(wall_s), min(processor_s)
+
+
+def times(host: PluginHost, repeats: int) -> None:
+    """Print planning times of the bundled applications."""
+    print(f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}")
+    print("seconds, in brackets those of the processor (all threads); least of several runs")
+    head = f"{'1 scenario':>17}{'8 scenarios':>17}{'target':>8}  published"
+    print(f"{'application':44}{'scheduler':30}{head}")
+    variants: tuple[tuple[str, dict[str, object]], ...] = (
+        ("greedy", {}),
+        ("greedy", {"preemption": False}),
+        ("greedy", {"objective": "corrected"}),
+        ("max-heuristic", {}),
+        ("min-heuristic", {}),
+        ("auto", {}),
+    )
+    for text, target_s, published in TARGETS:
+        cases = [
+            make_case(host, text, CaseSettings(scenarios=n, seeds=0, shifts=())).problem
+            for n in (1, 8)
+        ]
+        for name, options in variants:
+            one, eight = (planning_s(host, p, name, options, repeats) for p in cases)
+            label = " ".join([name, *(f"{k}={v}" for k, v in options.items())])
+            goal_s = 5.0 if name == "auto" else target_s if label == "greedy" else None
+            goal = "" if goal_s is None else f"{goal_s:.1f}"
+            columns = "".join(f"{wall_s:9.2f} ({cpu_s:5.2f})" for wall_s, cpu_s in (one, eight))
+            print(f"{text:44}{label:30}{columns}{goal:>8}  {published}")
+        plan = make_plan(host, cases[0], "min-heuristic").plan
+        fresh = PlanSimulator(cases[0])
+        began_s = time.perf_counter()
+        fresh.simulate(plan)
+        once_s = time.perf_counter() - began_s
+        print(f"{text:44}{'(simulating one plan once)':30}{once_s:11.3f}")
+
+
+def scaled(host: PluginHost, nodes: int, gpus: int, requests: int) -> Problem:
+    """Return an ensembling of so many models, the bundled ones again and again."""
+    text = f"ensembling:requests={requests},max_tokens=256"
+    case = make_case(host, text, CaseSettings(seeds=0, shifts=(), gpus=gpus))
+    bundled = case.problem.app.nodes
+    copies = tuple(replace(bundled[i % len(bundled)], name=f"model-{i}") for i in range(nodes))
+    app = Application(f"ensembling of {nodes}", copies)
+    cluster = Cluster.uniform(case.problem.cluster.gpus[0], gpus, nvlink=2)
+    return build_problem(
+        app,
+        cluster,
+        host.create("length-estimator", "ecdf"),
+        host.create("latency-model", "linear"),
+        scenarios=1,
+        rng=np.random.default_rng(0),
+    )
+
+
+def growth(host: PluginHost, repeats: int, plot: str | None) -> None:
+    """Print how planning times grow with nodes, GPUs and requests, one at a time."""
+    series: dict[str, list[tuple[int, dict[str, float]]]] = {
+        "nodes": [],
+        "GPUs": [],
+        "requests": [],
+    }
+    steps = (
+        ("nodes", (4, 8, 16, 32, 64), lambda n: (n, 8, 1000)),
+        ("GPUs", (4, 8, 16, 32, 64), lambda n: (8, n, 1000)),
+        ("requests", (1000, 3000, 10_000, 30_000, 100_000), lambda n: (8, 8, n)),
+    )
+    print("others: 8 nodes, 8 GPUs, 1000 requests per node; seconds")
+    print(f"{'':12}{'':>8}" + "".join(f"{s:>16}" for s in SCHEDULERS))
+    for what, values, sizes in steps:
+        for value in values:
+            problem = scaled(host, *sizes(value))
+            taken = {s: planning_s(host, problem, s, {}, repeats)[0] for s in SCHEDULERS}
+            series[what].append((value, taken))
+            print(f"{what:12}{value:8}" + "".join(f"{taken[s]:16.2f}" for s in SCHEDULERS))
+    if plot is not None:
+        draw(series, plot)
+
+
+def draw(series: Mapping[str, Sequence[tuple[int, Mapping[str, float]]]], path: str) -> None:
+    """Write a plot of the growth, doubly logarithmic."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(series), figsize=(11, 3.4), sharey=True)
+    for ax, (what, rows) in zip(axes, series.items(), strict=True):
+        for name in SCHEDULERS:
+            ax.loglog([v for v, _ in rows], [t[name] for _, t in rows], marker="o", label=name)
+        ax.set_xlabel("requests per node" if what == "requests" else what)
+        ax.grid(visible=True, which="both", alpha=0.3)
+    axes[0].set_ylabel("planning time (s)")
+    axes[-1].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def draws(problem: Problem, scenario_problem: Problem) -> Iterator[PlanSimulator]:
+    """Yield a simulator for each hidden draw."""
+    for scenario in scenario_problem.scenarios:
+        yield PlanSimulator(problem.with_scenarios((scenario,)))
+
+
+def quality(host: PluginHost, names: Sequence[str], seeds: int, gpus: Sequence[int]) -> None:
+    """Print realised times on hidden lengths, planning included, paired over the draws."""
+    print(f"mean of {seeds} hidden draws; seconds with planning (planning alone); vs the better")
+    print(
+        "heuristic: difference in %, with its standard error over the pairs; plans for 4 scenarios"
+    )
+    for count in gpus:
+        for text in names:
+            settings = CaseSettings(scenarios=4, seeds=seeds, shifts=(), gpus=count)
+            case = make_case(host, text, settings)
+            same = next(h for h in case.hidden if h.label == "same")
+            realised: dict[str, np.ndarray] = {}
+            planning: dict[str, float] = {}
+            for scheduler in (*SCHEDULERS, "exact"):
+                try:
+                    result = make_plan(host, case.problem, scheduler)
+                except Exception as error:  # reported, and the others go on
+                    print(f"  {scheduler}: {error}")
+                    continue
+                planning[scheduler] = result.planning_s
+                realised[scheduler] = result.planning_s + np.array(
+                    [
+                        sim.simulate(result.plan)[0].makespan_s
+                        for sim in draws(case.problem, same.problem)
+                    ]
+                )
+            heuristics = [s for s in ("max-heuristic", "min-heuristic") if s in realised]
+            better = min(heuristics, key=lambda s: realised[s].mean())
+            print(f"{text}, {count} GPUs; the better heuristic is {better}")
+            for scheduler, values in realised.items():
+                ratio = 100 * (values / realised[better] - 1)
+                error = ratio.std(ddof=1) / np.sqrt(len(ratio)) if len(ratio) > 1 else 0.0
+                print(
+                    f"  {scheduler:16}{values.mean():9.1f} ({planning[scheduler]:5.2f})"
+                    f"{ratio.mean():+8.2f} % +- {error:.2f}"
+                )
+
+
+def main() -> None:
+    """Run one part."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=("times", "growth", "quality"))
+    parser.add_argument("applications", nargs="*", default=list(APPLICATIONS))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=30)
+    parser.add_argument("--gpus", default="8,4")
+    parser.add_argument("--plot")
+    given = parser.parse_args()
+    host = PluginHost()
+    warm = make_case(host, "small-1", CaseSettings(seeds=0, shifts=()))
+    make_plan(host, warm.problem, "greedy")
+    if given.part == "times":
+        times(host, given.repeats)
+    elif given.part == "growth":
+        growth(host, given.repeats, given.plot)
+    else:
+        quality(host, given.applications, given.seeds, [int(g) for g in given.gpus.split(",")])
+
+
+if __name__ == "__main__":
+    main()
