@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from samullm_apps.chain_summary import ChainSummary
+from samullm_apps.document_questions import DocumentQuestions
 from samullm_apps.ensembling import Ensembling
 from samullm_apps.joins import FilterVote, MapReduce, Vote
 from samullm_apps.mixed import Mixed
@@ -17,6 +18,16 @@ from samullm_plugin import ApplicationSource, hookimpl
 def register_applications(register: Callable[[type[ApplicationSource]], None]) -> None:
     """Offer every bundled application."""
     sources: tuple[type[ApplicationSource], ...]
-    sources = (Ensembling, Routing, ChainSummary, Mixed, MapReduce, Vote, FilterVote, *SMALL)
+    sources = (
+        Ensembling,
+        Routing,
+        ChainSummary,
+        Mixed,
+        MapReduce,
+        Vote,
+        FilterVote,
+        DocumentQuestions,
+        *SMALL,
+    )
     for source in sources:
         register(source)

@@ -31,9 +31,9 @@ class Fcfs(RequestPolicy):
 
     name = "fcfs"
 
-    def assign(self, batch: PolicyBatch, num_replicas: int) -> tuple[Ints | None, Ints]:
-        """Return no priorities, and replicas in turn."""
-        return None, np.arange(len(batch)) % num_replicas
+    def assign(self, batch: PolicyBatch, num_replicas: int) -> tuple[None, None]:
+        """Leave both to the host: as requests come, and in turn."""
+        return None, None
 
 
 class ShortestFirstOptions(BaseModel):

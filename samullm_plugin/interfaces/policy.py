@@ -68,7 +68,7 @@ class RequestPolicy(Plugin, ABC):
     """
 
     @abstractmethod
-    def assign(self, batch: PolicyBatch, num_replicas: int) -> tuple[Ints | None, Ints]:
+    def assign(self, batch: PolicyBatch, num_replicas: int) -> tuple[Ints | None, Ints | None]:
         """Return priorities and replicas.
 
         Requests that wait for an earlier request of the same node go to that one's replica,
@@ -80,6 +80,6 @@ class RequestPolicy(Plugin, ABC):
 
         Returns:
             Priorities (the lower number first, as vLLM's ``priority`` scheduling has it; None:
-            first come, first served) and replicas (0 to ``num_replicas - 1``), both of shape
-            ``(len(batch),)``.
+            first come, first served) and replicas (0 to ``num_replicas - 1``; None: in turn, as
+            they can be served), both of shape ``(len(batch),)``.
         """

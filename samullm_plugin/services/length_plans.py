@@ -218,10 +218,8 @@ class PlanBench:
             planned.append(result.mean_makespan_s)
             trace = PlanSimulator(world.problem).simulate(result.plan)[0]
             realised.append(trace.makespan_s)
-        means = [float(np.mean(values)) for values in (planned, realised, informed_s)]
-        return PlanEffect(
-            text, *means, loss=means[1] / means[2] - 1.0, error=means[0] / means[1] - 1.0
-        )
+        thought, took, best = (float(np.mean(v)) for v in (planned, realised, informed_s))
+        return PlanEffect(text, thought, took, best, took / best - 1.0, thought / took - 1.0)
 
 
 def _observed_node(node: ModelNode, group: ObservedLengths, rows: Ints) -> ModelNode:

@@ -37,7 +37,7 @@ def policy_call(
 
     def call(
         scenario: int, node: int, requests: Ints, arrival_s: Floats | None, num_replicas: int
-    ) -> tuple[Ints | None, Ints]:
+    ) -> tuple[Ints | None, Ints | None]:
         table = app.nodes[node].requests
         batch = PolicyBatch(
             node=app.nodes[node].name,
@@ -56,7 +56,7 @@ def policy_call(
 
 def checked_assignment(
     policy: RequestPolicy, batch: PolicyBatch, num_replicas: int
-) -> tuple[Ints | None, Ints]:
+) -> tuple[Ints | None, Ints | None]:
     """Ask a policy and check its answer.
 
     Raises:
@@ -75,14 +75,20 @@ def checked_assignment(
     except Exception as error:  # foreign code
         text = " ".join(str(error).split())
         raise PluginError(f"{name} raised {type(error).__name__}: {text}") from error
+    if replica is None:
+        return _priorities(priority, batch, name), None
     replicas = np.asarray(replica)
     if replicas.shape != (len(batch),) or not np.issubdtype(replicas.dtype, np.integer):
         raise PluginError(f"{name}: replicas must be {len(batch)} whole numbers")
     if len(batch) and not 0 <= replicas.min() <= replicas.max() < num_replicas:
         raise PluginError(f"{name}: replicas must be from 0 to {num_replicas - 1}")
+    return _priorities(priority, batch, name), replicas.astype(np.int64)
+
+
+def _priorities(priority: Ints | None, batch: PolicyBatch, name: str) -> Ints | None:
     if priority is None:
-        return None, replicas.astype(np.int64)
+        return None
     priorities = np.asarray(priority)
     if priorities.shape != (len(batch),) or not np.issubdtype(priorities.dtype, np.integer):
         raise PluginError(f"{name}: priorities must be {len(batch)} whole numbers, or None")
-    return priorities.astype(np.int64), replicas.astype(np.int64)
+    return priorities.astype(np.int64)

@@ -45,8 +45,9 @@ ALL = [
 def test_every_policy_answers_within_the_rules(cls, predicted, replicas, groups):
     prefix = [i % groups if groups else -1 for i in range(len(predicted))]
     priority, replica = checked_assignment(cls(), batch(predicted, prefix, prefix), replicas)
-    assert len(replica) == len(predicted)
-    if len(predicted) >= 3 * replicas and cls in (policies.Fcfs, policies.LongestFirst):
+    assert (replica is None) == (cls is policies.Fcfs)
+    assert replica is None or len(replica) == len(predicted)
+    if len(predicted) >= 3 * replicas and cls is policies.LongestFirst:
         counts = np.bincount(replica, minlength=replicas)
         assert counts.max() - counts.min() <= 1
     if priority is not None:
@@ -117,3 +118,49 @@ def test_a_wrong_answer_is_named(answer, rule):
     with pytest.raises(PluginError, match=rule) as error:
         checked_assignment(policy, batch([1, 2]), 2)
     assert "wrong" in str(error.value)
+
+
+@pytest.mark.parametrize("cause", ["raises", "changes"])
+def test_a_policy_that_raises_or_changes_its_batch_is_named(cause, capsys):
+    class Bad(_Wrong):
+        def assign(self, batch, num_replicas):
+            print("for people")
+            if cause == "changes":
+                batch.predicted_tokens[:] = 1
+            raise KeyError("no idea")
+
+    with pytest.raises(PluginError, match="request policy wrong raised") as error:
+        checked_assignment(Bad(), batch([1, 2]), 2)
+    assert ("read-only" if cause == "changes" else "no idea") in str(error.value)
+    assert capsys.readouterr().out == ""
+
+
+def simulated(app_nodes, policy, parallel):
+    from samullm_plugin import Assignment, ParallelConfig, Plan, Stage
+    from samullm_plugin.core.simulation import PlanSimulator
+    from samullm_plugin.services.policies import policy_call
+    from samullm_plugin.testing.factories import make_problem
+
+    problem = make_problem(app_nodes, parallel)
+    call = None if policy is None else policy_call(problem.app, policy, problem.scenarios)
+    name = problem.app.nodes[0].name
+    replicas = Assignment(name, ParallelConfig(parallel, 1, 1), tuple(range(parallel)))
+    simulator = PlanSimulator(problem, policy=call)
+    return simulator.simulate(Plan((Stage((replicas,)),)))[0].finish_s[0]
+
+
+def chains():
+    from samullm_plugin.testing.factories import TestNode
+
+    inputs = [[(0, r - 1)] if r % 3 else [] for r in range(12)]
+    return [TestNode("a", [5] * 12, [9, 30, 14] * 4, inputs=inputs, in_prompt=False)]
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_requests_of_a_chain_follow_each_other_under_every_policy(cls):
+    finish = simulated(chains(), cls(), 2).reshape(4, 3)
+    assert (np.diff(finish, axis=1) > 0).all()
+
+
+def test_fcfs_is_what_happens_without_a_policy():
+    assert np.array_equal(simulated(chains(), policies.Fcfs(), 2), simulated(chains(), None, 2))

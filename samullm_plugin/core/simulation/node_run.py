@@ -25,10 +25,10 @@ Floats = NDArray[np.float64]
 
 CURVE_POINTS = 256
 
-Spread = Callable[[Ints, Floats | None, int], tuple[Ints | None, Ints]]
+Spread = Callable[[Ints, Floats | None, int], tuple[Ints | None, Ints | None]]
 """A request policy on one node: from request indices, their arrivals after the engines are ready
 (None: all are there) and the number of replicas to priorities (None: first come, first served) and
-replicas."""
+replicas (None: in turn)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -197,11 +197,13 @@ def node_jobs(
     arrivals = None
     if available_s is not None:
         arrivals = np.maximum(available_s[remaining] - ready_s, 0.0)
-    priority = None
-    if spread is None:
+    priority, chosen = None, None
+    if spread is not None:
+        priority, chosen = spread(remaining, arrivals, parallel.data_parallel_size)
+    if chosen is None:
         replica = inputs.spread(remaining, parallel.data_parallel_size, arrivals)
     else:
-        priority, replica = spread(remaining, arrivals, parallel.data_parallel_size)
+        replica = inputs.with_chains_whole(remaining, chosen)
     if priority is not None:
         config = replace(config, scheduling_policy="priority")
     if arrivals is not None and not arrivals.any():

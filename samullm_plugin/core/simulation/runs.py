@@ -25,10 +25,10 @@ from samullm_plugin.core.simulation.node_run import (
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-PolicyCall = Callable[[int, int, Ints, "Floats | None", int], tuple["Ints | None", Ints]]
+PolicyCall = Callable[[int, int, Ints, "Floats | None", int], tuple["Ints | None", "Ints | None"]]
 """A request policy: from scenario, node, request indices, their arrivals after the engines are
-ready (None: all are there) and the number of replicas to priorities and replicas. Its answer may
-depend on nothing else."""
+ready (None: all are there) and the number of replicas to priorities and replicas (None: first come,
+first served; None: in turn). Its answer may depend on nothing else."""
 
 MAX_KEPT_REQUESTS = 20_000_000
 """Requests, summed over the kept node simulations, from which the oldest are dropped."""

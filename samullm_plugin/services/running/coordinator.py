@@ -235,16 +235,18 @@ class Coordinator:
 
     def _assign(
         self, node: int, deployment: Deployment, policy: PolicyCall
-    ) -> dict[int, tuple[int, int]]:
+    ) -> dict[int, tuple[int, int | None]]:
         """Ask the request policy about everything that is left of a node."""
         left = np.flatnonzero(self.ledger.status[node] < Status.FINISHED)
         later = self.ledger.status[node][left] == Status.WAITING
         arrival_s = np.where(later, UNFORESEEN_S, 0.0)
         priority, place = policy(0, node, left, arrival_s, len(deployment.replicas))
-        place = deployment.inputs.with_chains_whole(left, place)
         if priority is None:
             priority = np.zeros(len(left), np.int64)
-        pairs = zip(priority.tolist(), place.tolist(), strict=True)
+        places: list[int | None] = [None] * len(left)  # in turn
+        if place is not None:
+            places = deployment.inputs.with_chains_whole(left, place).tolist()
+        pairs = zip(priority.tolist(), places, strict=True)
         return dict(zip(left.tolist(), pairs, strict=True))
 
     def _take_back(self, node: int, replica: Replica, outputs: Iterable[RequestOutput]) -> None:

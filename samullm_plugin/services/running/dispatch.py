@@ -55,7 +55,7 @@ class Deployment:
         replicas: those that have not failed.
         started_s: when its start began.
         avoid: devices on which a replica has failed.
-        assigned: by request, priority and replica, where a request policy decides.
+        assigned: by request, priority and replica (None: in turn), where a request policy decides.
     """
 
     node: int
@@ -64,7 +64,7 @@ class Deployment:
     started_s: float
     replicas: list[Replica] = field(default_factory=list)
     avoid: set[int] = field(default_factory=set)
-    assigned: dict[int, tuple[int, int]] | None = None
+    assigned: dict[int, tuple[int, int | None]] | None = None
     _turn: int = 0
     _chain_at: dict[int, Replica] = field(default_factory=dict)
 
@@ -78,7 +78,8 @@ class Deployment:
         chain = int(self.inputs.chain[request])
         replica = self._chain_at.get(chain)
         if replica is None:
-            turn = self._turn if self.assigned is None else self.assigned[request][1]
+            turn = None if self.assigned is None else self.assigned[request][1]
+            turn = self._turn if turn is None else turn
             replica = self.replicas[turn % len(self.replicas)]
             self._turn += 1
             if self.inputs.has_chain:
