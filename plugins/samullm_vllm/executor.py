@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import selectors
-import shutil
-import tempfile
 import threading
 import time
 from abc import abstractmethod
@@ -47,6 +45,7 @@ from samullm_vllm.protocol import (
     Submit,
 )
 from samullm_vllm.replica import Phase, Replica
+from samullm_vllm.scratch import make_scratch, remove_scratch
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +131,7 @@ class ProcessExecutor(Executor):
             InputError: if vLLM or the devices are missing, with the remedy.
         """
         self._prepare(cluster)
-        self._scratch = Path(tempfile.mkdtemp(prefix="samullm-"))
+        self._scratch = make_scratch()
         self._log_dir = (run_dir or self._scratch) / "logs"
         self._log_dir.mkdir(parents=True, exist_ok=True)
         self._launcher = self._make_launcher(
@@ -273,9 +272,7 @@ class ProcessExecutor(Executor):
             file.close()
         self._files.clear()
         if self._scratch is not None:
-            for left in Path("/dev/shm").glob(f"{self._scratch.name}-*"):
-                left.unlink(missing_ok=True)
-            shutil.rmtree(self._scratch, ignore_errors=True)
+            remove_scratch(self._scratch)
             self._scratch = None
 
     def _send(self, replica: Replica, message: Message) -> None:

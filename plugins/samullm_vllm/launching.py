@@ -24,6 +24,8 @@ from samullm_vllm.channel import Channel, ChannelClosedError
 from samullm_vllm.processes import RecordedProcess, kill, wait_gone
 from samullm_vllm.protocol import Exited, Fork, Forked, encode
 
+_KNOWN_S = 60.0
+
 
 @dataclass(slots=True)
 class Launched:
@@ -221,7 +223,14 @@ class ForkLauncher(Launcher):
             self._forker.end()
 
     def _all_known(self) -> bool:
-        return all(e.pids or e.lost for e in self._engines.values())
+        """Wait a little until it is known which processes are there to be ended."""
+        deadline_s = time.monotonic() + _KNOWN_S
+        while not all(e.pids or e.lost for e in self._engines.values()):
+            if time.monotonic() > deadline_s:
+                return False
+            self.update()
+            time.sleep(0.01)
+        return True
 
 
 class FreshLauncher(Launcher):

@@ -36,6 +36,7 @@ from samullm_vllm.protocol import (
     Wake,
     encode,
 )
+from samullm_vllm.scratch import remove_scratch
 
 logger = logging.getLogger(__name__)
 
@@ -266,6 +267,7 @@ def _end_with(lifeline: int) -> None:
 
     def watch() -> None:
         os.read(lifeline, 1)
+        remove_scratch(os.environ.get("TMPDIR", ""))
         os.killpg(os.getpgid(0), signal.SIGKILL)
 
     threading.Thread(target=watch, name="lifeline", daemon=True).start()

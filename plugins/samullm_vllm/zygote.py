@@ -26,6 +26,7 @@ from typing import NoReturn
 from samullm_vllm import engine
 from samullm_vllm.channel import Channel
 from samullm_vllm.protocol import LENGTHS, Exited, Fork, Forked, decode, encode, frame_size
+from samullm_vllm.scratch import remove_scratch
 
 _PR_SET_PDEATHSIG = 1
 NUM_DESCRIPTORS = 2
@@ -42,6 +43,7 @@ class Zygote:
         self._control = control
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ)
+        self._scratch: set[str] = set()
         self._children: dict[int, tuple[str, int]] = {}  # by pidfd: replica and process id
 
     def run(self) -> None:
@@ -55,10 +57,12 @@ class Zygote:
                     self._reap(selected.fileobj)
 
     def end(self) -> None:
-        """Kill every engine that is left."""
+        """Kill every engine that is left, and remove what a killed coordinator left."""
         for _, pid in self._children.values():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        for folder in self._scratch:
+            remove_scratch(folder)
 
     def _serve(self) -> bool:
         """Answer a message; return False if the coordinator is gone."""
@@ -75,6 +79,7 @@ class Zygote:
 
     def _fork(self, message: Fork, descriptors: list[int]) -> None:
         channel, log = descriptors
+        self._scratch.add(message.environment.get("TMPDIR", ""))
         pairs = [socket.socketpair() for _ in range(1, message.num_ranks)]
         pids = []
         for rank in range(message.num_ranks):

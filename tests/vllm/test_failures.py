@@ -167,7 +167,15 @@ def test_no_engine_outlives_its_coordinator(tiny: Path, tmp_path: Path, method: 
     """Engines end when the coordinator is killed, whichever way they were started."""
     command = [sys.executable, "-c", COORDINATOR, str(tiny), str(tmp_path), method]
     root = Path(__file__).parents[2]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as coordinator:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=root,
+        env={**os.environ, "TMPDIR": str(temporary)},
+    ) as coordinator:
         assert coordinator.stdout is not None
         pids = [int(p) for p in coordinator.stdout.readline().split()]
         assert pids
@@ -175,6 +183,7 @@ def test_no_engine_outlives_its_coordinator(tiny: Path, tmp_path: Path, method: 
         assert len(alive(pids)) == len(pids)
         coordinator.kill()
     wait_gone([*pids, *(p.pid for p in family)], 2.0)
+    assert not list(temporary.glob("samullm-*"))
 
 
 def test_wrong_input_is_refused_with_the_remedy(
