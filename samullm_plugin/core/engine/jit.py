@@ -34,6 +34,7 @@ COMPILED_MODULES = (
     "prefixes",
     "blocks",
     "owned",
+    "preempt",
     "schedule",
     "outcome",
     "record",

@@ -14,15 +14,11 @@ from samullm_plugin.core.engine.outcome import (
     step_seconds,
 )
 from samullm_plugin.core.engine.owned import take_blocks
+from samullm_plugin.core.engine.preempt import blocks_for, release_held
 from samullm_plugin.core.engine.queues import admit_arrivals, next_arrival_key, peek_waiting
 from samullm_plugin.core.engine.record import log_is_full, log_sequences, log_step, mark_curve
 from samullm_plugin.core.engine.running import longest_offset
-from samullm_plugin.core.engine.schedule import (
-    blocks_for,
-    release_held,
-    schedule_running,
-    schedule_waiting,
-)
+from samullm_plugin.core.engine.schedule import schedule_running, schedule_waiting
 
 GOES_ON = -1
 

@@ -11,9 +11,9 @@ from samullm_plugin.core.engine import layout as at
 from samullm_plugin.core.engine.arrays import Array
 from samullm_plugin.core.engine.blocks import remember_blocks
 from samullm_plugin.core.engine.jit import compiled
+from samullm_plugin.core.engine.preempt import release_blocks
 from samullm_plugin.core.engine.queues import admit_arrivals, pend, wait_last
 from samullm_plugin.core.engine.running import forget_decoding, stand_up, start_decoding
-from samullm_plugin.core.engine.schedule import release_blocks
 
 
 @compiled

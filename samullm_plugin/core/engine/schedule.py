@@ -11,107 +11,20 @@ from samullm_plugin.core.engine import layout as at
 from samullm_plugin.core.engine.arrays import Array
 from samullm_plugin.core.engine.blocks import (
     find_prefix,
-    give_back_blocks,
     remember_blocks,
     take_block,
     use_block,
 )
 from samullm_plugin.core.engine.jit import compiled
-from samullm_plugin.core.engine.owned import (
-    hashed_blocks,
-    keep_blocks,
-    reuse_blocks,
-    take_blocks,
+from samullm_plugin.core.engine.owned import reuse_blocks, take_blocks
+from samullm_plugin.core.engine.preempt import (
+    blocks_for,
+    hold,
+    last_in_priority,
+    preempt,
 )
-from samullm_plugin.core.engine.queues import drop_waiting, peek_waiting, wait_first
-from samullm_plugin.core.engine.running import (
-    computed_tokens,
-    generated_tokens,
-    leave_prefill,
-    sit_down,
-    stand_up,
-    start_decoding,
-    stop_decoding,
-)
-
-
-@compiled
-def blocks_for(tokens: int, block: int) -> Any:
-    """Return the blocks that hold ``tokens`` tokens."""
-    return (tokens + block - 1) // block
-
-
-@compiled
-def release_blocks(
-    z: Array,
-    requests: Array,
-    seats: Array,
-    kv: Array,
-    hashes: Array,
-    table: Array,
-    s: int,
-    computed: int,
-    extra: int,
-) -> None:
-    """Free the blocks of seat ``s``: of computed tokens, and of ``extra`` ones of this step."""
-    count = blocks_for(computed + extra, z[at.BLOCK])
-    if z[at.CACHING] == at.SHARED_BLOCKS:
-        give_back_blocks(z, kv, hashes, table, s, count)
-    elif z[at.CACHING] == at.OWN_BLOCKS:
-        hashed = hashed_blocks(z, seats, s, computed, extra)
-        keep_blocks(z, requests, seats[s, at.REQUEST], count, hashed)
-    else:
-        z[at.FREE_BLOCKS] += count
-
-
-@compiled
-def preempt(
-    z: Array,
-    requests: Array,
-    seats: Array,
-    calendar: Array,
-    classes: Array,
-    kv: Array,
-    hashes: Array,
-    table: Array,
-    preempted: Array,
-    s: int,
-    extra: int,
-) -> None:
-    """Take away seat ``s`` and its blocks, ``extra`` tokens of which were allocated just now."""
-    request = seats[s, at.REQUEST]
-    computed = computed_tokens(z, seats, s)
-    generated = generated_tokens(z, requests, seats, s)
-    if seats[s, at.STATE] == at.DECODE:
-        stop_decoding(z, seats, calendar, classes, s)
-        z[at.NUM_LATE] -= seats[s, at.LATE]
-    elif seats[s, at.STATE] == at.PREFILL:
-        leave_prefill(z, seats, s)
-    release_blocks(z, requests, seats, kv, hashes, table, s, computed, extra)
-    if seats[s, at.STATE] == at.FINISHING:  # its last token arrives nevertheless
-        for j in range(z[at.NUM_FINISHING]):
-            if seats[j, at.LEAVING] == s:
-                seats[j, at.LEAVING] = -1
-    else:
-        requests[request, at.GENERATED] = generated
-        requests[request, at.COMPUTED_BEFORE] = max(requests[request, at.COMPUTED_BEFORE], computed)
-        wait_first(z, requests, request)
-    stand_up(z, seats, s)
-    if z[at.RECORD] == 2:
-        preempted[z[at.LOG_PREEMPTED] + z[at.STEP_PREEMPTED]] = request
-    z[at.STEP_PREEMPTED] += 1
-
-
-@compiled
-def last_in_priority(z: Array, requests: Array, seats: Array) -> Any:
-    """Return the seat that policy ``priority`` preempts first."""
-    worst = z[at.HEAD]
-    s = seats[worst, at.AFTER]
-    while s >= 0:
-        if requests[seats[s, at.REQUEST], at.RANK] > requests[seats[worst, at.REQUEST], at.RANK]:
-            worst = s
-        s = seats[s, at.AFTER]
-    return worst
+from samullm_plugin.core.engine.queues import drop_waiting, peek_waiting
+from samullm_plugin.core.engine.running import computed_tokens, sit_down
 
 
 @compiled
@@ -152,43 +65,72 @@ def blocks_needed(z: Array, seats: Array, s: int) -> Any:
 
 
 @compiled
-def allocate_decoding(
+def next_in_order(seats: Array, j: int, num_prefill: int, s: int) -> Any:
+    """Return the earlier of the ``j``-th prefilling seat and seat ``s``; -1: there is neither."""
+    if j >= num_prefill:
+        return s
+    prefilling = seats[j, at.PREFILLING]
+    if s < 0 or seats[prefilling, at.ORDER] < seats[s, at.ORDER]:
+        return prefilling
+    return s
+
+
+@compiled
+def schedule_in_blocks(
     z: Array,
     requests: Array,
     seats: Array,
+    calendar: Array,
     classes: Array,
     kv: Array,
     hashes: Array,
     buckets: Array,
     table: Array,
     prompt_hash: Array,
+    preempted: Array,
 ) -> None:
-    """Hand out the blocks of a step in which every running sequence decodes (prefix caching)."""
-    block, tick = z[at.BLOCK], z[at.TICK]
-    residue = z[at.RESIDUE]
-    s = classes[residue, at.FIRST]
-    while s >= 0:
-        table[s, (seats[s, at.OFFSET] + tick) // block] = take_block(z, kv, hashes, buckets)
-        s = seats[s, at.CLASS_AFTER]
+    """Hand out blocks in running order, preempting the last ones where they run out.
+
+    For policy fcfs with tokens for all: then only sequences that need blocks, and those that fill
+    one, have to be touched.
+    """
+    block, tick, residue = z[at.BLOCK], z[at.TICK], z[at.RESIDUE]
+    j, s = 0, classes[residue, at.FIRST]
+    while True:
+        current = next_in_order(seats, j, z[at.NUM_PREFILL], s)
+        if current < 0:
+            break
+        computed = computed_tokens(z, seats, current)
+        have = blocks_for(computed, block)
+        need = blocks_needed(z, seats, current)
+        victim = -1
+        while need > z[at.FREE_BLOCKS] and victim != current:
+            victim = z[at.TAIL]
+            preempt(z, requests, seats, calendar, classes, kv, hashes, table, preempted, victim, 0)
+        if victim == current:
+            break
+        for b in range(have, have + need):
+            table[current, b] = take_block(z, kv, hashes, buckets)
+        if current == s:
+            s = seats[s, at.CLASS_AFTER]
+        else:
+            j += 1
     # A block gets its hash when its last token is known: asynchronously one step later.
     ahead = 0 if z[at.ASYNC] else 1
     if ahead:
         residue = residue - 1 if residue > 0 else block - 1
-    s = classes[residue, at.FIRST]
-    while s >= 0:
-        remember_blocks(
-            z,
-            requests,
-            seats,
-            kv,
-            hashes,
-            buckets,
-            table,
-            prompt_hash,
-            s,
-            seats[s, at.OFFSET] + tick + ahead,
-        )
-        s = seats[s, at.CLASS_AFTER]
+    j, s = 0, classes[residue, at.FIRST]
+    while True:
+        current = next_in_order(seats, j, z[at.NUM_PREFILL], s)
+        if current < 0:
+            break
+        if current == s:
+            known = seats[s, at.OFFSET] + tick + ahead
+            s = seats[s, at.CLASS_AFTER]
+        else:
+            known = seats[current, at.OFFSET] + seats[current, at.CHUNK]
+            j += 1
+        remember_blocks(z, requests, seats, kv, hashes, buckets, table, prompt_hash, current, known)
 
 
 @compiled
@@ -266,30 +208,6 @@ def schedule_one_by_one(
 
 
 @compiled
-def hold(z: Array, seats: Array, calendar: Array, classes: Array, s: int) -> None:
-    """Leave the decoding seat ``s`` out of the step at hand."""
-    computed = computed_tokens(z, seats, s)
-    stop_decoding(z, seats, calendar, classes, s)
-    seats[s, at.STATE] = at.HELD
-    seats[s, at.OFFSET] = computed
-    seats[s, at.TARGET] -= z[at.TICK]
-    seats[z[at.NUM_HELD], at.LEFT_OUT] = s
-    z[at.NUM_HELD] += 1
-
-
-@compiled
-def release_held(z: Array, seats: Array, calendar: Array, classes: Array) -> None:
-    """Let the sequences left out of the step decode on."""
-    for j in range(z[at.NUM_HELD]):
-        s = seats[j, at.LEFT_OUT]
-        start_decoding(z, seats, calendar, classes, s, seats[s, at.OFFSET], seats[s, at.TARGET])
-        if z[at.ASYNC] and z[at.CACHING] and not seats[s, at.LATE]:
-            seats[s, at.LATE] = 1
-            z[at.NUM_LATE] += 1
-    z[at.NUM_HELD] = 0
-
-
-@compiled
 def schedule_running(
     z: Array,
     requests: Array,
@@ -307,10 +225,7 @@ def schedule_running(
     """Schedule the running sequences; return the tokens left of the budget."""
     tokens, needed = plan_running(z, seats, classes, threshold)
     in_order = tokens > z[at.BUDGET] or z[at.NUM_LATE] > 0
-    if z[at.CACHING] == at.SHARED_BLOCKS:
-        in_order |= needed > z[at.FREE_BLOCKS] or z[at.NUM_PREFILL] > 0
-    else:
-        in_order |= needed > z[at.FREE_BLOCKS] and z[at.PRIORITY] != 0
+    in_order |= needed > z[at.FREE_BLOCKS] and z[at.PRIORITY] != 0
     if in_order:
         return schedule_one_by_one(
             z,
@@ -326,6 +241,21 @@ def schedule_running(
             preempted,
             threshold,
         )
+    if z[at.CACHING] == at.SHARED_BLOCKS:
+        schedule_in_blocks(
+            z,
+            requests,
+            seats,
+            calendar,
+            classes,
+            kv,
+            hashes,
+            buckets,
+            table,
+            prompt_hash,
+            preempted,
+        )
+        return z[at.BUDGET] - tokens  # not asked for after a preemption
     # Preempting the last ones until the rest fits is what preempting them one by one comes to.
     while needed > z[at.FREE_BLOCKS]:
         last = z[at.TAIL]
@@ -337,10 +267,7 @@ def schedule_running(
             return z[at.BUDGET] - tokens
         preempt(z, requests, seats, calendar, classes, kv, hashes, table, preempted, last, 0)
         tokens, needed = plan_running(z, seats, classes, threshold)
-    if z[at.CACHING] == at.SHARED_BLOCKS:
-        allocate_decoding(z, requests, seats, classes, kv, hashes, buckets, table, prompt_hash)
-    else:
-        take_blocks(z, requests, needed)
+    take_blocks(z, requests, needed)
     return z[at.BUDGET] - tokens
 
 
