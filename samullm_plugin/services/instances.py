@@ -93,9 +93,7 @@ def make_instance(
         PluginError: if an estimator or a latency model breaks its interface's rules.
     """
     how = planner or loaded.planner
-    estimator = make_length_estimator(
-        host, how.length_estimator.type, how.length_estimator.options
-    )
+    estimator = make_length_estimator(host, how.length_estimator.type, how.length_estimator.options)
     latency = make_latency_model(host, how.latency_model.type, how.latency_model.options)
     problem = build_problem(
         loaded.app,
