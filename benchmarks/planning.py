@@ -4,8 +4,9 @@
     python benchmarks/planning.py growth [--plot F] # nodes, GPUs, requests per node
     python benchmarks/planning.py quality [--seeds 30] [--gpus 8,4] [APPLICATION ...]
 
-Times are the least of several runs in one process, after one that compiles; published search times of the first implementation stand beside them. Quality is the realised time
-on hidden lengths (other draws of the planner's distribution, the same for all schedulers), planning
+Times are the least of several runs in one process, after one that compiles; published search times
+of the first implementation stand beside them. Quality is the realised time on hidden lengths (other
+draws of the planner's distribution, the same for all schedulers), planning
 included.
 """
 
@@ -203,7 +204,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=30)
     parser.add_argument("--gpus", default="8,4")
     parser.add_argument("--plot")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     host = PluginHost()
     warm = make_case(host, "small-1", CaseSettings(seeds=0, shifts=()))
     make_plan(host, warm.problem, "greedy")

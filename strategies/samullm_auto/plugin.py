@@ -22,7 +22,7 @@ HEURISTICS: tuple[Start, ...] = (("min-heuristic", {}), ("max-heuristic", {}))
 EXACT_SHARE, HEURISTICS_SHARE, GREEDY_SHARE = 0.5, 0.2, 0.15
 """Share of the time left that each of the other schedulers may take."""
 
-SPEND, SPEND_AFTER_EXACT = 0.006, 0.003
+SPEND, SPEND_AFTER_EXACT = 0.006, 0.002
 """Share of the makespan that searching on may take; less is left to find after exact."""
 
 GREEDY: tuple[Start, ...] = (

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from samullm_greedy.plugin import GreedyOptions, GreedyScheduler
-from samullm_greedy.search import Greedy
 from samullm_greedy.throughput import StageView, WorkMeter, mean_throughput
 
 from samullm_plugin.core.application import EngineOptions
@@ -140,11 +139,6 @@ def test_models_that_go_on_are_moved_only_where_groups_are_torn() -> None:
     assert moved[1].devices == (1,)
     assert set(moved[2].devices) == {2, 3}
     assert place(problem, {"a": one, "b": ParallelConfig(2), "c": pair}, held) is None
-
-
-def architecture_free(problem: Problem) -> Greedy:
-    simulator = PlanSimulator(problem)
-    return Greedy(problem, simulator, WorkMeter(problem, "corrected"), preemption=True)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
