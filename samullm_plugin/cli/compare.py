@@ -8,7 +8,18 @@ import typer
 
 from samullm_plugin.cli.bench import percent, seconds
 from samullm_plugin.cli.output import OutputJson, console, print_table, write_json
-from samullm_plugin.cli.plan import Budget, Gpus, Scenarios, Seed, Target, overridden, plan_json
+from samullm_plugin.cli.plan import (
+    Budget,
+    Gpus,
+    Scenarios,
+    Seed,
+    Svg,
+    Target,
+    draw_plans,
+    overridden,
+    plan_json,
+    require_svg,
+)
 from samullm_plugin.errors import InputError, SamullmError
 
 
@@ -22,6 +33,7 @@ def compare(
     seed: Seed = None,
     budget: Budget = None,
     gantt: Annotated[bool, typer.Option(help="Draw each plan.")] = True,
+    svg: Svg = None,
     output_json: OutputJson = None,
 ) -> None:
     """Plan with several schedulers; show where the plans differ and what that costs."""
@@ -32,6 +44,8 @@ def compare(
     from samullm_plugin.services.planning import PlanningOptions, make_plan
     from samullm_plugin.services.reporting import differences
 
+    if svg is not None:
+        require_svg(svg)
     host = PluginHost.from_settings()
     names = list(dict.fromkeys(s.strip() for s in schedulers.split(",") if s.strip()))
     if not names:
@@ -99,6 +113,8 @@ def compare(
             out.print(f"{r.scheduler}, {r.mean_makespan_s:.1f} s", markup=False)
             chart = text_gantt(r.traces[0], problem.cluster.num_gpus)
             out.print(chart + "\n", markup=False, soft_wrap=True)
+    if svg is not None:
+        draw_plans(problem, results, svg)
     if output_json is not None:
         write_json(
             {

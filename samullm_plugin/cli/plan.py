@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,6 +28,9 @@ Gpus = Annotated[int | None, typer.Option(help="GPUs, instead of the application
 Scenarios = Annotated[int | None, typer.Option(help="Length scenarios to plan for.", min=1)]
 Seed = Annotated[int | None, typer.Option(help="Seed of lengths and scheduler.", min=0)]
 Budget = Annotated[float | None, typer.Option(help="Seconds the scheduler may search.")]
+Svg = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Draw a Gantt chart as SVG (extra report).")
+]
 
 
 def plan(
@@ -46,6 +50,7 @@ def plan(
         Path | None, typer.Option("--output", "-o", help="Write the plan to this file.")
     ] = None,
     explain: Annotated[bool, typer.Option(help="Say why each model is where it is.")] = False,
+    svg: Svg = None,
     output_json: OutputJson = None,
 ) -> None:
     """Plan an application: which models run when, on which devices, spread how."""
@@ -55,6 +60,8 @@ def plan(
     from samullm_plugin.services.instances import make_instance
     from samullm_plugin.services.planning import PlanningOptions, make_plan
 
+    if svg is not None:
+        require_svg(svg)
     host = PluginHost.from_settings()
     loaded = find_application(host, target)
     planner = overridden(loaded.planner, scenarios=scenarios, seed=seed, budget_s=budget)
@@ -71,8 +78,43 @@ def plan(
     if output is not None:
         write_plan(output, result.plan, application=loaded.app.name, scheduler=name)
         console().print(f"plan written to {output}", markup=False)
+    if svg is not None:
+        draw_plans(instance.problem, [result], svg)
     if output_json is not None:
         write_json(plan_json(instance.problem, result), output_json)
+
+
+def require_svg(path: Path) -> None:
+    """Refuse before planning what could not be drawn after it.
+
+    Raises:
+        MissingExtraError: without matplotlib.
+        InputError: if the file's folder is not there.
+    """
+    from samullm_plugin.services.gantt_figure import require_matplotlib
+
+    require_matplotlib("--svg")
+    if not path.parent.is_dir():
+        raise InputError(f"--svg {path}: there is no folder {path.parent}")
+
+
+def draw_plans(problem: Problem, results: Sequence[PlanResult], path: Path) -> None:
+    """Write Gantt charts of plans, side by side, in each plan's first length scenario."""
+    from samullm_plugin.services.gantt_figure import (
+        Panel,
+        device_names,
+        gantt_figure,
+        planned_bars,
+        write_svg,
+    )
+
+    panels = []
+    for r in results:
+        trace = r.traces[0]
+        title = f"{r.scheduler}: {trace.makespan_s:.1f} s"
+        panels.append(Panel(title, planned_bars(trace), trace.makespan_s))
+    write_svg(gantt_figure(panels, device_names(problem.cluster)), path)
+    console().print(f"chart written to {path}", markup=False)
 
 
 def overridden(planner: PlannerSection, **changes: Any) -> PlannerSection:
