@@ -54,12 +54,14 @@ def compare(
         host.resolve("scheduler", name)
     loaded = find_application(host, target)
     planner = overridden(loaded.planner, scenarios=scenarios, seed=seed, budget_s=budget)
-    problem = make_instance(host, loaded, planner, gpus=gpus).problem
+    instance = make_instance(host, loaded, planner, gpus=gpus)
+    problem = instance.problem
     results, failed = [], {}
     for name in names:
         how = PlanningOptions(seed=planner.seed, budget_s=planner.budget_s)
         try:
-            results.append(make_plan(host, problem, name, how))
+            simulator = instance.simulator(host)  # each its own: planning times are compared
+            results.append(make_plan(host, problem, name, how, simulator=simulator))
         except SamullmError as error:
             failed[name] = str(error)
     out = console()

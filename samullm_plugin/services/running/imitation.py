@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from samullm_plugin.core.plan import Plan
 from samullm_plugin.core.problem import Problem
+from samullm_plugin.core.simulation.runs import PolicyCall
 from samullm_plugin.interfaces.executor import Executor
 from samullm_plugin.interfaces.observer import RunInfo
 from samullm_plugin.services.running.coordinator import Adjustments, Coordinator
@@ -19,6 +20,7 @@ def run_imitated(
     *,
     log: RunLog | None = None,
     adjustments: Adjustments | None = None,
+    policy: PolicyCall | None = None,
 ) -> Coordinator:
     """Carry a plan out where ``truth`` holds, without a run directory.
 
@@ -29,6 +31,7 @@ def run_imitated(
         truth: lengths (its first scenario), latencies and load times.
         log: is told what happens; None: a new one.
         adjustments: may replace the plan.
+        policy: order and replicas of requests; None: first come, first served, in turn.
 
     Returns:
         The coordinator after the run.
@@ -38,7 +41,9 @@ def run_imitated(
     executor.open(problem.cluster, None)
     try:
         source = LengthSource(truth.scenarios[0])
-        coordinator = Coordinator(problem, plan, executor, source, log, adjustments=adjustments)
+        coordinator = Coordinator(
+            problem, plan, executor, source, log, adjustments=adjustments, policy=policy
+        )
         coordinator.run()
     finally:
         executor.close()
