@@ -313,7 +313,7 @@ def _component(value: object) -> object:
 class PlannerSection(Section):
     """How a plan is made."""
 
-    scheduler: Component = Component(type="greedy")
+    scheduler: Component = Component(type="auto")
     length_estimator: Component = Component(type="ecdf")
     latency_model: Component = Component(type="linear")
     request_policy: Component | None = None
