@@ -38,8 +38,8 @@ def test_random_workloads(capsys: pytest.CaptureFixture[str]) -> None:
             end="",
         )
     assert len(done) >= 500
-    assert sum(r.preemptions for r in done) > 1000
-    assert sum(r.never_fits for r in done) > 10
+    assert sum(r.preemptions for r in done) > 300
+    assert sum(r.never_fits for r in done) > 5
 
 
 def test_checked_versions_name_the_installed_one() -> None:
