@@ -22,8 +22,8 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from samullm_plugin.io.journal import read_journal  # noqa: E402  # found by the line above
-from tests.running.real_app import make_files  # noqa: E402
+from samullm_plugin.io.journal import read_journal  # found by the line above
+from tests.running.real_app import make_files
 
 PROGRAM = Path(__file__).with_name("real_app.py")
 GONE_S = 10.0
@@ -39,6 +39,8 @@ class Chaos:
         coordinators: coordinators killed.
         runs: runs that were finished.
         slowest_end_s: longest time until all engines of a killed coordinator were gone.
+        pause_s: mean time between kills.
+        coordinator_share: chance that a kill is for the coordinator.
     """
 
     folder: Path
@@ -47,6 +49,8 @@ class Chaos:
     coordinators: int = 0
     runs: int = 0
     slowest_end_s: float = 0.0
+    pause_s: float = 1.2
+    coordinator_share: float = 0.15
     reference: dict[str, list[str]] = field(default_factory=dict)
 
     @property
@@ -78,18 +82,15 @@ class Chaos:
 
     def _harass(self, process: subprocess.Popen[bytes], directory: Path, kills: int) -> bool:
         """Kill until enough; return whether the run ended by itself."""
-        waits = 0.0
         while process.poll() is None:
             if self.kills >= kills:
                 process.wait()
                 break
-            pause = float(self.rng.exponential(1.2))
-            waits += pause
-            time.sleep(pause)
+            time.sleep(float(self.rng.exponential(self.pause_s)))
             engines = _engines(process.pid)
             if not engines or process.poll() is not None:
                 continue  # nothing runs yet
-            if self.rng.random() < 0.2 and waits > 6.0:
+            if self.rng.random() < self.coordinator_share:
                 everything = _family(process.pid)
                 process.kill()
                 process.wait()
@@ -152,10 +153,7 @@ def _family(pid: int) -> list[psutil.Process]:
 
 
 def _engines(pid: int) -> list[psutil.Process]:
-    """Return the engine processes: descendants that hold a thread pool's worth of memory maps.
-
-    They are forked from one process that has imported vLLM, which is a child of the coordinator.
-    """
+    """Return the engine processes: forked from a child of the coordinator that imported vLLM."""
     return [p for p in _family(pid) if p.ppid() != pid]
 
 
