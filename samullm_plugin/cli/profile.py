@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from samullm_plugin.cli.output import OutputJson, print_table, write_json
+from samullm_plugin.cli.profile_latency import latency
 from samullm_plugin.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Learn latency, memory and length models from measurements, and check them.",
 )
+
+app.command()(latency)
 
 IterationsFile = Annotated[
     Path,
