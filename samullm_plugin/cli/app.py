@@ -39,6 +39,7 @@ COMMANDS = {
     "plan": Command("samullm_plugin.cli.plan:plan", "Plan an application."),
     "compare": Command("samullm_plugin.cli.compare:compare", "Plan by several schedulers."),
     "run": Command("samullm_plugin.cli.run:run", "Run an application on engines."),
+    "report": Command("samullm_plugin.cli.report:report", "Show a run on one HTML page."),
     "simulate": Command(
         "samullm_plugin.cli.simulate:simulate", "Simulate one engine, step for step as vLLM."
     ),

@@ -142,13 +142,16 @@ def plan_figure(
     return figure  # type: ignore[no-any-return]  # matplotlib is untyped here
 
 
-def gantt_figure(panels: Sequence[Panel], devices: Sequence[str], *, columns: int = 0) -> Figure:
+def gantt_figure(
+    panels: Sequence[Panel], devices: Sequence[str], *, columns: int = 0, width: float = 0.0
+) -> Figure:
     """Draw several charts on one time axis, with one legend.
 
     Args:
         panels: at least one.
         devices: label of each device.
         columns: charts side by side; 0: up to three.
+        width: of the figure in inches; 0: by the number of columns.
 
     Raises:
         MissingExtraError: without matplotlib.
@@ -161,7 +164,7 @@ def gantt_figure(panels: Sequence[Panel], devices: Sequence[str], *, columns: in
     colors = node_colors(panels)
     end_s = _end_s(panels)
     height = rows * (len(devices) * _ROW_INCHES + 1.0)
-    width = max(columns * _PANEL_INCHES, 8.0)
+    width = width or max(columns * _PANEL_INCHES, 8.0)
     across = _legend_columns(colors, width)
     legend_lines = -(-(len(colors) + 1) // across)
     with _styled():
@@ -186,8 +189,9 @@ def gantt_figure(panels: Sequence[Panel], devices: Sequence[str], *, columns: in
 def figure_svg(figure: Figure) -> str:
     """Return a figure as an SVG element without XML header, to stand in a page."""
     text = StringIO()
+    none = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with _styled():
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(text, format="svg", metadata=none)
     whole = text.getvalue()
     return whole[whole.index("<svg") :]
 

@@ -62,9 +62,7 @@ def measured_engines(records: Records) -> list[MeasuredEngine]:
             open_[engine.key] = engine
         elif kind == "resumed":  # whatever ran before is gone
             for engine in open_.values():
-                engine.end_s = float(record["interrupted_s"])
-                ready_s = engine.end_s if engine.ready_s is None else engine.ready_s
-                engine.busy_s = max(0.0, engine.end_s - ready_s)
+                _cut_off(engine, float(record["interrupted_s"]))
             open_.clear()
         elif record.get("key") in open_:
             engine = open_[record["key"]]
@@ -79,8 +77,15 @@ def measured_engines(records: Records) -> list[MeasuredEngine]:
                 del open_[engine.key]
     last = float(records[-1]["time_s"]) if records else 0.0
     for engine in open_.values():
-        engine.end_s = last
+        _cut_off(engine, last)
     return engines
+
+
+def _cut_off(engine: MeasuredEngine, time_s: float) -> None:
+    """End an engine that nobody stopped: it is taken to have been busy since it was ready."""
+    engine.end_s = time_s
+    ready_s = time_s if engine.ready_s is None else engine.ready_s
+    engine.busy_s = max(0.0, time_s - ready_s)
 
 
 def measured_slices(records: Records) -> list[Slice]:
@@ -129,10 +134,22 @@ def run_metrics(
         num_devices: of the cluster.
         planned: the first plan's simulation; None: unknown.
     """
+    names = [n.name for n in app.nodes]
+    return metrics_of(app.name, names, records, num_devices, planned)
+
+
+def metrics_of(
+    application: str,
+    nodes: Sequence[str],
+    records: Records,
+    num_devices: int,
+    planned: PlanTrace | None,
+) -> dict[str, Any]:
+    """Return :func:`run_metrics` of an application of which only the names are known."""
     engines, end_s = measured_engines(records), makespan_s(records)
     busy_s = sum(e.busy_s * len(e.devices) for e in engines)
     total_s = end_s * num_devices
-    counts: dict[str, Counter[str]] = {n.name: Counter() for n in app.nodes}
+    counts: dict[str, Counter[str]] = {name: Counter() for name in nodes}
     last: dict[str, float] = {}
     for record in records:
         if record["kind"] in SETTLED:
@@ -143,7 +160,7 @@ def run_metrics(
             last[record["node"]] = float(record["time_s"])
     generated = sum(c["completion_tokens"] for c in counts.values())
     result: dict[str, Any] = {
-        "application": app.name,
+        "application": application,
         "makespan_s": {"measured": end_s},
         "requests": {kind: sum(c[kind] for c in counts.values()) for kind in SETTLED},
         "completion_tokens": generated,
@@ -163,14 +180,14 @@ def run_metrics(
             "error_percent": 100.0 * (planned.makespan_s / end_s - 1.0) if end_s > 0 else None,
         }
         result["idle_share"]["planned"] = planned.idle_share
-    for i, node in enumerate(app.nodes):
-        count = counts[node.name]
-        mine = [e for e in engines if e.node == node.name]
+    for i, name in enumerate(nodes):
+        count = counts[name]
+        mine = [e for e in engines if e.node == name]
         begin = min((e.start_s for e in mine), default=None)
-        finish = last.get(node.name)
+        finish = last.get(name)
         loads = [e.ready_s - e.start_s for e in mine if e.ready_s is not None]
         seconds = finish - begin if finish is not None and begin is not None else 0.0
-        result["nodes"][node.name] = {
+        result["nodes"][name] = {
             "requests": {k: count[k] for k in SETTLED},
             "prompt_tokens": count["prompt_tokens"],
             "completion_tokens": count["completion_tokens"],
@@ -180,7 +197,7 @@ def run_metrics(
             "load_s": loads,
         }
         if planned is not None:
-            result["nodes"][node.name]["finish_s"]["planned"] = float(planned.node_finish_s[i])
+            result["nodes"][name]["finish_s"]["planned"] = float(planned.node_finish_s[i])
     return result
 
 

@@ -28,7 +28,7 @@ from samullm_plugin.io.trace import trace_json
 from samullm_plugin.manager import PluginHost
 from samullm_plugin.services.building import sample_scenarios
 from samullm_plugin.services.instances import Instance
-from samullm_plugin.services.policies import policy_call
+from samullm_plugin.services.policies import planned_policy
 from samullm_plugin.services.running.coordinator import Adjustments, Coordinator
 from samullm_plugin.services.running.ledger import Ledger
 from samullm_plugin.services.running.log import RunLog
@@ -38,6 +38,7 @@ from samullm_plugin.services.running.measuring import (
     run_metrics,
 )
 from samullm_plugin.services.running.outputs import write_outputs
+from samullm_plugin.services.running.planned import PLANNED_FILE, planned_record, planned_run
 from samullm_plugin.services.running.recovery import recover
 from samullm_plugin.services.running.sources import LengthSource, RequestSource, TextSource
 from samullm_plugin.services.running.starting import Begun, RunOptions
@@ -126,6 +127,10 @@ def start_run(setup: RunSetup, plan: Plan, scheduler: str = "") -> RunOutcome:
             scheduler=scheduler,
             makespan_s=[planned.makespan_s],
         )
+        given = setup.loaded.output_tokens is not None
+        estimator = None if given else setup.instance.estimator
+        foreseen = planned_run(problem, planned, executor, estimator)
+        directory.write_json(PLANNED_FILE, planned_record(foreseen))
         journal = Journal(directory.journal_path)
         try:
             log = _log(setup, journal)
@@ -275,12 +280,7 @@ def plan_from_file(path: Path) -> tuple[Plan, str]:
 
 
 def _policy(setup: RunSetup) -> PolicyCall | None:
-    chosen = setup.instance.planner.request_policy
-    if chosen is None:
-        return None
-    policy = setup.host.create("request-policy", chosen.type, chosen.options)
-    problem = setup.instance.problem
-    return policy_call(problem.app, policy, problem.scenarios)
+    return planned_policy(setup.host, setup.instance.planner, setup.instance.problem)
 
 
 def _log(setup: RunSetup, journal: Journal) -> RunLog:

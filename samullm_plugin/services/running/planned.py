@@ -1,0 +1,119 @@
+"""What a run was expected to do, kept in its directory from the start: ``planned.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from samullm_plugin.core.problem import Problem
+from samullm_plugin.core.result import PlanTrace
+from samullm_plugin.errors import InputError, SamullmError
+from samullm_plugin.interfaces.executor import Executor
+from samullm_plugin.interfaces.length import LengthEstimator
+from samullm_plugin.io.records import RecordReader, to_record
+from samullm_plugin.services.reporting import provenance_lines
+
+PLANNED_FILE = "planned.json"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedNode:
+    """A node of the application.
+
+    Attributes:
+        name: its name.
+        model: name of its model.
+        num_requests: rows of its request table.
+    """
+
+    name: str
+    model: str
+    num_requests: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlannedRun:
+    """A run as it was foreseen when it began.
+
+    Attributes:
+        nodes: in the application's order.
+        gpus: kind of each device.
+        trace: the first plan's simulation, without the times of single requests.
+        rests_on: what the figures come from, lines for people by topic.
+        virtual_clock: the executor's time is computed; nothing really ran.
+        modelled_lengths: output lengths were drawn and not generated.
+        written_by: release that began the run.
+    """
+
+    nodes: tuple[PlannedNode, ...]
+    gpus: tuple[str, ...]
+    trace: PlanTrace
+    rests_on: Mapping[str, tuple[str, ...]]
+    virtual_clock: bool
+    modelled_lengths: bool
+    written_by: str
+
+
+def planned_run(
+    problem: Problem,
+    trace: PlanTrace,
+    executor: Executor,
+    estimator: LengthEstimator | None,
+) -> PlannedRun:
+    """Return what is foreseen of a run.
+
+    Args:
+        problem: the instance.
+        trace: its plan, simulated.
+        executor: what will run it.
+        estimator: where the lengths come from; None: they were given with the application.
+    """
+    names = dict.fromkeys(n.model.name for n in problem.app.nodes)
+    rests_on = {
+        "Output lengths": tuple(_length_source(estimator, name) for name in names)
+        if estimator is not None
+        else ("given with the application",),
+        "Iteration latencies": tuple(provenance_lines(problem)),
+    }
+    if problem.app.notes:
+        rests_on["Assumed"] = tuple(problem.app.notes)
+    return PlannedRun(
+        tuple(PlannedNode(n.name, n.model.name, len(n.requests)) for n in problem.app.nodes),
+        tuple(g.name for g in problem.cluster.gpus),
+        replace(trace, finish_s=()),
+        rests_on,
+        executor.virtual_clock,
+        type(executor).imitate is not Executor.imitate,
+        f"samullm-plugin {version('samullm-plugin')}",
+    )
+
+
+def planned_record(planned: PlannedRun) -> object:
+    """Return what is written to ``planned.json``."""
+    return to_record(planned)
+
+
+def read_planned(directory: Path) -> PlannedRun | None:
+    """Return what was foreseen of a run; None for runs of releases that did not write it.
+
+    Raises:
+        InputError: if the file is damaged.
+    """
+    path = directory / PLANNED_FILE
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise InputError(f"{path}: is not JSON: {error}") from error
+    return RecordReader(str(path)).read(PlannedRun, record)
+
+
+def _length_source(estimator: LengthEstimator, model: str) -> str:
+    try:
+        return estimator.source(model)
+    except SamullmError:  # a third party's words are not worth a run
+        return f"{model}: {estimator.name} does not say"
