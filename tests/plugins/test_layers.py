@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from samullm_layers.compose import Link
-from samullm_layers.grid import Grid, fill_holes
+from samullm_plugin.core.profile.grid import Grid, fill_holes
 from samullm_layers.models import Layers, LayersOptions
 from samullm_layers.tables import PER_LAYER, REQUIRED
 

@@ -1,0 +1,1 @@
+"""Iteration latency from the operator tables of the package aiconfigurator."""
