@@ -18,7 +18,7 @@ from samullm_plugin.io.spec import PlannerSection
 from samullm_plugin.manager import PluginHost
 from samullm_plugin.services.building import build_problem
 from samullm_plugin.services.estimators import make_latency_model, make_length_estimator
-from samullm_plugin.services.policies import policy_call
+from samullm_plugin.services.policies import planned_policy
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,12 +43,7 @@ class Instance:
         Raises:
             InputError: for an unknown policy or wrong options.
         """
-        chosen = self.planner.request_policy
-        if chosen is None:
-            return PlanSimulator(self.problem)
-        policy = host.create("request-policy", chosen.type, chosen.options)
-        call = policy_call(self.problem.app, policy, self.problem.scenarios)
-        return PlanSimulator(self.problem, policy=call)
+        return PlanSimulator(self.problem, policy=planned_policy(host, self.planner, self.problem))
 
 
 def cluster_of(loaded: LoadedApplication, gpus: int | None) -> Cluster:

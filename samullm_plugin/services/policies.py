@@ -11,11 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samullm_plugin.core.application import Application
+from samullm_plugin.core.problem import Problem
 from samullm_plugin.core.programs import program_ids, tokens_before
 from samullm_plugin.core.scenarios import LengthScenario
 from samullm_plugin.core.simulation.runs import PolicyCall
 from samullm_plugin.errors import PluginError, SamullmError
 from samullm_plugin.interfaces.policy import PolicyBatch, RequestPolicy
+from samullm_plugin.io.spec import PlannerSection
+from samullm_plugin.manager import PluginHost
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -52,6 +55,21 @@ def policy_call(
         return checked_assignment(policy, batch, num_replicas)
 
     return call
+
+
+def planned_policy(
+    host: PluginHost, planner: PlannerSection, problem: Problem
+) -> PolicyCall | None:
+    """Return the request policy a planner section asks for, told the problem's own lengths.
+
+    Raises:
+        InputError: for an unknown policy or wrong options.
+    """
+    chosen = planner.request_policy
+    if chosen is None:
+        return None
+    policy = host.create("request-policy", chosen.type, chosen.options)
+    return policy_call(problem.app, policy, problem.scenarios)
 
 
 def checked_assignment(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from samullm_plugin.core.plan import Plan
 from samullm_plugin.core.problem import Problem
 from samullm_plugin.core.simulation import PlanSimulator
+from samullm_plugin.core.simulation.runs import PolicyCall
 from samullm_plugin.core.transition import Running
 from samullm_plugin.core.verify import verify
 from samullm_plugin.errors import PlanError, PluginError, SamullmError
@@ -22,8 +23,14 @@ from samullm_plugin.io.records import to_record
 from samullm_plugin.manager import PluginHost
 from samullm_plugin.services.instances import Instance
 from samullm_plugin.services.planning import PlanningOptions, make_plan
+from samullm_plugin.services.policies import planned_policy
 from samullm_plugin.services.running.coordinator import Adjustments, Coordinator
-from samullm_plugin.services.running.observing import Observer, Snapshot, length_observations
+from samullm_plugin.services.running.observing import (
+    Observer,
+    Snapshot,
+    learned,
+    length_observations,
+)
 from samullm_plugin.services.running.remaining import (
     Remainder,
     aligned,
@@ -140,7 +147,8 @@ class Replanner(Adjustments):
             scenarios = sample_remainder(left, self._believed, rng, 1)
             rest = remaining_problem(coordinator.problem, left, scenarios, snapshot)
             plan = rest_of_plan(coordinator.plan, coordinator.rule.stage, left, snapshot.status, {})
-            seconds = PlanSimulator(rest).simulate_scenario(plan, 0).makespan_s
+            simulator = PlanSimulator(rest, policy=self._policy(rest))
+            seconds = simulator.simulate_scenario(plan, 0).makespan_s
             self._interval_s = self.options.check_every * seconds
         self._checked_s = self._planned_s = coordinator.now_s()
         if not coordinator.executor.virtual_clock:
@@ -204,6 +212,9 @@ class Replanner(Adjustments):
             )
         return proposal.plan
 
+    def _policy(self, rest: Problem) -> PolicyCall | None:
+        return planned_policy(self._host, self._instance.planner, rest)
+
     def _question(self, coordinator: Coordinator, *, drifted_only: bool) -> _Question | None:
         """Look at the run; return what to plan, or None if all is as expected."""
         self._observer.take_steps(coordinator)
@@ -212,7 +223,7 @@ class Replanner(Adjustments):
         if left is None:
             return None
         seen = length_observations(coordinator, snapshot)
-        estimator = self._instance.estimator.fit(seen) if seen else self._instance.estimator
+        estimator = learned(self._instance.estimator, seen, coordinator.problem.app)
         if drifted_only and not self._drifted(snapshot, left, estimator, seen):
             return None
         return _Question(
@@ -260,7 +271,7 @@ class Replanner(Adjustments):
             n: (as_held(r), ready_s) for n, (r, ready_s) in question.running.items() if n in names
         }
         engines = {n: r for n, (r, _) in running.items()}
-        simulator = PlanSimulator(rest, running=running)
+        simulator = PlanSimulator(rest, policy=self._policy(rest), running=running)
         going_on = rest_of_plan(
             question.plan,
             question.stage,
@@ -268,7 +279,8 @@ class Replanner(Adjustments):
             question.snapshot.status,
             {n: r for n, (r, _) in question.running.items()},
         )
-        judge = PlanSimulator(rest.with_scenarios(scenarios[count:]), running=running)
+        judged = rest.with_scenarios(scenarios[count:])
+        judge = PlanSimulator(judged, policy=self._policy(judged), running=running)
         before = _seconds(judge, going_on)
         incumbent = None if verify(rest, going_on) else going_on
         best, best_s = going_on, before
