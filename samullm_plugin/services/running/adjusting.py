@@ -69,7 +69,7 @@ class ReplanOptions:
     check_every: float = 0.04
     length_drift: float = 0.1
     latency_drift: float = 0.1
-    min_gain: float = 0.02
+    min_gain: float = 0.05
     scenarios: int = 1
     judges: int = 3
     budget_s: float = 0.5

@@ -284,7 +284,6 @@ class Coordinator:
                 self._stop(node)
             self._update_rule()
             stuck = stalled and self.rule.stage == len(self.plan.stages) - 1
-            stuck = stalled and self.rule.stage == len(self.plan.stages) - 1
             move = next_transition(
                 self.plan, self.problem.cluster, self._upstreams, self.rule, stalled=stalled
             )

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from samullm_plugin.core.application import Application
 from samullm_plugin.core.transition import Running
-from samullm_plugin.interfaces.length import LengthObservations
+from samullm_plugin.interfaces.length import LengthEstimator, LengthObservations, LengthQuery
 from samullm_plugin.services.running.ledger import Status
 
 if TYPE_CHECKING:
     from samullm_plugin.services.running.coordinator import Coordinator
 
 Ints = NDArray[np.int64]
+
+ENOUGH_OUTPUTS = 20
+"""Finished requests of a model from which it says something about other models."""
+
+ALIKE = 0.1
+"""Models are off to the same side if the logarithms of their factors all exceed this."""
 
 ENOUGH_STEPS_S = 1.0
 """Seconds of observed iterations from which a latency factor is believed."""
@@ -137,3 +145,65 @@ def length_observations(coordinator: Coordinator, snapshot: Snapshot) -> list[Le
             )
         )
     return found
+
+
+class ShiftedLengths(LengthEstimator):
+    """Another estimator, with the lengths of models that were hardly observed scaled."""
+
+    name = "shifted"
+
+    def __init__(self, inner: LengthEstimator, factor: float, observed: frozenset[str]) -> None:
+        """Scale what ``inner`` says of all but the ``observed`` models by ``factor``."""
+        super().__init__()
+        self._inner, self._factor, self._observed = inner, factor, observed
+
+    def fit(self, observations: Sequence[LengthObservations]) -> LengthEstimator:
+        """Return the inner estimator with the observations."""
+        return self._inner.fit(observations)
+
+    def sample(self, query: LengthQuery, rng: np.random.Generator, num_scenarios: int) -> Ints:
+        """Return scaled samples within the query's limits."""
+        drawn = self._inner.sample(query, rng, num_scenarios)
+        if query.model in self._observed:
+            return drawn
+        least = np.minimum(np.maximum(query.generated_tokens + 1, 1), query.max_tokens)
+        scaled = np.rint(drawn * self._factor).astype(np.int64)
+        within: Ints = np.clip(scaled, least, query.max_tokens)
+        return within
+
+
+def learned(
+    prior: LengthEstimator, observations: Sequence[LengthObservations], app: Application
+) -> LengthEstimator:
+    """Return an estimator that has learned from a run.
+
+    If all models that were observed enough, at least two, are off to the same side, it is likely
+    the prompts and not the models that are unusual: the others are then taken to be off by the
+    median factor too.
+    """
+    if not observations:
+        return prior
+    fitted = prior.fit(observations)
+    factors = []
+    enough = {o.model for o in observations if int((~o.censored).sum()) >= ENOUGH_OUTPUTS}
+    for node in app.nodes:
+        if node.model.name not in enough:
+            continue
+        n = len(node.requests)
+        query = LengthQuery(
+            node.model.name,
+            node.task,
+            node.requests.prompt_tokens,
+            node.requests.max_tokens,
+            np.zeros(n, np.int64),
+            node.model.max_model_len,
+        )
+        before, now = (
+            float(e.sample(query, np.random.default_rng(0), 1).sum()) for e in (prior, fitted)
+        )
+        factors.append(now / before)
+    logs = np.log(factors)
+    alike = len(logs) >= 2 and (np.all(logs > ALIKE) or np.all(logs < -ALIKE))
+    if not alike:
+        return fitted
+    return ShiftedLengths(fitted, float(np.exp(np.median(logs))), frozenset(enough))
