@@ -174,13 +174,19 @@ class Cluster:
             if replica:
                 home = self.machine_of(replica[0])
                 members = [d for d in members if self.machine_of(d) == home]
-            members.sort(key=lambda d: (d in shunned, d))
-            if len(members) < tp or self.replica_violation(members[:tp], tp):
+            if len(members) < tp:
                 continue
+            if shunned:
+                members.sort(key=lambda d: (d in shunned, d))
             part = members[:tp]
-            key = (sum(d in shunned for d in part), len(members), part[0])
-            if best is None or key < best[0]:
-                best = (key, part)
+            key = (sum(d in shunned for d in part) if shunned else 0, len(members), part[0])
+            if best is not None and key >= best[0]:
+                continue
+            if self.replica_violation(part, tp):
+                continue
+            best = (key, part)
+            if key[:2] == (0, tp):  # nothing fits better, and groups come in order
+                break
         return None if best is None else best[1]
 
 

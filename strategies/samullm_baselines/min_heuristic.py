@@ -134,19 +134,15 @@ class EvenSplit:
     ) -> None:
         """Give larger configurations to the models with the fewest GPUs, in place."""
         open_ones = [n for n in shares if n not in fixed]
+        pairs = [(n, shares[n]) for n in open_ones]
+        times = dict(zip(open_ones, self._rollout.alone_s(pairs), strict=True))
         while open_ones:
-            times = dict(
-                zip(
-                    open_ones,
-                    self._rollout.alone_s([(n, shares[n]) for n in open_ones]),
-                    strict=True,
-                )
-            )
             open_ones.sort(key=lambda n: (shares[n].num_devices, -times[n]))
             for name in open_ones:
                 larger = self._next_larger(shares, name, fixed)
                 if larger is not None:
                     shares[name] = larger
+                    times[name] = self._rollout.alone_s([(name, larger)])[0]
                     break
             else:
                 return

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from samullm_plugin.core.application import EngineOptions
 from samullm_plugin.core.bounds import lower_bound
 from samullm_plugin.core.parallel import ParallelConfig
-from samullm_plugin.core.plan import Assignment, Plan, Stage
+from samullm_plugin.core.plan import Assignment, Plan, Stage, StageEnd
 from samullm_plugin.core.simulation import PlanSimulator
 from samullm_plugin.testing.factories import TestNode, make_problem
 from samullm_plugin.testing.strategies import plans, problems
@@ -55,3 +55,47 @@ def test_untaken_requests_cost_nothing() -> None:
     bound = lower_bound(problem, problem.scenarios[0])
     assert bound.value_s == pytest.approx(6.0)
     assert np.isfinite(bound.device_s)
+
+
+def test_preemption_may_save_reading_context() -> None:
+    """Started anew at every second, a model whose context is dear never reads any."""
+    dear = TestNode("dear", [50], [8], step_s=0.01, context_s=1.0, load_s=0.0)
+    clock = TestNode(
+        "clock",
+        [1] * 10,
+        [1] * 10,
+        step_s=1.0,
+        load_s=0.0,
+        engine=EngineOptions(max_num_seqs=1, async_scheduling=False),
+    )
+    problem = make_problem([dear, clock], num_gpus=3, nvlink=1)
+    ticks = Assignment("clock", ONE, (2,))
+    ways = (Assignment("dear", ONE, (0,)), Assignment("dear", ONE, (1,)))
+    stages = [
+        Stage((ways[i % 2], ticks), StageEnd("node_progress", "clock", (i + 1) / 10))
+        for i in range(8)
+    ]
+    makespan_s = PlanSimulator(problem).simulate_scenario(Plan(tuple(stages)), 0).makespan_s
+    assert makespan_s < 20
+    assert lower_bound(problem, problem.scenarios[0]).value_s <= makespan_s
+
+
+def test_cached_blocks_count_for_several_sequences() -> None:
+    """Eight sequences of 80 tokens run at once in a cache of 160, for they share 64."""
+    engine = EngineOptions(max_num_seqs=8, enable_prefix_caching=True, async_scheduling=False)
+    first = [[]] + [[(0, 0)]] * 8  # the first request fills the cache
+    node = TestNode(
+        "a",
+        [66] * 9,
+        [2] + [12] * 8,
+        first,
+        load_s=0.0,
+        prefix_tokens=64,
+        kv_cache_tokens=208,
+        max_model_len=128,
+        engine=engine,
+        in_prompt=False,
+    )
+    bound, makespan = one_engine(node)
+    assert makespan < 20
+    assert bound <= makespan
