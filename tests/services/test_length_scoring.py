@@ -204,7 +204,11 @@ def test_the_command_scores_and_plans(observations, capsys):
     assert main([*words, *more, "--output-json", "-"]) == 0
     out, err = capsys.readouterr()
     found = json.loads(out)
-    assert [s["estimator"] for s in found["scores"] if not s["model"]] == ["ecdf", "fixed", "oracle"]
+    assert [s["estimator"] for s in found["scores"] if not s["model"]] == [
+        "ecdf",
+        "fixed",
+        "oracle",
+    ]
     assert {p["estimator"]: p["loss"] for p in found["plans"]}["oracle"] == 0.0
     assert found["num_observations"] == 120
     assert "pinball tokens" in err
