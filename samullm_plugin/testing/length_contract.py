@@ -9,6 +9,7 @@ Subclass it in a test module, and every rule becomes a test::
 
 from __future__ import annotations
 
+import pickle
 from typing import ClassVar
 
 import numpy as np
@@ -119,6 +120,14 @@ class LengthEstimatorContract:
         drawn = np.asarray(fitted.sample(query, np.random.default_rng(3), 2))
         inside = (drawn >= 1).all() and (drawn <= query.max_tokens).all()
         require(inside, "at-most-limit", "after fit, lengths leave their limits")
+        try:
+            kept = pickle.loads(pickle.dumps(fitted))
+        except Exception as error:  # whatever pickle finds
+            broken = f"what fit returns cannot be pickled: {error}"
+            require(False, "fit-pickles", broken)
+        again = np.asarray(kept.sample(query, np.random.default_rng(3), 2))
+        same = np.array_equal(drawn, again)
+        require(same, "fit-pickles", "a pickled copy of what fit returns gives other lengths")
 
     def test_fit_without_observations(self) -> None:
         """Fitting on nothing is allowed."""

@@ -209,6 +209,29 @@ class FitsItself(Halfway):
         return np.maximum(drawn + self.shift, 1)
 
 
+class KeepsWhatCannotBePickled(Halfway):
+    def fit(self, observations):
+        fitted = type(self)(self.config)
+        fitted.rule = lambda length: length
+        return fitted
+
+
+class ForgetsWhenPickled(Halfway):
+    learned = 0
+
+    def fit(self, observations):
+        fitted = type(self)(self.config)
+        fitted.learned = 1
+        return fitted
+
+    def __getstate__(self):
+        return {"config": self.config}
+
+    def sample(self, query, rng, num_scenarios):
+        drawn = super().sample(query, rng, num_scenarios)
+        return np.broadcast_to(query.max_tokens, drawn.shape) if self.learned else drawn
+
+
 class WrongShape(Halfway):
     def sample(self, query, rng, num_scenarios):
         return super().sample(query, rng, num_scenarios)[0]
@@ -229,6 +252,8 @@ class ChangesTheQuery(Halfway):
         (IgnoresGenerated, "conditional"),
         (GlobalRandomness, "deterministic"),
         (FitsItself, "fit-leaves-self"),
+        (KeepsWhatCannotBePickled, "fit-pickles"),
+        (ForgetsWhenPickled, "fit-pickles"),
         (WrongShape, "shape"),
         (ChangesTheQuery, "leaves-query"),
     ],

@@ -137,3 +137,122 @@ def test_schedulers_that_misbehave_are_named_and_the_rest_still_appear(installed
         assert "Traceback" not in done.stderr
     finally:
         installed.run("python", "-m", "pip", "uninstall", "--yes", "--quiet", "samullm-naughty")
+
+
+MISBEHAVING_ESTIMATORS = """
+    import os, time
+    import numpy as np
+    from samullm_plugin import (
+        Curve, LatencyModel, LengthEstimator, LoadTimes, Provenance, StepLatency, hookimpl,
+    )
+
+    class Base(LengthEstimator):
+        def fit(self, observations):
+            return self
+        def sample(self, query, rng, num_scenarios):
+            return np.tile(query.max_tokens, (num_scenarios, 1))
+
+    class Prints(Base):
+        '''Prints to stdout.'''
+        name = "prints-lengths"
+        def sample(self, query, rng, num_scenarios):
+            print("this must not mix with the JSON")
+            return super().sample(query, rng, num_scenarios)
+
+    class Hangs(Base):
+        '''Hangs in fit.'''
+        name = "hangs-lengths"
+        def fit(self, observations):
+            time.sleep(600)
+
+    class Zero(Base):
+        '''Returns zero.'''
+        name = "zero-lengths"
+        def sample(self, query, rng, num_scenarios):
+            return super().sample(query, rng, num_scenarios) * 0
+
+    class Changes(Base):
+        '''Changes its question.'''
+        name = "changes-lengths"
+        def sample(self, query, rng, num_scenarios):
+            query.prompt_tokens[:] = 1
+            return super().sample(query, rng, num_scenarios)
+
+    class Exits(Base):
+        '''Ends its process.'''
+        name = "exits-lengths"
+        def fit(self, observations):
+            os._exit(3)
+
+    class Small(LatencyModel):
+        '''Knows models up to eight billion parameters, and raises for others.'''
+        name = "raises-latency"
+        def step_latency(self, model, gpu, tensor_parallel_size, pipeline_parallel_size=1):
+            if model.name.endswith(("alpaca-13b", "vicuna-13b-v1.5")):
+                raise KeyError(model.name)
+            return StepLatency(Curve.constant(0.020))
+        def kv_cache_tokens(self, model, gpu, tensor_parallel_size, pipeline_parallel_size=1):
+            return 100_000
+        def load_times(self, model, gpu, tensor_parallel_size, pipeline_parallel_size=1):
+            return LoadTimes(warm_s=10.0, cold_s=20.0)
+        def provenance(self, model, gpu, tensor_parallel_size, pipeline_parallel_size=1):
+            return Provenance("assumed", "a constant")
+
+    @hookimpl
+    def register_length_estimators(register):
+        for cls in (Prints, Hangs, Zero, Changes, Exits):
+            register(cls)
+
+    @hookimpl
+    def register_latency_models(register):
+        register(Small)
+    """
+
+
+@pytest.mark.slow
+def test_estimators_that_misbehave_are_named_and_the_rest_still_appear(
+    installed, third_party, tmp_path
+):
+    installed.install("--no-deps", str(third_party("samullm-guess", MISBEHAVING_ESTIMATORS)))
+    seen = tmp_path / "seen.jsonl"
+    lines = [{"model": "a", "prompt_tokens": 5, "output_tokens": n + 1} for n in range(40)]
+    seen.write_text("\n".join(json.dumps(line) for line in lines))
+    expected = {
+        "hangs-lengths": "fit did not answer within 8 s and was ended",
+        "zero-lengths": "is below 1",
+        "changes-lengths": "sample changed the query it was given",
+        "exits-lengths": "fit ended its process (exit status 3)",
+    }
+    try:
+        names = " ".join(["ecdf", *expected, "prints-lengths"])
+        words = ["--observations", str(seen), "--app", "none", "--estimators", names]
+        more = ["--samples", "20", "--output-json", "-"]
+        limit = {"SAMULLM_THIRD_PARTY_LIMIT_S": "8"}
+        done = installed.run("samullm", "bench", "lengths", *words, *more, **limit)
+        assert done.returncode == 1, done.stderr
+        found = json.loads(done.stdout)
+        assert {s["estimator"] for s in found["scores"]} == {"ecdf", "prints-lengths"}
+        for name, fault in expected.items():
+            assert fault in found["failed"][name], found["failed"]
+            assert f"samullm-guess:{name}" in found["failed"][name]
+        assert "Traceback" not in done.stderr
+        file = tmp_path / "app.yaml"
+        file.write_text(
+            "version: 1\nname: guessed\napplications: [small-1]\ncluster: {gpus: 2, nvlink: 2}\n"
+            "planner: {length_estimator: zero-lengths}\n"
+        )
+        done = installed.run("samullm", "plan", str(file), "--scheduler", "max-heuristic")
+        assert done.returncode == 1, done.stderr
+        assert "samullm-guess:zero-lengths" in done.stderr
+        assert "Traceback" not in done.stderr
+        # small-3 has a model that the latency model raises for, small-5 has none
+        words = ["--apps", "small-3 small-5", "--schedulers", "max-heuristic", "--seeds", "1"]
+        model = ["--latency-model", "raises-latency", "--output-json", "-"]
+        done = installed.run("samullm", "bench", *words, *model)
+        assert done.returncode == 1, done.stderr
+        found = json.loads(done.stdout)
+        assert [r["application"] for r in found["rows"]] == ["small-5"]
+        assert "samullm-guess:raises-latency" in found["failed"]["small-3"]
+        assert "KeyError" in found["failed"]["small-3"]
+    finally:
+        installed.run("python", "-m", "pip", "uninstall", "--yes", "--quiet", "samullm-guess")
