@@ -266,7 +266,7 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.write is not None:
         chosen.write.write_text(
             "# Operator tables against measured steady states\n\n"
-            "Written by `python benchmarks/operator_tables.py --write "
+            f"Written by `python benchmarks/operator_tables.py --every {chosen.every} --write "
             "docs/accuracy-operators.md`. Points: ai-dynamo/aiconfigurator @ 095f58a5 "
             f"(Apache-2.0).\n\n{METHOD}\n{text}\n",
             encoding="utf-8",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
@@ -32,9 +31,10 @@ class HostTime:
 class OperatorSteps:
     """Seconds of iterations from operator tables.
 
-    Without a prefill the package's decode iteration of as many sequences of the mean length. With
-    one, everything but attention by the scheduled tokens, plus the attention of the prefills (as
-    many of mean length after the mean number of earlier tokens) and of the decode sequences.
+    Everything but attention by the scheduled tokens, which has tile steps and is asked for at every
+    count, plus the attention of the decode sequences (as many of mean length) and of the prefills
+    (as many of mean length after the mean number of earlier tokens). Iterations with and without a
+    prefill have operators of their own, as in the package.
     """
 
     def __init__(
@@ -59,18 +59,19 @@ class OperatorSteps:
             InputError: the package cannot answer for a point.
         """
         self._host = host or HostTime()
-        sequences = _stepped(max_num_seqs, ((32, 1), (128, 4), (512, 8), (10**9, 32)))
+        every = _stepped(max_num_seqs, ((2048, 1), (10**9, 16)))
+        sequences = _stepped(max_num_seqs, ((16, 1), (64, 4), (512, 16), (10**9, 64)))
         context = _spaced(2, max(max_model_len, 4), 1.2)
-        tokens = _stepped(max_num_batched_tokens, ((64, 1), (512, 8), (2048, 32), (10**9, 128)))
-        self._decode = Grid(
-            (sequences, context),
-            _values(operators.decode_s, sequences, context),
+        tokens = _stepped(max_num_batched_tokens, ((4096, 1), (10**9, 8)))
+        attention = np.array(
+            [[operators.decode_attention_s(int(n), int(c)) for c in context] for n in sequences]
         )
-        self._decode_attention = Grid(
-            (sequences, context), _values(operators.decode_attention_s, sequences, context)
-        )
-        shared = np.array([operators.shared_s(int(t)) for t in tokens])
-        self._shared = Grid((tokens,), shared)
+        self._decode_attention = Grid((sequences, context), attention)
+        at = int(context[len(context) // 2])
+        rest = [operators.decode_s(int(n), at) - operators.decode_attention_s(int(n), at)
+                for n in every]  # fmt: skip
+        self._decode_rest = Grid((every,), np.array(rest))
+        self._shared = Grid((tokens,), np.array([operators.shared_s(int(t)) for t in tokens]))
         prefills = _spaced(1, max(min(max_num_seqs, 32), 2), 2.0)
         chunk = _spaced(1, max(min(max_num_batched_tokens, max_model_len), 2), 1.4)
         before = np.append(0.0, _spaced(16, max(max_model_len, 32), 1.6))
@@ -82,21 +83,18 @@ class OperatorSteps:
         """Return the seconds of each iteration, shape ``(len(steps),)``."""
         decode = (steps.num_seqs - steps.prefill_seqs).astype(np.float64)
         mean = steps.context_tokens / np.maximum(decode, 1)
-        result = np.empty(len(steps))
-        with_prefill = steps.prefill_seqs > 0
-        alone = np.flatnonzero(~with_prefill)
-        result[alone] = self._decode.at(decode[alone], mean[alone])
-        mixed = np.flatnonzero(with_prefill)
+        attention = np.where(decode > 0, self._decode_attention.at(decode, mean), 0.0)
+        result = self._decode_rest.at(decode) + attention
+        mixed = np.flatnonzero(steps.prefill_seqs > 0)
         if len(mixed):
             prefills = steps.prefill_seqs[mixed].astype(np.float64)
             total = steps.prefill_tokens[mixed]
             chunk = total / prefills
             before = steps.prefill_pairs[mixed] / np.maximum(total, 1) - (chunk + 1) / 2
-            beside = self._decode_attention.at(decode[mixed], mean[mixed])
             result[mixed] = (
                 self._shared.at(steps.num_tokens[mixed].astype(np.float64))
                 + self._prefill_attention.at(prefills, chunk, np.maximum(before, 0.0))
-                + np.where(decode[mixed] > 0, beside, 0.0)
+                + attention[mixed]
             )
         host = self._host.base_s + self._host.sequence_s * steps.num_seqs
         return np.asarray(result + host)
@@ -117,11 +115,6 @@ class OperatorSteps:
                 whole = operators.prefill_s(int(s), int(n), int(c))
                 values[i, j, k] = max(whole - rest, 0.0)
         return values
-
-
-def _values(ask: Callable[[int, int], float], first: Floats, second: Floats) -> Floats:
-    """Return the answers on the grid of two axes."""
-    return np.array([[ask(int(x), int(y)) for y in second] for x in first])
 
 
 def _spaced(first: int, last: int, ratio: float) -> Floats:

@@ -11,6 +11,7 @@ import typer
 
 from samullm_plugin.cli.output import OutputJson, print_table, write_json
 from samullm_plugin.cli.profile_latency import latency
+from samullm_plugin.cli.profile_lengths import lengths
 from samullm_plugin.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 
 app.command()(latency)
+app.command()(lengths)
 
 IterationsFile = Annotated[
     Path,
@@ -85,6 +87,19 @@ def fit(
         typer.Option("--source", help="Where the measurements come from, for provenance."),
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base",
+            metavar="NAME",
+            help="Correct this latency model's host time by few measured iterations instead, such "
+            "as aiconfigurator's; writes what its option correction reads.",
+        ),
+    ] = None,
+    base_options: Annotated[
+        str | None,
+        typer.Option("--base-options", metavar="JSON", help="Options of that latency model."),
+    ] = None,
     output_json: OutputJson = None,
 ) -> None:
     """Fit a profile to measured iterations.
@@ -98,6 +113,11 @@ def fit(
 
     began = time.perf_counter()
     groups, known = _read(iterations, model, tp, architectures, trust_remote_code, device)
+    if base is not None:
+        if transfer:
+            raise InputError("--transfer learns from measurements alone; leave it out with --base")
+        _fit_base(base, base_options, iterations, groups, known, output, output_json)
+        return
     try:
         profile = fit_profile(
             groups, known, source=source or f"fitted to {iterations.name}", transfer=transfer
@@ -153,6 +173,55 @@ def check(
     _print_check(report)
     if output_json is not None:
         write_json(report, output_json)
+
+
+def _fit_base(
+    base: str,
+    options: str | None,
+    iterations: Path,
+    groups: list[Iterations],
+    known: Mapping[str, ModelArchitecture],
+    output: Path,
+    output_json: str | None,
+) -> None:
+    """Correct another latency model, write the correction and print it.
+
+    Raises:
+        InputError: naming file, model or option, and remedy.
+    """
+    import json
+
+    from samullm_plugin.manager import PluginHost
+    from samullm_plugin.services.profiling_base import correct_base, write_correction
+
+    try:
+        chosen = json.loads(options) if options else {}
+    except json.JSONDecodeError as error:
+        raise InputError(f"--base-options: not JSON: {error}") from error
+    if not isinstance(chosen, dict):
+        raise InputError('--base-options: must be a JSON object, such as {"backend_version": null}')
+    latency = PluginHost.from_settings().create("latency-model", base, chosen)
+    if "correction" not in latency.Config.model_fields:
+        raise InputError(
+            f"--base {base}: this latency model has no option correction to read what is fitted"
+        )
+    try:
+        correction = correct_base(latency, groups, known)
+    except InputError as error:
+        raise InputError(f"{iterations}: {error}") from error
+    write_correction(correction, output)
+    rows = [
+        (
+            e["model"], e["tensor_parallel_size"], e["rows"], f"{1e3 * e['host_s']:.2f} ms",
+            f"{1e6 * e['host_s_per_seq']:.1f} us", f"{e['base_bias_pct']:+.1f} %",
+            f"{e['base_mape_pct']:.1f} %", f"{e['mape_pct']:.1f} %",
+        )
+        for e in correction["entries"]
+    ]  # fmt: skip
+    columns = ("model", "tp", "rows", "host", "per sequence", "base sum", "base MAPE", "MAPE")
+    print_table(columns, rows, numbers=columns[1:])
+    if output_json is not None:
+        write_json(correction, output_json)
 
 
 def _read(

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from samullm_layers.compose import Link
-from samullm_plugin.core.profile.grid import Grid, fill_holes
 from samullm_layers.models import Layers, LayersOptions
 from samullm_layers.tables import PER_LAYER, REQUIRED
 
@@ -16,6 +15,7 @@ from benchmarks import whole_runs
 from samullm_plugin.core.application import ModelSpec
 from samullm_plugin.core.architecture import ModelArchitecture
 from samullm_plugin.core.cluster import Gpu
+from samullm_plugin.core.profile.grid import Grid, fill_holes
 from samullm_plugin.errors import InputError
 from samullm_plugin.testing.latency_contract import LatencyModelContract, step_table
 
@@ -180,6 +180,7 @@ def test_holes_are_filled_from_both_sides() -> None:
     assert fill_holes(holed, (x, y)) == pytest.approx(full)
     values = Grid((x, y), full).at(np.array([0.5, 2.0, 8.0, -1.0]), np.array([1.0, 3.0, 4.0, 0.0]))
     assert values == pytest.approx([5.0, 14.0, 29.0, 1.0])
+    assert Grid((x, y), full).at(np.zeros(0), np.zeros(0)).shape == (0,)
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,6 @@ class Grid:
         weights = np.ones((1, count))
         for share in shares:  # corners in the order of product(): the last axis changes fastest
             pair = np.stack((1 - share, share))
-            weights = (weights[:, None, :] * pair[None, :, :]).reshape(-1, count)
+            weights = (weights[:, None, :] * pair[None, :, :]).reshape(2 * len(weights), count)
         found = self._flat[self._offsets[:, None] + first]
         return np.asarray((found * weights).sum(axis=0))
