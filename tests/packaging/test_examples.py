@@ -185,7 +185,7 @@ MISBEHAVING_ESTIMATORS = """
             os._exit(3)
 
     class Small(LatencyModel):
-        '''Knows models up to eight billion parameters, and raises for others.'''
+        '''Raises for two models.'''
         name = "raises-latency"
         def step_latency(self, model, gpu, tensor_parallel_size, pipeline_parallel_size=1):
             if model.name.endswith(("alpaca-13b", "vicuna-13b-v1.5")):
@@ -218,7 +218,7 @@ def test_estimators_that_misbehave_are_named_and_the_rest_still_appear(
     lines = [{"model": "a", "prompt_tokens": 5, "output_tokens": n + 1} for n in range(40)]
     seen.write_text("\n".join(json.dumps(line) for line in lines))
     expected = {
-        "hangs-lengths": "fit did not answer within 8 s and was ended",
+        "hangs-lengths": "fit did not answer within 15 s and was ended",
         "zero-lengths": "is below 1",
         "changes-lengths": "sample changed the query it was given",
         "exits-lengths": "fit ended its process (exit status 3)",
@@ -227,7 +227,7 @@ def test_estimators_that_misbehave_are_named_and_the_rest_still_appear(
         names = " ".join(["ecdf", *expected, "prints-lengths"])
         words = ["--observations", str(seen), "--app", "none", "--estimators", names]
         more = ["--samples", "20", "--output-json", "-"]
-        limit = {"SAMULLM_THIRD_PARTY_LIMIT_S": "8"}
+        limit = {"SAMULLM_THIRD_PARTY_LIMIT_S": "15"}
         done = installed.run("samullm", "bench", "lengths", *words, *more, **limit)
         assert done.returncode == 1, done.stderr
         found = json.loads(done.stdout)
