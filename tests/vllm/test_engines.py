@@ -90,6 +90,17 @@ def test_two_cores_for_one_engine(bench: Bench, tiny: Path) -> None:
         assert (*before, *(outputs[r.request].token_ids or ())) == tokens
 
 
+def test_layers_split_over_two_cores(bench: Bench, tiny: Path) -> None:
+    """Pipeline parallelism computes the same."""
+    requests = [request(i, 30) for i in range(3)]
+    expected = undisturbed(bench, tiny, requests)
+    split = replace(spec("pp", tiny, (0, 1)), tensor_parallel_size=1, pipeline_parallel_size=2)
+    bench.start(split)
+    bench.executor.submit("pp", requests)
+    outputs = bench.gather(3)
+    assert [outputs[r.request].token_ids for r in requests] == expected
+
+
 def test_engines_side_by_side(bench: Bench, tiny: Path) -> None:
     """Two engines, each on its own core, run at the same time and keep their requests apart."""
     import psutil
