@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from samullm_simulated.executor import SimulatedExecutor
@@ -11,6 +14,11 @@ from samullm_plugin.core.plan import Plan
 from samullm_plugin.core.problem import Problem
 from samullm_plugin.core.scenarios import make_scenario
 from samullm_plugin.core.simulation import PlanSimulator
+from samullm_plugin.core.simulation.runs import PolicyCall
+from samullm_plugin.manager import PluginHost
+from samullm_plugin.services.bench_suites import CaseSettings, make_case
+from samullm_plugin.services.planning import make_plan
+from samullm_plugin.services.policies import policy_call
 from samullm_plugin.services.running.imitation import run_imitated
 from samullm_plugin.testing.strategies import plans, problems
 
@@ -37,9 +45,9 @@ def consistent(problem: Problem) -> Problem:
     return problem.with_scenarios((make_scenario(app, outputs, taken),))
 
 
-def assert_equal(problem: Problem, plan: Plan) -> None:
-    trace = PlanSimulator(problem).simulate_scenario(plan, 0)
-    coordinator = run_imitated(problem, plan, SimulatedExecutor(), problem)
+def assert_equal(problem: Problem, plan: Plan, policy: PolicyCall | None = None) -> None:
+    trace = PlanSimulator(problem, policy=policy).simulate_scenario(plan, 0)
+    coordinator = run_imitated(problem, plan, SimulatedExecutor(), problem, policy=policy)
     ledger = coordinator.ledger
     assert ledger.all_settled
     for i, finish_s in enumerate(trace.finish_s):
@@ -52,7 +60,7 @@ def assert_equal(problem: Problem, plan: Plan) -> None:
 
 
 @settings(
-    max_examples=300,
+    max_examples=200,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
@@ -61,3 +69,38 @@ def test_random_problems(data: st.DataObject) -> None:
     problem = consistent(data.draw(problems()))
     plan = data.draw(plans(problem))
     assert_equal(problem, plan)
+
+
+@pytest.mark.parametrize(
+    "application",
+    [
+        "ensembling:requests=1000,max_tokens=256",
+        "routing",
+        "chain-summary:documents=100,judges=4",
+        "map-reduce",
+        "filter-vote",
+    ],
+)
+def test_bundled_applications(application: str) -> None:
+    """Up to 9,000 requests; the run itself takes well under five seconds."""
+    host = PluginHost.from_settings()
+    problem = make_case(host, application, CaseSettings(seeds=0)).problem
+    plan = make_plan(host, problem, "min-heuristic").plan
+    run_imitated(problem, plan, SimulatedExecutor(), problem)  # compiles, if need be
+    began = time.process_time()
+    run_imitated(problem, plan, SimulatedExecutor(), problem)
+    assert time.process_time() - began < 5.0
+    assert_equal(problem, plan)
+
+
+@pytest.mark.parametrize("name", ["longest-first", "shortest-first"])
+def test_request_policies(name: str) -> None:
+    """Order and replicas are the policy's, in the simulation and in the run alike."""
+    host = PluginHost.from_settings()
+    problem = make_case(host, "small-1", CaseSettings(seeds=0)).problem
+    plan = make_plan(host, problem, "min-heuristic").plan
+    policy = policy_call(problem.app, host.create("request-policy", name), problem.scenarios)
+    assert_equal(problem, plan, policy)
+    first = PlanSimulator(problem).simulate_scenario(plan, 0)
+    other = PlanSimulator(problem, policy=policy).simulate_scenario(plan, 0)
+    assert any((a != b).any() for a, b in zip(first.finish_s, other.finish_s, strict=True))

@@ -31,6 +31,7 @@ def run_imitated(
         truth: lengths (its first scenario), latencies and load times.
         log: is told what happens; None: a new one.
         adjustments: may replace the plan.
+        policy: order and replicas of requests.
         policy: order and replicas of requests; None: first come, first served, in turn.
 
     Returns:
