@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
 from pydantic import BaseModel, Field
 
-from samullm_ecdf.ecdf import EcdfLengths, EcdfOptions
+from samullm_ecdf.ecdf import EcdfLengths, EcdfOptions, profile_of
 from samullm_ecdf.knowledge import Floats, Ints, by_model, estimate, within_limits
 from samullm_plugin import (
     LengthDistribution,
@@ -56,10 +57,17 @@ class ConditionalLengths(LengthEstimator):
     config: ConditionalOptions
 
     def __init__(self, config: BaseModel | None = None) -> None:
-        """Start from the bundled distributions."""
+        """Start from the bundled distributions and the profile.
+
+        Raises:
+            InputError: if the profile cannot be read.
+        """
         super().__init__(config)
         self._pooled = self._pool()
         self._models: dict[str, _Cells] = {}
+        found = profile_of(self.config)
+        if found is not None:
+            self._learn(found.observations)
 
     def _pool(self) -> EcdfLengths:
         names = EcdfOptions.model_fields
@@ -68,18 +76,20 @@ class ConditionalLengths(LengthEstimator):
 
     def fit(self, observations: Sequence[LengthObservations]) -> ConditionalLengths:
         """Return an estimator in which these observations replace earlier ones of their models."""
-        fitted = ConditionalLengths(self.config)
+        fitted = copy(self)
         fitted._pooled = self._pooled.fit(observations)
         fitted._models = dict(self._models)
+        fitted._learn(observations)
+        return fitted
+
+    def _learn(self, observations: Sequence[LengthObservations]) -> None:
         for model, seen in by_model(observations).items():
-            pooled = fitted._pooled.known(model).distribution
+            pooled = self._pooled.known(model).distribution
             edges, cells = {}, {}
             for task in dict.fromkeys(o.task for o in seen):
                 merged = _merge([o for o in seen if o.task == task])
                 edges[task], cells[task] = self._cells(merged, pooled)
-            key = find_name(model, fitted._models) or model
-            fitted._models[key] = _Cells(edges, cells)
-        return fitted
+            self._models[find_name(model, self._models) or model] = _Cells(edges, cells)
 
     def _cells(
         self, seen: LengthObservations, pooled: LengthDistribution

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
+from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,6 +19,7 @@ from samullm_ecdf.knowledge import (
     within_limits,
 )
 from samullm_plugin import LengthEstimator, LengthObservations, LengthQuery, find_name
+from samullm_plugin.io.length_profile import LengthProfile, read_length_profile
 
 
 class EcdfOptions(BaseModel):
@@ -24,6 +27,11 @@ class EcdfOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    profile: Path | None = Field(
+        default=None,
+        description="Lengths of one's own prompts, as `samullm profile lengths` writes them; they "
+        "come before the bundled ones.",
+    )
     stand_ins: Mapping[str, str] = Field(
         default=STAND_INS,
         description="Measured models that stand in for models without measurements.",
@@ -52,23 +60,46 @@ class EcdfLengths(LengthEstimator):
     config: EcdfOptions
 
     def __init__(self, config: BaseModel | None = None) -> None:
-        """Start from the bundled distributions."""
+        """Start from the bundled distributions and the profile.
+
+        Raises:
+            InputError: if the profile cannot be read.
+        """
         super().__init__(config)
+        self._measured: dict[str, Known] = {}
         self._fitted: dict[str, Known] = {}
+        found = profile_of(self.config)
+        if found is not None:
+            for model, seen in by_model(found.observations).items():
+                name = find_name(model, self._measured) or model
+                self._measured[name] = self._learned(model, seen, f"outputs, {found.source}")
 
     def fit(self, observations: Sequence[LengthObservations]) -> EcdfLengths:
-        """Return an estimator in which these observations replace earlier ones of their models."""
-        fitted = EcdfLengths(self.config)
+        """Return an estimator in which these observations replace earlier ones of their models.
+
+        Those of a profile are not replaced: they take the place of the bundled ones.
+        """
+        fitted = copy(self)
         fitted._fitted = dict(self._fitted)
         for model, seen in by_model(observations).items():
-            prior = bundled(model, self.config.stand_ins, silent=True)
-            count = sum(len(o.output_tokens) for o in seen)
-            source = f"{count} observations" + (f", prior {prior.source}" if prior else "")
-            distribution = estimate(
-                seen, prior.distribution if prior else None, self.config.prior_observations
-            )
-            fitted._fitted[find_name(model, fitted._fitted) or model] = Known(distribution, source)
+            name = find_name(model, fitted._fitted) or model
+            fitted._fitted[name] = self._learned(model, seen, "observations")
         return fitted
+
+    def _learned(self, model: str, seen: Sequence[LengthObservations], what: str) -> Known:
+        """Return what observations and all that was known before them say."""
+        measured = find_name(model, self._measured)
+        prior = (
+            self._measured[measured]
+            if measured
+            else bundled(model, self.config.stand_ins, silent=True)
+        )
+        count = sum(len(o.output_tokens) for o in seen)
+        source = f"{count} {what}" + (f"; prior {prior.source}" if prior else "")
+        distribution = estimate(
+            seen, prior.distribution if prior else None, self.config.prior_observations
+        )
+        return Known(distribution, source)
 
     def known(self, model: str) -> Known:
         """Return a model's distribution.
@@ -76,8 +107,9 @@ class EcdfLengths(LengthEstimator):
         Raises:
             InputError: if nothing is known of it.
         """
-        if name := find_name(model, self._fitted):
-            return self._fitted[name]
+        for learned in (self._fitted, self._measured):
+            if name := find_name(model, learned):
+                return learned[name]
         found = bundled(model, self.config.stand_ins)
         assert found is not None  # not silent
         return found
@@ -95,3 +127,12 @@ class EcdfLengths(LengthEstimator):
         """Return the measurements a model's lengths come from."""
         scale = "" if self.config.scale == 1.0 else f", times {self.config.scale:g}"
         return self.known(model).source + scale
+
+
+def profile_of(options: EcdfOptions) -> LengthProfile | None:
+    """Return the profile that options name.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    return None if options.profile is None else read_length_profile(options.profile)

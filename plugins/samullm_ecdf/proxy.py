@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from samullm_ecdf.ecdf import EcdfLengths, EcdfOptions
+from samullm_ecdf.ecdf import EcdfLengths, EcdfOptions, profile_of
 from samullm_ecdf.features import prompt_features
 from samullm_ecdf.knowledge import Floats, Ints, by_model, within_limits
 from samullm_plugin import (
@@ -65,12 +66,20 @@ class ProxyLengths(LengthEstimator):
     config: ProxyOptions
 
     def __init__(self, config: BaseModel | None = None) -> None:
-        """Start from the bundled distributions."""
+        """Start from the bundled distributions and the profile.
+
+        Raises:
+            InputError: if the profile cannot be read.
+            MissingExtraError: if there is one and scikit-learn is not installed.
+        """
         super().__init__(config)
         names = EcdfOptions.model_fields
         options = {k: v for k, v in self.config.model_dump().items() if k in names}
         self._pooled = EcdfLengths(EcdfOptions(**options))
         self._regressors: dict[str, _Trained] = {}
+        found = profile_of(self.config)
+        if found is not None:
+            self._learn(found.observations)
 
     def fit(self, observations: Sequence[LengthObservations]) -> ProxyLengths:
         """Return an estimator in which these observations replace earlier ones of their models.
@@ -79,17 +88,18 @@ class ProxyLengths(LengthEstimator):
             MissingExtraError: if scikit-learn is not installed.
         """
         _regressor(0.5, 0)  # say what is missing before any work
-        fitted = ProxyLengths(self.config)
+        fitted = copy(self)
         fitted._pooled = self._pooled.fit(observations)
         fitted._regressors = dict(self._regressors)
-        for model, seen in by_model(observations).items():
-            key = find_name(model, fitted._regressors) or model
-            fitted._regressors.pop(key, None)
-            if sum(int((~o.censored).sum()) for o in seen) >= self.config.min_observations:
-                fitted._regressors[key] = self._train(
-                    seen, fitted._pooled.known(model).distribution
-                )
+        fitted._learn(observations)
         return fitted
+
+    def _learn(self, observations: Sequence[LengthObservations]) -> None:
+        for model, seen in by_model(observations).items():
+            key = find_name(model, self._regressors) or model
+            self._regressors.pop(key, None)
+            if sum(int((~o.censored).sum()) for o in seen) >= self.config.min_observations:
+                self._regressors[key] = self._train(seen, self._pooled.known(model).distribution)
 
     def _train(self, seen: Sequence[LengthObservations], pooled: LengthDistribution) -> _Trained:
         """Return one regressor per quantile level."""
