@@ -1,8 +1,9 @@
 """Latency model `aiconfigurator` against its package and against measured steady states.
 
 Needs the extra ``aiconfigurator``; reads ``../shared/data/h100_h200_steady_state`` beside the
-checkout (measured points that ai-dynamo/aiconfigurator @ 095f58a5 publishes, Apache-2.0) and says
-so where either is absent. Run from the repository's root::
+checkout (measured points that ai-dynamo/aiconfigurator @ 095f58a5 publishes, Apache-2.0) and
+``../shared/data/h100_vllm015`` (iterations of inference-sim/inference-sim @ 9293b227, Apache-2.0),
+and says so where they are absent. Run from the repository's root::
 
     python benchmarks/operator_tables.py                       # the tables
     python benchmarks/operator_tables.py --every 8             # an eighth of the points
@@ -14,12 +15,14 @@ from __future__ import annotations
 import argparse
 import csv
 import gzip
+import json
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -32,18 +35,26 @@ from samullm_plugin import (
     InputError,
     ModelSpec,
     StepModel,
+    StepTable,
     Workload,
+    bundled_gpu,
+    bundled_model,
     simulate_engine,
 )
+from samullm_plugin.core.profile.iterations import Iterations
+from samullm_plugin.services.profiling_base import correct_base
 from samullm_plugin.testing.latency_contract import step_table
 
-POINTS = (
-    Path(__file__).resolve().parents[1].parent
-    / "shared"
-    / "data"
-    / "h100_h200_steady_state"
-    / "silicon_vllm.csv.gz"
-)
+DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+POINTS = DATA / "h100_h200_steady_state" / "silicon_vllm.csv.gz"
+STEPS = DATA / "h100_vllm015" / "interstep_ms.csv.gz"
+STEP_MODELS = {
+    "llama-2-70b": "meta-llama/Llama-2-70b-chat-hf",
+    "llama-2-70b-hf": "meta-llama/Llama-2-70b-chat-hf",
+    "codellama-34b": "meta-llama/CodeLlama-34b-Instruct-hf",
+}
+"""Bundled models of the measured sizes."""
+FITTED_ROWS = 40
 
 QUANTISED = {
     ("MiniMaxAI/MiniMax-M2.5", "fp4"): "nvidia/MiniMax-M2.5-NVFP4",
@@ -236,6 +247,79 @@ def compare(points: Iterable[Point]) -> tuple[list[str], list[str], float]:
     return rows, [f"- {n} points: {why}" for why, n in sorted(refused.items())], pricer.seconds
 
 
+def read_steps() -> list[tuple[str, Iterations]]:
+    """Return measured H100 iterations by workload; the time between two steps is the iteration."""
+    groups: dict[tuple[str, str, int], list[dict[str, str]]] = defaultdict(list)
+    with gzip.open(STEPS, "rt", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            groups[row["model"], row["workload"], int(row["tp"])].append(row)
+    found = []
+    for (model, workload, size), rows in sorted(groups.items()):
+
+        def column(name: str, rows: list[dict[str, str]] = rows) -> np.ndarray:
+            return np.array([float(r[name]) for r in rows])
+
+        prefills = column("batch.num_prefill_reqs").astype(np.int64)
+        decodes = column("batch.num_decode_reqs").astype(np.int64)
+        tokens = column("batch.prefill_tokens").astype(np.int64)
+        context = np.where(decodes > 0, np.maximum(column("kv_tokens") - tokens, decodes), 0.0)
+        mean = context / np.maximum(decodes, 1)
+        steps = StepTable(
+            prefills + decodes,
+            tokens + decodes,
+            prefills,
+            tokens,
+            tokens * (tokens / np.maximum(prefills, 1) + 1) / 2,
+            context,
+            mean,
+        )
+        phase = np.where(prefills > 0, "mixed", "decode")
+        whole = Iterations(
+            STEP_MODELS[model], size, "H100-80GB", phase, phase, prefills + decodes, steps,
+            column("interstep_ms") * 1e-3, np.full(len(rows), np.nan),
+        )  # fmt: skip
+        found.append((f"{model} {workload}", whole))
+    return found
+
+
+def compare_steps() -> list[str]:
+    """Return the table's rows of measured iterations, before and after correcting host time."""
+    lines = []
+    for name, rows in read_steps():
+        with TemporaryDirectory() as folder:
+            sizes = bundled_model(rows.model).architecture
+            assert sizes is not None
+            config = {
+                "architectures": ["LlamaForCausalLM"], "model_type": "llama",
+                "num_hidden_layers": sizes.num_layers, "hidden_size": sizes.hidden_size,
+                "num_attention_heads": sizes.num_heads, "num_key_value_heads": sizes.num_kv_heads,
+                "intermediate_size": sizes.intermediate_size, "vocab_size": sizes.vocab_size,
+                "max_position_embeddings": 4096, "torch_dtype": "bfloat16",
+            }  # fmt: skip
+            (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+            base = OperatorTables(AiconfiguratorOptions(models={rows.model: folder}))
+            fitted = np.zeros(len(rows), bool)
+            fitted[np.linspace(0, len(rows) - 1, FITTED_ROWS).astype(int)] = True
+            entry = correct_base(base, [rows.where(fitted)], {})["entries"][0]
+            rest = rows.where(~fitted)
+            engine = EngineOptions(max_num_batched_tokens=16384)
+            model = ModelSpec(rows.model, 4096, engine=engine)
+            plain = base.step_latency(
+                model, bundled_gpu(rows.device), rows.tensor_parallel_size
+            ).step_seconds(rest.steps)
+        corrected = plain + entry["host_s"] + entry["host_s_per_seq"] * rest.steps.num_seqs
+        cells = []
+        for predicted in (plain, corrected):
+            apart = np.abs(predicted / rest.seconds - 1)
+            total = predicted.sum() / rest.seconds.sum() - 1
+            cells += [f"{100 * apart.mean():.1f} %", f"{100 * total:+.1f} %"]
+        lines.append(
+            f"| {name} | {rows.tensor_parallel_size} | {len(rest)} | {' | '.join(cells)} | "
+            f"{1e3 * entry['host_s']:.2f} ms + {1e6 * entry['host_s_per_seq']:.1f} us |"
+        )
+    return lines
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Print the tables; write the page if asked for."""
     parser = argparse.ArgumentParser(
@@ -262,6 +346,14 @@ def main(arguments: list[str] | None = None) -> int:
          "Not compared:", "", f"- {others} points: disaggregated, or with pipeline, data or mixed "
          "expert parallelism", *refused]
     )  # fmt: skip
+    if STEPS.is_file():
+        text += (
+            "\n\n## Measured iterations (H100, vLLM 0.15.1)\n\n"
+            f"Rows not fitted; `corrected` by the host time of {FITTED_ROWS} rows, as `samullm "
+            "profile fit --base aiconfigurator` does. Every row counts as it is, host stalls "
+            "included.\n\n| iterations | tp | rows | tables: MAPE | sum | corrected: MAPE | sum "
+            "| host, per sequence |\n|---|" + "---:|" * 7 + "\n" + "\n".join(compare_steps())
+        )
     print(text)
     if chosen.write is not None:
         chosen.write.write_text(

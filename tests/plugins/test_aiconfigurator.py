@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -184,3 +185,52 @@ def test_a_correction_adds_host_time_and_is_said(tmp_path: Path) -> None:
     assert corrected.provenance(QWEN, H100, 2).error_pct == 4.0
     assert plain.provenance(QWEN, H100, 2).error_pct is None
     assert corrected.provenance(QWEN, H100, 1).error_pct is None
+
+
+COLUMNS = "device,model,tp,phase,batch_size,context_tokens,max_seq_len,new_tokens,iter_s"
+
+
+def fit_base(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    rows = [
+        f"H100-80GB,Qwen/Qwen3-32B,2,decode,{b},{b * c},{c},{b},{0.02 + 1e-5 * b + 3e-7 * b * c}"
+        for b in (1, 8, 32, 128)
+        for c in (100, 1000)
+    ]
+    path = tmp_path / "iterations.csv"
+    path.write_text("\n".join([COLUMNS, *rows]) + "\n")
+    return subprocess.run(
+        [sys.executable, "-m", "samullm_plugin", "profile", "fit", "--iterations", str(path),
+         "--output", str(tmp_path / "correction.json"), *arguments],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+
+
+def test_a_base_that_reads_no_correction_is_refused(tmp_path: Path) -> None:
+    done = fit_base(tmp_path, "--base", "linear")
+    assert done.returncode == 2
+    assert "no option correction" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(HAS_PACKAGE, reason="tells what is missing without the package")
+def test_a_missing_base_names_the_command(tmp_path: Path) -> None:
+    done = fit_base(tmp_path, "--base", "aiconfigurator")
+    assert done.returncode == 2
+    assert "samullm-plugin[aiconfigurator]" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@needs_package
+def test_few_iterations_correct_the_tables(tmp_path: Path) -> None:
+    done = fit_base(tmp_path, "--base", "aiconfigurator", "--output-json", "-")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)["entries"][0]
+    assert said["mape_pct"] < said["base_mape_pct"]
+    written = make(correction=tmp_path / "correction.json")
+    steps = step_table([(32, 1000, 0, 0, 0)])
+    plain = make().step_latency(QWEN, H100, 2).step_seconds(steps)[0]
+    corrected = written.step_latency(QWEN, H100, 2).step_seconds(steps)[0]
+    assert corrected == pytest.approx(plain + said["host_s"] + 32 * said["host_s_per_seq"])
+    wrong = fit_base(tmp_path, "--base", "aiconfigurator", "--base-options", "[]")
+    assert wrong.returncode == 2
+    assert "--base-options" in wrong.stderr
