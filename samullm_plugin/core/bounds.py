@@ -6,7 +6,8 @@ Two arguments, both from the iteration latencies themselves:
   than the fastest possible one, and a request begins after its inputs and an engine start.
 * *Device seconds*: the iterations of a node, over all its replicas and stages, cost at least what
   its tokens cost at the best batch; with the engine starts they must fit into makespan times
-  devices.
+  devices. An engine that takes ``l`` seconds to start works at most ``C - l`` seconds of a makespan
+  ``C``, so ``w`` device seconds of work cost at least ``w * l / (C - l)`` device seconds of starts.
 
 A plan may mix parallel sizes within a node, so the device seconds per token, per iteration and per
 token of context are each taken at their cheapest size. It may also preempt a request at any moment:
@@ -70,8 +71,8 @@ class _Work:
 def lower_bound(problem: Problem, scenario: LengthScenario) -> LowerBound:
     """Return a bound that no simulated plan of the problem beats in this scenario."""
     nodes = range(len(problem.app.nodes))
-    total = sum(_device_seconds(problem, scenario, i) for i in nodes)
-    device_s = total / problem.cluster.num_gpus
+    demands = [_device_seconds(problem, scenario, i) for i in nodes]
+    device_s = _fitting_s([d for d in demands if d is not None], problem.cluster.num_gpus)
     path_s = _critical_path_s(problem, scenario)
     return LowerBound(max(device_s, path_s), path_s, device_s)
 
@@ -170,13 +171,51 @@ def _tables(latency: StepLatency, config: EngineConfig) -> _Tables:
     return _Tables(tokens, seqs, host, launch)
 
 
-def _device_seconds(problem: Problem, scenario: LengthScenario, node: int) -> float:
-    """Return device seconds the node certainly costs, one engine start included."""
+@dataclass(frozen=True, slots=True)
+class _Demand:
+    """Device seconds that a node certainly costs.
+
+    Attributes:
+        work: of iterations.
+        one_start: of one engine start.
+        load_s: seconds of an engine start, however many devices it takes.
+    """
+
+    work: float
+    one_start: float
+    load_s: float
+
+    def within(self, makespan_s: float) -> float:
+        """Return the device seconds if all is done by ``makespan_s`` (inf: it cannot be)."""
+        if makespan_s <= self.load_s:
+            return float("inf")
+        starts = self.work * self.load_s / (makespan_s - self.load_s)
+        return self.work + max(self.one_start, starts)
+
+
+def _fitting_s(demands: list[_Demand], num_gpus: int) -> float:
+    """Return the least makespan in which the demands fit into the devices' time."""
+    if not demands:
+        return 0.0
+    low = max(sum(d.work + d.one_start for d in demands) / num_gpus, 0.0)
+    high = 2 * low + 2 * max(d.load_s for d in demands) + 1e-9
+    while sum(d.within(high) for d in demands) > num_gpus * high:
+        high *= 2
+    for _ in range(60):  # the demands fall with the makespan, what the devices offer rises
+        middle = (low + high) / 2
+        if sum(d.within(middle) for d in demands) > num_gpus * middle:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _device_seconds(problem: Problem, scenario: LengthScenario, node: int) -> _Demand | None:
+    """Return what the node certainly costs, or None if none of its requests is needed."""
     work = _work(problem, scenario, node)
     modes = _modes(problem, node)
-    load = min(size * problem.load_s(costs) for size, costs, _ in modes)
     if work.requests == 0:
-        return 0.0
+        return None
     per_mode = [
         _unit_costs(size, costs.latency, config)
         if isinstance(costs.latency, StepLatency)
@@ -190,7 +229,8 @@ def _device_seconds(problem: Problem, scenario: LengthScenario, node: int) -> fl
         units = np.min([v[min(variant, len(v) - 1)] for v in per_mode], axis=0)
         amounts = (work.decode, work.prefill, work.context, work.requests, work.pairs)
         best = max(best, float(np.dot(units, amounts)))
-    return load + best
+    one_start = min(size * problem.load_s(costs) for size, costs, _ in modes)
+    return _Demand(best, one_start, min(problem.load_s(costs) for _, costs, _ in modes))
 
 
 @lru_cache(maxsize=1024)
