@@ -42,7 +42,7 @@ def encode_array(values: NDArray[Any]) -> object:
     if np.issubdtype(values.dtype, np.floating):
         return {"count": count, "float64": _pack(values.astype("<f8").tobytes())}
     deltas = np.diff(values.astype(np.int64), prepend=0)
-    small = -(2**31) < deltas.min() and deltas.max() < 2**31
+    small = deltas.min() > -(2**31) and deltas.max() < 2**31
     name, kind = ("delta-int32", "<i4") if small else ("delta-int64", "<i8")
     return {"count": count, name: _pack(deltas.astype(kind).tobytes())}
 

@@ -169,14 +169,19 @@ class Replanner(Adjustments):
         if not (due or at_stage):
             return None
         self._checked_s = now_s
-        question = self._question(coordinator, drifted_only=not at_stage)
-        if question is None:
+        try:  # a plugin that fails here must not end the run: the plan there is goes on
+            question = self._question(coordinator, drifted_only=not at_stage)
+            if question is None:
+                return None
+            self._planned_s, self._asked = now_s, question
+            if self._pool is not None:
+                self._future = self._pool.submit(self._propose, question)
+                return None
+            proposal = self._propose(question)
+        except SamullmError as error:
+            logger.warning("planning again failed: %s", error)
             return None
-        self._planned_s, self._asked = now_s, question
-        if self._pool is not None:
-            self._future = self._pool.submit(self._propose, question)
-            return None
-        return self._adopted(coordinator, self._propose(question), question)
+        return self._adopted(coordinator, proposal, question)
 
     def _answer(self, coordinator: Coordinator) -> Plan | None:
         future, question = self._future, self._asked
