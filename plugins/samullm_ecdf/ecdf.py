@@ -95,7 +95,7 @@ class EcdfLengths(LengthEstimator):
             else bundled(model, self.config.stand_ins, silent=True)
         )
         count = sum(len(o.output_tokens) for o in seen)
-        source = f"{count} {what}" + (f"; prior {prior.source}" if prior else "")
+        source = f"{model}: {count} {what}" + (f"; prior {prior.source}" if prior else "")
         distribution = estimate(
             seen, prior.distribution if prior else None, self.config.prior_observations
         )

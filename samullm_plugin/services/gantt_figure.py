@@ -260,7 +260,8 @@ def _draw(
                 )  # fmt: skip
             if bar.failed:
                 ax.text(bar.end_s, first + (count - 1) / 2, _FAILED, color="#b00000",
-                        ha="right", va="center", fontweight="bold", clip_on=True)  # fmt: skip
+                        ha="right", va="center", fontweight="bold", clip_on=True, zorder=4,
+                        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6})  # fmt: skip
     ax.set_xlim(0.0, end_s * 1.01)
     ax.set_ylim(len(devices) - 0.5, -0.5)
     ax.set_yticks(range(len(devices)), labels=list(devices))

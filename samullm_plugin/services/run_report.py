@@ -150,6 +150,11 @@ def report_facts(run: RunRecord, output: Path) -> dict[str, Any]:
         int(run.facts["num_devices"]),
         trace if run.finished else None,  # half a run is no match for a whole plan
     )
+    last_s = float(run.records[-1]["time_s"]) if run.records else 0.0
+    if not run.finished:
+        busy_s = sum(e.busy_s * len(e.devices) for e in measured_engines(run.records))
+        total_s = last_s * int(run.facts["num_devices"])  # engines also work after the last result
+        metrics["idle_share"]["measured"] = 1.0 - busy_s / total_s if total_s > 0 else None
     if trace is not None and not run.finished:
         for i, name in enumerate(run.nodes):
             metrics["nodes"][name]["finish_s"]["planned"] = float(trace.node_finish_s[i])
@@ -160,7 +165,7 @@ def report_facts(run: RunRecord, output: Path) -> dict[str, Any]:
         "directory": str(run.directory),
         "planned": run.planned,
         "planned_makespan_s": run.planned_makespan_s,
-        "last_s": float(run.records[-1]["time_s"]) if run.records else 0.0,
+        "last_s": last_s,
         "metrics": metrics,
         "nodes": _nodes(run, metrics),
         "plans": _plans(run),
@@ -218,6 +223,7 @@ def _stages(run: RunRecord, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     starts = run.planned.trace.stage_start_s if run.planned is not None else ()
     rows = []
     for stage in metrics["stages"]:
+        going_on = not run.finished and stage is metrics["stages"][-1]
         number = stage["stage"]
         plan = plans[stage["plan"]]
         what = plan.stages[number]
@@ -231,7 +237,7 @@ def _stages(run: RunRecord, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "number": number + 1,
                 "start": begin["measured"],
                 "planned_start": planned,
-                "end": end["measured"],
+                "end": None if going_on else end["measured"],
                 "planned_end": end.get("planned"),
                 "until": end_event(what),
                 "runs": [
