@@ -67,10 +67,14 @@ class OperatorSteps:
             [[operators.decode_attention_s(int(n), int(c)) for c in context] for n in sequences]
         )
         self._decode_attention = Grid((sequences, context), attention)
-        at = int(context[len(context) // 2])
-        rest = [operators.decode_s(int(n), at) - operators.decode_attention_s(int(n), at)
-                for n in every]  # fmt: skip
-        self._decode_rest = Grid((every,), np.array(rest))
+        # Decode iterations have attention operators of their own (latent attention above all).
+        shortest = int(context[0])
+        alone = np.array([operators.decode_s(int(n), shortest) for n in every])
+        self._decode_alone = Grid((every,), alone)
+        longer = np.array(
+            [[operators.decode_s(int(n), int(c)) for c in context] for n in sequences]
+        )
+        self._decode_longer = Grid((sequences, context), longer - longer[:, :1])
         self._shared = Grid((tokens,), np.array([operators.shared_s(int(t)) for t in tokens]))
         prefills = _spaced(1, max(min(max_num_seqs, 32), 2), 2.0)
         chunk = _spaced(1, max(min(max_num_batched_tokens, max_model_len), 2), 1.4)
@@ -83,18 +87,18 @@ class OperatorSteps:
         """Return the seconds of each iteration, shape ``(len(steps),)``."""
         decode = (steps.num_seqs - steps.prefill_seqs).astype(np.float64)
         mean = steps.context_tokens / np.maximum(decode, 1)
-        attention = np.where(decode > 0, self._decode_attention.at(decode, mean), 0.0)
-        result = self._decode_rest.at(decode) + attention
+        result = self._decode_alone.at(decode) + self._decode_longer.at(decode, mean)
         mixed = np.flatnonzero(steps.prefill_seqs > 0)
         if len(mixed):
             prefills = steps.prefill_seqs[mixed].astype(np.float64)
             total = steps.prefill_tokens[mixed]
             chunk = total / prefills
             before = steps.prefill_pairs[mixed] / np.maximum(total, 1) - (chunk + 1) / 2
+            beside = self._decode_attention.at(decode[mixed], mean[mixed])
             result[mixed] = (
                 self._shared.at(steps.num_tokens[mixed].astype(np.float64))
                 + self._prefill_attention.at(prefills, chunk, np.maximum(before, 0.0))
-                + attention[mixed]
+                + np.where(decode[mixed] > 0, beside, 0.0)
             )
         host = self._host.base_s + self._host.sequence_s * steps.num_seqs
         return np.asarray(result + host)
