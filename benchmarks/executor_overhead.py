@@ -128,9 +128,11 @@ class Plain:
         return seconds, tokens
 
     def close(self) -> None:
-        """End it."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
+        """End it and everything it started."""
+        from samullm_vllm.processes import RecordedProcess, kill
+
+        if (recorded := RecordedProcess.of(self.process.pid)) is not None:
+            kill([recorded])  # with the engine and worker processes vLLM may have started
         self.process.wait(60)
 
 

@@ -30,7 +30,7 @@ from samullm_plugin.interfaces.moving import move_rule
 from samullm_vllm import weights
 from samullm_vllm.channel import ChannelClosedError
 from samullm_vllm.launching import Launcher, exit_reason
-from samullm_vllm.processes import kill, wait_gone
+from samullm_vllm.processes import kill, strike_tree, wait_gone
 from samullm_vllm.protocol import (
     Asleep,
     Beat,
@@ -380,18 +380,23 @@ class ProcessExecutor(Executor):
         reason = f"{reason}; log: {replica.log}"
         logger.warning("engine %s failed: %s", replica.spec.key, reason)
         self._events.append(EngineEvent(replica.spec.key, "failed", self.now_s(), reason=reason))
-        self._end(replica)
+        # All that is waited for here delays the news; the rest is done when the engine is stopped.
+        # On CUDA the engine's workers are its children and must be struck while it is their parent.
+        strike_tree(replica.launched.processes)
+        self._disconnect(replica)
+
+    def _disconnect(self, replica: Replica) -> None:
+        """Close the channel of a replica."""
+        if replica.launched.channel.fileno() >= 0:
+            self._selector.unregister(replica.launched.channel)
+            replica.launched.channel.close()
 
     def _end(self, replica: Replica) -> None:
-        """Kill the processes of a replica and close its channel."""
-        channel = replica.launched.channel
-        if channel.fileno() < 0:
-            return
-        self._selector.unregister(channel)
+        """Have the processes of a replica gone, and close its channel."""
         self._await_ids(replica)
         if not kill(replica.launched.processes):
             logger.error("engine %s: processes do not end: %s", replica.spec.key, replica.launched)
-        channel.close()
+        self._disconnect(replica)
 
     def _await_ids(self, replica: Replica) -> None:
         """Wait for the ids of processes that are just being made; they must not outlive this."""

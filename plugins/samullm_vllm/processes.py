@@ -68,6 +68,18 @@ def wait_gone(processes: Iterable[RecordedProcess], timeout_s: float) -> bool:
     return True
 
 
+def strike(processes: Iterable[RecordedProcess]) -> None:
+    """Kill the processes themselves and do not wait."""
+    for process in alive(processes):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def strike_tree(processes: Iterable[RecordedProcess]) -> None:
+    """Kill the processes and all they started but resource trackers, and do not wait."""
+    strike(r for r in with_children(processes) if not _is_tracker(r))
+
+
 def kill(processes: Iterable[RecordedProcess], timeout_s: float = 10.0) -> bool:
     """Kill the processes and all they started; return whether all are gone in time.
 
@@ -80,17 +92,12 @@ def kill(processes: Iterable[RecordedProcess], timeout_s: float = 10.0) -> bool:
     for _ in range(3):  # a process may start another while its tree is read
         every |= with_children(roots)
         trackers |= {r for r in every - trackers if _is_tracker(r)}
-        left = alive(every - trackers)
-        for process in left:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        if not left:
+        if not alive(every - trackers):
             break
+        strike(every - trackers)
     gone = wait_gone(every - trackers, timeout_s)
     if not wait_gone(trackers, _TRACKER_S):
-        for process in alive(trackers):
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+        strike(trackers)
     return wait_gone(trackers, timeout_s) and gone
 
 

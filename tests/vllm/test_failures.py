@@ -48,13 +48,13 @@ def test_death_is_noticed_within_a_second(
     bench.until(lambda: sum(bench.executor.progress("a").values()) > 40)
     pids = bench.pids("a")
     heard = dict(bench.executor.progress("a"))
-    killed_s = time.monotonic()
+    killed_s = bench.executor.now_s()
     os.kill(pids[victim], signal.SIGKILL)
     event = bench.failure("a")
-    assert time.monotonic() - killed_s < 1.0
+    assert event.time_s - killed_s < 1.0
     assert "SIGKILL" in event.reason
     assert "a.log" in event.reason
-    assert not alive(pids)  # all ranks, not only the one that was killed
+    wait_gone(pids)  # all ranks, not only the one that was killed
     cut = {o.request: o for o in bench.executor.stop_engine("a")}
     assert sorted(cut) == [0, 1, 2, 3]
     assert all(o.num_tokens >= heard[r] > 0 for r, o in cut.items())
@@ -67,10 +67,9 @@ def test_death_is_noticed_within_a_second(
 
 def test_idle_death_is_noticed(bench: Bench, tiny: Path) -> None:
     bench.start(spec("a", tiny))
-    killed_s = time.monotonic()
+    killed_s = bench.executor.now_s()
     os.kill(bench.pids("a")[0], signal.SIGKILL)
-    bench.failure("a")
-    assert time.monotonic() - killed_s < 1.0
+    assert bench.failure("a").time_s - killed_s < 1.0
     bench.executor.submit("a", [request(0)])  # too late, but not lost
     assert [o.num_tokens for o in bench.executor.stop_engine("a")] == [0]
 
@@ -96,7 +95,7 @@ def test_hanging_engine_is_ended(impatient: Bench, tiny: Path, devices: tuple[in
     os.kill(pids[-1], signal.SIGSTOP)
     event = impatient.failure("a")
     assert "no sign of life" in event.reason
-    assert not alive(pids)
+    wait_gone(pids)
     assert len(impatient.executor.stop_engine("a")) == 1
     impatient.events.clear()
     impatient.executor.submit("b", [request(1, 10)])
