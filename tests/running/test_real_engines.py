@@ -17,6 +17,7 @@ import pytest
 from samullm_plugin.core.parallel import ParallelConfig
 from samullm_plugin.core.plan import Assignment, Plan, Stage
 from samullm_plugin.io.journal import read_journal
+from samullm_plugin.services.running.adjusting import Replanner, ReplanOptions
 from samullm_plugin.services.running.coordinator import Coordinator
 from samullm_plugin.services.running.run import resume_run, start_run
 from samullm_plugin.services.running.starting import RunOptions
@@ -73,7 +74,8 @@ def test_moved_requests_end_as_undisturbed_ones(
     metrics = outcome.metrics
     assert metrics["requests"] == {"finished": 96, "skipped": 0, "failed": 0}
     starts = [load for node in metrics["nodes"].values() for load in node["load_s"]]
-    assert 5 <= len(starts) <= metrics["engine_starts"]  # one may be stopped while it starts
+    # one that is early may be stopped while it starts, as its stage is over by then
+    assert 3 <= len(starts) <= metrics["engine_starts"]
 
 
 def test_interrupted_and_resumed(folder: Path, reference: dict[str, list[str]]) -> None:
@@ -178,3 +180,18 @@ def test_twenty_kills(folder: Path, reference: dict[str, list[str]]) -> None:
         chaos.run_once(20)
     assert chaos.engines >= 10
     assert chaos.runs >= 1
+
+
+def test_planning_again_changes_no_token(
+    folder: Path, tmp_path: Path, reference: dict[str, list[str]]
+) -> None:
+    """In a thread beside the engines, from iterations and lengths that they report."""
+    ready = setup(folder, tmp_path / "run")
+    replanner = Replanner(ready.host, ready.instance, ReplanOptions(check_every=0.05))
+    outcome = start_run(setup(folder, tmp_path / "run", adjustments=replanner), plan())
+    assert not outcome.failed
+    assert replanner.proposals
+    assert read_texts(tmp_path / "run") == reference
+    observed = replanner._observer._seconds
+    assert observed
+    assert all(0 < measured < 60 for measured, _ in observed.values())

@@ -112,6 +112,7 @@ class Coordinator:
         self._failures = [0] * len(self._names)
         self._late: dict[str, tuple[int, set[int]]] = {}
         self._stages_run = begun.stages_run
+        self._prefetched: set[str] = set()
         self._stage_at: tuple[int, float, set[str]] | None = None
         self._entered = begun.stage - 1 if begun.stage >= 0 else -1
         self.intake.changed = True
@@ -145,7 +146,9 @@ class Coordinator:
 
     def _run(self) -> None:
         self.intake.admit_first(self.now_s())
-        self._adjustments.begin(self)
+        if not self.ledger.all_settled:
+            self._transition()  # engines start while the rest is prepared
+            self._adjustments.begin(self)
         wait_s = float("inf") if self.executor.virtual_clock else WAIT_S
         while not self.ledger.all_settled:
             stage_changed = self.intake.changed and self._transition()
@@ -298,6 +301,8 @@ class Coordinator:
             for running in move.start:
                 if not kept & set(running.devices):
                     self.engines.start(running, self.now_s())
+                    node = self._app.index(running.planned.node)
+                    self._prefetched.add(self._app.nodes[node].model.name)
             stalled = not self._can_go_on()
             if not stalled:
                 break
@@ -306,7 +311,18 @@ class Coordinator:
                     "the plan cannot finish: after its last stage these nodes wait for ever: "
                     + ", ".join(sorted(set(self._names) - self._finished()))
                 )
+        self._prefetch()
         return self.rule.stage != before
+
+    def _prefetch(self) -> None:
+        """Have the weights of the next stage's models read ahead, once for each model."""
+        for stage in self.plan.stages[self.rule.stage + 1 : self.rule.stage + 2]:
+            for assignment in stage.assignments:
+                node = self._app.index(assignment.node)
+                model = self._app.nodes[node].model
+                if model.name not in self._prefetched and not self.ledger.settled(node):
+                    self._prefetched.add(model.name)
+                    self.executor.prefetch(model)
 
     def _can_go_on(self) -> bool:
         """Return whether a node or the current stage can end if nothing else is started."""
