@@ -25,10 +25,13 @@ Ints = NDArray[np.int64]
 
 CHUNK = 2_000_000
 NEVER = np.int64(1) << 60
+MEMORY = 1 << 20
+"""States remembered as hopeless."""
 
-TIME, LAST, FREE, BEFORE, NEXT, USED, ACTION = range(7)
+TIME, LAST, FREE, BEFORE, NEXT, USED, ACTION, KEY, CHECK = range(9)
 """Columns of a level: its tick; the last task started at it; devices free; devices that were free
-just before it; next choice to try; device ticks used or idle so far; choice taken."""
+just before it; next choice to try; device ticks used or idle so far; choice taken; two hashes of
+the state in which the event was reached, 0 where something was started at it since."""
 DEPTH, NODES, LIMIT = range(3)
 """Entries of the search's scalars."""
 
@@ -74,7 +77,8 @@ class Branching:
         """Look for schedules that take at most ``limit`` ticks."""
         count = len(tables.order)
         self._tables = tables
-        self._levels = np.zeros((3 * count + 4, 7), np.int64)
+        self._levels = np.zeros((3 * count + 4, 9), np.int64)
+        self._memory = np.zeros((MEMORY, 3), np.int64)
         self._levels[:, LAST] = self._levels[:, ACTION] = -1
         self._levels[0, FREE], self._levels[0, BEFORE] = tables.capacity, -1
         self._tasks = np.full((4, count), -1, np.int64)  # row started with, start, end, devices
@@ -122,6 +126,7 @@ class Branching:
                 self._tasks,
                 self._scalars,
                 self._solution,
+                self._memory,
                 min(CHUNK, last - self.nodes),
             )
 
@@ -184,9 +189,20 @@ def _twins(instance: Instance, order: list[int]) -> list[int]:
 
 
 @numba.njit(cache=True, nogil=True)
+def _mix(value, salt):  # type: ignore[no-untyped-def]  # typed by numba from its arguments
+    """Return well spread bits of two numbers (the finaliser of splitmix64)."""
+    x = np.uint64(value) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(salt) * np.uint64(
+        0xD1B54A32D192ED03
+    )
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.int64(x ^ (x >> np.uint64(31)))
+
+
+@numba.njit(cache=True, nogil=True)
 def _search(  # type: ignore[no-untyped-def]  # typed by numba from its arguments
     capacity, choice, first, twin, rest, lag_first, lag_producer, lag_tail, tail,
-    levels, tasks, scalars, solution, more,
+    levels, tasks, scalars, solution, memory, more,
 ):  # fmt: skip
     """Visit at most ``more`` nodes; return whether the search is exhausted."""
     count, rows = len(twin), len(choice)
@@ -256,10 +272,36 @@ def _search(  # type: ignore[no-untyped-def]  # typed by numba from its argument
                 for i in range(count):
                     if row_of[i] >= 0 and end_of[i] == then:
                         free += held[i]
+                # The future depends on who is left, when devices are released, and on producers;
+                # a state that led nowhere with fewer devices free before leads nowhere again.
+                key, check = np.int64(0), np.int64(0)
+                for i in range(count):
+                    if row_of[i] < 0:
+                        key += _mix(np.int64(i), np.int64(1))
+                        check += _mix(np.int64(i), np.int64(2))
+                        for k in range(lag_first[i], lag_first[i + 1]):
+                            p = lag_producer[k]
+                            if row_of[p] >= 0:
+                                key += _mix(end_of[p] * rows + row_of[p], np.int64(3 + p))
+                                check += _mix(end_of[p] * rows + row_of[p], np.int64(7919 + p))
+                    elif end_of[i] > then:
+                        key += held[i] * _mix(end_of[i], np.int64(-1))
+                        check += held[i] * _mix(end_of[i], np.int64(-2))
+                key ^= _mix(then, np.int64(-3))
+                check ^= _mix(then, np.int64(-4))
+                slot = key & (MEMORY - 1)
+                before = levels[depth, FREE]
+                if (
+                    memory[slot, 0] == key
+                    and memory[slot, 1] == check
+                    and memory[slot, 2] <= before
+                ):
+                    continue
                 levels[depth, NEXT] = r
                 depth += 1
                 levels[depth, TIME], levels[depth, LAST] = then, -1
-                levels[depth, BEFORE] = levels[depth - 1, FREE]
+                levels[depth, BEFORE] = before
+                levels[depth, KEY], levels[depth, CHECK] = key, check
                 levels[depth, FREE] = free
                 levels[depth, NEXT], levels[depth, USED] = 0, used
                 levels[depth, ACTION] = -1
@@ -283,12 +325,17 @@ def _search(  # type: ignore[no-untyped-def]  # typed by numba from its argument
             depth += 1
             levels[depth, TIME], levels[depth, LAST] = now, task
             levels[depth, BEFORE] = before
+            levels[depth, KEY] = levels[depth, CHECK] = 0
             levels[depth, FREE] = free - choice[row, 1]
             levels[depth, NEXT], levels[depth, USED] = 0, used
             levels[depth, ACTION] = -1
             deeper = True
             break
         if not deeper:
+            if levels[depth, KEY] != 0:
+                slot = levels[depth, KEY] & (MEMORY - 1)
+                memory[slot, 0], memory[slot, 1] = levels[depth, KEY], levels[depth, CHECK]
+                memory[slot, 2] = levels[depth, BEFORE]
             depth -= 1
         scalars[DEPTH], scalars[NODES], scalars[LIMIT] = depth, nodes, limit
         if nodes >= last_node and depth >= 0:

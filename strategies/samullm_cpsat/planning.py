@@ -20,6 +20,9 @@ from samullm_plugin.interfaces.scheduler import SchedulingContext
 
 logger = logging.getLogger(__name__)
 
+FIRST_NODES = 2_000_000
+"""Nodes of branch and bound spent on a first schedule where switching is allowed."""
+
 
 @dataclass(frozen=True, slots=True)
 class ExactResult:
@@ -91,22 +94,24 @@ def solve_instance(
         incumbent: a plan whose modes and order are tried first.
         progress: called with (bound, incumbent) in ticks.
     """
+    deadline_s = min(deadline_s, monotonic() + options.time_limit_s)
     switching = options.structure == "segments"
     instance = full.simplified(switching=switching)
     suggestions = [] if incumbent is None else [_suggestion(instance, incumbent)]
     first = best_list_schedule(instance, suggestions)
     bound = simple_bound(instance, switching=switching)
-    if not switching:
-        half_s = (monotonic() + min(deadline_s, monotonic() + options.time_limit_s)) / 2
-        proof = branch(
-            instance,
-            first,
-            nodes=options.branch_nodes,
-            keep_on=lambda: monotonic() < half_s,
-            progress=progress,
-        )
-        first, bound = proof.schedule, proof.bound
-        logger.debug("branch and bound: %d nodes, bound %d", proof.nodes, proof.bound)
+    half_s = (monotonic() + deadline_s) / 2
+    proof = branch(
+        instance,
+        first,
+        nodes=min(options.branch_nodes, FIRST_NODES) if switching else options.branch_nodes,
+        keep_on=lambda: monotonic() < half_s,
+        progress=None if switching else progress,
+    )
+    first = proof.schedule
+    if not switching:  # a bound for schedules without switching is none for those with it
+        bound = proof.bound
+    logger.debug("branch and bound: %d nodes, bound %d", proof.nodes, proof.bound)
     units = _units(instance) if switching else 1
     outcome = solve(
         instance,
@@ -117,7 +122,7 @@ def solve_instance(
             units=units,
             workers=options.workers,
             seed=options.seed,
-            time_limit_s=min(deadline_s - monotonic(), options.time_limit_s),
+            time_limit_s=deadline_s - monotonic(),
             deterministic_limit=options.deterministic_limit,
             on_progress=progress,
             on_log=logger.debug if logger.isEnabledFor(logging.DEBUG) else None,
@@ -134,7 +139,7 @@ def solve_instance(
 
 
 def _units(instance: Instance) -> int:
-    """Return work units of a task: about one per tick of the shortest schedule."""
+    """Return work units of a task: as many as ticks in the shortest schedule, at most 2000."""
     return max(1, min(2000, simple_bound(instance, switching=True)))
 
 

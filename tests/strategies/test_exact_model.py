@@ -135,6 +135,33 @@ def test_branch_and_bound_goes_on_where_it_stopped() -> None:
     assert pieces.modes_and_starts() == whole.modes_and_starts()
 
 
+def test_branch_and_bound_agrees_with_the_solver_alone() -> None:
+    """On instances large enough that states recur, and with too few lengths to tell them apart."""
+    for seed in range(40):
+        rng = random.Random(100 + seed)
+        tasks = []
+        for i in range(rng.randint(4, 6)):
+            work = rng.choice([4, 6, 8, 12])
+            sizes = rng.sample(range(1, 5), 3)
+            modes = [
+                Mode(ParallelConfig(d), 1, 1 + -(-work // d) + rng.choice([0, 1])) for d in sizes
+            ]
+            tasks.append(Task(f"t{i}", tuple(modes)))
+        lags = []
+        for c in range(1, len(tasks)):
+            if rng.random() < 0.3:
+                tail = tuple(
+                    tuple(rng.randint(0, m.duration) for m in tasks[c].modes) for _ in range(3)
+                )
+                lags.append(Lag(rng.randrange(c), c, tail))
+        instance = Instance("x", tuple(tasks), tuple(lags), (Pool((0, 1, 2, 3)),))
+        alone = solve_instance(instance, ExactOptions(workers=1, branch_nodes=0)).outcome
+        simple = instance.simplified()
+        proof = branch(simple, best_list_schedule(simple), nodes=10**8)
+        assert alone.optimal, seed
+        assert proof.bound == proof.schedule.makespan == alone.objective, seed
+
+
 def test_equal_tasks_are_not_permuted() -> None:
     """Equal models are interchangeable: the search starts them in one order only."""
     task = malleable(7, 1, 4, group=4).tasks[0]
@@ -254,6 +281,17 @@ def test_consumer_ends_last_even_in_the_same_tick() -> None:
     ]
 
 
+def test_consumer_waits_for_its_producers_start() -> None:
+    """Its device is free from the beginning; it is listed from the stage of its producer on."""
+    instance = named(3, 2)
+    tail = tuple((0,) * 2 for _ in range(2))
+    lagged = Instance("lag", instance.tasks, (Lag(1, 2, tail),), instance.pools)
+    stages = shape(
+        lagged, placement(0, (0,), 0, 3), placement(1, (0,), 3, 8), placement(2, (1,), 3, 9)
+    )
+    assert stages == [("a0", "node_finished a"), ("b0 c1", "all_finished")]
+
+
 def test_json_round_trip() -> None:
     instance = malleable(8, 3, 4, chain=True)
     again = Instance.from_json(json.loads(json.dumps(instance.to_json())))
@@ -296,6 +334,17 @@ def test_tail_that_a_slower_producer_shortens_keeps_its_mode() -> None:
         )
         assert len(instance.simplified().tasks[0].modes) == kept
         assert len(instance.simplified(switching=True).tasks[0].modes) == 2
+
+
+def test_consumer_keeps_the_mode_of_the_shorter_tail() -> None:
+    producer = (Mode(ParallelConfig(1), 0, 10),)
+    consumer = (Mode(ParallelConfig(1), 0, 8), Mode(ParallelConfig(1), 0, 9))
+    for tails, kept in ((((4, 4),), 1), (((4, 3),), 2)):
+        lag = Lag(0, 1, tails)
+        instance = Instance(
+            "x", (Task("p", producer), Task("c", consumer)), (lag,), (Pool((0, 1)),)
+        )
+        assert len(instance.simplified().tasks[1].modes) == kept
 
 
 def test_impossible_instances_are_refused() -> None:

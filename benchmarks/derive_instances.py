@@ -1,0 +1,206 @@
+"""Derive the stored scheduling instances from the bundled applications.
+
+Run from the repository root::
+
+    python benchmarks/derive_instances.py [--time-limit 60] [--only NAME]
+
+Each instance is a bundled application, or some of its nodes, with fewer requests, on 2 to 8
+A100-80GB in NVLink pairs, with lengths of one draw. Its file in ``tests/instances`` holds the
+scheduling instance (modes with their durations in ticks, what waits for what, groups of devices),
+the recipe by which :func:`build` makes the whole problem again, and for each structure the optimum
+or the best bound that is known. Requests and latencies are not stored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from samullm_cpsat.durations import measure
+from samullm_cpsat.instance import Instance
+from samullm_cpsat.planning import ExactResult, solve_instance
+from samullm_cpsat.plugin import ExactOptions
+
+from samullm_plugin.core.application import Application, RequestTable
+from samullm_plugin.core.problem import Problem
+from samullm_plugin.core.simulation import PlanSimulator
+from samullm_plugin.manager import PluginHost
+from samullm_plugin.services.applications import parse_named
+from samullm_plugin.services.bench_suites import bundled_cluster
+from samullm_plugin.services.building import build_problem
+
+TARGET = Path(__file__).parents[1] / "tests" / "instances"
+TICKS = 20_000
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an instance is made.
+
+    Attributes:
+        application: a bundled application with its options.
+        gpus: GPUs of the cluster.
+        nodes: which of its nodes, in their order; None for all. Others' outputs must not be needed.
+        seed: of the output lengths.
+    """
+
+    application: str
+    gpus: int
+    nodes: tuple[int, ...] | None = None
+    seed: int = 0
+
+
+def recipes() -> Iterator[tuple[str, Recipe]]:
+    """Yield the names and recipes of all instances."""
+    for gpus in (2, 4, 8):
+        for models in (2, 3, 4, 6, 9):
+            for requests, limit in ((200, 256), (2000, 512)):
+                if (gpus, models) == (2, 9):
+                    continue
+                text = f"ensembling:requests={requests},max_tokens={limit},models={models}"
+                yield f"ensembling-{models}x{requests}", Recipe(text, gpus)
+    for gpus in (2, 4, 8):
+        for nodes in ((2, 3, 4), (1, 2, 3, 4)):
+            text = "routing:share=0.25,max_tokens=1024"
+            yield f"routing-{len(nodes)}", Recipe(text, gpus, nodes)
+    yield "routing-5", Recipe("routing:max_tokens=4096", 8)
+    yield "routing-known-5", Recipe("routing:known=true", 8)
+    for gpus in (4, 8):
+        for documents, judges, summariser in ((20, 2, "vicuna"), (60, 4, "mixtral")):
+            text = f"chain-summary:documents={documents},judges={judges},summariser={summariser}"
+            yield f"chain-{summariser}-{documents}x{judges}", Recipe(text, gpus)
+        yield "map-reduce-80", Recipe("map-reduce:documents=80", gpus)
+        yield "vote-600", Recipe("vote:requests=600", gpus)
+        yield "filter-vote-800", Recipe("filter-vote:requests=800", gpus)
+        mixed = "mixed:documents=40,judges=2,requests=1000"
+        for nodes in ((0, 1, 2), (0, 1, 3, 6), (0, 1, 2, 4, 5, 9), (0, 1, 2, 3, 4, 6, 7, 8, 10)):
+            yield f"mixed-{len(nodes)}", Recipe(mixed, gpus, nodes)
+    yield "vote-3000", Recipe("vote:requests=3000", 8)
+    yield "filter-vote-4000", Recipe("filter-vote:requests=4000", 8)
+    for seed in (1, 2, 3):
+        text = "ensembling:requests=5000,max_tokens=256"
+        subset = tuple(np.sort(np.random.default_rng(seed).choice(9, 5, replace=False)).tolist())
+        yield f"ensembling-draw{seed}-5x5000", Recipe(text, 8, subset, seed)
+        yield f"ensembling-draw{seed}-9x5000", Recipe(text, 8, None, seed)
+        yield (
+            f"mixed-draw{seed}-7",
+            Recipe("mixed:documents=100,requests=3000", 8, (0, 1, *(2 + n for n in subset)), seed),
+        )
+
+
+def build(recipe: Recipe, host: PluginHost | None = None) -> Problem:
+    """Return the whole problem of a recipe, requests and latencies included."""
+    host = host or PluginHost()
+    name, options = parse_named(recipe.application)
+    source = host.create("application", name, options)
+    app = source.build()
+    known = source.output_tokens()
+    if recipe.nodes is not None:
+        app = subset(app, recipe.nodes)
+        known = None if known is None else [known[i] for i in recipe.nodes]
+    return build_problem(
+        app,
+        bundled_cluster(source, recipe.gpus),
+        host.create("length-estimator", "ecdf"),
+        host.create("latency-model", "linear"),
+        scenarios=1,
+        rng=np.random.default_rng([recipe.seed, 5]),
+        true_lengths=known,
+    )
+
+
+def subset(app: Application, keep: tuple[int, ...]) -> Application:
+    """Return the part of an application that some of its nodes make up.
+
+    Raises:
+        ValueError: if one of them needs a node that is left out.
+    """
+    position = {old: new for new, old in enumerate(keep)}
+    nodes = []
+    for old in keep:
+        table = app.nodes[old].requests
+        if missing := set(table.input_node.tolist()) - set(keep):
+            raise ValueError(f"node {app.nodes[old].name} needs nodes {sorted(missing)}")
+        moved = np.array([position[int(n)] for n in table.input_node], dtype=np.int64)
+        fields = {f: getattr(table, f) for f in RequestTable.__dataclass_fields__}
+        nodes.append(
+            replace(app.nodes[old], requests=RequestTable(**{**fields, "input_node": moved}))
+        )
+    return Application(app.name, tuple(nodes), app.notes)
+
+
+def structures(instance: Instance) -> list[str]:
+    """Return the structures an instance is solved in; segments only where it is small."""
+    small = len(instance.tasks) <= 5
+    return ["no-switching", "segments"] if small else ["no-switching"]
+
+
+def solve(instance: Instance, structure: str, time_limit_s: float) -> tuple[ExactResult, float]:
+    """Return the result in a structure and the seconds it took."""
+    start = time.monotonic()
+    options = ExactOptions.model_validate({"structure": structure, "time_limit_s": time_limit_s})
+    result = solve_instance(instance, options, start + time_limit_s)
+    return result, time.monotonic() - start
+
+
+def main() -> None:
+    """Write the files."""
+    parser = argparse.ArgumentParser(description="Derive the stored scheduling instances.")
+    parser.add_argument("--time-limit", type=float, default=60.0, help="seconds per structure")
+    parser.add_argument("--only", default="", help="only instances whose names contain this")
+    arguments = parser.parse_args()
+    TARGET.mkdir(parents=True, exist_ok=True)
+    host = PluginHost()
+    for short, recipe in recipes():
+        name = f"{short}-on-{recipe.gpus}"
+        if arguments.only not in name:
+            continue
+        problem = build(recipe, host)
+        instance = replace(measure(problem, PlanSimulator(problem), TICKS).instance, name=name)
+        best: dict[str, Any] = {}
+        for structure in structures(instance):
+            result, seconds = solve(instance, structure, arguments.time_limit)
+            outcome = result.outcome
+            best[structure] = {
+                "objective": outcome.objective,
+                "bound": outcome.bound,
+                "optimal": outcome.optimal,
+                "seconds": round(seconds, 2),
+            }
+            print(name, structure, best[structure], flush=True)
+        recipe_data = {
+            "application": recipe.application,
+            "gpus": recipe.gpus,
+            "nodes": recipe.nodes,
+            "seed": recipe.seed,
+        }
+        data = {"recipe": recipe_data, "best": best, "instance": instance.to_json()}
+        (TARGET / f"{name}.json").write_text(compact(data), encoding="utf-8")
+
+
+def compact(data: dict[str, Any]) -> str:
+    """Return JSON with a line for each task and lag."""
+    instance = data["instance"]
+    lists = {
+        key: ",\n    ".join(json.dumps(entry) for entry in instance[key])
+        for key in ("pools", "tasks", "lags")
+    }
+    plain = {key: value for key, value in instance.items() if key not in lists}
+    body = ",\n   ".join(
+        [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in plain.items()]
+        + [f"{json.dumps(k)}: [\n    {v}]" for k, v in lists.items()]
+    )
+    return (
+        f'{{"recipe": {json.dumps(data["recipe"])},\n "best": {json.dumps(data["best"])},\n'
+        f' "instance": {{\n   {body}}}}}\n'
+    )
+
+
+if __name__ == "__main__":
+    main()
