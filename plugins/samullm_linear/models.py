@@ -152,6 +152,9 @@ class Linear(LatencyModel):
             if known is not None and known != limits and architecture is not None and memory:
                 more = memory.overhead_bytes(architecture, size, limits)
                 peak += more - memory.overhead_bytes(architecture, size, known)
+        elif start is not None and start.kv_cache_tokens is not None:
+            given = start.kv_cache_tokens
+            return given if given >= model.max_model_len else 0
         elif architecture is None or memory is None:
             raise InputError(
                 f"model {model.name}: its memory at tensor-parallel size {size} was not recorded; "

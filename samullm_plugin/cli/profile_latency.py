@@ -89,7 +89,12 @@ def latency(
     if rows is not None:
         write_iterations(rows, [*groups, *(m.unseen for m in measured)])
     starts = [
-        EngineStart(model=called, tensor_parallel_size=size, warm_s=round(m.start_s, 3))
+        EngineStart(
+            model=called,
+            tensor_parallel_size=size,
+            kv_cache_tokens=capacity,
+            warm_s=round(m.start_s, 3),
+        )
         for size, m in zip(sizes, measured, strict=True)
     ]
     profile = fit_profile(groups, known, source=f"measured on {device}", starts=starts)

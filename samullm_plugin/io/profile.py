@@ -102,10 +102,15 @@ class FittedModel(_Strict):
 
 
 class EngineStart(_Strict):
-    """What was recorded of engine starts of one model at one size."""
+    """What was recorded of engine starts of one model at one size.
+
+    ``kv_cache_tokens`` is the capacity that engines were given, for machines where nobody measures
+    it (vLLM's CPU build); it stands in where peak memory was not recorded.
+    """
 
     model: str
     tensor_parallel_size: int = Field(ge=1)
+    kv_cache_tokens: int | None = Field(default=None, ge=1)
     total_bytes: float | None = None
     peak_bytes: float | None = None
     block_bytes: float | None = None

@@ -18,6 +18,7 @@ from samullm_plugin.errors import InputError
 from samullm_plugin.io.gpus import bundled_gpu
 from samullm_plugin.io.iterations import read_iterations
 from samullm_plugin.io.models import bundled_model, bundled_models
+from samullm_plugin.io.profile import EngineStart, bundled_profiles, write_profile
 
 A100 = bundled_gpu("A100-80GB")
 VICUNA = bundled_model("lmsys/vicuna-13b-v1.5")
@@ -167,3 +168,21 @@ def test_recorded_starts_have_exactly_their_blocks(shared_data: Path) -> None:
             # One start recorded a rank that is not the fullest.
             slack = 96 if (row["model"], row["tp"]) == ("mistralai/Mixtral-8x7B-v0.1", "4") else 0
             assert 0 <= blocks - expected <= slack
+
+
+def test_a_given_capacity_stands_in_where_memory_was_not_recorded(tmp_path: Path) -> None:
+    """As on machines without a GPU, whose engines are told their capacity."""
+    bundled = next(iter(bundled_profiles().values()))
+    start = EngineStart(model="mine", tensor_parallel_size=1, kv_cache_tokens=9000, warm_s=2.0)
+    profile = bundled.model_copy(
+        update={"device": "cpu", "starts": (start,), "memory": None, "loading": None}
+    )
+    write_profile(profile, tmp_path / "profile.json")
+    model = Linear(LinearOptions(profile=tmp_path / "profile.json"))
+    architecture = bundled_model("lmsys/vicuna-13b-v1.5").architecture
+    spec, gpu = ModelSpec("mine", 4096, architecture), Gpu("cpu", 2**34)
+    assert model.kv_cache_tokens(spec, gpu, 1) == 9000
+    assert model.load_times(spec, gpu, 1).warm_s == 2.0
+    assert model.kv_cache_tokens(ModelSpec("mine", 9001, architecture), gpu, 1) == 0
+    with pytest.raises(InputError, match="was not recorded"):
+        model.kv_cache_tokens(spec, gpu, 2)
