@@ -126,6 +126,10 @@ def named_cases() -> dict[str, Case]:
         some(30, 200, 60), release_index=np.arange(1, 30), release_indptr=np.r_[0:30, 29]
     )
     alone = replace(roomy, max_model_len=512)
+    # The second prompt begins with the first one and what it generates (token id 7).
+    begun = rng.integers(10, 99, 15)
+    goes_on = np.concatenate([begun, [7], rng.integers(10, 99, 5)])
+    continued = Workload(np.array([15, 21]), np.array([2, 12]), prompt_token_ids=(begun, goes_on))
     result = {
         "prompts longer than the token budget": Case(
             replace(roomy, max_num_batched_tokens=100), some(40, 900, 60)
@@ -142,6 +146,16 @@ def named_cases() -> dict[str, Case]:
             some(60, 400, 120, prefix_id=rng.integers(-1, 4, 60), prefix_tokens=np.full(60, 150)),
         ),
         "prefix caching, identical prompts": Case(cached, same),
+        "prefix caching, a prompt that another's output completes": Case(
+            EngineConfig(
+                max_num_seqs=1,
+                max_num_batched_tokens=16,
+                max_model_len=48,
+                num_blocks=4,
+                enable_prefix_caching=True,
+            ),
+            continued,
+        ),
         "prefix caching, preempted find their own blocks": Case(
             replace(cached, num_blocks=60), some(60, 300, 250)
         ),

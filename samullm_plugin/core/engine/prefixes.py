@@ -88,3 +88,13 @@ def hash_prefixes(
         if shared >= prompt:
             tail = mix(mix(2 * prefix_id[r], full), prompt - full * block)
         requests[r, at.TAIL_HASH] = tail
+
+
+@compiled
+def first_block_hashes(requests: Array, prompt_hash: Array, block: int, result: Array) -> None:
+    """Fill in the hash of each request's first block, which generated tokens may complete."""
+    for r in range(len(requests)):
+        if requests[r, at.PROMPT] >= block:
+            result[r] = prompt_hash[requests[r, at.HASHES_FROM]]
+        else:
+            result[r] = mix(np.int64(0), requests[r, at.TAIL_HASH])

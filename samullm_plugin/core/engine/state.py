@@ -14,7 +14,7 @@ from samullm_plugin.core.engine.config import EngineConfig
 from samullm_plugin.core.engine.jit import announced_compilation
 from samullm_plugin.core.engine.latency import StepLatency
 from samullm_plugin.core.engine.loop import advance
-from samullm_plugin.core.engine.prefixes import hash_prefixes, hash_token_ids
+from samullm_plugin.core.engine.prefixes import first_block_hashes, hash_prefixes, hash_token_ids
 from samullm_plugin.core.engine.workload import Workload
 
 Ints = NDArray[np.int64]
@@ -277,9 +277,8 @@ def _may_share(workload: Workload) -> bool:
 
 def _is_unshared(requests: Ints, prompt_hash: Ints, block: int) -> bool:
     """Return whether the first blocks of all requests differ, so that all others do too."""
-    has_full = requests[:, at.PROMPT] >= block
-    first = requests[:, at.TAIL_HASH].copy()
-    first[has_full] = prompt_hash[requests[has_full, at.HASHES_FROM]]
+    first = np.empty(len(requests), np.int64)
+    first_block_hashes(requests, prompt_hash, block, first)
     return len(np.unique(first)) == len(first)
 
 
