@@ -104,6 +104,7 @@ def bench(
         limited = {"time_limit_s": exact_limit_s} if name == "exact" else {}
         return PlanningOptions(options=limited, seed=seed)
 
+    bench_suites.warm_up(host, names)
     cases: list[BenchCase] = []
     rows: list[BenchRow] = []
     failed: dict[str, str] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,15 +11,16 @@ import numpy as np
 from samullm_plugin.core.cluster import Cluster
 from samullm_plugin.core.costs import ModeCosts
 from samullm_plugin.core.problem import ModeKey
-from samullm_plugin.errors import InputError, suggest
+from samullm_plugin.errors import InputError, SamullmError, suggest
 from samullm_plugin.interfaces.application import ApplicationSource
 from samullm_plugin.interfaces.length import LengthEstimator
 from samullm_plugin.io.gpus import bundled_gpu
 from samullm_plugin.manager import PluginHost
 from samullm_plugin.services.applications import parse_named
-from samullm_plugin.services.benchmarking import BenchCase, HiddenDraw
+from samullm_plugin.services.benchmarking import BenchCase, HiddenDraw, run_case
 from samullm_plugin.services.building import build_problem, sample_scenarios
 from samullm_plugin.services.estimators import make_latency_model, make_length_estimator
+from samullm_plugin.services.planning import PlanningOptions
 
 SMALL = ("small-1", "small-2", "small-3", "small-4", "small-5")
 """Instances on which exact proves optimality."""
@@ -169,3 +171,16 @@ def suite(name: str) -> Sequence[str]:
             f"--suite: unknown suite {name!r}{suggest(name, SUITES)}; known: {', '.join(SUITES)}"
         )
     return SUITES[name]
+
+
+def warm_up(host: PluginHost, schedulers: Sequence[str]) -> None:
+    """Let the shipped schedulers plan two small instances, so that all are timed alike afterwards.
+
+    After an installation the first call of anything compiled would otherwise pay for compiling it.
+    What goes wrong here goes wrong again where it is reported.
+    """
+    shipped = [n for n in schedulers if host.resolve("scheduler", n).provenance.shipped]
+    for text in ("small-1", "small-4") if shipped else ():
+        with suppress(SamullmError):
+            case = make_case(host, text, CaseSettings(seeds=1, shifts=()))
+            run_case(host, case, shipped, lambda name: PlanningOptions())
