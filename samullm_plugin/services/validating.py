@@ -6,12 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from samullm_plugin.core.problem import Problem
-from samullm_plugin.errors import InputError
 from samullm_plugin.io.loaded import LoadedApplication
 from samullm_plugin.manager import PluginHost
-from samullm_plugin.services.building import build_problem
-from samullm_plugin.services.estimators import make_latency_model, make_length_estimator
+from samullm_plugin.services.estimators import make_length_estimator
+from samullm_plugin.services.instances import make_instance
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,32 +55,6 @@ class ApplicationReport:
     notes: tuple[str, ...]
 
 
-def problem_of(host: PluginHost, loaded: LoadedApplication) -> Problem:
-    """Return the problem of an application, as its planner section asks for it.
-
-    Raises:
-        InputError: if there is no cluster, a plugin is unknown, or a model fits nowhere.
-    """
-    if loaded.cluster is None:
-        where = loaded.path or f"application {loaded.app.name}"
-        raise InputError(
-            f"{where}: it names no cluster; add one, such as cluster: {{gpus: 8, nvlink: 2}}"
-        )
-    planner = loaded.planner
-    return build_problem(
-        loaded.app,
-        loaded.cluster,
-        make_length_estimator(
-            host, planner.length_estimator.type, planner.length_estimator.options
-        ),
-        make_latency_model(host, planner.latency_model.type, planner.latency_model.options),
-        scenarios=planner.scenarios,
-        rng=np.random.default_rng(planner.seed),
-        page_cache=planner.page_cache,
-        true_lengths=loaded.output_tokens,
-    )
-
-
 def validate_application(host: PluginHost, loaded: LoadedApplication) -> ApplicationReport:
     """Check an application as far as that can be done without running it.
 
@@ -95,10 +67,14 @@ def validate_application(host: PluginHost, loaded: LoadedApplication) -> Applica
     if planner.request_policy is not None:
         policy = planner.request_policy
         host.check_options("request-policy", policy.type, policy.options)
-    estimator = make_length_estimator(
-        host, planner.length_estimator.type, planner.length_estimator.options
-    )
-    problem = problem_of(host, loaded) if loaded.cluster is not None else None
+    problem = None
+    if loaded.cluster is None:  # lengths can be checked all the same
+        estimator = make_length_estimator(
+            host, planner.length_estimator.type, planner.length_estimator.options
+        )
+    else:
+        instance = make_instance(host, loaded)
+        estimator, problem = instance.estimator, instance.problem
     reports = []
     for i, node in enumerate(loaded.app.nodes):
         prompts, outputs, fits, latency = node.requests.prompt_tokens, None, [], ""
