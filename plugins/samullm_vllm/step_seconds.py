@@ -56,6 +56,7 @@ class StepSeconds:
             + of["prefill_token_s"] * prefill_tokens
             + of["prefill_seq_s"] * len(prefills)
             + of["prefill_pair_s"] * pairs
+            + (of["prefill_step_s"] if prefills else 0.0)
             + max(of["context_token_s"] * sum(contexts), longest_s)
         )
         device = max(work, of["prefill_launch_s"] if prefills else of["launch_s"])

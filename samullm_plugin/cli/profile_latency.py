@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,6 +40,12 @@ def latency(
     kv_cache_tokens: Annotated[
         int | None, typer.Option(help="KV-cache capacity; for 16 longest sequences.", min=1)
     ] = None,
+    temperature: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Of sampling; drawing tokens takes longer than taking the likeliest (0)."
+        ),
+    ] = 0.0,
     executor: Annotated[str, typer.Option(help="What runs the engine.")] = "vllm",
     trust_remote_code: Annotated[
         bool, typer.Option(help="Accept a model that brings its own code.")
@@ -47,14 +54,19 @@ def latency(
 ) -> None:
     """Drive a live engine with few informative batches and fit its iteration latency.
 
-    Every iteration is recorded in the engine by its scheduler. One workload is not fitted: the
-    error on it, of single iterations and of their sum, is reported and kept with the profile.
+    Every iteration is recorded in the engine by its scheduler. Runs of other workloads are not
+    fitted: what a plan says they take is compared with the seconds they took.
     """
     from samullm_plugin.core.application import EngineOptions, ModelSpec
     from samullm_plugin.io.models import read_hf_config
     from samullm_plugin.io.profile import EngineStart, write_profile
     from samullm_plugin.manager import PluginHost
-    from samullm_plugin.services.profiling_engine import measure, write_iterations
+    from samullm_plugin.services.profiling_check import judge_runs
+    from samullm_plugin.services.profiling_engine import (
+        iterations_of,
+        measure,
+        write_iterations,
+    )
     from samullm_plugin.services.profiling_fit import check_profile, fit_profile
 
     sizes = _sizes(tp)
@@ -76,45 +88,76 @@ def latency(
     capacity = kv_cache_tokens or 16 * length
     if capacity < length + 64:
         raise InputError(f"--kv-cache-tokens {capacity}: one sequence of {length} does not fit")
+    host = PluginHost.from_settings()
     measured = measure(
-        PluginHost.from_settings().create("executor", executor),
+        host.create("executor", executor),
         spec,
         sizes,
         device=device,
         kv_cache_tokens=capacity,
         vocab_size=architecture.vocab_size,
+        temperature=temperature,
         report=lambda text: print(text, file=sys.stderr),  # noqa: T201  # progress, on stderr
     )
+    each = list(zip(sizes, measured, strict=True))
+    others = [iterations_of(m.unseen, called, size, device) for size, m in each]
     groups, known = [m.rows for m in measured], {called: architecture}
     if rows is not None:
-        write_iterations(rows, [*groups, *(m.unseen for m in measured)])
+        write_iterations(rows, [*groups, *others])
     starts = [
         EngineStart(
             model=called,
             tensor_parallel_size=size,
             kv_cache_tokens=capacity,
-            warm_s=round(m.start_s, 3),
+            warm_s=round(m.ready_s + m.first_use_s, 3),
         )
-        for size, m in zip(sizes, measured, strict=True)
+        for size, m in each
     ]
-    profile = fit_profile(groups, known, source=f"measured on {device}", starts=starts)
+    sampled = f"sampling at temperature {temperature:g}"
+    profile = fit_profile(groups, known, source=f"measured on {device}, {sampled}", starts=starts)
     write_profile(profile, output)
-    report: dict[str, Any] = check_profile(profile, [m.unseen for m in measured], known)
-    report["seconds"] = {str(s): round(m.seconds, 1) for s, m in zip(sizes, measured, strict=True)}
-    report["totals"] = [
-        _total(profile, m.unseen, size) for size, m in zip(sizes, measured, strict=True)
+    as_plans_take_it = host.create("latency-model", "linear", {"profile": output})
+    report: dict[str, Any] = check_profile(profile, others, known)
+    report["sizes"] = [
+        {
+            **judge_runs(as_plans_take_it, spec, device, size, m.unseen),
+            "rows": len(m.rows),
+            "measuring_s": round(m.seconds, 1),
+            "check_s": round(m.check_s, 1),
+            "ready_s": round(m.ready_s, 3),
+            "first_use_s": round(m.first_use_s, 3),
+        }
+        for size, m in each
     ]
-    print_table(
-        ("tp", "iterations", "mean error %", "error of the sum %", "measuring s"),
-        [
-            (t["tp"], t["n"], t["mape_pct"], f"{t['sum_error_pct']:+}", round(m.seconds))
-            for t, m in zip(report["totals"], measured, strict=True)
-        ],
-        title=f"{called}: error on iterations that were not fitted",
-        numbers=("tp", "iterations", "mean error %", "error of the sum %", "measuring s"),
-    )
+    _print(called, report["sizes"])
     if output_json is not None:
         write_json(report, output_json)
+
+
+def _print(model: str, sizes: Sequence[Mapping[str, Any]]) -> None:
+    """Print how well runs that were not fitted are predicted, on stderr."""
+    columns = ("tp", "run", "requests", "iterations", "measured s", "predicted s", "error %",
+               "iteration error %")  # fmt: skip
+    print_table(
+        columns,
+        [
+            (
+                s["tp"], r["workload"], r["requests"], r["iterations"], f"{r['measured_s']:.2f}",
+                f"{r['predicted_s']:.2f}", f"{r['error_pct']:+.1f}", f"{r['mape_pct']:.1f}",
+            )
+            for s in sizes
+            for r in s["runs"]
+        ],
+        title=f"{model}: runs that were not fitted",
+        numbers=tuple(c for c in columns if c != "run"),
+    )  # fmt: skip
+    for s in sizes:
+        typer.echo(
+            f"tp {s['tp']}: {s['rows']} iterations in {s['measuring_s']:.0f} s; engine ready after "
+            f"{s['ready_s']:.1f} s, its first batches {s['first_use_s']:.1f} s slower than later "
+            f"ones; two equal runs differed by {s['drift_pct']:.1f} %",
+            err=True,
+        )
 
 
 def _sizes(text: str) -> list[int]:
@@ -125,18 +168,3 @@ def _sizes(text: str) -> list[int]:
     if not sizes or min(sizes) < 1 or len(set(sizes)) != len(sizes):
         raise InputError(f"--tp {text}: write sizes as in --tp 1,2")
     return sizes
-
-
-def _total(profile: Any, rows: Any, size: int) -> dict[str, Any]:
-    """Return how well a profile predicts rows, one by one and in sum."""
-    import numpy as np
-
-    fitted = profile.fitted(rows.model, size)
-    predicted = fitted.latency.latency().step_seconds(rows.steps)
-    longer = 1 + (fitted.interruption_pct or 0.0) / 100
-    return {
-        "tp": size,
-        "n": len(rows),
-        "mape_pct": round(float(100 * np.mean(np.abs(predicted / rows.seconds - 1))), 2),
-        "sum_error_pct": round(float(100 * (longer * predicted.sum() / rows.seconds.sum() - 1)), 2),
-    }

@@ -163,6 +163,7 @@ def _tables(latency: StepLatency, config: EngineConfig) -> _Tables:
     credit = min(0.0, latency.prefill_token_s) + min(0.0, latency.prefill_seq_s)
     if credit < 0:  # prefill tokens and sequences are at most all scheduled tokens
         tokens = tokens + credit * np.arange(1, len(tokens) + 1)
+    tokens = tokens + min(0.0, latency.prefill_step_s)
     seqs = latency.by_seqs.table(config.max_num_seqs)[1:]
     host = latency.host_by_seqs.table(config.max_num_seqs)[1:]
     if latency.overlap_host:

@@ -57,6 +57,7 @@ class LatencyData(_Strict):
     longest_over_seqs: int = 0
     launch_s: float = 0.0
     prefill_launch_s: float = 0.0
+    prefill_step_s: float = 0.0
     overlap_host: bool = False
 
     @classmethod

@@ -98,6 +98,7 @@ class LatencySpec(_Strict):
     launch_s: NotNegative = 0.0
     prefill_launch_s: NotNegative = 0.0
     longest_over_seqs: Annotated[int, Field(ge=0)] = 0
+    prefill_step_s: NotNegative = 0.0
 
     def build(self) -> StepLatency:
         """Return the latency."""

@@ -14,7 +14,7 @@ from samullm_plugin.core.application import ModelSpec
 from samullm_plugin.core.cluster import Cluster, Gpu
 from samullm_plugin.core.engine.latency import Floats, StepTable
 from samullm_plugin.core.profile.iterations import Iterations
-from samullm_plugin.core.profile.probes import Limits, Workload, held_out, probes
+from samullm_plugin.core.profile.probes import Limits, Workload, probes, unseen, warm_up
 from samullm_plugin.errors import InputError, RunError
 from samullm_plugin.interfaces.executor import EngineRequest, EngineSpec, Executor
 
@@ -24,6 +24,28 @@ _COLUMNS = (
 )  # fmt: skip
 _READY_S = 1800.0
 _ITERATION_S = 600.0
+_MOST_PASSES = 5
+REPEAT_S = 20.0
+"""Small models are disturbed more, and cost little to run again."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """A workload that ran on an engine.
+
+    Attributes:
+        name: of the kind of workload.
+        workload: its requests.
+        steps: its iterations.
+        step_s: seconds of each.
+        wall_s: seconds from its submission until its last output had come back.
+    """
+
+    name: str
+    workload: Workload
+    steps: StepTable
+    step_s: Floats
+    wall_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +54,69 @@ class Measured:
 
     Attributes:
         rows: iterations to fit.
-        unseen: iterations of a workload to check the fit on.
-        start_s: seconds until the engine was ready, its files in the page cache.
-        seconds: seconds the measuring took.
+        unseen: runs of other workloads, to check the fit on; the first kind ran twice, before and
+            after everything that is fitted, so that its two runs tell how much the machine drifts
+            (with prompts one token longer, lest the second be faster for having been seen).
+        ready_s: seconds until the engine was ready, its files in the page cache.
+        first_use_s: seconds that its first iterations took longer than the same later on.
+        seconds: seconds the measuring took, that of ``unseen`` not counted.
+        check_s: seconds that ``unseen`` took.
     """
 
     rows: Iterations
-    unseen: Iterations
-    start_s: float
+    unseen: tuple[Run, ...]
+    ready_s: float
+    first_use_s: float
     seconds: float
+    check_s: float
+
+
+class _Engine:
+    """An engine that runs workloads one after another.
+
+    Args:
+        executor: open.
+        spec: of the engine, which is ready.
+        vocab_size: prompts are random tokens below it.
+        temperature: of sampling.
+    """
+
+    def __init__(
+        self, executor: Executor, spec: EngineSpec, vocab_size: int, temperature: float
+    ) -> None:
+        self._executor = executor
+        self._key = spec.key
+        self._vocab_size = vocab_size
+        self._sampling = {"temperature": temperature, "ignore_eos": True}
+        self._rng = np.random.default_rng(0)
+
+    def run(self, workload: Workload, name: str = "") -> Run:
+        """Run a workload and return its iterations.
+
+        Raises:
+            InputError: if the executor records no iterations.
+            RunError: if the engine fails.
+        """
+        self._executor.take_steps(self._key)
+        pairs = zip(workload.prompt_tokens, workload.output_tokens, strict=True)
+        requests = [
+            EngineRequest(i, self._prompt(p), p, o, sampling=self._sampling)
+            for i, (p, o) in enumerate(pairs)
+        ]
+        began_s = self._executor.now_s()
+        self._executor.submit(self._key, requests)
+        _wait(self._executor, self._key, len(requests), _ITERATION_S * 10)
+        wall_s = self._executor.now_s() - began_s
+        taken = self._executor.take_steps(self._key)
+        if taken is None or not len(taken[0]):
+            raise InputError(
+                f"--executor {self._executor.name}: it records no iterations; profile with vllm"
+            )
+        return Run(name, workload, *taken, wall_s)
+
+    def _prompt(self, tokens: int) -> tuple[int, ...]:
+        """Return a prompt that no other shares a block with."""
+        return tuple(self._rng.integers(3, self._vocab_size, tokens).tolist())
 
 
 def measure(
@@ -51,6 +127,8 @@ def measure(
     device: str,
     kv_cache_tokens: int,
     vocab_size: int,
+    temperature: float = 0.0,
+    repeat_s: float = REPEAT_S,
     run_dir: Path | None = None,
     report: Callable[[str], None] = lambda text: None,
 ) -> list[Measured]:
@@ -63,6 +141,8 @@ def measure(
         device: what the rows call the device.
         kv_cache_tokens: capacity of the engines.
         vocab_size: prompts are random tokens below it.
+        temperature: of sampling; drawing at random takes longer than taking the likeliest.
+        repeat_s: all workloads run again while that has taken less, up to five times.
         run_dir: engine logs go there.
         report: is told what happens.
 
@@ -74,57 +154,74 @@ def measure(
     cluster = Cluster.uniform(Gpu(device, 1 << 40), max(sizes), nvlink=max(sizes))
     executor.open(cluster, run_dir)
     try:
-        return [
-            _measure(executor, model, size, device, kv_cache_tokens, vocab_size, report)
-            for size in sizes
-        ]
+        found = []
+        for size in sizes:
+            began_s = time.monotonic()
+            spec = EngineSpec(f"tp{size}", 0, model, tuple(range(size)), size, 1, kv_cache_tokens)
+            ready_s = _start(executor, spec)
+            report(f"tp {size}: engine ready after {ready_s:.1f} s")
+            engine = _Engine(executor, spec, vocab_size, temperature)
+            found.append(_measure(engine, spec, device, ready_s, began_s, repeat_s, report))
+            executor.stop_engine(spec.key)
+        return found
     finally:
         executor.close()
 
 
+def _start(executor: Executor, spec: EngineSpec) -> float:
+    """Start an engine for the second time; return the seconds until it was ready.
+
+    The first start also reads files and imports libraries.
+    """
+    first = replace(spec, key=f"{spec.key}.first")
+    executor.start_engine(first)
+    _wait(executor, first.key, 0, _READY_S)
+    executor.stop_engine(first.key)
+    began_s = executor.now_s()
+    executor.start_engine(spec)
+    _wait(executor, spec.key, 0, _READY_S)
+    return executor.now_s() - began_s
+
+
 def _measure(
-    executor: Executor,
-    model: ModelSpec,
-    size: int,
+    engine: _Engine,
+    spec: EngineSpec,
     device: str,
-    kv_cache_tokens: int,
-    vocab_size: int,
+    ready_s: float,
+    began_s: float,
+    repeat_s: float,
     report: Callable[[str], None],
 ) -> Measured:
-    began_s = time.monotonic()
-    key = f"profile.{size}"
-    spec = EngineSpec(key, 0, model, tuple(range(size)), size, 1, kv_cache_tokens)
-    executor.start_engine(spec)
-    _wait(executor, key, 0, _READY_S)
-    executor.stop_engine(key)  # the first start also reads files and imports libraries
-    second_s = executor.now_s()
-    executor.start_engine(replace(spec, key=f"{key}.again"))
-    key = f"{key}.again"
-    _wait(executor, key, 0, _READY_S)
-    start_s = executor.now_s() - second_s
-    report(f"tp {size}: engine ready after {start_s:.1f} s")
+    """Run everything on an engine that is ready."""
+    size, model = spec.tensor_parallel_size, spec.model
     limits = Limits(
         model.engine.max_num_seqs,
         model.engine.max_num_batched_tokens,
         model.max_model_len,
-        kv_cache_tokens,
+        spec.kv_cache_tokens,
     )
-    rng = np.random.default_rng(0)
-    _run(executor, key, Workload((16,) * 4, (8,) * 4), vocab_size, rng)  # first iterations warm up
-    tables = []
-    planned = probes(limits)
-    for number, workload in enumerate(planned, start=1):
-        tables.append((workload.shape, *_run(executor, key, workload, vocab_size, rng)))
-        report(f"tp {size}: {number} of {len(planned)} workloads, {len(tables[-1][2])} iterations")
-    check = held_out(limits, rng)
-    unseen = [(check.shape, *_run(executor, key, check, vocab_size, rng))]
-    executor.stop_engine(key)
-    seconds = time.monotonic() - began_s
+    # What first batches compile, allocate and import belongs to the start, not to iterations.
+    first_s, second_s = (float(engine.run(warm_up(limits)).step_s.sum()) for _ in range(2))
+    checks = list(unseen(limits, np.random.default_rng(0)).items())
+    before = engine.run(checks[0][1].longer(1), checks[0][0])
+    runs: list[Run] = []
+    passes = 0
+    probing_s = time.monotonic()
+    while passes < _MOST_PASSES and (not passes or time.monotonic() - probing_s < repeat_s):
+        runs += [engine.run(workload) for workload in probes(limits, passes)]
+        passes += 1
+        report(f"tp {size}: pass {passes}, {sum(len(r.steps) for r in runs)} iterations")
+    seconds = time.monotonic() - began_s - before.wall_s
+    after = [engine.run(workload, name) for name, workload in checks]
+    check_s = before.wall_s + sum(r.wall_s for r in after)
+    report(f"tp {size}: {len(after)} other workloads, to check on, took {check_s:.1f} s")
     return Measured(
-        _iterations(tables, model.name, size, device),
-        _iterations(unseen, model.name, size, device),
-        start_s,
+        iterations_of(runs, model.name, size, device),
+        (before, *after),
+        ready_s,
+        max(0.0, first_s - second_s),
         seconds,
+        check_s,
     )
 
 
@@ -151,36 +248,11 @@ def _wait(executor: Executor, key: str, outputs: int, timeout_s: float) -> None:
     raise RunError(f"engine {key}: nothing for {timeout_s:.0f} s")
 
 
-def _run(
-    executor: Executor,
-    key: str,
-    workload: Workload,
-    vocab_size: int,
-    rng: np.random.Generator,
-) -> tuple[StepTable, Floats]:
-    """Run a workload and return its iterations."""
-    executor.take_steps(key)
-    sampling = {"temperature": 0.0, "ignore_eos": True}
-    pairs = zip(workload.prompt_tokens, workload.output_tokens, strict=True)
-    requests = [
-        EngineRequest(i, tuple(rng.integers(3, vocab_size, p).tolist()), p, o, sampling=sampling)
-        for i, (p, o) in enumerate(pairs)
-    ]
-    executor.submit(key, requests)
-    _wait(executor, key, len(requests), _ITERATION_S * 10)
-    taken = executor.take_steps(key)
-    if taken is None:
-        raise InputError(f"executor {executor.name} records no iterations; profile with vllm")
-    return taken
-
-
-def _iterations(
-    tables: Sequence[tuple[str, StepTable, Floats]], model: str, size: int, device: str
-) -> Iterations:
+def iterations_of(runs: Sequence[Run], model: str, size: int, device: str) -> Iterations:
     """Return the rows of several workloads as one table."""
 
     def column(name: str) -> np.ndarray:
-        return np.concatenate([getattr(steps, name) for _, steps, _ in tables])
+        return np.concatenate([getattr(r.steps, name) for r in runs])
 
     steps = StepTable(
         column("num_seqs"),
@@ -191,13 +263,13 @@ def _iterations(
         column("context_tokens"),
         column("longest_tokens"),
     )
-    seconds = np.concatenate([s for _, _, s in tables])
+    seconds = np.concatenate([r.step_s for r in runs])
     phase = np.where(
         steps.prefill_seqs == 0,
         "decode",
         np.where(steps.prefill_seqs == steps.num_seqs, "prefill", "mixed"),
     )
-    shape = np.concatenate([np.full(len(s), name) for name, _, s in tables])
+    shape = np.concatenate([np.full(len(r.steps), r.workload.shape) for r in runs])
     return Iterations(
         model, size, device, phase, shape, steps.num_seqs, steps, seconds,
         np.full(len(seconds), np.nan),

@@ -37,6 +37,7 @@ def step_latencies(draw: st.DrawFn) -> StepLatency:
         launch_s=some(0.04),
         prefill_launch_s=some(0.06),
         longest_over_seqs=draw(st.integers(0, 2)),
+        prefill_step_s=some(0.02),
     )
 
 

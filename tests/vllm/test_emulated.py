@@ -48,6 +48,7 @@ LATENCY = StepLatency(
     prefill_seq_s=1e-4,
     launch_s=0.021,
     prefill_launch_s=0.025,
+    prefill_step_s=0.002,
     longest_over_seqs=2,
 )
 CLUSTER = Cluster.uniform(Gpu("A100-80GB", 80 << 30), 8, nvlink=8)

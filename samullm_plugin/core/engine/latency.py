@@ -118,6 +118,7 @@ class StepLatency:
 
     ``work_s = by_tokens(num_tokens) + by_seqs(num_seqs) + prefill_token_s * prefill_tokens
     + prefill_seq_s * prefill_seqs + prefill_pair_s * prefill_pairs
+    + prefill_step_s (if anything is prefilled)
     + max(context_token_s * context_tokens, longest_token_s * longest_tokens)``, where the longest
     sequence counts only with more than ``longest_over_seqs`` decode sequences;
     ``device_s = max(work_s, launch_s)``, or ``prefill_launch_s`` if anything is prefilled;
@@ -137,6 +138,8 @@ class StepLatency:
         prefill_seq_s: extra seconds per prefill sequence.
         launch_s: least device time of a decode iteration: launching its kernels one by one.
         prefill_launch_s: the same with a prefill in the iteration.
+        prefill_step_s: extra seconds of an iteration in which anything is prefilled: kernels for
+            a number of tokens that was not met before, no recorded graph of the decode step.
         longest_over_seqs: decode sequences up to which a long one is spread over the device, so
             that ``longest_token_s`` does not apply.
     """
@@ -153,6 +156,7 @@ class StepLatency:
     launch_s: float = 0.0
     prefill_launch_s: float = 0.0
     longest_over_seqs: int = 0
+    prefill_step_s: float = 0.0
 
     def step_seconds(self, steps: StepTable) -> Floats:
         """Return the seconds of each iteration, shape ``(len(steps),)``."""
@@ -165,6 +169,7 @@ class StepLatency:
             + self.prefill_token_s * steps.prefill_tokens
             + self.prefill_seq_s * steps.prefill_seqs
             + self.prefill_pair_s * steps.prefill_pairs
+            + np.where(steps.prefill_seqs > 0, self.prefill_step_s, 0.0)
             + np.maximum(
                 self.context_token_s * steps.context_tokens,
                 longest_token_s * steps.longest_tokens,
@@ -194,4 +199,5 @@ class StepLatency:
             self.launch_s * factor,
             self.prefill_launch_s * factor,
             self.longest_over_seqs,
+            self.prefill_step_s * factor,
         )

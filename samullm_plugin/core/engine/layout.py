@@ -99,8 +99,9 @@ from __future__ import annotations
     LONGEST_TOKEN,
     LAUNCH,
     PREFILL_LAUNCH,
+    PREFILL_STEP,
     NUM_FLOATS,
-) = range(16)
+) = range(17)
 
 # --- one row per request (requests); the last columns are lists that need one entry per request ---
 (

@@ -40,6 +40,7 @@ def step_seconds(
         device += f[at.PREFILL_TOKEN] * prefill_tokens
         device += f[at.PREFILL_SEQ] * prefill_seqs
         device += f[at.PREFILL_PAIR] * pairs
+        device += f[at.PREFILL_STEP]
         launch = f[at.PREFILL_LAUNCH]
     device = max(device + attention, launch)
     host = costs[seqs, at.HOST_BY_SEQS]

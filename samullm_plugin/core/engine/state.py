@@ -225,6 +225,7 @@ def _floating_numbers(latency: StepLatency | None, stop_s: float, release_delay_
         f[at.LONGEST_TOKEN] = latency.longest_token_s
         f[at.LAUNCH] = latency.launch_s
         f[at.PREFILL_LAUNCH] = latency.prefill_launch_s
+        f[at.PREFILL_STEP] = latency.prefill_step_s
     return f
 
 

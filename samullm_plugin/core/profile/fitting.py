@@ -4,10 +4,11 @@ The form is :class:`~samullm_plugin.core.engine.latency.StepLatency`. Its parame
 
 ==================  ============================================================================
 base                weights read once, and whatever else an iteration costs at least
-per token           matrix products of one token, with a kink at 512 tokens
+per token           matrix products of one token, by how many there are: a slope between each two
+                    of few token counts, so that small batches on a CPU cost their own
 tile steps          extra at every 64, 128 and 256 tokens (matrix products work on tiles)
 per sequence        logits, attention set-up
-per prefill         extra per prefill sequence and per query-key pair
+per prefill         extra per prefill sequence, per query-key pair, and once an iteration with any
 context             per token of context read, or the longest sequence alone if that takes longer
 launch              least device time of a decode and of a prefill iteration
 host                preparation, sampling and output handling, by sequences
@@ -19,22 +20,23 @@ iteration in 25 is held up on the host by garbage collection and the like.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
-from samullm_plugin.core.engine.latency import Curve, Floats, StepLatency, StepTable
+from samullm_plugin.core.engine.latency import Curve, Floats, Ints, StepLatency, StepTable
 from samullm_plugin.core.profile.iterations import Iterations
 from samullm_plugin.core.profile.regression import Matrix, least_absolute, nonnegative_least_squares
 from samullm_plugin.errors import InputError
 
 TILES = (64, 128, 256)
 TILED_TOKENS = 1024
-KINK_TOKENS = 512
+TOKEN_KNOTS = (4, 32, 128, 256, 512, 1024, 2048)
 HOST_KNOTS = (1, 64, 256)
 _RATIOS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0)
 _MOST_EXCESS = 4.0
+_MOST_INTERRUPTED = 0.25
 _THRESHOLDS = (0, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
@@ -60,9 +62,9 @@ class StepFit:
         num_rows: rows it rests on.
         mape_pct: mean absolute percentage error on these rows, host stalls taken out.
         undetermined: terms the rows say nothing about, one sentence each.
-        interruption_pct: by how much the rows' summed time exceeds the fit's, in percent: the mean
-            cost of interruptions (swaps, other processes) that no single iteration shows. 0 where
-            separate device times let host stalls be taken out.
+        interruption_pct: by how much the summed time of decode rows exceeds the fit's, in percent:
+            the mean cost of interruptions (swaps, other processes, requests that end) that no
+            single iteration shows. 0 where separate device times let host stalls be taken out.
     """
 
     latency: StepLatency
@@ -101,49 +103,116 @@ def fit_iterations(rows: Iterations, prior: LongestPrior | None = None) -> StepF
     clean = rows.seconds - rows.host_stalls()
     target = np.maximum(rows.seconds - host_s, 0.05 * rows.seconds)
     steps = rows.steps
-    longest, over, solution = _fit_device(steps, target, decode, prior, undetermined)
-    x, floors = solution
+    form, x, floors = _fit_device(steps, target, decode, prior, undetermined)
     if not decode.any():
         undetermined.append("no decode rows: decode is priced as a prefill of one token each")
     if not (steps.prefill_seqs > 0).any():
         undetermined.append("no prefill rows: a prefill token is priced as a decode token")
-    latency = StepLatency(
-        by_tokens=_token_curve(x[0], x[1], x[2], x[3 : 3 + len(TILES)]),
-        by_seqs=Curve.line(0.0, float(x[3 + len(TILES)])),
-        prefill_seq_s=float(x[4 + len(TILES)]),
-        prefill_pair_s=float(x[5 + len(TILES)]),
-        context_token_s=float(x[6 + len(TILES)]),
-        longest_token_s=float(x[6 + len(TILES)] * longest),
-        host_by_seqs=host,
-        launch_s=float(floors[0]),
-        prefill_launch_s=float(floors[1]),
-        longest_over_seqs=over,
-    )
+    latency = form.latency(x, floors, host)
     predicted = latency.step_seconds(steps)
     error = np.abs(predicted / clean - 1)
     interruptions = 0.0
     if not np.isfinite(rows.device_s).any():
-        # One mishap of many times an iteration must not price every iteration.
-        excess = np.minimum(rows.seconds - predicted, _MOST_EXCESS * predicted)
-        interruptions = float(np.clip(100 * excess.sum() / predicted.sum(), 0.0, 25.0))
+        interruptions, latency = _with_interruptions(latency, predicted, rows)
     return StepFit(
         latency, len(rows), float(100 * error.mean()), tuple(undetermined), interruptions
     )
 
 
-def _token_curve(base: float, slope: float, kink: float, tiles: Floats) -> Curve:
-    """Return the curve over scheduled tokens as few knots."""
-    edges = [0, 1]
-    smallest = TILES[0] if tiles[0] > 0 else TILES[1] if tiles[1] > 0 else TILES[2]
-    if tiles.any():
-        for edge in range(smallest, TILED_TOKENS + 1, smallest):
-            edges += [edge, edge + 1]
-    edges += [KINK_TOKENS, TILED_TOKENS, TILED_TOKENS + 1, 2 * TILED_TOKENS]
-    knots = np.unique(np.array(edges, dtype=np.float64))
-    values = base + slope * knots + kink * np.maximum(knots - KINK_TOKENS, 0)
-    for tile, seconds in zip(TILES, tiles, strict=True):
-        values = values + seconds * tile_count(knots, tile)
-    return Curve(tuple(map(float, knots)), tuple(map(float, values)))
+def _with_interruptions(
+    latency: StepLatency, predicted: Floats, rows: Iterations
+) -> tuple[float, StepLatency]:
+    """Return the percentage that decode iterations take longer on average than usual ones.
+
+    What iterations with prefills take longer beyond that goes into the latency: they usually meet
+    a number of tokens for the first time, so that an engine that prepares itself for each takes
+    longer in some, and the usual one says nothing of the sum.
+    """
+    # One mishap of many times an iteration must not price every iteration.
+    excess = np.minimum(rows.seconds - predicted, _MOST_EXCESS * predicted)
+    prefill = rows.steps.prefill_seqs > 0
+    usual = ~prefill if (~prefill).any() else prefill
+    share = float(np.clip(excess[usual].sum() / predicted[usual].sum(), 0.0, _MOST_INTERRUPTED))
+    if not (usual & ~prefill).any() or not prefill.any():
+        return 100 * share, latency
+    more_s = float((excess - share * predicted)[prefill].mean()) / (1 + share)
+    return 100 * share, replace(latency, prefill_step_s=latency.prefill_step_s + max(0.0, more_s))
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """The device terms, linear in their coefficients.
+
+    Attributes:
+        knots: token counts at which the seconds of one more token may change.
+        longest: seconds per token of the longest sequence over those of all context.
+        over: decode sequences up to which the longest sequence does not apply.
+    """
+
+    knots: tuple[int, ...]
+    longest: float = 0.0
+    over: int = 0
+
+    @classmethod
+    def of(cls, tokens: Floats) -> _Form:
+        """Return the form of which rows with these token counts determine every slope."""
+        knots: list[int] = []
+        below = 0
+        for knot in TOKEN_KNOTS:
+            if ((tokens > below) & (tokens <= knot)).any() and (tokens >= 1.2 * knot).any():
+                knots.append(knot)
+                below = knot
+        return cls(tuple(knots))
+
+    def _segments(self, tokens: Floats) -> list[Floats]:
+        """Return how many of the tokens lie between each two knots."""
+        ends = (0, *self.knots, np.inf)
+        return [np.clip(tokens - a, 0, b - a) for a, b in pairwise(ends)]
+
+    def columns(self, steps: StepTable) -> Matrix:
+        """Return what each coefficient is multiplied with, shape ``(n, number of them)``."""
+        tokens = steps.num_tokens.astype(np.float64)
+        decode_seqs = steps.num_seqs - steps.prefill_seqs
+        attention = np.maximum(
+            steps.context_tokens,
+            np.where(decode_seqs > self.over, self.longest, 0.0) * steps.longest_tokens,
+        )
+        columns: list[Ints | Floats] = [np.ones(len(tokens)), *self._segments(tokens)]
+        columns += [tile_count(tokens, tile) for tile in TILES]
+        columns += [steps.num_seqs, (steps.prefill_seqs > 0).astype(float), steps.prefill_seqs]
+        columns += [steps.prefill_pairs, attention]
+        return np.column_stack(columns)
+
+    def latency(self, x: Floats, floors: Floats, host: Curve) -> StepLatency:
+        """Return the latency of coefficients, least device times and host time."""
+        per_seq, prefilling, per_prefill, per_pair, per_context = map(float, x[-5:])
+        return StepLatency(
+            by_tokens=self._curve(x[:-5]),
+            by_seqs=Curve.line(0.0, per_seq),
+            prefill_step_s=prefilling,
+            prefill_seq_s=per_prefill,
+            prefill_pair_s=per_pair,
+            context_token_s=per_context,
+            longest_token_s=per_context * self.longest,
+            host_by_seqs=host,
+            launch_s=float(floors[0]),
+            prefill_launch_s=float(floors[1]),
+            longest_over_seqs=self.over,
+        )
+
+    def _curve(self, x: Floats) -> Curve:
+        """Return the curve over scheduled tokens as few knots."""
+        tiles = x[-len(TILES) :]
+        edges = [0, 1, *self.knots, TILED_TOKENS, TILED_TOKENS + 1, 2 * TILED_TOKENS]
+        if tiles.any():
+            smallest = TILES[int(np.argmax(tiles > 0))]
+            for edge in range(smallest, TILED_TOKENS + 1, smallest):
+                edges += [edge, edge + 1]
+        knots = np.unique(np.array([*edges, max(edges) + TILED_TOKENS], dtype=np.float64))
+        columns = [np.ones(len(knots)), *self._segments(knots)]
+        columns += [tile_count(knots, tile) for tile in TILES]
+        values = np.column_stack(columns) @ x
+        return Curve(tuple(map(float, knots)), tuple(map(float, values)))
 
 
 def _fit_host(rows: Iterations, undetermined: list[str]) -> tuple[Curve, Floats]:
@@ -174,19 +243,6 @@ def _fit_host(rows: Iterations, undetermined: list[str]) -> tuple[Curve, Floats]
         values = values + seconds * np.minimum(ends, k)
     curve = Curve(tuple(map(float, ends)), tuple(float(max(v, 0.0)) for v in values))
     return curve, curve.at(seqs)
-
-
-def _columns(steps: StepTable, longest: float, over: int) -> Matrix:
-    """Return the columns of the device terms, shape ``(n, 10)``."""
-    tokens = steps.num_tokens.astype(np.float64)
-    decode_seqs = steps.num_seqs - steps.prefill_seqs
-    attention = np.maximum(
-        steps.context_tokens, np.where(decode_seqs > over, longest, 0.0) * steps.longest_tokens
-    )
-    columns = [np.ones(len(tokens)), tokens, np.maximum(tokens - KINK_TOKENS, 0)]
-    columns += [tile_count(tokens, tile) for tile in TILES]
-    columns += [steps.num_seqs, steps.prefill_seqs, steps.prefill_pairs, attention]
-    return np.column_stack(columns)
 
 
 def _solve(
@@ -229,44 +285,41 @@ def _fit_device(
     decode: np.ndarray,
     prior: LongestPrior | None,
     undetermined: list[str],
-) -> tuple[float, int, tuple[Floats, Floats]]:
-    """Return ratio and threshold of the longest sequence, and the solution under them."""
+) -> tuple[_Form, Floats, Floats]:
+    """Return the form of the device terms, its coefficients and the least device times."""
     prefill = steps.prefill_seqs > 0
     decode_seqs = steps.num_seqs - steps.prefill_seqs
     padded = steps.longest_tokens * decode_seqs
     uneven = decode & (padded > 1.5 * steps.context_tokens + 2 * decode_seqs + 64)
-    choice = (0.0, 0)
+    form = _Form.of(steps.num_tokens.astype(np.float64))
     if np.count_nonzero(uneven) >= 4:
-        choice = _search(steps, target, prefill, decode_seqs[uneven])
+        form = _search(form, steps, target, prefill, decode_seqs[uneven])
     elif prior is not None:
-        choice = (prior.ratio, prior.over_seqs)
+        form = replace(form, longest=prior.ratio, over=prior.over_seqs)
         undetermined.append("no decode rows of uneven length: the longest-sequence term is assumed")
     else:
         undetermined.append("no decode rows of uneven length: no longest-sequence term")
-    x, floors, _ = _solve(_columns(steps, *choice), target, prefill, 14)
-    return *choice, (x, floors)
+    x, floors, _ = _solve(form.columns(steps), target, prefill, 14)
+    return form, x, floors
 
 
 def _search(
-    steps: StepTable, target: Floats, prefill: np.ndarray, sizes: np.ndarray
-) -> tuple[float, int]:
-    """Return the best ratio and threshold of the longest sequence, one after the other."""
+    form: _Form, steps: StepTable, target: Floats, prefill: np.ndarray, sizes: np.ndarray
+) -> _Form:
+    """Return the form with the best longest sequence: its ratio and threshold in turn."""
     thresholds = [t for t in _THRESHOLDS if t < sizes.max()] or [0]
-    errors: dict[tuple[float, int], float] = {}
+    errors: dict[_Form, float] = {}
 
-    def error(choice: tuple[float, int]) -> float:
-        if choice not in errors:
-            errors[choice] = _solve(_columns(steps, *choice), target, prefill, 5)[2]
-        return errors[choice]
+    def error(form: _Form) -> float:
+        if form not in errors:
+            errors[form] = _solve(form.columns(steps), target, prefill, 5)[2]
+        return errors[form]
 
-    def best(candidates: Sequence[tuple[float, int]]) -> tuple[float, int]:
-        return min(candidates, key=error)
-
-    current = (8.0, thresholds[len(thresholds) // 3])
+    current = replace(form, longest=8.0, over=thresholds[len(thresholds) // 3])
     for _ in range(3):
         before = current
-        current = best([(r, current[1]) for r in _RATIOS])
-        current = best([(current[0], t) for t in thresholds])
+        current = min((replace(current, longest=r) for r in _RATIOS), key=error)
+        current = min((replace(current, over=t) for t in thresholds), key=error)
         if current == before:
             break
     return current

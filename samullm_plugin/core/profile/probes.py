@@ -1,16 +1,30 @@
 """Which requests to give an engine so that few iterations tell what any iteration takes.
 
 One iteration per setting would take an engine to each of them. Instead each workload sweeps a line
-through them: requests of different output lengths leave one by one, so that a single run decodes
-batches of every size at growing context; prompts of different lengths that arrive together are
-prefilled in chunks of the whole token budget and of the rest.
+through them: requests of different output lengths leave group by group, so that a single run
+decodes batches of every size at growing context; prompts of different lengths that arrive together
+are prefilled in chunks of the whole token budget and of the rest.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
+
+_RUNGS = 10
+"""Batch sizes of a ladder."""
+
+_HOLD = 12
+"""Iterations of a ladder at each batch size: whoever leaves costs the next iteration something, and
+in real runs few iterations follow a leaving."""
+
+_SWEPT = 256
+"""Most batch sizes that the warm-up goes through."""
+
+_LADDER_BUDGETS = 8
+"""Most prompt tokens of a ladder, in budgets of an iteration: long contexts take long to build."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +40,10 @@ class Workload:
     prompt_tokens: tuple[int, ...]
     output_tokens: tuple[int, ...]
     shape: str = "uniform"
+
+    def longer(self, tokens: int) -> Workload:
+        """Return the workload with so many tokens more in every prompt."""
+        return replace(self, prompt_tokens=tuple(p + tokens for p in self.prompt_tokens))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,60 +62,104 @@ class Limits:
     max_model_len: int
     kv_cache_tokens: int
 
+    @property
+    def longest(self) -> int:
+        """Return the longest prompt plus output that a workload may have."""
+        return self.max_model_len - 8
+
     def most(self, length: int) -> int:
         """Return how many sequences of a length fit at once."""
         return max(1, min(self.max_num_seqs, self.kv_cache_tokens // (length + 64)))
 
 
-def probes(limits: Limits) -> list[Workload]:
-    """Return the workloads to measure, cheap and informative ones first."""
-    longest = limits.max_model_len - 8
-    result = [_ladder(limits, 16, 64), _ladder(limits, longest // 3, 32)]
-    budget = min(limits.max_num_batched_tokens, longest)
-    lengths = sorted({max(1, int(budget * share)) for share in (1, 0.5, 0.25, 0.1, 0.04, 0.01)})
-    result += [Workload((length,), (1,)) for length in lengths for _ in range(2)]
-    many = limits.most(budget // 4)
-    result.append(Workload((max(1, budget // 4),) * min(many, 8), (2,) * min(many, 8)))
+def warm_up(limits: Limits) -> Workload:
+    """Return a workload that meets everything once: a full batch, and then every batch size.
+
+    The first batch of a kind may compile or allocate something; the first of a size generates
+    kernels for it on a CPU.
+    """
+    budget = max(1, min(limits.max_num_batched_tokens, limits.longest // 2))
+    prompt = min(16, budget)
+    count = limits.most(2 * prompt + min(limits.max_num_seqs, _SWEPT))
+    step = -(-count // _SWEPT)
+    room = max(1, limits.longest - budget)
+    outputs = tuple(min(1 + k // step, room) for k in range(count))
+    return Workload((budget, *[prompt] * (count - 1)), outputs)
+
+
+def probes(limits: Limits, variant: int = 0) -> list[Workload]:
+    """Return the workloads to measure.
+
+    Args:
+        limits: what the engine takes.
+        variant: prompts differ by a few tokens from variant to variant, as prompts do: a number of
+            tokens that was computed before can be faster than one that was not.
+    """
+    longest, budget = limits.longest, min(limits.max_num_batched_tokens, limits.longest)
+
+    def about(tokens: float, less: int = variant) -> int:
+        return max(1, int(tokens) - less)
+
+    result = [_ladder(limits, about(n)) for n in (16 + 2 * variant, longest // 8, longest // 3)]
+    lengths = sorted({int(budget * share) for share in (1, 0.5, 0.25, 0.1, 0.04, 0.01)})
+    result += [Workload((about(n, 2 * variant + k),), (1,)) for n in lengths for k in (0, 1)]
+    part = about(budget // 4)
+    many = min(limits.most(part), 8)
+    result.append(Workload((part,) * many, (2,) * many))
     # Short ones decode while a long prompt is still being prefilled.
     few = min(limits.max_num_seqs - 1, 8)
-    if few > 0:
-        result.append(Workload((8,) * few + (longest - 40,), (24,) * few + (24,), shape="skew"))
-    result.append(_stream(limits))
-    result.append(_ladder(limits, longest // 8, 48))
-    result.append(_ladder(limits, 16, 64))
+    if few > 0 and longest > 48:
+        prompts = (8,) * few + (about(longest - 40),)
+        result.append(Workload(prompts, (24,) * (few + 1), shape="skew"))
+    result.append(_stream(limits, variant))
     return result
 
 
-def _stream(limits: Limits) -> Workload:
+def _ladder(limits: Limits, prompt_tokens: int) -> Workload:
+    """Return requests that end group by group, so that every batch size is decoded for a while."""
+    hold = max(1, min(_HOLD, (limits.longest - prompt_tokens) // _RUNGS))
+    fit = limits.most(prompt_tokens + hold * _RUNGS)
+    count = max(1, min(fit, _LADDER_BUDGETS * limits.max_num_batched_tokens // prompt_tokens))
+    sizes = np.unique(np.round(np.geomspace(1, count, min(count, _RUNGS)))).astype(int)
+    lasts = np.zeros(count, dtype=int)
+    for k, size in enumerate(sizes[::-1], start=1):
+        lasts[:size] = k * hold
+    return Workload((prompt_tokens,) * count, tuple(lasts.tolist()))
+
+
+def _stream(limits: Limits, variant: int) -> Workload:
     """Return more requests than run at once: prompts are prefilled beside whoever decodes."""
-    count = 2 * min(limits.max_num_seqs, 64)
-    longest = (limits.max_model_len - 8) // 2
-    prompts = np.geomspace(8, longest, 7).astype(int)
-    outputs = (6, 17, 11, 31, 4)
+    count = 2 * min(limits.max_num_seqs, 48)
+    prompts = np.geomspace(8, max(8, limits.longest // 3), 7).astype(int)
+    prompts[1:] = np.maximum(prompts[1:] - variant, 1)
+    outputs = np.minimum((12, 34, 22, 62, 8), max(1, limits.longest // 3))
     return Workload(
         tuple(int(prompts[i % 7]) for i in range(count)),
-        tuple(outputs[i % 5] for i in range(count)),
+        tuple(int(outputs[i % 5]) for i in range(count)),
     )
 
 
-def held_out(limits: Limits, rng: np.random.Generator) -> Workload:
-    """Return a workload unlike those of :func:`probes`, to measure a fit's error on."""
-    longest = limits.max_model_len - 8
-    count = 2 * limits.max_num_seqs
-    prompts = np.clip(rng.lognormal(np.log(longest / 8), 0.8, count), 4, longest * 2 // 3)
-    outputs = np.clip(rng.lognormal(np.log(longest / 16), 0.7, count), 2, longest // 3)
-    return Workload(
-        tuple(int(p) for p in prompts), tuple(int(o) for o in outputs), shape="held-out"
-    )
+def unseen(limits: Limits, rng: np.random.Generator) -> Mapping[str, Workload]:
+    """Return workloads of different kinds, none like :func:`probes`, to measure a fit's error on.
 
+    ``mixed``: more requests than run at once, of very different lengths. ``long prompts``: read
+    much, write little. ``long outputs``: read little, write much, all at once. ``few``: small
+    batches.
+    """
+    longest, seqs = limits.longest, limits.max_num_seqs
 
-def _ladder(limits: Limits, prompt_tokens: int, outputs: int) -> Workload:
-    """Return requests that end one after another, so that every batch size is decoded."""
-    count = limits.most(prompt_tokens + outputs)
-    steps = np.unique(np.round(np.geomspace(1, count, min(count, 12)))).astype(int)
-    # The k-th batch size lasts its share of the run: as many leave between as sizes differ.
-    lasts = np.zeros(count, dtype=int)
-    for k, size in enumerate(steps[::-1]):
-        lasts[:size] = 4 + (k + 1) * max(1, outputs // len(steps))
-    prompts = np.full(count, max(1, prompt_tokens))
-    return Workload(tuple(prompts.tolist()), tuple(lasts.tolist()))
+    def lengths(median: float, spread: float, count: int, most: int) -> tuple[int, ...]:
+        drawn = rng.lognormal(np.log(max(median, 1.0)), spread, count)
+        return tuple(int(n) for n in np.clip(drawn, 1, max(1, most)))
+
+    def workload(count: int, prompt: tuple[float, float], output: tuple[float, float]) -> Workload:
+        """Return requests of lengths with the given medians and spreads of their logarithm."""
+        prompts = lengths(*prompt, count, longest // 2)
+        return Workload(prompts, lengths(*output, count, longest // 2), "unseen")
+
+    return {
+        "mixed": workload(seqs * 3 // 2 + 1, (longest / 16, 0.9), (longest / 32, 0.7)),
+        "long prompts": workload(seqs // 4 + 1, (longest / 3, 0.4), (longest / 128, 0.5)),
+        "long outputs": workload(seqs, (32, 0.5), (longest / 16, 0.4)),
+        "few": workload(min(seqs, 4), (longest / 8, 0.6), (longest / 24, 0.4)),
+    }

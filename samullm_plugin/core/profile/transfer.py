@@ -188,6 +188,7 @@ def average(latencies: Sequence[StepLatency]) -> StepLatency:
         prefill_seq_s=mean("prefill_seq_s"),
         launch_s=mean("launch_s"),
         prefill_launch_s=mean("prefill_launch_s"),
+        prefill_step_s=mean("prefill_step_s"),
         longest_over_seqs=int(np.median([x.longest_over_seqs for x in latencies])),
     )
 

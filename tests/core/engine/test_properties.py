@@ -35,6 +35,7 @@ LATENCY = StepLatency(
     prefill_seq_s=1e-5,
     launch_s=0.0041,
     prefill_launch_s=0.0045,
+    prefill_step_s=0.0007,
     longest_over_seqs=2,
 )
 

@@ -105,7 +105,8 @@ def test_host_stalls_do_not_move_the_fit() -> None:
 
 
 def test_tile_steps_become_knots() -> None:
-    stepped = Curve((0, 1, 128, 129, 256, 257, 512), (0.01, 0.01, 0.01, 0.02, 0.02, 0.03, 0.03))
+    knots = (0, 1, 128, 129, 256, 257, 384, 385, 512)
+    stepped = Curve(knots, (0.01, 0.01, 0.01, 0.02, 0.02, 0.03, 0.03, 0.04, 0.04))
     sizes = [*range(1, 513, 9), 128, 129, 256, 257]
     latency = StepLatency(stepped, context_token_s=4e-7)
     rows = measured(batches(sorted(set(sizes))), latency)
@@ -141,6 +142,30 @@ def test_without_device_times_totals_still_hold() -> None:
     predicted = fit.latency.step_seconds(rows.steps).sum() * (1 + fit.interruption_pct / 100)
     assert predicted == pytest.approx(disturbed.seconds.sum(), rel=0.01)
     assert error_pct(fit.latency, rows) < 3
+
+
+def test_interrupted_prefills_do_not_make_decode_iterations_longer() -> None:
+    """An engine that prepares itself for every new number of tokens is slow in most prefills."""
+    rows = measured(batches(SIZES), device=False)
+    prefill = rows.phase == "prefill"
+    rng = np.random.default_rng(7)
+    slow = prefill & (rng.random(len(rows)) < 0.4)
+    disturbed = replace(rows, seconds=rows.seconds + np.where(slow, 0.008, 0.0))
+    fit = fit_iterations(disturbed)
+    latency = fit.latency.scaled(1 + fit.interruption_pct / 100)
+    for part in (prefill, ~prefill):
+        total = disturbed.seconds[part].sum()
+        assert latency.step_seconds(rows.steps)[part].sum() == pytest.approx(total, rel=0.02)
+
+
+def test_small_batches_may_cost_less_by_token_than_large_ones() -> None:
+    """On a CPU a matrix product of four rows takes as long as of one."""
+    by_tokens = Curve((0, 4, 32, 512), (0.010, 0.010, 0.024, 0.120))
+    latency = StepLatency(by_tokens, context_token_s=4e-7, prefill_step_s=0.004)
+    fit = fit_iterations(measured(batches(SIZES), latency, device=False))
+    held_out = measured(batches([3, 6, 12, 40, 100, 300, 450]), latency, device=False)
+    assert error_pct(fit.latency, held_out) < 2
+    assert fit.latency.prefill_step_s == pytest.approx(0.004, rel=0.2)
 
 
 def test_few_rows_are_enough_and_one_batch_size_is_not() -> None:

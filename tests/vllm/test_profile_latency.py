@@ -1,0 +1,80 @@
+"""Measuring a live engine and fitting what it took."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from samullm_linear.models import Linear, LinearOptions
+
+from samullm_plugin import EngineOptions, ModelSpec
+from samullm_plugin.io.iterations import read_iterations
+from samullm_plugin.io.profile import EngineStart, write_profile
+from samullm_plugin.manager import PluginHost
+from samullm_plugin.services.profiling_check import judge_runs
+from samullm_plugin.services.profiling_engine import measure, write_iterations
+from samullm_plugin.services.profiling_fit import fit_profile
+from tests.models import make_tiny_llama
+
+pytestmark = pytest.mark.vllm
+SIZES = {
+    "hidden_size": 256,
+    "intermediate_size": 704,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "vocab_size": 1024,
+}
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_live_engine_is_profiled_and_its_other_runs_are_predicted(
+    tmp_path: Path, size: int
+) -> None:
+    """Iterations are recorded, written, read back and fitted; totals of other runs hold.
+
+    The bound is wide, because the machine may be doing something else: it fails where prefill and
+    decode are confused, a unit is wrong or first batches are taken for usual ones.
+    """
+    folder = make_tiny_llama(tmp_path / "m", dtype="bfloat16", **SIZES)
+    engine = EngineOptions(max_num_seqs=16, max_num_batched_tokens=512, block_size=32)
+    model = ModelSpec("m", 512, path=str(folder), engine=engine)
+    said: list[str] = []
+    (measured,) = measure(
+        PluginHost().create("executor", "vllm"),
+        model,
+        [size],
+        device="test-cores",
+        kv_cache_tokens=8192,
+        vocab_size=SIZES["vocab_size"],
+        repeat_s=0.0,
+        run_dir=tmp_path / "run",
+        report=said.append,
+    )
+    rows = measured.rows
+    assert {"decode", "prefill", "mixed"} == set(rows.phase.tolist())
+    assert {1, 2, 4, 16} <= set(rows.batch_size[rows.phase == "decode"].tolist())
+    assert rows.steps.num_tokens.max() == 512
+    assert (rows.seconds > 0).all()
+    assert measured.ready_s > 0
+    assert said
+    path = tmp_path / "rows.csv"
+    write_iterations(path, [rows])
+    (again,) = read_iterations(path)
+    for name in ("num_seqs", "num_tokens", "prefill_seqs", "prefill_tokens", "context_tokens"):
+        assert (getattr(again.steps, name) == getattr(rows.steps, name)).all(), name
+    assert again.steps.prefill_pairs == pytest.approx(rows.steps.prefill_pairs)
+    assert again.seconds == pytest.approx(rows.seconds, abs=1e-8)
+
+    start = EngineStart(model="m", tensor_parallel_size=size, kv_cache_tokens=8192, warm_s=1.0)
+    write_profile(fit_profile([again], {}, source="test", starts=[start]), tmp_path / "p.json")
+    latency = Linear(LinearOptions(profile=tmp_path / "p.json"))
+    judged = judge_runs(latency, model, "test-cores", size, measured.unseen)
+    runs = judged["runs"]
+    assert [r["workload"] for r in runs] == [
+        "mixed", "mixed", "long prompts", "long outputs", "few",
+    ]  # fmt: skip
+    errors = np.abs([r["error_pct"] for r in runs])
+    assert np.median(errors) < 30, runs
+    assert np.median([abs(r["sum_error_pct"]) for r in runs]) < 30, runs
