@@ -22,8 +22,10 @@ from samullm_plugin import (
 )
 from samullm_plugin.core.engine import StepLatency
 from samullm_vllm.engine import engine_args
-from samullm_vllm.executor import ProcessExecutor, ProcessOptions
-from samullm_vllm.launching import ForkLauncher, Launcher
+from samullm_vllm.executor import ProcessExecutor
+from samullm_vllm.forking import ForkLauncher
+from samullm_vllm.launching import Launcher
+from samullm_vllm.options import ProcessOptions
 from samullm_vllm.protocol import Start
 from samullm_vllm.vllm_executor import check_installed
 
@@ -135,8 +137,8 @@ class EmulatedExecutor(ProcessExecutor):
 
     def _model_folder(self, spec: EngineSpec) -> Path:
         """Return a folder with a configuration of the model's length and nothing else."""
-        assert self._scratch is not None
-        folder = self._scratch / f"model-{spec.model.max_model_len}"
+        assert self._files is not None
+        folder = self._files.scratch / f"model-{spec.model.max_model_len}"
         folder.mkdir(exist_ok=True)
         config = {**_CONFIG, "max_position_embeddings": spec.model.max_model_len}
         (folder / "config.json").write_text(json.dumps(config))

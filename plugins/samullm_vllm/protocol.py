@@ -137,13 +137,20 @@ class Beat:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """The engine cannot go on.
+    """An engine cannot go on, or none can be made.
 
     Attributes:
         reason: one line.
+        of_all: no engine of this installation would fare better.
     """
 
     reason: str
+    of_all: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Preloaded:
+    """The process that forks engines has imported vLLM."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +196,7 @@ class Exited:
 Message = (
     Start | Submit | Stop | Sleep | Wake | Tick
     | Ready | Asleep | Finished | Stopped | Beat | Fault
-    | Fork | Forked | Exited
+    | Fork | Forked | Exited | Preloaded
 )  # fmt: skip
 
 STEP_COLUMNS = (
@@ -303,7 +310,7 @@ def _plain(cls: Callable[..., Message]) -> Callable[[Mapping[str, Any], bytes], 
 
 
 _PLAIN: tuple[type[Message], ...] = (
-    Start, Stop, Sleep, Wake, Tick, Ready, Asleep, Fault, Fork, Forked, Exited
+    Start, Stop, Sleep, Wake, Tick, Ready, Asleep, Fault, Fork, Forked, Exited, Preloaded
 )  # fmt: skip
 _UNPACK: dict[str, Callable[[Mapping[str, Any], bytes], Message]] = {
     **{cls.__name__: _plain(cls) for cls in _PLAIN},

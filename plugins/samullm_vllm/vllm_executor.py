@@ -14,8 +14,10 @@ from pydantic import BaseModel, Field
 from samullm_plugin import Cluster, EngineSpec, InputError, ModelSpec, RunError
 from samullm_vllm.devices import Platform, cpu_cores, cuda_devices, detect_platform
 from samullm_vllm.engine import engine_args
-from samullm_vllm.executor import ProcessExecutor, ProcessOptions
-from samullm_vllm.launching import ForkLauncher, FreshLauncher, Launcher
+from samullm_vllm.executor import ProcessExecutor
+from samullm_vllm.forking import ForkLauncher
+from samullm_vllm.launching import FreshLauncher, Launcher
+from samullm_vllm.options import ProcessOptions
 from samullm_vllm.protocol import Sleep, Start, Wake
 
 logger = logging.getLogger(__name__)

@@ -231,14 +231,19 @@ def lead(channel: Channel, links: Sequence[Channel] = ()) -> int:
     except ChannelClosedError:
         return 0  # the coordinator is gone, and nobody wants results
     except Exception as error:  # whatever it is, the coordinator must hear of it
-        traceback.print_exc()
-        try:
-            channel.send(Fault(f"{type(error).__name__}: {error}"))
-            channel.flush_all(LAST_WORDS_S)
-        except ChannelClosedError:
-            pass
-        return 1
+        return _give_up(channel, Fault(engines.last_line(error)))
     return 0
+
+
+def _give_up(channel: Channel, fault: Fault) -> int:
+    """Print the error that is being handled, tell the coordinator and return the exit status."""
+    traceback.print_exc()
+    try:
+        channel.send(fault)
+        channel.flush_all(LAST_WORDS_S)
+    except ChannelClosedError:
+        pass
+    return 1
 
 
 def follow(link: Channel, rank_index: int) -> int:
@@ -275,10 +280,15 @@ def _end_with(lifeline: int) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Run an engine over the descriptors given: its channel and the coordinator's lifeline."""
-    channel, lifeline = (int(a) for a in arguments)
+    number, lifeline = (int(a) for a in arguments)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _end_with(lifeline)
-    status = lead(Channel(socket.socket(fileno=channel)))
+    channel = Channel(socket.socket(fileno=number))
+    try:
+        engines.import_vllm()
+    except Exception as error:  # an installation can be broken in any way
+        return _give_up(channel, Fault(engines.last_line(error), of_all=True))
+    status = lead(channel)
     sys.stdout.flush()
     return status
 

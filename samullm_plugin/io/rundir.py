@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,11 @@ class RunDirectory:
             )
         directory.lock()
         return directory
+
+    def discard(self) -> None:
+        """Remove everything in the directory, and let go of it: the run was never begun."""
+        self.close()
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def lock(self) -> None:
         """Hold the directory until :meth:`close` or the end of the process.

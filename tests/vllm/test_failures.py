@@ -127,6 +127,34 @@ def test_load_failure_is_reported(bench: Bench, tiny: Path, tmp_path: Path) -> N
     assert bench.gather(1)[1].num_tokens == 3
 
 
+def test_broken_installation_is_told_by_fresh_interpreters(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No further engine is tried if the first cannot even import vLLM."""
+    broken = tmp_path / "broken" / "transformers"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise ImportError('libfoo.so: cannot open')\n")
+    monkeypatch.setenv("PYTHONPATH", str(broken.parent))
+    executor = VllmExecutor(VllmOptions(start_method="fresh"))
+    executor.open(CLUSTER, tmp_path / "run")
+    try:
+        executor.start_engine(spec("a", tiny))
+        with pytest.raises(RunError, match=r"imported: ImportError: libfoo.so: .*a\.log; repair"):
+            Bench(executor).wait("ready", "a")
+    finally:
+        executor.close()
+
+
+def test_a_rank_that_cannot_start_says_why(bench: Bench, tiny: Path, tmp_path: Path) -> None:
+    """Not only that a process ended, whichever of the ranks it was."""
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text((tiny / "config.json").read_text())
+    (broken / "model.safetensors").write_bytes(b"no weights at all")
+    bench.executor.start_engine(spec("a", broken, (0, 1)))
+    assert "SafetensorError" in bench.failure("a").reason
+
+
 def test_too_small_kv_cache_is_a_load_failure(bench: Bench, tiny: Path) -> None:
     bench.executor.start_engine(spec("a", tiny, kv_cache_tokens=256))
     assert "KV cache" in bench.failure("a").reason

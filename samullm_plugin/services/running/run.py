@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,7 +139,9 @@ def start_run(setup: RunSetup, plan: Plan, scheduler: str = "") -> RunOutcome:
             log.add(0.0, "plan", plan=to_record(plan), scheduler=scheduler)
             log.flush()
             begun = Begun(Ledger(problem.app))
-            return _run(setup, plan, executor, source, log, directory, begun, planned)
+            with _opened(setup, executor, directory) as open_s:
+                run = _run(setup, plan, executor, source, log, directory, begun)
+            return _outcome(setup, run, source, log, directory, planned, open_s)
         finally:
             journal.close()
     finally:
@@ -166,11 +170,40 @@ def resume_run(setup: RunSetup) -> RunOutcome:
             interrupted_s = found.begun.clock_s
             log.add(interrupted_s, "resumed", interrupted_s=interrupted_s)
             planned = planned_trace(setup, first)
-            return _run(setup, plan, executor, source, log, directory, found.begun, planned)
+            with _opened(setup, executor) as open_s:
+                run = _run(setup, plan, executor, source, log, directory, found.begun)
+            return _outcome(setup, run, source, log, directory, planned, open_s)
         finally:
             journal.close()
     finally:
         directory.close()
+
+
+@contextmanager
+def _opened(
+    setup: RunSetup, executor: Executor, new: RunDirectory | None = None
+) -> Iterator[float]:
+    """Have an executor open, and closed afterwards whatever happens.
+
+    Args:
+        setup: the run.
+        executor: its executor.
+        new: the directory, if the run begins: it goes if the executor cannot be opened here.
+
+    Yields:
+        The seconds that opening took; the executor's clock starts then.
+    """
+    began_s = time.monotonic()
+    try:
+        try:
+            executor.open(setup.instance.problem.cluster, setup.directory)
+        except InputError:
+            if new is not None:
+                new.discard()
+            raise
+        yield time.monotonic() - began_s
+    finally:
+        executor.close()
 
 
 def _run(
@@ -181,32 +214,41 @@ def _run(
     log: RunLog,
     directory: RunDirectory,
     begun: Begun,
+) -> Coordinator:
+    """Run on an open executor; return the coordinator after the run."""
+    coordinator = Coordinator(
+        setup.instance.problem,
+        plan,
+        executor,
+        source,
+        log,
+        begun=begun,
+        adjustments=setup.adjustments,
+        options=setup.options,
+        policy=_policy(setup),
+    )
+    log.add_listener(_output_writer(directory, coordinator.ledger, source))
+    if setup.on_start is not None:
+        setup.on_start(coordinator)
+    coordinator.run()
+    return coordinator
+
+
+def _outcome(
+    setup: RunSetup,
+    coordinator: Coordinator,
+    source: RequestSource,
+    log: RunLog,
+    directory: RunDirectory,
     planned: PlanTrace,
+    open_s: float,
 ) -> RunOutcome:
-    """Run, and write what came of it whatever happens."""
+    """Write what came of a run, and return it."""
     problem = setup.instance.problem
-    try:
-        executor.open(problem.cluster, setup.directory)
-        coordinator = Coordinator(
-            problem,
-            plan,
-            executor,
-            source,
-            log,
-            begun=begun,
-            adjustments=setup.adjustments,
-            options=setup.options,
-            policy=_policy(setup),
-        )
-        log.add_listener(_output_writer(directory, coordinator.ledger, source))
-        if setup.on_start is not None:
-            setup.on_start(coordinator)
-        coordinator.run()
-    finally:
-        executor.close()
     for node in range(len(problem.app.nodes)):
         write_outputs(directory, node, coordinator.ledger, source)
     metrics = run_metrics(problem.app, log.records, problem.cluster.num_gpus, planned)
+    metrics["open_s"] = open_s
     directory.write_json("metrics.json", metrics)
     tracks = {"planned": planned_slices(planned), "measured": measured_slices(log.records)}
     marks = [
