@@ -101,6 +101,11 @@ class EmulatedExecutor(ProcessExecutor):
     def _load_s(self, costs: ModeCosts) -> float:
         return costs.load.warm_s if self._truth is None else self._truth.load_s(costs)
 
+    def figures(self) -> Mapping[str, float]:
+        """Return ``lag_s``: modelled seconds by which iterations of all engines came late."""
+        late_s = self._lag_s + sum(r.lag_s for r in self._replicas.values())
+        return {"lag_s": late_s / self.time_scale}
+
     def _request(self, spec: EngineSpec, request: EngineRequest) -> EngineRequest:
         if request.output_tokens is not None or self._truth is None:
             return request

@@ -9,6 +9,7 @@ import threading
 import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, ClassVar
 
@@ -29,6 +30,7 @@ from samullm_plugin.core.engine.latency import Floats
 from samullm_plugin.interfaces.moving import move_rule
 from samullm_vllm import weights
 from samullm_vllm.channel import ChannelClosedError
+from samullm_vllm.forking import kept_forker
 from samullm_vllm.launching import Launcher, exit_reason
 from samullm_vllm.options import ProcessOptions
 from samullm_vllm.processes import kill, strike_tree, wait_gone
@@ -63,6 +65,11 @@ class ProcessExecutor(Executor):
     _launcher: Launcher | None = None
     _files: RunFiles | None = None
 
+    @classmethod
+    def kept_warm(cls) -> AbstractContextManager[None]:
+        """Import vLLM once for all executors that fork their engines."""
+        return kept_forker()
+
     def __init__(self, config: BaseModel | None = None) -> None:
         """Keep the options; nothing is started before ``open``."""
         super().__init__(config)
@@ -70,6 +77,7 @@ class ProcessExecutor(Executor):
         self._events: list[EngineEvent] = []
         self._selector = selectors.DefaultSelector()
         self._origin_s = self._pumped_s = time.monotonic()
+        self._lag_s = 0.0
 
     @property
     def options(self) -> ProcessOptions:
@@ -209,6 +217,7 @@ class ProcessExecutor(Executor):
             if self._wait(replica, "stopped", self.options.stop_timeout_s):
                 wait_gone(replica.launched.processes, _END_S)
         self._end(replica)
+        self._lag_s += replica.lag_s
         del self._replicas[key]
         return [self._movable(replica, o) for o in replica.cut_off()]
 

@@ -127,12 +127,14 @@ class Beat:
         counts: how many each.
         token_ids: those tokens, one request's after the other, 32-bit.
         steps: iterations since the last beat, rows of :data:`STEP_COLUMNS`, 64-bit.
+        lag_s: real seconds by which modelled iterations have come late so far.
     """
 
     requests: tuple[int, ...] = ()
     counts: tuple[int, ...] = ()
     token_ids: bytes = b""
     steps: bytes = b""
+    lag_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,13 +294,20 @@ def _pack_beat(message: Beat) -> tuple[dict[str, Any], bytes]:
         "requests": message.requests,
         "counts": message.counts,
         "split": len(message.token_ids),
+        "lag_s": message.lag_s,
     }
     return header, message.token_ids + message.steps
 
 
 def _unpack_beat(header: Mapping[str, Any], block: bytes) -> Beat:
     split = header["split"]
-    return Beat(tuple(header["requests"]), tuple(header["counts"]), block[:split], block[split:])
+    return Beat(
+        tuple(header["requests"]),
+        tuple(header["counts"]),
+        block[:split],
+        block[split:],
+        header["lag_s"],
+    )
 
 
 def _plain(cls: Callable[..., Message]) -> Callable[[Mapping[str, Any], bytes], Message]:

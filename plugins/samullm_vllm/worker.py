@@ -201,7 +201,12 @@ class Leader:
 
         requests, counts, tokens = tracking.new_tokens(rank.engine, rank.tracked)
         rows = np.asarray(recording.take_rows(), dtype=np.float64)
-        self._channel.send(Beat(tuple(requests), tuple(counts), tokens, rows.tobytes()))
+        lag_s = 0.0
+        if rank.start.latency is not None:
+            from samullm_vllm.emulation import total_lag_s
+
+            lag_s = total_lag_s()
+        self._channel.send(Beat(tuple(requests), tuple(counts), tokens, rows.tobytes(), lag_s))
 
     def _end(self, rank: Rank) -> None:
         """Report what is unfinished."""

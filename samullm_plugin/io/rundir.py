@@ -141,6 +141,7 @@ class RunDirectory:
         path = self.path / name
         partial = path.with_name(path.name + ".part")
         try:
+            path.parent.mkdir(exist_ok=True)  # nodes of several applications have a folder each
             with partial.open("wb") as file:
                 file.write(data)
                 file.flush()

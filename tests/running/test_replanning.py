@@ -20,7 +20,8 @@ from samullm_plugin.io.spec import Component, PlannerSection
 from samullm_plugin.manager import PluginHost
 from samullm_plugin.services.instances import Instance
 from samullm_plugin.services.running.adjusting import Replanner
-from samullm_plugin.services.running.coordinator import Adjustments, Coordinator
+from samullm_plugin.services.running.adjustments import Adjustments
+from samullm_plugin.services.running.coordinator import Coordinator
 from samullm_plugin.services.running.imitation import run_imitated
 from samullm_plugin.services.running.ledger import Status
 from samullm_plugin.services.running.observing import Observer, Snapshot, length_observations

@@ -31,7 +31,8 @@ from samullm_plugin.manager import PluginHost
 from samullm_plugin.services.building import sample_scenarios
 from samullm_plugin.services.instances import Instance
 from samullm_plugin.services.policies import planned_policy
-from samullm_plugin.services.running.coordinator import Adjustments, Coordinator
+from samullm_plugin.services.running.adjustments import Adjustments
+from samullm_plugin.services.running.coordinator import Coordinator
 from samullm_plugin.services.running.ledger import Ledger
 from samullm_plugin.services.running.log import RunLog
 from samullm_plugin.services.running.measuring import (
@@ -42,7 +43,12 @@ from samullm_plugin.services.running.measuring import (
 from samullm_plugin.services.running.outputs import write_outputs
 from samullm_plugin.services.running.planned import PLANNED_FILE, planned_record, planned_run
 from samullm_plugin.services.running.recovery import recover
-from samullm_plugin.services.running.sources import LengthSource, RequestSource, TextSource
+from samullm_plugin.services.running.sources import (
+    LengthSource,
+    RequestSource,
+    TextSource,
+    TokenSource,
+)
 from samullm_plugin.services.running.starting import Begun, RunOptions
 
 Listener = Callable[[RunEvent], None]
@@ -63,6 +69,9 @@ class RunSetup:
         options: limits.
         listener: called with each event.
         on_start: called with the coordinator before it runs.
+        truth: output lengths (its first length scenario) and, on executors that imitate engines,
+            costs that hold in this run. Engines that compute get prompts of random tokens and
+            generate as much. None: imitated lengths are drawn, others are the engines' affair.
     """
 
     host: PluginHost
@@ -75,6 +84,7 @@ class RunSetup:
     options: RunOptions = field(default_factory=RunOptions)
     listener: Listener | None = None
     on_start: Callable[[Coordinator], None] | None = None
+    truth: Problem | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +127,7 @@ def start_run(setup: RunSetup, plan: Plan, scheduler: str = "") -> RunOutcome:
         "scheduler": scheduler,
         "num_devices": problem.cluster.num_gpus,
     }
-    directory = RunDirectory.create(setup.directory, _fingerprint(setup.loaded), facts)
+    directory = RunDirectory.create(setup.directory, fingerprint_of(setup.loaded), facts)
     try:
         if setup.loaded.path is not None:
             shutil.copyfile(setup.loaded.path, setup.directory / "app.yaml")
@@ -141,7 +151,8 @@ def start_run(setup: RunSetup, plan: Plan, scheduler: str = "") -> RunOutcome:
             begun = Begun(Ledger(problem.app))
             with _opened(setup, executor, directory) as open_s:
                 run = _run(setup, plan, executor, source, log, directory, begun)
-            return _outcome(setup, run, source, log, directory, planned, open_s)
+            figures = executor.figures()
+            return _outcome(setup, run, source, log, directory, planned, open_s, figures)
         finally:
             journal.close()
     finally:
@@ -155,7 +166,7 @@ def resume_run(setup: RunSetup) -> RunOutcome:
         InputError: if the directory holds no run of this application, or another process runs it.
         RunError: if the run failed.
     """
-    directory = RunDirectory.reopen(setup.directory, _fingerprint(setup.loaded))
+    directory = RunDirectory.reopen(setup.directory, fingerprint_of(setup.loaded))
     try:
         journal = Journal(directory.journal_path)
         try:
@@ -172,7 +183,8 @@ def resume_run(setup: RunSetup) -> RunOutcome:
             planned = planned_trace(setup, first)
             with _opened(setup, executor) as open_s:
                 run = _run(setup, plan, executor, source, log, directory, found.begun)
-            return _outcome(setup, run, source, log, directory, planned, open_s)
+            figures = executor.figures()
+            return _outcome(setup, run, source, log, directory, planned, open_s, figures)
         finally:
             journal.close()
     finally:
@@ -242,13 +254,14 @@ def _outcome(
     directory: RunDirectory,
     planned: PlanTrace,
     open_s: float,
+    figures: Mapping[str, float],
 ) -> RunOutcome:
     """Write what came of a run, and return it."""
     problem = setup.instance.problem
     for node in range(len(problem.app.nodes)):
         write_outputs(directory, node, coordinator.ledger, source)
     metrics = run_metrics(problem.app, log.records, problem.cluster.num_gpus, planned)
-    metrics["open_s"] = open_s
+    metrics |= {"open_s": open_s, "executor": figures}
     directory.write_json("metrics.json", metrics)
     tracks = {"planned": planned_slices(planned), "measured": measured_slices(log.records)}
     marks = [
@@ -280,8 +293,11 @@ def _prepared(setup: RunSetup) -> tuple[Executor, RequestSource]:
     executor = setup.host.create("executor", setup.executor, dict(setup.executor_options))
     executor.check([n.model for n in setup.loaded.app.nodes])
     if not imitates(executor):
+        if setup.truth is not None:
+            seed = setup.instance.planner.seed
+            return executor, TokenSource(setup.truth.scenarios[0], seed)
         return executor, TextSource(setup.loaded)
-    truth = hidden_truth(setup)
+    truth = setup.truth or hidden_truth(setup)
     executor.imitate(truth)
     return executor, LengthSource(truth.scenarios[0])
 
@@ -334,7 +350,7 @@ def _log(setup: RunSetup, journal: Journal) -> RunLog:
     return log
 
 
-def _fingerprint(loaded: LoadedApplication) -> str:
+def fingerprint_of(loaded: LoadedApplication) -> str:
     """Return a hash of the application and its texts."""
     contents: list[bytes] = []
     for source in loaded.sources or ():
