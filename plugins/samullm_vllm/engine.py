@@ -48,12 +48,17 @@ def preload() -> None:
 
 def build_engine(start: Start, rank: int) -> Any:
     """Return vLLM's ``LLMEngine`` for one rank of a replica, its scheduler recording iterations."""
+    import torch
     from vllm.engine.arg_utils import EngineArgs
+    from vllm.platforms import current_platform
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.llm_engine import LLMEngine
     from vllm.v1.executor import Executor
 
     args = dict(start.engine_args)
+    if args.get("enforce_eager") and current_platform.is_cpu():
+        # A helper of tensor parallelism would still be compiled, in each process for a second.
+        torch.compiler.set_stance("force_eager")
     asynchronous = bool(args.pop("async_scheduling", False))
     if start.num_ranks > 1:
         args["distributed_executor_backend"] = "external_launcher"
