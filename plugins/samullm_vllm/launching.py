@@ -106,9 +106,10 @@ class FreshLauncher(Launcher):
 
     def launch(self, key: str, devices: Sequence[str], num_ranks: int, log: IO[bytes]) -> Launched:
         """Start an engine; vLLM starts the processes of further ranks itself."""
-        names = ",".join(devices)
         if self._cuda:
-            visible = {"CUDA_VISIBLE_DEVICES": names, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+            visible = {"CUDA_VISIBLE_DEVICES": ",".join(devices)}
+            if "CUDA_VISIBLE_DEVICES" not in os.environ:  # the names are NVML's, in its order
+                visible["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         else:
             binding = "|".join(devices)
             visible = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -138,11 +139,14 @@ class FreshLauncher(Launcher):
         return []
 
     def update(self) -> None:
-        """Collect exit statuses."""
+        """Collect exit statuses, and end what an engine that ended has left of its session."""
         for launched, process in self._children:
-            status = process.poll()
-            if status is not None:
-                launched.exited[process.pid] = status
+            if process.returncode is None and _has_ended(process.pid):
+                with suppress(
+                    ProcessLookupError
+                ):  # its id is not given away before it is waited for
+                    os.killpg(process.pid, signal.SIGKILL)
+                launched.exited[process.pid] = process.wait()
 
     def close(self) -> None:
         """Kill what is left."""
@@ -151,10 +155,17 @@ class FreshLauncher(Launcher):
         os.close(self._ours)
         os.close(self._lifeline)
         self._ours = -1
+        self.update()
         for launched, process in self._children:
             if process.poll() is None and not wait_gone(launched.processes, 0.0):
                 kill(launched.processes)
             process.wait()
+
+
+def _has_ended(pid: int) -> bool:
+    """Return whether a child has ended, leaving its exit status where it is."""
+    flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    return os.waitid(os.P_PID, pid, flags) is not None
 
 
 def exit_reason(launched: Launched, timeout_s: float, launcher: Launcher, log: str) -> str:

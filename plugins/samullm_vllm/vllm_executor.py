@@ -12,7 +12,13 @@ from typing import IO, Any, ClassVar, Literal
 from pydantic import BaseModel, Field
 
 from samullm_plugin import Cluster, EngineSpec, InputError, ModelSpec, RunError
-from samullm_vllm.devices import Platform, cpu_cores, cuda_devices, detect_platform
+from samullm_vllm.devices import (
+    Platform,
+    cpu_cores,
+    cuda_cluster,
+    cuda_devices,
+    detect_platform,
+)
 from samullm_vllm.engine import engine_args
 from samullm_vllm.executor import ProcessExecutor
 from samullm_vllm.forking import ForkLauncher
@@ -69,12 +75,27 @@ class VllmExecutor(ProcessExecutor):
                 f"{len(self._names)} {kind}; plan for at most {len(self._names)} devices, or run "
                 "the plan with --executor emulated"
             )
+        if self._platform == "cuda":
+            self._check_links(cluster)
         if options.sleep_mode and self._platform == "cpu":
             raise InputError("executor vllm: sleep_mode needs CUDA; leave it out on a CPU")
         if self._platform == "cuda" and options.start_method == "fork":
             raise InputError(
                 "executor vllm: start_method fork is for CPUs; use auto or fresh on GPUs"
             )
+
+    def _check_links(self, cluster: Cluster) -> None:
+        """Warn of tensor-parallel groups that the plan joins and NVLink does not."""
+        if find_spec("pynvml") is None:
+            return
+        found = cuda_cluster(self._names[: cluster.num_gpus])
+        for group in cluster.nvlink_groups:
+            if len({found.group_of(d) for d in group}) > 1:
+                logger.warning(
+                    "devices %s are one NVLink group in the plan, but NVML says they are not all "
+                    "joined: tensor parallelism across them will be slower than planned",
+                    list(group),
+                )
 
     def _make_launcher(self, log: IO[bytes], environment: Mapping[str, str]) -> Launcher:
         if self._platform == "cuda" or self.vllm_options.start_method == "fresh":

@@ -67,6 +67,7 @@ class Rank:
         )  # fmt: skip
         self.tracked: dict[int, tracking.Tracked] = {}
         self._arrivals = 0.0
+        self._sleeps_at = 0
 
     @property
     def busy(self) -> bool:
@@ -102,6 +103,21 @@ class Rank:
         own = tuple(ids) if tokenised and request.prompt_token_ids is None else None
         self.tracked[request.request] = tracking.Tracked(request, own)
         return None
+
+    def sleep(self, level: int) -> None:
+        """Free the device's memory."""
+        self.engine.sleep(level=level)
+        self._sleeps_at = level
+
+    def wake(self) -> None:
+        """Undo :meth:`sleep`; weights that were dropped are loaded again before the KV cache."""
+        if self._sleeps_at == 2:
+            self.engine.wake_up(tags=["weights"])
+            self.engine.collective_rpc("reload_weights")
+            self.engine.wake_up(tags=["kv_cache"])
+        else:
+            self.engine.wake_up()
+        self._sleeps_at = 0
 
     def step(self) -> list[RequestOutput]:
         """Run an iteration; return the requests that finished."""
@@ -223,9 +239,9 @@ def apply(rank: Rank, message: Message) -> list[RequestOutput]:
     if isinstance(message, Submit):
         return rank.add(message.requests)
     if isinstance(message, Sleep):
-        rank.engine.sleep(level=message.level)
+        rank.sleep(message.level)
     elif isinstance(message, Wake):
-        rank.engine.wake_up()
+        rank.wake()
     return []
 
 

@@ -146,9 +146,11 @@ def _show_profiles(measurements: Sequence[Measurement]) -> None:
 
 def _show(text: str, rows: Sequence[EngineRow], rounds: int) -> None:
     """Print one application's table."""
+    figures = list(dict.fromkeys(name for r in rows for name in r.figures))
     numbers = (
         "runs", "planned s", "measured s", "least to most", "planned error", "on true lengths",
         "starts", "start s", "idle", "planning s", "vs max", "vs min",
+        *(name.replace("_", " ") for name in figures),
     )  # fmt: skip
     table = [
         (
@@ -165,6 +167,7 @@ def _show(text: str, rows: Sequence[EngineRow], rounds: int) -> None:
             f"{r.planning_s:.2f}",
             _speedup(r.speedup_max),
             _speedup(r.speedup_min),
+            *(_median(r.figures.get(name)) for name in figures),
         )
         for r in rows
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +52,7 @@ class EngineRow:
         speedup_max: measured time of the max-heuristic over this one's, round by round.
         speedup_min: the same of the min-heuristic.
         failed_requests: of all runs.
+        figures: what the executor measured of itself, by name.
         note: why there is no plan.
         failed: a plugin is to blame for that.
     """
@@ -70,6 +71,7 @@ class EngineRow:
     speedup_max: Spread | None
     speedup_min: Spread | None
     failed_requests: int
+    figures: Mapping[str, Spread]
     note: str = ""
     failed: bool = False
 
@@ -105,6 +107,11 @@ def _row(planned: PlannedCase, every: Sequence[EngineRun]) -> EngineRow:
         over(MAX_HEURISTIC),
         over(MIN_HEURISTIC),
         sum(r.requests.get("failed", 0) for r in runs),
+        {
+            name: spread
+            for name in dict.fromkeys(n for r in runs for n in r.figures)
+            if (spread := Spread.of([r.figures[name] for r in runs if name in r.figures]))
+        },
         planned.note,
         planned.failed,
     )

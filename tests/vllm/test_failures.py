@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from samullm_vllm.launching import FreshLauncher
 from samullm_vllm.vllm_executor import VllmExecutor, VllmOptions
 
 from samullm_plugin import Cluster, EngineOptions, Gpu, InputError, ModelSpec, RunError
@@ -125,6 +126,36 @@ def test_load_failure_is_reported(bench: Bench, tiny: Path, tmp_path: Path) -> N
     bench.events.clear()
     bench.executor.submit("good", [request(1, 3)])
     assert bench.gather(1)[1].num_tokens == 3
+
+
+def test_what_a_dead_engine_started_ends_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers that vLLM starts are not their engine's children any more when it has died."""
+    engine = tmp_path / "engine"
+    engine.write_text(f"#!/bin/sh\nsleep 1000 & echo $! > {tmp_path}/worker\nwait\n")
+    engine.chmod(0o755)
+    monkeypatch.setattr("samullm_vllm.launching.sys.executable", str(engine))
+    launcher = FreshLauncher(cuda=True, environment={})
+    with (tmp_path / "log").open("wb") as log:
+        launched = launcher.launch("a", ["0", "1"], 2, log)
+    try:
+        deadline = time.monotonic() + 10
+        while not (tmp_path / "worker").exists() or not (tmp_path / "worker").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        worker = int((tmp_path / "worker").read_text())
+        launcher.update()
+        assert alive([worker])
+        os.kill(launched.pids[0], signal.SIGKILL)
+        while not launched.exited:
+            assert time.monotonic() < deadline
+            launcher.update()
+        assert launched.exited == {launched.pids[0]: -signal.SIGKILL}
+        wait_gone([worker])
+    finally:
+        launcher.close()
+        launched.channel.close()
 
 
 def test_broken_installation_is_told_by_fresh_interpreters(
