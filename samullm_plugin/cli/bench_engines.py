@@ -44,6 +44,7 @@ def bench_engines(
     """
     from samullm_plugin.cli.collect_env import collect
     from samullm_plugin.services.engine_bench import EngineBench
+    from samullm_plugin.services.engine_cases import CaseBuilder
     from samullm_plugin.services.engine_rows import engine_rows, mean_error_pct
 
     found = collect()
@@ -53,7 +54,7 @@ def bench_engines(
     )
     began_s = perf_counter()
     with _folder(work_dir) as folder:
-        bench = EngineBench(host, settings, folder, machine, _say)
+        bench = EngineBench(CaseBuilder(host, settings, folder, machine, _say))
         limit_s = float("inf") if time_limit_s is None else time_limit_s
         result = bench.run(texts, schedulers, limit_s)
     rows = engine_rows(result.plans, result.runs)

@@ -5,19 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from samullm_plugin.core.plan import Plan
 from samullm_plugin.errors import InputError, PlanError, PluginError
 from samullm_plugin.io.journal import Journal, read_journal
 from samullm_plugin.io.records import RecordReader, to_record
-from samullm_plugin.manager import PluginHost
 from samullm_plugin.services.engine_cases import (
     CaseBuilder,
-    EngineBenchSettings,
     EngineCase,
     digest,
 )
@@ -120,25 +117,14 @@ class EngineBench:
     A run that is there already is not repeated, so that a call can go on where another stopped.
     """
 
-    def __init__(
-        self,
-        host: PluginHost,
-        settings: EngineBenchSettings,
-        work_dir: Path,
-        machine: str,
-        tell: Callable[[str], None],
-    ) -> None:
+    def __init__(self, cases: CaseBuilder) -> None:
         """Prepare.
 
         Args:
-            host: the plugins.
-            settings: how to plan and run.
-            work_dir: models, profiles, runs and their results; it must exist.
-            machine: what profiles hold for: processor and versions.
-            tell: is told what happens, for people.
+            cases: makes the cases; runs and their results are kept in its work directory.
         """
-        self._host, self._settings, self._dir, self._tell = host, settings, work_dir, tell
-        self._cases = CaseBuilder(host, settings, work_dir, machine, tell)
+        self._cases, self._host, self._settings = cases, cases.host, cases.settings
+        self._dir = cases.work_dir
 
     def run(
         self, texts: Sequence[str], schedulers: Sequence[str], time_limit_s: float = float("inf")
@@ -178,7 +164,7 @@ class EngineBench:
                     if time.monotonic() - began_s > time_limit_s:
                         break
                     plan = plans[case.key, scheduler]
-                    self._tell(f"{case.application} {scheduler} round {number + 1}")
+                    self._cases.tell(f"{case.application} {scheduler} round {number + 1}")
                     done = self._run(case, plan, number)
                     key = _key(case, scheduler, number)
                     journal.append([{"kind": "run", "key": key, **asdict(done)}])

@@ -80,6 +80,10 @@ class CaseBuilder:
     """Builds cases, measuring what is not known of their models.
 
     Attributes:
+        host: the plugins.
+        settings: how to plan and run.
+        work_dir: models and profiles are kept there.
+        tell: is told what happens, for people.
         measurements: how the latency profiles in use were measured, by model.
     """
 
@@ -91,17 +95,17 @@ class CaseBuilder:
         machine: str,
         tell: Callable[[str], None],
     ) -> None:
-        """Prepare.
+        """Prepare; the arguments but one are the attributes.
 
         Args:
-            host: the plugins.
-            settings: how to plan and run.
-            work_dir: models and profiles are kept there.
+            host: see above.
+            settings: see above.
+            work_dir: it must exist.
             machine: what profiles hold for: processor and versions.
-            tell: is told what happens, for people.
+            tell: see above.
         """
         self.measurements: dict[str, Measurement] = {}
-        self._host, self._settings, self._dir, self._tell = host, settings, work_dir, tell
+        self.host, self.settings, self.work_dir, self.tell = host, settings, work_dir, tell
         self._store = ProfileStore(work_dir / "profiles", settings.executor, machine)
 
     def build(self, text: str) -> EngineCase:
@@ -111,19 +115,19 @@ class CaseBuilder:
             InputError: for unknown names, wrong options or unknown sizes.
             RunError: if an engine fails while it is profiled.
         """
-        settings = self._settings
-        loaded = find_application(self._host, text)
+        settings = self.settings
+        loaded = find_application(self.host, text)
         cluster = cluster_of(loaded, settings.gpus)
         executor = self._new_executor()
         computes = not imitates(executor)
         if computes and loaded.sources is None:
-            loaded = replace(loaded, app=_with_random_models(loaded.app, self._dir / "models"))
+            loaded = replace(loaded, app=_with_random_models(loaded.app, self.work_dir / "models"))
         models = [n.model for n in loaded.app.nodes]
         executor.check(models)
         planner = loaded.planner
         profile = settings.profile
         if computes and profile is None and settings.latency_model in (None, "linear"):
-            profile, facts = self._store.profile(self._new_executor, models, cluster, self._tell)
+            profile, facts = self._store.profile(self._new_executor, models, cluster, self.tell)
             self.measurements |= {m.model: m for m in facts}
         changes: dict[str, Any] = {"scenarios": settings.scenarios, "seed": settings.seed}
         if profile is not None:
@@ -134,7 +138,7 @@ class CaseBuilder:
         if settings.estimator is not None:
             changes["length_estimator"] = Component(type=settings.estimator)
         planner = planner.model_copy(update=changes)
-        instance = make_instance(self._host, loaded, planner, gpus=settings.gpus)
+        instance = make_instance(self.host, loaded, planner, gpus=settings.gpus)
         key = digest(
             text,
             fingerprint_of(loaded),
@@ -145,8 +149,8 @@ class CaseBuilder:
         return EngineCase(text, loaded, instance, self._truths(loaded, instance, imposed), key)
 
     def _new_executor(self) -> Executor:
-        made: Executor = self._host.create(
-            "executor", self._settings.executor, dict(self._settings.executor_options)
+        made: Executor = self.host.create(
+            "executor", self.settings.executor, dict(self.settings.executor_options)
         )
         return made
 
@@ -154,12 +158,12 @@ class CaseBuilder:
         self, loaded: LoadedApplication, instance: Instance, imposed: bool
     ) -> tuple[Problem | None, ...]:
         """Return the hidden draws; one more round does not change the others."""
-        problem, rounds = instance.problem, self._settings.rounds
+        problem, rounds = instance.problem, self.settings.rounds
         if not imposed:
             return (None,) * rounds
         if loaded.output_tokens is not None:
             return (problem.with_scenarios(problem.scenarios[:1]),) * rounds
-        rng = np.random.default_rng([self._settings.seed, 37])
+        rng = np.random.default_rng([self.settings.seed, 37])
         draws = sample_scenarios(problem.app, instance.estimator, rng, rounds)
         return tuple(problem.with_scenarios((d,)) for d in draws)
 

@@ -15,7 +15,7 @@ from samullm_plugin.io.model_config import read_model_config
 from samullm_plugin.io.models import bundled_model, bundled_models
 from samullm_plugin.io.random_models import random_model
 from samullm_plugin.services.engine_bench import EngineBench, EngineRun, PlannedCase
-from samullm_plugin.services.engine_cases import EngineBenchSettings
+from samullm_plugin.services.engine_cases import CaseBuilder, EngineBenchSettings
 from samullm_plugin.services.engine_rows import engine_rows, mean_error_pct
 
 SCHEDULERS = ["greedy", "max-heuristic", "min-heuristic"]
@@ -24,7 +24,9 @@ SCHEDULERS = ["greedy", "max-heuristic", "min-heuristic"]
 def bench(folder: Path, **changes: object) -> tuple[EngineBench, list[str]]:
     said: list[str] = []
     settings = EngineBenchSettings("simulated", **{"rounds": 2, **changes})  # type: ignore[arg-type]
-    return EngineBench(PluginHost(), settings, folder, "this machine", said.append), said
+    return EngineBench(
+        CaseBuilder(PluginHost(), settings, folder, "this machine", said.append)
+    ), said
 
 
 def test_simulated_runs_take_what_was_foreseen(tmp_path: Path) -> None:

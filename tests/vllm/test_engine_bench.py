@@ -10,7 +10,7 @@ import samullm_apps.cores
 from samullm_plugin import ModelSpec, PluginHost
 from samullm_plugin.io.journal import read_journal
 from samullm_plugin.services.engine_bench import EngineBench
-from samullm_plugin.services.engine_cases import EngineBenchSettings
+from samullm_plugin.services.engine_cases import CaseBuilder, EngineBenchSettings
 
 pytestmark = pytest.mark.vllm
 
@@ -31,7 +31,8 @@ def test_profiled_planned_run_and_kept(tiny_cores: ModelSpec, tmp_path: Path) ->
     said: list[str] = []
 
     def make() -> EngineBench:
-        return EngineBench(PluginHost(), settings, tmp_path, "this machine", said.append)
+        cases = CaseBuilder(PluginHost(), settings, tmp_path, "this machine", said.append)
+        return EngineBench(cases)
 
     result = make().run([text], ["min-heuristic"])
     (measured,) = result.measurements

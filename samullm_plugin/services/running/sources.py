@@ -162,7 +162,8 @@ class TextSource(RequestSource):
         if loaded.sources is None:
             raise InputError(
                 f"application {loaded.app.name} has no prompts: it can be planned, and run with "
-                "--executor simulated or emulated, but not on real engines"
+                "--executor simulated or emulated, but not on real engines (samullm bench "
+                "--executor vllm makes prompts of random tokens)"
             )
         self._loaded, self._sources = loaded, loaded.sources
 
