@@ -357,7 +357,7 @@ class ProcessExecutor(Executor):
             return
         replica.phase = "failed"
         reason = f"{reason}; log: {replica.log}"
-        logger.warning("engine %s failed: %s", replica.spec.key, reason)
+        logger.info("engine %s failed: %s", replica.spec.key, reason)  # whoever runs it tells
         self._events.append(EngineEvent(replica.spec.key, "failed", self.now_s(), reason=reason))
         # All that is waited for here delays the news; the rest is done when the engine is stopped.
         # On CUDA the engine's workers are its children and must be struck while it is their parent.

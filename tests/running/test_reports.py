@@ -106,10 +106,14 @@ def test_progress_of_a_run_that_goes_on() -> None:
     after = RunProgress(problem.app, ())
     assert after.remaining_s() is None
     after.expect([trace])
-    after.take_up(ledger, before.now_s)
+    after.take_up(ledger, lambda: before.now_s)
     assert after.settled == before.settled > 0
     assert [n.tokens for n in after.nodes] == [n.tokens for n in before.nodes]
     assert after.remaining_s() == before.remaining_s()
+    least, most = before.remaining_s() or (0.0, 0.0)
+    after.take_up(ledger, lambda: before.now_s + 1.0)  # an event there, then nothing for a second
+    after.now_s = before.now_s
+    assert after.remaining_s() == pytest.approx((least - 1.0, most - 1.0))
     for node in after.nodes:
         node.began_s = before.now_s
         assert node.tokens_per_s(before.now_s + 1) is None

@@ -100,8 +100,14 @@ def test_interruptions(tmp_path: Path, times: int) -> None:
     directory = tmp_path / "run"
     command = [sys.executable, "-m", "samullm_plugin", "run", APP, "--no-replan"]
     options = ["--executor", "emulated", "--executor-option", "time_scale=0.2"]
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
     with (tmp_path / "err").open("wb") as err:
-        process = subprocess.Popen([*command, *options, "--output-dir", str(directory)], stderr=err)
+        process = subprocess.Popen(
+            [*command, *options, "--output-dir", str(directory)],
+            stderr=err,
+            env={**os.environ, "TMPDIR": str(temporary)},
+        )
     deadline = time.monotonic() + 120
     journal = directory / "events.jsonl"
     while not journal.exists() or b'"finished"' not in journal.read_bytes():
@@ -121,6 +127,7 @@ def test_interruptions(tmp_path: Path, times: int) -> None:
         assert time.monotonic() - asked < 10
     _, alive = psutil.wait_procs(family, timeout=5)
     assert not alive
+    assert not list(temporary.glob("samullm-*"))
     kinds = [r["kind"] for r in read_journal(journal)]
     assert ("drained" in kinds) == (times == 1)
     assert (kinds.count("moved") > 0) == (times == 1)

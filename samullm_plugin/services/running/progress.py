@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,15 +70,22 @@ class RunProgress:
         self.stage, self.now_s, self.replans = 0, 0.0, -1
         self._by_name = {n.name: n for n in self.nodes}
         self._finish: list[NDArray[np.float64]] = []
+        self._clock: Callable[[], float] | None = None
         self.expect(traces)
 
     def expect(self, traces: Sequence[PlanTrace]) -> None:
         """Take the remaining time from these simulations of the run's first plan."""
         self._finish = [np.sort(np.concatenate([f for f in t.finish_s])) for t in traces]
 
-    def take_up(self, ledger: Ledger, now_s: float) -> None:
-        """Count what was settled before an interruption."""
-        self.now_s = max(self.now_s, now_s)
+    def take_up(self, ledger: Ledger, clock: Callable[[], float]) -> None:
+        """Count what was settled before an interruption.
+
+        Args:
+            ledger: of the run.
+            clock: tells the run's time also between events.
+        """
+        self._clock = clock
+        self.now_s = max(self.now_s, clock())
         for node, status, generated in zip(
             self.nodes, ledger.status, ledger.generated, strict=True
         ):
@@ -122,14 +129,16 @@ class RunProgress:
         """Return the least and the most seconds left, over the planned length scenarios.
 
         The plan's simulations say when as many requests were to be settled as are now; what they
-        had left then is stretched by how much later (or earlier) than planned that is.
+        had left then is stretched by how much later (or earlier) than planned that is. Before the
+        first request has finished, all is taken to go as planned.
         """
         done = self.settled
-        if done == 0 or not self._finish:
+        if not self._finish:
             return None
         found = []
         for finish in self._finish:
-            at_s = float(finish[min(done, len(finish)) - 1])
+            at_s = float(finish[min(done, len(finish)) - 1]) if done else self.now_s
             stretch = self.now_s / at_s if at_s > 0 else 1.0
             found.append(max(0.0, float(finish[-1]) - at_s) * stretch)
-        return min(found), max(found)
+        since_s = 0.0 if self._clock is None else max(0.0, self._clock() - self.now_s)
+        return max(0.0, min(found) - since_s), max(0.0, max(found) - since_s)

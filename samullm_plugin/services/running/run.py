@@ -50,6 +50,7 @@ from samullm_plugin.services.running.sources import (
     TokenSource,
 )
 from samullm_plugin.services.running.starting import Begun, RunOptions
+from samullm_plugin.services.running.undisturbed import undisturbed
 
 Listener = Callable[[RunEvent], None]
 
@@ -215,7 +216,8 @@ def _opened(
             raise
         yield time.monotonic() - began_s
     finally:
-        executor.close()
+        with undisturbed():
+            executor.close()
 
 
 def _run(
