@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import IO, ClassVar
 
 from samullm_vllm.channel import Channel, ChannelClosedError
-from samullm_vllm.launching import Launched, Launcher, child_environment
+from samullm_vllm.launching import ENGINE_GROUP, Launched, Launcher, child_environment
 from samullm_vllm.processes import RecordedProcess, kill
 from samullm_vllm.protocol import Exited, Fault, Fork, Forked, Message, Preloaded, encode
 
@@ -51,7 +51,7 @@ class _Forker:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,
+                process_group=ENGINE_GROUP,
             )
         self._socket = ours
         self.control = Channel(ours)

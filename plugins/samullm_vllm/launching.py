@@ -24,6 +24,12 @@ from typing import IO
 from samullm_vllm.channel import Channel
 from samullm_vllm.processes import RecordedProcess, kill, wait_gone
 
+ENGINE_GROUP = 0
+"""Engines are in process groups of their own, which a terminal's Ctrl-C does not reach, but in the
+coordinator's session: Linux shares processors out by sessions (autogroups), and between two of them
+the coordinator, which needs little, was left waiting for many seconds beside engines on all cores.
+"""
+
 _TAIL_BYTES = 1 << 16
 _ERROR = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)\b.*")
 
@@ -124,7 +130,7 @@ class FreshLauncher(Launcher):
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,
+                process_group=ENGINE_GROUP,
             )
         recorded = RecordedProcess.of(process.pid)
         launched = Launched(Channel(ours), (process.pid,), [recorded] if recorded else [])
@@ -139,7 +145,7 @@ class FreshLauncher(Launcher):
         return []
 
     def update(self) -> None:
-        """Collect exit statuses, and end what an engine that ended has left of its session."""
+        """Collect exit statuses, and end what an engine that ended has left of its group."""
         for launched, process in self._children:
             if process.returncode is None and _has_ended(process.pid):
                 with suppress(
