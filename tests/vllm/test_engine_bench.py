@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import samullm_apps.cores
 
-from samullm_plugin import ModelSpec, PluginHost
+from samullm_plugin import EngineOptions, ModelArchitecture, ModelSpec, PluginHost
 from samullm_plugin.io.journal import read_journal
+from samullm_plugin.io.random_models import random_model
 from samullm_plugin.services.engine_bench import EngineBench
 from samullm_plugin.services.engine_cases import CaseBuilder, EngineBenchSettings
+from tests.vllm.conftest import Bench, request, spec
 
 pytestmark = pytest.mark.vllm
 
@@ -57,3 +59,21 @@ def test_profiled_planned_run_and_kept(tiny_cores: ModelSpec, tmp_path: Path) ->
     assert said == []
     assert again.runs == result.runs
     assert again.measurements == result.measurements
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        ModelArchitecture(2, 64, 2, 1, 32, 96, 512),
+        ModelArchitecture(2, 64, 2, 2, 32, 96, 512, mlp="plain"),
+        ModelArchitecture(2, 64, 2, 2, 32, 96, 512, num_experts=4, num_active_experts=2),
+    ],
+    ids=["llama", "opt", "mixtral"],
+)
+def test_stand_ins_can_be_loaded(bench: Bench, tmp_path: Path, sizes: ModelArchitecture) -> None:
+    """Engines fill models of every kind with random weights and compute."""
+    engine = EngineOptions(max_num_seqs=4, max_num_batched_tokens=64, block_size=32)
+    model = random_model(ModelSpec("stand-in", 128, sizes, engine=engine), tmp_path)
+    bench.start(spec("a", tmp_path, model=model, kv_cache_tokens=512))
+    bench.executor.submit("a", [request(0, 5)])
+    assert bench.gather(1)[0].num_tokens == 5
