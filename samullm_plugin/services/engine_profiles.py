@@ -19,7 +19,7 @@ from samullm_plugin.interfaces.executor import Executor
 from samullm_plugin.io.models import read_hf_config, short_name
 from samullm_plugin.io.profile import EngineStart, Profile, read_profile, write_profile
 from samullm_plugin.services.building import TENSOR_PARALLEL_SIZES
-from samullm_plugin.services.profiling_engine import Measured, measure
+from samullm_plugin.services.profiling_engine import Measured, iterations_of, measure
 from samullm_plugin.services.profiling_fit import fit_profile
 
 SEQUENCES = 16
@@ -36,9 +36,9 @@ class Measurement:
         sizes: tensor-parallel sizes.
         measured_at: when, UTC.
         seconds: how long it took.
-        error_pct: mean error of single iterations of an unseen workload, per size.
+        error_pct: mean error of single iterations of unseen workloads, per size.
         sum_error_pct: error of their sum, per size.
-        start_s: seconds of an engine start, per size.
+        start_s: seconds of an engine start and of what its first iterations take longer, per size.
         fits: what has to be equal for the profile to be used again.
     """
 
@@ -206,7 +206,8 @@ def _joined(profiles: Sequence[Profile], device: str) -> Profile:
 
 def _errors(profile: Profile, measured: Measured) -> tuple[float, float]:
     """Return a profile's mean error on single unseen iterations, and that of their sum."""
-    rows = measured.unseen
+    fits = measured.rows
+    rows = iterations_of(measured.unseen, fits.model, fits.tensor_parallel_size, fits.device)
     fitted = profile.fitted(rows.model, rows.tensor_parallel_size)
     assert fitted is not None  # it was fitted to the same model and size
     predicted = fitted.latency.latency().step_seconds(rows.steps)

@@ -70,6 +70,11 @@ class Measured:
     seconds: float
     check_s: float
 
+    @property
+    def start_s(self) -> float:
+        """Return seconds of a start as plans count it: until iterations take their usual time."""
+        return self.ready_s + self.first_use_s
+
 
 class _Engine:
     """An engine that runs workloads one after another.
