@@ -11,7 +11,7 @@ import numpy as np
 from samullm_plugin.core.architecture import ModelArchitecture
 from samullm_plugin.core.profile.book import transfer_errors
 from samullm_plugin.core.profile.device_fit import fit_architectures, fit_device
-from samullm_plugin.core.profile.fitting import LongestPrior, StepFit, fit_iterations
+from samullm_plugin.core.profile.fitting import AttentionPrior, StepFit, fit_iterations
 from samullm_plugin.core.profile.iterations import Iterations
 from samullm_plugin.core.profile.loading import fit_loading
 from samullm_plugin.core.profile.memory import RecordedStart, fit_memory
@@ -33,24 +33,26 @@ _LONGEST_WORK = 160.0
 _LONGEST_BLOCKS = 512
 
 
-def longest_prior(architecture: ModelArchitecture, parallel: int) -> LongestPrior:
-    """Return what to assume about the longest sequence where only even batches were measured.
+def attention_prior(
+    architecture: ModelArchitecture, parallel: int, hardware: DeviceHardware
+) -> AttentionPrior:
+    """Return what to assume about attention where rows do not tell.
 
     On the A100 one sequence and head occupies one multiprocessor until 512 of them are busy: the
-    ratio falls with the heads of a device, and below that number long sequences are split.
+    ratio falls with the heads of a device, and below that number long sequences are split. Context
+    is read once, at the bandwidth of the data sheet at best.
     """
     heads = max(architecture.num_heads / parallel, 1.0)
-    return LongestPrior(_LONGEST_WORK / heads, int(_LONGEST_BLOCKS / heads))
+    context_token_s = architecture.kv_bytes_per_token / parallel / hardware.bandwidth
+    return AttentionPrior(_LONGEST_WORK / heads, int(_LONGEST_BLOCKS / heads), context_token_s)
 
 
 def fit_group(rows: Iterations, architecture: ModelArchitecture | None) -> StepFit:
     """Return the fit of one model at one size."""
-    on_a100 = "A100" in rows.device.upper()
-    prior = (
-        longest_prior(architecture, rows.tensor_parallel_size)
-        if architecture is not None and on_a100
-        else None
-    )
+    prior = None
+    if architecture is not None and "A100" in rows.device.upper():
+        hardware = HARDWARE.get(rows.device, HARDWARE["A100-80GB"])
+        prior = attention_prior(architecture, rows.tensor_parallel_size, hardware)
     return fit_iterations(rows, prior)
 
 

@@ -34,6 +34,8 @@ TILES = (64, 128, 256)
 TILED_TOKENS = 1024
 TOKEN_KNOTS = (4, 32, 128, 256, 512, 1024, 2048)
 HOST_KNOTS = (1, 64, 256)
+SHORT_CONTEXT = 16
+"""Tokens of context per decode sequence of which reading cannot be told from noise."""
 _RATIOS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0)
 _MOST_EXCESS = 4.0
 _MOST_INTERRUPTED = 0.25
@@ -41,16 +43,18 @@ _THRESHOLDS = (0, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
 @dataclass(frozen=True, slots=True)
-class LongestPrior:
-    """What to assume about the longest sequence where no row tells.
+class AttentionPrior:
+    """What to assume about attention where no row tells.
 
     Attributes:
         ratio: seconds per token of the longest sequence over seconds per token of all context.
         over_seqs: decode sequences up to which it does not apply.
+        context_token_s: seconds per token of context, where all contexts are short.
     """
 
     ratio: float
     over_seqs: int
+    context_token_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +84,13 @@ def tile_count(tokens: Floats, tile: int) -> Floats:
     return np.where(tokens <= TILED_TOKENS, exact, tokens / tile + 0.5)
 
 
-def fit_iterations(rows: Iterations, prior: LongestPrior | None = None) -> StepFit:
+def fit_iterations(rows: Iterations, prior: AttentionPrior | None = None) -> StepFit:
     """Return the latency that fits measured iterations of one model at one size.
 
     Args:
         rows: the iterations, of at least two batch sizes.
-        prior: used for the longest sequence if all decode rows have sequences of equal length.
+        prior: used for the longest sequence if all decode rows have sequences of equal length, and
+            for context if none has much of it.
 
     Raises:
         InputError: if the rows are too few to fit anything, naming what is missing.
@@ -283,7 +288,7 @@ def _fit_device(
     steps: StepTable,
     target: Floats,
     decode: np.ndarray,
-    prior: LongestPrior | None,
+    prior: AttentionPrior | None,
     undetermined: list[str],
 ) -> tuple[_Form, Floats, Floats]:
     """Return the form of the device terms, its coefficients and the least device times."""
@@ -299,7 +304,17 @@ def _fit_device(
         undetermined.append("no decode rows of uneven length: the longest-sequence term is assumed")
     else:
         undetermined.append("no decode rows of uneven length: no longest-sequence term")
-    x, floors, _ = _solve(form.columns(steps), target, prefill, 14)
+    columns = form.columns(steps)
+    short = decode.any() and (steps.context_tokens <= SHORT_CONTEXT * decode_seqs)[decode].all()
+    if short:
+        columns[:, -1] = 0.0
+    x, floors, _ = _solve(columns, target, prefill, 14)
+    if short:
+        x[-1] = 0.0 if prior is None else prior.context_token_s
+        undetermined.append(
+            f"no decode rows of more than {SHORT_CONTEXT} tokens a sequence: reading context is "
+            + ("free" if prior is None else "priced by the device's memory bandwidth")
+        )
     return form, x, floors
 
 

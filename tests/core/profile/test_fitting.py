@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from samullm_plugin.core.engine.latency import Curve, StepLatency, StepTable
-from samullm_plugin.core.profile.fitting import LongestPrior, fit_iterations
+from samullm_plugin.core.profile.fitting import AttentionPrior, fit_iterations
 from samullm_plugin.core.profile.iterations import Iterations
 from samullm_plugin.core.profile.regression import (
     least_absolute,
@@ -125,9 +125,14 @@ def test_undetermined_terms_are_named() -> None:
     said = " ".join(fit_iterations(even).undetermined)
     assert "no longest-sequence term" in said
     assert "no prefill rows" in said
-    assumed = fit_iterations(even, LongestPrior(6.0, 12))
+    assumed = fit_iterations(even, AttentionPrior(6.0, 12, 1e-6))
     assert assumed.latency.longest_token_s == pytest.approx(6 * assumed.latency.context_token_s)
     assert assumed.latency.longest_over_seqs == 12
+    short = even.where(even.steps.context_tokens <= 16 * even.batch_size)
+    assert fit_iterations(short).latency.context_token_s == 0.0
+    priced = fit_iterations(short, AttentionPrior(6.0, 12, 1e-6))
+    assert priced.latency.context_token_s == 1e-6
+    assert "memory bandwidth" in " ".join(priced.undetermined)
     only_prefill = fit_iterations(rows.where(rows.phase == "prefill"))
     assert "no decode rows" in " ".join(only_prefill.undetermined)
 
