@@ -48,23 +48,28 @@ def most_chunks(documents: int) -> int:
 
 
 def chain_requests(
-    chunks: Ints, max_tokens: int, rng: np.random.Generator
+    chunks: Ints,
+    max_tokens: int,
+    rng: np.random.Generator,
+    *,
+    chunk_tokens: int = CHUNK_TOKENS,
+    template_tokens: int = SUMMARY_TEMPLATE_TOKENS,
 ) -> tuple[RequestTable, Ints]:
     """Return the summariser's requests and, per document, the index of its last one.
 
     First every document's first chunk, then the second chunks, and so on: the order in which they
     can start.
     """
-    last_tokens = rng.integers(1, CHUNK_TOKENS + 1, len(chunks))
+    last_tokens = rng.integers(1, chunk_tokens + 1, len(chunks))
     previous = np.full(len(chunks), -1, np.int64)
     prompts: list[int] = []
     inputs: list[list[tuple[int, int]]] = []
     for k in range(int(chunks.max())):
         for document in np.flatnonzero(chunks > k):
-            own = CHUNK_TOKENS if k + 1 < chunks[document] else int(last_tokens[document])
+            own = chunk_tokens if k + 1 < chunks[document] else int(last_tokens[document])
             inputs.append([(0, int(previous[document]))] if k else [])
             previous[document] = len(prompts)
-            prompts.append(own + SUMMARY_TEMPLATE_TOKENS)
+            prompts.append(own + template_tokens)
     return RequestTable.of(prompts, max_tokens, inputs), previous
 
 

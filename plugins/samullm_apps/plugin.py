@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from samullm_apps.chain_summary import ChainSummary
+from samullm_apps.cores import CORES
 from samullm_apps.document_questions import DocumentQuestions
 from samullm_apps.ensembling import Ensembling
 from samullm_apps.joins import FilterVote, MapReduce, Vote
@@ -28,6 +29,7 @@ def register_applications(register: Callable[[type[ApplicationSource]], None]) -
         FilterVote,
         DocumentQuestions,
         *SMALL,
+        *CORES,
     )
     for source in sources:
         register(source)

@@ -20,9 +20,17 @@ from samullm_plugin import (
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-STAND_INS = {"stablelm-tuned-alpha-7b": "mpt-7b-chat"}
-"""Models without measurements and the one measured model most like them, by default: a chat model
-of 7 billion parameters, tuned on the same kinds of public conversations."""
+STAND_INS = {
+    "stablelm-tuned-alpha-7b": "mpt-7b-chat",
+    "cores-small": "chatglm3-6b",
+    "cores-medium": "mpt-7b-chat",
+    "cores-large": "vicuna-13b-v1.5",
+}
+"""Models without measurements and the measured model that stands in, by default.
+
+For stablelm the one most like it: a chat model of 7 billion parameters, tuned on the same kinds of
+public conversations. The bundled models for CPU cores have random weights and no lengths of their
+own; they get those of three different chat models."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,9 +14,13 @@ from samullm_plugin import Cluster, Gpu, InputError
 Platform = Literal["cpu", "cuda"]
 
 
+_DRIVER = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")
+"""One of these is there where an NVIDIA driver is; the last one in Windows' subsystem for Linux."""
+
+
 def detect_platform() -> Platform:
     """Return ``cuda`` if there is an NVIDIA driver and vLLM is not its CPU build."""
-    if not Path("/proc/driver/nvidia/version").exists() or not cuda_devices(os.environ):
+    if not any(Path(p).exists() for p in _DRIVER) or not cuda_devices(os.environ):
         return "cpu"
     return "cpu" if _is_cpu_build() else "cuda"
 
@@ -56,10 +60,11 @@ def cpu_cores() -> list[int]:
     return sorted(os.sched_getaffinity(0))
 
 
-def cuda_cluster(nvml: Any = None) -> Cluster:
+def cuda_cluster(names: Sequence[str] | None = None, nvml: Any = None) -> Cluster:
     """Return the GPUs of this machine and how NVLink joins them.
 
     Args:
+        names: the GPUs, as :func:`cuda_devices` names them; None: all of the machine.
         nvml: the module ``pynvml`` or what stands for it.
 
     Raises:
@@ -71,7 +76,14 @@ def cuda_cluster(nvml: Any = None) -> Cluster:
         nvml = import_module("pynvml")
     nvml.nvmlInit()
     try:
-        handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
+        if names is None:
+            names = [str(i) for i in range(nvml.nvmlDeviceGetCount())]
+        handles = [
+            nvml.nvmlDeviceGetHandleByIndex(int(name))
+            if name.isdecimal()
+            else nvml.nvmlDeviceGetHandleByUUID(name)
+            for name in names
+        ]
         gpus = tuple(
             Gpu(_text(nvml.nvmlDeviceGetName(h)), int(nvml.nvmlDeviceGetMemoryInfo(h).total))
             for h in handles
@@ -80,12 +92,20 @@ def cuda_cluster(nvml: Any = None) -> Cluster:
             (i, j)
             for i in range(len(handles))
             for j in range(i)
-            if nvml.nvmlDeviceGetP2PStatus(handles[i], handles[j], nvml.NVML_P2P_CAPS_INDEX_NVLINK)
-            == nvml.NVML_P2P_STATUS_OK
+            if _joined(nvml, handles[i], handles[j])
         }
     finally:
         nvml.nvmlShutdown()
     return Cluster(gpus, tuple(_groups(len(gpus), joined)))
+
+
+def _joined(nvml: Any, one: Any, other: Any) -> bool:
+    """Return whether NVLink joins two GPUs; where the driver cannot tell, it is taken not to."""
+    try:
+        status = nvml.nvmlDeviceGetP2PStatus(one, other, nvml.NVML_P2P_CAPS_INDEX_NVLINK)
+    except nvml.NVMLError:
+        return False
+    return bool(status == nvml.NVML_P2P_STATUS_OK)
 
 
 def _text(name: str | bytes) -> str:

@@ -22,8 +22,10 @@ from samullm_plugin import (
 )
 from samullm_plugin.core.engine import StepLatency
 from samullm_vllm.engine import engine_args
-from samullm_vllm.executor import ProcessExecutor, ProcessOptions
-from samullm_vllm.launching import ForkLauncher, Launcher
+from samullm_vllm.executor import ProcessExecutor
+from samullm_vllm.forking import ForkLauncher
+from samullm_vllm.launching import Launcher
+from samullm_vllm.options import ProcessOptions
 from samullm_vllm.protocol import Start
 from samullm_vllm.vllm_executor import check_installed
 
@@ -99,6 +101,11 @@ class EmulatedExecutor(ProcessExecutor):
     def _load_s(self, costs: ModeCosts) -> float:
         return costs.load.warm_s if self._truth is None else self._truth.load_s(costs)
 
+    def figures(self) -> Mapping[str, float]:
+        """Return ``lag_s``: modelled seconds by which iterations of all engines came late."""
+        late_s = self._lag_s + sum(r.lag_s for r in self._replicas.values())
+        return {"lag_s": late_s / self.time_scale}
+
     def _request(self, spec: EngineSpec, request: EngineRequest) -> EngineRequest:
         if request.output_tokens is not None or self._truth is None:
             return request
@@ -135,8 +142,8 @@ class EmulatedExecutor(ProcessExecutor):
 
     def _model_folder(self, spec: EngineSpec) -> Path:
         """Return a folder with a configuration of the model's length and nothing else."""
-        assert self._scratch is not None
-        folder = self._scratch / f"model-{spec.model.max_model_len}"
+        assert self._files is not None
+        folder = self._files.scratch / f"model-{spec.model.max_model_len}"
         folder.mkdir(exist_ok=True)
         config = {**_CONFIG, "max_position_embeddings": spec.model.max_model_len}
         (folder / "config.json").write_text(json.dumps(config))

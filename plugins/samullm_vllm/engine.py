@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib
 import os
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from samullm_vllm.protocol import Start
 
+_LINE = 400
+
 PRELOADED = (
-    "vllm.v1.engine.llm_engine",
     "vllm.v1.core.sched.scheduler",
     "vllm.v1.executor.uniproc_executor",
     "vllm.model_executor.models.llama",
@@ -23,11 +25,22 @@ PRELOADED = (
 """What a first engine would import, so that a process can import it once and fork engines."""
 
 
-def preload() -> None:
-    """Import what engines need, and let each forked copy use AMX."""
-    import torch
-    import vllm  # noqa: F401  # imported for what it imports
+def last_line(error: BaseException) -> str:
+    """Return the last line of an error's traceback."""
+    return " ".join("".join(traceback.format_exception_only(error)).split())[:_LINE]
 
+
+def import_vllm() -> None:
+    """Import what every engine needs, whatever it computes on."""
+    importlib.import_module("vllm.engine.arg_utils")
+    importlib.import_module("vllm.v1.engine.llm_engine")
+
+
+def preload() -> None:
+    """Import what engines on CPUs need, and let each forked copy use AMX."""
+    import torch
+
+    import_vllm()
     for name in PRELOADED:
         importlib.import_module(name)
     torch.cpu._init_amx()
@@ -35,12 +48,17 @@ def preload() -> None:
 
 def build_engine(start: Start, rank: int) -> Any:
     """Return vLLM's ``LLMEngine`` for one rank of a replica, its scheduler recording iterations."""
+    import torch
     from vllm.engine.arg_utils import EngineArgs
+    from vllm.platforms import current_platform
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.llm_engine import LLMEngine
     from vllm.v1.executor import Executor
 
     args = dict(start.engine_args)
+    if args.get("enforce_eager") and current_platform.is_cpu():
+        # A helper of tensor parallelism would still be compiled, in each process for a second.
+        torch.compiler.set_stance("force_eager")
     asynchronous = bool(args.pop("async_scheduling", False))
     if start.num_ranks > 1:
         args["distributed_executor_backend"] = "external_launcher"

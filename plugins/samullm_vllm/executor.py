@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-import re
 import selectors
+import sys
 import threading
 import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 
 from samullm_plugin import (
     Cluster,
@@ -29,8 +30,10 @@ from samullm_plugin.core.engine.latency import Floats
 from samullm_plugin.interfaces.moving import move_rule
 from samullm_vllm import weights
 from samullm_vllm.channel import ChannelClosedError
+from samullm_vllm.forking import kept_forker
 from samullm_vllm.launching import Launcher, exit_reason
-from samullm_vllm.processes import kill, strike_tree, wait_gone
+from samullm_vllm.options import ProcessOptions
+from samullm_vllm.processes import kill, strike_tree
 from samullm_vllm.protocol import (
     Asleep,
     Beat,
@@ -45,38 +48,12 @@ from samullm_vllm.protocol import (
     Submit,
 )
 from samullm_vllm.replica import Phase, Replica
-from samullm_vllm.scratch import make_scratch, remove_scratch
+from samullm_vllm.runfiles import RunFiles
 
 logger = logging.getLogger(__name__)
 
 _TICK_S = 0.2
 _STATUS_WAIT_S = 0.2
-_END_S = 2.0
-
-
-class ProcessOptions(BaseModel):
-    """Options of executors whose engines are processes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    hang_timeout_s: float = Field(
-        default=120.0,
-        gt=0,
-        description="An engine that gives no sign of life for so long has failed. Must exceed "
-        "its longest iteration.",
-    )
-    load_timeout_s: float = Field(
-        default=1800.0, gt=0, description="An engine that is not ready after so long has failed."
-    )
-    stop_timeout_s: float = Field(
-        default=60.0,
-        gt=0,
-        description="An engine that does not report its unfinished requests within this time is "
-        "killed; they then continue from what was last heard of them.",
-    )
-    heartbeat_s: float = Field(
-        default=0.25, gt=0, description="Seconds between an engine's signs of life."
-    )
 
 
 class ProcessExecutor(Executor):
@@ -85,6 +62,12 @@ class ProcessExecutor(Executor):
     Config: ClassVar[type[BaseModel]] = ProcessOptions
     time_scale = 1.0
     _launcher: Launcher | None = None
+    _files: RunFiles | None = None
+
+    @classmethod
+    def kept_warm(cls) -> AbstractContextManager[None]:
+        """Import vLLM once for all executors that fork their engines."""
+        return kept_forker()
 
     def __init__(self, config: BaseModel | None = None) -> None:
         """Keep the options; nothing is started before ``open``."""
@@ -93,10 +76,7 @@ class ProcessExecutor(Executor):
         self._events: list[EngineEvent] = []
         self._selector = selectors.DefaultSelector()
         self._origin_s = self._pumped_s = time.monotonic()
-        self._scratch: Path | None = None
-        self._log_dir: Path | None = None
-        self._files: list[IO[bytes]] = []
-        self._started = 0
+        self._lag_s = 0.0
 
     @property
     def options(self) -> ProcessOptions:
@@ -127,29 +107,30 @@ class ProcessExecutor(Executor):
     def open(self, cluster: Cluster, run_dir: Path | None) -> None:
         """Prepare for a run; each engine's log goes to ``run_dir/logs``.
 
+        Where engines are forked, this imports vLLM, before the clock starts.
+
         Raises:
             InputError: if vLLM or the devices are missing, with the remedy.
+            RunError: if vLLM cannot be imported.
         """
         self._prepare(cluster)
-        self._scratch = make_scratch()
-        self._log_dir = (run_dir or self._scratch) / "logs"
-        self._log_dir.mkdir(parents=True, exist_ok=True)
-        self._launcher = self._make_launcher(
-            self._open_log("engines"), {"TMPDIR": str(self._scratch)}
-        )
-        self._register_launcher()
+        self._files = RunFiles(run_dir)
+        log = self._files.open_log("engines")
+        self._launcher = self._make_launcher(log, {"TMPDIR": str(self._files.scratch)})
+        why = self._launcher.await_ready(self.options.load_timeout_s)
+        if why is not None:
+            raise self._hopeless(why, log.name)
+        for number in self._launcher.filenos():
+            self._selector.register(number, selectors.EVENT_READ, None)
         self._origin_s = self._pumped_s = time.monotonic()
 
-    def _open_log(self, name: str) -> IO[bytes]:
-        assert self._log_dir is not None
-        safe = re.sub(r"[^\w.-]+", "_", name)
-        file = (self._log_dir / f"{safe}.log").open("ab")
-        self._files.append(file)
-        return file
-
-    def _register_launcher(self) -> None:
-        for number in self._running.filenos():
-            self._selector.register(number, selectors.EVENT_READ, None)
+    def _hopeless(self, why: str, log: str) -> RunError:
+        """Return the error for an installation of which no engine can start."""
+        where = f"; log: {log}" if self._files is not None and self._files.kept else ""
+        return RunError(
+            f"executor {self.name}: {why}{where}; repair the installation until "
+            f"`{sys.executable} -c 'import vllm.v1.engine.llm_engine'` works"
+        )
 
     @property
     def _running(self) -> Launcher:
@@ -183,9 +164,9 @@ class ProcessExecutor(Executor):
             raise RunError(f"executor {self.name}: there is an engine {spec.key!r} already")
         self.check([spec.model])
         before = set(self._running.filenos())
-        log = self._open_log(spec.key)
-        self._started += 1
-        start = self._start_message(spec, str(self._rendezvous(self._started)))
+        assert self._files is not None  # as there is a launcher
+        log = self._files.open_log(spec.key)
+        start = self._start_message(spec, str(self._files.rendezvous()))
         launched = self._running.launch(spec.key, self._device_names(spec), start.num_ranks, log)
         for number in set(self._running.filenos()) - before:  # it had to be started again
             self._selector.register(number, selectors.EVENT_READ, None)
@@ -193,11 +174,6 @@ class ProcessExecutor(Executor):
         self._replicas[spec.key] = replica
         self._selector.register(launched.channel, selectors.EVENT_READ, replica)
         self._send(replica, start)
-
-    def _rendezvous(self, number: int) -> Path:
-        """Return the file ranks meet by; vLLM names their shared memory by it."""
-        assert self._scratch is not None
-        return self._scratch / f"{self._scratch.name}-{number}"
 
     def submit(self, key: str, requests: Sequence[EngineRequest]) -> None:
         """Give requests to a replica, which may still be starting."""
@@ -237,9 +213,10 @@ class ProcessExecutor(Executor):
         replica = self._replica(key)
         if replica.phase == "ready" and replica.unfinished:
             self._send(replica, Stop())
-            if self._wait(replica, "stopped", self.options.stop_timeout_s):
-                wait_gone(replica.launched.processes, _END_S)
+            # What it would do now is vLLM's clearing up, about a second of it; killing is quicker.
+            self._wait(replica, "stopped", self.options.stop_timeout_s)
         self._end(replica)
+        self._lag_s += replica.lag_s
         del self._replicas[key]
         return [self._movable(replica, o) for o in replica.cut_off()]
 
@@ -268,12 +245,9 @@ class ProcessExecutor(Executor):
         self._replicas.clear()
         self._selector.close()
         self._selector = selectors.DefaultSelector()
-        for file in self._files:
-            file.close()
-        self._files.clear()
-        if self._scratch is not None:
-            remove_scratch(self._scratch)
-            self._scratch = None
+        if self._files is not None:
+            self._files.close()
+            self._files = None
 
     def _send(self, replica: Replica, message: Message) -> None:
         """Send, as far as the engine's process is there to take it."""
@@ -329,7 +303,7 @@ class ProcessExecutor(Executor):
         try:
             messages = replica.launched.channel.receive()
         except ChannelClosedError:
-            self._fail(replica, exit_reason(replica.launched, _STATUS_WAIT_S, self._running))
+            self._fail(replica, self._how_it_ended(replica, _STATUS_WAIT_S))
             return
         except ProtocolError as error:
             self._fail(replica, f"it sent {error}")
@@ -354,6 +328,8 @@ class ProcessExecutor(Executor):
         elif isinstance(message, Asleep):
             replica.phase = "asleep"
         elif isinstance(message, Fault):
+            if message.of_all:
+                raise self._hopeless(f"vLLM cannot be imported: {message.reason}", replica.log)
             self._fail(replica, message.reason)
         else:
             self._fail(replica, f"it sent {type(message).__name__}")
@@ -365,7 +341,7 @@ class ProcessExecutor(Executor):
         if replica.launched.exited or replica.launched.lost:
             self._read(replica)  # it may have said why
             if replica.phase not in ("failed", "stopped"):
-                self._fail(replica, exit_reason(replica.launched, 0.0, self._running))
+                self._fail(replica, self._how_it_ended(replica, 0.0))
             return
         replica.silent_s += listened_s
         if replica.phase == "starting" and replica.silent_s > self.options.load_timeout_s:
@@ -373,12 +349,15 @@ class ProcessExecutor(Executor):
         elif replica.phase != "starting" and replica.silent_s > self.options.hang_timeout_s:
             self._fail(replica, f"no sign of life for {replica.silent_s:.1f} s (hang_timeout_s)")
 
+    def _how_it_ended(self, replica: Replica, timeout_s: float) -> str:
+        return exit_reason(replica.launched, timeout_s, self._running, replica.log)
+
     def _fail(self, replica: Replica, reason: str) -> None:
         if replica.phase in ("failed", "stopped"):
             return
         replica.phase = "failed"
         reason = f"{reason}; log: {replica.log}"
-        logger.warning("engine %s failed: %s", replica.spec.key, reason)
+        logger.info("engine %s failed: %s", replica.spec.key, reason)  # whoever runs it tells
         self._events.append(EngineEvent(replica.spec.key, "failed", self.now_s(), reason=reason))
         # All that is waited for here delays the news; the rest is done when the engine is stopped.
         # On CUDA the engine's workers are its children and must be struck while it is their parent.

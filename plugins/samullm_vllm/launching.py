@@ -1,30 +1,37 @@
-"""Two ways to bring up an engine process: fork it from one that has imported vLLM, or start afresh.
+"""Bring up engine processes: what all ways have in common, and the one of fresh interpreters.
 
-Forking is for CPUs, where it turns sixteen seconds into one. A process that has touched CUDA must
-not be forked, and without vLLM's CPU platform there is nothing to gain by sharing what is imported
-before; there each engine is a fresh interpreter with its devices in its environment.
+A process that has touched CUDA must not be forked, and without vLLM's CPU platform there is nothing
+to gain by sharing what is imported before; there each engine is a fresh interpreter with its
+devices in its environment. Forking, for CPUs, is in :mod:`samullm_vllm.forking`.
 """
 
 from __future__ import annotations
 
-import array
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import IO, ClassVar
+from pathlib import Path
+from typing import IO
 
-from samullm_vllm.channel import Channel, ChannelClosedError
+from samullm_vllm.channel import Channel
 from samullm_vllm.processes import RecordedProcess, kill, wait_gone
-from samullm_vllm.protocol import Exited, Fork, Forked, encode
 
-_KNOWN_S = 60.0
+ENGINE_GROUP = 0
+"""Engines are in process groups of their own, which a terminal's Ctrl-C does not reach, but in the
+coordinator's session: Linux shares processors out by sessions (autogroups), and between two of them
+the coordinator, which needs little, was left waiting for many seconds beside engines on all cores.
+"""
+
+_TAIL_BYTES = 1 << 16
+_ERROR = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)\b.*")
 
 
 @dataclass(slots=True)
@@ -37,6 +44,7 @@ class Launched:
         processes: those of them that ran then.
         exited: exit status by process id, negative for a signal.
         lost: nobody will tell any more.
+        why_lost: why not, if that is known.
     """
 
     channel: Channel
@@ -44,10 +52,16 @@ class Launched:
     processes: list[RecordedProcess] = field(default_factory=list)
     exited: dict[int, int] = field(default_factory=dict)
     lost: bool = False
+    why_lost: str = ""
 
 
 class Launcher(ABC):
     """Brings up engine processes."""
+
+    def await_ready(self, timeout_s: float) -> str | None:
+        """Wait until engines can be launched; return why they never can be, if so."""
+        del timeout_s
+        return None
 
     @abstractmethod
     def launch(self, key: str, devices: Sequence[str], num_ranks: int, log: IO[bytes]) -> Launched:
@@ -81,158 +95,6 @@ def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
     return environment | dict(extra)
 
 
-class _Forker:
-    """The process that forks engines.
-
-    Args:
-        log: where its own output goes.
-    """
-
-    kept: ClassVar[_Forker | None] = None
-    keeping: ClassVar[bool] = False
-
-    def __init__(self, log: IO[bytes]) -> None:
-        ours, theirs = socket.socketpair()
-        # Two OpenMP threads that wait for one another on a busy machine make a decode step forty
-        # times slower: one thread per rank.
-        extra = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "samullm_vllm.zygote", str(theirs.fileno())],
-                env=child_environment(extra),
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        self._socket = ours
-        self.control = Channel(ours)
-
-    @property
-    def lost(self) -> bool:
-        """Whether the process has ended."""
-        return self.control.fileno() < 0 or self.process.poll() is not None
-
-    def send(self, message: Fork, descriptors: Sequence[int]) -> None:
-        """Ask for an engine.
-
-        Raises:
-            OSError: if the process has ended.
-        """
-        numbers = array.array("i", descriptors)
-        self._socket.sendmsg([encode(message)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)])
-
-    def end(self) -> None:
-        """End the process, and with it every engine it made."""
-        recorded = RecordedProcess.of(self.process.pid)
-        self.control.close()
-        if recorded is not None:
-            kill([recorded])
-        self.process.wait()
-
-
-@contextmanager
-def kept_forker() -> Iterator[None]:
-    """Let executors that are opened one after another fork from one process.
-
-    Importing vLLM takes most of the time of a short run. The process ends when the context does.
-    """
-    _Forker.keeping = True
-    try:
-        yield
-    finally:
-        _Forker.keeping = False
-        if _Forker.kept is not None:
-            _Forker.kept.end()
-            _Forker.kept = None
-
-
-class ForkLauncher(Launcher):
-    """Forks engines from one process that has imported vLLM, each rank bound to its core.
-
-    Args:
-        log: where that process's own output goes.
-        bind: bind ranks to cores.
-        environment: variables for the engines.
-    """
-
-    def __init__(self, log: IO[bytes], *, bind: bool, environment: Mapping[str, str]) -> None:
-        self._log = log
-        self._bind = bind
-        self._environment = dict(environment)
-        self._engines: dict[str, Launched] = {}
-        kept, _Forker.kept = _Forker.kept, None
-        if kept is not None and kept.lost:
-            kept.end()
-            kept = None
-        self._forker = kept or _Forker(log)
-
-    def launch(self, key: str, devices: Sequence[str], num_ranks: int, log: IO[bytes]) -> Launched:
-        """Ask for an engine; its process ids become known later."""
-        if self._forker.lost:
-            self._forker.end()
-            self._forker = _Forker(self._log)
-        ours, theirs = socket.socketpair()
-        cores = tuple(int(d) for d in devices) if self._bind else ()
-        launched = Launched(Channel(ours))
-        self._engines[key] = launched
-        with theirs:
-            try:
-                self._forker.send(
-                    Fork(key, cores, num_ranks, self._environment), (theirs.fileno(), log.fileno())
-                )
-            except OSError:
-                launched.lost = True
-        return launched
-
-    def filenos(self) -> list[int]:
-        """Return the descriptor of the control channel."""
-        number = self._forker.control.fileno()
-        return [number] if number >= 0 else []
-
-    def update(self) -> None:
-        """Read what the forking process says."""
-        if self._forker.control.fileno() < 0:
-            return
-        try:
-            messages = self._forker.control.receive()
-        except ChannelClosedError:
-            self._forker.control.close()
-            for launched in self._engines.values():
-                launched.lost = True
-            return
-        for message in messages:
-            if isinstance(message, Forked) and message.key in self._engines:
-                launched = self._engines[message.key]
-                launched.pids = message.pids
-                recorded = [RecordedProcess.of(pid) for pid in message.pids]
-                launched.processes = [r for r in recorded if r is not None]
-            elif isinstance(message, Exited) and message.key in self._engines:
-                launched = self._engines[message.key]
-                if message.pid in launched.pids:  # not an earlier engine of the same name
-                    launched.exited[message.pid] = message.status
-
-    def close(self) -> None:
-        """End every engine, and the forking process unless it is kept."""
-        if _Forker.keeping and not self._forker.lost and self._all_known():
-            for launched in self._engines.values():
-                kill(launched.processes)
-            _Forker.kept = self._forker
-        else:
-            self._forker.end()
-
-    def _all_known(self) -> bool:
-        """Wait a little until it is known which processes are there to be ended."""
-        deadline_s = time.monotonic() + _KNOWN_S
-        while not all(e.pids or e.lost for e in self._engines.values()):
-            if time.monotonic() > deadline_s:
-                return False
-            self.update()
-            time.sleep(0.01)
-        return True
-
-
 class FreshLauncher(Launcher):
     """Starts each engine as a new interpreter that sees its own devices only.
 
@@ -250,9 +112,10 @@ class FreshLauncher(Launcher):
 
     def launch(self, key: str, devices: Sequence[str], num_ranks: int, log: IO[bytes]) -> Launched:
         """Start an engine; vLLM starts the processes of further ranks itself."""
-        names = ",".join(devices)
         if self._cuda:
-            visible = {"CUDA_VISIBLE_DEVICES": names, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+            visible = {"CUDA_VISIBLE_DEVICES": ",".join(devices)}
+            if "CUDA_VISIBLE_DEVICES" not in os.environ:  # the names are NVML's, in its order
+                visible["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         else:
             binding = "|".join(devices)
             visible = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -267,7 +130,7 @@ class FreshLauncher(Launcher):
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,
+                process_group=ENGINE_GROUP,
             )
         recorded = RecordedProcess.of(process.pid)
         launched = Launched(Channel(ours), (process.pid,), [recorded] if recorded else [])
@@ -282,11 +145,14 @@ class FreshLauncher(Launcher):
         return []
 
     def update(self) -> None:
-        """Collect exit statuses."""
+        """Collect exit statuses, and end what an engine that ended has left of its group."""
         for launched, process in self._children:
-            status = process.poll()
-            if status is not None:
-                launched.exited[process.pid] = status
+            if process.returncode is None and _has_ended(process.pid):
+                with suppress(
+                    ProcessLookupError
+                ):  # its id is not given away before it is waited for
+                    os.killpg(process.pid, signal.SIGKILL)
+                launched.exited[process.pid] = process.wait()
 
     def close(self) -> None:
         """Kill what is left."""
@@ -295,14 +161,28 @@ class FreshLauncher(Launcher):
         os.close(self._ours)
         os.close(self._lifeline)
         self._ours = -1
+        self.update()
         for launched, process in self._children:
             if process.poll() is None and not wait_gone(launched.processes, 0.0):
                 kill(launched.processes)
             process.wait()
 
 
-def exit_reason(launched: Launched, timeout_s: float, launcher: Launcher) -> str:
-    """Return how an engine's processes ended, waiting a little for word of it."""
+def _has_ended(pid: int) -> bool:
+    """Return whether a child has ended, leaving its exit status where it is."""
+    flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    return os.waitid(os.P_PID, pid, flags) is not None
+
+
+def exit_reason(launched: Launched, timeout_s: float, launcher: Launcher, log: str) -> str:
+    """Return how an engine's processes ended, waiting a little for word of it.
+
+    Args:
+        launched: the processes.
+        timeout_s: how long to wait.
+        launcher: who started them.
+        log: path of their output.
+    """
     deadline_s = time.monotonic() + timeout_s
     while not launched.exited and not launched.lost and time.monotonic() < deadline_s:
         launcher.update()
@@ -311,5 +191,19 @@ def exit_reason(launched: Launched, timeout_s: float, launcher: Launcher) -> str
     for pid, status in bad.items():
         if status < 0:
             return f"engine process {pid} was ended by {signal.Signals(-status).name}"
-        return f"engine process {pid} ended with exit status {status}"
-    return "the engine process ended"
+        said = last_error(log) if status else None
+        ended = f"engine process {pid} ended with exit status {status}"
+        return f"{ended}: {said}" if said else ended
+    return launched.why_lost or "the engine process ended"
+
+
+def last_error(log: str) -> str | None:
+    """Return the last line of a log that ends a traceback, or None if there is none."""
+    try:
+        with Path(log).open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TAIL_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return None
+    return next((line for line in reversed(lines) if _ERROR.match(line)), None)

@@ -127,23 +127,32 @@ class Beat:
         counts: how many each.
         token_ids: those tokens, one request's after the other, 32-bit.
         steps: iterations since the last beat, rows of :data:`STEP_COLUMNS`, 64-bit.
+        lag_s: real seconds by which modelled iterations have come late so far.
     """
 
     requests: tuple[int, ...] = ()
     counts: tuple[int, ...] = ()
     token_ids: bytes = b""
     steps: bytes = b""
+    lag_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """The engine cannot go on.
+    """An engine cannot go on, or none can be made.
 
     Attributes:
         reason: one line.
+        of_all: no engine of this installation would fare better.
     """
 
     reason: str
+    of_all: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Preloaded:
+    """The process that forks engines has imported vLLM."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +198,7 @@ class Exited:
 Message = (
     Start | Submit | Stop | Sleep | Wake | Tick
     | Ready | Asleep | Finished | Stopped | Beat | Fault
-    | Fork | Forked | Exited
+    | Fork | Forked | Exited | Preloaded
 )  # fmt: skip
 
 STEP_COLUMNS = (
@@ -285,13 +294,20 @@ def _pack_beat(message: Beat) -> tuple[dict[str, Any], bytes]:
         "requests": message.requests,
         "counts": message.counts,
         "split": len(message.token_ids),
+        "lag_s": message.lag_s,
     }
     return header, message.token_ids + message.steps
 
 
 def _unpack_beat(header: Mapping[str, Any], block: bytes) -> Beat:
     split = header["split"]
-    return Beat(tuple(header["requests"]), tuple(header["counts"]), block[:split], block[split:])
+    return Beat(
+        tuple(header["requests"]),
+        tuple(header["counts"]),
+        block[:split],
+        block[split:],
+        header["lag_s"],
+    )
 
 
 def _plain(cls: Callable[..., Message]) -> Callable[[Mapping[str, Any], bytes], Message]:
@@ -303,7 +319,7 @@ def _plain(cls: Callable[..., Message]) -> Callable[[Mapping[str, Any], bytes], 
 
 
 _PLAIN: tuple[type[Message], ...] = (
-    Start, Stop, Sleep, Wake, Tick, Ready, Asleep, Fault, Fork, Forked, Exited
+    Start, Stop, Sleep, Wake, Tick, Ready, Asleep, Fault, Fork, Forked, Exited, Preloaded
 )  # fmt: skip
 _UNPACK: dict[str, Callable[[Mapping[str, Any], bytes], Message]] = {
     **{cls.__name__: _plain(cls) for cls in _PLAIN},

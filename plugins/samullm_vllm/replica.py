@@ -30,6 +30,7 @@ class Replica:
         tokens: tokens heard of, by request.
         silent_s: how long nothing was heard of it while somebody listened.
         snapshot: its answer to being stopped.
+        lag_s: real seconds by which its modelled iterations have come late.
     """
 
     spec: EngineSpec
@@ -40,6 +41,7 @@ class Replica:
     tokens: dict[int, list[int]] = field(default_factory=dict)
     silent_s: float = 0.0
     snapshot: tuple[RequestOutput, ...] | None = None
+    lag_s: float = 0.0
     _steps: list[bytes] = field(default_factory=list)
 
     def submitted(self, requests: Iterable[EngineRequest]) -> None:
@@ -57,6 +59,7 @@ class Replica:
             at += count
         if beat.steps:
             self._steps.append(beat.steps)
+        self.lag_s = beat.lag_s
 
     def finished(self, outputs: Sequence[RequestOutput]) -> tuple[RequestOutput, ...]:
         """Note requests that ended; return those it really had."""

@@ -82,6 +82,8 @@ def sampling_params(request: EngineRequest, tokenizer: Any) -> Any:
         raise RequestError("n must be 1: write the request several times instead")
     for name in ("max_tokens", "output_kind", "stream_interval"):
         given.pop(name, None)
+    if request.output_tokens is not None:
+        given["ignore_eos"] = True
     if request.num_generated:
         given.pop("truncate_prompt_tokens", None)
         given["min_tokens"] = max(0, int(given.get("min_tokens") or 0) - request.num_generated)
@@ -92,7 +94,7 @@ def sampling_params(request: EngineRequest, tokenizer: Any) -> Any:
     try:
         return SamplingParams(
             **given,
-            max_tokens=request.max_tokens,
+            max_tokens=request.output_tokens or request.max_tokens,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
     except (TypeError, ValueError) as error:
@@ -109,6 +111,8 @@ def request_output(tracked: Tracked, output: Any, tokenizer: Any) -> RequestOutp
     """
     completion, request = output.outputs[0], tracked.request
     reason = completion.finish_reason
+    if request.output_tokens is not None and request.output_tokens < request.max_tokens:
+        reason = "stop"  # where its own end was to be
     result = RequestOutput(
         request.request,
         len(completion.token_ids),

@@ -12,10 +12,19 @@ from typing import IO, Any, ClassVar, Literal
 from pydantic import BaseModel, Field
 
 from samullm_plugin import Cluster, EngineSpec, InputError, ModelSpec, RunError
-from samullm_vllm.devices import Platform, cpu_cores, cuda_devices, detect_platform
+from samullm_vllm.claims import Claims
+from samullm_vllm.devices import (
+    Platform,
+    cpu_cores,
+    cuda_cluster,
+    cuda_devices,
+    detect_platform,
+)
 from samullm_vllm.engine import engine_args
-from samullm_vllm.executor import ProcessExecutor, ProcessOptions
-from samullm_vllm.launching import ForkLauncher, FreshLauncher, Launcher
+from samullm_vllm.executor import ProcessExecutor
+from samullm_vllm.forking import ForkLauncher
+from samullm_vllm.launching import FreshLauncher, Launcher
+from samullm_vllm.options import ProcessOptions
 from samullm_vllm.protocol import Sleep, Start, Wake
 
 logger = logging.getLogger(__name__)
@@ -47,6 +56,11 @@ class VllmExecutor(ProcessExecutor):
     _platform: Platform = "cpu"
     _names: Sequence[str] = ()
 
+    def __init__(self, config: BaseModel | None = None) -> None:
+        """Keep the options; nothing is started before ``open``."""
+        super().__init__(config)
+        self._claims = Claims()
+
     @property
     def vllm_options(self) -> VllmOptions:
         """Return the options."""
@@ -73,6 +87,55 @@ class VllmExecutor(ProcessExecutor):
             raise InputError(
                 "executor vllm: start_method fork is for CPUs; use auto or fresh on GPUs"
             )
+        if self._platform == "cuda":
+            self._names = self._names[: cluster.num_gpus]
+            self._check_links(cluster)
+        self._names = self._claimed(cluster.num_gpus)
+
+    def _claimed(self, count: int) -> list[str]:
+        """Return so many devices that are this executor's until it is closed.
+
+        CPU cores are alike: those that another run holds are passed over. GPUs have their places
+        in the plan.
+
+        Raises:
+            InputError: naming those that are taken, and by whom.
+        """
+        mine: list[str] = []
+        taken: list[str] = []
+        for name in self._names:
+            holder = self._claims.claim(f"{self._platform}:{name}")
+            if holder is None:
+                mine.append(name)
+            else:
+                taken.append(f"{name} (process {holder})")
+            if len(mine) == count:
+                return mine
+        self._claims.release()
+        what = "GPU" if self._platform == "cuda" else "CPU core"
+        raise InputError(
+            f"executor vllm: the cluster has {count} devices, but other runs on this machine hold "
+            f"{what} {', '.join(taken)}; wait for them, or plan for fewer devices"
+            + (" or others (CUDA_VISIBLE_DEVICES)" if self._platform == "cuda" else "")
+        )
+
+    def close(self) -> None:
+        """Kill every engine, remove what they left, and let go of the devices."""
+        super().close()
+        self._claims.release()
+
+    def _check_links(self, cluster: Cluster) -> None:
+        """Warn of tensor-parallel groups that the plan joins and NVLink does not."""
+        if find_spec("pynvml") is None:
+            return
+        found = cuda_cluster(self._names)
+        for group in cluster.nvlink_groups:
+            if len({found.group_of(d) for d in group}) > 1:
+                logger.warning(
+                    "devices %s are one NVLink group in the plan, but NVML says they are not all "
+                    "joined: tensor parallelism across them will be slower than planned",
+                    list(group),
+                )
 
     def _make_launcher(self, log: IO[bytes], environment: Mapping[str, str]) -> Launcher:
         if self._platform == "cuda" or self.vllm_options.start_method == "fresh":

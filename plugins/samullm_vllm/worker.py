@@ -67,6 +67,7 @@ class Rank:
         )  # fmt: skip
         self.tracked: dict[int, tracking.Tracked] = {}
         self._arrivals = 0.0
+        self._sleeps_at = 0
 
     @property
     def busy(self) -> bool:
@@ -102,6 +103,21 @@ class Rank:
         own = tuple(ids) if tokenised and request.prompt_token_ids is None else None
         self.tracked[request.request] = tracking.Tracked(request, own)
         return None
+
+    def sleep(self, level: int) -> None:
+        """Free the device's memory."""
+        self.engine.sleep(level=level)
+        self._sleeps_at = level
+
+    def wake(self) -> None:
+        """Undo :meth:`sleep`; weights that were dropped are loaded again before the KV cache."""
+        if self._sleeps_at == 2:
+            self.engine.wake_up(tags=["weights"])
+            self.engine.collective_rpc("reload_weights")
+            self.engine.wake_up(tags=["kv_cache"])
+        else:
+            self.engine.wake_up()
+        self._sleeps_at = 0
 
     def step(self) -> list[RequestOutput]:
         """Run an iteration; return the requests that finished."""
@@ -201,7 +217,12 @@ class Leader:
 
         requests, counts, tokens = tracking.new_tokens(rank.engine, rank.tracked)
         rows = np.asarray(recording.take_rows(), dtype=np.float64)
-        self._channel.send(Beat(tuple(requests), tuple(counts), tokens, rows.tobytes()))
+        lag_s = 0.0
+        if rank.start.latency is not None:
+            from samullm_vllm.emulation import total_lag_s
+
+            lag_s = total_lag_s()
+        self._channel.send(Beat(tuple(requests), tuple(counts), tokens, rows.tobytes(), lag_s))
 
     def _end(self, rank: Rank) -> None:
         """Report what is unfinished."""
@@ -218,9 +239,9 @@ def apply(rank: Rank, message: Message) -> list[RequestOutput]:
     if isinstance(message, Submit):
         return rank.add(message.requests)
     if isinstance(message, Sleep):
-        rank.engine.sleep(level=message.level)
+        rank.sleep(message.level)
     elif isinstance(message, Wake):
-        rank.engine.wake_up()
+        rank.wake()
     return []
 
 
@@ -231,14 +252,19 @@ def lead(channel: Channel, links: Sequence[Channel] = ()) -> int:
     except ChannelClosedError:
         return 0  # the coordinator is gone, and nobody wants results
     except Exception as error:  # whatever it is, the coordinator must hear of it
-        traceback.print_exc()
-        try:
-            channel.send(Fault(f"{type(error).__name__}: {error}"))
-            channel.flush_all(LAST_WORDS_S)
-        except ChannelClosedError:
-            pass
-        return 1
+        return _give_up(channel, Fault(engines.last_line(error)))
     return 0
+
+
+def _give_up(channel: Channel, fault: Fault) -> int:
+    """Print the error that is being handled, tell the coordinator and return the exit status."""
+    traceback.print_exc()
+    try:
+        channel.send(fault)
+        channel.flush_all(LAST_WORDS_S)
+    except ChannelClosedError:
+        pass
+    return 1
 
 
 def follow(link: Channel, rank_index: int) -> int:
@@ -275,10 +301,15 @@ def _end_with(lifeline: int) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Run an engine over the descriptors given: its channel and the coordinator's lifeline."""
-    channel, lifeline = (int(a) for a in arguments)
+    number, lifeline = (int(a) for a in arguments)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _end_with(lifeline)
-    status = lead(Channel(socket.socket(fileno=channel)))
+    channel = Channel(socket.socket(fileno=number))
+    try:
+        engines.import_vllm()
+    except Exception as error:  # an installation can be broken in any way
+        return _give_up(channel, Fault(engines.last_line(error), of_all=True))
+    status = lead(channel)
     sys.stdout.flush()
     return status
 

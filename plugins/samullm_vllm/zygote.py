@@ -25,7 +25,17 @@ from typing import NoReturn
 
 from samullm_vllm import engine
 from samullm_vllm.channel import Channel
-from samullm_vllm.protocol import LENGTHS, Exited, Fork, Forked, decode, encode, frame_size
+from samullm_vllm.protocol import (
+    LENGTHS,
+    Exited,
+    Fault,
+    Fork,
+    Forked,
+    Preloaded,
+    decode,
+    encode,
+    frame_size,
+)
 from samullm_vllm.scratch import remove_scratch
 
 _PR_SET_PDEATHSIG = 1
@@ -178,13 +188,19 @@ def main(arguments: Sequence[str]) -> None:
     """Import vLLM, then fork engines until the coordinator is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control = socket.socket(fileno=int(arguments[0]))
-    engine.preload()
+    try:
+        engine.preload()
+    except Exception as error:  # an installation can be broken in any way
+        traceback.print_exc()
+        control.sendall(encode(Fault(engine.last_line(error), of_all=True)))
+        sys.exit(1)
     threads = len(os.listdir("/proc/self/task"))
     if threads > 1:
         print(f"{threads} threads after importing vLLM: forked engines may hang", file=sys.stderr)  # noqa: T201  # this process's log
     gc.collect()
     gc.freeze()
     zygote = Zygote(control)
+    control.sendall(encode(Preloaded()))
     try:
         zygote.run()
     finally:

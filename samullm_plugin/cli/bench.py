@@ -6,22 +6,28 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from samullm_plugin.cli import bench_engines
 from samullm_plugin.cli.bench_lengths import lengths
 from samullm_plugin.cli.bench_policies import policies
 from samullm_plugin.cli.output import OutputJson, console, print_table, progress, write_json
+from samullm_plugin.cli.plan import parsed_options
 from samullm_plugin.errors import InputError, PluginError
 
 if TYPE_CHECKING:
+    from samullm_plugin.manager import PluginHost
     from samullm_plugin.services.benchmarking import BenchCase, BenchRow
 
 LOSS = 0.995
 """Speedups below this are losses; what rounds to 1.00x is neither."""
 SCHEDULERS = "auto,greedy,exact,max-heuristic,min-heuristic"
+ENGINES = "On engines"
+"""Panel of the help text."""
 
 app = typer.Typer(add_completion=False, invoke_without_command=True)
 app.command()(lengths)
@@ -39,16 +45,28 @@ def bench(
         ),
     ] = None,
     schedulers: Annotated[
-        str, typer.Option(help="Stage schedulers, comma separated.")
-    ] = SCHEDULERS,
-    suite: Annotated[str, typer.Option(help="default, small or full.")] = "default",
+        str | None,
+        typer.Option(help="Stage schedulers, comma separated.", show_default=SCHEDULERS),
+    ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            help="default, small, full or cores.", show_default="default; cores on real engines"
+        ),
+    ] = None,
     gpus: Annotated[
         int | None, typer.Option(help="GPUs of the cluster, instead of each application's own.")
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Hidden length draws per application.", min=1)] = 3,
+    seeds: Annotated[
+        int,
+        typer.Option(help="Hidden length draws per application; on engines also rounds.", min=1),
+    ] = 3,
     scenarios: Annotated[
-        int, typer.Option(help="Length scenarios the schedulers plan for.", min=1)
-    ] = 1,
+        int | None,
+        typer.Option(
+            help="Length scenarios the schedulers plan for.", min=1, show_default="1; 4 on engines"
+        ),
+    ] = None,
     shifts: Annotated[
         str, typer.Option(help="Shifted hidden lengths, comma separated; empty: none.")
     ] = "longer,sharegpt",
@@ -57,17 +75,58 @@ def bench(
     ] = 6.0,
     seed: Annotated[int, typer.Option(help="Seed of lengths and schedulers.")] = 0,
     length_estimator: Annotated[
-        str, typer.Option(help="Where the lengths that schedulers see come from.")
-    ] = "ecdf",
+        str | None,
+        typer.Option(help="Where the lengths that schedulers see come from.", show_default="ecdf"),
+    ] = None,
     latency_model: Annotated[
-        str, typer.Option(help="Where iteration, memory and load figures come from.")
-    ] = "linear",
+        str | None,
+        typer.Option(
+            help="Where iteration, memory and load figures come from.", show_default="linear"
+        ),
+    ] = None,
+    executor: Annotated[
+        str | None,
+        typer.Option(help="Run the plans: vllm, emulated, simulated.", rich_help_panel=ENGINES),
+    ] = None,
+    executor_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Option of the executor, as key=value; repeatable.", rich_help_panel=ENGINES
+        ),
+    ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Latency profile of the devices; measured if not given, where engines compute.",
+            rich_help_panel=ENGINES,
+        ),
+    ] = None,
+    work_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keeps profiles and runs: the same command goes on where it stopped.",
+            rich_help_panel=ENGINES,
+        ),
+    ] = None,
+    time_limit_s: Annotated[
+        float | None,
+        typer.Option(help="Begin no run later than this.", min=0.0, rich_help_panel=ENGINES),
+    ] = None,
+    replan: Annotated[
+        bool,
+        typer.Option(
+            "--replan", help="Let plans be replaced while they run.", rich_help_panel=ENGINES
+        ),
+    ] = False,
     output_json: OutputJson = None,
 ) -> None:
     """Compare schedulers on the bundled applications.
 
-    Plans are made for sampled output lengths and carried out on others, which no scheduler saw.
-    The exit code is 1 if a plugin failed; the rows of the others appear in any case.
+    Plans are made for sampled output lengths and carried out on others, which no scheduler saw: in
+    simulation, or with --executor on engines. The exit code is 1 if a plugin failed; the rows of
+    the others appear in any case.
     """
     if context.invoked_subcommand is not None:
         return
@@ -82,22 +141,51 @@ def bench(
         raise InputError(f"--gpus is {gpus}; a plan needs at least one GPU")
     start = perf_counter()
     host = PluginHost.from_settings()
-    names = [s.strip() for s in schedulers.split(",") if s.strip()]
+    _check_combination(context, executor)
+    wanted = schedulers or (SCHEDULERS if executor is None else bench_engines.SCHEDULERS)
+    names = [s.strip() for s in wanted.split(",") if s.strip()]
     if not names:
         raise InputError("--schedulers is empty; write for example greedy,max-heuristic")
     for name in names:
         host.resolve("scheduler", name)
+    if suite is None:
+        suite = "cores" if executor is not None and _computes(host, executor) else "default"
     texts = apps.split() if apps is not None else list(bench_suites.suite(suite))
     if not texts:
         raise InputError("--apps is empty; write for example 'routing'")
+    if executor is not None:
+        from samullm_plugin.services.engine_cases import EngineBenchSettings
+
+        code = bench_engines.bench_engines(
+            host,
+            texts,
+            names,
+            EngineBenchSettings(
+                executor,
+                parsed_options(executor_option or []),
+                rounds=seeds,
+                scenarios=scenarios or 4,
+                seed=seed,
+                gpus=gpus,
+                estimator=length_estimator,
+                latency_model=latency_model,
+                profile=profile,
+                replan=replan,
+                exact_limit_s=exact_limit_s,
+            ),
+            work_dir=work_dir,
+            time_limit_s=time_limit_s,
+            output_json=output_json,
+        )
+        raise typer.Exit(code)
     settings = bench_suites.CaseSettings(
-        scenarios=scenarios,
+        scenarios=scenarios or 1,
         seeds=seeds,
         shifts=tuple(s.strip() for s in shifts.split(",") if s.strip()),
         seed=seed,
         gpus=gpus,
-        estimator=length_estimator,
-        latency_model=latency_model,
+        estimator=length_estimator or "ecdf",
+        latency_model=latency_model or "linear",
     )
 
     def options(name: str) -> PlanningOptions:
@@ -145,6 +233,33 @@ def bench(
         )
     if failed or any(r.failed for r in rows):
         raise typer.Exit(1)
+
+
+def _check_combination(context: typer.Context, executor: str | None) -> None:
+    """Refuse options that would have no effect.
+
+    Raises:
+        InputError: naming the option.
+    """
+    without = () if executor is None else ("shifts",)
+    needing = (
+        ("executor_option", "profile", "work_dir", "time_limit_s", "replan")
+        if executor is None
+        else ()
+    )
+    for name in (*without, *needing):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = f"--{name.replace('_', '-')}"
+            why = "needs --executor" if name in needing else "has no effect with --executor"
+            raise InputError(f"{option} {why}")
+
+
+def _computes(host: PluginHost, executor: str) -> bool:
+    """Return whether an executor's engines generate their own tokens."""
+    from samullm_plugin.services.running.run import imitates
+
+    return not imitates(host.create("executor", executor))
 
 
 def _announce(step: Callable[[str], None], text: str, name: str) -> None:

@@ -100,7 +100,15 @@ def run(
         result = make_plan(host, problem, chosen, how, simulator=simulator)
         found, traces = result.plan, result.traces
     progress = RunProgress(problem.app, traces)
-    with RunDisplay(progress) as display, _interruptible() as on_start:
+    with RunDisplay(progress) as display, _interruptible() as interruptible:
+
+        def on_start(coordinator: Coordinator) -> None:
+            interruptible(coordinator)
+            if not traces:
+                first = plan_from_file(directory / "plan.json")[0]
+                progress.expect(simulator.simulate(first))
+            progress.take_up(coordinator.ledger, coordinator.now_s)
+
         setup = RunSetup(
             host,
             loaded,
@@ -171,10 +179,15 @@ def _report(outcome: RunOutcome) -> None:
     if makespan.get("planned") is not None:
         text += f" (planned {makespan['planned']:.1f} s)"
     out.print(f"{text}; files in {outcome.directory}", markup=False)
-    for node, request, reason in outcome.failed[:SHOWN_FAILURES]:
-        out.print(f"failed: {node} {request}: {reason}", markup=False, soft_wrap=True)
-    if len(outcome.failed) > SHOWN_FAILURES:
-        out.print(f"... and {len(outcome.failed) - SHOWN_FAILURES} more failed requests")
+    alike: dict[tuple[str, str], list[str]] = {}
+    for node, request, reason in outcome.failed:
+        alike.setdefault((node, reason), []).append(request)
+    for (node, reason), requests in list(alike.items())[:SHOWN_FAILURES]:
+        who = requests[0] if len(requests) == 1 else f"{len(requests)} requests from {requests[0]}"
+        out.print(f"failed: {node} {who}: {reason}", markup=False, soft_wrap=True)
+    if len(alike) > SHOWN_FAILURES:
+        more = sum(len(r) for r in list(alike.values())[SHOWN_FAILURES:])
+        out.print(f"... and {more} more failed requests")
     if outcome.drained:
         out.print(f"interrupted; go on with --resume {outcome.directory}", markup=False)
 

@@ -65,13 +65,28 @@ class RunDisplay:
             return
         now = time.monotonic()
         if event.kind in TOLD:
-            self._say(_told(event))
+            self._say(self._told(event))
         elif now - self._said_at >= LINE_EVERY_S:
             self._said_at = now
             self._say(self._summary())
 
     def _say(self, text: str) -> None:
         sys.stderr.write(f"samullm: {self._progress.now_s:.1f} s: {text}\n")
+
+    def _told(self, event: RunEvent) -> str:
+        fields = event.fields
+        if event.kind == "node_finished":
+            node = next(n for n in self._progress.nodes if n.name == fields["node"])
+            failed = f", {node.failed} of {node.total} requests failed" if node.failed else ""
+            return f"{node.name} has finished{failed}"
+        if event.kind == "engine_failed":
+            return f"engine {fields['key']} failed: {fields['reason']}"
+        if event.kind == "plan":
+            gain = fields.get("gain_s")
+            return (
+                "planned" if gain is None else f"planned again: about {float(str(gain)):.0f} s less"
+            )
+        return event.kind
 
     def _summary(self) -> str:
         progress = self._progress
@@ -82,10 +97,12 @@ class RunDisplay:
 
     def _table(self) -> RenderableType:
         from rich import box
+        from rich.console import Group
         from rich.table import Table
+        from rich.text import Text
 
         progress = self._progress
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=self._summary())
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for name in ("Node", "Requests", "Tokens/s", "Engines"):
             table.add_column(name, justify="left" if name == "Node" else "right")
         for node in progress.nodes:
@@ -97,7 +114,7 @@ class RunDisplay:
                 "-" if rate is None else f"{rate:,.0f}",
                 str(node.engines) if node.engines else "-",
             )
-        return table
+        return Group(Text(self._summary()), table)
 
 
 def remaining_text(progress: RunProgress) -> str | None:
@@ -109,15 +126,3 @@ def remaining_text(progress: RunProgress) -> str | None:
     if most - least < 0.05 * most + 0.5:
         return f"{most:.0f} s"
     return f"{least:.0f} to {most:.0f} s"
-
-
-def _told(event: RunEvent) -> str:
-    fields = event.fields
-    if event.kind == "node_finished":
-        return f"{fields['node']} has finished"
-    if event.kind == "engine_failed":
-        return f"engine {fields['key']} failed: {fields['reason']}"
-    if event.kind == "plan":
-        gain = fields.get("gain_s")
-        return "planned" if gain is None else f"planned again: about {float(str(gain)):.0f} s less"
-    return event.kind

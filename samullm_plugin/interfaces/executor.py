@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -62,8 +63,8 @@ class EngineRequest:
         prompt: text to tokenise.
         messages: chat messages to put through the model's chat template.
         num_generated: how many of the last prompt tokens were generated elsewhere.
-        output_tokens: how many tokens it will still generate, for executors that model engines
-            instead of computing; None: ``max_tokens``.
+        output_tokens: how many tokens it is still to generate, whatever the engine would say:
+            where lengths are modelled or imposed. None: the engine decides, up to ``max_tokens``.
     """
 
     request: int
@@ -140,6 +141,11 @@ class Executor(Plugin, ABC):
     can_sleep: ClassVar[bool] = False
     virtual_clock: ClassVar[bool] = False
 
+    @classmethod
+    def kept_warm(cls) -> AbstractContextManager[None]:
+        """Let executors opened one after another in this context share what is slow to start."""
+        return nullcontext()
+
     def imitate(self, truth: Problem) -> None:
         """Be told before ``open`` how long outputs, iterations and engine starts really are.
 
@@ -205,6 +211,10 @@ class Executor(Plugin, ABC):
         None if the executor does not record them. Works until ``stop_engine`` has returned.
         """
         return None
+
+    def figures(self) -> Mapping[str, float]:
+        """Return what the executor has measured of itself, for ``metrics.json``."""
+        return {}
 
     def sleep_engine(self, key: str, level: Literal[1, 2]) -> None:
         """Free an idle replica's device memory but keep its process; see vLLM's sleep mode.

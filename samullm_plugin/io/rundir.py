@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,11 @@ class RunDirectory:
         directory.lock()
         return directory
 
+    def discard(self) -> None:
+        """Remove everything in the directory, and let go of it: the run was never begun."""
+        self.close()
+        shutil.rmtree(self.path, ignore_errors=True)
+
     def lock(self) -> None:
         """Hold the directory until :meth:`close` or the end of the process.
 
@@ -135,6 +141,7 @@ class RunDirectory:
         path = self.path / name
         partial = path.with_name(path.name + ".part")
         try:
+            path.parent.mkdir(exist_ok=True)  # nodes of several applications have a folder each
             with partial.open("wb") as file:
                 file.write(data)
                 file.flush()

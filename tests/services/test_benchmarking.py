@@ -82,7 +82,7 @@ def test_the_full_suite_has_the_papers_sizes_on_8_and_4_gpus():
     for text in ("ensembling:requests=10000,max_tokens=512", "routing:known=true"):
         assert text in full
         assert f"{text},gpus=4" in full
-    with pytest.raises(InputError, match="known: default, small, full"):
+    with pytest.raises(InputError, match="known: default, small, cores, full"):
         suite("fulll")
 
 

@@ -29,13 +29,28 @@ def fake_nvml(pairs: set[frozenset[int]], count: int) -> SimpleNamespace:
         nvmlDeviceGetP2PStatus=lambda a, b, kind: 0 if frozenset((a, b)) in pairs else 5,
         NVML_P2P_CAPS_INDEX_NVLINK=2,
         NVML_P2P_STATUS_OK=0,
+        NVMLError=RuntimeError,
     )
 
 
 def test_nvlink_groups_are_those_joined_with_each_other() -> None:
     pairs = {frozenset(p) for p in ((0, 1), (2, 3), (1, 2))}
-    cluster = cuda_cluster(fake_nvml(pairs, 5))
+    cluster = cuda_cluster(nvml=fake_nvml(pairs, 5))
     assert cluster == Cluster((Gpu("NVIDIA A100", 80 << 30),) * 5, ((0, 1), (2, 3), (4,)))
+
+
+def test_groups_follow_the_visible_devices() -> None:
+    """Devices are numbered as the run has them, whatever their physical indices."""
+    nvml = fake_nvml({frozenset((1, 3))}, 4)
+    nvml.nvmlDeviceGetHandleByUUID = {"GPU-a": 1}.get
+    cluster = cuda_cluster(["3", "0", "GPU-a"], nvml)
+    assert cluster.nvlink_groups == ((0, 2), (1,))
+
+    def unknown(*arguments: object) -> int:
+        raise RuntimeError("not supported")
+
+    nvml.nvmlDeviceGetP2PStatus = unknown
+    assert cuda_cluster(["3", "0"], nvml).nvlink_groups == ((0,), (1,))
 
 
 def test_visible_devices_are_named_as_cuda_does() -> None:

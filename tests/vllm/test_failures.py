@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from samullm_vllm.devices import cpu_cores
+from samullm_vllm.launching import FreshLauncher
 from samullm_vllm.vllm_executor import VllmExecutor, VllmOptions
 
 from samullm_plugin import Cluster, EngineOptions, Gpu, InputError, ModelSpec, RunError
@@ -127,6 +129,64 @@ def test_load_failure_is_reported(bench: Bench, tiny: Path, tmp_path: Path) -> N
     assert bench.gather(1)[1].num_tokens == 3
 
 
+def test_what_a_dead_engine_started_ends_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers that vLLM starts are not their engine's children any more when it has died."""
+    engine = tmp_path / "engine"
+    engine.write_text(f"#!/bin/sh\nsleep 1000 & echo $! > {tmp_path}/worker\nwait\n")
+    engine.chmod(0o755)
+    monkeypatch.setattr("samullm_vllm.launching.sys.executable", str(engine))
+    launcher = FreshLauncher(cuda=True, environment={})
+    with (tmp_path / "log").open("wb") as log:
+        launched = launcher.launch("a", ["0", "1"], 2, log)
+    try:
+        deadline = time.monotonic() + 10
+        while not (tmp_path / "worker").exists() or not (tmp_path / "worker").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        worker = int((tmp_path / "worker").read_text())
+        launcher.update()
+        assert alive([worker])
+        os.kill(launched.pids[0], signal.SIGKILL)
+        while not launched.exited:
+            assert time.monotonic() < deadline
+            launcher.update()
+        assert launched.exited == {launched.pids[0]: -signal.SIGKILL}
+        wait_gone([worker])
+    finally:
+        launcher.close()
+        launched.channel.close()
+
+
+def test_broken_installation_is_told_by_fresh_interpreters(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No further engine is tried if the first cannot even import vLLM."""
+    broken = tmp_path / "broken" / "transformers"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise ImportError('libfoo.so: cannot open')\n")
+    monkeypatch.setenv("PYTHONPATH", str(broken.parent))
+    executor = VllmExecutor(VllmOptions(start_method="fresh"))
+    executor.open(CLUSTER, tmp_path / "run")
+    try:
+        executor.start_engine(spec("a", tiny))
+        with pytest.raises(RunError, match=r"imported: ImportError: libfoo.so: .*a\.log; repair"):
+            Bench(executor).wait("ready", "a")
+    finally:
+        executor.close()
+
+
+def test_a_rank_that_cannot_start_says_why(bench: Bench, tiny: Path, tmp_path: Path) -> None:
+    """Not only that a process ended, whichever of the ranks it was."""
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text((tiny / "config.json").read_text())
+    (broken / "model.safetensors").write_bytes(b"no weights at all")
+    bench.executor.start_engine(spec("a", broken, (0, 1)))
+    assert "SafetensorError" in bench.failure("a").reason
+
+
 def test_too_small_kv_cache_is_a_load_failure(bench: Bench, tiny: Path) -> None:
     bench.executor.start_engine(spec("a", tiny, kv_cache_tokens=256))
     assert "KV cache" in bench.failure("a").reason
@@ -209,6 +269,31 @@ def test_wrong_input_is_refused_with_the_remedy(
     with pytest.raises(InputError, match="make vllm-cpu"):
         executor.open(CLUSTER, None)
     executor.close()
+
+
+def test_a_taken_device_is_refused(tmp_path: Path) -> None:
+    """Another run's core is passed over as long as there are others, then refused."""
+    cores = [str(c) for c in cpu_cores()]
+    one, rest, every = (
+        Cluster.uniform(Gpu("core", 1 << 30), n) for n in (1, len(cores) - 1, len(cores))
+    )
+    first, second, third = (VllmExecutor(VllmOptions()) for _ in range(3))
+    try:
+        first.open(one, tmp_path / "first")
+        mine = rf"hold CPU core {cores[0]} \(process {os.getpid()}\); wait for them"
+        with pytest.raises(InputError, match=mine):
+            second.open(every, tmp_path / "second")
+        second.open(rest, tmp_path / "second")
+        assert [*first._names, *second._names] == cores
+        with pytest.raises(InputError, match=f"core {cores[0]} .*, {cores[-1]} "):
+            third.open(one, tmp_path / "third")
+        assert not (tmp_path / "third").exists()
+        first.close()
+        third.open(one, tmp_path / "third")
+        assert third._names == cores[:1]
+    finally:
+        for executor in (first, second, third):
+            executor.close()
 
 
 def test_sleeping_needs_cuda(bench: Bench, tiny: Path) -> None:

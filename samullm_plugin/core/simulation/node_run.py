@@ -200,7 +200,7 @@ def node_jobs(
     remaining = np.flatnonzero(todo)
     arrivals = None
     if available_s is not None:
-        arrivals = np.maximum(available_s[remaining] - ready_s, 0.0)
+        arrivals = arrivals_after(available_s[remaining], ready_s)
     priority, chosen = None, None
     if spread is not None:
         priority, chosen = spread(remaining, arrivals, parallel.data_parallel_size)
@@ -238,6 +238,15 @@ def node_jobs(
         )
         parts.append(part)
     return NodeJobs(base, tuple(parts), tuple(jobs))
+
+
+def arrivals_after(available_s: Floats, ready_s: float) -> Floats:
+    """Return when requests arrive at engines, counted from when these are ready.
+
+    What is there when the plan begins is there from the start, also for engines that have run
+    before and are taken to have been ready earlier (``ready_s`` below 0).
+    """
+    return np.where(available_s > 0.0, np.maximum(available_s - ready_s, 0.0), 0.0)
 
 
 def _reachable(

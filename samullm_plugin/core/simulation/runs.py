@@ -19,6 +19,7 @@ from samullm_plugin.core.simulation.node_run import (
     NodeRun,
     NodeWork,
     Progress,
+    arrivals_after,
     node_jobs,
 )
 
@@ -134,7 +135,7 @@ class NodeRuns:
         if query.available_s is not None:
             taken = self._works[query.scenario][query.node].taken
             todo = taken & ~np.isfinite(query.base.finish_s)
-            after = np.maximum(query.available_s[todo] - query.ready_s, 0.0)
+            after = arrivals_after(query.available_s[todo], query.ready_s)
             if after.any():
                 arrivals = hashlib.blake2b(after.data, digest_size=16).digest()
         gpu = self._problem.cluster.gpus[query.device].name

@@ -46,7 +46,8 @@ class PlanSimulator:
             cache: results to reuse; a new cache if None.
             policy: order and replicas of requests; None: first come, first served, in turn.
             running: by node name, engines that run when plans begin, and in how many seconds they
-                are ready.
+                are ready. Unfinished requests start over from their prompts; for what an engine
+                that goes on need not compute again it is ready that much before 0.
         """
         self.problem = problem
         self.running = dict(running or {})

@@ -185,7 +185,9 @@ class SimulationState:
     def _cut(self, engine: ActiveEngine) -> tuple[Progress, NodeRun]:
         """Return what an engine has done by now, and its run until now."""
         if engine.cut is None or engine.cut[0] != self.clock_s or engine.cut[1] is not engine.run:
-            done, run = engine.run.until(self.clock_s, self._sim.cache)
+            # An engine from before the plan has computed nothing for it when that begins.
+            until_s = self.clock_s if self.clock_s > 0.0 else min(engine.ready_s, 0.0)
+            done, run = engine.run.until(until_s, self._sim.cache)
             engine.cut = self.clock_s, engine.run, done, run
         return engine.cut[2], engine.cut[3]
 

@@ -24,7 +24,8 @@ from samullm_plugin.manager import PluginHost
 from samullm_plugin.services.instances import Instance
 from samullm_plugin.services.planning import PlanningOptions, make_plan
 from samullm_plugin.services.policies import planned_policy
-from samullm_plugin.services.running.coordinator import Adjustments, Coordinator
+from samullm_plugin.services.running.adjustments import Adjustments
+from samullm_plugin.services.running.coordinator import Coordinator
 from samullm_plugin.services.running.observing import (
     Observer,
     Snapshot,

@@ -19,13 +19,14 @@ from samullm_plugin.interfaces.executor import (
     Executor,
     RequestOutput,
 )
-from samullm_plugin.interfaces.observer import StageRecord
+from samullm_plugin.services.running.adjustments import Adjustments
 from samullm_plugin.services.running.dispatch import Deployment, Replica
 from samullm_plugin.services.running.engines import Engines
 from samullm_plugin.services.running.intake import Intake
 from samullm_plugin.services.running.ledger import Ledger, RequestId, Status
 from samullm_plugin.services.running.log import RunLog
 from samullm_plugin.services.running.sources import RequestSource
+from samullm_plugin.services.running.stages import StageBook
 from samullm_plugin.services.running.starting import Begun, RunOptions
 
 UNFORESEEN_S = 1e9
@@ -33,21 +34,6 @@ UNFORESEEN_S = 1e9
 
 WAIT_S = 0.1
 """Longest wait for events on a real clock, so that an interruption is noticed."""
-
-
-class Adjustments:
-    """Looks at a run in progress and may replace its plan; this one never does."""
-
-    def begin(self, coordinator: Coordinator) -> None:
-        """Be told that the run begins."""
-
-    def consider(self, coordinator: Coordinator, *, stage_changed: bool) -> Plan | None:
-        """Return the plan to go on with, or None to keep the present one."""
-        del coordinator, stage_changed
-        return None
-
-    def end(self) -> None:
-        """Be told that the run is over, whatever became of it."""
 
 
 class Coordinator:
@@ -111,10 +97,8 @@ class Coordinator:
         self._deaths: dict[RequestId, int] = {}
         self._failures = [0] * len(self._names)
         self._late: dict[str, tuple[int, set[int]]] = {}
-        self._stages_run = begun.stages_run
         self._prefetched: set[str] = set()
-        self._stage_at: tuple[int, float, set[str]] | None = None
-        self._entered = begun.stage - 1 if begun.stage >= 0 else -1
+        self._stages = StageBook(log, begun)
         self.intake.changed = True
         self._drain_requested = False
         self.engines = Engines(
@@ -167,7 +151,7 @@ class Coordinator:
             self._take(events)
         for node in list(self.engines.deployments):
             self._stop(node)
-        self._end_stage()
+        self._stages.end(self.now_s(), self._finished())
         self.log.flush()
 
     def _take(self, events: Iterable[EngineEvent]) -> None:
@@ -290,7 +274,7 @@ class Coordinator:
             move = next_transition(
                 self.plan, self.problem.cluster, self._upstreams, self.rule, stalled=stalled
             )
-            self._enter_stages(move.stage)
+            self._stages.enter(self.plan, move.stage, self.now_s(), self._finished())
             kept: set[int] = set()
             for name in move.stop:
                 node = self._app.index(name)
@@ -340,25 +324,6 @@ class Coordinator:
         rank = min(len(will), max(1, int(np.ceil(end.fraction * len(will) - 1e-9))))
         done = self.ledger.num_settled(self._app.index(end.node))
         return done < rank <= int(will.sum())
-
-    def _enter_stages(self, current: int) -> None:
-        now_s = self.now_s()
-        for index in range(self._entered + 1, current + 1):
-            self._end_stage()
-            self._stage_at = (index, now_s, self._finished())
-            self.log.add(now_s, "stage", stage=index, number=self._stages_run)
-            self.log.before_stage(self.plan.stages[index])
-        self._entered = max(self._entered, current)
-
-    def _end_stage(self) -> None:
-        if self._stage_at is None:
-            return
-        index, started_s, finished_before = self._stage_at
-        self._stage_at = None
-        finished = tuple(sorted(self._finished() - finished_before))
-        record = StageRecord(self._stages_run, started_s, self.now_s(), finished)
-        self._stages_run += 1
-        self.log.after_stage(self.plan.stages[index], record)
 
     def _stop(self, node: int) -> None:
         deployment = self.engines.deployments[node]
@@ -412,13 +377,13 @@ class Coordinator:
 
     def adopt(self, plan: Plan) -> None:
         """Go on with another plan from now on; engines it assigns equally stay untouched."""
-        self._end_stage()
+        self._stages.begin_plan(self.now_s(), self._finished())
         self.plan = plan
         for deployment in self.engines.deployments.values():
             old = deployment.running
             planned = Assignment(old.planned.node, old.planned.parallel, old.devices)
             deployment.running = Running(planned, old.devices, 0)
-        self.rule, self._entered = RunState(), -1
+        self.rule = RunState()
         self._transition()
 
     def _drain(self) -> None:

@@ -7,7 +7,8 @@ from samullm_plugin.core.problem import Problem
 from samullm_plugin.core.simulation.runs import PolicyCall
 from samullm_plugin.interfaces.executor import Executor
 from samullm_plugin.interfaces.observer import RunInfo
-from samullm_plugin.services.running.coordinator import Adjustments, Coordinator
+from samullm_plugin.services.running.adjustments import Adjustments
+from samullm_plugin.services.running.coordinator import Coordinator
 from samullm_plugin.services.running.log import RunLog
 from samullm_plugin.services.running.sources import LengthSource
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samullm_plugin.core.application import Application
+from samullm_plugin.core.engine.latency import StepModel, StepTable
 from samullm_plugin.core.transition import Running
 from samullm_plugin.interfaces.length import LengthEstimator, LengthObservations, LengthQuery
 from samullm_plugin.services.running.ledger import Status
@@ -39,7 +40,9 @@ class Snapshot:
         status: per node, as in the ledger.
         generated: per node, tokens generated so far, those of running requests included.
         cut: per node, the finished requests whose output ended at a limit.
-        running: engines by node name, and in how many seconds they are ready.
+        running: engines by node name, and in how many seconds they are ready; negative by what
+            computing the contents of their KV caches again would take, since simulations of what
+            is left start every request over.
         latency_factor: per node, measured by predicted iteration seconds; 1 where unknown.
         load_factor: measured by predicted seconds of engine starts; 1 if unknown.
     """
@@ -83,18 +86,27 @@ class Observer:
         ledger, app = coordinator.ledger, coordinator.problem.app
         generated = [g.copy() for g in ledger.generated]
         running: dict[str, tuple[Running, float]] = {}
+        held: dict[int, list[list[int]]] = defaultdict(list)
         now_s = coordinator.now_s()
         factor = self._load_factor(coordinator)
         for node, deployment in coordinator.engines.deployments.items():
             for replica in deployment.replicas:
+                lengths = []
                 for request, tokens in coordinator.executor.progress(replica.key).items():
                     if request in replica.outstanding:
                         generated[node][request] += tokens
+                        if tokens:
+                            lengths.append(replica.outstanding[request].prompt_tokens + tokens)
+                held[node].append(lengths)
             costs = coordinator.problem.mode(
                 node, deployment.running.planned.parallel, deployment.running.devices
             )
             ready_s = deployment.started_s + factor * coordinator.problem.load_s(costs)
-            left_s = 0.0 if deployment.ready else max(0.0, ready_s - now_s)
+            left_s = max(0.0, ready_s - now_s)
+            if deployment.ready:
+                budget = app.nodes[node].model.engine.max_num_batched_tokens
+                held_s = np.mean([_prefill_s(costs.latency, h, budget) for h in held[node]])
+                left_s = -float(held_s) * self._latency_factor(node)
             running[app.nodes[node].name] = (deployment.running, left_s)
         cut = [np.zeros(len(g), bool) for g in generated]
         for (i, r), result in ledger.results.items():
@@ -124,6 +136,30 @@ class Observer:
             if event["kind"] == "engine_ready" and event.get("planned_load_s"):
                 ratios.append(float(event["load_s"]) / float(event["planned_load_s"]))
         return float(np.median(ratios)) if ratios else 1.0
+
+
+def _prefill_s(latency: StepModel, lengths: Sequence[int], budget: int) -> float:
+    """Return the seconds of prefilling sequences in iterations of a token budget."""
+    if not lengths:
+        return 0.0
+    tokens = np.asarray(lengths, float)
+    steps = max(1, int(np.ceil(tokens.sum() / budget)))
+
+    def share(total: float) -> Ints:
+        return np.array([max(1, round(total / steps))])
+
+    pairs = float((tokens * (tokens + 1) / 2).sum()) / steps
+    none = np.zeros(1)
+    table = StepTable(
+        share(len(tokens)),
+        share(tokens.sum()),
+        share(len(tokens)),
+        share(tokens.sum()),
+        np.array([pairs]),
+        none,
+        none,
+    )
+    return steps * float(latency.step_seconds(table)[0])
 
 
 def length_observations(coordinator: Coordinator, snapshot: Snapshot) -> list[LengthObservations]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from samullm_plugin.core.application import Application
 from samullm_plugin.core.result import PlanTrace
 from samullm_plugin.interfaces.observer import RunEvent
+from samullm_plugin.services.running.ledger import Ledger, Status
 
 
 @dataclass(slots=True)
@@ -23,6 +24,7 @@ class NodeProgress:
         settled: those that are done with, failed and not taken ones included.
         failed: those that failed.
         tokens: tokens of finished outputs.
+        tokens_before: those of them that finished before an interruption.
         began_s: when its first engine was ready; None before.
         last_s: when its last request was settled.
         engines: engines that serve or start.
@@ -33,16 +35,18 @@ class NodeProgress:
     settled: int = 0
     failed: int = 0
     tokens: int = 0
+    tokens_before: int = 0
     began_s: float | None = None
     last_s: float = 0.0
     engines: int = 0
 
     def tokens_per_s(self, now_s: float) -> float | None:
         """Return output tokens per second since its first engine was ready."""
-        if self.began_s is None or self.tokens == 0:
+        tokens = self.tokens - self.tokens_before
+        if self.began_s is None or tokens == 0:
             return None
         until_s = self.last_s if self.settled == self.total else now_s
-        return self.tokens / max(until_s - self.began_s, 1e-9)
+        return tokens / max(until_s - self.began_s, 1e-9)
 
 
 class RunProgress:
@@ -65,9 +69,29 @@ class RunProgress:
         self.nodes = [NodeProgress(n.name, len(n.requests)) for n in app.nodes]
         self.stage, self.now_s, self.replans = 0, 0.0, -1
         self._by_name = {n.name: n for n in self.nodes}
-        self._finish: list[NDArray[np.float64]] = [
-            np.sort(np.concatenate([f for f in t.finish_s])) for t in traces
-        ]
+        self._finish: list[NDArray[np.float64]] = []
+        self._clock: Callable[[], float] | None = None
+        self.expect(traces)
+
+    def expect(self, traces: Sequence[PlanTrace]) -> None:
+        """Take the remaining time from these simulations of the run's first plan."""
+        self._finish = [np.sort(np.concatenate([f for f in t.finish_s])) for t in traces]
+
+    def take_up(self, ledger: Ledger, clock: Callable[[], float]) -> None:
+        """Count what was settled before an interruption.
+
+        Args:
+            ledger: of the run.
+            clock: tells the run's time also between events.
+        """
+        self._clock = clock
+        self.now_s = max(self.now_s, clock())
+        for node, status, generated in zip(
+            self.nodes, ledger.status, ledger.generated, strict=True
+        ):
+            node.settled = int((status >= Status.FINISHED).sum())
+            node.failed = int((status == Status.FAILED).sum())
+            node.tokens_before = node.tokens = int(generated[status == Status.FINISHED].sum())
 
     def take(self, event: RunEvent) -> None:
         """Follow an event."""
@@ -105,14 +129,16 @@ class RunProgress:
         """Return the least and the most seconds left, over the planned length scenarios.
 
         The plan's simulations say when as many requests were to be settled as are now; what they
-        had left then is stretched by how much later (or earlier) than planned that is.
+        had left then is stretched by how much later (or earlier) than planned that is. Before the
+        first request has finished, all is taken to go as planned.
         """
         done = self.settled
-        if done == 0 or not self._finish:
+        if not self._finish:
             return None
         found = []
         for finish in self._finish:
-            at_s = float(finish[min(done, len(finish)) - 1])
+            at_s = float(finish[min(done, len(finish)) - 1]) if done else self.now_s
             stretch = self.now_s / at_s if at_s > 0 else 1.0
             found.append(max(0.0, float(finish[-1]) - at_s) * stretch)
-        return min(found), max(found)
+        since_s = 0.0 if self._clock is None else max(0.0, self._clock() - self.now_s)
+        return max(0.0, min(found) - since_s), max(0.0, max(found) - since_s)

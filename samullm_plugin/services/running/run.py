@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,8 @@ from samullm_plugin.manager import PluginHost
 from samullm_plugin.services.building import sample_scenarios
 from samullm_plugin.services.instances import Instance
 from samullm_plugin.services.policies import planned_policy
-from samullm_plugin.services.running.coordinator import Adjustments, Coordinator
+from samullm_plugin.services.running.adjustments import Adjustments
+from samullm_plugin.services.running.coordinator import Coordinator
 from samullm_plugin.services.running.ledger import Ledger
 from samullm_plugin.services.running.log import RunLog
 from samullm_plugin.services.running.measuring import (
@@ -40,8 +43,14 @@ from samullm_plugin.services.running.measuring import (
 from samullm_plugin.services.running.outputs import write_outputs
 from samullm_plugin.services.running.planned import PLANNED_FILE, planned_record, planned_run
 from samullm_plugin.services.running.recovery import recover
-from samullm_plugin.services.running.sources import LengthSource, RequestSource, TextSource
+from samullm_plugin.services.running.sources import (
+    LengthSource,
+    RequestSource,
+    TextSource,
+    TokenSource,
+)
 from samullm_plugin.services.running.starting import Begun, RunOptions
+from samullm_plugin.services.running.undisturbed import undisturbed
 
 Listener = Callable[[RunEvent], None]
 
@@ -61,6 +70,9 @@ class RunSetup:
         options: limits.
         listener: called with each event.
         on_start: called with the coordinator before it runs.
+        truth: output lengths (its first length scenario) and, on executors that imitate engines,
+            costs that hold in this run. Engines that compute get prompts of random tokens and
+            generate as much. None: imitated lengths are drawn, others are the engines' affair.
     """
 
     host: PluginHost
@@ -73,6 +85,7 @@ class RunSetup:
     options: RunOptions = field(default_factory=RunOptions)
     listener: Listener | None = None
     on_start: Callable[[Coordinator], None] | None = None
+    truth: Problem | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +128,7 @@ def start_run(setup: RunSetup, plan: Plan, scheduler: str = "") -> RunOutcome:
         "scheduler": scheduler,
         "num_devices": problem.cluster.num_gpus,
     }
-    directory = RunDirectory.create(setup.directory, _fingerprint(setup.loaded), facts)
+    directory = RunDirectory.create(setup.directory, fingerprint_of(setup.loaded), facts)
     try:
         if setup.loaded.path is not None:
             shutil.copyfile(setup.loaded.path, setup.directory / "app.yaml")
@@ -137,7 +150,10 @@ def start_run(setup: RunSetup, plan: Plan, scheduler: str = "") -> RunOutcome:
             log.add(0.0, "plan", plan=to_record(plan), scheduler=scheduler)
             log.flush()
             begun = Begun(Ledger(problem.app))
-            return _run(setup, plan, executor, source, log, directory, begun, planned)
+            with _opened(setup, executor, directory) as open_s:
+                run = _run(setup, plan, executor, source, log, directory, begun)
+            figures = executor.figures()
+            return _outcome(setup, run, source, log, directory, planned, open_s, figures)
         finally:
             journal.close()
     finally:
@@ -151,7 +167,7 @@ def resume_run(setup: RunSetup) -> RunOutcome:
         InputError: if the directory holds no run of this application, or another process runs it.
         RunError: if the run failed.
     """
-    directory = RunDirectory.reopen(setup.directory, _fingerprint(setup.loaded))
+    directory = RunDirectory.reopen(setup.directory, fingerprint_of(setup.loaded))
     try:
         journal = Journal(directory.journal_path)
         try:
@@ -166,11 +182,42 @@ def resume_run(setup: RunSetup) -> RunOutcome:
             interrupted_s = found.begun.clock_s
             log.add(interrupted_s, "resumed", interrupted_s=interrupted_s)
             planned = planned_trace(setup, first)
-            return _run(setup, plan, executor, source, log, directory, found.begun, planned)
+            with _opened(setup, executor) as open_s:
+                run = _run(setup, plan, executor, source, log, directory, found.begun)
+            figures = executor.figures()
+            return _outcome(setup, run, source, log, directory, planned, open_s, figures)
         finally:
             journal.close()
     finally:
         directory.close()
+
+
+@contextmanager
+def _opened(
+    setup: RunSetup, executor: Executor, new: RunDirectory | None = None
+) -> Iterator[float]:
+    """Have an executor open, and closed afterwards whatever happens.
+
+    Args:
+        setup: the run.
+        executor: its executor.
+        new: the directory, if the run begins: it goes if the executor cannot be opened here.
+
+    Yields:
+        The seconds that opening took; the executor's clock starts then.
+    """
+    began_s = time.monotonic()
+    try:
+        try:
+            executor.open(setup.instance.problem.cluster, setup.directory)
+        except InputError:
+            if new is not None:
+                new.discard()
+            raise
+        yield time.monotonic() - began_s
+    finally:
+        with undisturbed():
+            executor.close()
 
 
 def _run(
@@ -181,32 +228,42 @@ def _run(
     log: RunLog,
     directory: RunDirectory,
     begun: Begun,
+) -> Coordinator:
+    """Run on an open executor; return the coordinator after the run."""
+    coordinator = Coordinator(
+        setup.instance.problem,
+        plan,
+        executor,
+        source,
+        log,
+        begun=begun,
+        adjustments=setup.adjustments,
+        options=setup.options,
+        policy=_policy(setup),
+    )
+    log.add_listener(_output_writer(directory, coordinator.ledger, source))
+    if setup.on_start is not None:
+        setup.on_start(coordinator)
+    coordinator.run()
+    return coordinator
+
+
+def _outcome(
+    setup: RunSetup,
+    coordinator: Coordinator,
+    source: RequestSource,
+    log: RunLog,
+    directory: RunDirectory,
     planned: PlanTrace,
+    open_s: float,
+    figures: Mapping[str, float],
 ) -> RunOutcome:
-    """Run, and write what came of it whatever happens."""
+    """Write what came of a run, and return it."""
     problem = setup.instance.problem
-    try:
-        executor.open(problem.cluster, setup.directory)
-        coordinator = Coordinator(
-            problem,
-            plan,
-            executor,
-            source,
-            log,
-            begun=begun,
-            adjustments=setup.adjustments,
-            options=setup.options,
-            policy=_policy(setup),
-        )
-        log.add_listener(_output_writer(directory, coordinator.ledger, source))
-        if setup.on_start is not None:
-            setup.on_start(coordinator)
-        coordinator.run()
-    finally:
-        executor.close()
     for node in range(len(problem.app.nodes)):
         write_outputs(directory, node, coordinator.ledger, source)
     metrics = run_metrics(problem.app, log.records, problem.cluster.num_gpus, planned)
+    metrics |= {"open_s": open_s, "executor": figures}
     directory.write_json("metrics.json", metrics)
     tracks = {"planned": planned_slices(planned), "measured": measured_slices(log.records)}
     marks = [
@@ -238,8 +295,11 @@ def _prepared(setup: RunSetup) -> tuple[Executor, RequestSource]:
     executor = setup.host.create("executor", setup.executor, dict(setup.executor_options))
     executor.check([n.model for n in setup.loaded.app.nodes])
     if not imitates(executor):
+        if setup.truth is not None:
+            seed = setup.instance.planner.seed
+            return executor, TokenSource(setup.truth.scenarios[0], seed)
         return executor, TextSource(setup.loaded)
-    truth = hidden_truth(setup)
+    truth = setup.truth or hidden_truth(setup)
     executor.imitate(truth)
     return executor, LengthSource(truth.scenarios[0])
 
@@ -292,7 +352,7 @@ def _log(setup: RunSetup, journal: Journal) -> RunLog:
     return log
 
 
-def _fingerprint(loaded: LoadedApplication) -> str:
+def fingerprint_of(loaded: LoadedApplication) -> str:
     """Return a hash of the application and its texts."""
     contents: list[bytes] = []
     for source in loaded.sources or ():

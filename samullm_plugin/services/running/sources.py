@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,6 +105,51 @@ class LengthSource(RequestSource):
         return self._untaken[node]
 
 
+class TokenSource(LengthSource):
+    """Requests of lengths only, as random tokens for real engines, with imposed output lengths.
+
+    Outputs that enter a prompt are what the engines have really generated.
+    """
+
+    def __init__(self, truth: LengthScenario, seed: int = 0) -> None:
+        """Keep what is true.
+
+        Args:
+            truth: output lengths, 0 where a request is not taken.
+            seed: of the prompts' tokens.
+        """
+        super().__init__(truth)
+        self._seed = seed
+
+    def prepare(self, request: RequestId, ledger: Ledger) -> Prompt | Refused | None:
+        """Return a request whose prompt holds its own random tokens, then its inputs' outputs."""
+        prompt = super().prepare(request, ledger)
+        if not isinstance(prompt, Prompt):
+            return prompt
+        node, r = request
+        table, sizes = ledger.app.nodes[node].requests, ledger.app.nodes[node].model.architecture
+        vocabulary = 512 if sizes is None else sizes.vocab_size
+        shared = int(table.prefix_tokens[r]) if table.prefix_id[r] >= 0 else 0
+        own = int(table.prompt_tokens[r]) - shared
+        parts = [
+            self._tokens(shared, vocabulary, 0, int(table.prefix_id[r]) + 1),
+            self._tokens(own, vocabulary, node + 1, r),
+        ]
+        part = slice(table.input_indptr[r], table.input_indptr[r + 1])
+        inputs = zip(table.input_node[part], table.input_request[part], strict=True)
+        for (i, q), enters in zip(inputs, table.input_in_prompt[part], strict=True):
+            found = ledger.results.get((int(i), int(q)))
+            if enters and found is not None:
+                parts.append(found.token_ids or ())
+        ids = tuple(t for part in parts for t in part)[: prompt.prompt_tokens]
+        return replace(prompt, token_ids=ids, sampling={"temperature": 0.0})
+
+    def _tokens(self, count: int, vocabulary: int, *stream: int) -> tuple[int, ...]:
+        """Return random tokens, none of them special."""
+        rng = np.random.default_rng([self._seed, *stream])
+        return tuple(rng.integers(3, vocabulary, count).tolist())
+
+
 class TextSource(RequestSource):
     """Prompts with texts: templates, conversations, routers and filters of an ``app.yaml``."""
 
@@ -117,7 +162,8 @@ class TextSource(RequestSource):
         if loaded.sources is None:
             raise InputError(
                 f"application {loaded.app.name} has no prompts: it can be planned, and run with "
-                "--executor simulated or emulated, but not on real engines"
+                "--executor simulated or emulated, but not on real engines (samullm bench "
+                "--executor vllm makes prompts of random tokens)"
             )
         self._loaded, self._sources = loaded, loaded.sources
 

@@ -1,0 +1,57 @@
+"""Devices that runs on this machine hold, so that no two use the same one unawares.
+
+A claim is a listening socket in Linux's abstract name space: there is no file to be left behind,
+and the end of the process ends it, however that comes about.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from contextlib import suppress
+
+_CREDENTIALS = struct.Struct("iII")
+
+
+class Claims:
+    """The devices one executor holds."""
+
+    def __init__(self) -> None:
+        """Hold none."""
+        self._held: list[socket.socket] = []
+
+    def claim(self, device: str) -> int | None:
+        """Claim a device; return the id of the process that holds it already, if one does.
+
+        Args:
+            device: its name on this machine, such as ``cpu:0``.
+        """
+        name = f"\0samullm-device-{device}"
+        while True:
+            mine = socket.socket(socket.AF_UNIX)
+            try:
+                mine.bind(name)
+            except OSError:
+                mine.close()
+                if (holder := _holder(name)) is not None:
+                    return holder
+                continue  # it has just been let go
+            mine.listen(8)
+            self._held.append(mine)
+            return None
+
+    def release(self) -> None:
+        """Let go of all devices; safe to call twice."""
+        for held in self._held:
+            held.close()
+        self._held.clear()
+
+
+def _holder(name: str) -> int | None:
+    """Return the id of the process that listens at a name; None if none does any more."""
+    with socket.socket(socket.AF_UNIX) as asking, suppress(OSError):
+        asking.settimeout(1.0)
+        asking.connect(name)
+        told = asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        return int(_CREDENTIALS.unpack(told)[0])
+    return None
