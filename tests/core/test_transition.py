@@ -11,6 +11,7 @@ from samullm_plugin.core.parallel import ParallelConfig
 from samullm_plugin.core.plan import Assignment, Plan, Stage, StageEnd
 from samullm_plugin.core.transition import Running, RunState, next_transition, stage_ended
 
+
 def cluster_of(gpus: int) -> Cluster:
     return Cluster.uniform(Gpu("g", 1), gpus, nvlink=2)
 
