@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from samullm_auto.annealing import compile_ahead
 from samullm_auto.explain import explain
 from samullm_auto.judging import judge
 from samullm_auto.pace import Pace
@@ -87,6 +88,7 @@ class AutoScheduler(StageScheduler):
         """Return the best plan found; see the class."""
         options = self.config
         assert isinstance(options, AutoOptions)
+        compile_ahead()
         deadline_s = min(monotonic() + options.budget_s, context.deadline_s)
         bound_s = lower_bound(problem, problem.scenarios[0]).value_s
         worth_s = WORTH * bound_s + min(WORTH_SHORT * bound_s, SHORT_S)

@@ -9,9 +9,9 @@ from time import monotonic
 import numpy as np
 from numpy.typing import NDArray
 
-from samullm_auto import rehearsal
+from samullm_auto.annealing import anneal
 from samullm_auto.recipe import Recipe, Split, by_shape
-from samullm_auto.rehearsal import Encoded, Tables
+from samullm_auto.rehearsal import Encoded, Tables, value_s
 from samullm_plugin import ParallelConfig, Problem
 from samullm_plugin.core.simulation import NodeQuery, NodeRun, PlanSimulator
 
@@ -75,7 +75,7 @@ class Surrogate:
 
     def value_s(self, recipe: Recipe) -> float:
         """Return the estimated makespan, plus a little of the mean finish of all models."""
-        return float(rehearsal.value_s(self.tables, self.encode(recipe)))
+        return float(value_s(self.tables, self.encode(recipe)))
 
     def anneal(
         self,
@@ -106,7 +106,7 @@ class Surrogate:
         while (now_s := monotonic()) < until_s and self.judged < most:
             left = (until_s - now_s) / max(until_s - begin_s, 1e-9)
             heat = max(0.05 * values[best] * left**2, 1e-9)
-            value = rehearsal.anneal(
+            value = anneal(
                 self.tables,
                 current,
                 value,
@@ -249,9 +249,3 @@ def _work_s(run: NodeRun) -> Floats:
     ordered = np.sort(np.maximum(finish, 0.0))
     ranks = np.ceil(np.array(SHARES) * len(ordered) - 1e-9).astype(int)
     return np.where(ranks > 0, ordered[np.maximum(ranks, 1) - 1], 0.0)
-
-
-def compile_rehearsals(surrogate: Surrogate, recipe: Recipe) -> None:
-    """Have everything compiled, once per installation."""
-    rng = np.random.default_rng(0)
-    surrogate.anneal([recipe], np.ones(len(recipe.order)), monotonic() + 1e-6, 1, 1, rng)
