@@ -26,7 +26,7 @@ from samullm_plugin.core.bounds import lower_bound
 from samullm_plugin.core.simulation import PlanSimulator
 from samullm_plugin.errors import SamullmError
 from samullm_plugin.manager import PluginHost
-from samullm_plugin.services.bench_suites import CaseSettings, make_case
+from samullm_plugin.services.bench_suites import CaseSettings, make_case, warm_up
 from samullm_plugin.services.benchmarking import BenchCase
 from samullm_plugin.services.building import build_problem
 from samullm_plugin.services.planning import PlanningOptions, make_plan
@@ -163,12 +163,15 @@ def draw(series: Mapping[str, Sequence[tuple[int, Mapping[str, float]]]], path: 
     """Write a plot of the growth, doubly logarithmic."""
     import matplotlib.pyplot as plt
 
+    plt.rcParams["svg.fonttype"] = "none"
     figure, axes = plt.subplots(1, len(series), figsize=(11, 3.4), sharey=True)
     for ax, (what, rows) in zip(axes, series.items(), strict=True):
         for name in SCHEDULERS:
             ax.loglog([v for v, _ in rows], [t[name] for _, t in rows], marker="o", label=name)
         ax.set_xlabel("requests per node" if what == "requests" else what)
-        ax.grid(visible=True, which="both", alpha=0.3)
+        ax.set_xticks([v for v, _ in rows], [f"{v:,}" for v, _ in rows], fontsize=8)
+        ax.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+        ax.grid(visible=True, which="major", alpha=0.3)
     axes[0].set_ylabel("planning time (s)")
     axes[-1].legend(fontsize=8)
     figure.tight_layout()
@@ -269,8 +272,7 @@ def main() -> None:
     parser.add_argument("--plot")
     given = parser.parse_intermixed_args()
     host = PluginHost()
-    warm = make_case(host, "small-1", CaseSettings(seeds=0, shifts=()))
-    make_plan(host, warm.problem, "greedy")
+    warm_up(host, (*SCHEDULERS, "exact"))
     if given.part == "times":
         times(host, given.repeats)
     elif given.part == "growth":
