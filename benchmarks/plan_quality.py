@@ -4,10 +4,12 @@ Run from the repository root::
 
     python benchmarks/plan_quality.py gaps [--schedulers auto,greedy] [--only NAME]
     python benchmarks/plan_quality.py lengths [APPLICATION ...] [--seeds 30] [--gpus 8]
+    python benchmarks/plan_quality.py chains [--schedulers auto,greedy] [--gpus 8]
 
 ``gaps`` plans the problems behind the instances of ``tests/instances``. ``lengths`` compares plans
 that were made with one, several and the true length scenarios, and carries them out on the same
-hidden lengths, of the planner's own distribution and of others.
+hidden lengths, of the planner's own distribution and of others. ``chains`` compares chains of one
+model written as one node and as one node per step.
 """
 
 from __future__ import annotations
@@ -15,20 +17,27 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from derive_instances import TARGET, TICKS, Recipe, build
 from exact import size_class
+from numpy.typing import NDArray
 from samullm_cpsat.durations import measure
 from samullm_cpsat.instance import Instance
 
-from samullm_plugin import Problem
+from samullm_plugin import Application, Problem
+from samullm_plugin.core.application import RequestTable
 from samullm_plugin.core.bounds import lower_bound
+from samullm_plugin.core.fusion import fuse_chains
+from samullm_plugin.core.scenarios import LengthScenario
 from samullm_plugin.core.simulation import PlanSimulator
 from samullm_plugin.manager import PluginHost
 from samullm_plugin.services.bench_suites import CaseSettings, make_case, warm_up
 from samullm_plugin.services.planning import make_plan
+
+Ints = NDArray[np.int64]
 
 Gaps = list[tuple[str, str, float, float, float]]
 """Size class, instance, and gap to the best simulated plan, to the optimum of the structure without
@@ -135,10 +144,101 @@ def lengths(host: PluginHost, names: Sequence[str], seeds: int, gpus: int, sched
             print(f"| `{text}` | {hidden.label} | " + " | ".join(cells) + " |", flush=True)
 
 
+def by_step(problem: Problem, node: int) -> Problem:
+    """Return the problem with a node's chains written as one node per step.
+
+    Args:
+        problem: the problem; it has one length scenario.
+        node: a node of chains whose requests wait for others of it.
+    """
+    table = problem.app.nodes[node].requests
+    step = np.zeros(len(table), np.int64)
+    for r in range(len(table)):
+        entries = range(table.input_indptr[r], table.input_indptr[r + 1])
+        own = [int(table.input_request[e]) for e in entries if table.input_node[e] == node]
+        step[r] = max((step[q] + 1 for q in own), default=0)
+    steps = int(step.max()) + 1
+    place = np.zeros(len(table), np.int64)
+    for k in range(steps):
+        place[step == k] = np.arange(np.count_nonzero(step == k))
+    nodes, costs, prompts, outputs = [], [], [], []
+    scenario = problem.scenarios[0]
+    for i, old in enumerate(problem.app.nodes):
+        for k in range(steps if i == node else 1):
+            rows = np.flatnonzero(step == k) if i == node else np.arange(len(old.requests))
+            name = f"{old.name}-{k}" if i == node else old.name
+            requests = taken_rows(old.requests, rows, node, steps, step, place)
+            nodes.append(replace(old, name=name, requests=requests))
+            costs.append(problem.costs[i])
+            prompts.append(scenario.prompt_tokens[i][rows])
+            outputs.append(scenario.output_tokens[i][rows])
+    app = Application(f"{problem.app.name}, one node per step", tuple(nodes), problem.app.notes)
+    lengths = LengthScenario(tuple(prompts), tuple(outputs))
+    return Problem(app, problem.cluster, (lengths,), tuple(costs), problem.page_cache)
+
+
+def taken_rows(
+    table: RequestTable, rows: Ints, node: int, steps: int, step: Ints, place: Ints
+) -> RequestTable:
+    """Return some rows of a table, their inputs renumbered for :func:`by_step`."""
+    begins, ends = table.input_indptr[rows], table.input_indptr[rows + 1]
+    entries = np.concatenate(
+        [np.zeros(0, np.int64), *(np.arange(b, e) for b, e in zip(begins, ends, strict=True))]
+    ).astype(np.int64)
+    of, request = table.input_node[entries], table.input_request[entries]
+    moved = of == node
+    to_step = node + step[np.where(moved, request, 0)]
+    columns = {
+        name: value[rows] if len(value) == len(table) else value
+        for name in RequestTable.__dataclass_fields__
+        if (value := getattr(table, name)) is not None and not name.startswith("input_")
+    }
+    return RequestTable(
+        **columns,
+        input_indptr=np.concatenate([[0], np.cumsum(ends - begins)]),
+        input_node=np.where(moved, to_step, of + np.where(of > node, steps - 1, 0)),
+        input_request=np.where(moved, place[np.where(moved, request, 0)], request),
+        input_in_prompt=table.input_in_prompt[entries],
+    )
+
+
+def chains(host: PluginHost, gpus: int, schedulers: Sequence[str]) -> None:
+    """Print what a chain costs that is written as one node per step, and once it is fused."""
+    warm_up(host, schedulers)
+    print("| application | scheduler | as bundled | one node per step | fused again |")
+    print("|---|---|--:|--:|--:|")
+    for text in ("chain-summary:documents=100,judges=1", "chain-summary:documents=100,judges=4"):
+        given = CaseSettings(seeds=0, shifts=(), gpus=gpus)
+        bundled = make_case(host, text, given).problem
+        apart = by_step(bundled, 0)
+        fused = fuse_chains(apart.app)
+        heads = [fused.node.index(i) for i in range(len(fused.app.nodes))]
+        merged = [
+            tuple(
+                np.concatenate([of[k] for k in range(len(of)) if fused.node[k] == i])
+                for i in range(len(heads))
+            )
+            for of in (apart.scenarios[0].prompt_tokens, apart.scenarios[0].output_tokens)
+        ]
+        again = Problem(
+            fused.app,
+            apart.cluster,
+            (LengthScenario(*merged),),
+            tuple(apart.costs[k] for k in heads),
+            apart.page_cache,
+        )
+        for s in schedulers:
+            values = [make_plan(host, p, s).makespan_s[0] for p in (bundled, apart, again)]
+            label = f"{text}`, {len(apart.app.nodes)} nodes by step"
+            print(
+                f"| `{label} | {s} | " + " | ".join(f"{v:,.1f}" for v in values) + " |", flush=True
+            )
+
+
 def main() -> None:
     """Measure one part."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("part", choices=["gaps", "lengths"])
+    parser.add_argument("part", choices=["gaps", "lengths", "chains"])
     parser.add_argument("applications", nargs="*", default=APPLICATIONS)
     parser.add_argument("--schedulers", default="auto,greedy")
     parser.add_argument("--only", default="", help="only instances whose names contain this")
@@ -148,6 +248,8 @@ def main() -> None:
     host, schedulers = PluginHost(), given.schedulers.split(",")
     if given.part == "gaps":
         gaps(host, schedulers, given.only)
+    elif given.part == "chains":
+        chains(host, given.gpus, schedulers)
     else:
         lengths(host, given.applications, given.seeds, given.gpus, schedulers[0])
 
