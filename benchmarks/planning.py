@@ -14,16 +14,20 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from samullm_plugin import Application, Cluster, Problem
+from samullm_plugin.core.bounds import lower_bound
 from samullm_plugin.core.simulation import PlanSimulator
+from samullm_plugin.errors import SamullmError
 from samullm_plugin.manager import PluginHost
-from samullm_plugin.services.bench_suites import CaseSettings, make_case
+from samullm_plugin.services.bench_suites import CaseSettings, make_case, warm_up
+from samullm_plugin.services.benchmarking import BenchCase
 from samullm_plugin.services.building import build_problem
 from samullm_plugin.services.planning import PlanningOptions, make_plan
 
@@ -37,12 +41,32 @@ TARGETS = (
 
 APPLICATIONS = (
     "ensembling:requests=1000,max_tokens=256",
+    "ensembling:requests=5000,max_tokens=256",
     "ensembling:requests=10000,max_tokens=256",
+    "ensembling:requests=1000,max_tokens=512",
+    "ensembling:requests=10000,max_tokens=512",
     "routing:known=false",
+    "routing:known=true",
+    "chain-summary:documents=100,judges=1",
     "chain-summary:documents=100,judges=4",
     "chain-summary:documents=300,judges=6",
+    "chain-summary:documents=300,judges=6,summariser=mixtral",
+    "chain-summary:documents=500,judges=8",
     "mixed:documents=100,requests=5000",
+    "mixed:documents=300,requests=5000",
+    "map-reduce",
+    "vote",
+    "filter-vote",
+    "document-questions",
 )
+PUBLISHED = {
+    "ensembling": "1.1-2.4x, 1.0-1.6x",
+    "routing": "1.4-1.8x, 1.0-1.1x",
+    "chain-summary": "1.0-1.3x, 1.0-1.4x",
+    "mixed": "1.2-1.4x, 1.2-1.4x",
+}
+"""Speedups of the published planner over its max- and min-heuristic, by application."""
+
 SCHEDULERS = ("max-heuristic", "min-heuristic", "greedy", "auto")
 
 
@@ -139,60 +163,101 @@ def draw(series: Mapping[str, Sequence[tuple[int, Mapping[str, float]]]], path: 
     """Write a plot of the growth, doubly logarithmic."""
     import matplotlib.pyplot as plt
 
+    plt.rcParams["svg.fonttype"] = "none"
     figure, axes = plt.subplots(1, len(series), figsize=(11, 3.4), sharey=True)
     for ax, (what, rows) in zip(axes, series.items(), strict=True):
         for name in SCHEDULERS:
             ax.loglog([v for v, _ in rows], [t[name] for _, t in rows], marker="o", label=name)
         ax.set_xlabel("requests per node" if what == "requests" else what)
-        ax.grid(visible=True, which="both", alpha=0.3)
+        ax.set_xticks([v for v, _ in rows], [f"{v:,}" for v, _ in rows], fontsize=8)
+        ax.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+        ax.grid(visible=True, which="major", alpha=0.3)
     axes[0].set_ylabel("planning time (s)")
     axes[-1].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path)
 
 
-def draws(problem: Problem, scenario_problem: Problem) -> Iterator[PlanSimulator]:
-    """Yield a simulator for each hidden draw."""
-    for scenario in scenario_problem.scenarios:
-        yield PlanSimulator(problem.with_scenarios((scenario,)))
+@dataclass(frozen=True)
+class Realised:
+    """What one scheduler's plan takes on the hidden draws.
+
+    Attributes:
+        planning_s: what planning took.
+        makespan_s: without planning, one per draw.
+    """
+
+    planning_s: float
+    makespan_s: np.ndarray
+
+    @property
+    def total_s(self) -> np.ndarray:
+        """Return the makespans with planning."""
+        return self.makespan_s + self.planning_s
 
 
-def quality(host: PluginHost, names: Sequence[str], seeds: int, gpus: Sequence[int]) -> None:
+def realise(host: PluginHost, case: BenchCase, scenarios: int) -> dict[str, Realised]:
+    """Return what every scheduler's plan takes on the hidden draws.
+
+    ``auto`` and ``exact`` see ``scenarios`` length scenarios, the others the first of them: their
+    plans are no better with more, and planning is quicker.
+    """
+    problem = case.problem
+    first = problem.with_scenarios(problem.scenarios[:1])
+    hidden = next(h for h in case.hidden if h.label == "same")
+    simulator = PlanSimulator(hidden.problem)
+    found = {}
+    for scheduler in (*SCHEDULERS, "exact"):
+        seen = problem if scheduler in ("auto", "exact") else first
+        try:
+            result = make_plan(host, seen, scheduler)
+        except SamullmError as error:  # reported, and the others go on
+            print(f"{case.application}, {scheduler}: {error}", file=sys.stderr)
+            continue
+        makespans = [t.makespan_s for t in simulator.simulate(result.plan)]
+        found[scheduler] = Realised(result.planning_s, np.array(makespans))
+    return found
+
+
+def quality(
+    host: PluginHost, names: Sequence[str], seeds: int, gpus: Sequence[int], scenarios: int
+) -> None:
     """Print realised times on hidden lengths, planning included, paired over the draws."""
-    print(f"mean of {seeds} hidden draws; seconds with planning (planning alone); vs the better")
     print(
-        "heuristic: difference in %, with its standard error over the pairs; plans for 4 scenarios"
+        f"Mean of {seeds} hidden draws, seconds, planning included (auto's and exact's in "
+        f"brackets; both see {scenarios} length scenarios, the others one). Against the better "
+        "heuristic: mean of the paired differences and its standard error. Room: how far the "
+        "bound lies below the better heuristic.\n"
     )
+    columns = "application, GPUs", "auto", "greedy", "exact", "max", "min"
+    head = (*columns, "auto vs better", "room", "speedup over max, min", "published")
+    print("| " + " | ".join(head) + " |")
+    print("|---|" + "--:|" * 9)
     for count in gpus:
         for text in names:
-            settings = CaseSettings(scenarios=4, seeds=seeds, shifts=(), gpus=count)
-            case = make_case(host, text, settings)
-            same = next(h for h in case.hidden if h.label == "same")
-            realised: dict[str, np.ndarray] = {}
-            planning: dict[str, float] = {}
-            for scheduler in (*SCHEDULERS, "exact"):
-                try:
-                    result = make_plan(host, case.problem, scheduler)
-                except Exception as error:  # reported, and the others go on
-                    print(f"  {scheduler}: {error}")
-                    continue
-                planning[scheduler] = result.planning_s
-                realised[scheduler] = result.planning_s + np.array(
-                    [
-                        sim.simulate(result.plan)[0].makespan_s
-                        for sim in draws(case.problem, same.problem)
-                    ]
-                )
-            heuristics = [s for s in ("max-heuristic", "min-heuristic") if s in realised]
-            better = min(heuristics, key=lambda s: realised[s].mean())
-            print(f"{text}, {count} GPUs; the better heuristic is {better}")
-            for scheduler, values in realised.items():
-                ratio = 100 * (values / realised[better] - 1)
-                error = ratio.std(ddof=1) / np.sqrt(len(ratio)) if len(ratio) > 1 else 0.0
-                print(
-                    f"  {scheduler:16}{values.mean():9.1f} ({planning[scheduler]:5.2f})"
-                    f"{ratio.mean():+8.2f} % +- {error:.2f}"
-                )
+            given = CaseSettings(scenarios=scenarios, seeds=seeds, shifts=(), gpus=count)
+            case = make_case(host, text, given)
+            hidden = next(h for h in case.hidden if h.label == "same").problem
+            found = realise(host, case, scenarios)
+            total_s = {name: r.total_s.mean() for name, r in found.items()}
+            better = min(("max-heuristic", "min-heuristic"), key=total_s.__getitem__)
+            ratio = 100 * (found["auto"].total_s / found[better].total_s - 1)
+            error = ratio.std(ddof=1) / np.sqrt(len(ratio)) if len(ratio) > 1 else 0.0
+            bound_s = np.mean([lower_bound(hidden, s).value_s for s in hidden.scenarios])
+            cells = [f"`{text}`, {count}"]
+            for name in ("auto", "greedy", "exact", "max-heuristic", "min-heuristic"):
+                cell = f"{total_s[name]:,.1f}" if name in total_s else "-"
+                if name in ("auto", "exact") and name in found:
+                    cell += f" ({found[name].planning_s:.1f})"
+                cells.append(cell)
+            over = [total_s[h] / total_s["auto"] for h in ("max-heuristic", "min-heuristic")]
+            cells += [
+                f"{ratio.mean():+.2f} ± {error:.2f} %",
+                f"{100 * (1 - bound_s / total_s[better]):.0f} %",
+                f"{over[0]:.2f}x, {over[1]:.2f}x",
+                PUBLISHED.get(text.partition(":")[0], "-"),
+            ]
+            print("| " + " | ".join(cells) + " |", flush=True)
 
 
 def main() -> None:
@@ -203,17 +268,18 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=30)
     parser.add_argument("--gpus", default="8,4")
+    parser.add_argument("--scenarios", type=int, default=8)
     parser.add_argument("--plot")
     given = parser.parse_intermixed_args()
     host = PluginHost()
-    warm = make_case(host, "small-1", CaseSettings(seeds=0, shifts=()))
-    make_plan(host, warm.problem, "greedy")
+    warm_up(host, (*SCHEDULERS, "exact"))
     if given.part == "times":
         times(host, given.repeats)
     elif given.part == "growth":
         growth(host, given.repeats, given.plot)
     else:
-        quality(host, given.applications, given.seeds, [int(g) for g in given.gpus.split(",")])
+        gpus = [int(g) for g in given.gpus.split(",")]
+        quality(host, given.applications, given.seeds, gpus, given.scenarios)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,10 @@ class PlanError(SamullmError):
     """A plan breaks a rule or cannot finish; the message lists every violation."""
 
 
+class OutOfTimeError(SamullmError):
+    """A scheduler that another one asked had no plan when its time was up."""
+
+
 class RunError(SamullmError):
     """A run failed after it had started."""
 

@@ -62,11 +62,8 @@ def bench(
         typer.Option(help="Hidden length draws per application; on engines also rounds.", min=1),
     ] = 3,
     scenarios: Annotated[
-        int | None,
-        typer.Option(
-            help="Length scenarios the schedulers plan for.", min=1, show_default="1; 4 on engines"
-        ),
-    ] = None,
+        int, typer.Option(help="Length scenarios the schedulers plan for.", min=1)
+    ] = 4,
     shifts: Annotated[
         str, typer.Option(help="Shifted hidden lengths, comma separated; empty: none.")
     ] = "longer,sharegpt",
@@ -164,7 +161,7 @@ def bench(
                 executor,
                 parsed_options(executor_option or []),
                 rounds=seeds,
-                scenarios=scenarios or 4,
+                scenarios=scenarios,
                 seed=seed,
                 gpus=gpus,
                 estimator=length_estimator,
@@ -179,7 +176,7 @@ def bench(
         )
         raise typer.Exit(code)
     settings = bench_suites.CaseSettings(
-        scenarios=scenarios or 1,
+        scenarios=scenarios,
         seeds=seeds,
         shifts=tuple(s.strip() for s in shifts.split(",") if s.strip()),
         seed=seed,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 from samullm_plugin.core.parallel import ParallelConfig
 from samullm_plugin.errors import InputError
@@ -40,6 +39,9 @@ class Cluster:
     machines: tuple[tuple[int, ...], ...] = ()
     _group_index: tuple[int, ...] = field(init=False, repr=False, compare=False)
     _machine_index: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    _idle: dict[ParallelConfig, tuple[int, ...] | None] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         """Complete the groups and refuse impossible ones.
@@ -135,61 +137,123 @@ class Cluster:
             parallel: sizes to place.
             avoid: free devices to take only if no others do.
         """
-        kinds = dict.fromkeys(self.gpus[d] for d in sorted(free))
-        for kind in kinds:
-            alike = {d for d in free if self.gpus[d] == kind}
-            chosen = self._replicas(alike, parallel, set(avoid))
-            if chosen is not None:
-                return chosen
-        return None
+        if parallel.num_devices > len(free):
+            return None
+        return FreeDevices(self, free).take(parallel, avoid=avoid)
 
     def idle_devices(self, parallel: ParallelConfig) -> tuple[int, ...] | None:
         """Return :meth:`find_devices` with every device free."""
-        return _idle_devices(self, parallel)
+        if parallel not in self._idle:
+            self._idle[parallel] = self.find_devices(range(self.num_gpus), parallel)
+        return self._idle[parallel]
 
-    def _replicas(
-        self, left: set[int], parallel: ParallelConfig, shunned: set[int]
+
+Place = tuple[int, int]
+"""A machine and one of its NVLink groups, by their indices."""
+
+
+class FreeDevices:
+    """Devices that nobody holds, taken and given back as plans are made.
+
+    Attributes:
+        count: how many there are.
+    """
+
+    def __init__(self, cluster: Cluster, free: Collection[int]) -> None:
+        """Begin with some devices of a cluster."""
+        free = set(free)
+        self._gpus = cluster.gpus
+        self._place = tuple(zip(cluster._machine_index, cluster._group_index, strict=True))
+        self._by_kind: dict[Gpu, dict[Place, list[int]]] = {}
+        for device, gpu in enumerate(cluster.gpus):
+            members = self._by_kind.setdefault(gpu, {}).setdefault(self._place[device], [])
+            if device in free:
+                members.append(device)
+        self.count = len(free)
+
+    def take(
+        self, parallel: ParallelConfig, *, avoid: Collection[int] = ()
     ) -> tuple[int, ...] | None:
-        """Return devices among ``left``, which are of one kind, for all replicas."""
-        tp = parallel.tensor_parallel_size
-        chosen: list[int] = []
-        for _ in range(parallel.data_parallel_size):
-            replica: list[int] = []
-            for _ in range(parallel.pipeline_parallel_size):
-                part = self._part(left, shunned, tp, replica)
-                if part is None:
-                    return None
-                replica += part
-                left -= set(part)
-            chosen += replica
-        return tuple(chosen)
+        """Take devices of one kind for all replicas of a model, or none if there are too few.
 
-    def _part(
-        self, left: set[int], shunned: set[int], tp: int, replica: Sequence[int]
-    ) -> list[int] | None:
-        """Return ``tp`` devices of one group for the next pipeline stage of ``replica``."""
-        best: tuple[tuple[int, int, int], list[int]] | None = None
-        for group in self.nvlink_groups:
-            members = [d for d in group if d in left]
-            if replica:
-                home = self.machine_of(replica[0])
-                members = [d for d in members if self.machine_of(d) == home]
-            if len(members) < tp:
+        See :meth:`Cluster.find_devices`.
+        """
+        tp, replicas = parallel.tensor_parallel_size, parallel.data_parallel_size
+        parts = replicas * parallel.pipeline_parallel_size
+        for kind, places in self._by_kind.items():
+            if sum(len(members) // tp for members in places.values()) < parts:
                 continue
-            if shunned:
-                members.sort(key=lambda d: (d in shunned, d))
-            part = members[:tp]
-            key = (sum(d in shunned for d in part) if shunned else 0, len(members), part[0])
-            if best is not None and key >= best[0]:
-                continue
-            if self.replica_violation(part, tp):
-                continue
-            best = (key, part)
-            if key[:2] == (0, tp):  # nothing fits better, and groups come in order
-                break
-        return None if best is None else best[1]
+            tried = places if parallel.pipeline_parallel_size == 1 else dict(places)
+            chosen = _replicas(tried, parallel, set(avoid))
+            if chosen is not None:
+                self._by_kind[kind] = tried
+                self.count -= len(chosen)
+                return chosen
+        return None
+
+    def copy(self) -> FreeDevices:
+        """Return an independent copy."""
+        new = object.__new__(FreeDevices)
+        new._gpus, new._place, new.count = self._gpus, self._place, self.count
+        new._by_kind = {kind: dict(places) for kind, places in self._by_kind.items()}
+        return new
+
+    def put(self, devices: Collection[int]) -> None:
+        """Give devices back."""
+        for device in devices:
+            places = self._by_kind[self._gpus[device]]
+            place = self._place[device]
+            places[place] = sorted((*places[place], device))
+        self.count += len(devices)
+
+    def remove(self, devices: Collection[int]) -> None:
+        """Take these very devices, which must be free."""
+        for device in devices:
+            places = self._by_kind[self._gpus[device]]
+            place = self._place[device]
+            places[place] = [d for d in places[place] if d != device]
+        self.count -= len(devices)
 
 
-@lru_cache(maxsize=4096)
-def _idle_devices(cluster: Cluster, parallel: ParallelConfig) -> tuple[int, ...] | None:
-    return cluster.find_devices(range(cluster.num_gpus), parallel)
+def _replicas(
+    places: dict[Place, list[int]], parallel: ParallelConfig, shunned: set[int]
+) -> tuple[int, ...] | None:
+    """Return devices of one kind for all replicas of a model.
+
+    Args:
+        places: free devices in order by machine and NVLink group; what is chosen is taken out.
+        parallel: sizes to place.
+        shunned: devices to take only if no others do.
+    """
+    tp = parallel.tensor_parallel_size
+    chosen: list[int] = []
+    for _ in range(parallel.data_parallel_size):
+        home: int | None = None  # all pipeline stages of a replica lie on one machine
+        for _ in range(parallel.pipeline_parallel_size):
+            part = _part(places, tp, home, shunned)
+            if part is None:
+                return None
+            place, devices = part
+            home = place[0]
+            places[place] = [d for d in places[place] if d not in devices]
+            chosen += devices
+    return tuple(chosen)
+
+
+def _part(
+    places: dict[Place, list[int]], tp: int, home: int | None, shunned: set[int]
+) -> tuple[Place, list[int]] | None:
+    """Return ``tp`` devices of one place: of the fullest that has room, the first of equals."""
+    best: tuple[tuple[int, int, int], Place] | None = None
+    for place, members in places.items():
+        if len(members) < tp or (home is not None and place[0] != home):
+            continue
+        if shunned:
+            members.sort(key=lambda d: (d in shunned, d))
+        worse = sum(d in shunned for d in members[:tp]) if shunned else 0
+        key = worse, len(members), members[0]
+        if best is None or key < best[0]:
+            best = key, place
+            if not shunned and len(members) == tp:
+                break  # no place is fuller, and they come in order
+    return None if best is None else (best[1], places[best[1]][:tp])

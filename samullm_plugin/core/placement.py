@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from samullm_plugin.core.parallel import ParallelConfig
 from samullm_plugin.core.plan import Assignment
@@ -48,11 +48,19 @@ def _around(
     # Large replicas first: small ones fit into what is left of the groups.
     others = [n for n in wanted if n not in kept]
     for name in sorted(others, key=lambda n: -wanted[n].tensor_parallel_size):
-        node = problem.app.index(name)
-        fitting = {d for d in free if problem.fits(node, problem.mode_key(wanted[name], (d,)))}
-        devices = cluster.find_devices(fitting, wanted[name])
+        devices = cluster.find_devices(fitting(problem, name, wanted[name], free), wanted[name])
         if devices is None:
             return None
         free -= set(devices)
         result[name] = Assignment(name, wanted[name], devices)
     return tuple(result[n] for n in wanted)
+
+
+def fitting(
+    problem: Problem, name: str, parallel: ParallelConfig, free: Collection[int]
+) -> Collection[int]:
+    """Return the devices among ``free`` of kinds on which a node's replicas fit."""
+    node, gpus = problem.app.index(name), problem.cluster.gpus
+    kinds = {gpus[d].name: d for d in free}
+    fits = {k: problem.fits(node, problem.mode_key(parallel, (d,))) for k, d in kinds.items()}
+    return free if all(fits.values()) else {d for d in free if fits[gpus[d].name]}

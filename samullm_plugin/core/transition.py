@@ -101,8 +101,11 @@ def next_transition(
     3. The stage's other unfinished nodes start on their planned devices or, if somebody still
        holds one of those, on other free devices of the same kind and shape; else they wait. Before
        them come unfinished nodes whose last stage has passed while they waited.
-    4. Nodes of the following stage that do not run start early on devices that are left, if each
-       of their upstream nodes has finished or runs.
+    4. Nodes of the following stage that do not run start early on devices that are left, planned
+       ones or others of the same kind and shape, if each of their upstream nodes has finished or
+       runs. So do nodes of the stages after it, as long as all that the stages before assign runs
+       as it is planned there or has finished. So no device idles because models finish in another
+       order than foreseen.
 
     Args:
         plan: the plan.
@@ -160,7 +163,6 @@ def _starts(
     free = set(range(cluster.num_gpus))
     for running in stays.values():
         free -= set(running.devices)
-    begun = set(stays)
     starts: list[Running] = []
     stage = plan.stages[current]
     wanted = [*_overdue(plan, current), *stage.assignments]
@@ -172,20 +174,55 @@ def _starts(
         assignment, devices = chosen
         free -= set(devices)
         starts.append(Running(assignment, devices, current))
-        begun.add(assignment.node)
         waiting.remove(assignment)
-    if current + 1 >= len(plan.stages):
-        return starts
-    for assignment in plan.stages[current + 1].assignments:
+    begun = {r.planned.node: r.planned for r in (*stays.values(), *starts)}
+    for number in range(current + 1, len(plan.stages)):
+        if not _start_early(plan, number, cluster, upstreams, state, begun, free, starts):
+            return starts
+    return starts
+
+
+def _start_early(
+    plan: Plan,
+    number: int,
+    cluster: Cluster,
+    upstreams: Mapping[str, Sequence[str]],
+    state: RunState,
+    begun: dict[str, Assignment],
+    free: set[int],
+    starts: list[Running],
+) -> bool:
+    """Start what a later stage assigns on devices that are left, in place.
+
+    Returns:
+        Whether all of the stage runs as it is planned, so that those after it may be looked at.
+    """
+    complete = True
+    for assignment in plan.stages[number].assignments:
         node = assignment.node
-        if node in state.finished or node in begun or stage.assignment(node) is not None:
+        if node in state.finished:
+            continue
+        if node in begun:
+            complete &= begun[node] == assignment
             continue
         ready = all(u in state.finished or u in begun for u in upstreams.get(node, ()))
-        if ready and set(assignment.devices) <= free:
-            free -= set(assignment.devices)
-            starts.append(Running(assignment, assignment.devices, current + 1))
-            begun.add(node)
-    return starts
+        devices = _devices(assignment, cluster, free) if ready else None
+        if devices is None:
+            complete = False
+            continue
+        free -= set(devices)
+        starts.append(Running(assignment, devices, number))
+        begun[node] = assignment
+    return complete
+
+
+def _devices(assignment: Assignment, cluster: Cluster, free: set[int]) -> tuple[int, ...] | None:
+    """Return the planned devices if they are free, else others of the same kind and shape."""
+    if free.issuperset(assignment.devices):
+        return assignment.devices
+    kind = cluster.gpus[assignment.devices[0]]
+    alike = [d for d in free if cluster.gpus[d] == kind]
+    return cluster.find_devices(alike, assignment.parallel)
 
 
 def _next_start(
@@ -205,9 +242,7 @@ def _next_start(
         if free.issuperset(assignment.devices):
             return assignment, assignment.devices
     for assignment in able:
-        kind = cluster.gpus[assignment.devices[0]]
-        alike = [d for d in free if cluster.gpus[d] == kind]
-        devices = cluster.find_devices(alike, assignment.parallel)
+        devices = _devices(assignment, cluster, free)
         if devices is not None:
             return assignment, devices
     return None

@@ -44,6 +44,7 @@ class ScheduleWith(Protocol):
         *,
         options: Mapping[str, object] | None = None,
         budget_s: float | None = None,
+        give_up_s: float | None = None,
         scenarios: int | None = None,
     ) -> Plan:
         """Return the verified plan of scheduler ``name``.
@@ -51,7 +52,9 @@ class ScheduleWith(Protocol):
         Args:
             name: as users write it.
             options: that scheduler's own.
-            budget_s: seconds it may take.
+            budget_s: seconds it may take to improve on its first plan.
+            give_up_s: seconds after which a shipped scheduler that has no plan raises
+                ``OutOfTimeError``; None: never.
             scenarios: it sees only so many of the length scenarios; None: all.
         """
         ...
@@ -66,6 +69,8 @@ class SchedulingContext:
         rng: the only source of randomness.
         deadline_s: on the clock of ``time.monotonic``: anytime schedulers stop by then; inf if
             there is no limit.
+        give_up_s: on the same clock: a scheduler without a plan by then raises
+            ``OutOfTimeError``; inf unless another scheduler asks and has limited it.
         incumbent: the best valid plan known so far, or None.
         schedule_with: gives the verified plan of another scheduler by its name, so that no plugin
             imports another.
@@ -76,6 +81,7 @@ class SchedulingContext:
     simulator: PlanSimulator
     rng: np.random.Generator
     deadline_s: float = float("inf")
+    give_up_s: float = float("inf")
     incumbent: Plan | None = None
     schedule_with: ScheduleWith | None = None
     progress: Callable[[float | None, float | None], None] | None = None

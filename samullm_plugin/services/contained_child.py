@@ -43,9 +43,10 @@ def _schedule(call: ContainedCall) -> ContainedResult:
         *,
         options: Mapping[str, object] | None = None,
         budget_s: float | None = budget_s,
+        give_up_s: float | None = None,
         scenarios: int | None = None,
     ) -> Plan:
-        how = PlanningOptions(options=options or {}, seed=seed, budget_s=budget_s)
+        how = PlanningOptions(options or {}, seed, budget_s, give_up_s=give_up_s)
         part = problem.with_scenarios(problem.scenarios[:scenarios])
         return make_plan(PluginHost.from_settings(), part, name, how).plan
 

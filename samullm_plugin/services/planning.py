@@ -42,6 +42,7 @@ class PlanningOptions:
         progress: called with (bound, incumbent) in seconds during a long search.
         third_party_limit_s: seconds after which a third party's scheduler is ended; None: as the
             settings say.
+        give_up_s: seconds after which a scheduler that has no plan is given up; None: never.
     """
 
     options: Mapping[str, object] = field(default_factory=dict)
@@ -50,6 +51,7 @@ class PlanningOptions:
     incumbent: Plan | None = None
     progress: Progress | None = None
     third_party_limit_s: float | None = None
+    give_up_s: float | None = None
 
 
 def make_plan(
@@ -119,6 +121,7 @@ def _schedule(
         *,
         options: Mapping[str, object] | None = None,
         budget_s: float | None = None,
+        give_up_s: float | None = None,
         scenarios: int | None = None,
     ) -> Plan:
         if depth + 1 >= MAX_NESTING:
@@ -127,18 +130,20 @@ def _schedule(
             options={} if options is None else options,
             seed=how.seed,
             budget_s=how.budget_s if budget_s is None else budget_s,
+            give_up_s=give_up_s,
         )
         if scenarios is None or scenarios >= len(problem.scenarios):
             return _schedule(host, problem, other, nested, simulator, depth + 1)[0]
-        part = problem.with_scenarios(problem.scenarios[:scenarios])
-        own = PlanSimulator(part, simulator.cache)
-        return _schedule(host, part, other, nested, own, depth + 1)[0]
+        part = simulator.with_first_scenarios(scenarios)
+        return _schedule(host, part.problem, other, nested, part, depth + 1)[0]
 
     instance = host.create("scheduler", name, dict(how.options))
+    now_s = monotonic()
     context = SchedulingContext(
         simulator,
         np.random.default_rng(how.seed),
-        deadline_s=float("inf") if how.budget_s is None else monotonic() + how.budget_s,
+        deadline_s=float("inf") if how.budget_s is None else now_s + how.budget_s,
+        give_up_s=float("inf") if how.give_up_s is None else now_s + how.give_up_s,
         incumbent=how.incumbent,
         schedule_with=schedule_with,
         progress=how.progress,

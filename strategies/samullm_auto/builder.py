@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from samullm_auto.recipe import Recipe, Split
-from samullm_plugin import Assignment, ParallelConfig, Plan, Problem, Stage, StageEnd
-from samullm_plugin.core.simulation import PlanSimulator, SimulationState, with_idle_nodes
+from collections.abc import Sequence
 
-WORTHWHILE = 0.01
-"""A resized model must finish sooner by this share of its remaining time."""
+from samullm_auto.recipe import Recipe, Split, by_shape
+from samullm_auto.rehearsal import GROWN, WORTHWHILE
+from samullm_plugin import Assignment, ParallelConfig, Plan, Problem, Stage, StageEnd
+from samullm_plugin.core.placement import fitting
+from samullm_plugin.core.simulation import PlanSimulator, SimulationState, with_idle_nodes
 
 Event = tuple[float, StageEnd]
 
@@ -20,11 +21,24 @@ class Builder:
     says so.
     """
 
-    def __init__(self, problem: Problem, simulator: PlanSimulator, scenario: int) -> None:
-        """Prepare building."""
+    def __init__(
+        self,
+        problem: Problem,
+        simulator: PlanSimulator,
+        scenario: int,
+        modes: Sequence[Sequence[ParallelConfig]],
+    ) -> None:
+        """Prepare building.
+
+        Args:
+            problem: the instance.
+            simulator: the host's simulator.
+            scenario: index of the length scenario to build in.
+            modes: the configurations to which models may grow, by node.
+        """
         self._problem, self._simulator, self._scenario = problem, simulator, scenario
         self._names = [n.name for n in problem.app.nodes]
-        self._widest = [_widest(problem.parallel_configs(i)) for i in range(len(self._names))]
+        self._shapes = [by_shape(of_node) for of_node in modes]
 
     def build(self, recipe: Recipe) -> Plan:
         """Return the recipe's plan."""
@@ -110,12 +124,14 @@ class Builder:
             for n in held
             if n in state.active and all(self._names[u] in done for u in app.upstreams[index[n]])
         ]
-        for name in sorted(running, key=lambda n: -state.node_finish_s(index[n])):
+        for name in sorted(running, key=lambda n: -state.node_finish_s(index[n]))[:GROWN]:
+            if not self._free(held):
+                return
             node = index[name]
             room = len(held[name].devices) + len(self._free(held))
             larger = [
                 widest
-                for configs in self._widest[node]
+                for configs in self._shapes[node]
                 if (widest := max((p for p in configs if p.num_devices <= room), default=None))
                 and widest.num_devices > len(held[name].devices)
             ]
@@ -158,18 +174,5 @@ class Builder:
         return set(range(self._problem.cluster.num_gpus)) - taken
 
     def _find(self, node: int, parallel: ParallelConfig, free: set[int]) -> tuple[int, ...] | None:
-        if parallel.num_devices > len(free):
-            return None
-        problem = self._problem
-        kinds = {problem.cluster.gpus[d].name: d for d in free}
-        fits = {k: problem.fits(node, problem.mode_key(parallel, (d,))) for k, d in kinds.items()}
-        fitting = {d for d in free if fits[problem.cluster.gpus[d].name]}
-        return problem.cluster.find_devices(fitting, parallel)
-
-
-def _widest(configs: tuple[ParallelConfig, ...]) -> list[list[ParallelConfig]]:
-    """Return the configurations grouped by the shape of a replica."""
-    shapes: dict[tuple[int, int], list[ParallelConfig]] = {}
-    for p in configs:
-        shapes.setdefault((p.tensor_parallel_size, p.pipeline_parallel_size), []).append(p)
-    return list(shapes.values())
+        devices = fitting(self._problem, self._names[node], parallel, free)
+        return self._problem.cluster.find_devices(devices, parallel)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from samullm_auto.search import Incumbent
-from samullm_plugin import ParallelConfig, Problem
+from samullm_plugin import ParallelConfig, Plan, Problem
 from samullm_plugin.core.result import PlanTrace
 from samullm_plugin.interfaces.scheduler import SchedulingContext
 
 
-def explain(problem: Problem, context: SchedulingContext, best: Incumbent) -> dict[str, str]:
+def explain(problem: Problem, context: SchedulingContext, plan: Plan) -> dict[str, str]:
     """Return by node name what it got, when, and what the fastest alternative would have been."""
-    trace = context.simulator.simulate_scenario(best.plan, 0)
+    trace = context.simulator.simulate_scenario(plan, 0)
     result = {}
     for i, node in enumerate(problem.app.nodes):
         segments = [s for s in trace.segments if s.node == node.name]

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from samullm_plugin import ParallelConfig, Plan, Problem
+from samullm_plugin import Application, ParallelConfig, Plan, Problem
+
+if TYPE_CHECKING:
+    from samullm_auto.surrogate import Surrogate
+
+
+NUM_DURATIONS, DURATION_STEP = 40, 0.88
+"""Durations tried for list schedules: the longest of all, and each next one shorter by a factor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +75,14 @@ class Recipe:
         return Recipe(self.order, self.modes, self.starts, self.splits, strict, grow)
 
 
+def by_shape(configs: Iterable[ParallelConfig]) -> list[list[ParallelConfig]]:
+    """Return configurations grouped by the shape of a replica."""
+    shapes: dict[tuple[int, int], list[ParallelConfig]] = {}
+    for p in configs:
+        shapes.setdefault((p.tensor_parallel_size, p.pipeline_parallel_size), []).append(p)
+    return list(shapes.values())
+
+
 def recipe_of(problem: Problem, plan: Plan) -> Recipe:
     """Return a recipe that resembles a plan: first starts, first configurations."""
     nodes = problem.app.nodes
@@ -85,3 +102,43 @@ def recipe_of(problem: Problem, plan: Plan) -> Recipe:
         over = [plan.last_stage(nodes[u].name) < number for u in upstreams]
         starts[i] = 1.0 if over and all(over) else 0.0
     return Recipe(tuple(order), tuple(modes), tuple(starts))
+
+
+def list_recipes(
+    app: Application, modes: Sequence[Sequence[ParallelConfig]], surrogate: Surrogate
+) -> list[Recipe]:
+    """Return list schedules, the best by the surrogate first.
+
+    For each of several durations, every model gets the configuration of least device time that
+    takes no longer (else its fastest); what has the longest way to the end comes first.
+
+    Args:
+        app: the application.
+        modes: configurations to choose from, by node.
+        surrogate: times them.
+    """
+    times = [[surrogate.seconds(i, p) for p in of_node] for i, of_node in enumerate(modes)]
+    longest = max(max(of_node) for of_node in times)
+    found: dict[Recipe, float] = {}
+    for step in range(NUM_DURATIONS):
+        limit_s = longest * DURATION_STEP**step
+        chosen = []
+        for of_node, seconds in zip(modes, times, strict=True):
+            able = [k for k, s in enumerate(seconds) if s <= limit_s]
+            pick = (
+                min(able, key=lambda k: seconds[k] * of_node[k].num_devices)
+                if able
+                else min(range(len(seconds)), key=seconds.__getitem__)
+            )
+            chosen.append(pick)
+        to_end = [seconds[k] for seconds, k in zip(times, chosen, strict=True)]
+        for i in reversed(app.order):
+            after = [to_end[c] for c, up in enumerate(app.upstreams) if i in up]
+            to_end[i] += max(after, default=0.0)
+        order = tuple(sorted(range(len(modes)), key=lambda i: -to_end[i]))
+        picked = tuple(of_node[k] for of_node, k in zip(modes, chosen, strict=True))
+        for start in {0.0, 1.0} if any(app.upstreams) else {0.0}:
+            starts = tuple(start if up else 0.0 for up in app.upstreams)
+            recipe = Recipe(order, picked, starts)
+            found.setdefault(recipe, surrogate.value_s(recipe))
+    return sorted(found, key=found.__getitem__)

@@ -9,42 +9,59 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samullm_auto.builder import Builder
-from samullm_auto.moves import Moves
-from samullm_auto.recipe import Recipe, recipe_of
+from samullm_auto.moves import Moves, offered
+from samullm_auto.pace import Pace
+from samullm_auto.recipe import Recipe, list_recipes, recipe_of
 from samullm_auto.risk import Risk
 from samullm_auto.surrogate import Surrogate
-from samullm_plugin import Plan, Problem
+from samullm_plugin import ParallelConfig, Plan, Problem
 from samullm_plugin.core.bounds import lower_bound
 from samullm_plugin.interfaces.scheduler import SchedulingContext
+
+PATIENCE = 0.001
+"""Share of the makespan that searching without a gain may take."""
 
 CLOSE_ENOUGH = 1e-4
 """Relative gap to the bound below which there is nothing to search for."""
 
-JUDGED_PER_NODE = 3000
-"""Recipes the surrogate judges, per node, at most."""
-
 PROMISING = 0.01
 """A plan worse than the best by this share in one scenario is not simulated in the others."""
 
-SURROGATE_SHARE = 0.3
-"""Share of the search time that goes to the surrogate, at most."""
+SURROGATE_SHARE, JUDGED_PER_NODE = 0.5, 10_000
+"""Share of the search time that goes to the surrogate, and recipes it judges per node, at most."""
+
+TIMING_SHARE = 0.3
+"""Share of the time that timing every model in every configuration may take."""
+
+SEARCHED_ON, SIMULATIONS = 4, 20
+"""Length scenarios that are searched on, at most; simulations of whole plans in all of them for
+which the time should suffice."""
+
+LISTED, SIMULATED_BEST, ELITE = 2, 12, 4
+"""List schedules, and recipes the surrogate likes best, that are simulated; recipes whose
+neighbours are tried."""
+
+NEIGHBOURS = 8
+"""Neighbours of which the surrogate picks the one to simulate."""
 
 
 @dataclass(slots=True)
-class Incumbent:
-    """The best plan so far.
+class Candidate:
+    """A plan that was simulated.
 
     Attributes:
         plan: the plan.
-        value_s: its risk-adjusted makespan.
+        value_s: its risk-adjusted makespan in the scenarios that are searched on.
         makespan_s: per scenario.
         source: where it comes from.
+        start: whether it was given rather than found.
     """
 
     plan: Plan
     value_s: float
     makespan_s: NDArray[np.float64]
     source: str
+    start: bool
 
 
 @dataclass(slots=True)
@@ -55,56 +72,127 @@ class Log:
         values: value of each start by its name.
         notes: starts that could not be had, and why.
         simulated: plans simulated.
-        surrogate: recipes the surrogate judged.
     """
 
     values: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     simulated: int = 0
-    surrogate: int = 0
+
+
+class Purse:
+    """The time that may be spent.
+
+    Attributes:
+        deadline_s: when to stop at the latest, on the clock of ``time.monotonic``.
+    """
+
+    def __init__(self, deadline_s: float, allowance_s: float) -> None:
+        """Begin to spend.
+
+        Args:
+            deadline_s: see above.
+            allowance_s: seconds that are worth spending; inf: all until the deadline.
+        """
+        self.deadline_s = deadline_s
+        self.economical = allowance_s < float("inf")
+        self._worth_until_s = monotonic() + allowance_s
+
+    @property
+    def left_s(self) -> float:
+        """Return the seconds left to spend."""
+        return min(self.deadline_s, self._worth_until_s) - monotonic()
+
+    @property
+    def until_deadline_s(self) -> float:
+        """Return the seconds left until the deadline, at least 0."""
+        return max(0.0, self.deadline_s - monotonic())
+
+    def earn(self, saved_s: float) -> None:
+        """Let half of what a better plan saves be spent on searching on."""
+        self._worth_until_s += 0.5 * saved_s
+
+    def patience_s(self, value_s: float) -> float:
+        """Return how long to search without a gain."""
+        return float(np.clip(PATIENCE * value_s, 0.1, 1.5)) if self.economical else float("inf")
 
 
 class Search:
     """Improves on the best of several plans until it is optimal, time is up, or it does not pay.
 
     Attributes:
-        best: the best plan so far.
-        bound_s: no plan is better.
+        best: the best plan so far in the scenarios that are searched on.
+        bound_s: no plan is better there.
         log: what was done.
+        purse: the time it may take.
+        num_scenarios: how many of the problem's scenarios it searches on.
+        num_timed: in how many of them models were timed in the configurations it considers.
+        untimed_s: about how long timing them in the others takes, per scenario.
+        pairs_s: about how long timing consumers behind their producers takes, per scenario.
+        candidates: starts, and plans that were the best when they were found.
     """
 
     def __init__(
-        self, problem: Problem, context: SchedulingContext, risk: Risk, deadline_s: float
+        self,
+        problem: Problem,
+        context: SchedulingContext,
+        risk: Risk,
+        purse: Purse,
+        pace: Pace,
     ) -> None:
-        """Prepare.
+        """Time the models.
 
         Args:
             problem: the instance.
             context: the host.
             risk: what to make small.
-            deadline_s: when to stop, on the clock of ``time.monotonic``.
+            purse: the time it may take.
+            pace: about how long simulating takes.
         """
-        self.best: Incumbent | None = None
+        self.best: Candidate | None = None
         self.log = Log()
+        self.purse = purse
+        self.candidates: list[Candidate] = []
         self._problem, self._context, self._risk = problem, context, risk
-        self._hard_deadline_s = self._deadline_s = deadline_s
-        bounds = [lower_bound(problem, s).value_s for s in problem.scenarios]
+        affordable = int(purse.left_s / (SIMULATIONS * pace.plan_s))
+        self.num_scenarios = min(len(problem.scenarios), SEARCHED_ON, max(1, affordable))
+        self._scenarios = range(self.num_scenarios)
+        bounds = [lower_bound(problem, problem.scenarios[s]).value_s for s in self._scenarios]
         self.bound_s = risk.of(np.array(bounds))
         self._seen: dict[Plan, float] = {}
         self._recipes: dict[Recipe, float] = {}
-        self._moves = Moves(problem, context.rng)
-        n = len(problem.scenarios)
-        self._builders = [Builder(problem, context.simulator, s) for s in range(n)]
+        simulator, modes_s = context.simulator, TIMING_SHARE * purse.until_deadline_s
+        self._modes, one_s = self._affordable_modes(pace, modes_s)
+        every = enumerate(problem.parallel_configs(i) for i in range(len(self._modes)))
+        self.untimed_s = max(0.0, sum(pace.modes_s(i, c) for i, c in every) - one_s)
+        most_s = max(one_s, min(modes_s, TIMING_SHARE * purse.left_s))
+        self.num_timed = min(self.num_scenarios, max(1, int(most_s / one_s)))
+        self.pairs_s = pace.pairs_s(self._modes)
+        self._surrogate = Surrogate(
+            problem,
+            simulator,
+            self._scenarios[: self.num_timed],
+            self._modes,
+            pairs=self.pairs_s < most_s,
+        )
+        self._moves = Moves(problem, context.rng, self._modes)
+        self._builders = [Builder(problem, simulator, s, self._modes) for s in self._scenarios]
+
+    def _affordable_modes(
+        self, pace: Pace, most_s: float
+    ) -> tuple[list[tuple[ParallelConfig, ...]], float]:
+        """Return by node the configurations to consider, and how long simulating them takes."""
+        most_devices, nodes = self._problem.cluster.num_gpus, range(len(self._problem.app.nodes))
+        while True:
+            modes = [offered(self._problem, i, most_devices) for i in nodes]
+            seconds = sum(pace.modes_s(i, of_node) for i, of_node in enumerate(modes))
+            if seconds <= most_s or most_devices <= 2:
+                return modes, seconds
+            most_devices //= 2
 
     @property
     def done(self) -> bool:
         """Return whether to stop: time is up, or incumbent and bound have met."""
-        return self.left_s <= 0 or self.optimal
-
-    @property
-    def left_s(self) -> float:
-        """Return the seconds left to search."""
-        return min(self._deadline_s, self._hard_deadline_s) - monotonic()
+        return self.purse.left_s <= 0 or self.optimal
 
     @property
     def optimal(self) -> bool:
@@ -117,13 +205,13 @@ class Search:
         Args:
             plan: a valid plan.
             source: where it comes from.
-            scenario: simulate in this scenario first, and in the others only if the plan is
-                promising there; else its value is estimated from that one.
+            scenario: for a plan that was found: simulate in this scenario first, and in the others
+                only if the plan is promising there; else its value is estimated from that one.
         """
         if plan in self._seen:
             return self._seen[plan]
         simulate = self._context.simulator.simulate_scenario
-        order = list(range(len(self._problem.scenarios)))
+        order = list(self._scenarios)
         makespans: NDArray[np.float64] = np.zeros(len(order))
         if scenario is not None and self.best is not None:
             makespans[scenario] = simulate(plan, scenario).makespan_s
@@ -136,99 +224,88 @@ class Search:
             makespans[s] = simulate(plan, s).makespan_s
         value = self._seen[plan] = self._risk.of(makespans)
         self.log.simulated += 1
-        if self.best is None or value < self.best.value_s:
-            if self.best is not None:  # what was saved may be spent in part on searching on
-                self._deadline_s += 0.5 * (self.best.value_s - value)
-            self.best = Incumbent(plan, value, makespans, source)
+        found = Candidate(plan, value, makespans, source, scenario is None)
+        better = self.best is None or value < self.best.value_s
+        if better or found.start:
+            self.candidates.append(found)
+        if better:
+            if self.best is not None and not found.start:
+                self.purse.earn(self.best.value_s - value)
+            self.best = found
             if self._context.progress is not None:
                 self._context.progress(self.bound_s, value)
         return value
 
-    def limit(self, share: float) -> None:
-        """From now on spend no more than a share of the makespan, and half of what it saves."""
-        assert self.best is not None
-        self._deadline_s = monotonic() + share * self.best.value_s
-
-    def simplest(self) -> Plan:
-        """Return the plan of each model on its smallest configuration, in topological order."""
-        problem = self._problem
-        order = problem.app.order
-        modes = tuple(problem.parallel_configs(i)[0] for i in range(len(order)))
-        return self._builders[0].build(Recipe(order, modes, (0.0,) * len(order)))
+    def begin(self) -> None:
+        """Offer the first plans: list schedules that the surrogate likes."""
+        recipes = list_recipes(self._problem.app, self._modes, self._surrogate)
+        for recipe in recipes[:LISTED]:
+            if self.best is None or not self.done:
+                plan = self._builders[0].build(recipe)
+                self._recipes[recipe] = self.offer(plan, "list schedule")
 
     def improve(self) -> None:
-        """Search from the starts offered so far."""
+        """Search from what has been offered so far."""
         assert self.best is not None
-        plans = sorted(self._seen, key=self._seen.__getitem__)[:4]
-        starts = [recipe_of(self._problem, plan) for plan in plans]
-        surrogate = Surrogate(self._problem, self._context.simulator, 0)
-        spend_s = min(SURROGATE_SHARE * self.left_s, 2 * self._patience_s)
-        for recipe in [*starts, *self._anneal(surrogate, starts, spend_s)]:
+        plans = sorted(self._seen, key=self._seen.__getitem__)[:ELITE]
+        starts = list(self._recipes) + [recipe_of(self._problem, plan) for plan in plans]
+        self._look()
+        patience_s = self.purse.patience_s(self.best.value_s)
+        spend_s = min(SURROGATE_SHARE * self.purse.left_s, 1.5 * patience_s)
+        found = self._surrogate.anneal(
+            starts,
+            self._moves.weights,
+            monotonic() + spend_s,
+            JUDGED_PER_NODE * len(self._modes),
+            SIMULATED_BEST,
+            self._context.rng,
+        )
+        for recipe in dict.fromkeys((*found[:1], *starts, *found)):
             if self.done:
                 return
             self._try(recipe)
-        self._climb(surrogate)
+        self._climb()
 
-    @property
-    def _patience_s(self) -> float:
-        """Return how long to search without a gain: a small share of what is to be saved from."""
+    def _look(self) -> None:
+        """Let moves look where the best plan's devices are held."""
         assert self.best is not None
-        return float(np.clip(0.004 * self.best.value_s, 0.1, 1.5))
+        self._moves.focus(self._context.simulator.simulate_scenario(self.best.plan, 0))
 
     def _try(self, recipe: Recipe) -> float:
         """Build and judge a recipe."""
         value = self._recipes.get(recipe)
         if value is None:
             scenario = int(self._context.rng.integers(len(self._builders)))
-            value = self.offer(self._builders[scenario].build(recipe), "search", scenario)
+            plan = self._builders[scenario].build(recipe)
+            value = self.offer(plan, "search", scenario)
             self._recipes[recipe] = value
         return value
 
-    def _anneal(self, surrogate: Surrogate, starts: list[Recipe], spend_s: float) -> list[Recipe]:
-        """Return recipes that are good by the surrogate, best first."""
-        rng = self._context.rng
-        pool: dict[Recipe, tuple[float, float]] = {s: surrogate.makespan_s(s) for s in starts}
-        begin_s = monotonic()
-        until_s = begin_s + max(spend_s, 1e-3)
-        current = min(pool, key=pool.__getitem__)
-        value = pool[current]
-        heat0 = 0.05 * value[0]
-        most = JUDGED_PER_NODE * len(current.order)
-        while (now := monotonic()) < until_s and self.log.surrogate < most:
-            heat = heat0 * max(0.0, 1 - (now - begin_s) / (until_s - begin_s)) ** 2
-            for _ in range(100):
-                self.log.surrogate += 1
-                neighbour = self._moves.simple(current)
-                judged = surrogate.makespan_s(neighbour)
-                worse = judged[0] - value[0] + 1e-4 * (judged[1] - value[1])
-                if worse <= 0 or rng.random() < np.exp(-worse / max(heat, 1e-9)):
-                    current, value = neighbour, judged
-                    pool[current] = judged
-        best = sorted(pool, key=pool.__getitem__)
-        return best[:12]
-
-    def _climb(self, surrogate: Surrogate) -> None:
+    def _climb(self) -> None:
         """Improve the best recipes move by move on the simulation, as long as it pays."""
         rng = self._context.rng
-        elite = sorted(self._recipes, key=self._recipes.__getitem__)[:4]
+        elite = sorted(self._recipes, key=self._recipes.__getitem__)[:ELITE]
         last_gain_s, tried = monotonic(), 0
-        while not self.done and monotonic() - last_gain_s < self._patience_s:
+        while not self.done:
+            assert self.best is not None
+            before = self.best.value_s
+            if monotonic() - last_gain_s > self.purse.patience_s(before):
+                return
             parent = elite[int(len(elite) * rng.random() ** 2)]
-            neighbour = self._moves.any(parent)
-            if rng.random() < 0.5:  # of several, the one the surrogate likes best
-                several = [self._moves.simple(parent) for _ in range(12)]
+            neighbour = self._moves.draw(parent)
+            if rng.random() < 0.7:  # of several, the one the surrogate likes best
+                several = [neighbour, *(self._moves.draw(parent) for _ in range(NEIGHBOURS - 1))]
                 fresh = [r for r in several if r not in self._recipes]
-                neighbour = min(fresh, key=surrogate.makespan_s, default=neighbour)
+                neighbour = min(fresh, key=self._surrogate.value_s, default=neighbour)
             if neighbour in self._recipes:
                 tried += 1
                 if tried > 200:  # the neighbourhood is exhausted
                     return
                 continue
             tried = 0
-            assert self.best is not None
-            before = self.best.value_s
             value = self._try(neighbour)
             if value < before * (1 - 1e-4):
                 last_gain_s = monotonic()
+                self._look()
             if value < self._recipes[elite[-1]]:
-                elite = sorted({*elite, neighbour}, key=self._recipes.__getitem__)[:4]
+                elite = sorted({*elite, neighbour}, key=self._recipes.__getitem__)[:ELITE]

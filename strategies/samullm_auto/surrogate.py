@@ -1,106 +1,251 @@
-"""A fast stand-in for the simulation: durations of models alone, work linear in time."""
+"""A fast stand-in for the simulation: models timed alone, put together by rehearsals."""
 
 from __future__ import annotations
 
-from samullm_auto.recipe import Recipe
+from collections.abc import Sequence
+from itertools import pairwise
+from time import monotonic
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samullm_auto.annealing import anneal
+from samullm_auto.recipe import Recipe, Split, by_shape
+from samullm_auto.rehearsal import Encoded, Tables, value_s
 from samullm_plugin import ParallelConfig, Problem
-from samullm_plugin.core.simulation import PlanSimulator
+from samullm_plugin.core.simulation import NodeQuery, NodeRun, PlanSimulator
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+"""Shares of a node's requests at which its progress is looked up; linear in between."""
+
+MOMENTS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+"""Shares of a node's requests at which something may change."""
 
 TAIL = 0.02
-"""Share of a consumer's time that it needs after the last of its inputs."""
+"""Share of a consumer's time that it needs after its producer's end where that is not simulated."""
+
+CHUNK_S = 0.02
+"""Seconds of annealing between two looks at the clock, about."""
 
 
 class Surrogate:
-    """Estimates a recipe's makespan in microseconds, to tell which recipes to simulate.
+    """Estimates makespans of recipes, and improves recipes by its estimate.
 
-    Exact for independent models that are not resized (but for devices torn over NVLink groups).
+    A model that is resized goes on where the new configuration has finished the same share of the
+    requests; a consumer that starts while its producer runs ends at the earliest its *tail* after
+    it, which is simulated for both of them alone. Devices are given as the builder gives them.
 
     Attributes:
-        modes: per node, its configurations; the more devices, the later.
+        judged: recipes rehearsed while annealing.
     """
 
-    def __init__(self, problem: Problem, simulator: PlanSimulator, scenario: int) -> None:
-        """Simulate every model alone in every configuration.
+    def __init__(
+        self,
+        problem: Problem,
+        simulator: PlanSimulator,
+        scenarios: Sequence[int],
+        modes: Sequence[Sequence[ParallelConfig]],
+        *,
+        pairs: bool,
+    ) -> None:
+        """Time every model in every configuration.
 
         Args:
             problem: the instance.
             simulator: the host's simulator.
-            scenario: the length scenario.
+            scenarios: indices of the length scenarios to average over.
+            modes: the configurations that recipes may name, by node, in the order of devices.
+            pairs: simulate what consumers need after their producers (in the first scenario).
         """
-        app = problem.app
-        self.modes = [problem.parallel_configs(i) for i in range(len(app.nodes))]
-        pairs = [(i, p) for i, configs in enumerate(self.modes) for p in configs]
-        alone = simulator.alone_many_s(scenario, pairs)
-        self._seconds: list[dict[ParallelConfig, float]] = [{} for _ in app.nodes]
-        self._loads: list[dict[ParallelConfig, float]] = [{} for _ in app.nodes]
-        for (i, p), seconds in zip(pairs, alone, strict=True):
-            devices = problem.cluster.idle_devices(p)
-            self._seconds[i][p] = seconds
-            load_s = problem.load_s(problem.mode(i, p, devices)) if devices else 0.0
-            self._loads[i][p] = min(load_s, seconds)
-        self._num_gpus = problem.cluster.num_gpus
-        self._upstreams = app.upstreams
+        self.judged = 0
+        self._problem, self._simulator, self._scenarios = problem, simulator, scenarios
+        self._modes = [list(of_node) for of_node in modes]
+        self._first = np.cumsum([0, *(len(m) for m in modes)], dtype=np.int64)
+        self._pairs = pairs
+        runs, load_s = self._alone()
+        self.tables = self._tables(runs, load_s)
 
     def seconds(self, node: int, parallel: ParallelConfig) -> float:
-        """Return the seconds of a node alone, engine start included."""
-        return self._seconds[node][parallel]
+        """Return the seconds of a node alone, engine start included, mean over the scenarios."""
+        mode = self._mode(node, parallel)
+        return float(np.mean(self.tables.load_s[:, mode] + self.tables.work_s[:, mode, -1]))
 
-    def makespan_s(self, recipe: Recipe) -> tuple[float, float]:
-        """Return the estimated makespan and the sum of all finishes (to tell equals apart)."""
-        left = list(recipe.order)
-        free, now = self._num_gpus, 0.0
-        running: dict[int, tuple[float, ParallelConfig]] = {}
-        finish: dict[int, float] = {}
-        begun: dict[int, float] = {}
-        while left or running:
-            for i in list(left):
-                ups = self._upstreams[i]
-                if not all(u in finish or (u in running and recipe.starts[i] < 1) for u in ups):
-                    continue
-                p = recipe.modes[i]
-                if p.num_devices > free:
-                    if recipe.strict:
-                        break
-                    continue
-                free -= p.num_devices
-                end = now + self._seconds[i][p]
-                if ups:
-                    last = max(finish.get(u, running[u][0] if u in running else 0.0) for u in ups)
-                    end = max(end, last + TAIL * self._seconds[i][p])
-                running[i] = end, p
-                begun[i] = now
-                left.remove(i)
-            if not left and recipe.grow and free:
-                free = self._grow(running, begun, now, free)
-            first = min(running, key=lambda i: running[i][0])
-            now, p = running.pop(first)
-            finish[first] = now
-            free += p.num_devices
-        return max(finish.values()), sum(finish.values())
+    def value_s(self, recipe: Recipe) -> float:
+        """Return the estimated makespan, plus a little of the mean finish of all models."""
+        return float(value_s(self.tables, self.encode(recipe)))
 
-    def _grow(
+    def anneal(
         self,
-        running: dict[int, tuple[float, ParallelConfig]],
-        begun: dict[int, float],
-        now: float,
-        free: int,
-    ) -> int:
-        """Give free devices to what finishes last, in place; return the devices left."""
-        for i in sorted(running, key=lambda i: -running[i][0]):
-            end, p = running[i]
-            load, total = self._loads[i][p], self._seconds[i][p]
-            if begun[i] == now or total <= load or self._upstreams[i] & running.keys():
-                continue
-            share = min(1.0, (end - now) / (total - load))
-            best = end, p
-            for q in self.modes[i]:
-                if p.num_devices < q.num_devices <= p.num_devices + free:
-                    load_q = self._loads[i][q]
-                    best = min(best, (now + load_q + share * (self._seconds[i][q] - load_q), q))
-            if best[0] < end - 0.01 * (end - now):
-                running[i] = best
-                begun[i] = now
-                free -= best[1].num_devices - p.num_devices
-            if not free:
-                break
-        return free
+        starts: Sequence[Recipe],
+        weights: Floats,
+        until_s: float,
+        most: int,
+        count: int,
+        rng: np.random.Generator,
+    ) -> list[Recipe]:
+        """Return recipes of different value that are good by the estimate, best first.
+
+        Args:
+            starts: where to start; the best of them is.
+            weights: how likely each node is changed.
+            until_s: when to stop, on the clock of ``time.monotonic``.
+            most: recipes to rehearse at most.
+            count: recipes to return at most.
+            rng: randomness.
+        """
+        values = {s: self.value_s(s) for s in starts}
+        best = min(values, key=values.__getitem__)
+        current, value, trial = self.encode(best), values[best], self.encode(best)
+        kept = np.zeros((count, len(self._modes), 7))
+        kept_s = np.full(count, np.inf)
+        cumulative = np.cumsum(weights) / np.sum(weights)
+        moments, begin_s, steps = np.array(MOMENTS), monotonic(), 20
+        while (now_s := monotonic()) < until_s and self.judged < most:
+            left = (until_s - now_s) / max(until_s - begin_s, 1e-9)
+            heat = max(0.05 * values[best] * left**2, 1e-9)
+            value = anneal(
+                self.tables,
+                current,
+                value,
+                trial,
+                cumulative,
+                moments,
+                heat,
+                steps,
+                kept,
+                kept_s,
+                rng,
+            )
+            self.judged += steps
+            took_s = monotonic() - now_s
+            steps = max(10, min(10_000, int(steps * CHUNK_S / max(took_s, 1e-6))))
+        found = [(float(v), self._decode(kept[k])) for k, v in enumerate(kept_s) if v < np.inf]
+        found += [(v, s) for s, v in values.items()]
+        return [r for _, r in sorted(found, key=lambda pair: pair[0])][:count]
+
+    def encode(self, recipe: Recipe) -> Encoded:
+        """Return a recipe in arrays."""
+        count = len(recipe.order)
+        mode = np.array([self._mode(i, p) for i, p in enumerate(recipe.modes)], np.int64)
+        split, then = np.zeros(count), mode.copy()
+        for s in recipe.splits:
+            split[s.node], then[s.node] = s.fraction, self._mode(s.node, s.parallel)
+        flags = np.array([recipe.strict, recipe.grow], np.int64)
+        order = np.array(recipe.order, np.int64)
+        return Encoded(order, mode, np.array(recipe.starts, float), split, then, flags)
+
+    def _decode(self, kept: Floats) -> Recipe:
+        """Return the recipe of one kept by annealing."""
+        order = tuple(int(i) for i in kept[:, 0])
+        splits = tuple(
+            Split(i, float(kept[i, 3]), self._parallel(i, int(kept[i, 4])))
+            for i in range(len(order))
+            if kept[i, 3] > 0 and kept[i, 4] != kept[i, 1]
+        )
+        modes = tuple(self._parallel(i, int(kept[i, 1])) for i in range(len(order)))
+        starts = tuple(float(x) for x in kept[:, 2])
+        return Recipe(order, modes, starts, splits, bool(kept[0, 5]), bool(kept[0, 6]))
+
+    def _parallel(self, node: int, mode: int) -> ParallelConfig:
+        return self._modes[node][mode - int(self._first[node])]
+
+    def _mode(self, node: int, parallel: ParallelConfig) -> int:
+        """Return the index of a configuration, or of the one of its size that is offered."""
+        mine = self._modes[node]
+        if parallel in mine:
+            return int(self._first[node]) + mine.index(parallel)
+        near = min(
+            range(len(mine)),
+            key=lambda k: (
+                mine[k].devices_per_replica != parallel.devices_per_replica,
+                abs(mine[k].num_devices - parallel.num_devices),
+            ),
+        )
+        return int(self._first[node]) + near
+
+    def _query(
+        self, scenario: int, node: int, parallel: ParallelConfig, available: Floats | None = None
+    ) -> NodeQuery:
+        problem, starts = self._problem, self._simulator.starts
+        devices = problem.cluster.idle_devices(parallel)
+        assert devices is not None, f"{parallel} has no place on the idle cluster"
+        load_s = problem.load_s(problem.mode(node, parallel, devices))
+        base = starts[scenario][node]
+        return NodeQuery(scenario, node, parallel, devices[0], base, available, load_s)
+
+    def _alone(self) -> tuple[list[list[NodeRun]], Floats]:
+        """Return the runs of every mode, and their engine starts, by scenario."""
+        runs, load_s = [], []
+        for s in self._scenarios:
+            queries = [
+                self._query(s, i, p) for i, of_node in enumerate(self._modes) for p in of_node
+            ]
+            runs.append(self._simulator.runs.get_many(queries))
+            load_s.append([q.ready_s for q in queries])
+        return runs, np.array(load_s)
+
+    def _tables(self, runs: list[list[NodeRun]], load_s: Floats) -> Tables:
+        app, cluster = self._problem.app, self._problem.cluster
+        modes = [(i, p) for i, of_node in enumerate(self._modes) for p in of_node]
+        wider = np.full(len(modes), -1, np.int64)
+        for i, of_node in enumerate(self._modes):
+            for shape in by_shape(of_node):
+                for a, b in pairwise(shape):
+                    wider[self._mode(i, a)] = self._mode(i, b)
+        groups = [(g, cluster.gpus[g[0]].name) for g in cluster.nvlink_groups]
+        kinds = list(dict.fromkeys(name for _, name in groups))
+        keys = [[self._problem.mode_key(p, (g[0],)) for g, _ in groups] for _, p in modes]
+        allowed = [
+            [self._problem.fits(i, key) for key in of_mode]
+            for (i, _), of_mode in zip(modes, keys, strict=True)
+        ]
+        ups = [sorted(up) for up in app.upstreams]
+        tails = [self._tails(u, i, runs[0]) for i, up in enumerate(ups) for u in up]
+        return Tables(
+            first=self._first,
+            devices=np.array([p.num_devices for _, p in modes], np.int64),
+            width=np.array([p.tensor_parallel_size for _, p in modes], np.int64),
+            parts=np.array([p.num_devices // p.tensor_parallel_size for _, p in modes], np.int64),
+            wider=wider,
+            allowed=np.array(allowed, bool),
+            size=np.array([len(g) for g, _ in groups], np.int64),
+            kind=np.array([kinds.index(name) for _, name in groups], np.int64),
+            load_s=load_s,
+            work_s=np.array([[_work_s(r) for r in of_scenario] for of_scenario in runs]),
+            shares=np.array(SHARES),
+            up_first=np.cumsum([0, *(len(up) for up in ups)], dtype=np.int64),
+            up=np.array([u for up in ups for u in up], np.int64),
+            tail_first=np.cumsum([0, *(t.size for t in tails)], dtype=np.int64),
+            tail_s=np.concatenate([np.zeros(0), *(t.ravel() for t in tails)]),
+            topological=np.array(app.order, np.int64),
+        )
+
+    def _tails(self, producer: int, consumer: int, runs: list[NodeRun]) -> Floats:
+        """Return what a consumer needs after its producer, by the modes of both."""
+        mine, its = self._modes[producer], self._modes[consumer]
+        alone_s = np.array([runs[self._mode(consumer, p)].end_s for p in its])
+        if not self._pairs:
+            return np.tile(TAIL * alone_s, (len(mine), 1))
+        scenario = self._scenarios[0]
+        works = self._simulator.works[scenario]
+        rows = []
+        for p in mine:
+            run = runs[self._mode(producer, p)]
+            finish = [np.zeros(len(w.output_tokens)) for w in works]
+            finish[producer] = np.where(np.isfinite(run.finish_s), run.finish_s, 0.0)
+            available = works[consumer].inputs.available_s(finish)
+            queries = [self._query(scenario, consumer, q, available) for q in its]
+            ends = [r.end_s for r in self._simulator.runs.get_many(queries)]
+            rows.append(np.maximum(0.0, np.array(ends) - float(finish[producer].max())))
+        return np.array(rows)
+
+
+def _work_s(run: NodeRun) -> Floats:
+    """Return the seconds of work in which each of ``SHARES`` of a run's requests is finished."""
+    finish = np.where(np.isfinite(run.finish_s), run.finish_s - run.ready_s, 0.0)
+    ordered = np.sort(np.maximum(finish, 0.0))
+    ranks = np.ceil(np.array(SHARES) * len(ordered) - 1e-9).astype(int)
+    return np.where(ranks > 0, ordered[np.maximum(ranks, 1) - 1], 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -9,6 +10,7 @@ from typing import ClassVar, Literal
 from samullm_plugin import Assignment, ParallelConfig, Plan, Problem, StageScheduler
 from samullm_plugin.core.placement import place
 from samullm_plugin.core.simulation import Rollout
+from samullm_plugin.errors import OutOfTimeError
 from samullm_plugin.interfaces.scheduler import SchedulingContext
 
 Order = Literal["given", "longest", "shortest"]
@@ -63,7 +65,12 @@ class MinHeuristic(StageScheduler):
         for variant in VARIANTS:
             if best is not None and context.remaining_s <= 0:
                 break
-            plan = self._plan(problem, context, variant)
+            try:
+                plan = self._plan(problem, context, variant)
+            except OutOfTimeError:
+                if best is None:
+                    raise
+                break
             makespan_s = context.mean_makespan_s(plan)
             if best is None or makespan_s < best[0]:
                 best = makespan_s, variant, plan
@@ -73,7 +80,7 @@ class MinHeuristic(StageScheduler):
         return best[2]
 
     def _plan(self, problem: Problem, context: SchedulingContext, variant: Variant) -> Plan:
-        rollout = Rollout(context.simulator)
+        rollout = Rollout(context.simulator, context.give_up_s)
         split = EvenSplit(problem, rollout)
         while unfinished := rollout.unfinished():
             rollout.run_stage(split.stage(unfinished, variant))
@@ -89,9 +96,11 @@ class EvenSplit:
         self._configs = {
             node.name: problem.parallel_configs(i) for i, node in enumerate(problem.app.nodes)
         }
+        self._known_places: dict[object, bool] = {}
 
     def stage(self, unfinished: list[str], variant: Variant) -> tuple[Assignment, ...]:
         """Return the assignments of the stage that begins now."""
+        self._known_places.clear()
         held = {n: a for n, a in self._rollout.held.items() if n in unfinished}
         fixed = {n: a.parallel for n, a in held.items()} if variant.resplit == "never" else {}
         shares = self._smallest(unfinished, variant.order, fixed)
@@ -201,8 +210,30 @@ class EvenSplit:
         self, stage: Mapping[str, ParallelConfig], fixed: Mapping[str, ParallelConfig]
     ) -> bool:
         """Return whether a stage has a place in which the fixed models stay where they are."""
-        held = {n: self._rollout.held[n] for n in fixed}
-        assignments = place(self._problem, stage, held)
-        return assignments is not None and all(
-            held[a.node] == a for a in assignments if a.node in held
+        if sum(p.num_devices for p in stage.values()) > self._problem.cluster.num_gpus:
+            return False
+        # Replicas that need the same fill the same places, whatever model they are of.
+        replicas: Counter[object] = Counter()
+        for name, parallel in stage.items():
+            if name not in fixed:
+                replicas[self._needs(name, parallel)] += parallel.data_parallel_size
+        key = frozenset(replicas.items()), frozenset(fixed)
+        if key not in self._known_places:
+            held = {n: self._rollout.held[n] for n in fixed}
+            assignments = place(self._problem, stage, held)
+            self._known_places[key] = assignments is not None and all(
+                held[a.node] == a for a in assignments if a.node in held
+            )
+        return self._known_places[key]
+
+    def _needs(self, name: str, parallel: ParallelConfig) -> object:
+        """Return what a replica's place depends on: its shape and the kinds of GPU it fits on."""
+        problem, node = self._problem, self._problem.app.index(name)
+        tp, pp = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
+        kinds = frozenset(
+            key.gpu
+            for key in problem.costs[node]
+            if (key.tensor_parallel_size, key.pipeline_parallel_size) == (tp, pp)
+            and problem.fits(node, key)
         )
+        return tp, pp, kinds

@@ -51,7 +51,13 @@ class GreedyScheduler(StageScheduler):
         options = self.config
         assert isinstance(options, GreedyOptions)
         meter = WorkMeter(problem, options.objective)
-        search = Greedy(problem, context.simulator, meter, preemption=options.preemption)
+        search = Greedy(
+            problem,
+            context.simulator,
+            meter,
+            preemption=options.preemption,
+            give_up_s=context.give_up_s,
+        )
         plan = search.plan()
         context.report.explanation.update(search.reasons)
         return plan

@@ -43,7 +43,13 @@ class Greedy:
     """
 
     def __init__(
-        self, problem: Problem, simulator: PlanSimulator, meter: WorkMeter, *, preemption: bool
+        self,
+        problem: Problem,
+        simulator: PlanSimulator,
+        meter: WorkMeter,
+        *,
+        preemption: bool,
+        give_up_s: float = float("inf"),
     ) -> None:
         """Prepare the search.
 
@@ -52,17 +58,18 @@ class Greedy:
             simulator: the host's simulator of it.
             meter: what counts as useful work.
             preemption: a started model may get another configuration, or none, in the next stage.
+            give_up_s: on the clock of ``time.monotonic``, when to give up.
         """
         self.reasons: dict[str, str] = {}
         self._problem, self._simulator, self._meter = problem, simulator, meter
-        self._preemption = preemption
+        self._preemption, self._give_up_s = preemption, give_up_s
         self._configs = {
             node.name: problem.parallel_configs(i) for i, node in enumerate(problem.app.nodes)
         }
 
     def plan(self) -> Plan:
         """Return the plan."""
-        rollout = Rollout(self._simulator)
+        rollout = Rollout(self._simulator, self._give_up_s)
         while unfinished := rollout.unfinished():
             rollout.run_stage(self._next_stage(rollout, unfinished))
         return rollout.plan()
@@ -77,6 +84,7 @@ class Greedy:
         assignments = tuple(rollout.held[n] for n in fixed)
         throughput = mean_throughput(views, assignments)
         while True:
+            rollout.require_time()
             ready = rollout.ready(unfinished, stage)
             step = self._best(rollout, views, stage, throughput, ready, fixed)
             if step is None and assignments:

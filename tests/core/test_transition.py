@@ -11,7 +11,9 @@ from samullm_plugin.core.parallel import ParallelConfig
 from samullm_plugin.core.plan import Assignment, Plan, Stage, StageEnd
 from samullm_plugin.core.transition import Running, RunState, next_transition, stage_ended
 
-CLUSTER = Cluster.uniform(Gpu("g", 1), 4, nvlink=2)
+
+def cluster_of(gpus: int) -> Cluster:
+    return Cluster.uniform(Gpu("g", 1), gpus, nvlink=2)
 
 
 def on(node: str, *devices: int, tp: int = 1) -> Assignment:
@@ -26,15 +28,18 @@ def plan_of(*stages: Sequence[Assignment], ends: Sequence[StageEnd] = ()) -> Pla
 class Run:
     """Carries transitions out at the command of a test."""
 
-    def __init__(self, plan: Plan, upstreams: Mapping[str, Sequence[str]] | None = None) -> None:
+    def __init__(
+        self, plan: Plan, upstreams: Mapping[str, Sequence[str]] | None = None, *, gpus: int = 4
+    ) -> None:
         self.plan, self.upstreams, self.state = plan, upstreams or {}, RunState()
+        self.cluster = cluster_of(gpus)
 
     def go(self, *finished: str, stalled: bool = False) -> dict[str, tuple[int, ...]]:
         """Finish nodes, apply the rule, return who runs where."""
         for node in finished:
             self.state.finished.add(node)
             self.state.running.pop(node, None)
-        move = next_transition(self.plan, CLUSTER, self.upstreams, self.state, stalled=stalled)
+        move = next_transition(self.plan, self.cluster, self.upstreams, self.state, stalled=stalled)
         for node in move.stop:
             del self.state.running[node]
         for running in move.start:
@@ -46,7 +51,7 @@ class Run:
 
 
 def test_first_finisher_ends_a_stage_and_equal_assignments_stay() -> None:
-    run = Run(plan_of([on("a", 0), on("b", 1)], [on("b", 1), on("c", 0)]))
+    run = Run(plan_of([on("a", 0), on("b", 1)], [on("b", 1), on("c", 0)]), gpus=2)
     assert run.go() == {"a": (0,), "b": (1,)}
     before = run.state.running["b"]
     assert run.go("a") == {"b": (1,), "c": (0,)}
@@ -85,23 +90,24 @@ def test_progress_ends_a_stage_at_the_very_share() -> None:
 
 
 def test_several_stages_pass_at_once() -> None:
-    run = Run(plan_of([on("a", 0), on("b", 1)], [on("b", 1)], [on("c", 0)]))
+    run = Run(plan_of([on("a", 0), on("b", 1)], [on("b", 1)], [on("c", 0)]), gpus=2)
     run.go()
     assert run.go("a", "b") == {"c": (0,)}
     assert run.state.stage == 2
 
 
 def test_a_node_in_its_last_stage_runs_to_its_end() -> None:
-    run = Run(plan_of([on("a", 0), on("b", 1)], [on("c", 0)]))
+    run = Run(plan_of([on("a", 0), on("b", 1)], [on("c", 0)]), gpus=2)
     run.go()
     assert run.go("a") == {"b": (1,), "c": (0,)}
 
 
 def test_a_node_that_is_assigned_again_later_is_paused() -> None:
-    run = Run(plan_of([on("a", 0), on("b", 1)], [on("c", 0)], [on("b", 2)]))
+    first = [on("a", 0), on("b", 1), on("x", 2)]
+    run = Run(plan_of(first, [on("c", 0), on("x", 2)], [on("b", 0, 1)]), gpus=3)
     run.go()
-    # Its devices are free, but b itself starts early as one of the following stage.
-    assert run.go("a") == {"c": (0,), "b": (2,)}
+    assert run.go("a") == {"c": (0,), "x": (2,)}
+    assert run.go("c") == {"b": (0, 1), "x": (2,)}
 
 
 def test_a_node_is_moved_and_resized() -> None:
@@ -111,7 +117,7 @@ def test_a_node_is_moved_and_resized() -> None:
 
 
 def test_a_blocked_node_takes_other_devices_of_the_same_shape() -> None:
-    run = Run(plan_of([on("a", 0), on("b", 1)], [on("c", 1)]))
+    run = Run(plan_of([on("a", 0), on("b", 1)], [on("c", 1)]), gpus=2)
     run.go()
     assert run.go("a") == {"b": (1,), "c": (0,)}  # b still holds what c was to have
 
@@ -125,21 +131,57 @@ def test_a_blocked_pair_waits_for_a_whole_group() -> None:
 
 
 def test_nobodys_detour_takes_anothers_place() -> None:
-    run = Run(plan_of([on("a", 0), on("b", 1)], [on("c", 1), on("d", 0)]))
+    first = [on("a", 0), on("b", 1), on("x", 2)]
+    run = Run(plan_of(first, [on("c", 1), on("d", 0)]), gpus=3)
     run.go()
-    assert run.go("a") == {"b": (1,), "d": (0,), "c": (2,)}
+    assert run.go("a", "x") == {"b": (1,), "d": (0,), "c": (2,)}
 
 
 def test_nodes_of_the_next_stage_start_early_where_they_can() -> None:
-    run = Run(plan_of([on("a", 0)], [on("b", 1), on("c", 0)]), {"b": ["a"], "c": ["a"]})
+    run = Run(plan_of([on("a", 0)], [on("b", 1), on("c", 0)]), {"b": ["a"], "c": ["a"]}, gpus=2)
     assert run.go() == {"a": (0,), "b": (1,)}  # a runs, so b may wait for its outputs
     assert run.state.running["b"].stage == 1
     assert run.go("a") == {"b": (1,), "c": (0,)}
 
 
+def test_who_finishes_out_of_turn_leaves_no_device_idle() -> None:
+    """Models finish in another order than foreseen: those that follow take what is free."""
+    run = Run(
+        plan_of(
+            [on("a", 0), on("b", 1)],
+            [on("b", 1), on("c", 0)],
+            [on("c", 0), on("d", 1)],
+            ends=[StageEnd("node_finished", "a"), StageEnd("node_finished", "b")],
+        ),
+        gpus=2,
+    )
+    run.go()
+    assert run.go("b") == {"a": (0,), "c": (1,)}  # not on a's device, which it was to have
+    assert run.state.stage == 0
+    assert run.go("a") == {"c": (1,), "d": (0,)}
+
+
+def test_later_stages_start_early_once_those_before_them_run() -> None:
+    stages = [[on("a", 0)], [on("b", 0)], [on("c", 0)], [on("d", 0)]]
+    run = Run(plan_of(*stages), gpus=3)
+    assert run.go() == {"a": (0,), "b": (1,), "c": (2,)}
+    assert [run.state.running[n].stage for n in "abc"] == [0, 1, 2]
+    assert run.go("c") == {"a": (0,), "b": (1,), "d": (2,)}
+
+
+def test_nothing_starts_early_past_a_stage_that_lacks_devices() -> None:
+    run = Run(plan_of([on("a", 0)], [on("b", 0, 1, 2)], [on("c", 0)]), gpus=3)
+    assert run.go() == {"a": (0,)}  # c would take what b waits for
+
+
+def test_nothing_starts_early_past_a_change_that_is_planned() -> None:
+    run = Run(plan_of([on("a", 0)], [on("a", 0, 1)], [on("c", 1)]), gpus=2)
+    assert run.go() == {"a": (0,)}  # device 1 is where a will grow
+
+
 def test_nothing_starts_early_before_what_it_waits_for() -> None:
-    run = Run(plan_of([on("a", 0)], [on("x", 0), on("b", 1)]), {"b": ["x"]})
-    assert run.go() == {"a": (0,)}
+    run = Run(plan_of([on("a", 0)], [on("x", 0, 1, tp=2), on("b", 2)]), {"b": ["x"]}, gpus=3)
+    assert run.go() == {"a": (0,)}  # x needs a's device
 
 
 def test_a_node_that_waited_throughout_its_last_stage_still_runs() -> None:

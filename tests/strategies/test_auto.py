@@ -89,6 +89,7 @@ def test_no_other_scheduler_is_needed() -> None:
         *,
         options: Mapping[str, object] | None = None,
         budget_s: float | None = None,
+        give_up_s: float | None = None,
         scenarios: int | None = None,
     ) -> Plan:
         raise InputError(f"unknown scheduler {name}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,16 +124,20 @@ class NodeWork:
         inputs: what its requests wait for.
         prompt_tokens: shape ``(n,)``.
         output_tokens: shape ``(n,)``; 0 where a request is not taken.
+        taken: which requests are needed, shape ``(n,)``.
+        all_taken: whether all are.
     """
 
     inputs: NodeInputs
     prompt_tokens: Ints
     output_tokens: Ints
+    taken: NDArray[np.bool_] = field(init=False)
+    all_taken: bool = field(init=False)
 
-    @property
-    def taken(self) -> NDArray[np.bool_]:
-        """Return which requests are needed."""
-        return self.output_tokens > 0
+    def __post_init__(self) -> None:
+        """Look once at what is asked again and again."""
+        object.__setattr__(self, "taken", self.output_tokens > 0)
+        object.__setattr__(self, "all_taken", bool(self.taken.all()))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -257,7 +261,7 @@ def _reachable(
 
 def untaken_finish_s(work: NodeWork, available_s: Floats | None, finish_s: Floats) -> Floats:
     """Return ``finish_s`` with requests that are not taken finished once their inputs are there."""
-    if work.taken.all():
+    if work.all_taken:
         return finish_s
     done = np.zeros(len(finish_s)) if available_s is None else available_s
     return np.where(work.taken, finish_s, done)

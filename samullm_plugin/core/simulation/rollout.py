@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from time import monotonic
 
 from samullm_plugin.core.parallel import ParallelConfig
 from samullm_plugin.core.plan import Assignment, Plan, Stage
 from samullm_plugin.core.problem import Problem
 from samullm_plugin.core.simulation.simulator import PlanSimulator
 from samullm_plugin.core.simulation.state import SimulationState
-from samullm_plugin.errors import PlanError
+from samullm_plugin.errors import OutOfTimeError, PlanError
 
 
 class Rollout:
@@ -22,15 +23,31 @@ class Rollout:
         held: by node name, the assignments of engines that run in some scenario.
     """
 
-    def __init__(self, simulator: PlanSimulator) -> None:
-        """Begin with what runs when the simulator's plans begin."""
+    def __init__(self, simulator: PlanSimulator, give_up_s: float = float("inf")) -> None:
+        """Begin with what runs when the simulator's plans begin.
+
+        Args:
+            simulator: of the problem.
+            give_up_s: on the clock of ``time.monotonic``, when to give up; see
+                :attr:`~samullm_plugin.interfaces.scheduler.SchedulingContext.give_up_s`.
+        """
         self.problem = simulator.problem
+        self._give_up_s = give_up_s
         self._simulator = simulator
         self.states: list[SimulationState] = [
             simulator.initial_state(s) for s in range(len(self.problem.scenarios))
         ]
         self.stages: list[Stage] = []
         self.held: dict[str, Assignment] = {n: r.planned for n, (r, _) in simulator.running.items()}
+
+    def require_time(self) -> None:
+        """Raise if it is time to give up.
+
+        Raises:
+            OutOfTimeError: then.
+        """
+        if monotonic() > self._give_up_s:
+            raise OutOfTimeError(f"out of time after {len(self.stages)} stages")
 
     def unfinished(self) -> list[str]:
         """Return the nodes that have something left to do in some scenario, upstream ones first."""
@@ -85,7 +102,9 @@ class Rollout:
 
         Raises:
             PlanError: if none of its nodes can ever finish.
+            OutOfTimeError: if it is time to give up.
         """
+        self.require_time()
         self.stages.append(Stage(tuple(assignments)))
         index = self.problem.app.index
         self.held = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 
 import numpy as np
 
@@ -71,6 +72,13 @@ class PlanSimulator:
             node.name: tuple(problem.app.nodes[u].name for u in sorted(problem.app.upstreams[i]))
             for i, node in enumerate(problem.app.nodes)
         }
+
+    def with_first_scenarios(self, count: int) -> PlanSimulator:
+        """Return a simulator of the first length scenarios alone that shares all results."""
+        part: PlanSimulator = copy(self)
+        part.problem = self.problem.with_scenarios(self.problem.scenarios[:count])
+        part.works, part.starts = self.works[:count], self.starts[:count]
+        return part
 
     def initial_state(self, scenario: int = 0) -> SimulationState:
         """Return the state in which plans begin."""

@@ -86,6 +86,7 @@ class SimulationState:
         self.active: dict[str, ActiveEngine] = {}
         self.segments: list[EngineSegment] = []
         self.finish_s: list[Floats] = [p.finish_s for p in self.progress]
+        self._node_finish_s: list[float | None] = [None] * len(self.finish_s)
         self.refresh()
 
     @property
@@ -102,11 +103,20 @@ class SimulationState:
         new.active = {n: replace(a) for n, a in self.active.items()}
         new.segments = list(self.segments)
         new.finish_s = list(self.finish_s)
+        new._node_finish_s = list(self._node_finish_s)
         return new
 
     def node_finish_s(self, node: int) -> float:
         """Return when the last request of a node finishes, as things stand (inf: not foreseen)."""
-        return float(self.finish_s[node].max())
+        known = self._node_finish_s[node]
+        if known is None:
+            known = self._node_finish_s[node] = float(self.finish_s[node].max())
+        return known
+
+    def _set_finish_s(self, node: int, finish_s: Floats) -> None:
+        if finish_s is not self.finish_s[node]:
+            self.finish_s[node] = finish_s
+            self._node_finish_s[node] = None
 
     def finished(self) -> set[str]:
         """Return the nodes that have finished by now."""
@@ -115,8 +125,10 @@ class SimulationState:
 
     def has_work(self, node: int) -> bool:
         """Return whether some request of a node has still to be computed."""
-        taken = self._sim.works[self._scenario][node].taken
-        return bool((self.finish_s[node][taken] > self.clock_s).any())
+        work = self._sim.works[self._scenario][node]
+        if work.all_taken:
+            return self.node_finish_s(node) > self.clock_s
+        return bool((self.finish_s[node][work.taken] > self.clock_s).any())
 
     def done_fraction(self, node: int) -> float:
         """Return the share of a node's requests that are finished by now."""
@@ -237,13 +249,12 @@ class SimulationState:
             engine = self.active.get(name)
             available = work.inputs.available_s(self.finish_s)
             if engine is None:
-                self.finish_s[i] = untaken_finish_s(work, available, self.progress[i].finish_s)
-                continue
-            if not engine.run.jobs or not _same(available, engine.available_s):
+                self._set_finish_s(i, untaken_finish_s(work, available, self.progress[i].finish_s))
+            elif not engine.run.jobs or not _same(available, engine.available_s):
                 engine.available_s = available
                 query = self._query(i, engine.running, engine.base, available, engine.ready_s)
                 engine.run = self._sim.runs.get(query)
-            self.finish_s[i] = untaken_finish_s(work, available, engine.run.finish_s)
+                self._set_finish_s(i, untaken_finish_s(work, available, engine.run.finish_s))
 
     def keep_only(self, assignments: Iterable[Assignment]) -> None:
         """Stop engines that are not among the assignments and start the missing ones."""

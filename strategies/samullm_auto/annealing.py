@@ -1,0 +1,155 @@
+"""Recipes improved by simulated annealing on their rehearsals, compiled."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from samullm_auto.rehearsal import Encoded, Tables, value_s
+
+
+@numba.njit(cache=True, nogil=True)
+def _pick(weights, rng):  # type: ignore[no-untyped-def]  # as above
+    """Return an index at random, by cumulative weights that end at 1."""
+    at = rng.random()
+    for i in range(len(weights)):
+        if at < weights[i]:
+            return i
+    return len(weights) - 1
+
+
+@numba.njit(cache=True, nogil=True)
+def move(t, recipe, weights, moments, rng):  # type: ignore[no-untyped-def]  # as above
+    """Change a recipe at random, in place."""
+    order, mode, start, split, then, flags = recipe
+    count = len(order)
+    kind = rng.random()
+    node = _pick(weights, rng)
+    options = t.first[node + 1] - t.first[node]
+    if kind < 0.15:
+        if t.up_first[node + 1] == t.up_first[node]:
+            kind = 0.3  # it waits for nobody
+        else:
+            choice = rng.integers(0, len(moments) + 2)
+            start[node] = 0.0 if choice == 0 else 1.0
+            if 0 < choice <= len(moments):
+                start[node] = moments[choice - 1]
+            return
+    if kind < 0.4:
+        if split[node] > 0.0 and rng.random() < 0.5:
+            split[node] = 0.0
+        else:
+            split[node] = moments[rng.integers(0, len(moments))]
+            then[node] = t.first[node] + rng.integers(0, options)
+    elif kind < 0.65 or count == 1:
+        mode[node] = t.first[node] + rng.integers(0, options)
+    elif kind < 0.77:
+        a, b = rng.integers(0, count), rng.integers(0, count)
+        order[a], order[b] = order[b], order[a]
+    elif kind < 0.86:
+        a, b = rng.integers(0, count), rng.integers(0, count)
+        moved = order[a]
+        while a < b:
+            order[a] = order[a + 1]
+            a += 1
+        while a > b:
+            order[a] = order[a - 1]
+            a -= 1
+        order[b] = moved
+    elif kind < 0.94:
+        mode[node] = t.first[node] + rng.integers(0, options)
+        other = _pick(weights, rng)
+        mode[other] = t.first[other] + rng.integers(0, t.first[other + 1] - t.first[other])
+    else:
+        which = rng.integers(0, 3)
+        if which != 1:
+            flags[0] = 1 - flags[0]
+        if which != 0:
+            flags[1] = 1 - flags[1]
+
+
+@numba.njit(cache=True, nogil=True)
+def _copy(source, target):  # type: ignore[no-untyped-def]  # as above
+    """Write one recipe into another."""
+    for i in range(len(source.order)):
+        target.order[i], target.mode[i] = source.order[i], source.mode[i]
+        target.start[i], target.split[i] = source.start[i], source.split[i]
+        target.then[i] = source.then[i]
+    target.flags[0], target.flags[1] = source.flags[0], source.flags[1]
+
+
+@numba.njit(cache=True, nogil=True)
+def anneal(  # type: ignore[no-untyped-def]  # as above
+    t, current, value, trial, weights, moments, heat, steps, kept, kept_s, rng
+):
+    """Go on with annealing for some steps; return the value of ``current`` after it.
+
+    Args:
+        t: the problem.
+        current: where it stands, changed in place.
+        value: of ``current``.
+        trial: a recipe to write into.
+        weights: cumulative weights of the nodes.
+        moments: shares at which something may change.
+        heat: difference that is accepted with probability 1/e.
+        steps: recipes to rehearse.
+        kept: the best recipes so far, of different values, changed in place: by recipe and node,
+            the six columns of an encoded recipe (flags in the first two rows of the last).
+        kept_s: their values.
+        rng: randomness.
+    """
+    for _ in range(steps):
+        _copy(current, trial)
+        move(t, trial, weights, moments, rng)
+        judged = value_s(t, trial)
+        worse = judged - value
+        if worse > 0.0 and rng.random() >= np.exp(-worse / heat):
+            continue
+        _copy(trial, current)
+        value = judged
+        worst, known = 0, False
+        for k in range(len(kept_s)):
+            known = known or abs(kept_s[k] - judged) < 1e-6 * judged
+            if kept_s[k] > kept_s[worst]:
+                worst = k
+        if not known and judged < kept_s[worst]:
+            kept_s[worst] = judged
+            for i in range(len(trial.order)):
+                kept[worst, i, 0], kept[worst, i, 1] = trial.order[i], trial.mode[i]
+                kept[worst, i, 2], kept[worst, i, 3] = trial.start[i], trial.split[i]
+                kept[worst, i, 4] = trial.then[i]
+            kept[worst, 0, 5], kept[worst, 0, 6] = trial.flags[0], trial.flags[1]
+    return value
+
+
+def compile_ahead() -> None:
+    """Have all of it compiled, or read from the cache of an earlier process.
+
+    Compiling takes seconds, once per installation, that are not to count as seconds of searching.
+    """
+    one = np.array([1], np.int64)
+    none = np.zeros(0, np.int64)
+    tables = Tables(
+        first=np.array([0, 1], np.int64),
+        devices=one,
+        width=one,
+        parts=one,
+        wider=-one,
+        allowed=np.ones((1, 1), np.bool_),
+        size=one,
+        kind=np.zeros(1, np.int64),
+        load_s=np.zeros((1, 1)),
+        work_s=np.array([[[0.0, 1.0]]]),
+        shares=np.array([0.0, 1.0]),
+        up_first=np.zeros(2, np.int64),
+        up=none,
+        tail_first=np.zeros(1, np.int64),
+        tail_s=np.zeros(0),
+        topological=np.zeros(1, np.int64),
+    )
+    zero = np.zeros(1, np.int64)
+    recipe = Encoded(zero, zero, np.zeros(1), np.zeros(1), zero, np.zeros(2, np.int64))
+    rng, ones = np.random.default_rng(0), np.ones(1)
+    value = float(value_s(tables, recipe))
+    kept, kept_s = np.zeros((1, 1, 7)), np.full(1, np.inf)
+    anneal(tables, recipe, value, recipe, ones, ones, 1.0, 1, kept, kept_s, rng)
