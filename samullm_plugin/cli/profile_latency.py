@@ -68,6 +68,7 @@ def latency(
         write_iterations,
     )
     from samullm_plugin.services.profiling_fit import check_profile, fit_profile
+    from samullm_plugin.services.running.run import imitates
 
     sizes = _sizes(tp)
     architecture, longest = read_hf_config(Path(model), trust_remote_code=trust_remote_code)
@@ -89,8 +90,14 @@ def latency(
     if capacity < length + 64:
         raise InputError(f"--kv-cache-tokens {capacity}: one sequence of {length} does not fit")
     host = PluginHost.from_settings()
+    engines = host.create("executor", executor)
+    if imitates(engines):
+        raise InputError(
+            f"--executor {executor}: its times come from a latency model, so there is nothing to "
+            "measure; profile with vllm"
+        )
     measured = measure(
-        host.create("executor", executor),
+        engines,
         spec,
         sizes,
         device=device,

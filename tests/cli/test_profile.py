@@ -158,3 +158,23 @@ def test_bundled_profile_is_checked_by_default(samullm: Run, tmp_path: Path) -> 
     done = samullm("profile", "check", "--iterations", "i.csv", "--output-json", "-")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["groups"][0]["basis"] == "measured"
+
+
+def test_what_profile_latency_cannot_measure_is_refused(samullm: Run, tmp_path: Path) -> None:
+    config = {
+        "model_type": "llama", "hidden_size": 64, "intermediate_size": 176, "vocab_size": 512,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 1024,
+    }  # fmt: skip
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    for words, told in (
+        (["--executor", "simulated"], "--executor simulated: its times come from a latency model"),
+        (["--tp", "0"], "--tp 0: write sizes as in --tp 1,2"),
+        (["--kv-cache-tokens", "100"], "--kv-cache-tokens 100: one sequence of 1024 does not fit"),
+        (["--model", "nowhere"], "nowhere: cannot be read as a model's config.json"),
+    ):
+        model, output = str(tmp_path / "m"), str(tmp_path / "p.json")
+        ran = samullm("profile", "latency", "--model", model, "--output", output, *words)
+        assert ran.returncode == 2
+        assert told in ran.stderr
+        assert not (tmp_path / "p.json").exists()
