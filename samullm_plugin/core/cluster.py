@@ -244,16 +244,16 @@ def _part(
     places: dict[Place, list[int]], tp: int, home: int | None, shunned: set[int]
 ) -> tuple[Place, list[int]] | None:
     """Return ``tp`` devices of one place: of the fullest that has room, the first of equals."""
-    best: tuple[tuple[int, int, int], Place] | None = None
+    best: tuple[tuple[int, int, int], Place, list[int]] | None = None
     for place, members in places.items():
         if len(members) < tp or (home is not None and place[0] != home):
             continue
+        devices = members[:tp]
         if shunned:
-            members.sort(key=lambda d: (d in shunned, d))
-        worse = sum(d in shunned for d in members[:tp]) if shunned else 0
-        key = worse, len(members), members[0]
+            devices = sorted(members, key=lambda d: (d in shunned, d))[:tp]
+        key = sum(d in shunned for d in devices), len(members), devices[0]
         if best is None or key < best[0]:
-            best = key, place
+            best = key, place, devices
             if not shunned and len(members) == tp:
                 break  # no place is fuller, and they come in order
-    return None if best is None else (best[1], places[best[1]][:tp])
+    return None if best is None else best[1:]

@@ -9,7 +9,7 @@ from samullm_auto.rehearsal import Encoded, Tables, value_s
 
 
 @numba.njit(cache=True, nogil=True)
-def _pick(weights, rng):  # type: ignore[no-untyped-def]  # as above
+def _pick(weights, rng):  # type: ignore[no-untyped-def]  # typed by numba from its arguments
     """Return an index at random, by cumulative weights that end at 1."""
     at = rng.random()
     for i in range(len(weights)):
