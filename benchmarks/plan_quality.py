@@ -211,20 +211,17 @@ def chains(host: PluginHost, gpus: int, schedulers: Sequence[str]) -> None:
         given = CaseSettings(seeds=0, shifts=(), gpus=gpus)
         bundled = make_case(host, text, given).problem
         apart = by_step(bundled, 0)
-        fused = fuse_chains(apart.app)
-        heads = [fused.node.index(i) for i in range(len(fused.app.nodes))]
-        merged = [
-            tuple(
-                np.concatenate([of[k] for k in range(len(of)) if fused.node[k] == i])
-                for i in range(len(heads))
-            )
-            for of in (apart.scenarios[0].prompt_tokens, apart.scenarios[0].output_tokens)
-        ]
+        fused = fuse_chains(apart.app, gpus)
+        lengths = apart.scenarios[0]
         again = Problem(
             fused.app,
             apart.cluster,
-            (LengthScenario(*merged),),
-            tuple(apart.costs[k] for k in heads),
+            (
+                LengthScenario(
+                    fused.joined(lengths.prompt_tokens), fused.joined(lengths.output_tokens)
+                ),
+            ),
+            tuple(apart.costs[fused.node.index(i)] for i in range(len(fused.app.nodes))),
             apart.page_cache,
         )
         for s in schedulers:

@@ -50,12 +50,12 @@ class World:
         self.clock_s = 0.0
         self.engines: dict[str, SimulatedEngine] = {}
         self._nodes = truth.app.nodes
-        self._inputs = [NodeInputs(truth.app, i) for i in range(len(self._nodes))]
-        self._own: list[dict[int, list[int]]] = [_own_inputs(x) for x in self._inputs]
         scenario = truth.scenarios[0]
         self._prompt = scenario.prompt_tokens
         self._output = scenario.output_tokens
         self._taken = [o > 0 for o in self._output]
+        self._inputs = [NodeInputs(truth.app, i).past(t) for i, t in enumerate(self._taken)]
+        self._own: list[dict[int, list[int]]] = [_own_inputs(x) for x in self._inputs]
         self._generated = [np.zeros_like(o) for o in self._output]
         self._done_s = [np.full(len(o), np.inf) for o in self._output]
         self.finish_s: list[Floats] = [d.copy() for d in self._done_s]
@@ -201,8 +201,7 @@ class World:
         engines = self._of_node(i)
         finish = self._done_s[i].copy()
         if not self._taken[i].all():
-            at = np.zeros(len(finish)) if available is None else available
-            finish = np.where(self._taken[i], finish, at)
+            finish = self._inputs[i].settled_s(self._taken[i], available, finish)
         if engines:
             self._foresee(i, engines, available, finish)
         for engine in engines:
@@ -211,6 +210,8 @@ class World:
             for r, at_s in engine.finish_times():
                 if np.isinf(self._done_s[i][r]):
                     finish[r] = at_s
+        if not self._taken[i].all():
+            finish = self._inputs[i].settled_s(self._taken[i], available, finish)
         self.finish_s[i] = finish
         for engine in engines:
             engine.foreseen_at = sorted(

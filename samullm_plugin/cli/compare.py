@@ -11,6 +11,7 @@ from samullm_plugin.cli.output import OutputJson, console, print_table, write_js
 from samullm_plugin.cli.plan import (
     Budget,
     Gpus,
+    NoFusion,
     Scenarios,
     Seed,
     Svg,
@@ -19,6 +20,7 @@ from samullm_plugin.cli.plan import (
     overridden,
     plan_json,
     require_svg,
+    show_fusion,
 )
 from samullm_plugin.errors import InputError, SamullmError
 
@@ -32,6 +34,7 @@ def compare(
     scenarios: Scenarios = None,
     seed: Seed = None,
     budget: Budget = None,
+    no_fusion: NoFusion = False,
     gantt: Annotated[bool, typer.Option(help="Draw each plan.")] = True,
     svg: Svg = None,
     output_json: OutputJson = None,
@@ -53,7 +56,10 @@ def compare(
     for name in names:
         host.resolve("scheduler", name)
     loaded = find_application(host, target)
-    planner = overridden(loaded.planner, scenarios=scenarios, seed=seed, budget_s=budget)
+    fusion = False if no_fusion else None
+    planner = overridden(
+        loaded.planner, scenarios=scenarios, seed=seed, budget_s=budget, fusion=fusion
+    )
     instance = make_instance(host, loaded, planner, gpus=gpus)
     problem = instance.problem
     results, failed = [], {}
@@ -110,6 +116,7 @@ def compare(
             )
         else:
             out.print(f"{r.scheduler} runs every node as {best.scheduler} does\n", markup=False)
+    show_fusion(problem)
     if gantt:
         for r in results:
             out.print(f"{r.scheduler}, {r.mean_makespan_s:.1f} s", markup=False)

@@ -28,6 +28,12 @@ Gpus = Annotated[int | None, typer.Option(help="GPUs, instead of the application
 Scenarios = Annotated[int | None, typer.Option(help="Length scenarios to plan for.", min=1)]
 Seed = Annotated[int | None, typer.Option(help="Seed of lengths and scheduler.", min=0)]
 Budget = Annotated[float | None, typer.Option(help="Seconds the scheduler may search.")]
+NoFusion = Annotated[
+    bool,
+    typer.Option(
+        "--no-fusion", help="Plan nodes of one model that follow one another each on its own."
+    ),
+]
 Svg = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Draw a Gantt chart as SVG (extra report).")
 ]
@@ -46,6 +52,7 @@ def plan(
     scenarios: Scenarios = None,
     seed: Seed = None,
     budget: Budget = None,
+    no_fusion: NoFusion = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the plan to this file.")
     ] = None,
@@ -64,7 +71,10 @@ def plan(
         require_svg(svg)
     host = PluginHost.from_settings()
     loaded = find_application(host, target)
-    planner = overridden(loaded.planner, scenarios=scenarios, seed=seed, budget_s=budget)
+    fusion = False if no_fusion else None
+    planner = overridden(
+        loaded.planner, scenarios=scenarios, seed=seed, budget_s=budget, fusion=fusion
+    )
     chosen = planner.scheduler
     name = scheduler or chosen.type
     options: dict[str, object] = dict(chosen.options) if name == chosen.type else {}
@@ -181,12 +191,24 @@ def show_plan(problem: Problem, result: PlanResult, *, explain: bool = False) ->
         out.print(f"  {text}", markup=False, style="dim", soft_wrap=True)
     for note in problem.app.notes:
         out.print(f"  assumed: {note}", markup=False, style="dim", soft_wrap=True)
+    show_fusion(problem)
     if explain:
         out.print("Why:")
         for node, text in result.explanation:
             out.print(f"  {node}: {text}", markup=False, soft_wrap=True)
         if not result.explanation:
             out.print(f"  {result.scheduler} gives no reasons", markup=False)
+
+
+def show_fusion(problem: Problem) -> None:
+    """Print which of the application's nodes are planned as one."""
+    from samullm_plugin.services.reporting import fusion_lines
+
+    if lines := fusion_lines(problem.app):
+        out = console()
+        out.print("Nodes of one model planned as one (--no-fusion keeps them apart):", style="dim")
+        for line in lines:
+            out.print(f"  {line}", markup=False, style="dim", soft_wrap=True)
 
 
 def plan_json(problem: Problem, result: PlanResult) -> dict[str, object]:
@@ -210,4 +232,5 @@ def plan_json(problem: Problem, result: PlanResult) -> dict[str, object]:
         "explanation": dict(result.explanation),
         "latency_rests_on": provenance_lines(problem),
         "assumptions": problem.app.notes,
+        "fused": {n.name: [p.name for p in n.fused] for n in problem.app.nodes if n.fused},
     }

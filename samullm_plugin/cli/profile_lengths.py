@@ -210,7 +210,7 @@ def _prepared(
 
     from samullm_plugin.core.scenarios import make_scenario
     from samullm_plugin.services.building import sample_outputs
-    from samullm_plugin.services.instances import make_instance
+    from samullm_plugin.services.instances import make_instance, unfused
     from samullm_plugin.services.profiling_lengths import EngineSetup
     from samullm_plugin.services.running.run import imitates
     from samullm_plugin.services.running.sources import LengthSource, TextSource
@@ -218,7 +218,7 @@ def _prepared(
     if not imitates(executor):
         return TextSource(loaded), EngineSetup(tp, engines, kv_cache_tokens=kv_cache_tokens), ""
     gpus = None if loaded.cluster is not None else max(_SIZES) * engines
-    instance = make_instance(host, loaded, gpus=gpus)
+    instance = make_instance(host, loaded, unfused(loaded.planner), gpus=gpus)
     problem = instance.problem
     outputs = loaded.output_tokens
     if outputs is None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from samullm_plugin.cli.output import OutputJson, console, print_table, write_json
-from samullm_plugin.cli.plan import Budget, Gpus, Scenarios, Seed, Target, overridden
+from samullm_plugin.cli.plan import Budget, Gpus, NoFusion, Scenarios, Seed, Target, overridden
 from samullm_plugin.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def run(
     scenarios: Scenarios = None,
     seed: Seed = None,
     budget: Budget = None,
+    no_fusion: NoFusion = False,
     output_json: OutputJson = None,
 ) -> int:
     """Run an application; Ctrl-C once stops it so that it can be resumed, twice at once."""
@@ -57,7 +58,7 @@ def run(
     from samullm_plugin.cli.run_display import RunDisplay
     from samullm_plugin.manager import PluginHost
     from samullm_plugin.services.applications import find_application
-    from samullm_plugin.services.instances import make_instance
+    from samullm_plugin.services.instances import make_instance, planner_of
     from samullm_plugin.services.planning import PlanningOptions, make_plan
     from samullm_plugin.services.running.adjusting import Replanner
     from samullm_plugin.services.running.progress import RunProgress
@@ -80,7 +81,18 @@ def run(
     before = require_resumable(resume) if resume is not None else ""
     host = PluginHost.from_settings()
     loaded = find_application(host, target)
-    planner = overridden(loaded.planner, scenarios=scenarios, seed=seed, budget_s=budget)
+    fusion = False if no_fusion else None
+    planner = overridden(
+        loaded.planner, scenarios=scenarios, seed=seed, budget_s=budget, fusion=fusion
+    )
+    traces: tuple[PlanTrace, ...] = ()
+    found: Plan | None = None
+    chosen = scheduler or planner.scheduler.type
+    if plan is not None:
+        found, chosen = plan_from_file(plan)
+        planner = planner_of(found, loaded, planner)
+    elif resume is not None:
+        planner = planner_of(plan_from_file(resume / "plan.json")[0], loaded, planner)
     name = executor or before or loaded.executor.type
     options: dict[str, object] = {}
     if name == loaded.executor.type:
@@ -88,13 +100,8 @@ def run(
     options |= parsed_options(executor_option or [])
     host.resolve("executor", name)
     instance = make_instance(host, loaded, planner, gpus=gpus)
-    problem, chosen = instance.problem, scheduler or planner.scheduler.type
-    simulator = instance.simulator(host)
-    traces: tuple[PlanTrace, ...] = ()
-    found: Plan | None = None
-    if plan is not None:
-        found, chosen = plan_from_file(plan)
-    elif resume is None:
+    problem, simulator = instance.problem, instance.simulator(host)
+    if found is None and resume is None:
         given = planner.scheduler.options if chosen == planner.scheduler.type else {}
         how = PlanningOptions(options=given, seed=planner.seed, budget_s=planner.budget_s)
         result = make_plan(host, problem, chosen, how, simulator=simulator)

@@ -128,6 +128,32 @@ class RequestTable:
         return np.repeat(np.arange(len(self)), np.diff(self.input_indptr))
 
 
+@dataclass(frozen=True, slots=True)
+class NodePart:
+    """Consecutive requests of a node that its user wrote as a node of their own.
+
+    Attributes:
+        name: of the user's node.
+        task: its task.
+        start: its first request in the node's table.
+        stop: the one behind its last.
+    """
+
+    name: str
+    task: str
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        """Return the number of its requests."""
+        return self.stop - self.start
+
+    @property
+    def rows(self) -> slice:
+        """Return its requests in the node's table."""
+        return slice(self.start, self.stop)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelNode:
     """One use of a model in the application.
@@ -137,13 +163,19 @@ class ModelNode:
         model: the checkpoint; several nodes may use the same.
         requests: what it is asked.
         task: label that length estimators may tell apart, such as ``summary``.
-        requests: the node's requests.
+        fused: the user's nodes that have become this one, in order; empty if it is one itself.
     """
 
     name: str
     model: ModelSpec
     requests: RequestTable
     task: str = ""
+    fused: tuple[NodePart, ...] = ()
+
+    @property
+    def parts(self) -> tuple[NodePart, ...]:
+        """Return the user's nodes it consists of: itself, unless it was fused of several."""
+        return self.fused or (NodePart(self.name, self.task, 0, len(self.requests)),)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -170,7 +202,8 @@ class Application:
             InputError: for duplicate names, an empty node, bad lengths, a missing upstream or a
                 cycle.
         """
-        names = [n.name for n in self.nodes]
+        names = [p.name for n in self.nodes for p in n.parts]
+        names += [n.name for n in self.nodes if n.fused]
         if not self.nodes:
             raise InputError(f"application {self.name}: it has no nodes")
         if duplicate := next((n for n in names if names.count(n) > 1), None):
@@ -179,7 +212,7 @@ class Application:
         try:
             order = tuple(TopologicalSorter(dict(enumerate(sets))).static_order())
         except CycleError as error:
-            cycle = " -> ".join(names[i] for i in error.args[1])
+            cycle = " -> ".join(self.nodes[i].name for i in error.args[1])
             raise InputError(
                 f"application {self.name}: the nodes form a cycle: {cycle}; "
                 "a node that feeds itself must do so by requests that wait for earlier ones"
@@ -192,6 +225,9 @@ class Application:
         table, where = node.requests, f"application {self.name}, node {node.name}"
         if len(table) == 0:
             raise InputError(f"{where}: it has no requests")
+        ends = [0, *(p.stop for p in node.parts)]
+        if [p.start for p in node.parts] != ends[:-1] or ends[-1] != len(table):
+            raise InputError(f"{where}: its parts are not its {len(table)} requests one by one")
         if (table.prompt_tokens < 1).any():
             row = int(np.argmax(table.prompt_tokens < 1))
             raise InputError(f"{where}: prompt_tokens of request {row} must be at least 1")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from samullm_plugin.core.application import Application, ModelNode, RequestTable
+from samullm_plugin.core.chains import Chains
+
+NAMED = 3
+"""Nodes up to which a fused node's name tells them all."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,56 +30,114 @@ class Fused:
     node: tuple[int, ...]
     offset: tuple[int, ...]
 
+    def joined(self, arrays: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], ...]:
+        """Return by new node what ``arrays`` hold by old node, a value per request."""
+        found = []
+        for i in range(len(self.app.nodes)):
+            mine = [k for k in range(len(self.node)) if self.node[k] == i]
+            mine.sort(key=lambda k: self.offset[k])
+            found.append(np.concatenate([arrays[k] for k in mine]))
+        return tuple(found)
 
-def fuse_chains(app: Application) -> Fused:
-    """Fuse every node into the one before it that uses the same model and task, where it can.
+
+def fuse_chains(app: Application, num_devices: int) -> Fused:
+    """Fuse every node into the one before it that uses the same model, where it can.
 
     A node joins the fused node of one of its upstream nodes if all its other upstream nodes are
     upstream of that fused node as well (paper, section 4: vertical fusion). Its requests then wait
     inside one engine for those before, as the requests of a chain do; chunked documents written as
     one node per chunk become one node.
 
+    Requests that hang together are served by one data-parallel replica. Nodes stay apart if fusing
+    would tie together so many that could run side by side (all outputs in one prompt) that replicas
+    could not share the work evenly: more than half of a device's even share.
+
     Args:
         app: the application.
+        num_devices: of the cluster.
     """
-    upstreams = [set(u) for u in app.upstreams]
-    group = list(range(len(app.nodes)))
-    members: dict[int, list[int]] = {i: [i] for i in group}
+    groups: dict[int, _Group] = {}
+    group_of = [0] * len(app.nodes)
     for i in app.order:
-        head = _joins(app, i, upstreams, group)
-        if head is not None:
-            group[i] = head
-            members[head].append(i)
-            del members[i]
-    heads = sorted(members)
-    node = tuple(heads.index(g) for g in group)
-    offset = [0] * len(app.nodes)
-    for head in heads:
-        total = 0
-        for i in members[head]:
-            offset[i] = total
-            total += len(app.nodes[i].requests)
-    nodes = [_fused(app, members[head], node, offset) for head in heads]
-    return Fused(Application(app.name, tuple(nodes), app.notes), node, tuple(offset))
+        head = _join(app, i, groups, group_of, num_devices)
+        if head is None:
+            head = i
+            groups[i] = _Group([], {}, Chains())
+            groups[i].add(app, i)
+        group_of[i] = head
+    heads = sorted(groups)
+    node = tuple(heads.index(g) for g in group_of)
+    offset = tuple(groups[g].start[i] for i, g in enumerate(group_of))
+    nodes = tuple(_fused(app, groups[head].members, node, offset) for head in heads)
+    return Fused(Application(app.name, nodes, app.notes), node, offset)
 
 
-def _joins(app: Application, i: int, upstreams: list[set[int]], group: list[int]) -> int | None:
-    """Return the head of the group that node ``i`` can join, or None."""
-    mine = app.nodes[i]
-    before = {group[u] for u in upstreams[i]}
+@dataclass(slots=True)
+class _Group:
+    """Nodes that become one.
+
+    Attributes:
+        members: in topological order.
+        start: by member, its first request.
+        chains: of all their requests.
+    """
+
+    members: list[int]
+    start: dict[int, int]
+    chains: Chains = field(default_factory=Chains)
+
+    def add(self, app: Application, i: int) -> None:
+        """Take in a node, all of whose inputs from the group are members."""
+        table, begin = app.nodes[i].requests, len(self.chains)
+        self.members.append(i)
+        self.start[i] = begin
+        inside = np.flatnonzero(np.isin(table.input_node, self.members))
+        rows = (table.input_row[inside] + begin).tolist()
+        starts = np.array([self.start[int(k)] for k in table.input_node[inside]], np.int64)
+        requests = (table.input_request[inside] + starts).tolist()
+        self.chains.grow(len(table), zip(rows, requests, strict=True))
+
+    def with_node(self, app: Application, i: int) -> _Group:
+        """Return the group with another node."""
+        other = _Group(self.members.copy(), self.start.copy(), self.chains.copy())
+        other.add(app, i)
+        return other
+
+
+def _join(
+    app: Application, i: int, groups: dict[int, _Group], group_of: list[int], num_devices: int
+) -> int | None:
+    """Let node ``i`` join a group if there is one; return its head, or None."""
+    before = {group_of[u] for u in app.upstreams[i]}
     for head in sorted(before):
-        other = app.nodes[head]
-        if (other.model, other.task) != (mine.model, mine.task):
+        if app.nodes[head].model != app.nodes[i].model:
             continue
-        inside = [j for j in range(len(group)) if group[j] == head]
-        known = set().union(*({group[u] for u in upstreams[j]} for j in inside))
-        if before - {head} <= known:
+        known = {group_of[u] for k in groups[head].members for u in app.upstreams[k]}
+        if not before - {head} <= known:
+            continue
+        group = groups[head].with_node(app, i)
+        even = 2 * num_devices * group.chains.most_beside <= len(group.chains)
+        if even or num_devices == 1:
+            groups[head] = group
             return head
     return None
 
 
+def fused_name(names: Sequence[str]) -> str:
+    """Return the name of a node fused of several: ``draft+revise``, ``chunk-0..chunk-59``.
+
+    Args:
+        names: of the nodes; what is before a slash (a mixed application's part) is named once.
+    """
+    part = names[0].rpartition("/")[0]
+    rest = [n.removeprefix(f"{part}/") if part else n for n in names[1:]]
+    if len(names) > NAMED:
+        return f"{names[0]}..{rest[-1]}"
+    return "+".join((names[0], *rest))
+
+
 def _fused(
-    app: Application, members: list[int], node: tuple[int, ...], offset: list[int]
+    app: Application, members: list[int], node: tuple[int, ...], offset: tuple[int, ...]
 ) -> ModelNode:
     """Return one node with the requests of all members, in topological order."""
     first = app.nodes[members[0]]
@@ -106,10 +168,20 @@ def _fused(
         choice=joined(lambda t: t.choice),
         gate=gate,
     )
-    return replace(first, requests=requests)
+    parts = tuple(
+        replace(p, start=p.start + offset[i], stop=p.stop + offset[i])
+        for i in members
+        for p in app.nodes[i].parts
+    )
+    name, taken = fused_name([p.name for p in parts]), {n.name for n in app.nodes}
+    while name in taken:
+        name += "+"
+    return ModelNode(name, first.model, requests, first.task, parts)
 
 
-def _renumbered(table: RequestTable, node: tuple[int, ...], offset: list[int]) -> RequestTable:
+def _renumbered(
+    table: RequestTable, node: tuple[int, ...], offset: tuple[int, ...]
+) -> RequestTable:
     """Return the table with its inputs named by new nodes and requests."""
     old = table.input_node
     return replace(

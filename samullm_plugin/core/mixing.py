@@ -34,7 +34,9 @@ def mix_applications(name: str, parts: Sequence[Application]) -> Application:
         first = len(nodes)
         for node in part.nodes:
             table = _shifted(node.requests, first, offsets)
-            nodes.append(replace(node, name=f"{part.name}/{node.name}", requests=table))
+            fused = tuple(replace(p, name=f"{part.name}/{p.name}") for p in node.fused)
+            own = f"{part.name}/{node.name}"
+            nodes.append(replace(node, name=own, requests=table, fused=fused))
         for field in offsets:
             ids = [getattr(n.requests, field) for n in part.nodes]
             top = max((int(i.max(initial=-1)) for i in ids if i is not None), default=-1)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samullm_plugin.core.application import Application
+from samullm_plugin.core.chains import chains_of
 from samullm_plugin.errors import InputError
 
 Ints = NDArray[np.int64]
@@ -81,10 +82,9 @@ def _levels(app: Application, i: int) -> list[Ints]:
     """Return the requests of node ``i`` by their depth in the node's own chains."""
     table = app.nodes[i].requests
     own = table.input_node == i
-    depth = np.zeros(len(table), np.int64)
     if own.any():
-        for r, q in zip(table.input_row[own], table.input_request[own], strict=True):
-            depth[r] = max(depth[r], depth[q] + 1)  # inputs come before: one pass is enough
+        chains = chains_of(len(table), table.input_row[own], table.input_request[own])
+        depth = np.asarray(chains.depth)
         order = np.argsort(depth, kind="stable")
         return np.split(order, np.flatnonzero(np.diff(depth[order])) + 1)
     return [np.arange(len(table))]

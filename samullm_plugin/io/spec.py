@@ -317,6 +317,10 @@ class PlannerSection(Section):
     length_estimator: Component = Component(type="ecdf")
     latency_model: Component = Component(type="linear")
     request_policy: Component | None = None
+    fusion: bool = Field(
+        default=True,
+        description="Serve nodes of one model that follow one another with the same engines.",
+    )
     scenarios: int = Field(default=4, ge=1, description="Independent length scenarios.")
     seed: int = Field(default=0, ge=0)
     page_cache: Literal["warm", "cold"] = Field(

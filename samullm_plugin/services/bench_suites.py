@@ -10,6 +10,7 @@ import numpy as np
 
 from samullm_plugin.core.cluster import Cluster
 from samullm_plugin.core.costs import ModeCosts
+from samullm_plugin.core.fusion import fuse_chains
 from samullm_plugin.core.problem import ModeKey
 from samullm_plugin.errors import InputError, SamullmError, suggest
 from samullm_plugin.interfaces.application import ApplicationSource
@@ -121,11 +122,13 @@ def make_case(host: PluginHost, text: str, settings: CaseSettings) -> BenchCase:
     """
     name, options = parse_named(text)
     source = host.create("application", name, options)
-    app = source.build()
     cluster = bundled_cluster(source, settings.gpus)
+    fused = fuse_chains(source.build(), cluster.num_gpus)
+    app = fused.app
     estimator = make_length_estimator(host, settings.estimator)
     latency = make_latency_model(host, settings.latency_model)
     known = source.output_tokens()
+    known = None if known is None else fused.joined(known)
     streams = np.random.SeedSequence([settings.seed, 11]).spawn(2 + len(settings.shifts))
     problem = build_problem(
         app,

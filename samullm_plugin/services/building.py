@@ -8,7 +8,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from samullm_plugin.core.application import Application, ModelNode, ModelSpec
+from samullm_plugin.core.application import (
+    Application,
+    ModelNode,
+    ModelSpec,
+    NodePart,
+    RequestTable,
+)
 from samullm_plugin.core.cluster import Cluster, Gpu
 from samullm_plugin.core.costs import ModeCosts
 from samullm_plugin.core.problem import ModeKey, Problem
@@ -102,15 +108,22 @@ def sample_outputs(
     """
     outputs = [np.zeros(len(n.requests), np.int64) for n in app.nodes]
     for i in app.order:
-        node, table = app.nodes[i], app.nodes[i].requests
-        mask = np.ones(len(table), bool) if taken is None else taken[i]
-        prompts = _prompts(app, i, outputs)
-        sampled = _sample_node(node, prompts, estimator, rng)
-        if (table.input_node == i).any():  # a chain: prompts hold outputs of the node itself
-            outputs[i] = np.where(mask, sampled, 0)
-            sampled = _sample_node(node, _prompts(app, i, outputs), estimator, rng)
-        outputs[i] = np.where(mask, sampled, 0)
+        node = app.nodes[i]
+        mask = np.ones(len(node.requests), bool) if taken is None else taken[i]
+        for part in node.parts:
+            passes = 2 if _is_chain(node.requests, i, part) else 1  # prompts hold own outputs
+            for _ in range(passes):
+                prompts = _prompts(app, i, outputs)[part.rows]
+                sampled = _sample_part(node, part, prompts, estimator, rng)
+                outputs[i][part.rows] = np.where(mask[part.rows], sampled, 0)
     return tuple(np.maximum(o, 1) for o in outputs)
+
+
+def _is_chain(table: RequestTable, i: int, part: NodePart) -> bool:
+    """Return whether requests of a part of node ``i`` wait for others of the same part."""
+    own = table.input_node == i
+    rows, requests = table.input_row[own], table.input_request[own]
+    return bool(((requests >= part.start) & (rows < part.stop)).any())
 
 
 def _prompts(app: Application, i: int, outputs: Sequence[Ints]) -> Ints:
@@ -125,20 +138,23 @@ def _prompts(app: Application, i: int, outputs: Sequence[Ints]) -> Ints:
     return fitting
 
 
-def _sample_node(
-    node: ModelNode, prompts: Ints, estimator: LengthEstimator, rng: np.random.Generator
+def _sample_part(
+    node: ModelNode,
+    part: NodePart,
+    prompts: Ints,
+    estimator: LengthEstimator,
+    rng: np.random.Generator,
 ) -> Ints:
-    """Return one checked sample of a node's output lengths."""
-    count = len(node.requests)
+    """Return one checked sample of a node's output lengths, for one of the user's nodes in it."""
     query = LengthQuery(
         model=node.model.name,
-        task=node.task,
+        task=part.task,
         prompt_tokens=prompts,
-        max_tokens=node.requests.max_tokens,
-        generated_tokens=np.zeros(count, np.int64),
+        max_tokens=node.requests.max_tokens[part.rows],
+        generated_tokens=np.zeros(len(part), np.int64),
         max_model_len=node.model.max_model_len,
-        node=node.name,
-        requests=np.arange(count),
+        node=part.name,
+        requests=np.arange(len(part)),
     )
     lengths: Ints = check_lengths(estimator.sample(query, rng, 1), query, 1, estimator.name)[0]
     return lengths

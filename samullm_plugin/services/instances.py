@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from samullm_plugin.core.cluster import Cluster
+from samullm_plugin.core.fusion import fuse_chains
+from samullm_plugin.core.plan import Plan
 from samullm_plugin.core.problem import Problem
 from samullm_plugin.core.simulation import PlanSimulator
 from samullm_plugin.errors import InputError
@@ -72,6 +74,18 @@ def cluster_of(loaded: LoadedApplication, gpus: int | None) -> Cluster:
     return Cluster.uniform(loaded.cluster.gpus[0], gpus, nvlink=pairs)
 
 
+def unfused(planner: PlannerSection) -> PlannerSection:
+    """Return the same planner for the application's nodes as they were written."""
+    return planner.model_copy(update={"fusion": False})
+
+
+def planner_of(plan: Plan, loaded: LoadedApplication, planner: PlannerSection) -> PlannerSection:
+    """Return the planner with nodes fused if they are in a plan that is to be carried out."""
+    written = {n.name for n in loaded.app.nodes}
+    fused = any(a.node not in written for s in plan.stages for a in s.assignments)
+    return planner.model_copy(update={"fusion": fused})
+
+
 def make_instance(
     host: PluginHost,
     loaded: LoadedApplication,
@@ -93,16 +107,21 @@ def make_instance(
         PluginError: if an estimator or a latency model breaks its interface's rules.
     """
     how = planner or loaded.planner
+    cluster = cluster_of(loaded, gpus)
+    app, known = loaded.app, loaded.output_tokens
+    if how.fusion:
+        fused = fuse_chains(app, cluster.num_gpus)
+        app, known = fused.app, None if known is None else fused.joined(known)
     estimator = make_length_estimator(host, how.length_estimator.type, how.length_estimator.options)
     latency = make_latency_model(host, how.latency_model.type, how.latency_model.options)
     problem = build_problem(
-        loaded.app,
-        cluster_of(loaded, gpus),
+        app,
+        cluster,
         estimator,
         latency,
         scenarios=how.scenarios,
         rng=np.random.default_rng(how.seed),
         page_cache=how.page_cache,
-        true_lengths=loaded.output_tokens,
+        true_lengths=known,
     )
     return Instance(problem, estimator, latency, how)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from samullm_plugin.core.application import Application
 from samullm_plugin.core.plan import Plan, Stage
 from samullm_plugin.core.problem import Problem
 from samullm_plugin.core.result import PlanResult, PlanTrace
@@ -123,6 +124,18 @@ def _engines(trace: PlanTrace, node: str) -> str:
 def _device_s(trace: PlanTrace, node: str) -> float:
     mine = [s for s in trace.segments if s.node == node]
     return sum((s.end_s - s.start_s) * len(s.devices) for s in mine)
+
+
+def fusion_lines(app: Application) -> list[str]:
+    """Return which of the user's nodes share engines, a line per fused node."""
+    found = []
+    for node in app.nodes:
+        if node.fused:
+            names = [p.name for p in node.fused]
+            last = f"{', '.join(names[:-1])} and {names[-1]}"
+            shown = last if len(names) <= 6 else f"{names[0]} to {names[-1]}, {len(names)} nodes"
+            found.append(f"{node.name}: {shown}, one after the other on the same engines")
+    return found
 
 
 def provenance_lines(problem: Problem) -> list[str]:

@@ -29,7 +29,7 @@ from samullm_plugin.services.gantt_figure import (
 from samullm_plugin.services.reporting import device_list, end_event
 from samullm_plugin.services.running.log import BULKY
 from samullm_plugin.services.running.measuring import SETTLED, measured_engines, metrics_of
-from samullm_plugin.services.running.planned import PlannedRun, read_planned
+from samullm_plugin.services.running.planned import PlannedNode, PlannedRun, read_planned
 
 SHOWN_FAILURES = 50
 
@@ -53,7 +53,7 @@ class RunRecord:
         records: the journal's events, without the contents of outputs.
         planned: what was foreseen; None: not recorded.
         planned_makespan_s: of the first plan; None: unknown.
-        nodes: names, in the application's order.
+        nodes: as their user wrote them, in the order of the plan's.
         finished: every request is settled.
     """
 
@@ -62,7 +62,7 @@ class RunRecord:
     records: tuple[Mapping[str, Any], ...]
     planned: PlannedRun | None
     planned_makespan_s: float | None
-    nodes: tuple[str, ...]
+    nodes: tuple[PlannedNode, ...]
     finished: bool
 
 
@@ -92,15 +92,16 @@ def read_run(directory: Path) -> RunRecord:
     planned = read_planned(directory)
     makespan_s = planned.trace.makespan_s if planned is not None else None
     if planned is not None:
-        nodes = tuple(n.name for n in planned.nodes)
-        total = sum(n.num_requests for n in planned.nodes)
+        nodes = planned.nodes
+        total = sum(n.num_requests for n in nodes)
         finished = sum(r["kind"] in SETTLED for r in records) == total
     else:
         stored = read_plan(directory / "plan.json")
         makespan_s = stored.makespan_s[0] if stored.makespan_s else None
-        nodes = tuple(dict.fromkeys(a.node for s in stored.plan.stages for a in s.assignments))
+        names = dict.fromkeys(a.node for s in stored.plan.stages for a in s.assignments)
+        nodes = tuple(PlannedNode(name, "", 0) for name in names)
         ended = {r["node"] for r in records if r["kind"] == "node_finished"}
-        finished = ended >= set(nodes)
+        finished = ended >= set(names)
     return RunRecord(directory, facts, records, planned, makespan_s, nodes, finished)
 
 
@@ -156,8 +157,8 @@ def report_facts(run: RunRecord, output: Path) -> dict[str, Any]:
         total_s = last_s * int(run.facts["num_devices"])  # engines also work after the last result
         metrics["idle_share"]["measured"] = 1.0 - busy_s / total_s if total_s > 0 else None
     if trace is not None and not run.finished:
-        for i, name in enumerate(run.nodes):
-            metrics["nodes"][name]["finish_s"]["planned"] = float(trace.node_finish_s[i])
+        for node in run.nodes:
+            metrics["nodes"][node.name]["finish_s"]["planned"] = node.finish_s
     return {
         "facts": run.facts,
         "finished": run.finished,
@@ -193,6 +194,7 @@ def _nodes(run: RunRecord, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
             {
                 "name": name,
                 "model": sizes[name].model if name in sizes else "",
+                "fused": sizes[name].fused if name in sizes else "",
                 "total": total,
                 "requests": requests,
                 "planned_s": planned,

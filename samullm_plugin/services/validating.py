@@ -9,7 +9,7 @@ import numpy as np
 from samullm_plugin.io.loaded import LoadedApplication
 from samullm_plugin.manager import PluginHost
 from samullm_plugin.services.estimators import make_length_estimator
-from samullm_plugin.services.instances import make_instance
+from samullm_plugin.services.instances import make_instance, unfused
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def validate_application(host: PluginHost, loaded: LoadedApplication) -> Applica
             host, planner.length_estimator.type, planner.length_estimator.options
         )
     else:
-        instance = make_instance(host, loaded)
+        instance = make_instance(host, loaded, unfused(planner))
         estimator, problem = instance.estimator, instance.problem
     reports = []
     for i, node in enumerate(loaded.app.nodes):

@@ -138,6 +138,14 @@ def test_vote_reads_all_copies() -> None:
     assert inputs(loaded, "vote", "2") == [("solve", f"2#{k}") for k in range(1, 6)]
 
 
+def test_refining_uses_the_outputs_of_all_steps() -> None:
+    loaded = load("refine")
+    assert inputs(loaded, "revise", "2") == [("critique", "2"), ("draft", "2")]
+    text = prompt(loaded, "compare", "4")
+    assert text.startswith("Task: Describe how a bicycle pump works.")
+    assert text.index("<4>") < text.index("B: <4>")
+
+
 def test_filter_drops_an_item_everywhere() -> None:
     loaded = load("filter-vote")
     app = loaded.app

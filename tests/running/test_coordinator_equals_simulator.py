@@ -24,11 +24,7 @@ from samullm_plugin.testing.strategies import plans, problems
 
 
 def consistent(problem: Problem) -> Problem:
-    """Take no request whose inputs are all left out, and leave out none in nodes with chains.
-
-    When a request of a chain that is not taken counts as settled differs: the plan simulator does
-    not look at its predecessors, the coordinator decides when they are settled.
-    """
+    """Take no request whose inputs are all left out."""
     app, scenario = problem.app, problem.scenarios[0]
     taken = [o > 0 for o in scenario.output_tokens]
     for i in app.order:
@@ -38,9 +34,6 @@ def consistent(problem: Problem) -> Problem:
             inputs = list(zip(table.input_node[part], table.input_request[part], strict=True))
             if inputs:
                 taken[i][r] &= any(taken[s][q] for s, q in inputs)
-        if (table.input_node == i).any() and not taken[i].all():
-            taken = [np.ones_like(t) for t in taken]
-            break
     outputs = [np.maximum(o, 1) for o in scenario.output_tokens]
     return problem.with_scenarios((make_scenario(app, outputs, taken),))
 

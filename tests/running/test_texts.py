@@ -60,8 +60,8 @@ def test_outputs_enter_templates(tmp_path: Path) -> None:
     second = prompt(source, ledger, 1, 0)
     assert second.messages == ({"role": "user", "content": "Q: Why? A: Because."},)
     assert second.prompt_tokens >= 3
-    assert source.custom_id((0, 0)) == "x"
-    assert source.is_chat((1, 0))
+    assert source.custom_id("draft", 0) == "x"
+    assert source.is_chat("judge", 0)
 
 
 def test_a_router_chooses_by_its_output(tmp_path: Path) -> None:

@@ -138,6 +138,7 @@ class NodeWork:
         """Look once at what is asked again and again."""
         object.__setattr__(self, "taken", self.output_tokens > 0)
         object.__setattr__(self, "all_taken", bool(self.taken.all()))
+        object.__setattr__(self, "inputs", self.inputs.past(self.taken))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -263,8 +264,7 @@ def untaken_finish_s(work: NodeWork, available_s: Floats | None, finish_s: Float
     """Return ``finish_s`` with requests that are not taken finished once their inputs are there."""
     if work.all_taken:
         return finish_s
-    done = np.zeros(len(finish_s)) if available_s is None else available_s
-    return np.where(work.taken, finish_s, done)
+    return work.inputs.settled_s(work.taken, available_s, finish_s)
 
 
 def finished_count(runs: Sequence[EngineRun]) -> int:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from copy import copy
 
 import numpy as np
 from numpy.typing import NDArray
 
 from samullm_plugin.core.application import Application
+from samullm_plugin.core.chains import chains_of
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -20,7 +23,8 @@ class NodeInputs:
         has_chain: some requests wait for earlier ones of the same node.
         chain: by request, the first request of its chain in this node, shape ``(n,)``; chains that
             join anywhere are one.
-        own_row: requests that wait for an earlier one of this node, one entry per such input.
+        own_row: requests that wait for an earlier one of this node, one entry per such input,
+            increasing.
         own_request: the earlier request of each entry.
     """
 
@@ -32,7 +36,7 @@ class NodeInputs:
         own = table.input_node == node
         self.own_row, self.own_request = rows[own], table.input_request[own]
         self.has_chain = bool(own.any())
-        self.chain = _first_of_chain(self._num, self.own_row, self.own_request)
+        self.chain = chains_of(self._num, self.own_row, self.own_request).first
         outside = ~own
         self._rows = rows[outside]
         self._sources = [
@@ -43,6 +47,50 @@ class NodeInputs:
         counts = np.bincount(self._rows, minlength=self._num)
         self._waiting = np.flatnonzero(counts)
         self._starts = np.cumsum(counts[self._waiting]) - counts[self._waiting]
+        self._past: tuple[Ints, Ints] | None = None
+
+    def past(self, taken: NDArray[np.bool_]) -> NodeInputs:
+        """Return the inputs where some requests are not taken: those are settled with their inputs.
+
+        Whoever waits for one that is not taken waits for what that waits for.
+
+        Args:
+            taken: which requests are needed, shape ``(n,)``.
+        """
+        if not self.has_chain or taken.all():
+            return self
+        plain = taken[self.own_row] & taken[self.own_request]
+        waits: dict[int, set[int]] = defaultdict(set)  # taken requests before, in this node
+        past: dict[int, set[int]] = defaultdict(set)  # those between that are not taken
+        rest = (self.own_row[~plain].tolist(), self.own_request[~plain].tolist())
+        for r, q in zip(*rest, strict=True):  # inputs come before
+            waits[r] |= {q} if taken[q] else waits[q]
+            past[r] |= set() if taken[q] else {q, *past[q]}
+        rows, requests = _pairs(waits)
+        new = copy(self)
+        row = np.concatenate([self.own_row[plain], rows])
+        order = np.argsort(row, kind="stable")
+        new.own_row = row[order]
+        new.own_request = np.concatenate([self.own_request[plain], requests])[order]
+        new._past = _pairs(past)
+        return new
+
+    def settled_s(
+        self, taken: NDArray[np.bool_], available_s: Floats | None, finish_s: Floats
+    ) -> Floats:
+        """Return ``finish_s`` with requests that are not taken settled once their inputs are.
+
+        Args:
+            taken: as given to :meth:`past`.
+            available_s: as :meth:`available_s` returned.
+            finish_s: when the requests finish that are taken, shape ``(n,)``.
+        """
+        done = np.zeros(self._num) if available_s is None else available_s
+        result = np.where(taken, finish_s, done)
+        if self.has_chain:
+            mine = ~taken[self.own_row]
+            np.maximum.at(result, self.own_row[mine], finish_s[self.own_request[mine]])
+        return result
 
     def available_s(self, finish_s: Sequence[Floats]) -> Floats | None:
         """Return when the outputs of other nodes that each request needs are there.
@@ -60,6 +108,9 @@ class NodeInputs:
             values[part] = finish_s[source][self._requests[part]]
         result = np.zeros(self._num)
         result[self._waiting] = np.maximum.reduceat(values, self._starts)
+        if self._past is not None:
+            rows, past = self._past
+            np.maximum.at(result, rows, result[past])
         return result
 
     def spread(self, remaining: Ints, num_replicas: int, arrival_s: Floats | None = None) -> Ints:
@@ -121,19 +172,7 @@ class NodeInputs:
         return target[order], np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
-def _first_of_chain(num: int, own_row: Ints, own_request: Ints) -> Ints:
-    """Return the least request each request is joined with."""
-    first = np.arange(num)
-
-    def find(r: int) -> int:
-        while first[r] != r:
-            first[r] = first[first[r]]
-            r = int(first[r])
-        return r
-
-    for r, q in zip(own_row, own_request, strict=True):
-        a, b = find(int(r)), find(int(q))
-        first[max(a, b)] = min(a, b)
-    for r in range(num if len(own_row) else 0):  # earlier ones are settled first
-        first[r] = first[first[r]]
-    return first
+def _pairs(sets: Mapping[int, set[int]]) -> tuple[Ints, Ints]:
+    """Return keys and members of sets as two arrays, one entry per member."""
+    rows = [r for r, members in sets.items() for _ in members]
+    return np.array(rows, np.int64), np.array([q for m in sets.values() for q in m], np.int64)

@@ -12,6 +12,7 @@ from samullm_plugin.interfaces.moving import continued
 from samullm_plugin.services.running.ledger import Ledger, RequestId, Result, Status
 from samullm_plugin.services.running.log import RunLog
 from samullm_plugin.services.running.sources import Prompt, Refused, RequestSource
+from samullm_plugin.services.running.user_nodes import UserNodes
 
 
 class Intake:
@@ -39,9 +40,13 @@ class Intake:
         """
         self.ledger, self.changed = ledger, False
         self._source, self._log, self._moved = source, log, moved
-        self._names = [n.name for n in ledger.app.nodes]
+        self._users = UserNodes(ledger.app)
+        self._left = {
+            name: int((ledger.status[i][part.rows] < Status.FINISHED).sum())
+            for name, i, part in self._users
+        }
         self._requests: dict[RequestId, EngineRequest] = {}
-        self._queue: list[list[int]] = [[] for _ in self._names]
+        self._queue: list[list[int]] = [[] for _ in ledger.app.nodes]
 
     def queued(self, node: int) -> list[int]:
         """Return the requests of a node that could be served but are at no engine."""
@@ -86,9 +91,10 @@ class Intake:
         if inputs:
             states = [self.ledger.status[i][q] for i, q in inputs]
             if Status.FAILED in states:
-                node, r = inputs[states.index(Status.FAILED)]
-                name = self._source.custom_id((node, r))
-                return Refused(f"its input {name} of node {self._names[node]} failed")
+                failed = inputs[states.index(Status.FAILED)]
+                node, index = self._users.written(failed)
+                name = self._source.custom_id(node, index)
+                return Refused(f"its input {name} of node {node} failed")
             if all(s == Status.SKIPPED for s in states):
                 return None
         return self._source.prepare(request, self.ledger)
@@ -159,11 +165,12 @@ class Intake:
         request = continued(given, output)
         if request is not given:
             known = given.prompt_token_ids is not None or output.prompt_token_ids is None
+            name, index = self._users.written((node, output.request))
             self._log.add(
                 now_s,
                 "moved",
-                node=self._names[node],
-                request=output.request,
+                node=name,
+                request=index,
                 num_tokens=request.num_generated,
                 token_ids=_generated_ids(request),
                 **({} if known else {"prompt_token_ids": output.prompt_token_ids}),
@@ -177,8 +184,8 @@ class Intake:
         self, request: RequestId, status: Status, time_s: float, result: Result
     ) -> list[RequestId]:
         """Write a settled request down; return the requests that have all their inputs now."""
-        name = self._names[request[0]]
-        fields: dict[str, object] = {"node": name, "request": request[1]}
+        name, index = self._users.written(request)
+        fields: dict[str, object] = {"node": name, "request": index}
         if status is Status.FINISHED:
             fields |= {
                 "prompt_tokens": result.prompt_tokens,
@@ -194,9 +201,11 @@ class Intake:
         self._log.add(time_s, status.name.lower(), **fields)
         self._requests.pop(request, None)
         complete = self.ledger.settle(request, status, time_s, result)
+        self._left[name] -= 1
+        if not self._left[name]:
+            self._log.add(time_s, "node_finished", node=name)
         if self.ledger.settled(request[0]):
             self.changed = True
-            self._log.add(time_s, "node_finished", node=name)
         return complete
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from samullm_plugin.core.application import Application
 from samullm_plugin.core.result import PlanTrace
 from samullm_plugin.io.trace import Slice
+from samullm_plugin.services.running.planned import PlannedNode, planned_nodes
 
 SETTLED = ("finished", "skipped", "failed")
 Records = Sequence[Mapping[str, Any]]
@@ -134,22 +135,22 @@ def run_metrics(
         num_devices: of the cluster.
         planned: the first plan's simulation; None: unknown.
     """
-    names = [n.name for n in app.nodes]
-    return metrics_of(app.name, names, records, num_devices, planned)
+    nodes = planned_nodes(app, planned)
+    return metrics_of(app.name, nodes, records, num_devices, planned)
 
 
 def metrics_of(
     application: str,
-    nodes: Sequence[str],
+    nodes: Sequence[PlannedNode],
     records: Records,
     num_devices: int,
     planned: PlanTrace | None,
 ) -> dict[str, Any]:
-    """Return :func:`run_metrics` of an application of which only the names are known."""
+    """Return :func:`run_metrics` of an application of which only the nodes are known."""
     engines, end_s = measured_engines(records), makespan_s(records)
     busy_s = sum(e.busy_s * len(e.devices) for e in engines)
     total_s = end_s * num_devices
-    counts: dict[str, Counter[str]] = {name: Counter() for name in nodes}
+    counts: dict[str, Counter[str]] = {node.name: Counter() for node in nodes}
     last: dict[str, float] = {}
     for record in records:
         if record["kind"] in SETTLED:
@@ -180,14 +181,15 @@ def metrics_of(
             "error_percent": 100.0 * (planned.makespan_s / end_s - 1.0) if end_s > 0 else None,
         }
         result["idle_share"]["planned"] = planned.idle_share
-    for i, name in enumerate(nodes):
-        count = counts[name]
-        mine = [e for e in engines if e.node == name]
+    for node in nodes:
+        count = counts[node.name]
+        mine = [e for e in engines if e.node == node.served_as]
         begin = min((e.start_s for e in mine), default=None)
-        finish = last.get(name)
+        finish = last.get(node.name)
         loads = [e.ready_s - e.start_s for e in mine if e.ready_s is not None]
         seconds = finish - begin if finish is not None and begin is not None else 0.0
-        result["nodes"][name] = {
+        result["nodes"][node.name] = {
+            "served_as": node.served_as,
             "requests": {k: count[k] for k in SETTLED},
             "prompt_tokens": count["prompt_tokens"],
             "completion_tokens": count["completion_tokens"],
@@ -197,7 +199,7 @@ def metrics_of(
             "load_s": loads,
         }
         if planned is not None:
-            result["nodes"][name]["finish_s"]["planned"] = float(planned.node_finish_s[i])
+            result["nodes"][node.name]["finish_s"]["planned"] = node.finish_s
     return result
 
 

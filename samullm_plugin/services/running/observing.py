@@ -168,18 +168,19 @@ def length_observations(coordinator: Coordinator, snapshot: Snapshot) -> list[Le
     for i, node in enumerate(coordinator.problem.app.nodes):
         finished = snapshot.status[i] == Status.FINISHED
         begun = (snapshot.status[i] < Status.FINISHED) & (snapshot.generated[i] > 0)
-        seen = np.flatnonzero(finished | begun)
-        if not finished.any():
-            continue
-        found.append(
-            LengthObservations(
-                node.model.name,
-                node.task,
-                node.requests.prompt_tokens[seen],
-                np.maximum(snapshot.generated[i][seen], 1),
-                (begun | snapshot.cut[i])[seen],
+        for part in node.parts:
+            seen = part.start + np.flatnonzero((finished | begun)[part.rows])
+            if not finished[part.rows].any():
+                continue
+            found.append(
+                LengthObservations(
+                    node.model.name,
+                    part.task,
+                    node.requests.prompt_tokens[seen],
+                    np.maximum(snapshot.generated[i][seen], 1),
+                    (begun | snapshot.cut[i])[seen],
+                )
             )
-        )
     return found
 
 
@@ -222,16 +223,15 @@ def learned(
     fitted = prior.fit(observations)
     factors = []
     enough = {o.model for o in observations if int((~o.censored).sum()) >= ENOUGH_OUTPUTS}
-    for node in app.nodes:
+    for node, part in ((n, p) for n in app.nodes for p in n.parts):
         if node.model.name not in enough:
             continue
-        n = len(node.requests)
         query = LengthQuery(
             node.model.name,
-            node.task,
-            node.requests.prompt_tokens,
-            node.requests.max_tokens,
-            np.zeros(n, np.int64),
+            part.task,
+            node.requests.prompt_tokens[part.rows],
+            node.requests.max_tokens[part.rows],
+            np.zeros(len(part), np.int64),
             node.model.max_model_len,
         )
         before, now = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic_core import to_json
 
+from samullm_plugin.core.application import NodePart
 from samullm_plugin.io.batch import BatchOutput, batch_line
 from samullm_plugin.io.rundir import RunDirectory
 from samullm_plugin.services.running.ledger import Ledger, Status
@@ -11,32 +12,38 @@ from samullm_plugin.services.running.sources import RequestSource
 
 
 def write_outputs(
-    directory: RunDirectory, node: int, ledger: Ledger, source: RequestSource
+    directory: RunDirectory, node: int, part: NodePart, ledger: Ledger, source: RequestSource
 ) -> None:
     """Write ``outputs/<node>.jsonl`` in OpenAI's batch format, in the order of the requests.
 
     Requests that were not taken (routers, filters) have no line; failed ones have an error.
 
+    Args:
+        directory: of the run.
+        node: index of a planned node.
+        part: one of the user's nodes in it.
+        ledger: the results.
+        source: names the requests.
+
     Raises:
         RunError: if the disk is full or fails.
     """
-    name = ledger.app.nodes[node].name
     model = ledger.app.nodes[node].model.name
     lines = []
-    for r, status in enumerate(ledger.status[node].tolist()):
+    for r, status in enumerate(ledger.status[node][part.rows].tolist()):
         if status not in (Status.FINISHED, Status.FAILED):
             continue
-        result = ledger.results[node, r]
+        result = ledger.results[node, part.start + r]
         output = BatchOutput(
-            source.custom_id((node, r)),
+            source.custom_id(part.name, r),
             model,
             result.prompt_tokens,
             result.num_tokens,
             result.finish_reason,
             result.text,
             result.error,
-            source.is_chat((node, r)),
+            source.is_chat(part.name, r),
             result.stop_reason,
         )
-        lines.append(to_json(batch_line(output, f"{name}-{r}")) + b"\n")
-    directory.write_bytes(f"outputs/{name}.jsonl", b"".join(lines))
+        lines.append(to_json(batch_line(output, f"{part.name}-{r}")) + b"\n")
+    directory.write_bytes(f"outputs/{part.name}.jsonl", b"".join(lines))

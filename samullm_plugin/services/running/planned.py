@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
+from samullm_plugin.core.application import Application
 from samullm_plugin.core.problem import Problem
 from samullm_plugin.core.result import PlanTrace
 from samullm_plugin.errors import InputError, SamullmError
@@ -21,17 +22,26 @@ PLANNED_FILE = "planned.json"
 
 @dataclass(frozen=True, slots=True)
 class PlannedNode:
-    """A node of the application.
+    """A node of the application as its user wrote it.
 
     Attributes:
         name: its name.
         model: name of its model.
         num_requests: rows of its request table.
+        fused: node of the plan that it has become a part of; empty: it is a node of the plan.
+        finish_s: when its last request was to finish; None: not recorded.
     """
 
     name: str
     model: str
     num_requests: int
+    fused: str = ""
+    finish_s: float | None = None
+
+    @property
+    def served_as(self) -> str:
+        """Return the node of the plan whose engines serve it."""
+        return self.fused or self.name
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,6 +65,26 @@ class PlannedRun:
     virtual_clock: bool
     modelled_lengths: bool
     written_by: str
+
+
+def planned_nodes(app: Application, trace: PlanTrace | None) -> tuple[PlannedNode, ...]:
+    """Return the nodes as their user wrote them.
+
+    Args:
+        app: as it is planned, with fused nodes.
+        trace: its plan, simulated; None: unknown.
+    """
+    return tuple(
+        PlannedNode(
+            part.name,
+            node.model.name,
+            len(part),
+            node.name if node.fused else "",
+            None if trace is None else float(trace.finish_s[i][part.rows].max()),
+        )
+        for i, node in enumerate(app.nodes)
+        for part in node.parts
+    )
 
 
 def planned_run(
@@ -81,7 +111,7 @@ def planned_run(
     if problem.app.notes:
         rests_on["Assumed"] = tuple(problem.app.notes)
     return PlannedRun(
-        tuple(PlannedNode(n.name, n.model.name, len(n.requests)) for n in problem.app.nodes),
+        planned_nodes(problem.app, trace),
         tuple(g.name for g in problem.cluster.gpus),
         replace(trace, finish_s=()),
         rests_on,

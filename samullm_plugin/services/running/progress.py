@@ -12,6 +12,7 @@ from samullm_plugin.core.application import Application
 from samullm_plugin.core.result import PlanTrace
 from samullm_plugin.interfaces.observer import RunEvent
 from samullm_plugin.services.running.ledger import Ledger, Status
+from samullm_plugin.services.running.user_nodes import UserNodes
 
 
 @dataclass(slots=True)
@@ -66,9 +67,12 @@ class RunProgress:
             app: the application.
             traces: the plan's simulations, one per length scenario.
         """
-        self.nodes = [NodeProgress(n.name, len(n.requests)) for n in app.nodes]
+        users = UserNodes(app)
+        self._parts = list(users.parts.values())
+        self.nodes = [NodeProgress(name, len(part)) for name, _, part in users]
         self.stage, self.now_s, self.replans = 0, 0.0, -1
         self._by_name = {n.name: n for n in self.nodes}
+        self._served = {n.name: [self._by_name[p.name] for p in n.parts] for n in app.nodes}
         self._finish: list[NDArray[np.float64]] = []
         self._clock: Callable[[], float] | None = None
         self.expect(traces)
@@ -86,9 +90,8 @@ class RunProgress:
         """
         self._clock = clock
         self.now_s = max(self.now_s, clock())
-        for node, status, generated in zip(
-            self.nodes, ledger.status, ledger.generated, strict=True
-        ):
+        for node, (i, part) in zip(self.nodes, self._parts, strict=True):
+            status, generated = ledger.status[i][part.rows], ledger.generated[i][part.rows]
             node.settled = int((status >= Status.FINISHED).sum())
             node.failed = int((status == Status.FAILED).sum())
             node.tokens_before = node.tokens = int(generated[status == Status.FINISHED].sum())
@@ -100,20 +103,20 @@ class RunProgress:
             self.stage = int(str(event.fields["number"])) + 1
         elif event.kind == "plan":
             self.replans += 1
-        node = self._by_name.get(str(event.fields.get("node")))
-        if node is None:
-            return
+        name = str(event.fields.get("node"))
         if event.kind in ("finished", "skipped", "failed"):
+            node = self._by_name[name]
             node.settled += 1
             node.failed += event.kind == "failed"
             node.tokens += int(str(event.fields.get("num_tokens", 0)))
             node.last_s = event.time_s
-        elif event.kind == "engine_started":
-            node.engines += 1
-        elif event.kind == "engine_stopped":
-            node.engines -= 1
-        elif event.kind == "engine_ready" and node.began_s is None:
-            node.began_s = event.time_s
+        for node in self._served.get(name, ()):  # all that the engine serves
+            if event.kind == "engine_started":
+                node.engines += 1
+            elif event.kind == "engine_stopped":
+                node.engines -= 1
+            elif event.kind == "engine_ready" and node.began_s is None:
+                node.began_s = event.time_s
 
     @property
     def settled(self) -> int:

@@ -14,6 +14,7 @@ from samullm_plugin.io.records import RecordReader
 from samullm_plugin.services.running.ledger import Ledger, RequestId, Result, Status
 from samullm_plugin.services.running.log import BULKY
 from samullm_plugin.services.running.starting import Begun
+from samullm_plugin.services.running.user_nodes import UserNodes
 
 _SETTLED = {s.name.lower(): s for s in (Status.FINISHED, Status.SKIPPED, Status.FAILED)}
 
@@ -50,17 +51,17 @@ def recover(app: Application, journal: Iterable[Mapping[str, Any]], where: str) 
     moved: dict[RequestId, RequestOutput] = {}
     begun = Begun(ledger, moved)
     found = Recovered(begun)
-    index = {n.name: i for i, n in enumerate(app.nodes)}
+    users = UserNodes(app)
     for number, record in enumerate(journal, 1):
         begun.clock_s = max(begun.clock_s, float(record["time_s"]))
         kind = record["kind"]
         found.records.append({k: v for k, v in record.items() if k not in BULKY})
         if kind in _SETTLED or kind == "moved":
-            request = (index.get(record["node"], -1), int(record["request"]))
-            if request[0] < 0 or not 0 <= request[1] < len(ledger.status[request[0]]):
+            request = users.planned(record["node"], int(record["request"]))
+            if request is None:
                 raise InputError(f"{where} line {number}: there is no such request")
             if kind == "moved":
-                moved[request] = _moved(record)
+                moved[request] = _moved(record, request[1])
                 continue
             if ledger.status[request[0]][request[1]] >= Status.FINISHED:
                 raise InputError(f"{where} line {number}: the request was settled before")
@@ -71,15 +72,17 @@ def recover(app: Application, journal: Iterable[Mapping[str, Any]], where: str) 
             begun.stage, begun.finished_before = -1, frozenset()
         elif kind == "stage":
             begun.stage, begun.stages_run = int(record["stage"]), int(record["number"])
-            begun.finished_before = frozenset(n for n, i in index.items() if ledger.settled(i))
+            begun.finished_before = frozenset(
+                n.name for i, n in enumerate(app.nodes) if ledger.settled(i)
+            )
     found.finished = ledger.all_settled
     return found
 
 
-def _moved(record: Mapping[str, Any]) -> RequestOutput:
+def _moved(record: Mapping[str, Any], request: int) -> RequestOutput:
     ids, prompt = record.get("token_ids"), record.get("prompt_token_ids")
     return RequestOutput(
-        int(record["request"]),
+        request,
         int(record["num_tokens"]),
         None if ids is None else tuple(ids),
         prompt_token_ids=None if prompt is None else tuple(prompt),

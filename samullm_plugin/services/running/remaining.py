@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from samullm_plugin.core.application import Application, ModelNode, RequestTable
+from samullm_plugin.core.application import Application, ModelNode, NodePart, RequestTable
 from samullm_plugin.core.costs import ModeCosts
 from samullm_plugin.core.engine import StepLatency
 from samullm_plugin.core.plan import Assignment, Plan, Stage, StageEnd
@@ -52,7 +52,11 @@ def remainder(app: Application, snapshot: Snapshot) -> Remainder | None:
         at[rows] = np.arange(len(rows))
         position.append(at)
     nodes = [
-        replace(app.nodes[i], requests=_table(app, i, left[i], place, position, snapshot))
+        replace(
+            app.nodes[i],
+            requests=_table(app, i, left[i], place, position, snapshot),
+            fused=_parts_left(app.nodes[i], left[i]),
+        )
         for i in kept
     ]
     return Remainder(
@@ -60,6 +64,17 @@ def remainder(app: Application, snapshot: Snapshot) -> Remainder | None:
         tuple((i, left[i]) for i in kept),
         tuple(snapshot.generated[i][left[i]] for i in kept),
     )
+
+
+def _parts_left(node: ModelNode, rows: Ints) -> tuple[NodePart, ...]:
+    """Return what is left of the user's nodes in a fused one."""
+    found, start = [], 0
+    for part in node.fused:
+        count = int(np.count_nonzero((rows >= part.start) & (rows < part.stop)))
+        if count:
+            found.append(replace(part, start=start, stop=start + count))
+        start += count
+    return tuple(found)
 
 
 def _table(
@@ -117,24 +132,32 @@ def sample_remainder(
         taken = draw_taken(left.app, stream)
         outputs: list[Ints] = [np.ones(len(n.requests), np.int64) for n in left.app.nodes]
         for k in left.app.order:
-            outputs[k] = _sample_node(left.app.nodes[k], left.generated[k], estimator, stream)
+            node, generated = left.app.nodes[k], left.generated[k]
+            parts = [
+                _sample_part(node, p, generated[p.rows], estimator, stream) for p in node.parts
+            ]
+            outputs[k] = np.concatenate(parts)
         found.append(make_scenario(left.app, outputs, taken))
     return tuple(found)
 
 
-def _sample_node(
-    node: ModelNode, generated: Ints, estimator: LengthEstimator, rng: np.random.Generator
+def _sample_part(
+    node: ModelNode,
+    part: NodePart,
+    generated: Ints,
+    estimator: LengthEstimator,
+    rng: np.random.Generator,
 ) -> Ints:
-    """Return a sample of the tokens each request of a node will still generate."""
+    """Return a sample of the tokens each request of one of the user's nodes will still generate."""
     table = node.requests
     query = LengthQuery(
         node.model.name,
-        node.task,
-        np.maximum(table.prompt_tokens - generated, 1),
-        table.max_tokens + generated,
+        part.task,
+        np.maximum(table.prompt_tokens[part.rows] - generated, 1),
+        table.max_tokens[part.rows] + generated,
         generated,
         node.model.max_model_len,
-        node=node.name,
+        node=part.name,
     )
     total = check_lengths(estimator.sample(query, rng, 1), query, 1, estimator.name)[0]
     left: Ints = np.maximum(total - generated, 1)

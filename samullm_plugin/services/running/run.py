@@ -51,6 +51,7 @@ from samullm_plugin.services.running.sources import (
 )
 from samullm_plugin.services.running.starting import Begun, RunOptions
 from samullm_plugin.services.running.undisturbed import undisturbed
+from samullm_plugin.services.running.user_nodes import UserNodes
 
 Listener = Callable[[RunEvent], None]
 
@@ -172,7 +173,8 @@ def resume_run(setup: RunSetup) -> RunOutcome:
         journal = Journal(directory.journal_path)
         try:
             path = directory.journal_path
-            found = recover(setup.loaded.app, read_journal(path), str(path))
+            app = setup.instance.problem.app
+            found = recover(app, read_journal(path), str(path))
             first = read_plan(setup.directory / "plan.json").plan
             plan = found.plan or first
             require_valid(setup.instance.problem, first, str(setup.directory / "plan.json"))
@@ -260,8 +262,9 @@ def _outcome(
 ) -> RunOutcome:
     """Write what came of a run, and return it."""
     problem = setup.instance.problem
-    for node in range(len(problem.app.nodes)):
-        write_outputs(directory, node, coordinator.ledger, source)
+    users, ledger = UserNodes(problem.app), coordinator.ledger
+    for _, node, part in users:
+        write_outputs(directory, node, part, ledger, source)
     metrics = run_metrics(problem.app, log.records, problem.cluster.num_gpus, planned)
     metrics |= {"open_s": open_s, "executor": figures}
     directory.write_json("metrics.json", metrics)
@@ -273,19 +276,22 @@ def _outcome(
     ]
     directory.write_json("trace.json", trace_json(tracks, marks))
     failed = tuple(
-        (problem.app.nodes[i].name, source.custom_id((i, r)), result.error)
-        for (i, r), result in sorted(coordinator.ledger.results.items())
+        (name, source.custom_id(name, index), result.error)
+        for request, result in sorted(ledger.results.items())
         if result.error is not None
+        for name, index in (users.written(request),)
     )
     return RunOutcome(metrics, coordinator.drained, failed, setup.directory)
 
 
 def _output_writer(directory: RunDirectory, ledger: Ledger, source: RequestSource) -> Listener:
     """Return a listener that writes a node's outputs once the node has finished."""
+    users = UserNodes(ledger.app)
 
     def write(event: RunEvent) -> None:
         if event.kind == "node_finished":
-            write_outputs(directory, ledger.app.index(str(event.fields["node"])), ledger, source)
+            node, part = users.parts[str(event.fields["node"])]
+            write_outputs(directory, node, part, ledger, source)
 
     return write
 
@@ -298,7 +304,7 @@ def _prepared(setup: RunSetup) -> tuple[Executor, RequestSource]:
         if setup.truth is not None:
             seed = setup.instance.planner.seed
             return executor, TokenSource(setup.truth.scenarios[0], seed)
-        return executor, TextSource(setup.loaded)
+        return executor, TextSource(setup.loaded, setup.instance.problem.app)
     truth = setup.truth or hidden_truth(setup)
     executor.imitate(truth)
     return executor, LengthSource(truth.scenarios[0])

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from samullm_plugin.core.application import Application
 from samullm_plugin.core.scenarios import LengthScenario
 from samullm_plugin.errors import InputError
-from samullm_plugin.io.loaded import LoadedApplication, NodeSource
-from samullm_plugin.services.running.ledger import Ledger, RequestId, Status
+from samullm_plugin.io.loaded import LoadedApplication
+from samullm_plugin.services.running.ledger import Ledger, RequestId, Result, Status
+from samullm_plugin.services.running.user_nodes import UserNodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +63,19 @@ class RequestSource(ABC):
         del node
         return None
 
-    def custom_id(self, request: RequestId) -> str:
-        """Return the name of a request in the outputs."""
-        return f"request-{request[1]}"
+    def custom_id(self, node: str, request: int) -> str:
+        """Return the name of a request in the outputs.
 
-    def is_chat(self, request: RequestId) -> bool:
-        """Return whether a request is a conversation."""
-        del request
+        Args:
+            node: name of a node as the user wrote it.
+            request: index of one of its requests.
+        """
+        del node
+        return f"request-{request}"
+
+    def is_chat(self, node: str, request: int) -> bool:
+        """Return whether a request, named as in :meth:`custom_id`, is a conversation."""
+        del node, request
         return False
 
 
@@ -153,8 +161,12 @@ class TokenSource(LengthSource):
 class TextSource(RequestSource):
     """Prompts with texts: templates, conversations, routers and filters of an ``app.yaml``."""
 
-    def __init__(self, loaded: LoadedApplication) -> None:
+    def __init__(self, loaded: LoadedApplication, app: Application | None = None) -> None:
         """Take the texts of an application.
+
+        Args:
+            loaded: the application as its user wrote it.
+            app: the same as it is planned, with fused nodes; None: none are.
 
         Raises:
             InputError: if it has none.
@@ -166,10 +178,34 @@ class TextSource(RequestSource):
                 "--executor vllm makes prompts of random tokens)"
             )
         self._loaded, self._sources = loaded, loaded.sources
+        self._users = UserNodes(loaded.app if app is None else app)
+        self._names = [n.name for n in loaded.app.nodes]
+        self._index = {name: i for i, name in enumerate(self._names)}
+
+    # From here on, requests are named as the user wrote them where nothing else is said.
+
+    def _written(self, planned: RequestId) -> RequestId:
+        name, index = self._users.written(planned)
+        return self._index[name], index
+
+    def _planned(self, written: RequestId) -> RequestId:
+        node, part = self._users.parts[self._names[written[0]]]
+        return node, part.start + written[1]
+
+    def _output(self, request: RequestId, ledger: Ledger) -> Result | None:
+        """Return what a request generated; None if it has not finished."""
+        i, q = self._planned(request)
+        return ledger.results[i, q] if ledger.status[i][q] == Status.FINISHED else None
 
     def prepare(self, request: RequestId, ledger: Ledger) -> Prompt | Refused | None:
-        """Return a request with the outputs it waited for in its template's places."""
-        node, inputs = request[0], ledger.inputs(request)
+        """Return a request with the outputs it waited for in its template's places.
+
+        Args:
+            request: as it is planned.
+            ledger: the results.
+        """
+        node, r = self._written(request)
+        inputs = [self._written(planned) for planned in ledger.inputs(request)]
         dropped = self._dropped(inputs, ledger)
         for s in {i for i, _ in inputs}:
             source = self._sources[s]
@@ -177,36 +213,39 @@ class TextSource(RequestSource):
             if source.keep is not None and all((s, q) in dropped for q in mine):
                 return None
             if node in {b.node for b in source.branches}:
-                chosen = self._chosen(source, s, mine[0], ledger)
+                chosen = self._chosen((s, mine[0]), ledger)
                 if isinstance(chosen, Refused):
                     return chosen
                 if chosen != node:
                     return None
 
         def output_of(i: int, q: int) -> str | None:
-            if (i, q) in dropped or ledger.status[i][q] != Status.FINISHED:
+            if (i, q) in dropped:
                 return None
-            return ledger.results[i, q].text
+            output = self._output((i, q), ledger)
+            return None if output is None else output.text
 
-        return self._prompt(request, ledger, output_of)
+        return self._prompt((node, r), ledger, output_of)
 
     def _prompt(
         self, request: RequestId, ledger: Ledger, output_of: Callable[[int, int], str | None]
     ) -> Prompt | Refused:
         node, r = request
-        source, table = self._sources[node], ledger.app.nodes[node].requests
+        source, table = self._sources[node], self._loaded.app.nodes[node].requests
         part = slice(table.input_indptr[r], table.input_indptr[r + 1])
         pairs = zip(
             table.input_node[part].tolist(), table.input_request[part].tolist(), strict=True
         )
-        entering = [p for p, e in zip(pairs, table.input_in_prompt[part], strict=True) if e]
-        tokens = int(table.prompt_tokens[r]) + sum(int(ledger.generated[i][q]) for i, q in entering)
+        inputs = [
+            self._planned(p) for p, e in zip(pairs, table.input_in_prompt[part], strict=True) if e
+        ]
+        tokens = int(table.prompt_tokens[r]) + sum(int(ledger.generated[i][q]) for i, q in inputs)
         sampling = source.sampling_params(r)
         sampling.pop("max_tokens", None)
         text = messages = None
         ids = source.prompt_token_ids.get(r)
         if ids is not None:  # outputs enter as token ids, behind the request's own
-            known = [ledger.results[p].token_ids or () for p in entering if p in ledger.results]
+            known = [ledger.results[p].token_ids or () for p in inputs if p in ledger.results]
             ids = (*ids, *(t for output in known for t in output))
             tokens = len(ids)
         else:
@@ -227,28 +266,30 @@ class TextSource(RequestSource):
     def _dropped(self, inputs: Sequence[RequestId], ledger: Ledger) -> set[RequestId]:
         """Return the inputs that a filter has not kept."""
         found = set()
-        for i, q in inputs:
-            source = self._sources[i]
+        for request in inputs:
+            source = self._sources[request[0]]
             if source.keep is None:
                 continue
-            finished = ledger.status[i][q] == Status.FINISHED
-            if not finished or not source.keeps(ledger.results[i, q].text or ""):
-                found.add((i, q))
+            output = self._output(request, ledger)
+            if output is None or not source.keeps(output.text or ""):
+                found.add(request)
         return found
 
-    def _chosen(self, source: NodeSource, node: int, request: int, ledger: Ledger) -> int | Refused:
-        text = ledger.results[node, request].text or ""
+    def _chosen(self, router: RequestId, ledger: Ledger) -> int | Refused:
+        """Return the node that a router's output chooses."""
+        source, output = self._sources[router[0]], self._output(router, ledger)
+        text = "" if output is None else output.text or ""
         chosen = source.branch(text)
         if chosen is None:
-            name = f"{ledger.app.nodes[node].name} ({source.ids[request]})"
+            name = f"{self._names[router[0]]} ({source.ids[router[1]]})"
             return Refused(f"the output of router {name} matches no branch: {text[:80]!r}")
         return chosen
 
-    def custom_id(self, request: RequestId) -> str:
+    def custom_id(self, node: str, request: int) -> str:
         """Return the id of a request."""
-        return self._sources[request[0]].ids[request[1]]
+        return self._sources[self._index[node]].ids[request]
 
-    def is_chat(self, request: RequestId) -> bool:
+    def is_chat(self, node: str, request: int) -> bool:
         """Return whether a request is a conversation."""
-        source = self._sources[request[0]]
-        return source.chat or bool(source.own_prompt and source.fields[request[1]].get("messages"))
+        source = self._sources[self._index[node]]
+        return source.chat or bool(source.own_prompt and source.fields[request].get("messages"))
