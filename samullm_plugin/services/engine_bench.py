@@ -269,7 +269,7 @@ class EngineBench:
             foreseen,
             metrics["engine_starts"],
             metrics["engine_failures"],
-            sum(s for n in metrics["nodes"].values() for s in n["load_s"]),
+            metrics["load_s"],
             metrics["open_s"],
             metrics["requests"],
             metrics["completion_tokens"],

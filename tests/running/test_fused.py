@@ -178,7 +178,9 @@ def test_a_simulated_run_is_reported_under_the_users_names(folder: Path, tmp_pat
             assert finish["measured"] == pytest.approx(finish["planned"])
     assert 0 < len(np.flatnonzero(parts["draft"])) < ITEMS
     assert outcome.metrics["nodes"]["revise"]["served_as"] == FUSED
-    assert len(outcome.metrics["nodes"]["draft"]["load_s"]) == 4
+    loads = {name: node["load_s"] for name, node in outcome.metrics["nodes"].items()}
+    assert len(loads["draft"]) == 4
+    assert outcome.metrics["load_s"] == pytest.approx(sum(loads["draft"]) + sum(loads["rate"]))
     ended = [r["node"] for r in records if r["kind"] == "node_finished"]
     assert sorted(ended) == sorted(NODES)
     assert {r["node"] for r in records if r["kind"] == "moved"} <= set(NODES)

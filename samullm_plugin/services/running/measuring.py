@@ -169,6 +169,7 @@ def metrics_of(
         "tokens_per_s": generated / end_s if end_s > 0 else None,
         "idle_share": {"measured": 1.0 - busy_s / total_s if total_s > 0 else None},
         "engine_starts": len(engines),
+        "load_s": sum(e.ready_s - e.start_s for e in engines if e.ready_s is not None),
         "engine_failures": sum(e.failed for e in engines),
         "plans_adopted": sum(r["kind"] == "plan" for r in records),
         "interruptions": sum(r["kind"] == "resumed" for r in records),
