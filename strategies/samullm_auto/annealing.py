@@ -5,7 +5,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from samullm_auto.rehearsal import Encoded, Tables, value_s
+from samullm_auto.rehearsal import NEVER, Encoded, Tables, value_s
 
 
 @numba.njit(cache=True, nogil=True)
@@ -80,7 +80,7 @@ def _copy(source, target):  # type: ignore[no-untyped-def]  # as above
 
 @numba.njit(cache=True, nogil=True)
 def anneal(  # type: ignore[no-untyped-def]  # as above
-    t, current, value, trial, weights, moments, heat, steps, kept, kept_s, rng
+    t, current, value, trial, weights, moments, heat, steps, kept, kept_s, least_s, rng
 ):
     """Go on with annealing for some steps; return the value of ``current`` after it.
 
@@ -96,14 +96,15 @@ def anneal(  # type: ignore[no-untyped-def]  # as above
         kept: the best recipes so far, of different values, changed in place: by recipe and node,
             the six columns of an encoded recipe (flags in the first two rows of the last).
         kept_s: their values.
+        least_s: by scenario, the least value known; changed in place.
         rng: randomness.
     """
     for _ in range(steps):
         _copy(current, trial)
         move(t, trial, weights, moments, rng)
-        judged = value_s(t, trial)
-        worse = judged - value
-        if worse > 0.0 and rng.random() >= np.exp(-worse / heat):
+        accepted = value - heat * np.log(1.0 - rng.random())  # drawn first: the rest is given up
+        judged = value_s(t, trial, accepted, least_s)
+        if judged > accepted:
             continue
         _copy(trial, current)
         value = judged
@@ -150,6 +151,7 @@ def compile_ahead() -> None:
     zero = np.zeros(1, np.int64)
     recipe = Encoded(zero, zero, np.zeros(1), np.zeros(1), zero, np.zeros(2, np.int64))
     rng, ones = np.random.default_rng(0), np.ones(1)
-    value = float(value_s(tables, recipe))
+    least_s = np.full(1, np.inf)
+    value = float(value_s(tables, recipe, NEVER, np.zeros(1)))
     kept, kept_s = np.zeros((1, 1, 7)), np.full(1, np.inf)
-    anneal(tables, recipe, value, recipe, ones, ones, 1.0, 1, kept, kept_s, rng)
+    anneal(tables, recipe, value, recipe, ones, ones, 1.0, 1, kept, kept_s, least_s, rng)

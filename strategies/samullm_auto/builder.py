@@ -154,11 +154,15 @@ class Builder:
         started: set[int],
         splits: list[Split],
     ) -> Event:
-        """Return the next event and how the stage until then is told to end."""
+        """Return the next event and how the stage until then is told to end.
+
+        The finisher is named: with other lengths another may be first, and what the plan does at
+        this one's end is not for the other's.
+        """
         app = self._problem.app
-        events: list[Event] = [
-            (min(state.node_finish_s(app.index(n)) for n in held), StageEnd("first_finisher"))
-        ]
+        first = min(held, key=lambda n: state.node_finish_s(app.index(n)))
+        ends_s = state.node_finish_s(app.index(first))
+        events: list[Event] = [(ends_s, StageEnd("node_finished", first))]
         shares = {(s.node, s.fraction) for s in splits if self._names[s.node] in held}
         for i in set(recipe.order) - started:
             shares |= {(u, recipe.starts[i]) for u in app.upstreams[i]}

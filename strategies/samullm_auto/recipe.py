@@ -83,25 +83,30 @@ def by_shape(configs: Iterable[ParallelConfig]) -> list[list[ParallelConfig]]:
     return list(shapes.values())
 
 
-def recipe_of(problem: Problem, plan: Plan) -> Recipe:
-    """Return a recipe that resembles a plan: first starts, first configurations."""
+def recipes_of(problem: Problem, plan: Plan) -> list[Recipe]:
+    """Return recipes that resemble a plan: first starts, first configurations.
+
+    Models that start together come in the order of their devices, so that a builder puts them
+    together as the plan does: which of them share an NVLink group decides when it is free again.
+    In one of two, models wait for those before them, as they may do in the plan.
+    """
     nodes = problem.app.nodes
-    order: list[int] = []
     modes = [problem.parallel_configs(i)[0] for i in range(len(nodes))]
-    first: dict[int, int] = {}
+    first: dict[int, tuple[int, int]] = {}
     for number, stage in enumerate(plan.stages):
         for assignment in stage.assignments:
             i = problem.app.index(assignment.node)
             if i not in first:
-                first[i] = number
-                order.append(i)
+                first[i] = number, min(assignment.devices)
                 modes[i] = assignment.parallel
     starts = [0.0] * len(nodes)
-    for i, number in first.items():
+    for i, (number, _) in first.items():
         upstreams = problem.app.upstreams[i]
         over = [plan.last_stage(nodes[u].name) < number for u in upstreams]
         starts[i] = 1.0 if over and all(over) else 0.0
-    return Recipe(tuple(order), tuple(modes), tuple(starts))
+    order = sorted(first, key=first.__getitem__)
+    lenient = Recipe(tuple(order), tuple(modes), tuple(starts))
+    return [lenient, lenient.with_flags(strict=True, grow=True)]
 
 
 def list_recipes(

@@ -25,6 +25,9 @@ makespan, in other lengths another may, so all are to be early."""
 GROWN = 8
 """Models that finish last and are considered for devices that nobody else can use."""
 
+SURELY = 0.98
+"""Share of the least value known in a scenario that any recipe is taken to need there."""
+
 NEVER = 1e300
 SLACK = 1e-9
 WAITING, RUNNING, FINISHED = 0, 1, 2
@@ -163,8 +166,11 @@ def _tail(t, entry, producer, its_mode, node, mode, total_s):  # type: ignore[no
 
 
 @numba.njit(cache=True, nogil=True)
-def rehearse(t, recipe, s):  # type: ignore[no-untyped-def]  # as above
-    """Return the makespan and the sum of all finishes in scenario ``s``."""
+def rehearse(t, recipe, s, limit_s):  # type: ignore[no-untyped-def]  # as above
+    """Return the makespan and the sum of all finishes in scenario ``s``.
+
+    Both are ``NEVER`` if the makespan is seen to exceed ``limit_s``.
+    """
     order, modes, starts, splits, then, flags = recipe
     count = len(order)
     state = np.zeros(count, np.int64)
@@ -258,6 +264,8 @@ def rehearse(t, recipe, s):  # type: ignore[no-untyped-def]  # as above
                             at, who, kind = when, u, 3
         if who < 0:
             break
+        if at > limit_s:
+            return NEVER, NEVER
         now = at
         if kind == 1:
             state[who] = FINISHED
@@ -304,10 +312,23 @@ def _resize(  # type: ignore[no-untyped-def]  # as above
 
 
 @numba.njit(cache=True, nogil=True)
-def value_s(t, recipe):  # type: ignore[no-untyped-def]  # as above
-    """Return the mean makespan of a recipe, plus a little of the mean finish of all models."""
-    total, count = 0.0, len(recipe.order)
-    for s in range(t.load_s.shape[0]):
-        makespan, finishes = rehearse(t, recipe, s)
-        total += makespan + EARLY * finishes / count
-    return total / t.load_s.shape[0]
+def value_s(t, recipe, limit_s, least_s):  # type: ignore[no-untyped-def]  # as above
+    """Return the mean makespan of a recipe, plus a little of the mean finish of all models.
+
+    Args:
+        t: the problem.
+        recipe: the recipe.
+        limit_s: recipes of a higher value may be given up: ``NEVER`` is returned for them.
+        least_s: by scenario, the least value known; made smaller, in place, where this one's is.
+    """
+    count, scenarios = len(recipe.order), t.load_s.shape[0]
+    total, rest = 0.0, SURELY * least_s.sum()
+    for s in range(scenarios):
+        rest -= SURELY * least_s[s]
+        makespan, finishes = rehearse(t, recipe, s, limit_s * scenarios - total - rest)
+        value = makespan + EARLY * finishes / count
+        total += value
+        if total + rest > limit_s * scenarios:
+            return NEVER
+        least_s[s] = min(least_s[s], value)
+    return total / scenarios

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from samullm_auto.builder import Builder
 from samullm_auto.moves import Moves, offered
 from samullm_auto.pace import Pace
-from samullm_auto.recipe import Recipe, list_recipes, recipe_of
+from samullm_auto.recipe import Recipe, list_recipes, recipes_of
 from samullm_auto.risk import Risk
-from samullm_auto.surrogate import Surrogate
+from samullm_auto.surrogate import Surrogate, ends_of
 from samullm_plugin import ParallelConfig, Plan, Problem
 from samullm_plugin.core.bounds import lower_bound
 from samullm_plugin.interfaces.scheduler import SchedulingContext
@@ -40,6 +40,9 @@ which the time should suffice."""
 LISTED, SIMULATED_BEST, ELITE = 2, 12, 4
 """List schedules, and recipes the surrogate likes best, that are simulated; recipes whose
 neighbours are tried."""
+
+GAIN = 1e-4
+"""Share of the makespan that is worth searching on for."""
 
 NEIGHBOURS = 8
 """Neighbours of which the surrogate picks the one to simulate."""
@@ -125,7 +128,7 @@ class Search:
         log: what was done.
         purse: the time it may take.
         num_scenarios: how many of the problem's scenarios it searches on.
-        num_timed: in how many of them models were timed in the configurations it considers.
+        num_timed: in how many of them models were timed in all configurations it considers.
         untimed_s: about how long timing them in the others takes, per scenario.
         pairs_s: about how long timing consumers behind their producers takes, per scenario.
         candidates: starts, and plans that were the best when they were found.
@@ -166,13 +169,16 @@ class Search:
         self.untimed_s = max(0.0, sum(pace.modes_s(i, c) for i, c in every) - one_s)
         most_s = max(one_s, min(modes_s, TIMING_SHARE * purse.left_s))
         self.num_timed = min(self.num_scenarios, max(1, int(most_s / one_s)))
+        few_s = sum(pace.modes_s(i, ends_of(of_node)) for i, of_node in enumerate(self._modes))
+        more = self.num_scenarios if few_s * self.num_scenarios < most_s else self.num_timed
         self.pairs_s = pace.pairs_s(self._modes)
         self._surrogate = Surrogate(
             problem,
             simulator,
-            self._scenarios[: self.num_timed],
+            self._scenarios[:more],
             self._modes,
             pairs=self.pairs_s < most_s,
+            full=self.num_timed,
         )
         self._moves = Moves(problem, context.rng, self._modes)
         self._builders = [Builder(problem, simulator, s, self._modes) for s in self._scenarios]
@@ -245,13 +251,19 @@ class Search:
                 self._recipes[recipe] = self.offer(plan, "list schedule")
 
     def improve(self) -> None:
-        """Search from what has been offered so far."""
+        """Search from what has been offered so far: on the surrogate, then on the simulation."""
+        while not self.done and self._anneal():
+            pass
+        self._climb()
+
+    def _anneal(self) -> bool:
+        """Search on the surrogate, simulate what it likes best; return whether that was a gain."""
         assert self.best is not None
+        before_s = self.best.value_s
         plans = sorted(self._seen, key=self._seen.__getitem__)[:ELITE]
-        starts = list(self._recipes) + [recipe_of(self._problem, plan) for plan in plans]
+        starts = [*self._recipes, *(r for plan in plans for r in recipes_of(self._problem, plan))]
         self._look()
-        patience_s = self.purse.patience_s(self.best.value_s)
-        spend_s = min(SURROGATE_SHARE * self.purse.left_s, 1.5 * patience_s)
+        spend_s = min(SURROGATE_SHARE * self.purse.left_s, 1.5 * self.purse.patience_s(before_s))
         found = self._surrogate.anneal(
             starts,
             self._moves.weights,
@@ -260,11 +272,11 @@ class Search:
             SIMULATED_BEST,
             self._context.rng,
         )
-        for recipe in dict.fromkeys((*found[:1], *starts, *found)):
+        for recipe in found:
             if self.done:
-                return
+                break
             self._try(recipe)
-        self._climb()
+        return self.best.value_s < before_s * (1 - GAIN)
 
     def _look(self) -> None:
         """Let moves look where the best plan's devices are held."""
@@ -304,7 +316,7 @@ class Search:
                 continue
             tried = 0
             value = self._try(neighbour)
-            if value < before * (1 - 1e-4):
+            if value < before * (1 - GAIN):
                 last_gain_s = monotonic()
                 self._look()
             if value < self._recipes[elite[-1]]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from time import monotonic
 
 import numpy as np
 from numpy.typing import NDArray
 
-from samullm_auto.annealing import anneal
+from samullm_auto.cooling import cool
 from samullm_auto.recipe import Recipe, Split, by_shape
-from samullm_auto.rehearsal import Encoded, Tables, value_s
+from samullm_auto.rehearsal import EARLY, NEVER, Encoded, Tables, rehearse, value_s
 from samullm_plugin import ParallelConfig, Problem
 from samullm_plugin.core.simulation import NodeQuery, NodeRun, PlanSimulator
 
@@ -26,9 +25,6 @@ MOMENTS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 TAIL = 0.02
 """Share of a consumer's time that it needs after its producer's end where that is not simulated."""
-
-CHUNK_S = 0.02
-"""Seconds of annealing between two looks at the clock, about."""
 
 
 class Surrogate:
@@ -50,8 +46,12 @@ class Surrogate:
         modes: Sequence[Sequence[ParallelConfig]],
         *,
         pairs: bool,
+        full: int | None = None,
     ) -> None:
         """Time every model in every configuration.
+
+        In scenarios in which only the smallest and the largest are timed, the others' seconds are
+        those of the first scenario, scaled as much as these two's, by their devices in between.
 
         Args:
             problem: the instance.
@@ -59,14 +59,21 @@ class Surrogate:
             scenarios: indices of the length scenarios to average over.
             modes: the configurations that recipes may name, by node, in the order of devices.
             pairs: simulate what consumers need after their producers (in the first scenario).
+            full: in how many of the scenarios, at least one, every configuration is timed; None: in
+                all.
         """
         self.judged = 0
         self._problem, self._simulator, self._scenarios = problem, simulator, scenarios
         self._modes = [list(of_node) for of_node in modes]
         self._first = np.cumsum([0, *(len(m) for m in modes)], dtype=np.int64)
         self._pairs = pairs
-        runs, load_s = self._alone()
-        self.tables = self._tables(runs, load_s)
+        full = len(scenarios) if full is None else full
+        runs = [self._alone(s, self._modes) for s in scenarios[:full]]
+        work_s = [np.array([_work_s(r) for r in of_scenario]) for of_scenario in runs]
+        for s in scenarios[full:]:
+            few = self._alone(s, [ends_of(of_node) for of_node in self._modes])
+            work_s.append(self._scaled(work_s[0], [float(_work_s(r)[-1]) for r in few]))
+        self.tables = self._tables(runs[0], np.array(work_s))
 
     def seconds(self, node: int, parallel: ParallelConfig) -> float:
         """Return the seconds of a node alone, engine start included, mean over the scenarios."""
@@ -75,7 +82,9 @@ class Surrogate:
 
     def value_s(self, recipe: Recipe) -> float:
         """Return the estimated makespan, plus a little of the mean finish of all models."""
-        return float(value_s(self.tables, self.encode(recipe)))
+        return float(
+            value_s(self.tables, self.encode(recipe), NEVER, np.zeros(len(self._scenarios)))
+        )
 
     def anneal(
         self,
@@ -98,33 +107,25 @@ class Surrogate:
         """
         values = {s: self.value_s(s) for s in starts}
         best = min(values, key=values.__getitem__)
-        current, value, trial = self.encode(best), values[best], self.encode(best)
-        kept = np.zeros((count, len(self._modes), 7))
-        kept_s = np.full(count, np.inf)
-        cumulative = np.cumsum(weights) / np.sum(weights)
-        moments, begin_s, steps = np.array(MOMENTS), monotonic(), 20
-        while (now_s := monotonic()) < until_s and self.judged < most:
-            left = (until_s - now_s) / max(until_s - begin_s, 1e-9)
-            heat = max(0.05 * values[best] * left**2, 1e-9)
-            value = anneal(
-                self.tables,
-                current,
-                value,
-                trial,
-                cumulative,
-                moments,
-                heat,
-                steps,
-                kept,
-                kept_s,
-                rng,
-            )
-            self.judged += steps
-            took_s = monotonic() - now_s
-            steps = max(10, min(10_000, int(steps * CHUNK_S / max(took_s, 1e-6))))
-        found = [(float(v), self._decode(kept[k])) for k, v in enumerate(kept_s) if v < np.inf]
+        start = self.encode(best)
+        least_s = np.zeros(len(self._scenarios))
+        for s in range(len(least_s)):
+            makespan_s, finishes_s = rehearse(self.tables, start, s, NEVER)
+            least_s[s] = makespan_s + EARLY * finishes_s / len(self._modes)
+        moments = np.array(MOMENTS)
+        chains = cool(
+            self.tables, start, values[best], least_s, weights, moments, until_s, most, count, rng
+        )
+        self.judged += sum(k.judged for k in chains)
+        found = [
+            (float(v), self._decode(columns))
+            for k in chains
+            for v, columns in zip(k.value_s, k.columns, strict=True)
+            if v < np.inf
+        ]
         found += [(v, s) for s, v in values.items()]
-        return [r for _, r in sorted(found, key=lambda pair: pair[0])][:count]
+        ranked = sorted(found, key=lambda pair: pair[0])
+        return list(dict.fromkeys(r for _, r in ranked))[:count]
 
     def encode(self, recipe: Recipe) -> Encoded:
         """Return a recipe in arrays."""
@@ -176,18 +177,28 @@ class Surrogate:
         base = starts[scenario][node]
         return NodeQuery(scenario, node, parallel, devices[0], base, available, load_s)
 
-    def _alone(self) -> tuple[list[list[NodeRun]], Floats]:
-        """Return the runs of every mode, and their engine starts, by scenario."""
-        runs, load_s = [], []
-        for s in self._scenarios:
-            queries = [
-                self._query(s, i, p) for i, of_node in enumerate(self._modes) for p in of_node
-            ]
-            runs.append(self._simulator.runs.get_many(queries))
-            load_s.append([q.ready_s for q in queries])
-        return runs, np.array(load_s)
+    def _alone(self, scenario: int, modes: Sequence[Sequence[ParallelConfig]]) -> Sequence[NodeRun]:
+        """Return the runs of these modes of every node."""
+        queries = [self._query(scenario, i, p) for i, of_node in enumerate(modes) for p in of_node]
+        return self._simulator.runs.get_many(queries)
 
-    def _tables(self, runs: list[list[NodeRun]], load_s: Floats) -> Tables:
+    def _scaled(self, work_s: Floats, few_s: Sequence[float]) -> Floats:
+        """Return seconds of work by mode and share where only few modes were timed.
+
+        Args:
+            work_s: in another scenario, in which all were.
+            few_s: seconds of the smallest and the largest mode of each node.
+        """
+        timed, found = iter(few_s), []
+        for i, of_node in enumerate(self._modes):
+            mine = work_s[self._first[i] : self._first[i + 1]]
+            at = [of_node.index(p) for p in ends_of(of_node)]
+            ratios = [next(timed) / max(float(mine[k, -1]), 1e-9) for k in at]
+            size = np.log([p.num_devices for p in of_node])
+            found.append(mine * np.interp(size, size[at], ratios)[:, None])
+        return np.concatenate(found)
+
+    def _tables(self, first: Sequence[NodeRun], work_s: Floats) -> Tables:
         app, cluster = self._problem.app, self._problem.cluster
         modes = [(i, p) for i, of_node in enumerate(self._modes) for p in of_node]
         wider = np.full(len(modes), -1, np.int64)
@@ -203,7 +214,8 @@ class Surrogate:
             for (i, _), of_mode in zip(modes, keys, strict=True)
         ]
         ups = [sorted(up) for up in app.upstreams]
-        tails = [self._tails(u, i, runs[0]) for i, up in enumerate(ups) for u in up]
+        tails = [self._tails(u, i, first) for i, up in enumerate(ups) for u in up]
+        load_s = [self._query(self._scenarios[0], i, p).ready_s for i, p in modes]
         return Tables(
             first=self._first,
             devices=np.array([p.num_devices for _, p in modes], np.int64),
@@ -213,8 +225,8 @@ class Surrogate:
             allowed=np.array(allowed, bool),
             size=np.array([len(g) for g, _ in groups], np.int64),
             kind=np.array([kinds.index(name) for _, name in groups], np.int64),
-            load_s=load_s,
-            work_s=np.array([[_work_s(r) for r in of_scenario] for of_scenario in runs]),
+            load_s=np.tile(load_s, (len(work_s), 1)),
+            work_s=work_s,
             shares=np.array(SHARES),
             up_first=np.cumsum([0, *(len(up) for up in ups)], dtype=np.int64),
             up=np.array([u for up in ups for u in up], np.int64),
@@ -223,7 +235,7 @@ class Surrogate:
             topological=np.array(app.order, np.int64),
         )
 
-    def _tails(self, producer: int, consumer: int, runs: list[NodeRun]) -> Floats:
+    def _tails(self, producer: int, consumer: int, runs: Sequence[NodeRun]) -> Floats:
         """Return what a consumer needs after its producer, by the modes of both."""
         mine, its = self._modes[producer], self._modes[consumer]
         alone_s = np.array([runs[self._mode(consumer, p)].end_s for p in its])
@@ -241,6 +253,11 @@ class Surrogate:
             ends = [r.end_s for r in self._simulator.runs.get_many(queries)]
             rows.append(np.maximum(0.0, np.array(ends) - float(finish[producer].max())))
         return np.array(rows)
+
+
+def ends_of(modes: Sequence[ParallelConfig]) -> Sequence[ParallelConfig]:
+    """Return the smallest and the largest of a node's modes, in the order of their devices."""
+    return (modes[0], modes[-1]) if len(modes) > 1 else modes
 
 
 def _work_s(run: NodeRun) -> Floats:

@@ -10,7 +10,7 @@ from samullm_auto.annealing import anneal, compile_ahead
 from samullm_auto.builder import Builder
 from samullm_auto.moves import Moves, offered
 from samullm_auto.recipe import Recipe, list_recipes
-from samullm_auto.rehearsal import rehearse
+from samullm_auto.rehearsal import NEVER, rehearse
 from samullm_auto.surrogate import Surrogate
 
 from samullm_plugin.core.application import EngineOptions
@@ -58,7 +58,7 @@ class Workshop:
         self.builder = Builder(problem, self.simulator, 0, self.modes)
 
     def rehearsed_s(self, recipe: Recipe) -> float:
-        return float(rehearse(self.surrogate.tables, self.surrogate.encode(recipe), 0)[0])
+        return float(rehearse(self.surrogate.tables, self.surrogate.encode(recipe), 0, NEVER)[0])
 
     def simulated_s(self, recipe: Recipe) -> float:
         plan = self.builder.build(recipe)
