@@ -86,7 +86,17 @@ def plan(
     result = make_plan(host, instance.problem, name, how, simulator=instance.simulator(host))
     show_plan(instance.problem, result, explain=explain)
     if output is not None:
-        write_plan(output, result.plan, application=loaded.app.name, scheduler=name)
+        problem = instance.problem
+        write_plan(
+            output,
+            result.plan,
+            application=loaded.app.name,
+            num_gpus=problem.cluster.num_gpus,
+            scheduler=name,
+            makespan_s=list(result.makespan_s),
+            lower_bound_s=list(result.lower_bound_s),
+            fused=problem.app.fused,
+        )
         console().print(f"plan written to {output}", markup=False)
     if svg is not None:
         draw_plans(instance.problem, [result], svg)
@@ -232,5 +242,5 @@ def plan_json(problem: Problem, result: PlanResult) -> dict[str, object]:
         "explanation": dict(result.explanation),
         "latency_rests_on": provenance_lines(problem),
         "assumptions": problem.app.notes,
-        "fused": {n.name: [p.name for p in n.fused] for n in problem.app.nodes if n.fused},
+        "fused": problem.app.fused,
     }

@@ -18,6 +18,8 @@ from samullm_plugin.errors import InputError
 if TYPE_CHECKING:
     from samullm_plugin.core.plan import Plan
     from samullm_plugin.core.result import PlanTrace
+    from samullm_plugin.io.artifacts import StoredPlan
+    from samullm_plugin.io.loaded import LoadedApplication
     from samullm_plugin.services.running.coordinator import Coordinator
     from samullm_plugin.services.running.run import RunOutcome
 
@@ -56,15 +58,15 @@ def run(
     """Run an application; Ctrl-C once stops it so that it can be resumed, twice at once."""
     from samullm_plugin.cli.plan import parsed_options
     from samullm_plugin.cli.run_display import RunDisplay
+    from samullm_plugin.io.artifacts import read_plan
     from samullm_plugin.manager import PluginHost
     from samullm_plugin.services.applications import find_application
-    from samullm_plugin.services.instances import make_instance, planner_of
+    from samullm_plugin.services.instances import make_instance
     from samullm_plugin.services.planning import PlanningOptions, make_plan
     from samullm_plugin.services.running.adjusting import Replanner
     from samullm_plugin.services.running.progress import RunProgress
     from samullm_plugin.services.running.run import (
         RunSetup,
-        plan_from_file,
         require_resumable,
         resume_run,
         start_run,
@@ -88,18 +90,20 @@ def run(
     traces: tuple[PlanTrace, ...] = ()
     found: Plan | None = None
     chosen = scheduler or planner.scheduler.type
+    stored = None
     if plan is not None:
-        found, chosen = plan_from_file(plan)
-        planner = planner_of(found, loaded, planner)
+        stored = _plan_for(loaded, plan)
+        found, chosen = stored.plan, stored.scheduler
     elif resume is not None:
-        planner = planner_of(plan_from_file(resume / "plan.json")[0], loaded, planner)
+        stored = _plan_for(loaded, resume / "plan.json")
     name = executor or before or loaded.executor.type
     options: dict[str, object] = {}
     if name == loaded.executor.type:
         options |= loaded.executor.options
     options |= parsed_options(executor_option or [])
     host.resolve("executor", name)
-    instance = make_instance(host, loaded, planner, gpus=gpus)
+    fused = None if stored is None else stored.fused
+    instance = make_instance(host, loaded, planner, gpus=gpus, fused=fused)
     problem, simulator = instance.problem, instance.simulator(host)
     if found is None and resume is None:
         given = planner.scheduler.options if chosen == planner.scheduler.type else {}
@@ -112,7 +116,7 @@ def run(
         def on_start(coordinator: Coordinator) -> None:
             interruptible(coordinator)
             if not traces:
-                first = plan_from_file(directory / "plan.json")[0]
+                first = read_plan(directory / "plan.json").plan
                 progress.expect(simulator.simulate(first))
             progress.take_up(coordinator.ledger, coordinator.now_s)
 
@@ -134,6 +138,24 @@ def run(
     if outcome.drained:
         return INTERRUPTED
     return 1 if outcome.failed else 0
+
+
+def _plan_for(loaded: LoadedApplication, path: Path) -> StoredPlan:
+    """Return a stored plan.
+
+    Raises:
+        InputError: if the file is wrong, or fuses nodes that the application does not have.
+    """
+    from samullm_plugin.io.artifacts import read_plan
+
+    stored, nodes = read_plan(path), {n.name for n in loaded.app.nodes}
+    for name, parts in stored.fused.items():
+        if missing := [p for p in parts if p not in nodes]:
+            raise InputError(
+                f"{path}: fused.{name} names {missing[0]}, which application {loaded.app.name} "
+                "does not have: the plan was made for another one; plan again"
+            )
+    return stored
 
 
 @contextmanager

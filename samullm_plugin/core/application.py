@@ -266,6 +266,11 @@ class Application:
         raise InputError(f"application {self.name} has no node {name!r}; it has {known}")
 
     @property
+    def fused(self) -> dict[str, tuple[str, ...]]:
+        """Return by name the nodes that were fused of several, and those."""
+        return {n.name: tuple(p.name for p in n.fused) for n in self.nodes if n.fused}
+
+    @property
     def num_requests(self) -> int:
         """Return the requests of all nodes."""
         return sum(len(n.requests) for n in self.nodes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from samullm_plugin.core.application import Application, ModelNode, RequestTable
 from samullm_plugin.core.chains import Chains
+from samullm_plugin.errors import InputError
 
 NAMED = 3
 """Nodes up to which a fused node's name tells them all."""
@@ -44,9 +45,9 @@ def fuse_chains(app: Application, num_devices: int) -> Fused:
     """Fuse every node into the one before it that uses the same model, where it can.
 
     A node joins the fused node of one of its upstream nodes if all its other upstream nodes are
-    upstream of that fused node as well (paper, section 4: vertical fusion). Its requests then wait
-    inside one engine for those before, as the requests of a chain do; chunked documents written as
-    one node per chunk become one node.
+    upstream of that fused node as well, however far (paper, section 4: vertical fusion). Its
+    requests then wait inside one engine for those before, as the requests of a chain do; chunked
+    documents written as one node per chunk become one node.
 
     Requests that hang together are served by one data-parallel replica. Nodes stay apart if fusing
     would tie together so many that could run side by side (all outputs in one prompt) that replicas
@@ -59,17 +60,58 @@ def fuse_chains(app: Application, num_devices: int) -> Fused:
     groups: dict[int, _Group] = {}
     group_of = [0] * len(app.nodes)
     for i in app.order:
-        head = _join(app, i, groups, group_of, num_devices)
+        before = {group_of[u] for u in app.upstreams[i]}
+        head = _join(app, i, groups, before, num_devices)
         if head is None:
             head = i
-            groups[i] = _Group([], {}, Chains())
+            groups[i] = _Group(set().union(before, *(groups[g].upstream for g in before)))
             groups[i].add(app, i)
         group_of[i] = head
-    heads = sorted(groups)
-    node = tuple(heads.index(g) for g in group_of)
-    offset = tuple(groups[g].start[i] for i, g in enumerate(group_of))
-    nodes = tuple(_fused(app, groups[head].members, node, offset) for head in heads)
-    return Fused(Application(app.name, nodes, app.notes), node, offset)
+    return _fuse(app, {g: groups[g].members for g in groups}, {})
+
+
+def fuse_groups(app: Application, groups: Mapping[str, Sequence[str]]) -> Fused:
+    """Fuse the nodes that are named, as a plan was made for them.
+
+    Args:
+        app: the application.
+        groups: by the name of each fused node, its nodes.
+
+    Raises:
+        InputError: if one is not there, they have different models, or a cycle comes of it.
+    """
+    place = {i: k for k, i in enumerate(app.order)}
+    members = {i: [i] for i in range(len(app.nodes))}
+    names = {}
+    for name, parts in groups.items():
+        mine = sorted((app.index(p) for p in parts), key=place.__getitem__)
+        if any(app.nodes[i].model != app.nodes[mine[0]].model for i in mine):
+            raise InputError(f"{', '.join(parts)} have different models and cannot be one node")
+        for i in mine:
+            del members[i]
+        members[mine[0]], names[mine[0]] = mine, name
+    return _fuse(app, members, names)
+
+
+def _fuse(
+    app: Application, members: Mapping[int, Sequence[int]], names: Mapping[int, str]
+) -> Fused:
+    """Return the application with nodes made one.
+
+    Args:
+        app: the application.
+        members: by the first node of each, all nodes that become one, in topological order.
+        names: names of those, where they are given.
+    """
+    heads = sorted(members)
+    node, offset = [0] * len(app.nodes), [0] * len(app.nodes)
+    for k, head in enumerate(heads):
+        start = 0
+        for i in members[head]:
+            node[i], offset[i] = k, start
+            start += len(app.nodes[i].requests)
+    nodes = tuple(_fused(app, members[h], node, offset, names.get(h)) for h in heads)
+    return Fused(Application(app.name, nodes, app.notes), tuple(node), tuple(offset))
 
 
 @dataclass(slots=True)
@@ -77,13 +119,15 @@ class _Group:
     """Nodes that become one.
 
     Attributes:
+        upstream: heads of the groups whose outputs it needs, however far.
         members: in topological order.
         start: by member, its first request.
         chains: of all their requests.
     """
 
-    members: list[int]
-    start: dict[int, int]
+    upstream: set[int]
+    members: list[int] = field(default_factory=list)
+    start: dict[int, int] = field(default_factory=dict)
     chains: Chains = field(default_factory=Chains)
 
     def add(self, app: Application, i: int) -> None:
@@ -99,21 +143,20 @@ class _Group:
 
     def with_node(self, app: Application, i: int) -> _Group:
         """Return the group with another node."""
-        other = _Group(self.members.copy(), self.start.copy(), self.chains.copy())
+        copies = self.members.copy(), self.start.copy(), self.chains.copy()
+        other = _Group(self.upstream, *copies)
         other.add(app, i)
         return other
 
 
 def _join(
-    app: Application, i: int, groups: dict[int, _Group], group_of: list[int], num_devices: int
+    app: Application, i: int, groups: dict[int, _Group], before: set[int], num_devices: int
 ) -> int | None:
-    """Let node ``i`` join a group if there is one; return its head, or None."""
-    before = {group_of[u] for u in app.upstreams[i]}
+    """Let node ``i`` join one of the groups before it, if it can; return its head, or None."""
     for head in sorted(before):
         if app.nodes[head].model != app.nodes[i].model:
             continue
-        known = {group_of[u] for k in groups[head].members for u in app.upstreams[k]}
-        if not before - {head} <= known:
+        if not before - {head} <= groups[head].upstream:
             continue
         group = groups[head].with_node(app, i)
         even = 2 * num_devices * group.chains.most_beside <= len(group.chains)
@@ -137,7 +180,11 @@ def fused_name(names: Sequence[str]) -> str:
 
 
 def _fused(
-    app: Application, members: list[int], node: tuple[int, ...], offset: tuple[int, ...]
+    app: Application,
+    members: Sequence[int],
+    node: Sequence[int],
+    offset: Sequence[int],
+    name: str | None,
 ) -> ModelNode:
     """Return one node with the requests of all members, in topological order."""
     first = app.nodes[members[0]]
@@ -173,15 +220,13 @@ def _fused(
         for i in members
         for p in app.nodes[i].parts
     )
-    name, taken = fused_name([p.name for p in parts]), {n.name for n in app.nodes}
-    while name in taken:
-        name += "+"
-    return ModelNode(name, first.model, requests, first.task, parts)
+    own, taken = name or fused_name([p.name for p in parts]), {n.name for n in app.nodes}
+    while own in taken:
+        own += "+"
+    return ModelNode(own, first.model, requests, first.task, parts)
 
 
-def _renumbered(
-    table: RequestTable, node: tuple[int, ...], offset: tuple[int, ...]
-) -> RequestTable:
+def _renumbered(table: RequestTable, node: Sequence[int], offset: Sequence[int]) -> RequestTable:
     """Return the table with its inputs named by new nodes and requests."""
     old = table.input_node
     return replace(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class StoredPlan:
         provenance: what its predictions rest on, for people, by topic.
         makespan_s: simulated makespan per length scenario.
         lower_bound_s: no plan can be faster, per length scenario.
+        fused: by name, the nodes it knows that were fused of several, and those.
     """
 
     plan: Plan
@@ -47,6 +48,7 @@ class StoredPlan:
     provenance: Mapping[str, str] | None = None
     makespan_s: tuple[float, ...] = ()
     lower_bound_s: tuple[float, ...] = ()
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def write_plan(
@@ -59,6 +61,7 @@ def write_plan(
     provenance: Mapping[str, str] | None = None,
     makespan_s: Sequence[float] = (),
     lower_bound_s: Sequence[float] = (),
+    fused: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
     """Write ``plan.json``; the arguments are the fields of :class:`StoredPlan`.
 
@@ -73,6 +76,7 @@ def write_plan(
         provenance,
         tuple(map(float, makespan_s)),
         tuple(map(float, lower_bound_s)),
+        {name: tuple(parts) for name, parts in (fused or {}).items()},
     )
     _write(path, PLAN_FORMAT, to_record(stored), indent=2)
 

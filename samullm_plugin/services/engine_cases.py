@@ -143,6 +143,8 @@ class CaseBuilder:
             text,
             fingerprint_of(loaded),
             asdict(replace(settings, rounds=0, profile=None)),
+            planner.model_dump(exclude={"latency_model"}),
+            instance.problem.app.fused,
             None if profile is None else profile.read_text(encoding="utf-8"),
         )
         imposed = not computes or loaded.sources is None

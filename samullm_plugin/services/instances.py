@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from samullm_plugin.core.cluster import Cluster
-from samullm_plugin.core.fusion import fuse_chains
-from samullm_plugin.core.plan import Plan
+from samullm_plugin.core.fusion import fuse_chains, fuse_groups
 from samullm_plugin.core.problem import Problem
 from samullm_plugin.core.simulation import PlanSimulator
 from samullm_plugin.errors import InputError
@@ -79,19 +79,13 @@ def unfused(planner: PlannerSection) -> PlannerSection:
     return planner.model_copy(update={"fusion": False})
 
 
-def planner_of(plan: Plan, loaded: LoadedApplication, planner: PlannerSection) -> PlannerSection:
-    """Return the planner with nodes fused if they are in a plan that is to be carried out."""
-    written = {n.name for n in loaded.app.nodes}
-    fused = any(a.node not in written for s in plan.stages for a in s.assignments)
-    return planner.model_copy(update={"fusion": fused})
-
-
 def make_instance(
     host: PluginHost,
     loaded: LoadedApplication,
     planner: PlannerSection | None = None,
     *,
     gpus: int | None = None,
+    fused: Mapping[str, Sequence[str]] | None = None,
 ) -> Instance:
     """Build the problem of an application.
 
@@ -100,6 +94,8 @@ def make_instance(
         loaded: the application.
         planner: how to plan; the application's own section if None.
         gpus: overrides the cluster's number of GPUs.
+        fused: nodes to fuse, by the name of what they become, as a plan knows them; None: those
+            that can be, unless the planner says otherwise.
 
     Raises:
         InputError: for unknown names or options, lengths or latencies nobody knows, or a model that
@@ -109,9 +105,11 @@ def make_instance(
     how = planner or loaded.planner
     cluster = cluster_of(loaded, gpus)
     app, known = loaded.app, loaded.output_tokens
-    if how.fusion:
-        fused = fuse_chains(app, cluster.num_gpus)
-        app, known = fused.app, None if known is None else fused.joined(known)
+    if fused is not None:
+        made = fuse_groups(app, fused)
+    else:
+        made = fuse_chains(app, cluster.num_gpus) if how.fusion else fuse_groups(app, {})
+    app, known = made.app, None if known is None else made.joined(known)
     estimator = make_length_estimator(host, how.length_estimator.type, how.length_estimator.options)
     latency = make_latency_model(host, how.latency_model.type, how.latency_model.options)
     problem = build_problem(

@@ -98,8 +98,13 @@ def read_run(directory: Path) -> RunRecord:
     else:
         stored = read_plan(directory / "plan.json")
         makespan_s = stored.makespan_s[0] if stored.makespan_s else None
-        names = dict.fromkeys(a.node for s in stored.plan.stages for a in s.assignments)
-        nodes = tuple(PlannedNode(name, "", 0) for name in names)
+        served = dict.fromkeys(a.node for s in stored.plan.stages for a in s.assignments)
+        nodes = tuple(
+            PlannedNode(name, "", 0, node if node in stored.fused else "")
+            for node in served
+            for name in stored.fused.get(node, (node,))
+        )
+        names = [n.name for n in nodes]
         ended = {r["node"] for r in records if r["kind"] == "node_finished"}
         finished = ended >= set(names)
     return RunRecord(directory, facts, records, planned, makespan_s, nodes, finished)

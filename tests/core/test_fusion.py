@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from samullm_plugin.core.application import Application
-from samullm_plugin.core.fusion import fuse_chains, fused_name
+from samullm_plugin.core.fusion import fuse_chains, fuse_groups, fused_name
+from samullm_plugin.errors import InputError
 from samullm_plugin.testing.factories import TestNode
 
 
@@ -160,6 +161,25 @@ def test_upstreams_of_the_fused_node_may_be_shared() -> None:
     assert [n.name for n in fused.app.nodes] == ["source", "a+b"]
     assert fused.app.nodes[1].requests.input_node.tolist() == [0, 0, 1]
     assert fused.app.nodes[1].requests.input_request.tolist() == [0, 0, 0]
+
+
+def test_upstreams_may_be_further_up() -> None:
+    """outline -> expand -> a -> b, where b reads the outline as well."""
+    outline = TestNode("outline", [4], [1])
+    expand = TestNode("expand", [4], [1], [[(0, 0)]])
+    a = TestNode("a", [4], [1], [[(1, 0)]])
+    b = TestNode("b", [4], [1], [[(2, 0), (0, 0)]])
+    fused = fuse_chains(application(outline, expand, a, b, same_model=("a", "b")), 1)
+    assert [n.name for n in fused.app.nodes] == ["outline", "expand", "a+b"]
+
+
+def test_groups_that_make_a_cycle_are_refused() -> None:
+    a = TestNode("a", [4], [1])
+    x = TestNode("x", [4], [1], [[(0, 0)]])
+    b = TestNode("b", [4], [1], [[(1, 0)]])
+    app = application(a, x, b, same_model=("a", "b"))
+    with pytest.raises(InputError, match="cycle"):
+        fuse_groups(app, {"both": ("a", "b")})
 
 
 @pytest.mark.parametrize("gate", [None, np.array([7])])

@@ -60,3 +60,23 @@ def test_who_waits_for_one_not_taken_waits_for_what_that_waits_for(
         assert max([there[r], *before]) == ready[r]
     finish = np.where(mask, settled, np.nan)
     assert node.settled_s(mask, available, finish).tolist() == settled
+
+
+def test_long_chains_that_are_not_taken_stay_small() -> None:
+    """A filter before each document: every chunk waits for its verdict and for the one before."""
+    count = 3000
+    inputs = [[(0, 0)], *([(0, 0), (1, r - 1)] for r in range(1, count))]
+    app = Application(
+        "test",
+        (
+            TestNode("filter", [4], [1]).node(),
+            TestNode("chunks", [4] * count, [1] * count, inputs).node(),
+        ),
+    )
+    taken = np.zeros(count, bool)
+    node = NodeInputs(app, 1).past(taken)
+    assert node._past is not None
+    assert len(node._past[0]) < 2 * count
+    available = node.available_s([np.array([7.0])])
+    assert available is not None
+    assert (available == 7.0).all()

@@ -22,6 +22,7 @@ from samullm_plugin.core.parallel import ParallelConfig
 from samullm_plugin.core.plan import Assignment, Plan, Stage, StageEnd
 from samullm_plugin.core.problem import ModeKey, Problem
 from samullm_plugin.core.simulation import PlanSimulator
+from samullm_plugin.errors import InputError
 from samullm_plugin.interfaces.length import LengthObservations, LengthQuery
 from samullm_plugin.io.journal import read_journal
 from samullm_plugin.io.loaded import LoadedApplication
@@ -29,7 +30,7 @@ from samullm_plugin.io.loading import load_application
 from samullm_plugin.io.spec import Component, PlannerSection
 from samullm_plugin.manager import PluginHost
 from samullm_plugin.services.building import sample_scenarios
-from samullm_plugin.services.instances import Instance, make_instance, planner_of
+from samullm_plugin.services.instances import Instance, make_instance
 from samullm_plugin.services.run_report import read_run, report_facts
 from samullm_plugin.services.running.adjusting import Replanner
 from samullm_plugin.services.running.ledger import Ledger, Result, Status
@@ -102,6 +103,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An application that can be planned: models of which only the names are known."""
     made = tmp_path_factory.mktemp("fused")
     write_app(made, "{model: lmsys/vicuna-13b-v1.5}", "{model: THUDM/chatglm3-6b}")
+    text = (made / "app.yaml").read_text().replace("gpu: core, gpu_memory_gib: 1, ", "")
+    (made / "plannable.yaml").write_text(text)
     return made
 
 
@@ -206,6 +209,11 @@ def test_the_report_names_the_users_nodes(folder: Path, tmp_path: Path) -> None:
     assert rows["rate"]["fused"] == ""
     assert rows["draft"]["planned_s"] == pytest.approx(rows["draft"]["measured_s"])
     assert len(rows["draft"]["loads"]) == 4
+    (tmp_path / "run/planned.json").unlink()  # as in runs of earlier releases
+    old = report_facts(read_run(tmp_path / "run"), tmp_path / "report.html")
+    assert {row["name"]: row["tokens"] for row in old["nodes"]} == {
+        name: row["tokens"] for name, row in rows.items()
+    }
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -319,6 +327,12 @@ def test_what_is_left_keeps_the_users_nodes(folder: Path, tmp_path: Path) -> Non
     asked = Asked()
     sample_remainder(watching.left, asked, np.random.default_rng(0), 1)
     assert [(q.node, q.task) for q in asked.queries][:2] == [("draft", ""), ("revise", "revision")]
+    whole = ready.instance.problem.app.nodes[0]
+    (draft, revise), rows = asked.queries[:2], watching.left.kept[0][1]
+    assert draft.requests is not None
+    assert revise.requests is not None
+    assert (draft.requests + whole.fused[1].start).tolist() == rows[parts[0].rows].tolist()
+    assert (revise.requests + whole.fused[2].start).tolist() == rows[parts[1].rows].tolist()
     assert "checking" in {o.task for o in watching.observed}
 
 
@@ -329,7 +343,7 @@ def known(loaded: LoadedApplication) -> LoadedApplication:
 
 @pytest.mark.parametrize("fusion", [True, False])
 def test_known_lengths_stay_with_their_requests(folder: Path, fusion: bool) -> None:
-    text = (folder / "app.yaml").read_text().replace("gpu: core, gpu_memory_gib: 1, ", "")
+    text = (folder / "plannable.yaml").read_text()
     other = folder / "known.yaml"
     other.write_text(text.replace('keep: {when: "w[0-9]*[02468]( |$)", probability: 0.8}', ""))
     loaded = known(load_application(other))
@@ -347,20 +361,24 @@ def test_known_lengths_stay_with_their_requests(folder: Path, fusion: bool) -> N
             assert problem.scenarios[0].output_tokens[i][part.rows].tolist() == expected.tolist()
 
 
-def test_a_plan_says_whether_nodes_are_fused(folder: Path) -> None:
-    loaded = load_application(folder / "app.yaml")
-    for planner in (PlannerSection(), PlannerSection(fusion=False)):
-        assert planner_of(moving_plan(), loaded, planner).fusion
-        assert not planner_of(apart_plan(), loaded, planner).fusion
+def test_a_plan_says_which_nodes_are_fused(folder: Path) -> None:
+    loaded = load_application(folder / "plannable.yaml")
+    host = PluginHost.from_settings()
+    groups = {"both": ("revise", "draft")}
+    problem = make_instance(host, loaded, gpus=2, fused=groups).problem
+    assert [n.name for n in problem.app.nodes] == ["check", "both", "rate"]
+    assert problem.app.fused == {"both": ("draft", "revise")}
+    assert make_instance(host, loaded, gpus=2, fused={}).problem.app.fused == {}
+    with pytest.raises(InputError, match="draft, rate have different models"):
+        make_instance(host, loaded, gpus=2, fused={"x": ("draft", "rate")})
+    with pytest.raises(InputError, match="no node 'gone'"):
+        make_instance(host, loaded, gpus=2, fused={"x": ("draft", "gone")})
 
 
 def test_plan_and_run_from_the_command_line(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    app = folder / "typed.yaml"
-    app.write_text(
-        (folder / "app.yaml").read_text().replace("gpu: core, gpu_memory_gib: 1, nvlink: 1", "")
-    )
+    app = folder / "plannable.yaml"
     plans = {}
     for name, words in (("fused", []), ("apart", ["--no-fusion"])):
         command = ["plan", str(app), "--scheduler", "greedy", *words, "-o"]
@@ -376,6 +394,12 @@ def test_plan_and_run_from_the_command_line(
         started = {r["node"] for r in journal(tmp_path / f"run-{name}") if "engine" in r["kind"]}
         assert (FUSED in started) == (name == "fused")
         capsys.readouterr()
+    stored = json.loads((tmp_path / "fused").read_text())
+    stored["fused"][FUSED][0] = "gone"
+    (tmp_path / "other").write_text(json.dumps(stored))
+    command = ["run", str(app), "--plan", str(tmp_path / "other"), "--output-dir", str(tmp_path)]
+    assert main(command) == 2
+    assert f"other: fused.{FUSED} names gone, which application" in capsys.readouterr().err
     assert main(["compare", str(app), "--schedulers", "greedy,min-heuristic"]) == 0
     assert f"{FUSED}: check" in capsys.readouterr().err
 

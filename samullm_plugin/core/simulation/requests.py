@@ -43,7 +43,7 @@ class NodeInputs:
             (int(s), np.flatnonzero(table.input_node[outside] == s))
             for s in np.unique(table.input_node[outside])
         ]
-        self._requests = table.input_request[outside]
+        self._nodes, self._requests = table.input_node[outside], table.input_request[outside]
         counts = np.bincount(self._rows, minlength=self._num)
         self._waiting = np.flatnonzero(counts)
         self._starts = np.cumsum(counts[self._waiting]) - counts[self._waiting]
@@ -61,11 +61,15 @@ class NodeInputs:
             return self
         plain = taken[self.own_row] & taken[self.own_request]
         waits: dict[int, set[int]] = defaultdict(set)  # taken requests before, in this node
-        past: dict[int, set[int]] = defaultdict(set)  # those between that are not taken
+        past: dict[int, set[int]] = defaultdict(set)  # those between, one for equal outside inputs
+        alike = self._alike(taken)
         rest = (self.own_row[~plain].tolist(), self.own_request[~plain].tolist())
         for r, q in zip(*rest, strict=True):  # inputs come before
             waits[r] |= {q} if taken[q] else waits[q]
-            past[r] |= set() if taken[q] else {q, *past[q]}
+            if not taken[q]:
+                past[r] |= past[q]
+                if q in alike:
+                    past[r].add(alike[q])
         rows, requests = _pairs(waits)
         new = copy(self)
         row = np.concatenate([self.own_row[plain], rows])
@@ -74,6 +78,21 @@ class NodeInputs:
         new.own_request = np.concatenate([self.own_request[plain], requests])[order]
         new._past = _pairs(past)
         return new
+
+    def _alike(self, taken: NDArray[np.bool_]) -> dict[int, int]:
+        """Return, for those not taken, the first that waits for the same requests of other nodes.
+
+        Those that wait for none are left out.
+        """
+        found: dict[int, int] = {}
+        first: dict[tuple[tuple[int, int], ...], int] = {}
+        bounds = np.append(self._starts, len(self._rows)).tolist()
+        parts = zip(self._waiting.tolist(), bounds[:-1], bounds[1:], strict=True)
+        for r, a, b in parts:
+            if not taken[r]:
+                pairs = zip(self._nodes[a:b].tolist(), self._requests[a:b].tolist(), strict=True)
+                found[r] = first.setdefault(tuple(sorted(pairs)), r)
+        return found
 
     def settled_s(
         self, taken: NDArray[np.bool_], available_s: Floats | None, finish_s: Floats

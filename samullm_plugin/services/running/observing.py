@@ -221,7 +221,7 @@ def learned(
     if not observations:
         return prior
     fitted = prior.fit(observations)
-    factors = []
+    tokens: dict[str, list[float]] = {}
     enough = {o.model for o in observations if int((~o.censored).sum()) >= ENOUGH_OUTPUTS}
     for node, part in ((n, p) for n in app.nodes for p in n.parts):
         if node.model.name not in enough:
@@ -234,11 +234,10 @@ def learned(
             np.zeros(len(part), np.int64),
             node.model.max_model_len,
         )
-        before, now = (
-            float(e.sample(query, np.random.default_rng(0), 1).sum()) for e in (prior, fitted)
-        )
-        factors.append(now / before)
-    logs = np.log(factors)
+        sums = tokens.setdefault(node.model.name, [0.0, 0.0])
+        for k, estimator in enumerate((prior, fitted)):
+            sums[k] += float(estimator.sample(query, np.random.default_rng(0), 1).sum())
+    logs = np.log([now / before for before, now in tokens.values()])
     alike = len(logs) >= 2 and (np.all(logs > ALIKE) or np.all(logs < -ALIKE))
     if not alike:
         return fitted

@@ -49,7 +49,7 @@ class PlannedRun:
     """A run as it was foreseen when it began.
 
     Attributes:
-        nodes: in the application's order.
+        nodes: as their user wrote them, in the plan's order.
         gpus: kind of each device.
         trace: the first plan's simulation, without the times of single requests.
         rests_on: what the figures come from, lines for people by topic.

@@ -54,7 +54,7 @@ class RunProgress:
     """Follows a run.
 
     Attributes:
-        nodes: in the application's order.
+        nodes: as their user wrote them, in the plan's order.
         stage: number of the current stage over all plans, from 1; 0 before the first.
         now_s: time of the last event.
         replans: plans adopted after the first.

@@ -32,11 +32,13 @@ class Remainder:
             their prompts.
         kept: per node of ``app``, its index in the whole application and the requests left of it.
         generated: per node of ``app``, tokens generated so far.
+        requests: per node of ``app``, where its requests are in the tables of the user's nodes.
     """
 
     app: Application
     kept: tuple[tuple[int, Ints], ...]
     generated: tuple[Ints, ...]
+    requests: tuple[Ints, ...]
 
 
 def remainder(app: Application, snapshot: Snapshot) -> Remainder | None:
@@ -63,7 +65,15 @@ def remainder(app: Application, snapshot: Snapshot) -> Remainder | None:
         Application(app.name, tuple(nodes)),
         tuple((i, left[i]) for i in kept),
         tuple(snapshot.generated[i][left[i]] for i in kept),
+        tuple(_written(app.nodes[i], left[i]) for i in kept),
     )
+
+
+def _written(node: ModelNode, rows: Ints) -> Ints:
+    """Return where requests of a node are in the tables of the user's nodes."""
+    starts = np.array([p.start for p in node.parts])
+    found: Ints = rows - starts[np.searchsorted(starts, rows, side="right") - 1]
+    return found
 
 
 def _parts_left(node: ModelNode, rows: Ints) -> tuple[NodePart, ...]:
@@ -132,23 +142,23 @@ def sample_remainder(
         taken = draw_taken(left.app, stream)
         outputs: list[Ints] = [np.ones(len(n.requests), np.int64) for n in left.app.nodes]
         for k in left.app.order:
-            node, generated = left.app.nodes[k], left.generated[k]
-            parts = [
-                _sample_part(node, p, generated[p.rows], estimator, stream) for p in node.parts
-            ]
-            outputs[k] = np.concatenate(parts)
+            parts = left.app.nodes[k].parts
+            outputs[k] = np.concatenate(
+                [_sample_part(left, k, part, estimator, stream) for part in parts]
+            )
         found.append(make_scenario(left.app, outputs, taken))
     return tuple(found)
 
 
 def _sample_part(
-    node: ModelNode,
+    left: Remainder,
+    k: int,
     part: NodePart,
-    generated: Ints,
     estimator: LengthEstimator,
     rng: np.random.Generator,
 ) -> Ints:
     """Return a sample of the tokens each request of one of the user's nodes will still generate."""
+    node, generated = left.app.nodes[k], left.generated[k][part.rows]
     table = node.requests
     query = LengthQuery(
         node.model.name,
@@ -158,10 +168,11 @@ def _sample_part(
         generated,
         node.model.max_model_len,
         node=part.name,
+        requests=left.requests[k][part.rows],
     )
     total = check_lengths(estimator.sample(query, rng, 1), query, 1, estimator.name)[0]
-    left: Ints = np.maximum(total - generated, 1)
-    return left
+    to_come: Ints = np.maximum(total - generated, 1)
+    return to_come
 
 
 def remaining_problem(

@@ -140,6 +140,7 @@ def start_run(setup: RunSetup, plan: Plan, scheduler: str = "") -> RunOutcome:
             num_gpus=problem.cluster.num_gpus,
             scheduler=scheduler,
             makespan_s=[planned.makespan_s],
+            fused=problem.app.fused,
         )
         given = setup.loaded.output_tokens is not None
         estimator = None if given else setup.instance.estimator
@@ -333,16 +334,6 @@ def planned_trace(setup: RunSetup, plan: Plan) -> PlanTrace:
     traces = PlanSimulator(problem, policy=_policy(setup)).simulate(plan)
     makespans = np.array([t.makespan_s for t in traces])
     return traces[int(np.argmin(np.abs(makespans - makespans.mean())))]
-
-
-def plan_from_file(path: Path) -> tuple[Plan, str]:
-    """Return a stored plan and who made it.
-
-    Raises:
-        InputError: naming the file and what is wrong.
-    """
-    stored = read_plan(path)
-    return stored.plan, stored.scheduler
 
 
 def _policy(setup: RunSetup) -> PolicyCall | None:
