@@ -178,7 +178,7 @@ def rehearse(t, recipe, s, limit_s):  # type: ignore[no-untyped-def]  # as above
     origin_s, begun_s = np.zeros(count), np.zeros(count)
     base_s, floor_s, total_s = np.zeros(count), np.zeros(count), np.zeros(count)
     end_s = np.zeros(count)
-    split = splits.copy()
+    split = np.where(then == modes, 0.0, splits)  # nothing would change there
     held = np.zeros((count, len(t.size)), np.int64)
     free = t.size.copy()
     by_end = np.empty(count, np.int64)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from time import monotonic
 
 import numpy as np
 import pytest
 from samullm_auto.annealing import anneal, compile_ahead
 from samullm_auto.builder import Builder
+from samullm_auto.cooling import HEATS, cool
 from samullm_auto.moves import Moves, offered
-from samullm_auto.recipe import Recipe, list_recipes
-from samullm_auto.rehearsal import NEVER, rehearse
-from samullm_auto.surrogate import Surrogate
+from samullm_auto.recipe import Recipe, list_recipes, recipes_of
+from samullm_auto.rehearsal import NEVER, rehearse, value_s
+from samullm_auto.surrogate import MOMENTS, Surrogate
 
 from samullm_plugin.core.application import EngineOptions
+from samullm_plugin.core.parallel import ParallelConfig
 from samullm_plugin.core.problem import Problem
+from samullm_plugin.core.scenarios import LengthScenario
 from samullm_plugin.core.simulation import PlanSimulator
 from samullm_plugin.core.verify import verify
 from samullm_plugin.testing.factories import TestNode, make_problem
@@ -49,12 +53,15 @@ def dependent() -> Problem:
 class Workshop:
     """All that turns a problem's recipes into figures."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, scenarios: int = 1) -> None:
+        problem = problem.with_scenarios(problem.scenarios[:1] * scenarios)
         self.problem, self.simulator = problem, PlanSimulator(problem)
         self.modes = [
             offered(problem, i, problem.cluster.num_gpus) for i in range(len(problem.app.nodes))
         ]
-        self.surrogate = Surrogate(problem, self.simulator, [0], self.modes, pairs=True)
+        self.surrogate = Surrogate(
+            problem, self.simulator, range(scenarios), self.modes, pairs=True
+        )
         self.builder = Builder(problem, self.simulator, 0, self.modes)
 
     def rehearsed_s(self, recipe: Recipe) -> float:
@@ -118,3 +125,101 @@ def test_compiling_ahead_compiles_what_is_used() -> None:
     rng, weights = np.random.default_rng(0), np.ones(len(shop.modes))
     shop.surrogate.anneal(shop.recipes(1), weights, monotonic() + 1, 20, 1, rng)
     assert len(anneal.signatures) == before
+
+
+def test_a_recipe_is_given_up_only_if_it_is_worse_than_allowed() -> None:
+    shop = Workshop(dependent(), scenarios=2)
+    tables, scenarios = shop.surrogate.tables, shop.problem.scenarios
+    assert len(scenarios) == 2
+    for recipe in shop.recipes(40):
+        whole = shop.surrogate.value_s(recipe)
+        encoded = shop.surrogate.encode(recipe)
+        least_s = np.zeros(2)
+        assert value_s(tables, encoded, whole * 1.0001, least_s) == pytest.approx(whole)
+        assert value_s(tables, encoded, whole * 0.999, np.zeros(2)) == NEVER
+        known_s = np.full(2, 0.5 * whole)
+        value_s(tables, encoded, NEVER, known_s)
+        assert (known_s <= 0.5 * whole).all()
+
+
+def test_a_plan_becomes_a_recipe_for_the_same_plan() -> None:
+    """Who waits for a pair of devices waits again, and whoever shared a pair shares one again."""
+    shop = Workshop(independent())
+    for recipe in shop.recipes(60):
+        for strict in (False, True):
+            fixed = recipe.with_splits(()).with_flags(strict=strict, grow=False)
+            plan = shop.builder.build(fixed)
+            planned_s = shop.simulator.simulate_scenario(plan, 0).makespan_s
+            again = [
+                r.with_flags(strict=r.strict, grow=False) for r in recipes_of(shop.problem, plan)
+            ]
+            assert min(shop.simulated_s(r) for r in again) <= planned_s * (1 + 1e-9), fixed
+
+
+def test_scenarios_are_scaled_by_the_smallest_and_the_largest_configuration() -> None:
+    """Twice the tokens take twice the time here, so that nothing is lost by it."""
+    engine = EngineOptions(max_num_seqs=1, async_scheduling=False)
+    nodes = [
+        TestNode(name, [4] * n, [[k] * n, [2 * k - 1] * n, [3 * k - 2] * n], engine=engine)
+        for name, n, k in (("a", 24, 9), ("b", 48, 5))
+    ]
+    problem = make_problem(nodes, num_gpus=4, num_scenarios=3)
+    simulator = PlanSimulator(problem)
+    modes = [offered(problem, i, 4) for i in range(2)]
+    whole = Surrogate(problem, simulator, range(3), modes, pairs=True)
+    few = Surrogate(problem, PlanSimulator(problem), range(3), modes, pairs=True, full=1)
+    np.testing.assert_allclose(few.tables.work_s, whole.tables.work_s, rtol=0.1)
+    np.testing.assert_allclose(few.tables.work_s[0], whole.tables.work_s[0])
+    np.testing.assert_allclose(few.tables.work_s[:, [0, 3], -1], whole.tables.work_s[:, [0, 3], -1])
+    assert not np.allclose(whole.tables.work_s[1], whole.tables.work_s[0], rtol=0.3)
+
+
+@pytest.mark.parametrize("cores", [{0}, {0, 1}])
+def test_all_chains_run_whatever_the_cores(
+    cores: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: cores)
+    shop = Workshop(independent())
+    start = shop.surrogate.encode(shop.recipes(1)[0])
+    count, began = len(shop.modes), monotonic()
+    chains = cool(
+        shop.surrogate.tables,
+        start,
+        float(value_s(shop.surrogate.tables, start, NEVER, np.zeros(1))),
+        np.zeros(1),
+        np.ones(count),
+        np.array(MOMENTS),
+        monotonic() + 0.4,
+        10**9,
+        4,
+        np.random.default_rng(0),
+    )
+    assert len(chains) == len(HEATS)
+    assert all(chain.judged > 50 for chain in chains)
+    assert 0.3 < monotonic() - began < 2.0
+    for chain in chains:
+        value, best = chain.best()
+        assert value == chain.value_s.min()
+        assert value_s(shop.surrogate.tables, best, NEVER, np.zeros(1)) == pytest.approx(value)
+
+
+def test_what_is_planned_for_the_end_of_two_models_waits_for_both() -> None:
+    """In the second world they finish in the other order; the third grows all the same."""
+    nodes = [
+        serial("a", 1, 40),
+        serial("b", 1, 44),
+        serial("c", 40, 25, load_s=1.0),
+    ]
+    problem = make_problem(nodes, num_gpus=4, nvlink=1, num_scenarios=1)
+    (first,) = problem.scenarios
+    a, b, c = first.output_tokens
+    swapped = LengthScenario(first.prompt_tokens, (b, a, c))
+    simulator = PlanSimulator(problem.with_scenarios((first, swapped)))
+    modes = [offered(problem, i, 4) for i in range(3)]
+    one, two = ParallelConfig(1), ParallelConfig(2)
+    builder = Builder(problem, simulator, 0, modes)
+    plan = builder.build(Recipe((0, 1, 2), (one, one, two), (0.0, 0.0, 0.0), grow=True))
+    assert all(s.end.kind != "first_finisher" for s in plan.stages)
+    planned, other = (simulator.simulate_scenario(plan, s) for s in (0, 1))
+    assert any(len(s.devices) == 4 for s in planned.segments if s.node == "c")
+    assert other.makespan_s == pytest.approx(planned.makespan_s, rel=0.02)
