@@ -15,12 +15,13 @@ from samullm_auto.rehearsal import Encoded, Tables
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-HEATS = (0.02, 0.004)
+HEATS = (0.04, 0.004)
 """Heat of each chain at its begin, as a share of the start's value: how much worse a recipe may be
 that is accepted with probability 1/e. It falls to 0."""
 
-ROUNDS = 2
-"""How often all chains begin anew, from the best recipe of all."""
+ROUNDS, ROUND_S = 4, 0.1
+"""How often all chains begin anew, from the best recipe of all, at most; seconds of a round, at
+least."""
 
 CHUNK_S = 0.02
 """Seconds of annealing between two looks at the clock, about."""
@@ -123,10 +124,11 @@ def cool(
         for hot, stream in zip(HEATS, rng.spawn(len(HEATS)), strict=True)
     ]
     beside = min(len(chains), len(os.sched_getaffinity(0)))
-    turns = ROUNDS * -(-len(chains) // beside)
-    share = max(1, most // (ROUNDS * len(chains)))
+    rounds = max(1, min(ROUNDS, int((until_s - monotonic()) / ROUND_S)))
+    turns = rounds * -(-len(chains) // beside)
+    share = max(1, most // (rounds * len(chains)))
     with ThreadPoolExecutor(beside) as pool:
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             for first in range(0, len(chains), beside):
                 now_s = monotonic()
                 stop_s = now_s + (until_s - now_s) / turns

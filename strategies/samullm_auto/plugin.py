@@ -39,8 +39,8 @@ HEURISTIC_SCENARIOS = 2
 FAR_OFF = 0.04
 """Share of what a plan takes beyond twice the bound that is surely to be saved by searching."""
 
-JUDGING = 0.001
-"""Share of the makespan that judging the last candidates may take."""
+JUDGING, JUDGING_S = 0.001, 0.05
+"""Share of the makespan that judging the last candidates may take, or so many seconds."""
 
 GREEDY: tuple[Start, ...] = (
     ("greedy", {}),
@@ -101,7 +101,7 @@ class AutoScheduler(StageScheduler):
         if not search.done:
             search.improve()
         assert search.best is not None
-        until_s = min(deadline_s, monotonic() + JUDGING * search.best.value_s)
+        until_s = min(deadline_s, monotonic() + max(JUDGING * search.best.value_s, JUDGING_S))
         if not options.economical:
             until_s = deadline_s
         rest = range(search.num_scenarios, len(problem.scenarios))

@@ -37,6 +37,10 @@ SEARCHED_ON, SIMULATIONS = 4, 20
 """Length scenarios that are searched on, at most; simulations of whole plans in all of them for
 which the time should suffice."""
 
+CHEAP_S = 0.2
+"""Seconds of simulating that are spent even if the plan takes less: one scenario of several is not
+what the plan is asked for."""
+
 LISTED, SIMULATED_BEST, ELITE = 2, 12, 4
 """List schedules, and recipes the surrogate likes best, that are simulated; recipes whose
 neighbours are tried."""
@@ -160,7 +164,8 @@ class Search:
         self.purse = purse
         self.candidates: list[Candidate] = []
         self._problem, self._context, self._risk = problem, context, risk
-        affordable = int(purse.left_s / (SIMULATIONS * pace.plan_s))
+        cheap_s = min(CHEAP_S, purse.until_deadline_s)
+        affordable = int(max(purse.left_s, cheap_s) / (SIMULATIONS * pace.plan_s))
         self.num_scenarios = min(len(problem.scenarios), SEARCHED_ON, max(1, affordable))
         self._scenarios = range(self.num_scenarios)
         bounds = [lower_bound(problem, problem.scenarios[s]).value_s for s in self._scenarios]
