@@ -82,8 +82,13 @@ def fuse_groups(app: Application, groups: Mapping[str, Sequence[str]]) -> Fused:
     """
     place = {i: k for k, i in enumerate(app.order)}
     members = {i: [i] for i in range(len(app.nodes))}
-    names = {}
+    names: dict[int, str] = {}
+    taken: set[str] = set()
     for name, parts in groups.items():
+        once = len({*parts} - taken) == len(parts)
+        taken |= {*parts}
+        if not parts or not once:
+            raise InputError(f"fused node {name}: it has no nodes, or one that is fused already")
         mine = sorted((app.index(p) for p in parts), key=place.__getitem__)
         if any(app.nodes[i].model != app.nodes[mine[0]].model for i in mine):
             raise InputError(f"{', '.join(parts)} have different models and cannot be one node")

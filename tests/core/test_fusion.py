@@ -173,6 +173,20 @@ def test_upstreams_may_be_further_up() -> None:
     assert [n.name for n in fused.app.nodes] == ["outline", "expand", "a+b"]
 
 
+@pytest.mark.parametrize(
+    "groups",
+    [
+        {"x": ()},
+        {"x": ("chunk-0", "chunk-0")},
+        {"x": ("chunk-0", "chunk-1"), "y": ("chunk-1", "chunk-2")},
+        {"x": ("chunk-0", "chunk-1"), "y": ("chunk-0", "chunk-2")},
+    ],
+)
+def test_groups_that_share_nodes_are_refused(groups: dict[str, tuple[str, ...]]) -> None:
+    with pytest.raises(InputError, match="fused already"):
+        fuse_groups(chunks(), groups)
+
+
 def test_groups_that_make_a_cycle_are_refused() -> None:
     a = TestNode("a", [4], [1])
     x = TestNode("x", [4], [1], [[(0, 0)]])
