@@ -56,10 +56,7 @@ def compare(
     for name in names:
         host.resolve("scheduler", name)
     loaded = find_application(host, target)
-    fusion = False if no_fusion else None
-    planner = overridden(
-        loaded.planner, scenarios=scenarios, seed=seed, budget_s=budget, fusion=fusion
-    )
+    planner = overridden(loaded.planner, scenarios, seed, budget, no_fusion=no_fusion)
     instance = make_instance(host, loaded, planner, gpus=gpus)
     problem = instance.problem
     results, failed = [], {}

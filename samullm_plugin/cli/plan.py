@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -71,10 +71,7 @@ def plan(
         require_svg(svg)
     host = PluginHost.from_settings()
     loaded = find_application(host, target)
-    fusion = False if no_fusion else None
-    planner = overridden(
-        loaded.planner, scenarios=scenarios, seed=seed, budget_s=budget, fusion=fusion
-    )
+    planner = overridden(loaded.planner, scenarios, seed, budget, no_fusion=no_fusion)
     chosen = planner.scheduler
     name = scheduler or chosen.type
     options: dict[str, object] = dict(chosen.options) if name == chosen.type else {}
@@ -137,9 +134,19 @@ def draw_plans(problem: Problem, results: Sequence[PlanResult], path: Path) -> N
     console().print(f"chart written to {path}", markup=False)
 
 
-def overridden(planner: PlannerSection, **changes: Any) -> PlannerSection:
+def overridden(
+    planner: PlannerSection,
+    scenarios: int | None,
+    seed: int | None,
+    budget_s: float | None,
+    *,
+    no_fusion: bool,
+) -> PlannerSection:
     """Return the planner section with the options given on the command line."""
-    given = {k: v for k, v in changes.items() if v is not None}
+    changes = {"scenarios": scenarios, "seed": seed, "budget_s": budget_s}
+    given: dict[str, object] = {k: v for k, v in changes.items() if v is not None}
+    if no_fusion:
+        given["fusion"] = False
     return planner.model_copy(update=given)
 
 

@@ -83,10 +83,7 @@ def run(
     before = require_resumable(resume) if resume is not None else ""
     host = PluginHost.from_settings()
     loaded = find_application(host, target)
-    fusion = False if no_fusion else None
-    planner = overridden(
-        loaded.planner, scenarios=scenarios, seed=seed, budget_s=budget, fusion=fusion
-    )
+    planner = overridden(loaded.planner, scenarios, seed, budget, no_fusion=no_fusion)
     traces: tuple[PlanTrace, ...] = ()
     found: Plan | None = None
     chosen = scheduler or planner.scheduler.type
