@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from samullm_plugin.core.profile.device_fit import Measured
-from samullm_plugin.core.profile.fitting import StepFit
-from samullm_plugin.core.profile.iterations import Iterations
-from samullm_plugin.core.profile.transfer import Known
-from samullm_plugin.io.architectures import read_architectures
-from samullm_plugin.io.iterations import read_iterations
-from samullm_plugin.services.profiling_fit import fit_group
+from samullm_plugin.profiling.architecture_tables import read_architectures
+from samullm_plugin.profiling.device_fit import Measured
+from samullm_plugin.profiling.fit import fit_group
+from samullm_plugin.profiling.fitting import StepFit
+from samullm_plugin.profiling.iteration_tables import read_iterations
+from samullm_plugin.profiling.iterations import Iterations
+from samullm_plugin.profiling.transfer import Known
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 

@@ -28,17 +28,17 @@ from pathlib import Path
 
 import numpy as np
 
-from samullm_plugin.core.engine import StepLatency
-from samullm_plugin.core.plan import Plan
-from samullm_plugin.core.problem import Problem
-from samullm_plugin.io.journal import Journal, read_journal
-from samullm_plugin.io.spec import Component
-from samullm_plugin.manager import PluginHost
-from samullm_plugin.services.building import sample_scenarios
-from samullm_plugin.services.engine_cases import CaseBuilder, EngineBenchSettings, EngineCase
-from samullm_plugin.services.planning import make_plan
-from samullm_plugin.services.running.adjusting import Replanner
-from samullm_plugin.services.running.run import RunSetup, start_run
+from samullm_plugin.app.spec import Component
+from samullm_plugin.bench.engine_cases import CaseBuilder, EngineBenchSettings, EngineCase
+from samullm_plugin.engine import StepLatency
+from samullm_plugin.host.manager import PluginHost
+from samullm_plugin.model.plan import Plan
+from samullm_plugin.model.problem import Problem
+from samullm_plugin.planning.building import sample_scenarios
+from samullm_plugin.planning.planner import make_plan
+from samullm_plugin.run.adjusting import Replanner
+from samullm_plugin.run.journal import Journal, read_journal
+from samullm_plugin.run.run import RunSetup, start_run
 
 APPLICATIONS = {
     "simulated": (

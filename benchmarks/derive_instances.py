@@ -27,13 +27,13 @@ from samullm_cpsat.instance import Instance
 from samullm_cpsat.planning import ExactResult, solve_instance
 from samullm_cpsat.plugin import ExactOptions
 
-from samullm_plugin.core.application import Application, RequestTable
-from samullm_plugin.core.problem import Problem
-from samullm_plugin.core.simulation import PlanSimulator
-from samullm_plugin.manager import PluginHost
-from samullm_plugin.services.applications import parse_named
-from samullm_plugin.services.bench_suites import bundled_cluster
-from samullm_plugin.services.building import build_problem
+from samullm_plugin.bench.suites import bundled_cluster
+from samullm_plugin.host.manager import PluginHost
+from samullm_plugin.model.application import Application, RequestTable
+from samullm_plugin.model.problem import Problem
+from samullm_plugin.planning.applications import parse_named
+from samullm_plugin.planning.building import build_problem
+from samullm_plugin.simulator import PlanSimulator
 
 TARGET = Path(__file__).parents[1] / "tests" / "instances"
 TICKS = 20_000

@@ -28,14 +28,14 @@ import numpy as np
 from accuracy_tables import DATA, Data, Report
 from starts_accuracy import loading, memory
 
-from samullm_plugin.core.architecture import ModelArchitecture
-from samullm_plugin.core.engine.latency import StepLatency, StepTable
-from samullm_plugin.core.profile.book import row_errors
-from samullm_plugin.core.profile.device_fit import fit_device
-from samullm_plugin.core.profile.iterations import Iterations
-from samullm_plugin.core.profile.roofline import HARDWARE
-from samullm_plugin.core.profile.transfer import LatencyTransfer, kind_key, layer_key
-from samullm_plugin.services.profiling_fit import fit_group
+from samullm_plugin.model.architecture import ModelArchitecture
+from samullm_plugin.model.latency import StepLatency, StepTable
+from samullm_plugin.profiling.book import row_errors
+from samullm_plugin.profiling.device_fit import fit_device
+from samullm_plugin.profiling.fit import fit_group
+from samullm_plugin.profiling.iterations import Iterations
+from samullm_plugin.profiling.roofline import HARDWARE
+from samullm_plugin.profiling.transfer import LatencyTransfer, kind_key, layer_key
 
 DEVICE = "A100-80GB"
 SIXTEEN = {

@@ -41,8 +41,8 @@ from samullm_plugin import (
     bundled_model,
     simulate_engine,
 )
-from samullm_plugin.core.profile.iterations import Iterations
-from samullm_plugin.services.profiling_base import correct_base
+from samullm_plugin.measuring.base import correct_base
+from samullm_plugin.profiling.iterations import Iterations
 from samullm_plugin.testing.latency_contract import step_table
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"

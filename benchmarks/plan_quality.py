@@ -28,14 +28,14 @@ from samullm_cpsat.durations import measure
 from samullm_cpsat.instance import Instance
 
 from samullm_plugin import Application, Problem
-from samullm_plugin.core.application import RequestTable
-from samullm_plugin.core.bounds import lower_bound
-from samullm_plugin.core.fusion import fuse_chains
-from samullm_plugin.core.scenarios import LengthScenario
-from samullm_plugin.core.simulation import PlanSimulator
-from samullm_plugin.manager import PluginHost
-from samullm_plugin.services.bench_suites import CaseSettings, make_case, warm_up
-from samullm_plugin.services.planning import make_plan
+from samullm_plugin.bench.suites import CaseSettings, make_case, warm_up
+from samullm_plugin.host.manager import PluginHost
+from samullm_plugin.model.application import RequestTable
+from samullm_plugin.model.scenarios import LengthScenario
+from samullm_plugin.planning.planner import make_plan
+from samullm_plugin.rules.bounds import lower_bound
+from samullm_plugin.rules.fusion import fuse_chains
+from samullm_plugin.simulator import PlanSimulator
 
 Ints = NDArray[np.int64]
 

@@ -22,14 +22,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from samullm_plugin import Application, Cluster, Problem
-from samullm_plugin.core.bounds import lower_bound
-from samullm_plugin.core.simulation import PlanSimulator
+from samullm_plugin.bench.plans import BenchCase
+from samullm_plugin.bench.suites import CaseSettings, make_case, warm_up
 from samullm_plugin.errors import SamullmError
-from samullm_plugin.manager import PluginHost
-from samullm_plugin.services.bench_suites import CaseSettings, make_case, warm_up
-from samullm_plugin.services.benchmarking import BenchCase
-from samullm_plugin.services.building import build_problem
-from samullm_plugin.services.planning import PlanningOptions, make_plan
+from samullm_plugin.host.manager import PluginHost
+from samullm_plugin.planning.building import build_problem
+from samullm_plugin.planning.planner import PlanningOptions, make_plan
+from samullm_plugin.rules.bounds import lower_bound
+from samullm_plugin.simulator import PlanSimulator
 
 TARGETS = (
     ("ensembling:requests=10000,max_tokens=256", 2.0, "22-69 s"),

@@ -22,7 +22,7 @@ from importlib.util import find_spec
 
 import numpy as np
 
-from samullm_plugin.core.engine import (
+from samullm_plugin.engine import (
     Curve,
     EngineConfig,
     EngineRun,
@@ -48,7 +48,7 @@ SYNC_AND_ASYNC = (("sync", {}), ("async", {"async_scheduling": True}))
 FIRST_USE = """
 import time; t = time.perf_counter()
 import numpy as np
-from samullm_plugin.core.engine import Curve, EngineConfig, StepLatency, Workload, simulate_engine
+from samullm_plugin.engine import Curve, EngineConfig, StepLatency, Workload, simulate_engine
 a = time.perf_counter()
 w = Workload(np.array([9, 5]), np.array([4, 7]))
 simulate_engine(EngineConfig(), w, StepLatency(Curve.constant(0.01)))

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 from accuracy_tables import DATA, Data, Report
 
-from samullm_plugin.core.profile.loading import fit_loading
-from samullm_plugin.core.profile.memory import (
+from samullm_plugin.profiling.loading import fit_loading
+from samullm_plugin.profiling.memory import (
     BatchLimits,
     RecordedStart,
     block_bytes,

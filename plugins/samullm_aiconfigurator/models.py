@@ -20,8 +20,8 @@ from samullm_plugin import (
     Provenance,
     find_name,
 )
-from samullm_plugin.core.profile.loading import LoadModel
 from samullm_plugin.errors import describe_validation
+from samullm_plugin.profiling.loading import LoadModel
 
 _SYSTEMS = {
     "a10080": "a100_sxm", "a100": "a100_sxm", "a100sxm": "a100_sxm", "a100sxm80": "a100_sxm",

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from samullm_aiconfigurator.package import Operators
 from samullm_plugin import StepTable
-from samullm_plugin.core.profile.grid import Grid
+from samullm_plugin.profiling.grid import Grid
 
 Floats = NDArray[np.float64]
 

@@ -19,7 +19,7 @@ from samullm_ecdf.knowledge import (
     within_limits,
 )
 from samullm_plugin import LengthEstimator, LengthObservations, LengthQuery, find_name
-from samullm_plugin.io.length_profile import LengthProfile, read_length_profile
+from samullm_plugin.profiling.length_profile import LengthProfile, read_length_profile
 
 
 class EcdfOptions(BaseModel):

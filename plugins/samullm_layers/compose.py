@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from samullm_layers.tables import ONCE, PER_LAYER, LayerTables, Series
 from samullm_plugin import ModelArchitecture, StepTable
-from samullm_plugin.core.profile.grid import Grid, fill_holes
+from samullm_plugin.profiling.grid import Grid, fill_holes
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -21,9 +21,9 @@ from samullm_plugin import (
     bundled_model,
     find_name,
 )
-from samullm_plugin.core.profile.loading import LoadModel
-from samullm_plugin.core.profile.memory import BLOCK_TOKENS, block_bytes, kv_cache_blocks
-from samullm_plugin.io.models import short_name
+from samullm_plugin.checkpoints.models import short_name
+from samullm_plugin.profiling.loading import LoadModel
+from samullm_plugin.profiling.memory import BLOCK_TOKENS, block_bytes, kv_cache_blocks
 
 _VARIANTS = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32"}
 

@@ -17,17 +17,17 @@ from samullm_plugin import (
     ModelSpec,
     Provenance,
 )
-from samullm_plugin.core.engine.latency import StepLatency
-from samullm_plugin.core.profile.book import LatencyBook
-from samullm_plugin.core.profile.memory import (
+from samullm_plugin.checkpoints.models import find_name
+from samullm_plugin.model.latency import StepLatency
+from samullm_plugin.profiling.book import LatencyBook
+from samullm_plugin.profiling.latency_book import architecture_of, latency_book
+from samullm_plugin.profiling.memory import (
     BLOCK_TOKENS,
     BatchLimits,
     block_bytes,
     kv_cache_blocks,
 )
-from samullm_plugin.io.latency_book import architecture_of, latency_book
-from samullm_plugin.io.models import find_name
-from samullm_plugin.io.profile import Profile, bundled_profiles, read_profile
+from samullm_plugin.profiling.profile_files import Profile, bundled_profiles, read_profile
 
 
 class LinearOptions(BaseModel):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samullm_plugin import EngineSpec, ModeCosts
-from samullm_plugin.core.engine import (
+from samullm_plugin.engine import (
     EngineCache,
     EngineConfig,
     EngineJob,

@@ -19,7 +19,7 @@ from samullm_plugin import (
     RequestOutput,
     RunError,
 )
-from samullm_plugin.core.engine import StepTable
+from samullm_plugin.engine import StepTable
 from samullm_simulated.engine import Submission
 from samullm_simulated.world import World
 

@@ -23,8 +23,8 @@ from samullm_plugin import (
     RequestOutput,
     RunError,
 )
-from samullm_plugin.core.engine import EngineCache
-from samullm_plugin.core.simulation.requests import NodeInputs
+from samullm_plugin.engine import EngineCache
+from samullm_plugin.simulator.requests import NodeInputs
 from samullm_simulated.engine import SimulatedEngine, Submission, requests_of
 
 Floats = NDArray[np.float64]

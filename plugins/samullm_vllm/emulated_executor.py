@@ -20,7 +20,7 @@ from samullm_plugin import (
     Problem,
     RunError,
 )
-from samullm_plugin.core.engine import StepLatency
+from samullm_plugin.engine import StepLatency
 from samullm_vllm.engine import engine_args
 from samullm_vllm.executor import ProcessExecutor
 from samullm_vllm.forking import ForkLauncher

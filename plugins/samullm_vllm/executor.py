@@ -25,9 +25,9 @@ from samullm_plugin import (
     RequestOutput,
     RunError,
 )
-from samullm_plugin.core.engine import StepTable
-from samullm_plugin.core.engine.latency import Floats
-from samullm_plugin.interfaces.moving import move_rule
+from samullm_plugin.engine import StepTable
+from samullm_plugin.host.interfaces.moving import move_rule
+from samullm_plugin.model.latency import Floats
 from samullm_vllm import weights
 from samullm_vllm.channel import ChannelClosedError
 from samullm_vllm.forking import kept_forker

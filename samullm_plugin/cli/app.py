@@ -131,7 +131,7 @@ def _find(name: str) -> Any:
             app.command(epilog=_EPILOG)(target)
             target = app
         return typer.main.get_command(target)
-    from samullm_plugin.manager import PluginHost
+    from samullm_plugin.host.manager import PluginHost
 
     host = PluginHost.from_settings()
     try:

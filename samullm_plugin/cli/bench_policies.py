@@ -13,7 +13,7 @@ from samullm_plugin.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from samullm_plugin.services.policy_bench import PolicyRow
+    from samullm_plugin.bench.policy_bench import PolicyRow
 
 POLICIES = "fcfs shortest-first longest-first multi-bin prefix-affinity program-age"
 APPS = (
@@ -54,11 +54,12 @@ def policies(
     Each policy orders and spreads the requests of the same plan, told the true lengths, the true
     lengths with noise, or lengths drawn independently of them.
     """
+    from samullm_plugin.bench import policy_bench
+    from samullm_plugin.bench import suites as bench_suites
     from samullm_plugin.errors import PluginError
-    from samullm_plugin.manager import PluginHost
-    from samullm_plugin.services import bench_suites, policy_bench
-    from samullm_plugin.services.applications import parse_named
-    from samullm_plugin.services.planning import PlanningOptions, make_plan
+    from samullm_plugin.host.manager import PluginHost
+    from samullm_plugin.planning.applications import parse_named
+    from samullm_plugin.planning.planner import PlanningOptions, make_plan
 
     host = PluginHost.from_settings()
     names = list(dict.fromkeys(policies.split()))

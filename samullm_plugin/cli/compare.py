@@ -40,12 +40,12 @@ def compare(
     output_json: OutputJson = None,
 ) -> None:
     """Plan with several schedulers; show where the plans differ and what that costs."""
-    from samullm_plugin.manager import PluginHost
-    from samullm_plugin.services.applications import find_application
-    from samullm_plugin.services.gantt import text_gantt
-    from samullm_plugin.services.instances import make_instance
-    from samullm_plugin.services.planning import PlanningOptions, make_plan
-    from samullm_plugin.services.reporting import differences
+    from samullm_plugin.host.manager import PluginHost
+    from samullm_plugin.planning.applications import find_application
+    from samullm_plugin.planning.gantt import text_gantt
+    from samullm_plugin.planning.instances import make_instance
+    from samullm_plugin.planning.planner import PlanningOptions, make_plan
+    from samullm_plugin.planning.reporting import differences
 
     if svg is not None:
         require_svg(svg)

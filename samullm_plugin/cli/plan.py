@@ -13,9 +13,9 @@ from samullm_plugin.cli.output import OutputJson, console, print_table, write_js
 from samullm_plugin.errors import InputError
 
 if TYPE_CHECKING:
-    from samullm_plugin.core.problem import Problem
-    from samullm_plugin.core.result import PlanResult
-    from samullm_plugin.io.spec import PlannerSection
+    from samullm_plugin.app.spec import PlannerSection
+    from samullm_plugin.model.problem import Problem
+    from samullm_plugin.model.result import PlanResult
 
 Target = Annotated[
     str,
@@ -61,11 +61,11 @@ def plan(
     output_json: OutputJson = None,
 ) -> None:
     """Plan an application: which models run when, on which devices, spread how."""
-    from samullm_plugin.io.artifacts import write_plan
-    from samullm_plugin.manager import PluginHost
-    from samullm_plugin.services.applications import find_application
-    from samullm_plugin.services.instances import make_instance
-    from samullm_plugin.services.planning import PlanningOptions, make_plan
+    from samullm_plugin.host.manager import PluginHost
+    from samullm_plugin.planning.applications import find_application
+    from samullm_plugin.planning.artifacts import write_plan
+    from samullm_plugin.planning.instances import make_instance
+    from samullm_plugin.planning.planner import PlanningOptions, make_plan
 
     if svg is not None:
         require_svg(svg)
@@ -108,7 +108,7 @@ def require_svg(path: Path) -> None:
         MissingExtraError: without matplotlib.
         InputError: if the file's folder is not there.
     """
-    from samullm_plugin.services.gantt_figure import require_matplotlib
+    from samullm_plugin.run.gantt_figure import require_matplotlib
 
     require_matplotlib("--svg")
     if not path.parent.is_dir():
@@ -117,7 +117,7 @@ def require_svg(path: Path) -> None:
 
 def draw_plans(problem: Problem, results: Sequence[PlanResult], path: Path) -> None:
     """Write Gantt charts of plans, side by side, in each plan's first length scenario."""
-    from samullm_plugin.services.gantt_figure import (
+    from samullm_plugin.run.gantt_figure import (
         Panel,
         device_names,
         gantt_figure,
@@ -171,8 +171,8 @@ def show_plan(problem: Problem, result: PlanResult, *, explain: bool = False) ->
     """Print the stage table, the Gantt chart and what the figures rest on."""
     import numpy as np
 
-    from samullm_plugin.services.gantt import text_gantt
-    from samullm_plugin.services.reporting import provenance_lines, stage_lines
+    from samullm_plugin.planning.gantt import text_gantt
+    from samullm_plugin.planning.reporting import provenance_lines, stage_lines
 
     trace = result.traces[0]
     rows = []
@@ -219,7 +219,7 @@ def show_plan(problem: Problem, result: PlanResult, *, explain: bool = False) ->
 
 def show_fusion(problem: Problem) -> None:
     """Print which of the application's nodes are planned as one."""
-    from samullm_plugin.services.reporting import fusion_lines
+    from samullm_plugin.planning.reporting import fusion_lines
 
     if lines := fusion_lines(problem.app):
         out = console()
@@ -230,7 +230,7 @@ def show_fusion(problem: Problem) -> None:
 
 def plan_json(problem: Problem, result: PlanResult) -> dict[str, object]:
     """Return a plan and its figures for machines."""
-    from samullm_plugin.services.reporting import provenance_lines
+    from samullm_plugin.planning.reporting import provenance_lines
 
     return {
         "application": problem.app.name,

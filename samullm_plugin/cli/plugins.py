@@ -9,8 +9,8 @@ import typer
 
 from samullm_plugin.cli.output import Json, print_table, write_json
 from samullm_plugin.errors import InputError
-from samullm_plugin.manager import NO_PLUGINS, PluginHost
-from samullm_plugin.registration import PluginProvenance
+from samullm_plugin.host.manager import NO_PLUGINS, PluginHost
+from samullm_plugin.host.registration import PluginProvenance
 
 app = typer.Typer(add_completion=False, invoke_without_command=True)
 
@@ -68,7 +68,7 @@ def new(
     output: Annotated[Path, typer.Option(help="Folder to write the package to.")],
 ) -> None:
     """Write a package for a plugin of your own: it installs and passes its tests as it is."""
-    from samullm_plugin.services.scaffolding import write_plugin
+    from samullm_plugin.host.scaffolding import write_plugin
 
     for path in write_plugin(name, kind, output):
         typer.echo(path)

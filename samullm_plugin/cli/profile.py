@@ -15,9 +15,9 @@ from samullm_plugin.cli.profile_lengths import lengths
 from samullm_plugin.errors import InputError
 
 if TYPE_CHECKING:
-    from samullm_plugin.core.architecture import ModelArchitecture
-    from samullm_plugin.core.profile.iterations import Iterations
-    from samullm_plugin.io.profile import Profile
+    from samullm_plugin.model.architecture import ModelArchitecture
+    from samullm_plugin.profiling.iterations import Iterations
+    from samullm_plugin.profiling.profile_files import Profile
 
 app = typer.Typer(
     add_completion=False,
@@ -108,8 +108,8 @@ def fit(
     read, the longest sequence, prefill pairs, launch floor, host time. What the rows do not
     determine is said. Host stalls (garbage collection and the like) count as outliers.
     """
-    from samullm_plugin.io.profile import write_profile
-    from samullm_plugin.services.profiling_fit import fit_profile
+    from samullm_plugin.profiling.fit import fit_profile
+    from samullm_plugin.profiling.profile_files import write_profile
 
     began = time.perf_counter()
     groups, known = _read(iterations, model, tp, architectures, trust_remote_code, device)
@@ -154,8 +154,8 @@ def check(
     to the measured iteration without the host's stalls (rows whose host time is more than twice
     the usual one of such batches); mape_with_stalls_pct takes every row as it is.
     """
-    from samullm_plugin.io.profile import bundled_profiles, read_profile
-    from samullm_plugin.services.profiling_fit import check_profile
+    from samullm_plugin.profiling.fit import check_profile
+    from samullm_plugin.profiling.profile_files import bundled_profiles, read_profile
 
     groups, known = _read(iterations, model, tp, architectures, trust_remote_code, None)
     if profile is not None:
@@ -191,8 +191,8 @@ def _fit_base(
     """
     import json
 
-    from samullm_plugin.manager import PluginHost
-    from samullm_plugin.services.profiling_base import correct_base, write_correction
+    from samullm_plugin.host.manager import PluginHost
+    from samullm_plugin.measuring.base import correct_base, write_correction
 
     try:
         chosen = json.loads(options) if options else {}
@@ -239,7 +239,7 @@ def _read(
     """
     from dataclasses import replace
 
-    from samullm_plugin.io.iterations import read_iterations
+    from samullm_plugin.profiling.iteration_tables import read_iterations
 
     groups = read_iterations(path, model=model, tensor_parallel_size=tp)
     if device is not None:
@@ -247,7 +247,7 @@ def _read(
     known: dict[str, ModelArchitecture] = {}
     if architectures is not None:
         if architectures.is_dir() or architectures.name == "config.json":
-            from samullm_plugin.io.model_config import read_model_config
+            from samullm_plugin.checkpoints.model_config import read_model_config
 
             names = {g.model for g in groups}
             if len(names) != 1:
@@ -259,7 +259,7 @@ def _read(
                 architectures, trust_remote_code=trust_remote_code
             )
         else:
-            from samullm_plugin.io.architectures import read_architectures
+            from samullm_plugin.profiling.architecture_tables import read_architectures
 
             known = read_architectures(architectures)
     return groups, known

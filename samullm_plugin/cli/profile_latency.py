@@ -57,18 +57,18 @@ def latency(
     Every iteration is recorded in the engine by its scheduler. Runs of other workloads are not
     fitted: what a plan says they take is compared with the seconds they took.
     """
-    from samullm_plugin.core.application import EngineOptions, ModelSpec
-    from samullm_plugin.io.models import read_hf_config
-    from samullm_plugin.io.profile import EngineStart, write_profile
-    from samullm_plugin.manager import PluginHost
-    from samullm_plugin.services.profiling_check import judge_runs
-    from samullm_plugin.services.profiling_engine import (
+    from samullm_plugin.checkpoints.models import read_hf_config
+    from samullm_plugin.host.manager import PluginHost
+    from samullm_plugin.measuring.check import judge_runs
+    from samullm_plugin.measuring.engine import (
         iterations_of,
         measure,
         write_iterations,
     )
-    from samullm_plugin.services.profiling_fit import check_profile, fit_profile
-    from samullm_plugin.services.running.run import imitates
+    from samullm_plugin.model.application import EngineOptions, ModelSpec
+    from samullm_plugin.profiling.fit import check_profile, fit_profile
+    from samullm_plugin.profiling.profile_files import EngineStart, write_profile
+    from samullm_plugin.run.run import imitates
 
     sizes = _sizes(tp)
     architecture, longest = read_hf_config(Path(model), trust_remote_code=trust_remote_code)

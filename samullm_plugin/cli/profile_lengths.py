@@ -14,13 +14,13 @@ from samullm_plugin.cli.output import OutputJson, console, print_table, write_js
 from samullm_plugin.errors import InputError
 
 if TYPE_CHECKING:
-    from samullm_plugin.core.costs import ModeCosts
-    from samullm_plugin.core.problem import Problem
-    from samullm_plugin.interfaces.executor import Executor
-    from samullm_plugin.io.loaded import LoadedApplication
-    from samullm_plugin.manager import PluginHost
-    from samullm_plugin.services.profiling_lengths import EngineSetup, Masks, MeasuredLengths
-    from samullm_plugin.services.running.sources import RequestSource
+    from samullm_plugin.app.loaded import LoadedApplication
+    from samullm_plugin.host.interfaces.executor import Executor
+    from samullm_plugin.host.manager import PluginHost
+    from samullm_plugin.measuring.lengths import EngineSetup, Masks, MeasuredLengths
+    from samullm_plugin.model.costs import ModeCosts
+    from samullm_plugin.model.problem import Problem
+    from samullm_plugin.run.sources import RequestSource
 
 SHOWN_FAILURES = 5
 
@@ -84,10 +84,10 @@ def lengths(
     import numpy as np
 
     from samullm_plugin.cli.plan import parsed_options
-    from samullm_plugin.io.length_profile import summary, write_length_profile
-    from samullm_plugin.manager import PluginHost
-    from samullm_plugin.services.applications import find_application
-    from samullm_plugin.services.profiling_lengths import measure_lengths, sample_requests
+    from samullm_plugin.host.manager import PluginHost
+    from samullm_plugin.measuring.lengths import measure_lengths, sample_requests
+    from samullm_plugin.planning.applications import find_application
+    from samullm_plugin.profiling.length_profile import summary, write_length_profile
 
     if (target is None) == (prompts is None):
         raise InputError("give an app.yaml, or --prompts FILE.jsonl with --model")
@@ -156,11 +156,11 @@ def _of_prompts(
     Raises:
         InputError: naming the file and line, or the option.
     """
-    from samullm_plugin.io.assembly import Assembly
-    from samullm_plugin.io.fields import validate
-    from samullm_plugin.io.loaded import LoadedApplication
-    from samullm_plugin.io.models import bundled_architecture, read_hf_config
-    from samullm_plugin.io.spec import AppSpec
+    from samullm_plugin.app.assembly import Assembly
+    from samullm_plugin.app.fields import validate
+    from samullm_plugin.app.loaded import LoadedApplication
+    from samullm_plugin.app.spec import AppSpec
+    from samullm_plugin.checkpoints.models import bundled_architecture, read_hf_config
 
     folder = Path(model)
     called = name or (folder.resolve().name if folder.is_dir() else model)
@@ -208,12 +208,12 @@ def _prepared(
     """
     import numpy as np
 
-    from samullm_plugin.core.scenarios import make_scenario
-    from samullm_plugin.services.building import sample_outputs
-    from samullm_plugin.services.instances import make_instance, unfused
-    from samullm_plugin.services.profiling_lengths import EngineSetup
-    from samullm_plugin.services.running.run import imitates
-    from samullm_plugin.services.running.sources import LengthSource, TextSource
+    from samullm_plugin.measuring.lengths import EngineSetup
+    from samullm_plugin.model.scenarios import make_scenario
+    from samullm_plugin.planning.building import sample_outputs
+    from samullm_plugin.planning.instances import make_instance, unfused
+    from samullm_plugin.run.run import imitates
+    from samullm_plugin.run.sources import LengthSource, TextSource
 
     if not imitates(executor):
         return TextSource(loaded), EngineSetup(tp, engines, kv_cache_tokens=kv_cache_tokens), ""
@@ -244,7 +244,7 @@ def _smallest(problem: Problem, node: int, tp: int) -> tuple[int, ModeCosts]:
     Raises:
         InputError: if none does.
     """
-    from samullm_plugin.core.parallel import ParallelConfig
+    from samullm_plugin.model.parallel import ParallelConfig
 
     for size in (s for s in _SIZES if s >= tp):
         for group in problem.cluster.nvlink_groups:
@@ -257,7 +257,7 @@ def _smallest(problem: Problem, node: int, tp: int) -> tuple[int, ModeCosts]:
 
 def _print(measured: MeasuredLengths, output: Path, note: str) -> None:
     """Print what was measured, on stderr."""
-    from samullm_plugin.io.length_profile import summary
+    from samullm_plugin.profiling.length_profile import summary
 
     rows = []
     for seen in measured.observations:

@@ -18,7 +18,7 @@ def report(
     ] = None,
 ) -> None:
     """Show a run on one page: planned against measured, failures, and what figures rest on."""
-    from samullm_plugin.services.run_report import read_run, write_report
+    from samullm_plugin.run.report import read_run, write_report
 
     run = read_run(run_dir)
     path = output if output is not None else run_dir / "report.html"

@@ -16,12 +16,12 @@ from samullm_plugin.cli.plan import Budget, Gpus, NoFusion, Scenarios, Seed, Tar
 from samullm_plugin.errors import InputError
 
 if TYPE_CHECKING:
-    from samullm_plugin.core.plan import Plan
-    from samullm_plugin.core.result import PlanTrace
-    from samullm_plugin.io.artifacts import StoredPlan
-    from samullm_plugin.io.loaded import LoadedApplication
-    from samullm_plugin.services.running.coordinator import Coordinator
-    from samullm_plugin.services.running.run import RunOutcome
+    from samullm_plugin.app.loaded import LoadedApplication
+    from samullm_plugin.model.plan import Plan
+    from samullm_plugin.model.result import PlanTrace
+    from samullm_plugin.planning.artifacts import StoredPlan
+    from samullm_plugin.run.coordinator import Coordinator
+    from samullm_plugin.run.run import RunOutcome
 
 INTERRUPTED = 130
 """Exit code of a run that was interrupted and can be resumed."""
@@ -58,14 +58,14 @@ def run(
     """Run an application; Ctrl-C once stops it so that it can be resumed, twice at once."""
     from samullm_plugin.cli.plan import parsed_options
     from samullm_plugin.cli.run_display import RunDisplay
-    from samullm_plugin.io.artifacts import read_plan
-    from samullm_plugin.manager import PluginHost
-    from samullm_plugin.services.applications import find_application
-    from samullm_plugin.services.instances import make_instance
-    from samullm_plugin.services.planning import PlanningOptions, make_plan
-    from samullm_plugin.services.running.adjusting import Replanner
-    from samullm_plugin.services.running.progress import RunProgress
-    from samullm_plugin.services.running.run import (
+    from samullm_plugin.host.manager import PluginHost
+    from samullm_plugin.planning.applications import find_application
+    from samullm_plugin.planning.artifacts import read_plan
+    from samullm_plugin.planning.instances import make_instance
+    from samullm_plugin.planning.planner import PlanningOptions, make_plan
+    from samullm_plugin.run.adjusting import Replanner
+    from samullm_plugin.run.progress import RunProgress
+    from samullm_plugin.run.run import (
         RunSetup,
         require_resumable,
         resume_run,
@@ -143,7 +143,7 @@ def _plan_for(loaded: LoadedApplication, path: Path) -> StoredPlan:
     Raises:
         InputError: if the file is wrong, or fuses nodes that the application does not have.
     """
-    from samullm_plugin.io.artifacts import read_plan
+    from samullm_plugin.planning.artifacts import read_plan
 
     stored, nodes = read_plan(path), {n.name for n in loaded.app.nodes}
     for name, parts in stored.fused.items():

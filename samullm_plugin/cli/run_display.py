@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Self
 
 from samullm_plugin.cli.logs import is_quiet
 from samullm_plugin.cli.output import console
-from samullm_plugin.interfaces.observer import RunEvent
-from samullm_plugin.services.running.progress import RunProgress
+from samullm_plugin.host.interfaces.observer import RunEvent
+from samullm_plugin.run.progress import RunProgress
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

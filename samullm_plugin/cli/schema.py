@@ -24,7 +24,7 @@ def schema(
 
 def _app_schema() -> dict[str, object]:
     """Return the schema of the application file."""
-    from samullm_plugin.io.spec import AppSpec
+    from samullm_plugin.app.spec import AppSpec
 
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -39,8 +39,8 @@ def _options_schema(kind: str, name: str | None) -> dict[str, object]:
     Raises:
         InputError: for an unknown kind or name.
     """
-    from samullm_plugin.manager import PluginHost
-    from samullm_plugin.registration import KINDS
+    from samullm_plugin.host.manager import PluginHost
+    from samullm_plugin.host.registration import KINDS
 
     known = next((k for k in KINDS if k == kind), None)
     if known is None:

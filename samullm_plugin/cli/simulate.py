@@ -42,14 +42,14 @@ def simulate(
     output_json: OutputJson = None,
 ) -> None:
     """Simulate one engine, scheduling at every step what vLLM would."""
-    from samullm_plugin.core.engine import NeverFitsError, simulate_engine
-    from samullm_plugin.io.simulation import (
+    from samullm_plugin.cli.simulation_files import (
         ITERATIONS_AS_SECONDS,
         read_engine,
         read_requests,
         summarize,
         write_steps,
     )
+    from samullm_plugin.engine import NeverFitsError, simulate_engine
 
     config, latency = read_engine(engine)
     given = read_requests(requests, config.max_model_len)

@@ -22,9 +22,9 @@ def validate(
 
     Ends with exit code 2 and one message if anything is wrong.
     """
-    from samullm_plugin.manager import PluginHost
-    from samullm_plugin.services.applications import find_application
-    from samullm_plugin.services.validating import validate_application
+    from samullm_plugin.host.manager import PluginHost
+    from samullm_plugin.planning.applications import find_application
+    from samullm_plugin.planning.validating import validate_application
 
     host = PluginHost.from_settings()
     report = validate_application(host, find_application(host, application))

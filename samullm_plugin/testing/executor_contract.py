@@ -16,15 +16,15 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import ClassVar
 
-from samullm_plugin.core.application import ModelSpec
-from samullm_plugin.core.cluster import Cluster, Gpu
-from samullm_plugin.interfaces.executor import (
+from samullm_plugin.host.interfaces.executor import (
     EngineEvent,
     EngineRequest,
     EngineSpec,
     Executor,
     RequestOutput,
 )
+from samullm_plugin.model.application import ModelSpec
+from samullm_plugin.model.cluster import Cluster, Gpu
 from samullm_plugin.testing.factories import TestNode, make_problem
 from samullm_plugin.testing.rules import require
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from samullm_plugin.core.application import Application, EngineOptions, ModelNode, ModelSpec
-from samullm_plugin.core.application import RequestTable as Requests
-from samullm_plugin.core.architecture import ModelArchitecture
-from samullm_plugin.core.cluster import Cluster, Gpu
-from samullm_plugin.core.costs import LoadTimes, ModeCosts, Provenance
-from samullm_plugin.core.engine import Curve, StepLatency
-from samullm_plugin.core.problem import ModeKey, Problem
-from samullm_plugin.core.scenarios import make_scenario
+from samullm_plugin.engine import Curve, StepLatency
+from samullm_plugin.model.application import Application, EngineOptions, ModelNode, ModelSpec
+from samullm_plugin.model.application import RequestTable as Requests
+from samullm_plugin.model.architecture import ModelArchitecture
+from samullm_plugin.model.cluster import Cluster, Gpu
+from samullm_plugin.model.costs import LoadTimes, ModeCosts, Provenance
+from samullm_plugin.model.problem import ModeKey, Problem
+from samullm_plugin.model.scenarios import make_scenario
 
 GPU = Gpu("test-gpu", 80 * 2**30)
 

@@ -12,11 +12,11 @@ from typing import ClassVar, get_args
 
 import numpy as np
 
-from samullm_plugin.core.application import ModelSpec
-from samullm_plugin.core.cluster import Gpu
-from samullm_plugin.core.costs import LoadTimes, Provenance, ProvenanceKind
-from samullm_plugin.core.engine.latency import Floats, StepModel, StepTable
-from samullm_plugin.interfaces.latency import LatencyModel
+from samullm_plugin.host.interfaces.latency import LatencyModel
+from samullm_plugin.model.application import ModelSpec
+from samullm_plugin.model.cluster import Gpu
+from samullm_plugin.model.costs import LoadTimes, Provenance, ProvenanceKind
+from samullm_plugin.model.latency import Floats, StepModel, StepTable
 from samullm_plugin.testing.factories import TINY_ARCHITECTURE
 from samullm_plugin.testing.rules import require
 

@@ -15,7 +15,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from samullm_plugin.interfaces.length import LengthEstimator, LengthObservations, LengthQuery
+from samullm_plugin.host.interfaces.length import LengthEstimator, LengthQuery
+from samullm_plugin.model.length_observations import LengthObservations
 from samullm_plugin.testing.rules import require
 
 Ints = NDArray[np.int64]

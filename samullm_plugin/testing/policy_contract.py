@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from samullm_plugin.interfaces.policy import PolicyBatch, RequestPolicy
+from samullm_plugin.host.interfaces.policy import PolicyBatch, RequestPolicy
 from samullm_plugin.testing.rules import require
 
 

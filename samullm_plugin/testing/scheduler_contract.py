@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 
-from samullm_plugin.core.plan import Plan
-from samullm_plugin.core.problem import Problem
-from samullm_plugin.core.simulation import PlanSimulator
-from samullm_plugin.core.verify import verify
 from samullm_plugin.errors import InputError, PlanError
-from samullm_plugin.interfaces.scheduler import SchedulingContext, StageScheduler
+from samullm_plugin.host.interfaces.scheduler import SchedulingContext, StageScheduler
+from samullm_plugin.model.plan import Plan
+from samullm_plugin.model.problem import Problem
+from samullm_plugin.rules.verify import verify
+from samullm_plugin.simulator import PlanSimulator
 from samullm_plugin.testing.factories import TestNode, make_problem
 from samullm_plugin.testing.rules import ContractViolation, require
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from samullm_plugin.core.application import EngineOptions
-from samullm_plugin.core.engine import Curve, StepLatency
-from samullm_plugin.core.parallel import ParallelConfig
-from samullm_plugin.core.plan import Assignment, EndKind, Plan, Stage, StageEnd
-from samullm_plugin.core.problem import Problem
+from samullm_plugin.engine import Curve, StepLatency
+from samullm_plugin.model.application import EngineOptions
+from samullm_plugin.model.parallel import ParallelConfig
+from samullm_plugin.model.plan import Assignment, EndKind, Plan, Stage, StageEnd
+from samullm_plugin.model.problem import Problem
 from samullm_plugin.testing.factories import TestNode, make_problem
 
 

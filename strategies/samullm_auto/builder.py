@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from samullm_auto.recipe import Recipe, Split, by_shape
 from samullm_auto.rehearsal import GROWN, WORTHWHILE
 from samullm_plugin import Assignment, ParallelConfig, Plan, Problem, Stage, StageEnd
-from samullm_plugin.core.placement import fitting
-from samullm_plugin.core.simulation import PlanSimulator, SimulationState, with_idle_nodes
+from samullm_plugin.rules.placement import fitting
+from samullm_plugin.simulator import PlanSimulator, SimulationState, with_idle_nodes
 
 Event = tuple[float, StageEnd]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from samullm_plugin import ParallelConfig, Plan, Problem
-from samullm_plugin.core.result import PlanTrace
-from samullm_plugin.interfaces.scheduler import SchedulingContext
+from samullm_plugin.host.interfaces.scheduler import SchedulingContext
+from samullm_plugin.model.result import PlanTrace
 
 
 def explain(problem: Problem, context: SchedulingContext, plan: Plan) -> dict[str, str]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from samullm_auto.risk import Risk
 from samullm_auto.search import Candidate
-from samullm_plugin.core.simulation import PlanSimulator
+from samullm_plugin.simulator import PlanSimulator
 
 Floats = NDArray[np.float64]
 

@@ -9,7 +9,7 @@ import numpy as np
 from samullm_auto.recipe import Recipe, Split, by_shape
 from samullm_auto.surrogate import MOMENTS
 from samullm_plugin import ParallelConfig, Problem
-from samullm_plugin.core.result import PlanTrace
+from samullm_plugin.model.result import PlanTrace
 
 MANY_CONFIGS, NEXT_SIZE = 16, 1.3
 """Of more configurations than the first, data-parallel sizes are offered in steps of the second."""

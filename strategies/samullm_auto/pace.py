@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from time import monotonic
 
 from samullm_plugin import ParallelConfig, Problem
-from samullm_plugin.core.simulation import PlanSimulator
+from samullm_plugin.simulator import PlanSimulator
 
 REPLICA_S = 1.5e-4
 """Seconds that simulating a replica takes at least."""

@@ -15,9 +15,9 @@ from samullm_auto.pace import Pace
 from samullm_auto.risk import Risk, RiskMeasure
 from samullm_auto.search import Purse, Search
 from samullm_plugin import Plan, Problem, SamullmError, StageScheduler, hookimpl
-from samullm_plugin.core.bounds import lower_bound
-from samullm_plugin.core.result import PlanStatus
-from samullm_plugin.interfaces.scheduler import SchedulingContext
+from samullm_plugin.host.interfaces.scheduler import SchedulingContext
+from samullm_plugin.model.result import PlanStatus
+from samullm_plugin.rules.bounds import lower_bound
 
 Start = tuple[str, dict[str, object]]
 

@@ -15,8 +15,8 @@ from samullm_auto.recipe import Recipe, list_recipes, recipes_of
 from samullm_auto.risk import Risk
 from samullm_auto.surrogate import Surrogate, ends_of
 from samullm_plugin import ParallelConfig, Plan, Problem
-from samullm_plugin.core.bounds import lower_bound
-from samullm_plugin.interfaces.scheduler import SchedulingContext
+from samullm_plugin.host.interfaces.scheduler import SchedulingContext
+from samullm_plugin.rules.bounds import lower_bound
 
 PATIENCE = 0.001
 """Share of the makespan that searching without a gain may take."""

@@ -12,7 +12,7 @@ from samullm_auto.cooling import cool
 from samullm_auto.recipe import Recipe, Split, by_shape
 from samullm_auto.rehearsal import EARLY, NEVER, Encoded, Tables, rehearse, value_s
 from samullm_plugin import ParallelConfig, Problem
-from samullm_plugin.core.simulation import NodeQuery, NodeRun, PlanSimulator
+from samullm_plugin.simulator import NodeQuery, NodeRun, PlanSimulator
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

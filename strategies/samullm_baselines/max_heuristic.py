@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 from samullm_plugin import ParallelConfig, Plan, Problem, StageScheduler
-from samullm_plugin.core.placement import place
-from samullm_plugin.core.simulation import Rollout
-from samullm_plugin.interfaces.scheduler import SchedulingContext
+from samullm_plugin.host.interfaces.scheduler import SchedulingContext
+from samullm_plugin.rules.placement import place
+from samullm_plugin.simulator import Rollout
 
 
 class MaxHeuristic(StageScheduler):

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from samullm_plugin import Assignment, ParallelConfig, Plan, Problem, StageScheduler
-from samullm_plugin.core.placement import place
-from samullm_plugin.core.simulation import Rollout
 from samullm_plugin.errors import OutOfTimeError
-from samullm_plugin.interfaces.scheduler import SchedulingContext
+from samullm_plugin.host.interfaces.scheduler import SchedulingContext
+from samullm_plugin.rules.placement import place
+from samullm_plugin.simulator import Rollout
 
 Order = Literal["given", "longest", "shortest"]
 Resplit = Literal["always", "if-sooner", "never"]

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from samullm_cpsat.instance import Instance, Lag, Mode, Task, pools_of
 from samullm_plugin import Cluster, InputError, ParallelConfig, Problem
-from samullm_plugin.core.problem import ModeKey
-from samullm_plugin.core.simulation import PlanSimulator
-from samullm_plugin.core.simulation.runs import NodeQuery
+from samullm_plugin.model.problem import ModeKey
+from samullm_plugin.simulator import PlanSimulator
+from samullm_plugin.simulator.runs import NodeQuery
 
 Floats = NDArray[np.float64]
 

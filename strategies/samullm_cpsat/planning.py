@@ -15,8 +15,8 @@ from samullm_cpsat.schedule import Placement, best_list_schedule, by_weight
 from samullm_cpsat.solver import Outcome, SolveOptions, solve
 from samullm_cpsat.stages import FinishedShare, plan_of
 from samullm_plugin import Plan, Problem
-from samullm_plugin.core.result import PlanStatus
-from samullm_plugin.interfaces.scheduler import SchedulingContext
+from samullm_plugin.host.interfaces.scheduler import SchedulingContext
+from samullm_plugin.model.result import PlanStatus
 
 logger = logging.getLogger(__name__)
 

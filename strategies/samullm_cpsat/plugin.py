@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from samullm_plugin import InputError, Plan, Problem, StageScheduler, hookimpl
-from samullm_plugin.interfaces.scheduler import SchedulingContext
+from samullm_plugin.host.interfaces.scheduler import SchedulingContext
 
 LIMITS = {"no-switching": (16, 16), "segments": (5, 8)}
 """By structure, most nodes and most GPUs unless the options say otherwise."""

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from samullm_greedy.search import Greedy
 from samullm_greedy.throughput import Objective, WorkMeter
 from samullm_plugin import Plan, Problem, StageScheduler, hookimpl
-from samullm_plugin.interfaces.scheduler import SchedulingContext
+from samullm_plugin.host.interfaces.scheduler import SchedulingContext
 
 
 class GreedyOptions(BaseModel):

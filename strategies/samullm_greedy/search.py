@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from samullm_greedy.throughput import StageView, WorkMeter, mean_throughput
-from samullm_plugin.core.parallel import ParallelConfig
-from samullm_plugin.core.placement import place
-from samullm_plugin.core.plan import Assignment, Plan
-from samullm_plugin.core.problem import Problem
-from samullm_plugin.core.simulation import PlanSimulator, Rollout
+from samullm_plugin.model.parallel import ParallelConfig
+from samullm_plugin.model.plan import Assignment, Plan
+from samullm_plugin.model.problem import Problem
+from samullm_plugin.rules.placement import place
+from samullm_plugin.simulator import PlanSimulator, Rollout
 
 Stage = Mapping[str, ParallelConfig]
 """A stage in the making: configuration by node name."""

@@ -49,8 +49,8 @@ def test_help_imports_no_heavy_library_and_is_quick() -> None:
         assert main(["--help"]) == 0
         seconds = time.perf_counter() - start
         heavy = {"numpy", "numba", "ortools", "pandas", "pydantic", "pluggy", "rich.table_never",
-                 "samullm_plugin.manager", "samullm_plugin.interfaces", "torch", "vllm", "scipy",
-                 "matplotlib", "jinja2", "yaml", "psutil"}
+                 "samullm_plugin.host.manager", "samullm_plugin.host.interfaces", "torch", "vllm",
+                 "scipy", "matplotlib", "jinja2", "yaml", "psutil"}
         print(sorted(heavy & set(sys.modules)), seconds, file=sys.stderr)
         """)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

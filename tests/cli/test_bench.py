@@ -39,7 +39,7 @@ def test_help_of_bench_imports_no_heavy_library():
         "import sys\n"
         "from samullm_plugin.cli.app import main\n"
         "assert main(['bench', 'lengths', '--help']) == 0\n"
-        "heavy = {'numpy', 'numba', 'ortools', 'yaml', 'samullm_plugin.manager'}\n"
+        "heavy = {'numpy', 'numba', 'ortools', 'yaml', 'samullm_plugin.host.manager'}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

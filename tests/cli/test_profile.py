@@ -11,8 +11,8 @@ from subprocess import CompletedProcess
 import numpy as np
 import pytest
 
-from samullm_plugin.io.models import bundled_architecture
-from samullm_plugin.io.profile import read_profile
+from samullm_plugin.checkpoints.models import bundled_architecture
+from samullm_plugin.profiling.profile_files import read_profile
 
 Run = Callable[..., CompletedProcess[str]]
 COLUMNS = [

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from samullm_plugin.core.engine import CHECKED_VLLM_VERSIONS
+from samullm_plugin.engine import CHECKED_VLLM_VERSIONS
 from tests.conformance.compare import Case, Comparison, compare
 from tests.conformance.workloads import cases, named_cases
 

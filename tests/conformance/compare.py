@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from samullm_plugin.core.engine import (
+from samullm_plugin.engine import (
     Curve,
     EngineConfig,
     EngineRun,

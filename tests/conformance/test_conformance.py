@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from samullm_plugin.core.engine import CHECKED_VLLM_VERSIONS
+from samullm_plugin.engine import CHECKED_VLLM_VERSIONS
 from tests.conformance.compare import Case, compare, simulate
 from tests.conformance.workloads import named_cases
 

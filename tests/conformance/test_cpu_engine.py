@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from samullm_plugin.core.engine import EngineConfig, Workload
+from samullm_plugin.engine import EngineConfig, Workload
 from tests.conformance.compare import Case, simulate, simulated_rows
 from tests.models import make_tiny_llama
 

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from samullm_plugin.core.engine import EngineConfig, Workload
+from samullm_plugin.engine import EngineConfig, Workload
 
 GENERATED_TOKEN = 7
 _STUCK_AFTER = 4  # schedules in a row with nothing to do and nothing to come

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from hypothesis import strategies as st
 
-from samullm_plugin.core.engine import EngineConfig, Workload
+from samullm_plugin.engine import EngineConfig, Workload
 from tests.conformance.compare import Case
 
 BLOCK_SIZES = (16, 32, 128)

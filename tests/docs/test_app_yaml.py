@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from samullm_plugin.io import spec
-from samullm_plugin.io.requests import RequestLine
+from samullm_plugin.app import spec
+from samullm_plugin.app.requests import RequestLine
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "app-yaml.md").read_text()

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from samullm_plugin import hookspecs
-from samullm_plugin.interfaces.application import ApplicationSource
-from samullm_plugin.interfaces.executor import Executor
-from samullm_plugin.interfaces.latency import LatencyModel
-from samullm_plugin.interfaces.length import LengthEstimator
-from samullm_plugin.interfaces.policy import RequestPolicy
-from samullm_plugin.interfaces.scheduler import StageScheduler
+from samullm_plugin.host import hookspecs
+from samullm_plugin.host.interfaces.application import ApplicationSource
+from samullm_plugin.host.interfaces.executor import Executor
+from samullm_plugin.host.interfaces.latency import LatencyModel
+from samullm_plugin.host.interfaces.length import LengthEstimator
+from samullm_plugin.host.interfaces.policy import RequestPolicy
+from samullm_plugin.host.interfaces.scheduler import StageScheduler
 from samullm_plugin.testing import (
     executor_contract,
     latency_contract,

@@ -11,7 +11,7 @@ from textwrap import dedent
 
 import pytest
 
-from samullm_plugin.manager import PluginHost
+from samullm_plugin.host.manager import PluginHost
 
 Install = Callable[..., None]
 Load = Callable[..., PluginHost]

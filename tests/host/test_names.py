@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from samullm_plugin.errors import InputError
-from samullm_plugin.manager import PluginHost
+from samullm_plugin.host.manager import PluginHost
 
 
 def test_provenance_names_everything(install, load, scheduler) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 import samullm_plugin
 from samullm_plugin import hookspecs, registration
-from samullm_plugin.registration import KINDS, register_hook
+from samullm_plugin.host.registration import KINDS, register_hook
 
 SOURCES = {
     "length-estimator": (

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from samullm_plugin.errors import InputError
-from samullm_plugin.settings import PREFIX, Settings, read_settings
+from samullm_plugin.host.settings import PREFIX, Settings, read_settings
 
 TABLE = Path(__file__).parents[2] / "docs" / "settings.md"
 

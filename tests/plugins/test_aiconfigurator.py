@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from samullm_aiconfigurator.models import AiconfiguratorOptions, OperatorTables
 
-from samullm_plugin.core.application import ModelSpec
-from samullm_plugin.core.cluster import Gpu
+from samullm_plugin.checkpoints.gpus import bundled_gpu
 from samullm_plugin.errors import InputError, MissingExtraError
-from samullm_plugin.io.gpus import bundled_gpu
-from samullm_plugin.services.profiling_base import fit_host
+from samullm_plugin.measuring.base import fit_host
+from samullm_plugin.model.application import ModelSpec
+from samullm_plugin.model.cluster import Gpu
 from samullm_plugin.testing.latency_contract import LatencyModelContract, step_table
 
 HAS_PACKAGE = find_spec("aiconfigurator_core") is not None

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from samullm_plugin import Application, InputError, PluginHost
-from samullm_plugin.core.scenarios import draw_taken
-from samullm_plugin.services.applications import build_named, find_application, parse_named
+from samullm_plugin.model.scenarios import draw_taken
+from samullm_plugin.planning.applications import build_named, find_application, parse_named
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ from samullm_layers.models import Layers, LayersOptions
 from samullm_layers.tables import REQUIRED
 
 from benchmarks import whole_runs
-from samullm_plugin.core.application import ModelSpec
-from samullm_plugin.core.architecture import ModelArchitecture
-from samullm_plugin.core.cluster import Gpu
-from samullm_plugin.core.profile.grid import Grid, fill_holes
 from samullm_plugin.errors import InputError
+from samullm_plugin.model.application import ModelSpec
+from samullm_plugin.model.architecture import ModelArchitecture
+from samullm_plugin.model.cluster import Gpu
+from samullm_plugin.profiling.grid import Grid, fill_holes
 from samullm_plugin.testing.latency_contract import LatencyModelContract, step_table
 
 SIZES = ModelArchitecture(4, 256, 8, 4, 32, 512, 1000)

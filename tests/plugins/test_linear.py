@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from samullm_linear.models import Linear, LinearOptions, Transfer
 
-from samullm_plugin.core.application import EngineOptions, ModelSpec
-from samullm_plugin.core.architecture import ModelArchitecture
-from samullm_plugin.core.cluster import Gpu
-from samullm_plugin.core.engine.latency import StepTable
-from samullm_plugin.core.profile.book import row_errors
+from samullm_plugin.checkpoints.gpus import bundled_gpu
+from samullm_plugin.checkpoints.models import bundled_model, bundled_models
 from samullm_plugin.errors import InputError
-from samullm_plugin.io.gpus import bundled_gpu
-from samullm_plugin.io.iterations import read_iterations
-from samullm_plugin.io.models import bundled_model, bundled_models
-from samullm_plugin.io.profile import EngineStart, bundled_profiles, write_profile
+from samullm_plugin.model.application import EngineOptions, ModelSpec
+from samullm_plugin.model.architecture import ModelArchitecture
+from samullm_plugin.model.cluster import Gpu
+from samullm_plugin.model.latency import StepTable
+from samullm_plugin.profiling.book import row_errors
+from samullm_plugin.profiling.iteration_tables import read_iterations
+from samullm_plugin.profiling.profile_files import EngineStart, bundled_profiles, write_profile
 
 A100 = bundled_gpu("A100-80GB")
 VICUNA = bundled_model("lmsys/vicuna-13b-v1.5")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from samullm_policies import policies
 
 from samullm_plugin import PluginError, PolicyBatch, RequestPolicy
-from samullm_plugin.services.policies import checked_assignment
+from samullm_plugin.planning.policies import checked_assignment
 
 
 def batch(predicted, prefix=None, program=None, before=None, arrival=None) -> PolicyBatch:
@@ -137,8 +137,8 @@ def test_a_policy_that_raises_or_changes_its_batch_is_named(cause, capsys):
 
 def simulated(app_nodes, policy, parallel):
     from samullm_plugin import Assignment, ParallelConfig, Plan, Stage
-    from samullm_plugin.core.simulation import PlanSimulator
-    from samullm_plugin.services.policies import policy_call
+    from samullm_plugin.planning.policies import policy_call
+    from samullm_plugin.simulator import PlanSimulator
     from samullm_plugin.testing.factories import make_problem
 
     problem = make_problem(app_nodes, parallel)

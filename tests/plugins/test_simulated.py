@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from samullm_simulated.executor import SimulatedExecutor
 
 from samullm_plugin import EngineRequest, EngineSpec, ParallelConfig, Problem, RunError
-from samullm_plugin.core.engine import Workload, simulate_engine
+from samullm_plugin.engine import Workload, simulate_engine
 from samullm_plugin.testing.executor_contract import ExecutorContract
 from samullm_plugin.testing.factories import TestNode, make_problem
 

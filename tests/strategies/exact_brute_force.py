@@ -7,7 +7,7 @@ from itertools import combinations, permutations, product
 
 from samullm_cpsat.instance import Instance, Lag, Mode, Pool, Task
 
-from samullm_plugin.core.parallel import ParallelConfig
+from samullm_plugin.model.parallel import ParallelConfig
 
 INFINITE = 10**9
 

@@ -12,15 +12,15 @@ from samullm_auto.plugin import AutoOptions, AutoScheduler
 from samullm_auto.risk import Risk
 
 from samullm_plugin import PluginHost
-from samullm_plugin.core.application import EngineOptions
-from samullm_plugin.core.plan import Plan
-from samullm_plugin.core.problem import Problem
-from samullm_plugin.core.result import PlanStatus
-from samullm_plugin.core.simulation import PlanSimulator
-from samullm_plugin.core.verify import verify
 from samullm_plugin.errors import InputError
-from samullm_plugin.interfaces.scheduler import SchedulingContext
-from samullm_plugin.services.planning import PlanningOptions, make_plan
+from samullm_plugin.host.interfaces.scheduler import SchedulingContext
+from samullm_plugin.model.application import EngineOptions
+from samullm_plugin.model.plan import Plan
+from samullm_plugin.model.problem import Problem
+from samullm_plugin.model.result import PlanStatus
+from samullm_plugin.planning.planner import PlanningOptions, make_plan
+from samullm_plugin.rules.verify import verify
+from samullm_plugin.simulator import PlanSimulator
 from samullm_plugin.testing.factories import TestNode, make_problem
 from samullm_plugin.testing.strategies import problems
 

@@ -15,12 +15,12 @@ from samullm_auto.recipe import Recipe, list_recipes, recipes_of
 from samullm_auto.rehearsal import NEVER, rehearse, value_s
 from samullm_auto.surrogate import MOMENTS, Surrogate
 
-from samullm_plugin.core.application import EngineOptions
-from samullm_plugin.core.parallel import ParallelConfig
-from samullm_plugin.core.problem import Problem
-from samullm_plugin.core.scenarios import LengthScenario
-from samullm_plugin.core.simulation import PlanSimulator
-from samullm_plugin.core.verify import verify
+from samullm_plugin.model.application import EngineOptions
+from samullm_plugin.model.parallel import ParallelConfig
+from samullm_plugin.model.problem import Problem
+from samullm_plugin.model.scenarios import LengthScenario
+from samullm_plugin.rules.verify import verify
+from samullm_plugin.simulator import PlanSimulator
 from samullm_plugin.testing.factories import TestNode, make_problem
 
 

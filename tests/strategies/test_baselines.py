@@ -8,13 +8,13 @@ from hypothesis import HealthCheck, given, settings
 from samullm_baselines.max_heuristic import MaxHeuristic
 from samullm_baselines.min_heuristic import MinHeuristic
 
-from samullm_plugin.core.application import EngineOptions
-from samullm_plugin.core.parallel import ParallelConfig
-from samullm_plugin.core.plan import Plan
-from samullm_plugin.core.problem import Problem
-from samullm_plugin.core.simulation import PlanSimulator
-from samullm_plugin.core.verify import verify
-from samullm_plugin.interfaces.scheduler import SchedulingContext, StageScheduler
+from samullm_plugin.host.interfaces.scheduler import SchedulingContext, StageScheduler
+from samullm_plugin.model.application import EngineOptions
+from samullm_plugin.model.parallel import ParallelConfig
+from samullm_plugin.model.plan import Plan
+from samullm_plugin.model.problem import Problem
+from samullm_plugin.rules.verify import verify
+from samullm_plugin.simulator import PlanSimulator
 from samullm_plugin.testing.factories import TestNode, make_problem
 from samullm_plugin.testing.strategies import problems
 

@@ -12,18 +12,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from samullm_cpsat.plugin import Exact, ExactOptions
 
-from samullm_plugin.core.application import EngineOptions
-from samullm_plugin.core.bounds import lower_bound
-from samullm_plugin.core.cluster import Cluster, Gpu
-from samullm_plugin.core.engine import StepLatency
-from samullm_plugin.core.parallel import ParallelConfig
-from samullm_plugin.core.plan import Assignment, Plan, Stage
-from samullm_plugin.core.problem import ModeKey, Problem
-from samullm_plugin.core.result import PlanStatus
-from samullm_plugin.core.simulation import PlanSimulator
-from samullm_plugin.core.verify import verify
+from samullm_plugin.engine import StepLatency
 from samullm_plugin.errors import InputError
-from samullm_plugin.interfaces.scheduler import SchedulingContext
+from samullm_plugin.host.interfaces.scheduler import SchedulingContext
+from samullm_plugin.model.application import EngineOptions
+from samullm_plugin.model.cluster import Cluster, Gpu
+from samullm_plugin.model.parallel import ParallelConfig
+from samullm_plugin.model.plan import Assignment, Plan, Stage
+from samullm_plugin.model.problem import ModeKey, Problem
+from samullm_plugin.model.result import PlanStatus
+from samullm_plugin.rules.bounds import lower_bound
+from samullm_plugin.rules.verify import verify
+from samullm_plugin.simulator import PlanSimulator
 from samullm_plugin.testing.factories import TestNode, make_problem
 from samullm_plugin.testing.scheduler_contract import SchedulerContract
 from samullm_plugin.testing.strategies import problems

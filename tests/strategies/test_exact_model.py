@@ -17,9 +17,9 @@ from samullm_cpsat.schedule import Placement, Schedule, best_list_schedule
 from samullm_cpsat.solver import Outcome, SolveOptions, solve
 from samullm_cpsat.stages import plan_of
 
-from samullm_plugin.core.cluster import Cluster, Gpu
-from samullm_plugin.core.parallel import ParallelConfig
 from samullm_plugin.errors import InputError
+from samullm_plugin.model.cluster import Cluster, Gpu
+from samullm_plugin.model.parallel import ParallelConfig
 from tests.strategies.exact_brute_force import random_instance
 
 

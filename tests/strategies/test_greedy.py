@@ -10,15 +10,15 @@ from hypothesis import HealthCheck, given, settings
 from samullm_greedy.plugin import GreedyOptions, GreedyScheduler
 from samullm_greedy.throughput import StageView, WorkMeter, mean_throughput
 
-from samullm_plugin.core.application import EngineOptions
-from samullm_plugin.core.parallel import ParallelConfig
-from samullm_plugin.core.placement import place
-from samullm_plugin.core.plan import Assignment, Plan
-from samullm_plugin.core.problem import Problem
-from samullm_plugin.core.simulation import PlanSimulator
-from samullm_plugin.core.verify import verify
 from samullm_plugin.errors import InputError
-from samullm_plugin.interfaces.scheduler import SchedulingContext
+from samullm_plugin.host.interfaces.scheduler import SchedulingContext
+from samullm_plugin.model.application import EngineOptions
+from samullm_plugin.model.parallel import ParallelConfig
+from samullm_plugin.model.plan import Assignment, Plan
+from samullm_plugin.model.problem import Problem
+from samullm_plugin.rules.placement import place
+from samullm_plugin.rules.verify import verify
+from samullm_plugin.simulator import PlanSimulator
 from samullm_plugin.testing.factories import TINY_ARCHITECTURE, TestNode, make_problem
 from samullm_plugin.testing.strategies import problems
 

@@ -15,7 +15,7 @@ from samullm_vllm.processes import RecordedProcess, kill
 from samullm_vllm.weights import read_ahead
 
 from samullm_plugin import Cluster, Gpu
-from samullm_plugin.manager import PluginHost
+from samullm_plugin.host.manager import PluginHost
 
 
 def fake_nvml(pairs: set[frozenset[int]], count: int) -> SimpleNamespace:

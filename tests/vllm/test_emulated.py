@@ -22,7 +22,7 @@ from samullm_plugin import (
     ModelSpec,
     Provenance,
 )
-from samullm_plugin.core.engine import (
+from samullm_plugin.engine import (
     Curve,
     EngineConfig,
     StepLatency,
@@ -30,7 +30,7 @@ from samullm_plugin.core.engine import (
     Workload,
     simulate_engine,
 )
-from samullm_plugin.interfaces.moving import continued
+from samullm_plugin.host.interfaces.moving import continued
 from samullm_plugin.testing.executor_contract import ExecutorContract
 from tests.vllm.conftest import Bench
 

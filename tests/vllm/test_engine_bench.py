@@ -8,10 +8,10 @@ import pytest
 import samullm_apps.cores
 
 from samullm_plugin import EngineOptions, ModelArchitecture, ModelSpec, PluginHost
-from samullm_plugin.io.journal import read_journal
-from samullm_plugin.io.random_models import random_model
-from samullm_plugin.services.engine_bench import EngineBench
-from samullm_plugin.services.engine_cases import CaseBuilder, EngineBenchSettings
+from samullm_plugin.bench.engine_bench import EngineBench
+from samullm_plugin.bench.engine_cases import CaseBuilder, EngineBenchSettings
+from samullm_plugin.checkpoints.random_models import random_model
+from samullm_plugin.run.journal import read_journal
 from tests.vllm.conftest import Bench, request, spec
 
 pytestmark = pytest.mark.vllm

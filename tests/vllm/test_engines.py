@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from samullm_plugin import EngineRequest, ModelSpec
-from samullm_plugin.interfaces.moving import continued
+from samullm_plugin.host.interfaces.moving import continued
 from samullm_plugin.testing.executor_contract import ExecutorContract
 from tests.models import make_tiny_llama
 from tests.vllm.conftest import GREEDY, Bench, request, spec

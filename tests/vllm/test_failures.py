@@ -18,7 +18,7 @@ from samullm_vllm.launching import FreshLauncher
 from samullm_vllm.vllm_executor import VllmExecutor, VllmOptions
 
 from samullm_plugin import Cluster, EngineOptions, Gpu, InputError, ModelSpec, RunError
-from samullm_plugin.interfaces.moving import continued
+from samullm_plugin.host.interfaces.moving import continued
 from tests.vllm.conftest import CLUSTER, Bench, request, spec
 
 pytestmark = pytest.mark.vllm

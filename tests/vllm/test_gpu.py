@@ -11,7 +11,7 @@ from samullm_vllm.devices import cuda_cluster
 from samullm_vllm.vllm_executor import VllmExecutor, VllmOptions
 
 from samullm_plugin import Cluster, EngineOptions, EngineSpec
-from samullm_plugin.interfaces.moving import continued
+from samullm_plugin.host.interfaces.moving import continued
 from tests.models import make_tiny_llama
 from tests.vllm.conftest import Bench, request, spec
 

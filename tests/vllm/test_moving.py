@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from samullm_plugin import EngineRequest, RequestOutput
-from samullm_plugin.interfaces.moving import CARRIED, RESTARTED, continued, move_rule
+from samullm_plugin.host.interfaces.moving import CARRIED, RESTARTED, continued, move_rule
 
 
 @pytest.mark.parametrize(

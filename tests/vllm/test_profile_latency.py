@@ -9,12 +9,12 @@ import pytest
 from samullm_linear.models import Linear, LinearOptions
 
 from samullm_plugin import EngineOptions, ModelSpec
-from samullm_plugin.io.iterations import read_iterations
-from samullm_plugin.io.profile import EngineStart, write_profile
-from samullm_plugin.manager import PluginHost
-from samullm_plugin.services.profiling_check import judge_runs
-from samullm_plugin.services.profiling_engine import measure, write_iterations
-from samullm_plugin.services.profiling_fit import fit_profile
+from samullm_plugin.host.manager import PluginHost
+from samullm_plugin.measuring.check import judge_runs
+from samullm_plugin.measuring.engine import measure, write_iterations
+from samullm_plugin.profiling.fit import fit_profile
+from samullm_plugin.profiling.iteration_tables import read_iterations
+from samullm_plugin.profiling.profile_files import EngineStart, write_profile
 from tests.models import make_tiny_llama
 
 pytestmark = pytest.mark.vllm

@@ -1,0 +1,1 @@
+"""From ``app.yaml`` to an application and the texts of its requests."""

@@ -1,0 +1,276 @@
+"""From a checked ``app.yaml`` to an application and the texts of its requests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+from samullm_plugin.app import drafts
+from samullm_plugin.app.drafts import Draft, NodeDraft
+from samullm_plugin.app.loaded import Branch, NodeSource, referenced
+from samullm_plugin.app.modelspecs import model_specs
+from samullm_plugin.app.requests import Line, TokenCounter, read_requests
+from samullm_plugin.app.spec import AppSpec
+from samullm_plugin.app.tables import request_table
+from samullm_plugin.errors import InputError, suggest
+from samullm_plugin.model.application import Application, ModelNode
+
+
+class Assembly:
+    """Puts the nodes of one file together.
+
+    Args:
+        spec: the checked file.
+        path: where it is; other files are relative to it.
+        count_tokens: counts tokens where a tokenizer is at hand; None: estimates.
+
+    Raises:
+        InputError: naming file and field.
+    """
+
+    def __init__(self, spec: AppSpec, path: Path, count_tokens: TokenCounter | None) -> None:
+        """Expand nodes with several models, and find the order in which to fill them."""
+        self.spec, self.path, self.count_tokens = spec, path, count_tokens
+        self.notes: list[str] = []
+        models = model_specs(spec, path)
+        self.nodes: list[NodeDraft] = []
+        self.members: dict[str, list[int]] = {}
+        for name, section in spec.nodes.items():
+            for model in section.models:
+                if model not in models:
+                    hint = suggest(model, models) or f"; models: {', '.join(models) or 'none'}"
+                    raise InputError(f"{path}: nodes.{name}.model: no model {model!r}{hint}")
+                full = name if isinstance(section.model, str) else f"{name}.{model}"
+                self.members.setdefault(name, []).append(len(self.nodes))
+                self.nodes.append(NodeDraft(full, name, section, models[model]))
+        names = [n.name for n in self.nodes]
+        if twice := next((n for n in names if names.count(n) > 1), None):
+            raise InputError(f"{path}: nodes: two nodes are named {twice!r}; rename one")
+        self._lines: dict[str, tuple[Line, ...]] = {}
+        self._gates: dict[tuple[int, int], int] = {}
+        self._routers = self._find_routers()
+
+    def build(self) -> tuple[Application, tuple[NodeSource, ...]]:
+        """Return the application and the texts of its nodes."""
+        for index in self._order():
+            self._fill(index)
+        nodes, sources = [], []
+        for index, draft in enumerate(self.nodes):
+            table, estimated = request_table(draft, self._where(draft), self.count_tokens)
+            if estimated:
+                self.notes.append(
+                    f"node {draft.name}: prompt tokens of {estimated} of {len(draft.requests)} "
+                    "requests are estimated at 4 characters per token"
+                )
+            nodes.append(ModelNode(draft.name, draft.model, table, draft.section.task))
+            sources.append(self._source(index))
+        self._number_prefixes(nodes)
+        app = Application(self.spec.name, tuple(nodes), tuple(dict.fromkeys(self.notes)))
+        return app, tuple(sources)
+
+    # Order
+
+    def _where(self, node: NodeDraft) -> str:
+        return f"{self.path}: nodes.{node.section_name}"
+
+    def _resolve(self, names: Sequence[str], where: str) -> list[int]:
+        """Return the nodes that names in the file mean."""
+        found = []
+        full = {n.name: i for i, n in enumerate(self.nodes)}
+        for name in names:
+            if name in self.members:
+                found += self.members[name]
+            elif name in full:
+                found.append(full[name])
+            else:
+                hint = suggest(name, self.members) or f"; nodes: {', '.join(self.members)}"
+                raise InputError(f"{where}: there is no node {name!r}{hint}")
+        return found
+
+    def _find_routers(self) -> dict[int, tuple[int, int]]:
+        """Return, by branch, its router and the position of the branch in it."""
+        routers: dict[int, tuple[int, int]] = {}
+        for index, node in enumerate(self.nodes):
+            where = f"{self._where(node)}.route"
+            if node.section.route and len(self.members[node.section_name]) > 1:
+                raise InputError(f"{where}: a router has one model")
+            for position, name in enumerate(node.section.route):
+                branches = self._resolve([name], where)
+                if len(branches) != 1:
+                    raise InputError(f"{where}: {name!r} has several models; name one of them")
+                if branches[0] in routers:
+                    raise InputError(f"{where}: {name!r} is a branch of another router already")
+                routers[branches[0]] = (index, position)
+        return routers
+
+    def _upstreams(self, index: int) -> set[int]:
+        """Return the nodes that must be filled before a node."""
+        node, where = self.nodes[index], self._where(self.nodes[index])
+        found: set[int] = set()
+        if node.section.for_each:
+            found.update(self._resolve([node.section.for_each], f"{where}.for_each"))
+        for name, edge in node.section.edges.items():
+            found.update(self._resolve(edge.sources, f"{where}.inputs.{name}.from"))
+        if index in self._routers:
+            found.add(self._routers[index][0])
+        if node.section.requests:
+            named = {n.partition(":")[0] for line in self._read(node) for n in line.values.inputs}
+            by_name = {n.name: i for i, n in enumerate(self.nodes)}
+            found.update(by_name[n] for n in named if n in by_name)
+        return found
+
+    def _order(self) -> list[int]:
+        """Return the nodes, upstream ones first.
+
+        Raises:
+            InputError: naming a cycle, or a node whose requests come from nowhere.
+        """
+        graph = {i: self._upstreams(i) for i in range(len(self.nodes))}
+        try:
+            order = list(TopologicalSorter(graph).static_order())
+        except CycleError as error:
+            cycle = " -> ".join(self.nodes[i].name for i in error.args[1])
+            raise InputError(
+                f"{self.path}: nodes: they form a cycle: {cycle}; requests of one node that wait "
+                "for earlier ones of the same node are written with `chain`"
+            ) from error
+        for index, node in enumerate(self.nodes):
+            if not node.section.requests and not graph[index]:
+                raise InputError(
+                    f"{self._where(node)}: it has no requests: give requests (a JSONL file), "
+                    "for_each (a node), or inputs"
+                )
+        return order
+
+    # Requests
+
+    def _read(self, node: NodeDraft) -> tuple[Line, ...]:
+        name = node.section.requests or ""
+        if name not in self._lines:
+            self._lines[name] = read_requests(self.path.parent / name, self.notes)
+        return self._lines[name]
+
+    def _fill(self, index: int) -> None:
+        """Make the requests of a node whose upstream nodes have theirs."""
+        node, section = self.nodes[index], self.nodes[index].section
+        where = self._where(node)
+        requests = self._origin(index)
+        requests = drafts.copied(requests, section.copies)
+        for name, edge in section.edges.items():
+            field = f"{where}.inputs.{name}"
+            upstream = [(i, self.nodes[i]) for i in self._resolve(edge.sources, f"{field}.from")]
+            drafts.join(requests, upstream, edge, name, field)
+        drafts.named_waits(requests, {n.name: (i, n) for i, n in enumerate(self.nodes)})
+        if index in self._routers:
+            self._route(index, requests)
+        filters = {
+            i: n.section.keep.probability for i, n in enumerate(self.nodes) if n.section.keep
+        }
+        drafts.gate_requests(requests, filters, self._gate)
+        if chain := section.chain_section:
+            label = "previous" if chain.in_prompt else ""
+            drafts.link_chain(requests, chain.by, label, index, f"{where}.chain")
+        if section.prompt is not None:
+            used = referenced(section.prompt, f"{where}.prompt")
+            for label in sorted(drafts.hide_unused(requests, used) - {"output"}):
+                self.notes.append(
+                    f"node {node.name}: the template does not use {label}: it is only waited for"
+                )
+        node.requests = requests
+
+    def _origin(self, index: int) -> list[Draft]:
+        """Return a node's requests before copies and inputs."""
+        node, section = self.nodes[index], self.nodes[index].section
+        where = self._where(node)
+        if section.requests:
+            return drafts.pick(self._read(node), section, where)
+        if section.for_each:
+            upstream = self._resolve([section.for_each], where)
+            several = len(upstream) > 1
+            return [
+                draft
+                for i in upstream
+                for draft in drafts.one_for_each(
+                    i, self.nodes[i], "output", f"{self.nodes[i].name}:" if several else ""
+                )
+            ]
+        if index in self._routers:
+            router = self._routers[index][0]
+            return [Draft(r.id, r.item, r.fields, None) for r in self.nodes[router].requests]
+        name, edge = next(iter(section.edges.items()))
+        field = f"{where}.inputs.{name}"
+        upstream = self._resolve(edge.sources, field)
+        return drafts.one_for_each_value([self.nodes[i] for i in upstream], edge.by, field)
+
+    def _route(self, index: int, requests: Sequence[Draft]) -> None:
+        """Make the requests of a branch alternatives to those of the router's other branches."""
+        router, position = self._routers[index]
+        branch = list(self.nodes[router].section.route.values())[position]
+        by_id = {r.id: k for k, r in enumerate(self.nodes[router].requests)}
+        where = f"{self._where(self.nodes[index])}: it is a branch of a router"
+        taken: set[str] = set()
+        for request in requests:
+            base = request.id if request.id in by_id else request.item
+            if base not in by_id:
+                raise InputError(
+                    f"{where}, and its request {request.id!r} is none of the router's; leave out "
+                    "requests, so that it takes the router's"
+                )
+            if base in taken:
+                raise InputError(f"{where}: copies of a branch's requests are not supported")
+            taken.add(base)
+            request.waits.insert(0, drafts.Wait("", router, by_id[base]))
+            request.probability *= branch.probability
+            request.choice = self._gate(router, by_id[base])
+
+    def _gate(self, node: int, request: int) -> int:
+        """Return a number for what a router or filter decides about one request."""
+        return self._gates.setdefault((node, request), len(self._gates))
+
+    # Results
+
+    def _source(self, index: int) -> NodeSource:
+        """Return the texts of a node."""
+        node, section = self.nodes[index], self.nodes[index].section
+        where = f"{self._where(node)}.route"
+        branches = tuple(
+            Branch(self._resolve([name], where)[0], drafts.compiled(branch.when))
+            for name, branch in section.route.items()
+        )
+        lines = {k: r.line.values for k, r in enumerate(node.requests) if r.line}
+        ids = {k: tuple(v.prompt_token_ids) for k, v in lines.items() if v.prompt_token_ids}
+        own: dict[int, Mapping[str, object]] = {}
+        for k, line in lines.items():
+            given = line.sampling_params.given()
+            if line.max_tokens is not None:
+                given["max_tokens"] = line.max_tokens
+            if given:
+                own[k] = given
+        return NodeSource(
+            ids=tuple(r.id for r in node.requests),
+            items=tuple(r.item for r in node.requests),
+            fields=tuple(r.fields for r in node.requests),
+            labels=tuple(w.label for r in node.requests for w in r.waits),
+            inputs=tuple(section.edges),
+            template=section.prompt,
+            own_prompt=section.requests is not None,
+            chat=section.chat,
+            sampling=section.sampling_params.given(),
+            request_sampling=own,
+            prompt_token_ids=ids,
+            branches=branches,
+            keep=drafts.compiled(section.keep.when) if section.keep else None,
+        )
+
+    def _number_prefixes(self, nodes: Sequence[ModelNode]) -> None:
+        """Number shared prefixes over the whole application, in place."""
+        numbers: dict[str, int] = {}
+        for draft, node in zip(self.nodes, nodes, strict=True):
+            ids = node.requests.prefix_id
+            for k, request in enumerate(draft.requests):
+                values = request.line.values if request.line else None
+                if values and values.prefix_id is not None and values.prefix_tokens:
+                    ids[k] = numbers.setdefault(f"line {values.prefix_id}", len(numbers))
+                elif draft.section.prefix_tokens:
+                    ids[k] = numbers.setdefault(f"node {draft.section_name}", len(numbers))

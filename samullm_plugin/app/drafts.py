@@ -1,0 +1,233 @@
+"""Requests of a node while an application is put together, and how outputs are matched to them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from typing import Any
+
+from samullm_plugin.app.requests import Line
+from samullm_plugin.app.spec import InputSection, NodeSection
+from samullm_plugin.errors import InputError, suggest
+from samullm_plugin.model.application import ModelSpec
+
+
+@dataclass(slots=True)
+class Wait:
+    """An output that a request waits for.
+
+    Attributes:
+        label: name of the input; empty if it is only waited for.
+        node: index of the node.
+        request: index of the request in that node.
+    """
+
+    label: str
+    node: int
+    request: int
+
+
+@dataclass(slots=True)
+class Draft:
+    """One request before it becomes a row of a table."""
+
+    id: str
+    item: str
+    fields: Mapping[str, Any]
+    line: Line | None
+    waits: list[Wait] = field(default_factory=list)
+    probability: float = 1.0
+    choice: int = -1
+    gate: int = -1
+
+    def value(self, name: str, where: str) -> str:
+        """Return the value that joins compare.
+
+        Raises:
+            InputError: if the request has no such field.
+        """
+        if name in ("id", "item"):
+            return self.id if name == "id" else self.item
+        if name not in self.fields:
+            hint = suggest(name, self.fields)
+            raise InputError(f"{where}: request {self.id!r} has no field {name!r}{hint}")
+        return str(self.fields[name])
+
+
+@dataclass(slots=True)
+class NodeDraft:
+    """One node while it is put together.
+
+    Attributes:
+        name: of the node; ``section/model`` where the section lists several models.
+        section_name: name in the file.
+        section: its fields.
+        model: the checkpoint.
+        requests: filled in topological order.
+    """
+
+    name: str
+    section_name: str
+    section: NodeSection
+    model: ModelSpec
+    requests: list[Draft] = field(default_factory=list)
+
+
+def pick(lines: Sequence[Line], section: NodeSection, where: str) -> list[Draft]:
+    """Return the lines of a requests file that a node takes.
+
+    Raises:
+        InputError: if none is left or a line lacks a field that ``where`` asks for.
+    """
+    found = []
+    for line in lines:
+        wanted = True
+        for name, value in section.where.items():
+            if name not in line.fields:
+                hint = suggest(name, line.fields)
+                raise InputError(f"{where}.where: {line.where} has no field {name!r}{hint}")
+            options = value if isinstance(value, list) else [value]
+            wanted = wanted and line.fields[name] in options
+        if wanted:
+            found.append(Draft(line.id, line.item, line.fields, line))
+    if not found:
+        raise InputError(f"{where}.where: no line of {section.requests} has these values")
+    return found
+
+
+def one_for_each(node: int, upstream: NodeDraft, label: str, prefix: str = "") -> list[Draft]:
+    """Return one request per request of a node, with its output under ``label``."""
+    return [
+        Draft(prefix + r.id, r.item, r.fields, None, [Wait(label, node, k)])
+        for k, r in enumerate(upstream.requests)
+    ]
+
+
+def one_for_each_value(upstream: Sequence[NodeDraft], by: str, where: str) -> list[Draft]:
+    """Return one request per value of a field of upstream requests, in order of appearance."""
+    first: dict[str, Draft] = {}
+    for node in upstream:
+        for request in node.requests:
+            value = request.value(by, where)
+            if value not in first:
+                first[value] = Draft(value, value, request.fields, None)
+    return list(first.values())
+
+
+def copied(requests: list[Draft], copies: int) -> list[Draft]:
+    """Return every request so many times, with ids ``id#1``, ``id#2``, ..."""
+    if copies == 1:
+        return requests
+    return [
+        Draft(f"{r.id}#{k + 1}", r.item, r.fields, r.line, list(r.waits))
+        for r in requests
+        for k in range(copies)
+    ]
+
+
+def join(
+    requests: Sequence[Draft],
+    upstream: Sequence[tuple[int, NodeDraft]],
+    edge: InputSection,
+    label: str,
+    where: str,
+) -> None:
+    """Add to each request the outputs of upstream requests that match it.
+
+    Raises:
+        InputError: for a request without a match, unless the input is optional.
+    """
+    matches: dict[str, list[tuple[int, int]]] = {}
+    for index, node in upstream:
+        for k, request in enumerate(node.requests):
+            matches.setdefault(request.value(edge.by, where), []).append((index, k))
+    for request in requests:
+        value = request.value(edge.key, where)
+        found = matches.get(value, [])
+        if not found and not edge.optional:
+            names = ", ".join(node.name for _, node in upstream)
+            raise InputError(
+                f"{where}: request {request.id!r} finds no output with {edge.by} {value!r} in "
+                f"{names}; correct by or key, or allow it with optional: true"
+            )
+        if edge.take != "all":
+            found = found[:1] if edge.take == "first" else found[-1:]
+        shown = label if edge.in_prompt else ""
+        request.waits += [Wait(shown, index, k) for index, k in found]
+
+
+def named_waits(requests: Sequence[Draft], nodes: Mapping[str, tuple[int, NodeDraft]]) -> None:
+    """Add the outputs that lines name themselves, as ``node:id``.
+
+    Raises:
+        InputError: naming file and line of an output that does not exist.
+    """
+    ids: dict[str, dict[str, int]] = {}
+    for request in requests:
+        if request.line is None:
+            continue
+        for name in request.line.values.inputs:
+            node, _, wanted = name.partition(":")
+            where = f"{request.line.where}: inputs"
+            if node not in nodes or not wanted:
+                raise InputError(
+                    f"{where}: {name!r} does not name a node's output as node:id"
+                    f"{suggest(node, nodes)}"
+                )
+            index, draft = nodes[node]
+            known = ids.setdefault(node, {r.id: k for k, r in enumerate(draft.requests)})
+            if wanted not in known:
+                hint = suggest(wanted, known)
+                raise InputError(f"{where}: node {node} has no request {wanted!r}{hint}")
+            request.waits.append(Wait(re.sub(r"\W", "_", node), index, known[wanted]))
+
+
+def link_chain(requests: Sequence[Draft], by: str, label: str, node: int, where: str) -> None:
+    """Make each request wait for the previous one with an equal value of a field."""
+    last: dict[tuple[str, str], int] = {}
+    for k, request in enumerate(requests):
+        copy = request.id.rpartition("#")[2] if "#" in request.id else ""
+        key = (request.value(by, where), copy)
+        if key in last:
+            request.waits.append(Wait(label, node, last[key]))
+        last[key] = k
+
+
+def hide_unused(requests: Sequence[Draft], used: AbstractSet[str]) -> set[str]:
+    """Make outputs that a template does not use be only waited for; return their labels."""
+    unused = set()
+    for request in requests:
+        for wait in request.waits:
+            if wait.label and not used & {wait.label, f"inputs.{wait.label}"}:
+                unused.add(wait.label)
+                wait.label = ""
+    return unused
+
+
+def gate_requests(
+    requests: Sequence[Draft],
+    filters: Mapping[int, float],
+    gate_of: Callable[[int, int], int],
+) -> None:
+    """Give requests behind filters the probability that an item of theirs is kept.
+
+    A request behind one filtered item shares its gate with all others behind it; one that joins
+    several is needed if any of them is kept.
+    """
+    for request in requests:
+        dropped: dict[int, list[tuple[int, int]]] = {}
+        for wait in request.waits:
+            if wait.node in filters:
+                dropped.setdefault(wait.node, []).append((wait.node, wait.request))
+        for node, items in dropped.items():
+            request.probability *= 1.0 - (1.0 - filters[node]) ** len(set(items))
+        gates = [pair for pairs in dropped.values() for pair in set(pairs)]
+        if len(gates) == 1:
+            request.gate = gate_of(*gates[0])
+
+
+def compiled(pattern: str | None) -> re.Pattern[str] | None:
+    """Return a checked pattern, compiled."""
+    return None if pattern is None else re.compile(pattern)

@@ -1,0 +1,98 @@
+"""Reading an ``app.yaml`` with everything it refers to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from samullm_plugin.app.assembly import Assembly
+from samullm_plugin.app.fields import read_yaml, validate
+from samullm_plugin.app.loaded import Branch, LoadedApplication, NodeSource
+from samullm_plugin.app.modelspecs import build_cluster
+from samullm_plugin.app.requests import TokenCounter
+from samullm_plugin.app.spec import AppSpec
+from samullm_plugin.errors import InputError
+from samullm_plugin.model.application import Ints
+from samullm_plugin.model.mixing import mix_applications
+
+Bundled = Callable[[str], LoadedApplication]
+"""Builds an application that is named rather than read, such as ``ensembling:requests=1000``."""
+
+_SUFFIXES = (".yaml", ".yml", ".json")
+
+
+def looks_like_file(name: str) -> bool:
+    """Return whether a name of an application means a file."""
+    return name.endswith(_SUFFIXES) or "/" in name
+
+
+def load_application(
+    path: Path,
+    *,
+    bundled: Bundled | None = None,
+    count_tokens: TokenCounter | None = None,
+) -> LoadedApplication:
+    """Return the application of a file.
+
+    Args:
+        path: an ``app.yaml``.
+        bundled: builds applications that a mix names instead of files; None: files only.
+        count_tokens: counts tokens where a tokenizer is at hand; lengths of other texts are
+            estimated, and the application's notes say so.
+
+    Raises:
+        InputError: naming file, field or line, and the remedy.
+    """
+    return _load(path, bundled, count_tokens, ())
+
+
+def _load(
+    path: Path, bundled: Bundled | None, count_tokens: TokenCounter | None, above: tuple[Path, ...]
+) -> LoadedApplication:
+    """Return the application of a file that is part of others."""
+    if path.resolve() in above:
+        raise InputError(f"{path}: applications: it contains itself")
+    spec = validate(AppSpec, read_yaml(path), str(path))
+    cluster = build_cluster(spec.cluster, f"{path}: cluster") if spec.cluster else None
+    if not spec.applications:
+        app, sources = Assembly(spec, path, count_tokens).build()
+        return LoadedApplication(app, cluster, spec.planner, spec.executor, sources, path=path)
+    parts = []
+    for name in spec.applications:
+        if looks_like_file(name):
+            chain = (*above, path.resolve())
+            parts.append(_load(path.parent / name, bundled, count_tokens, chain))
+        elif bundled is None:
+            raise InputError(f"{path}: applications: {name!r} is not a file")
+        else:
+            parts.append(bundled(name))
+    return LoadedApplication(
+        mix_applications(spec.name, [part.app for part in parts]),
+        cluster,
+        spec.planner,
+        spec.executor,
+        _sources(parts),
+        _lengths(parts),
+        path,
+    )
+
+
+def _sources(parts: list[LoadedApplication]) -> tuple[NodeSource, ...] | None:
+    """Return the texts of all parts, or None if one has none."""
+    found: list[NodeSource] = []
+    for part in parts:
+        if part.sources is None:
+            return None
+        first = len(found)
+        for source in part.sources:
+            branches = tuple(Branch(b.node + first, b.when) for b in source.branches)
+            found.append(replace(source, branches=branches))
+    return tuple(found)
+
+
+def _lengths(parts: list[LoadedApplication]) -> tuple[Ints, ...] | None:
+    """Return known output lengths of all parts, or None if those of one are not known."""
+    if any(part.output_tokens is None for part in parts):
+        return None
+    return tuple(lengths for part in parts for lengths in part.output_tokens or ())

@@ -1,0 +1,169 @@
+"""Models and clusters from their sections of ``app.yaml``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+
+from samullm_plugin.app.spec import AppSpec, ArchitectureSection, ClusterSection, ModelSection
+from samullm_plugin.checkpoints.gpus import bundled_gpu
+from samullm_plugin.checkpoints.models import bundled_architecture, read_hf_config
+from samullm_plugin.errors import InputError, suggest
+from samullm_plugin.model.application import EngineOptions, ModelSpec
+from samullm_plugin.model.architecture import ModelArchitecture
+from samullm_plugin.model.cluster import Cluster, Gpu
+
+_GIB = 2**30
+_PLANNED = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+_NUMBERS = {
+    "max_num_seqs": 1,
+    "max_num_batched_tokens": 1,
+    "block_size": 1,
+}
+_FLAGS = ("enable_prefix_caching", "async_scheduling")
+
+
+def model_specs(spec: AppSpec, path: Path) -> dict[str, ModelSpec]:
+    """Return the models of a file by their names in it.
+
+    Raises:
+        InputError: naming file and field.
+    """
+    return {
+        name: _model(section, path, f"{path}: models.{name}")
+        for name, section in spec.models.items()
+    }
+
+
+def _model(section: ModelSection, path: Path, where: str) -> ModelSpec:
+    """Return one model."""
+    architecture, longest = _architecture(section, path, where)
+    max_model_len = section.max_model_len or longest
+    if max_model_len is None:
+        raise InputError(
+            f"{where}.max_model_len: missing, and the figures of {section.model} are not bundled; "
+            "give the longest prompt plus output in tokens"
+        )
+    return ModelSpec(
+        section.model,
+        max_model_len,
+        architecture,
+        section.path,
+        _engine(section.engine_args, f"{where}.engine_args"),
+    )
+
+
+def _architecture(
+    section: ModelSection, path: Path, where: str
+) -> tuple[ModelArchitecture | None, int | None]:
+    """Return the figures and the longest length, as far as known."""
+    given = section.architecture
+    trust = section.engine_args.get("trust_remote_code") is True
+    if isinstance(given, ArchitectureSection):
+        return ModelArchitecture(**given.model_dump()), None
+    if given is None:
+        if found := bundled_architecture(section.model):
+            return found
+        config = path.parent / (section.path or "") / "config.json"
+        if not (section.path and config.is_file()):
+            return None, None
+        return read_hf_config(config, trust_remote_code=trust)
+    if found := bundled_architecture(given):
+        return found
+    file = path.parent / given
+    if not file.exists():
+        raise InputError(
+            f"{where}.architecture: {given!r} is neither a bundled model nor a file; give the "
+            "figures or the path of a config.json"
+        )
+    return read_hf_config(file, trust_remote_code=trust)
+
+
+def _engine(arguments: Mapping[str, object], where: str) -> EngineOptions:
+    """Return engine settings; those the planner does not read are passed on."""
+    known = {f.name for f in fields(EngineOptions)} - {"extra"}
+    chosen: dict[str, object] = {}
+    extra: list[tuple[str, object]] = []
+    for name, value in arguments.items():
+        field = f"{where}.{name}"
+        if name in _PLANNED or name in ("model", "max_model_len"):
+            meant = "the planner decides it" if name in _PLANNED else "give it one level up"
+            raise InputError(f"{field}: {meant}; leave it out here")
+        if name in known:
+            _check_engine(name, value, field)
+            chosen[name] = value
+        else:
+            if close := suggest(name, known):
+                raise InputError(f"{field}: unknown engine argument{close}")
+            extra.append((name, tuple(value) if isinstance(value, list) else value))
+    return EngineOptions(**chosen, extra=tuple(extra))  # type: ignore[arg-type]  # checked above
+
+
+def _check_engine(name: str, value: object, field: str) -> None:
+    """Refuse a wrong value of an engine argument the planner reads."""
+    if name in _NUMBERS:
+        if not isinstance(value, int) or isinstance(value, bool) or value < _NUMBERS[name]:
+            raise InputError(f"{field}: must be a whole number of at least 1, not {value!r}")
+    elif name in _FLAGS:
+        if not isinstance(value, bool):
+            raise InputError(f"{field}: must be true or false, not {value!r}")
+    elif name == "gpu_memory_utilization":
+        if not isinstance(value, int | float) or not 0 < value <= 1:
+            raise InputError(f"{field}: must be above 0 and at most 1, not {value!r}")
+    elif not isinstance(value, str):
+        raise InputError(f"{field}: must be a text, not {value!r}")
+
+
+def build_cluster(section: ClusterSection, where: str) -> Cluster:
+    """Return the devices of a file.
+
+    Raises:
+        InputError: naming file and field.
+    """
+    if isinstance(section.gpus, int):
+        gpus = (_gpu(section.gpu, section.gpu_memory_gib, where),) * section.gpus
+    else:
+        gpus = tuple(
+            gpu
+            for part in section.gpus
+            for gpu in (_gpu(part.gpu, part.gpu_memory_gib, where),) * part.count
+        )
+    machines = _machines(section.machines, len(gpus), where)
+    try:
+        return Cluster(gpus, _groups(section.nvlink, len(gpus)), machines)
+    except InputError as error:
+        raise InputError(f"{where}: {str(error).removeprefix('cluster: ')}") from error
+
+
+def _gpu(name: str, memory_gib: float | None, where: str) -> Gpu:
+    """Return a kind of GPU."""
+    if memory_gib is not None:
+        return Gpu(name, int(memory_gib * _GIB))
+    try:
+        return bundled_gpu(name)
+    except InputError as error:
+        raise InputError(f"{where}.{error}") from error
+
+
+def _groups(nvlink: int | list[list[int]], count: int) -> tuple[tuple[int, ...], ...]:
+    """Return the NVLink groups."""
+    if isinstance(nvlink, list):
+        return tuple(tuple(g) for g in nvlink)
+    size = max(nvlink, 1)
+    return tuple(tuple(range(i, min(i + size, count))) for i in range(0, count, size))
+
+
+def _machines(
+    machines: int | list[list[int]], count: int, where: str
+) -> tuple[tuple[int, ...], ...]:
+    """Return the machines' devices."""
+    if isinstance(machines, list):
+        return tuple(tuple(m) for m in machines)
+    if machines < 1 or count % machines:
+        raise InputError(
+            f"{where}.machines: {count} GPUs cannot be spread evenly over {machines} machines; "
+            "list the GPUs of each"
+        )
+    size = count // machines
+    return tuple(tuple(range(i, i + size)) for i in range(0, count, size))

@@ -1,0 +1,1 @@
+"""Applications times schedulers."""

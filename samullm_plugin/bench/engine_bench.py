@@ -1,0 +1,286 @@
+"""Applications times schedulers on engines: every plan is run by the coordinator, and timed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from samullm_plugin.bench.engine_cases import (
+    CaseBuilder,
+    EngineCase,
+    digest,
+)
+from samullm_plugin.bench.engine_profiles import Measurement
+from samullm_plugin.errors import InputError, PlanError, PluginError
+from samullm_plugin.model.plan import Plan
+from samullm_plugin.planning.planner import PlanningOptions, make_plan
+from samullm_plugin.planning.records import RecordReader, to_record
+from samullm_plugin.run.adjusting import Replanner
+from samullm_plugin.run.journal import Journal, read_journal
+from samullm_plugin.run.run import RunSetup, start_run
+
+RUNS_FILE = "bench.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedCase:
+    """One scheduler's plan for a case.
+
+    Attributes:
+        application: of the case.
+        scheduler: its name.
+        plan: the plan; None if there is none.
+        planned_s: its simulated makespan, mean over the length scenarios it was made for.
+        planning_s: what the scheduler took.
+        note: why there is no plan.
+        failed: a plugin is to blame for that.
+    """
+
+    application: str
+    scheduler: str
+    plan: Plan | None = None
+    planned_s: float = 0.0
+    planning_s: float = 0.0
+    note: str = ""
+    failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRun:
+    """One run; times in seconds.
+
+    Attributes:
+        application: of the case.
+        scheduler: whose plan was run.
+        round: which hidden draw.
+        measured_s: until the last request finished, engine starts included.
+        foreseen_s: the plan simulated on the lengths that were true; None: nobody knows them.
+        engine_starts: engines started.
+        engine_failures: engines that died.
+        load_s: seconds of all engine starts together.
+        open_s: seconds before the run's clock began (importing vLLM, unless that was done before).
+        requests: requests finished, skipped and failed.
+        completion_tokens: tokens generated.
+        idle_share: device time without a request.
+        plans_adopted: plans, the first included.
+        figures: what the executor measured of itself.
+        directory: of the run, in the work directory.
+        began_at: seconds since the epoch.
+        load_average: of the machine, when it began.
+    """
+
+    application: str
+    scheduler: str
+    round: int
+    measured_s: float
+    foreseen_s: float | None
+    engine_starts: int
+    engine_failures: int
+    load_s: float
+    open_s: float
+    requests: Mapping[str, int]
+    completion_tokens: int
+    idle_share: float | None
+    plans_adopted: int
+    figures: Mapping[str, float]
+    directory: str
+    began_at: float
+    load_average: float
+
+
+@dataclass(frozen=True, slots=True)
+class EngineBenchResult:
+    """Everything that is known after a call.
+
+    Attributes:
+        plans: of every case and scheduler.
+        runs: that are there, those of earlier calls included.
+        left: runs that are still missing.
+        measurements: how latency profiles were measured.
+        failed: applications that could not be built, with the reason.
+    """
+
+    plans: Sequence[PlannedCase]
+    runs: Sequence[EngineRun]
+    left: int
+    measurements: Sequence[Measurement] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+
+class EngineBench:
+    """Runs plans of applications on engines and keeps what came of them in a work directory.
+
+    A run that is there already is not repeated, so that a call can go on where another stopped.
+    """
+
+    def __init__(self, cases: CaseBuilder) -> None:
+        """Prepare.
+
+        Args:
+            cases: makes the cases; runs and their results are kept in its work directory.
+        """
+        self._cases, self._host, self._settings = cases, cases.host, cases.settings
+        self._dir = cases.work_dir
+
+    def run(
+        self, texts: Sequence[str], schedulers: Sequence[str], time_limit_s: float = float("inf")
+    ) -> EngineBenchResult:
+        """Plan and run what is missing.
+
+        Args:
+            texts: applications, as on the command line.
+            schedulers: names.
+            time_limit_s: no run is begun later than this.
+
+        Raises:
+            InputError: for unknown names or wrong options.
+            RunError: if a run fails as a whole.
+        """
+        began_s = time.monotonic()
+        failed: dict[str, str] = {}
+        cases: list[EngineCase] = []
+        with self._host.resolve("executor", self._settings.executor).value.kept_warm():
+            for text in texts:
+                try:
+                    cases.append(self._cases.build(text))
+                except PluginError as error:  # the others' rows still appear
+                    failed[text] = str(error)
+            journal = Journal(self._dir / RUNS_FILE)
+            try:
+                plans = {
+                    (c.key, name): self._plan(journal, c, name)
+                    for c in cases
+                    for name in schedulers
+                }
+                runs = self._known_runs()
+                cells = self._cells(cases, schedulers, plans)
+                missing = [cell for cell in cells if _key(*cell) not in runs]
+                left = len(missing)
+                for case, scheduler, number in missing:
+                    if time.monotonic() - began_s > time_limit_s:
+                        break
+                    plan = plans[case.key, scheduler]
+                    self._cases.tell(f"{case.application} {scheduler} round {number + 1}")
+                    done = self._run(case, plan, number)
+                    key = _key(case, scheduler, number)
+                    journal.append([{"kind": "run", "key": key, **asdict(done)}])
+                    journal.sync()
+                    runs[key] = done
+                    left -= 1
+            finally:
+                journal.close()
+        wanted = [_key(*cell) for cell in cells]
+        return EngineBenchResult(
+            tuple(plans.values()),
+            tuple(runs[k] for k in wanted if k in runs),
+            left,
+            tuple(self._cases.measurements.values()),
+            failed,
+        )
+
+    def _cells(
+        self,
+        cases: Sequence[EngineCase],
+        schedulers: Sequence[str],
+        plans: Mapping[tuple[str, str], PlannedCase],
+    ) -> list[tuple[EngineCase, str, int]]:
+        """Return all runs in the order in which they take turns."""
+        cells = []
+        for number in range(self._settings.rounds):
+            for case in cases:
+                first = number % max(len(schedulers), 1)
+                for name in (*schedulers[first:], *schedulers[:first]):
+                    if plans[case.key, name].plan is not None:
+                        cells.append((case, name, number))
+        return cells
+
+    def _plan(self, journal: Journal, case: EngineCase, scheduler: str) -> PlannedCase:
+        """Return a scheduler's plan, that of an earlier call if there is one."""
+        key = digest(case.key, scheduler)
+        known = self._known_plan(key)
+        if known is not None:
+            return known
+        limited = {"time_limit_s": self._settings.exact_limit_s} if scheduler == "exact" else {}
+        how = PlanningOptions(options=limited, seed=self._settings.seed)
+        simulator = case.instance.simulator(self._host)
+        try:
+            made = make_plan(self._host, case.instance.problem, scheduler, how, simulator=simulator)
+        except (InputError, PlanError, PluginError) as error:
+            blame = not isinstance(error, InputError)
+            return PlannedCase(case.application, scheduler, note=str(error), failed=blame)
+        planned = PlannedCase(
+            case.application,
+            scheduler,
+            made.plan,
+            float(made.mean_makespan_s),
+            made.planning_s,
+        )
+        journal.append([{"kind": "plan", "key": key, **to_record(planned)}])
+        return planned
+
+    def _known_plan(self, key: str) -> PlannedCase | None:
+        for record in self._records("plan"):
+            if record.pop("key") == key:
+                return RecordReader(str(self._dir / RUNS_FILE)).read(PlannedCase, record)
+        return None
+
+    def _known_runs(self) -> dict[str, EngineRun]:
+        return {r.pop("key"): EngineRun(**r) for r in self._records("run")}
+
+    def _records(self, kind: str) -> list[dict[str, Any]]:
+        path = self._dir / RUNS_FILE
+        found = [r for r in read_journal(path) if r["kind"] == kind] if path.exists() else []
+        for record in found:
+            del record["kind"]
+        return found
+
+    def _run(self, case: EngineCase, planned: PlannedCase, number: int) -> EngineRun:
+        """Carry a plan out."""
+        assert planned.plan is not None
+        name = f"{case.loaded.app.name}-{planned.scheduler}-{number}-{case.key[:8]}"
+        directory = self._dir / "runs" / name.replace("/", "_")
+        shutil.rmtree(directory, ignore_errors=True)  # of a call that was interrupted
+        truth = case.truths[number]
+        setup = RunSetup(
+            self._host,
+            case.loaded,
+            case.instance,
+            self._settings.executor,
+            directory,
+            self._settings.executor_options,
+            adjustments=Replanner(self._host, case.instance) if self._settings.replan else None,
+            truth=truth,
+        )
+        foreseen = None
+        if truth is not None:
+            simulator = case.instance.simulator(self._host, truth)
+            foreseen = simulator.simulate(planned.plan)[0].makespan_s
+        began_at, load = time.time(), os.getloadavg()[0]
+        metrics = start_run(setup, planned.plan, planned.scheduler).metrics
+        return EngineRun(
+            case.application,
+            planned.scheduler,
+            number,
+            metrics["makespan_s"]["measured"],
+            foreseen,
+            metrics["engine_starts"],
+            metrics["engine_failures"],
+            metrics["load_s"],
+            metrics["open_s"],
+            metrics["requests"],
+            metrics["completion_tokens"],
+            metrics["idle_share"]["measured"],
+            metrics["plans_adopted"],
+            metrics["executor"],
+            str(directory.relative_to(self._dir)),
+            began_at,
+            load,
+        )
+
+
+def _key(case: EngineCase, scheduler: str, number: int) -> str:
+    return digest(case.key, scheduler, number)

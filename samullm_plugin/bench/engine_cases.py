@@ -1,0 +1,180 @@
+"""What a bench on engines runs: applications as an executor can load them, and hidden lengths."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samullm_plugin.app.loaded import LoadedApplication
+from samullm_plugin.app.spec import Component
+from samullm_plugin.bench.engine_profiles import Measurement, ProfileStore
+from samullm_plugin.checkpoints.random_models import random_model
+from samullm_plugin.host.interfaces.executor import Executor
+from samullm_plugin.host.manager import PluginHost
+from samullm_plugin.model.application import Application
+from samullm_plugin.model.problem import Problem
+from samullm_plugin.planning.applications import find_application
+from samullm_plugin.planning.building import sample_scenarios
+from samullm_plugin.planning.instances import Instance, cluster_of, make_instance
+from samullm_plugin.run.run import fingerprint_of, imitates
+
+
+@dataclass(frozen=True, slots=True)
+class EngineBenchSettings:
+    """How plans are made and carried out.
+
+    Attributes:
+        executor: name of the executor.
+        executor_options: its options.
+        rounds: hidden length draws per application; each scheduler's plan runs once in each.
+        scenarios: length scenarios that schedulers see.
+        seed: of everything.
+        gpus: overrides the applications' own number of devices.
+        estimator: name of the length estimator; None: the application's own.
+        latency_model: name of the latency model; None: the application's own, or ``linear`` with
+            the measured or given profile.
+        profile: latency profile of the devices; None: measured where engines compute.
+        replan: plans may be replaced while they run.
+        exact_limit_s: seconds the scheduler ``exact`` may search.
+    """
+
+    executor: str
+    executor_options: Mapping[str, object] = field(default_factory=dict)
+    rounds: int = 3
+    scenarios: int = 4
+    seed: int = 0
+    gpus: int | None = None
+    estimator: str | None = None
+    latency_model: str | None = None
+    profile: Path | None = None
+    replan: bool = False
+    exact_limit_s: float = 6.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EngineCase:
+    """One application on one cluster.
+
+    Attributes:
+        application: as it was asked for.
+        loaded: the application, its models as the executor loads them.
+        instance: what schedulers see.
+        truths: per round, the lengths that are imposed; None: engines decide.
+        key: hash of all that its plans and runs depend on.
+    """
+
+    application: str
+    loaded: LoadedApplication
+    instance: Instance
+    truths: tuple[Problem | None, ...]
+    key: str
+
+
+class CaseBuilder:
+    """Builds cases, measuring what is not known of their models.
+
+    Attributes:
+        host: the plugins.
+        settings: how to plan and run.
+        work_dir: models and profiles are kept there.
+        tell: is told what happens, for people.
+        measurements: how the latency profiles in use were measured, by model.
+    """
+
+    def __init__(
+        self,
+        host: PluginHost,
+        settings: EngineBenchSettings,
+        work_dir: Path,
+        machine: str,
+        tell: Callable[[str], None],
+    ) -> None:
+        """Prepare; the arguments but one are the attributes.
+
+        Args:
+            host: see above.
+            settings: see above.
+            work_dir: it must exist.
+            machine: what profiles hold for: processor and versions.
+            tell: see above.
+        """
+        self.measurements: dict[str, Measurement] = {}
+        self.host, self.settings, self.work_dir, self.tell = host, settings, work_dir, tell
+        self._store = ProfileStore(work_dir / "profiles", settings.executor, machine)
+
+    def build(self, text: str) -> EngineCase:
+        """Build a case; latency profiles that are missing are measured.
+
+        Raises:
+            InputError: for unknown names, wrong options or unknown sizes.
+            RunError: if an engine fails while it is profiled.
+        """
+        settings = self.settings
+        loaded = find_application(self.host, text)
+        cluster = cluster_of(loaded, settings.gpus)
+        executor = self._new_executor()
+        computes = not imitates(executor)
+        if computes and loaded.sources is None:
+            loaded = replace(loaded, app=_with_random_models(loaded.app, self.work_dir / "models"))
+        models = [n.model for n in loaded.app.nodes]
+        executor.check(models)
+        planner = loaded.planner
+        profile = settings.profile
+        if computes and profile is None and settings.latency_model in (None, "linear"):
+            profile, facts = self._store.profile(self._new_executor, models, cluster, self.tell)
+            self.measurements |= {m.model: m for m in facts}
+        changes: dict[str, Any] = {"scenarios": settings.scenarios, "seed": settings.seed}
+        if profile is not None:
+            options = {"profile": str(profile)}
+            changes["latency_model"] = Component(type="linear", options=options)
+        elif settings.latency_model is not None:
+            changes["latency_model"] = Component(type=settings.latency_model)
+        if settings.estimator is not None:
+            changes["length_estimator"] = Component(type=settings.estimator)
+        planner = planner.model_copy(update=changes)
+        instance = make_instance(self.host, loaded, planner, gpus=settings.gpus)
+        key = digest(
+            text,
+            fingerprint_of(loaded),
+            asdict(replace(settings, rounds=0, profile=None)),
+            planner.model_dump(exclude={"latency_model"}),
+            instance.problem.app.fused,
+            None if profile is None else profile.read_text(encoding="utf-8"),
+        )
+        imposed = not computes or loaded.sources is None
+        return EngineCase(text, loaded, instance, self._truths(loaded, instance, imposed), key)
+
+    def _new_executor(self) -> Executor:
+        made: Executor = self.host.create(
+            "executor", self.settings.executor, dict(self.settings.executor_options)
+        )
+        return made
+
+    def _truths(
+        self, loaded: LoadedApplication, instance: Instance, imposed: bool
+    ) -> tuple[Problem | None, ...]:
+        """Return the hidden draws; one more round does not change the others."""
+        problem, rounds = instance.problem, self.settings.rounds
+        if not imposed:
+            return (None,) * rounds
+        if loaded.output_tokens is not None:
+            return (problem.with_scenarios(problem.scenarios[:1]),) * rounds
+        rng = np.random.default_rng([self.settings.seed, 37])
+        draws = sample_scenarios(problem.app, instance.estimator, rng, rounds)
+        return tuple(problem.with_scenarios((d,)) for d in draws)
+
+
+def _with_random_models(app: Application, folder: Path) -> Application:
+    nodes = tuple(replace(n, model=random_model(n.model, folder)) for n in app.nodes)
+    return replace(app, nodes=nodes)
+
+
+def digest(*parts: object) -> str:
+    """Return a hash of what can be written as JSON, or at least as text."""
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""What a model folder or its configuration says."""

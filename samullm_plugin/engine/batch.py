@@ -1,0 +1,164 @@
+"""Several simulations at once, and results of identical ones reused."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from samullm_plugin.engine.simulate import simulate_engine
+from samullm_plugin.engine.workload import EngineRun, Workload
+from samullm_plugin.model.engine_config import EngineConfig
+from samullm_plugin.model.latency import StepLatency, StepModel
+
+_WORTH_A_THREAD_TOKENS = 200_000
+"""Output tokens of all jobs from which threads are worth starting (about half a millisecond)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EngineJob:
+    """Arguments of one :func:`simulate_engine` call, named as there."""
+
+    config: EngineConfig
+    workload: Workload
+    latency: StepModel
+    stop_s: float = math.inf
+    record_steps: bool = False
+    curve_points: int = 0
+    release_delay_s: float = 0.0
+
+    def run(self) -> EngineRun:
+        """Simulate."""
+        return simulate_engine(
+            self.config,
+            self.workload,
+            self.latency,
+            stop_s=self.stop_s,
+            record_steps=self.record_steps,
+            curve_points=self.curve_points,
+            release_delay_s=self.release_delay_s,
+        )
+
+    def key(self) -> bytes:
+        """Return a hash of everything that decides the result.
+
+        A latency model that is not a :class:`StepLatency` counts as itself: two objects are two
+        models.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        options = (self.stop_s, self.record_steps, self.curve_points, self.release_delay_s)
+        latency = self.latency if isinstance(self.latency, StepLatency) else id(self.latency)
+        digest.update(repr((self.config, options, latency)).encode())
+        for column in fields(self.workload):
+            value = getattr(self.workload, column.name)
+            if value is None:
+                continue
+            arrays = value if isinstance(value, tuple) else (value,)
+            digest.update(f"{column.name}:{len(arrays)}".encode())
+            for array in arrays:
+                content = np.ascontiguousarray(array)
+                digest.update(f"{content.dtype.str}{content.shape}".encode())
+                digest.update(content.data if content.size else b"")
+        return digest.digest()
+
+
+class EngineCache:
+    """Results by content of the job; the least recently used ones are dropped. Thread-safe.
+
+    Attributes:
+        hits: jobs answered from the cache.
+        misses: jobs that had to be simulated.
+    """
+
+    def __init__(self, max_requests: int = 2_000_000) -> None:
+        """Keep results of up to ``max_requests`` requests (24 bytes each, recorded steps more)."""
+        self.hits = 0
+        self.misses = 0
+        self._max_requests = max_requests
+        self._requests = 0
+        self._runs: OrderedDict[bytes, tuple[EngineRun, StepModel]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        """Return the number of results kept."""
+        return len(self._runs)
+
+    def get(self, key: bytes) -> EngineRun | None:
+        """Return the result of the job with this key, if kept."""
+        with self._lock:
+            entry = self._runs.get(key)
+            if entry is None:
+                self.misses += 1
+                return None
+            self.hits += 1
+            self._runs.move_to_end(key)
+            return entry[0]
+
+    def put(self, key: bytes, job: EngineJob, run: EngineRun) -> None:
+        """Keep a result; its arrays become read-only, as several callers will share them."""
+        for array in (run.finish_s, run.first_token_s, run.generated_tokens):
+            array.setflags(write=False)
+        with self._lock:
+            if key not in self._runs:
+                self._requests += _weight(run)
+            self._runs[key] = (run, job.latency)  # the model is kept alive: its id is in the key
+            self._runs.move_to_end(key)
+            while self._requests > self._max_requests and len(self._runs) > 1:
+                _, (dropped, _) = self._runs.popitem(last=False)
+                self._requests -= _weight(dropped)
+
+
+def _weight(run: EngineRun) -> int:
+    steps = 0 if run.steps is None else len(run.steps.seq_request) // 3
+    return len(run.finish_s) + steps + 64
+
+
+def simulate_engines(
+    jobs: Sequence[EngineJob],
+    max_workers: int | None = None,
+    *,
+    cache: EngineCache | None = None,
+) -> list[EngineRun]:
+    """Simulate independent engines, on all cores where that is worth it.
+
+    Args:
+        jobs: what to simulate; identical jobs are simulated once.
+        max_workers: most threads; None: one per core.
+        cache: where results are looked up and kept.
+
+    Returns:
+        The results in the order of the jobs.
+
+    Raises:
+        InputError: as :func:`simulate_engine`, of the first job that fails.
+    """
+    store = EngineCache() if cache is None else cache
+    keys = [job.key() for job in jobs]
+    found: dict[bytes, EngineRun] = {}
+    missing: dict[bytes, EngineJob] = {}
+    for key, job in zip(keys, jobs, strict=True):
+        if key in found or key in missing:
+            continue
+        run = store.get(key)
+        if run is None:
+            missing[key] = job
+        else:
+            found[key] = run
+    workers = min(max_workers or os.cpu_count() or 1, len(missing))
+    tokens = sum(int(job.workload.output_tokens.sum()) for job in missing.values())
+    if workers > 1 and tokens > _WORTH_A_THREAD_TOKENS:
+        with ThreadPoolExecutor(workers) as pool:
+            runs = list(pool.map(EngineJob.run, missing.values()))
+    else:
+        runs = [job.run() for job in missing.values()]
+    for (key, job), run in zip(missing.items(), runs, strict=True):
+        store.put(key, job, run)
+        found[key] = run
+    return [found[key] for key in keys]

@@ -1,0 +1,1 @@
+"""The plugin host: hooks, interfaces, settings."""

@@ -1,0 +1,233 @@
+"""Executors: how engines are started and fed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from samullm_plugin.errors import InputError
+from samullm_plugin.host.interfaces.plugin import Plugin
+from samullm_plugin.model.application import ModelSpec
+from samullm_plugin.model.cluster import Cluster
+
+if TYPE_CHECKING:  # engine processes import this module, and vLLM does not stand numba beside it
+    from samullm_plugin.model.costs import ModeCosts
+    from samullm_plugin.model.latency import Floats, StepTable
+    from samullm_plugin.model.problem import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """One engine replica to start.
+
+    Attributes:
+        key: unique name of the replica in the run, such as ``vicuna.2.0``.
+        node: index of the application's node it serves.
+        model: checkpoint and engine settings.
+        devices: its devices.
+        tensor_parallel_size: devices per layer.
+        pipeline_parallel_size: groups of layers.
+        kv_cache_tokens: KV-cache capacity to reserve.
+        scheduling_policy: ``fcfs`` or ``priority``.
+        costs: what the plan assumes of the replica; executors that model engines instead of
+            computing go by it.
+    """
+
+    key: str
+    node: int
+    model: ModelSpec
+    devices: tuple[int, ...]
+    tensor_parallel_size: int
+    pipeline_parallel_size: int
+    kv_cache_tokens: int
+    scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
+    costs: ModeCosts | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One request for an engine.
+
+    Attributes:
+        request: index in its node's request table.
+        prompt_token_ids: prompt plus whatever was generated elsewhere; None in simulations, and if
+            the engine is to tokenise ``prompt`` or ``messages``.
+        prompt_tokens: length of that; an estimate as long as it is not tokenised.
+        max_tokens: tokens it may still generate.
+        priority: lower is served first under policy ``priority``.
+        sampling: vLLM sampling parameters by name.
+        prompt: text to tokenise.
+        messages: chat messages to put through the model's chat template.
+        num_generated: how many of the last prompt tokens were generated elsewhere.
+        output_tokens: how many tokens it is still to generate, whatever the engine would say:
+            where lengths are modelled or imposed. None: the engine decides, up to ``max_tokens``.
+    """
+
+    request: int
+    prompt_token_ids: tuple[int, ...] | None
+    prompt_tokens: int
+    max_tokens: int
+    priority: int = 0
+    sampling: Mapping[str, object] = field(default_factory=dict)
+    prompt: str | None = None
+    messages: tuple[Mapping[str, object], ...] | None = None
+    num_generated: int = 0
+    output_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOutput:
+    """Tokens a request generated on one engine.
+
+    Attributes:
+        request: index in its node's request table.
+        num_tokens: tokens generated on this engine.
+        token_ids: those tokens; None in simulations.
+        text: text of everything generated, here and before, if the engine detokenises.
+        finish_reason: ``stop``, ``length`` or ``error``; None if it was cut off unfinished.
+        error: why it failed, for ``error``.
+        prompt_token_ids: the prompt, if the engine tokenised it.
+        stop_reason: stop string or token that ended it, if one did.
+        logprobs: for each of ``token_ids`` the log probabilities by token id, if asked for.
+    """
+
+    request: int
+    num_tokens: int
+    token_ids: tuple[int, ...] | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+    error: str | None = None
+    prompt_token_ids: tuple[int, ...] | None = None
+    stop_reason: int | str | None = None
+    logprobs: tuple[Mapping[int, float], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineEvent:
+    """Something an engine reports.
+
+    Attributes:
+        key: the replica.
+        kind: ``ready``, ``finished`` (with outputs) or ``failed`` (with a reason).
+        time_s: the executor's clock when it happened.
+        outputs: finished requests.
+        reason: why it failed.
+    """
+
+    key: str
+    kind: Literal["ready", "finished", "failed"]
+    time_s: float
+    outputs: tuple[RequestOutput, ...] = ()
+    reason: str = ""
+
+
+class Executor(Plugin, ABC):
+    """Starts engines on devices, feeds them and reports what they finish.
+
+    The coordinator calls it from one thread: ``open``, then any order of the others, then
+    ``close``. Every submitted request is reported exactly once: finished by an event, or unfinished
+    by ``stop_engine``, which is also called for an engine that failed. What an engine finished
+    before it was stopped may be reported by events after ``stop_engine`` has returned.
+
+    Attributes:
+        can_sleep: engines can be put to sleep and woken.
+        virtual_clock: time stands still but for ``poll``; nothing real happens.
+    """
+
+    can_sleep: ClassVar[bool] = False
+    virtual_clock: ClassVar[bool] = False
+
+    @classmethod
+    def kept_warm(cls) -> AbstractContextManager[None]:
+        """Let executors opened one after another in this context share what is slow to start."""
+        return nullcontext()
+
+    def imitate(self, truth: Problem) -> None:
+        """Be told before ``open`` how long outputs, iterations and engine starts really are.
+
+        Executors that generate their own tokens ignore it.
+
+        Args:
+            truth: the application with one length scenario, which the coordinator does not see.
+        """
+        del truth
+
+    def check(self, models: Sequence[ModelSpec]) -> None:
+        """Refuse models that cannot be run here, before anything is started.
+
+        Raises:
+            InputError: naming the model and the remedy.
+        """
+
+    @abstractmethod
+    def open(self, cluster: Cluster, run_dir: Path | None) -> None:
+        """Prepare for a run; logs go to ``run_dir`` if there is one.
+
+        Raises:
+            InputError: if the executor cannot work on this machine, with the remedy.
+        """
+
+    @abstractmethod
+    def now_s(self) -> float:
+        """Return the executor's clock (virtual clocks advance only in ``poll``)."""
+
+    @abstractmethod
+    def start_engine(self, spec: EngineSpec) -> None:
+        """Begin to start a replica; a ``ready`` or ``failed`` event follows."""
+
+    @abstractmethod
+    def submit(self, key: str, requests: Sequence[EngineRequest]) -> None:
+        """Give requests to a replica, which may still be starting."""
+
+    @abstractmethod
+    def poll(self, timeout_s: float) -> Sequence[EngineEvent]:
+        """Return what has happened, waiting up to ``timeout_s`` for the first event."""
+
+    @abstractmethod
+    def stop_engine(self, key: str) -> Sequence[RequestOutput]:
+        """Stop a replica and free its devices; return its unfinished requests' tokens so far."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop everything; safe to call twice and after failures."""
+
+    def prefetch(self, model: ModelSpec) -> None:
+        """Read a model's weights ahead, in the background, for an engine started later."""
+
+    def progress(self, key: str) -> Mapping[int, int]:
+        """Return how many tokens each unfinished request of a replica has generated so far.
+
+        At most about a second old; an executor that cannot tell returns nothing.
+        """
+        return {}
+
+    def take_steps(self, key: str) -> tuple[StepTable, Floats] | None:
+        """Return the iterations a replica has run since the last call, and their seconds.
+
+        None if the executor does not record them. Works until ``stop_engine`` has returned.
+        """
+        return None
+
+    def figures(self) -> Mapping[str, float]:
+        """Return what the executor has measured of itself, for ``metrics.json``."""
+        return {}
+
+    def sleep_engine(self, key: str, level: Literal[1, 2]) -> None:
+        """Free an idle replica's device memory but keep its process; see vLLM's sleep mode.
+
+        Raises:
+            InputError: if this executor cannot.
+        """
+        raise InputError(f"executor {self.name}: its engines have no sleep mode")
+
+    def wake_engine(self, key: str) -> None:
+        """Bring a sleeping replica back; a ``ready`` or ``failed`` event follows.
+
+        Raises:
+            InputError: if this executor cannot.
+        """
+        raise InputError(f"executor {self.name}: its engines have no sleep mode")

@@ -1,0 +1,302 @@
+"""Measure the iterations of live engines, for a latency profile of one's own machine."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from samullm_plugin.errors import InputError, RunError
+from samullm_plugin.host.interfaces.executor import EngineRequest, EngineSpec, Executor
+from samullm_plugin.model.application import ModelSpec
+from samullm_plugin.model.cluster import Cluster, Gpu
+from samullm_plugin.model.latency import Floats, StepTable
+from samullm_plugin.profiling.iterations import Iterations
+from samullm_plugin.profiling.probes import Limits, Workload, probes, unseen, warm_up
+
+_COLUMNS = (
+    "device", "model", "tp", "phase", "batch_size", "context_tokens", "max_seq_len", "new_tokens",
+    "shape", "iter_s", "prefill_seqs", "prefill_tokens", "prefill_pairs",
+)  # fmt: skip
+_READY_S = 1800.0
+_ITERATION_S = 600.0
+_MOST_PASSES = 5
+REPEAT_S = 20.0
+"""Small models are disturbed more, and cost little to run again."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """A workload that ran on an engine.
+
+    Attributes:
+        name: of the kind of workload.
+        workload: its requests.
+        steps: its iterations.
+        step_s: seconds of each.
+        wall_s: seconds from its submission until its last output had come back.
+    """
+
+    name: str
+    workload: Workload
+    steps: StepTable
+    step_s: Floats
+    wall_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What was measured of one model at one size.
+
+    Attributes:
+        rows: iterations to fit.
+        unseen: runs of other workloads, to check the fit on; the first kind ran twice, before and
+            after everything that is fitted, so that its two runs tell how much the machine drifts
+            (with prompts one token longer, lest the second be faster for having been seen).
+        ready_s: seconds until the engine was ready, its files in the page cache.
+        first_use_s: seconds that its first iterations took longer than the same later on.
+        seconds: seconds the measuring took, that of ``unseen`` not counted.
+        check_s: seconds that ``unseen`` took.
+    """
+
+    rows: Iterations
+    unseen: tuple[Run, ...]
+    ready_s: float
+    first_use_s: float
+    seconds: float
+    check_s: float
+
+    @property
+    def start_s(self) -> float:
+        """Return seconds of a start as plans count it: until iterations take their usual time."""
+        return self.ready_s + self.first_use_s
+
+
+class _Engine:
+    """An engine that runs workloads one after another.
+
+    Args:
+        executor: open.
+        spec: of the engine, which is ready.
+        vocab_size: prompts are random tokens below it.
+        temperature: of sampling.
+    """
+
+    def __init__(
+        self, executor: Executor, spec: EngineSpec, vocab_size: int, temperature: float
+    ) -> None:
+        self._executor = executor
+        self._key = spec.key
+        self._vocab_size = vocab_size
+        self._sampling = {"temperature": temperature, "ignore_eos": True}
+        self._rng = np.random.default_rng(0)
+
+    def run(self, workload: Workload, name: str = "") -> Run:
+        """Run a workload and return its iterations.
+
+        Raises:
+            InputError: if the executor records no iterations.
+            RunError: if the engine fails.
+        """
+        self._executor.take_steps(self._key)
+        pairs = zip(workload.prompt_tokens, workload.output_tokens, strict=True)
+        requests = [
+            EngineRequest(i, self._prompt(p), p, o, sampling=self._sampling)
+            for i, (p, o) in enumerate(pairs)
+        ]
+        began_s = self._executor.now_s()
+        self._executor.submit(self._key, requests)
+        _wait(self._executor, self._key, len(requests), _ITERATION_S * 10)
+        wall_s = self._executor.now_s() - began_s
+        taken = self._executor.take_steps(self._key)
+        if taken is None or not len(taken[0]):
+            raise InputError(
+                f"--executor {self._executor.name}: it records no iterations; profile with vllm"
+            )
+        return Run(name, workload, *taken, wall_s)
+
+    def _prompt(self, tokens: int) -> tuple[int, ...]:
+        """Return a prompt that no other shares a block with."""
+        return tuple(self._rng.integers(3, self._vocab_size, tokens).tolist())
+
+
+def measure(
+    executor: Executor,
+    model: ModelSpec,
+    sizes: Sequence[int],
+    *,
+    device: str,
+    kv_cache_tokens: int,
+    vocab_size: int,
+    temperature: float = 0.0,
+    repeat_s: float = REPEAT_S,
+    run_dir: Path | None = None,
+    report: Callable[[str], None] = lambda text: None,
+) -> list[Measured]:
+    """Start an engine of each tensor-parallel size in turn and record its iterations.
+
+    Args:
+        executor: not open; it is opened and closed here.
+        model: what to measure.
+        sizes: tensor-parallel sizes.
+        device: what the rows call the device.
+        kv_cache_tokens: capacity of the engines.
+        vocab_size: prompts are random tokens below it.
+        temperature: of sampling; drawing at random takes longer than taking the likeliest.
+        repeat_s: all workloads run again while that has taken less, up to five times.
+        run_dir: engine logs go there.
+        report: is told what happens.
+
+    Raises:
+        InputError: if the executor records no iterations or the sizes do not fit this machine.
+        RunError: if an engine fails.
+    """
+    executor.check([model])
+    cluster = Cluster.uniform(Gpu(device, 1 << 40), max(sizes), nvlink=max(sizes))
+    executor.open(cluster, run_dir)
+    try:
+        found = []
+        for size in sizes:
+            began_s = time.monotonic()
+            spec = EngineSpec(f"tp{size}", 0, model, tuple(range(size)), size, 1, kv_cache_tokens)
+            ready_s = _start(executor, spec)
+            report(f"tp {size}: engine ready after {ready_s:.1f} s")
+            engine = _Engine(executor, spec, vocab_size, temperature)
+            found.append(_measure(engine, spec, device, ready_s, began_s, repeat_s, report))
+            executor.stop_engine(spec.key)
+        return found
+    finally:
+        executor.close()
+
+
+def _start(executor: Executor, spec: EngineSpec) -> float:
+    """Start an engine for the second time; return the seconds until it was ready.
+
+    The first start also reads files and imports libraries.
+    """
+    first = replace(spec, key=f"{spec.key}.first")
+    executor.start_engine(first)
+    _wait(executor, first.key, 0, _READY_S)
+    executor.stop_engine(first.key)
+    began_s = executor.now_s()
+    executor.start_engine(spec)
+    _wait(executor, spec.key, 0, _READY_S)
+    return executor.now_s() - began_s
+
+
+def _measure(
+    engine: _Engine,
+    spec: EngineSpec,
+    device: str,
+    ready_s: float,
+    began_s: float,
+    repeat_s: float,
+    report: Callable[[str], None],
+) -> Measured:
+    """Run everything on an engine that is ready."""
+    size, model = spec.tensor_parallel_size, spec.model
+    limits = Limits(
+        model.engine.max_num_seqs,
+        model.engine.max_num_batched_tokens,
+        model.max_model_len,
+        spec.kv_cache_tokens,
+    )
+    # What first batches compile, allocate and import belongs to the start, not to iterations.
+    first_s, second_s = (float(engine.run(warm_up(limits)).step_s.sum()) for _ in range(2))
+    checks = list(unseen(limits, np.random.default_rng(0)).items())
+    before = engine.run(checks[0][1].longer(1), checks[0][0])
+    runs: list[Run] = []
+    passes = 0
+    probing_s = time.monotonic()
+    while passes < _MOST_PASSES and (not passes or time.monotonic() - probing_s < repeat_s):
+        runs += [engine.run(workload) for workload in probes(limits, passes)]
+        passes += 1
+        report(f"tp {size}: pass {passes}, {sum(len(r.steps) for r in runs)} iterations")
+    seconds = time.monotonic() - began_s - before.wall_s
+    after = [engine.run(workload, name) for name, workload in checks]
+    check_s = before.wall_s + sum(r.wall_s for r in after)
+    report(f"tp {size}: {len(after)} other workloads, to check on, took {check_s:.1f} s")
+    return Measured(
+        iterations_of(runs, model.name, size, device),
+        (before, *after),
+        ready_s,
+        max(0.0, first_s - second_s),
+        seconds,
+        check_s,
+    )
+
+
+def _wait(executor: Executor, key: str, outputs: int, timeout_s: float) -> None:
+    """Wait until an engine is ready (no outputs expected) or has finished so many requests.
+
+    Raises:
+        RunError: if it fails, or a request does.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    done = 0
+    while time.monotonic() < deadline_s:
+        for event in executor.poll(1.0):
+            if event.kind == "failed":
+                raise RunError(f"engine {event.key} failed: {event.reason}")
+            if event.kind == "ready" and not outputs:
+                return
+            for output in event.outputs:
+                if output.error is not None:
+                    raise RunError(f"engine {event.key}: {output.error}")
+                done += 1
+        if outputs and done >= outputs:
+            return
+    raise RunError(f"engine {key}: nothing for {timeout_s:.0f} s")
+
+
+def iterations_of(runs: Sequence[Run], model: str, size: int, device: str) -> Iterations:
+    """Return the rows of several workloads as one table."""
+
+    def column(name: str) -> np.ndarray:
+        return np.concatenate([getattr(r.steps, name) for r in runs])
+
+    steps = StepTable(
+        column("num_seqs"),
+        column("num_tokens"),
+        column("prefill_seqs"),
+        column("prefill_tokens"),
+        column("prefill_pairs"),
+        column("context_tokens"),
+        column("longest_tokens"),
+    )
+    seconds = np.concatenate([r.step_s for r in runs])
+    phase = np.where(
+        steps.prefill_seqs == 0,
+        "decode",
+        np.where(steps.prefill_seqs == steps.num_seqs, "prefill", "mixed"),
+    )
+    shape = np.concatenate([np.full(len(r.steps), r.workload.shape) for r in runs])
+    return Iterations(
+        model, size, device, phase, shape, steps.num_seqs, steps, seconds,
+        np.full(len(seconds), np.nan),
+    )  # fmt: skip
+
+
+def write_iterations(path: Path, groups: Sequence[Iterations]) -> None:
+    """Write rows in the columns that ``read_iterations`` reads."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(_COLUMNS)
+        for rows in groups:
+            steps = rows.steps
+            for i in range(len(rows)):
+                prefill = rows.phase[i] == "prefill"
+                context = steps.prefill_tokens[i] if prefill else steps.context_tokens[i]
+                longest = steps.prefill_tokens[i] if prefill else steps.longest_tokens[i]
+                writer.writerow(
+                    (
+                        rows.device, rows.model, rows.tensor_parallel_size, rows.phase[i],
+                        rows.batch_size[i], int(context), int(longest), steps.num_tokens[i],
+                        rows.shape[i], f"{rows.seconds[i]:.9f}", steps.prefill_seqs[i],
+                        steps.prefill_tokens[i], f"{steps.prefill_pairs[i]:.1f}",
+                    )
+                )  # fmt: skip

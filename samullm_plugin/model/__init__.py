@@ -1,0 +1,1 @@
+"""The nouns: applications, clusters, plans, problems, length scenarios."""

@@ -1,0 +1,276 @@
+"""A multi-LLM application: models, their requests, and which output enters which prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samullm_plugin.errors import InputError
+from samullm_plugin.model.architecture import ModelArchitecture
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """Engine settings of a model, by vLLM's names (``vllm/engine/arg_utils.py``)."""
+
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 8192
+    block_size: int = 16
+    enable_prefix_caching: bool = False
+    async_scheduling: bool = True
+    gpu_memory_utilization: float = 0.9
+    dtype: str = "bfloat16"
+    extra: tuple[tuple[str, object], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A checkpoint and how its engines are started.
+
+    Attributes:
+        name: as profiles name it, such as ``lmsys/vicuna-13b-v1.5``.
+        max_model_len: longest prompt plus output, in tokens.
+        architecture: sizes, if known; needed for anything that was not profiled.
+        path: local folder or hub id the running phase loads; ``name`` if None.
+        engine: engine settings.
+    """
+
+    name: str
+    max_model_len: int
+    architecture: ModelArchitecture | None = None
+    path: str | None = None
+    engine: EngineOptions = EngineOptions()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RequestTable:
+    """Requests of one node, one row each, in submission order.
+
+    Attributes:
+        prompt_tokens: the request's own prompt (template and user text) without upstream outputs,
+            shape ``(n,)``.
+        max_tokens: limit of its output, at least 1, shape ``(n,)``.
+        prefix_id: requests of equal id share their first ``prefix_tokens`` prompt tokens; -1: none.
+        prefix_tokens: length of that prefix.
+        input_indptr: shape ``(n + 1,)``; the inputs of request ``r`` are the entries
+            ``input_indptr[r]:input_indptr[r + 1]`` of the next three.
+        input_node: index of the node whose output is waited for; the node itself for a chain whose
+            request waits for an earlier one of the same node.
+        input_request: index of the request in that node.
+        input_in_prompt: the output's tokens are added to the prompt (else it is only waited for).
+        probability: chance that the request is needed at all, shape ``(n,)``; below one behind
+            routers and filters that decide at run time.
+        choice: requests of equal id, over all nodes, are alternatives of which exactly one is
+            taken, by ``probability``; -1: taken or not independently.
+        gate: requests of equal id, over all nodes, are let through by the same upstream filter:
+            they share one draw, so that those of equal probability are taken together; -1 or None:
+            independent.
+    """
+
+    prompt_tokens: Ints
+    max_tokens: Ints
+    prefix_id: Ints
+    prefix_tokens: Ints
+    input_indptr: Ints
+    input_node: Ints
+    input_request: Ints
+    input_in_prompt: NDArray[np.bool_]
+    probability: Floats
+    choice: Ints
+    gate: Ints | None = None
+
+    @classmethod
+    def of(
+        cls,
+        prompt_tokens: Ints | list[int],
+        max_tokens: Ints | list[int] | int,
+        inputs: list[list[tuple[int, int]]] | None = None,
+        *,
+        in_prompt: bool = True,
+        probability: Floats | None = None,
+        choice: Ints | None = None,
+        prefix_id: Ints | None = None,
+        prefix_tokens: Ints | None = None,
+        gate: Ints | None = None,
+    ) -> RequestTable:
+        """Build a table from lists; ``inputs[r]`` holds the (node, request) pairs of request r."""
+        prompts = np.asarray(prompt_tokens, dtype=np.int64)
+        n = len(prompts)
+        edges = inputs if inputs is not None else [[] for _ in range(n)]
+        flat = [pair for row in edges for pair in row]
+        return cls(
+            prompts,
+            np.broadcast_to(np.asarray(max_tokens, dtype=np.int64), (n,)).copy(),
+            np.full(n, -1, np.int64) if prefix_id is None else prefix_id,
+            np.zeros(n, np.int64) if prefix_tokens is None else prefix_tokens,
+            np.cumsum([0, *(len(row) for row in edges)], dtype=np.int64),
+            np.array([node for node, _ in flat], dtype=np.int64),
+            np.array([request for _, request in flat], dtype=np.int64),
+            np.full(len(flat), in_prompt),
+            np.ones(n) if probability is None else probability,
+            np.full(n, -1, np.int64) if choice is None else choice,
+            gate,
+        )
+
+    def __len__(self) -> int:
+        """Return the number of requests."""
+        return len(self.prompt_tokens)
+
+    @property
+    def input_row(self) -> Ints:
+        """Return the request each input belongs to, shape of ``input_node``."""
+        return np.repeat(np.arange(len(self)), np.diff(self.input_indptr))
+
+
+@dataclass(frozen=True, slots=True)
+class NodePart:
+    """Consecutive requests of a node that its user wrote as a node of their own.
+
+    Attributes:
+        name: of the user's node.
+        task: its task.
+        start: its first request in the node's table.
+        stop: the one behind its last.
+    """
+
+    name: str
+    task: str
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        """Return the number of its requests."""
+        return self.stop - self.start
+
+    @property
+    def rows(self) -> slice:
+        """Return its requests in the node's table."""
+        return slice(self.start, self.stop)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelNode:
+    """One use of a model in the application.
+
+    Attributes:
+        name: unique in the application.
+        model: the checkpoint; several nodes may use the same.
+        requests: what it is asked.
+        task: label that length estimators may tell apart, such as ``summary``.
+        fused: the user's nodes that have become this one, in order; empty if it is one itself.
+    """
+
+    name: str
+    model: ModelSpec
+    requests: RequestTable
+    task: str = ""
+    fused: tuple[NodePart, ...] = ()
+
+    @property
+    def parts(self) -> tuple[NodePart, ...]:
+        """Return the user's nodes it consists of: itself, unless it was fused of several."""
+        return self.fused or (NodePart(self.name, self.task, 0, len(self.requests)),)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Application:
+    """A directed acyclic graph of model nodes.
+
+    Attributes:
+        name: for people.
+        nodes: in any order; a node is named by its index in request tables and by its name in
+            plans.
+        notes: what had to be assumed about the application, for people.
+    """
+
+    name: str
+    nodes: tuple[ModelNode, ...]
+    notes: tuple[str, ...] = ()
+    order: tuple[int, ...] = field(init=False)
+    upstreams: tuple[frozenset[int], ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Check the graph and find a topological order of the nodes.
+
+        Raises:
+            InputError: for duplicate names, an empty node, bad lengths, a missing upstream or a
+                cycle.
+        """
+        names = [p.name for n in self.nodes for p in n.parts]
+        names += [n.name for n in self.nodes if n.fused]
+        if not self.nodes:
+            raise InputError(f"application {self.name}: it has no nodes")
+        if duplicate := next((n for n in names if names.count(n) > 1), None):
+            raise InputError(f"application {self.name}: two nodes are named {duplicate!r}")
+        sets = tuple(self._check(i, node) for i, node in enumerate(self.nodes))
+        try:
+            order = tuple(TopologicalSorter(dict(enumerate(sets))).static_order())
+        except CycleError as error:
+            cycle = " -> ".join(self.nodes[i].name for i in error.args[1])
+            raise InputError(
+                f"application {self.name}: the nodes form a cycle: {cycle}; "
+                "a node that feeds itself must do so by requests that wait for earlier ones"
+            ) from error
+        object.__setattr__(self, "order", order)
+        object.__setattr__(self, "upstreams", sets)
+
+    def _check(self, index: int, node: ModelNode) -> frozenset[int]:
+        """Return the other nodes this node waits for, after checking its table."""
+        table, where = node.requests, f"application {self.name}, node {node.name}"
+        if len(table) == 0:
+            raise InputError(f"{where}: it has no requests")
+        ends = [0, *(p.stop for p in node.parts)]
+        if [p.start for p in node.parts] != ends[:-1] or ends[-1] != len(table):
+            raise InputError(f"{where}: its parts are not its {len(table)} requests one by one")
+        if (table.prompt_tokens < 1).any():
+            row = int(np.argmax(table.prompt_tokens < 1))
+            raise InputError(f"{where}: prompt_tokens of request {row} must be at least 1")
+        if (table.max_tokens < 1).any():
+            row = int(np.argmax(table.max_tokens < 1))
+            raise InputError(f"{where}: max_tokens of request {row} must be at least 1")
+        if (table.prompt_tokens >= node.model.max_model_len).any():
+            row = int(np.argmax(table.prompt_tokens >= node.model.max_model_len))
+            raise InputError(
+                f"{where}: prompt_tokens of request {row} is {table.prompt_tokens[row]}; with "
+                f"max_model_len {node.model.max_model_len} it must be below that"
+            )
+        for source in np.unique(table.input_node):
+            if not 0 <= source < len(self.nodes):
+                raise InputError(f"{where}: it waits for node {source}, which does not exist")
+            requests = table.input_request[table.input_node == source]
+            if (requests < 0).any() or (requests >= len(self.nodes[source].requests)).any():
+                raise InputError(
+                    f"{where}: it waits for a request that {self.nodes[source].name} does not have"
+                )
+        own = table.input_node == index
+        if (table.input_request[own] >= table.input_row[own]).any():
+            raise InputError(f"{where}: a request may wait only for earlier ones of its own node")
+        return frozenset(int(s) for s in np.unique(table.input_node) if s != index)
+
+    def index(self, name: str) -> int:
+        """Return the index of a node.
+
+        Raises:
+            InputError: naming the nodes there are.
+        """
+        for i, node in enumerate(self.nodes):
+            if node.name == name:
+                return i
+        known = ", ".join(n.name for n in self.nodes)
+        raise InputError(f"application {self.name} has no node {name!r}; it has {known}")
+
+    @property
+    def fused(self) -> dict[str, tuple[str, ...]]:
+        """Return by name the nodes that were fused of several, and those."""
+        return {n.name: tuple(p.name for p in n.fused) for n in self.nodes if n.fused}
+
+    @property
+    def num_requests(self) -> int:
+        """Return the requests of all nodes."""
+        return sum(len(n.requests) for n in self.nodes)

@@ -1,0 +1,259 @@
+"""Machines, their GPUs and which of them a replica may use together."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+from samullm_plugin.errors import InputError
+from samullm_plugin.model.parallel import ParallelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One kind of device.
+
+    Attributes:
+        name: as latency profiles name it, such as ``A100-80GB``.
+        memory_bytes: device memory in bytes.
+    """
+
+    name: str
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """The devices a plan may use; a device is its index in ``gpus``.
+
+    Attributes:
+        gpus: kind of each device.
+        nvlink_groups: disjoint sets of devices joined by NVLink. The devices of a tensor-parallel
+            replica must lie within one of them. Devices in no group form groups of one.
+        machines: disjoint sets of devices, one per machine, covering all. A replica, with all its
+            pipeline stages, lies on one machine.
+    """
+
+    gpus: tuple[Gpu, ...]
+    nvlink_groups: tuple[tuple[int, ...], ...] = ()
+    machines: tuple[tuple[int, ...], ...] = ()
+    _group_index: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    _machine_index: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    _idle: dict[ParallelConfig, tuple[int, ...] | None] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        """Complete the groups and refuse impossible ones.
+
+        Raises:
+            InputError: naming the field and the device.
+        """
+        if not self.gpus:
+            raise InputError("cluster: gpus is empty; a plan needs at least one GPU")
+        for gpu in self.gpus:
+            if gpu.memory_bytes <= 0:
+                raise InputError(f"cluster: memory of GPU {gpu.name} must be positive")
+        every = range(len(self.gpus))
+        for kind in ("nvlink_groups", "machines"):
+            seen: set[int] = set()
+            for group in getattr(self, kind):
+                for device in group:
+                    if device not in every:
+                        raise InputError(
+                            f"cluster: {kind} names device {device}; "
+                            f"there are devices 0 to {len(self.gpus) - 1}"
+                        )
+                    if device in seen:
+                        raise InputError(f"cluster: {kind} names device {device} twice")
+                    seen.add(device)
+            rest = [d for d in every if d not in seen]
+            if kind == "nvlink_groups" and rest:
+                completed = (*self.nvlink_groups, *((d,) for d in rest))
+                object.__setattr__(self, kind, tuple(sorted(tuple(sorted(g)) for g in completed)))
+            elif kind == "machines" and not self.machines:
+                object.__setattr__(self, kind, (tuple(every),))
+            elif rest:
+                raise InputError(f"cluster: {kind} leaves out device {rest[0]}")
+        for name, sets in (("_group_index", self.nvlink_groups), ("_machine_index", self.machines)):
+            index = {d: i for i, members in enumerate(sets) for d in members}
+            object.__setattr__(self, name, tuple(index[d] for d in every))
+
+    @classmethod
+    def uniform(cls, gpu: Gpu, num_gpus: int, *, nvlink: int = 1) -> Cluster:
+        """Return one machine of equal GPUs in NVLink groups of ``nvlink`` neighbours.
+
+        Raises:
+            InputError: if ``num_gpus`` is below one.
+        """
+        if num_gpus < 1:
+            raise InputError(f"cluster: {num_gpus} GPUs; a plan needs at least one GPU")
+        groups = tuple(
+            tuple(range(first, min(first + nvlink, num_gpus)))
+            for first in range(0, num_gpus, nvlink)
+        )
+        return cls((gpu,) * num_gpus, groups)
+
+    @property
+    def num_gpus(self) -> int:
+        """Return the number of devices."""
+        return len(self.gpus)
+
+    def group_of(self, device: int) -> tuple[int, ...]:
+        """Return the NVLink group of a device."""
+        return self.nvlink_groups[self._group_index[device]]
+
+    def machine_of(self, device: int) -> int:
+        """Return the index of the machine of a device."""
+        return self._machine_index[device]
+
+    def replica_violation(self, devices: Sequence[int], tensor_parallel_size: int) -> str | None:
+        """Return why these devices cannot carry one replica, or None if they can.
+
+        Args:
+            devices: devices of the replica, one run of ``tensor_parallel_size`` per pipeline stage.
+            tensor_parallel_size: devices per pipeline stage.
+        """
+        if len({self._machine_index[d] for d in devices}) > 1:
+            return f"devices {list(devices)} lie on several machines"
+        if len({self.gpus[d].name for d in devices}) > 1:
+            return f"devices {list(devices)} are of different kinds"
+        for first in range(0, len(devices), tensor_parallel_size):
+            part = devices[first : first + tensor_parallel_size]
+            if len({self._group_index[d] for d in part}) > 1:
+                return f"devices {list(part)} are not in one NVLink group"
+        return None
+
+    def find_devices(
+        self, free: Collection[int], parallel: ParallelConfig, *, avoid: Collection[int] = ()
+    ) -> tuple[int, ...] | None:
+        """Return free devices of one kind for all replicas of a model, or None if there are none.
+
+        Groups that are left with the fewest free devices are filled first, so that large groups
+        stay whole for models that need them.
+
+        Args:
+            free: devices nobody holds.
+            parallel: sizes to place.
+            avoid: free devices to take only if no others do.
+        """
+        if parallel.num_devices > len(free):
+            return None
+        return FreeDevices(self, free).take(parallel, avoid=avoid)
+
+    def idle_devices(self, parallel: ParallelConfig) -> tuple[int, ...] | None:
+        """Return :meth:`find_devices` with every device free."""
+        if parallel not in self._idle:
+            self._idle[parallel] = self.find_devices(range(self.num_gpus), parallel)
+        return self._idle[parallel]
+
+
+Place = tuple[int, int]
+"""A machine and one of its NVLink groups, by their indices."""
+
+
+class FreeDevices:
+    """Devices that nobody holds, taken and given back as plans are made.
+
+    Attributes:
+        count: how many there are.
+    """
+
+    def __init__(self, cluster: Cluster, free: Collection[int]) -> None:
+        """Begin with some devices of a cluster."""
+        free = set(free)
+        self._gpus = cluster.gpus
+        self._place = tuple(zip(cluster._machine_index, cluster._group_index, strict=True))
+        self._by_kind: dict[Gpu, dict[Place, list[int]]] = {}
+        for device, gpu in enumerate(cluster.gpus):
+            members = self._by_kind.setdefault(gpu, {}).setdefault(self._place[device], [])
+            if device in free:
+                members.append(device)
+        self.count = len(free)
+
+    def take(
+        self, parallel: ParallelConfig, *, avoid: Collection[int] = ()
+    ) -> tuple[int, ...] | None:
+        """Take devices of one kind for all replicas of a model, or none if there are too few.
+
+        See :meth:`Cluster.find_devices`.
+        """
+        tp, replicas = parallel.tensor_parallel_size, parallel.data_parallel_size
+        parts = replicas * parallel.pipeline_parallel_size
+        for kind, places in self._by_kind.items():
+            if sum(len(members) // tp for members in places.values()) < parts:
+                continue
+            tried = places if parallel.pipeline_parallel_size == 1 else dict(places)
+            chosen = _replicas(tried, parallel, set(avoid))
+            if chosen is not None:
+                self._by_kind[kind] = tried
+                self.count -= len(chosen)
+                return chosen
+        return None
+
+    def copy(self) -> FreeDevices:
+        """Return an independent copy."""
+        new = object.__new__(FreeDevices)
+        new._gpus, new._place, new.count = self._gpus, self._place, self.count
+        new._by_kind = {kind: dict(places) for kind, places in self._by_kind.items()}
+        return new
+
+    def put(self, devices: Collection[int]) -> None:
+        """Give devices back."""
+        for device in devices:
+            places = self._by_kind[self._gpus[device]]
+            place = self._place[device]
+            places[place] = sorted((*places[place], device))
+        self.count += len(devices)
+
+    def remove(self, devices: Collection[int]) -> None:
+        """Take these very devices, which must be free."""
+        for device in devices:
+            places = self._by_kind[self._gpus[device]]
+            place = self._place[device]
+            places[place] = [d for d in places[place] if d != device]
+        self.count -= len(devices)
+
+
+def _replicas(
+    places: dict[Place, list[int]], parallel: ParallelConfig, shunned: set[int]
+) -> tuple[int, ...] | None:
+    """Return devices of one kind for all replicas of a model.
+
+    Args:
+        places: free devices in order by machine and NVLink group; what is chosen is taken out.
+        parallel: sizes to place.
+        shunned: devices to take only if no others do.
+    """
+    tp = parallel.tensor_parallel_size
+    chosen: list[int] = []
+    for _ in range(parallel.data_parallel_size):
+        home: int | None = None  # all pipeline stages of a replica lie on one machine
+        for _ in range(parallel.pipeline_parallel_size):
+            part = _part(places, tp, home, shunned)
+            if part is None:
+                return None
+            place, devices = part
+            home = place[0]
+            places[place] = [d for d in places[place] if d not in devices]
+            chosen += devices
+    return tuple(chosen)
+
+
+def _part(
+    places: dict[Place, list[int]], tp: int, home: int | None, shunned: set[int]
+) -> tuple[Place, list[int]] | None:
+    """Return ``tp`` devices of one place: of the fullest that has room, the first of equals."""
+    best: tuple[tuple[int, int, int], Place, list[int]] | None = None
+    for place, members in places.items():
+        if len(members) < tp or (home is not None and place[0] != home):
+            continue
+        devices = members[:tp]
+        if shunned:
+            devices = sorted(members, key=lambda d: (d in shunned, d))[:tp]
+        key = sum(d in shunned for d in devices), len(members), devices[0]
+        if best is None or key < best[0]:
+            best = key, place, devices
+            if not shunned and len(members) == tp:
+                break  # no place is fuller, and they come in order
+    return None if best is None else best[1:]

@@ -1,0 +1,63 @@
+"""What it costs to run a model on a kind of device, and what that figure rests on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from samullm_plugin.model.latency import StepModel
+
+ProvenanceKind = Literal["measured", "transferred", "operator-table", "layer-profile", "assumed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What a prediction rests on.
+
+    Attributes:
+        kind: measured on this model and device, transferred from others, and so on.
+        source: where the figures come from.
+        error_pct: known mean absolute percentage error of an iteration, or None if unknown.
+    """
+
+    kind: ProvenanceKind
+    source: str
+    error_pct: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadTimes:
+    """Seconds to bring a model's engine up, by where its weights are.
+
+    Attributes:
+        warm_s: new engine, files in the page cache.
+        cold_s: new engine, files on disk.
+        sleep1_s: putting it to sleep with its weights in host memory (vLLM sleep level 1).
+        wake1_s: waking it from there.
+        sleep2_s: putting it to sleep without weights (level 2).
+        wake2_s: waking it from there, weights reloaded.
+    """
+
+    warm_s: float
+    cold_s: float
+    sleep1_s: float | None = None
+    wake1_s: float | None = None
+    sleep2_s: float | None = None
+    wake2_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModeCosts:
+    """Costs of one replica of a model at one tensor- and pipeline-parallel size.
+
+    Attributes:
+        latency: seconds of an iteration.
+        kv_cache_tokens: KV-cache capacity of a replica in tokens; 0 if the weights do not fit.
+        load: engine start.
+        provenance: what the iteration latency rests on.
+    """
+
+    latency: StepModel
+    kv_cache_tokens: int
+    load: LoadTimes
+    provenance: Provenance

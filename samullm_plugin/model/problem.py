@@ -1,0 +1,145 @@
+"""The frozen instance a scheduler sees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from samullm_plugin.errors import InputError
+from samullm_plugin.model.application import Application, ModelNode
+from samullm_plugin.model.cluster import Cluster
+from samullm_plugin.model.costs import ModeCosts
+from samullm_plugin.model.engine_config import EngineConfig
+from samullm_plugin.model.parallel import ParallelConfig
+from samullm_plugin.model.scenarios import LengthScenario
+
+
+@dataclass(frozen=True, slots=True)
+class ModeKey:
+    """What the costs of one replica depend on besides the model.
+
+    Attributes:
+        gpu: name of the kind of GPU.
+        tensor_parallel_size: devices per layer.
+        pipeline_parallel_size: groups of layers.
+    """
+
+    gpu: str
+    tensor_parallel_size: int
+    pipeline_parallel_size: int = 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Problem:
+    """Application, cluster, length scenarios and costs.
+
+    Attributes:
+        app: the application.
+        cluster: its devices.
+        scenarios: possible lengths, at least one.
+        costs: per node the costs of each replica size that was asked for; sizes that do not fit
+            have a KV capacity below ``max_model_len``.
+        page_cache: whether engine starts find their files in the page cache.
+    """
+
+    app: Application
+    cluster: Cluster
+    scenarios: tuple[LengthScenario, ...]
+    costs: tuple[Mapping[ModeKey, ModeCosts], ...]
+    page_cache: Literal["warm", "cold"] = "warm"
+
+    def __post_init__(self) -> None:
+        """Check that there is a scenario and that every node fits somewhere.
+
+        Raises:
+            InputError: naming the node and the memory it lacks.
+        """
+        if not self.scenarios:
+            raise InputError("problem: at least one length scenario is needed")
+        for i, node in enumerate(self.app.nodes):
+            if not self.parallel_configs(i):
+                best = max((c.kv_cache_tokens for c in self.costs[i].values()), default=0)
+                raise InputError(
+                    f"node {node.name}: model {node.model.name} fits on no set of devices of the "
+                    f"cluster: at best a KV cache of {best} tokens is left, and max_model_len is "
+                    f"{node.model.max_model_len}; add devices, larger NVLink groups or memory, or "
+                    "lower max_model_len"
+                )
+
+    def node(self, name: str) -> ModelNode:
+        """Return a node by name.
+
+        Raises:
+            InputError: if there is none of that name.
+        """
+        return self.app.nodes[self.app.index(name)]
+
+    def fits(self, node: int, key: ModeKey) -> bool:
+        """Return whether vLLM would start a replica: its KV cache holds one longest sequence."""
+        costs = self.costs[node].get(key)
+        return costs is not None and (
+            costs.kv_cache_tokens >= self.app.nodes[node].model.max_model_len
+        )
+
+    def mode_key(self, parallel: ParallelConfig, devices: tuple[int, ...]) -> ModeKey:
+        """Return the key of the costs of a replica on these devices."""
+        return ModeKey(
+            self.cluster.gpus[devices[0]].name,
+            parallel.tensor_parallel_size,
+            parallel.pipeline_parallel_size,
+        )
+
+    def mode(self, node: int, parallel: ParallelConfig, devices: tuple[int, ...]) -> ModeCosts:
+        """Return the costs of a replica.
+
+        Raises:
+            InputError: if the replica does not fit or its size has no costs.
+        """
+        key = self.mode_key(parallel, devices)
+        if not self.fits(node, key):
+            raise InputError(
+                f"node {self.app.nodes[node].name}: {parallel} on {key.gpu} does not fit in memory "
+                "or has no costs"
+            )
+        return self.costs[node][key]
+
+    def parallel_configs(self, node: int) -> tuple[ParallelConfig, ...]:
+        """Return every parallel configuration of a node that can be placed on the idle cluster.
+
+        Ordered by devices, then by tensor-parallel size.
+        """
+        found = []
+        for key in self.costs[node]:
+            if not self.fits(node, key):
+                continue
+            for dp in range(1, self.cluster.num_gpus + 1):
+                parallel = ParallelConfig(dp, key.tensor_parallel_size, key.pipeline_parallel_size)
+                if parallel.num_devices > self.cluster.num_gpus:
+                    break
+                if self.cluster.idle_devices(parallel) is None:
+                    break
+                found.append(parallel)
+        return tuple(sorted(set(found), key=lambda p: (p.num_devices, p.tensor_parallel_size)))
+
+    def engine_config(self, node: int, costs: ModeCosts) -> EngineConfig:
+        """Return the scheduler settings of a replica of a node."""
+        model = self.app.nodes[node].model
+        options = model.engine
+        return EngineConfig(
+            max_num_seqs=options.max_num_seqs,
+            max_num_batched_tokens=options.max_num_batched_tokens,
+            max_model_len=model.max_model_len,
+            block_size=options.block_size,
+            num_blocks=costs.kv_cache_tokens // options.block_size + 1,  # vLLM's null block
+            enable_prefix_caching=options.enable_prefix_caching,
+            async_scheduling=options.async_scheduling,
+        )
+
+    def load_s(self, costs: ModeCosts) -> float:
+        """Return the seconds of starting an engine."""
+        return costs.load.warm_s if self.page_cache == "warm" else costs.load.cold_s
+
+    def with_scenarios(self, scenarios: tuple[LengthScenario, ...]) -> Problem:
+        """Return the same problem with other lengths."""
+        return Problem(self.app, self.cluster, scenarios, self.costs, self.page_cache)

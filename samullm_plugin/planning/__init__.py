@@ -1,0 +1,1 @@
+"""From an application and a cluster to a verified plan."""

@@ -1,0 +1,72 @@
+"""Applications by what users write: a file, or the name of a bundled one with its options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from samullm_plugin.app.loaded import LoadedApplication
+from samullm_plugin.app.loading import load_application, looks_like_file
+from samullm_plugin.app.requests import TokenCounter
+from samullm_plugin.errors import InputError
+from samullm_plugin.host.manager import PluginHost
+
+
+def find_application(
+    host: PluginHost, name: str, *, count_tokens: TokenCounter | None = None
+) -> LoadedApplication:
+    """Return an application.
+
+    Args:
+        host: knows the bundled applications and those of other plugins.
+        name: path of an ``app.yaml``, or a name, with options as in
+            ``ensembling:requests=10000,max_tokens=512``.
+        count_tokens: counts tokens where a tokenizer is at hand.
+
+    Raises:
+        InputError: for an unknown name or option, or a faulty file.
+    """
+
+    def bundled(text: str) -> LoadedApplication:
+        return build_named(host, text)
+
+    if looks_like_file(name) or Path(name).is_file():
+        return load_application(Path(name), bundled=bundled, count_tokens=count_tokens)
+    return bundled(name)
+
+
+def build_named(host: PluginHost, text: str) -> LoadedApplication:
+    """Return a bundled application.
+
+    Raises:
+        InputError: for an unknown name or a wrong option.
+    """
+    name, options = parse_named(text)
+    source = host.create("application", name, options)
+    return LoadedApplication(source.build(), source.cluster(), output_tokens=source.output_tokens())
+
+
+def parse_named(text: str) -> tuple[str, dict[str, object]]:
+    """Return name and options of ``name:option=value,option=value``.
+
+    The name may itself be ``distribution:name``.
+
+    Raises:
+        InputError: for an option without a value.
+    """
+    name, separator, rest = text.rpartition(":")
+    if not separator or "=" not in rest:
+        return text, {}
+    options: dict[str, object] = {}
+    for part in rest.split(","):
+        key, equals, value = (p.strip() for p in part.partition("="))
+        if not (key and equals and value):
+            raise InputError(
+                f"application {text!r}: {part!r} is not option=value; write for example "
+                "ensembling:requests=10000,max_tokens=512"
+            )
+        if key in options:
+            raise InputError(f"application {text!r}: the option {key!r} is given twice")
+        options[key] = yaml.safe_load(value)
+    return name, options

@@ -1,0 +1,254 @@
+"""From an application, a cluster and two estimators to a problem that can be planned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samullm_plugin.errors import InputError, PluginError
+from samullm_plugin.host.interfaces.latency import LatencyModel
+from samullm_plugin.host.interfaces.length import LengthEstimator, LengthQuery
+from samullm_plugin.model.application import (
+    Application,
+    ModelNode,
+    ModelSpec,
+    NodePart,
+    RequestTable,
+)
+from samullm_plugin.model.cluster import Cluster, Gpu
+from samullm_plugin.model.costs import ModeCosts
+from samullm_plugin.model.problem import ModeKey, Problem
+from samullm_plugin.model.scenarios import LengthScenario, draw_taken, make_scenario
+
+Ints = NDArray[np.int64]
+
+TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
+
+
+def build_problem(
+    app: Application,
+    cluster: Cluster,
+    estimator: LengthEstimator,
+    latency_model: LatencyModel,
+    *,
+    scenarios: int = 4,
+    rng: np.random.Generator,
+    page_cache: Literal["warm", "cold"] = "warm",
+    true_lengths: Sequence[Ints] | None = None,
+    pipeline_parallel_sizes: Sequence[int] = (1,),
+) -> Problem:
+    """Return the problem of running an application on a cluster.
+
+    Args:
+        app: the application.
+        cluster: its devices.
+        estimator: where output lengths come from.
+        latency_model: where iteration, memory and load figures come from.
+        scenarios: independent length scenarios.
+        rng: randomness of the lengths; equal states give equal problems.
+        page_cache: whether engine starts find their files in the page cache.
+        true_lengths: output lengths known beforehand, per node; then there is one scenario and the
+            estimator is not asked (for requests that a router or filter may drop, who is taken is
+            still drawn).
+        pipeline_parallel_sizes: groups of layers to consider for a replica.
+
+    Raises:
+        InputError: if a model fits nowhere, or lengths or latencies of one are not known.
+        PluginError: if the estimator's samples break its interface's rules.
+    """
+    if scenarios < 1:
+        raise InputError(f"scenarios is {scenarios}; at least one length scenario is needed")
+    if true_lengths is not None:
+        lengths: tuple[LengthScenario, ...] = (
+            make_scenario(app, true_lengths, draw_taken(app, rng)),
+        )
+    else:
+        lengths = sample_scenarios(app, estimator, rng, scenarios)
+    costs = collect_costs(
+        app, cluster, latency_model, pipeline_parallel_sizes=pipeline_parallel_sizes
+    )
+    return Problem(app, cluster, lengths, costs, page_cache)
+
+
+def sample_scenarios(
+    app: Application, estimator: LengthEstimator, rng: np.random.Generator, count: int
+) -> tuple[LengthScenario, ...]:
+    """Return independent length scenarios of an application.
+
+    Nodes are sampled in topological order, so that an estimator that looks at prompt lengths sees
+    them with the sampled outputs they contain.
+
+    Raises:
+        PluginError: if a sample breaks a rule of the interface.
+    """
+    found = []
+    for stream in rng.spawn(count):  # scenario k is the same however many there are
+        taken = draw_taken(app, stream)
+        sampled = sample_outputs(app, estimator, stream, taken)
+        found.append(make_scenario(app, sampled, taken))
+    return tuple(found)
+
+
+def sample_outputs(
+    app: Application,
+    estimator: LengthEstimator,
+    rng: np.random.Generator,
+    taken: Sequence[NDArray[np.bool_]] | None = None,
+) -> tuple[Ints, ...]:
+    """Return one sample of output lengths per node, before the limits of whole prompts apply.
+
+    Args:
+        app: the application.
+        estimator: where lengths come from.
+        rng: its randomness.
+        taken: per node which requests are needed; None: all.
+    """
+    outputs = [np.zeros(len(n.requests), np.int64) for n in app.nodes]
+    for i in app.order:
+        node = app.nodes[i]
+        mask = np.ones(len(node.requests), bool) if taken is None else taken[i]
+        for part in node.parts:
+            passes = 2 if _is_chain(node.requests, i, part) else 1  # prompts hold own outputs
+            for _ in range(passes):
+                prompts = _prompts(app, i, outputs)[part.rows]
+                sampled = _sample_part(node, part, prompts, estimator, rng)
+                outputs[i][part.rows] = np.where(mask[part.rows], sampled, 0)
+    return tuple(np.maximum(o, 1) for o in outputs)
+
+
+def _is_chain(table: RequestTable, i: int, part: NodePart) -> bool:
+    """Return whether requests of a part of node ``i`` wait for others of the same part."""
+    own = table.input_node == i
+    rows, requests = table.input_row[own], table.input_request[own]
+    return bool(((requests >= part.start) & (rows < part.stop)).any())
+
+
+def _prompts(app: Application, i: int, outputs: Sequence[Ints]) -> Ints:
+    """Return the prompt lengths of node ``i`` as far as its inputs have been sampled."""
+    table = app.nodes[i].requests
+    prompts = table.prompt_tokens.copy()
+    for source in np.unique(table.input_node):
+        part = (table.input_node == source) & table.input_in_prompt
+        added = outputs[source][table.input_request[part]]
+        np.add.at(prompts, table.input_row[part], added)
+    fitting: Ints = np.minimum(prompts, app.nodes[i].model.max_model_len - 1)
+    return fitting
+
+
+def _sample_part(
+    node: ModelNode,
+    part: NodePart,
+    prompts: Ints,
+    estimator: LengthEstimator,
+    rng: np.random.Generator,
+) -> Ints:
+    """Return one checked sample of a node's output lengths, for one of the user's nodes in it."""
+    query = LengthQuery(
+        model=node.model.name,
+        task=part.task,
+        prompt_tokens=prompts,
+        max_tokens=node.requests.max_tokens[part.rows],
+        generated_tokens=np.zeros(len(part), np.int64),
+        max_model_len=node.model.max_model_len,
+        node=part.name,
+        requests=np.arange(len(part)),
+    )
+    lengths: Ints = check_lengths(estimator.sample(query, rng, 1), query, 1, estimator.name)[0]
+    return lengths
+
+
+def check_lengths(sampled: Ints, query: LengthQuery, scenarios: int, name: str) -> Ints:
+    """Return sampled lengths after checking them against the interface's rules.
+
+    Raises:
+        PluginError: naming the estimator, the rule and the request.
+    """
+    label = f"length-estimator {name}"
+    lengths = np.asarray(sampled)
+    shape = (scenarios, len(query))
+    if lengths.shape != shape:
+        raise PluginError(f"{label}: samples have shape {lengths.shape} instead of {shape}")
+    if not np.issubdtype(lengths.dtype, np.integer):
+        raise PluginError(f"{label}: samples are {lengths.dtype}; whole numbers are needed")
+    least = np.minimum(np.maximum(query.generated_tokens + 1, 1), query.max_tokens)
+    for bad, rule in (
+        (lengths < least, "is below 1 or not above generated_tokens"),
+        (lengths > query.max_tokens, "is above max_tokens"),
+    ):
+        if bad.any():
+            scenario, row = (int(v) for v in np.argwhere(bad)[0])
+            raise PluginError(
+                f"{label}: the length {lengths[scenario, row]} of request {row} of "
+                f"{query.node or query.model} {rule}"
+            )
+    return lengths.astype(np.int64)
+
+
+def collect_costs(
+    app: Application,
+    cluster: Cluster,
+    latency_model: LatencyModel,
+    *,
+    tensor_parallel_sizes: Sequence[int] = TENSOR_PARALLEL_SIZES,
+    pipeline_parallel_sizes: Sequence[int] = (1,),
+) -> tuple[Mapping[ModeKey, ModeCosts], ...]:
+    """Return per node the costs of every replica size that the cluster's NVLink groups allow.
+
+    Sizes that do not fit in memory are kept with their KV capacity, so that messages can name it.
+    Sizes by which a model's heads or layers cannot be divided are left out, as vLLM refuses them;
+    so are sizes for which the latency model has no figures, unless that leaves none.
+
+    Raises:
+        InputError: if the latency model knows nothing of a model.
+    """
+    sizes = [
+        (gpu, tp, pp)
+        for gpu, largest in _largest_groups(cluster).items()
+        for tp in tensor_parallel_sizes
+        for pp in pipeline_parallel_sizes
+        if tp <= largest and tp * pp <= cluster.num_gpus
+    ]
+    known: list[tuple[ModelSpec, Mapping[ModeKey, ModeCosts]]] = []
+    per_node = []
+    for node in app.nodes:
+        costs = next((c for model, c in known if model == node.model), None)
+        if costs is None:
+            costs = _model_costs(node, sizes, latency_model.costs)
+            known.append((node.model, costs))
+        per_node.append(costs)
+    return tuple(per_node)
+
+
+def _model_costs(
+    node: ModelNode,
+    sizes: Sequence[tuple[Gpu, int, int]],
+    costs_of: Callable[[ModelSpec, Gpu, int, int], ModeCosts],
+) -> Mapping[ModeKey, ModeCosts]:
+    """Return the costs of one model by size."""
+    found: dict[ModeKey, ModeCosts] = {}
+    refusal: InputError | None = None
+    architecture = node.model.architecture
+    for gpu, tp, pp in sizes:
+        if architecture and (architecture.num_heads % tp or pp > architecture.num_layers):
+            continue
+        try:
+            found[ModeKey(gpu.name, tp, pp)] = costs_of(node.model, gpu, tp, pp)
+        except InputError as error:
+            refusal = refusal or error
+    if not found and refusal is not None:
+        raise InputError(f"node {node.name}: {refusal}") from refusal
+    return found
+
+
+def _largest_groups(cluster: Cluster) -> dict[Gpu, int]:
+    """Return, by kind of GPU, the most of them in one NVLink group on one machine."""
+    largest: dict[Gpu, int] = {}
+    for group in cluster.nvlink_groups:
+        for device in group:
+            gpu, home = cluster.gpus[device], cluster.machine_of(device)
+            alike = [d for d in group if cluster.gpus[d] == gpu and cluster.machine_of(d) == home]
+            largest[gpu] = max(largest.get(gpu, 0), len(alike))
+    return largest

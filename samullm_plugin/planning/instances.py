@@ -1,0 +1,125 @@
+"""From an application as users name it to the problem their planner section asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from samullm_plugin.app.loaded import LoadedApplication
+from samullm_plugin.app.spec import PlannerSection
+from samullm_plugin.checkpoints.gpus import bundled_gpu
+from samullm_plugin.errors import InputError
+from samullm_plugin.host.interfaces.latency import LatencyModel
+from samullm_plugin.host.interfaces.length import LengthEstimator
+from samullm_plugin.host.manager import PluginHost
+from samullm_plugin.model.cluster import Cluster
+from samullm_plugin.model.problem import Problem
+from samullm_plugin.planning.building import build_problem
+from samullm_plugin.planning.estimators import make_latency_model, make_length_estimator
+from samullm_plugin.planning.policies import planned_policy
+from samullm_plugin.rules.fusion import fuse_chains, fuse_groups
+from samullm_plugin.simulator import PlanSimulator
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Instance:
+    """A problem and where its figures come from.
+
+    Attributes:
+        problem: what schedulers see.
+        estimator: where the lengths come from.
+        latency_model: where the costs come from.
+        planner: how it is planned.
+    """
+
+    problem: Problem
+    estimator: LengthEstimator
+    latency_model: LatencyModel
+    planner: PlannerSection
+
+    def simulator(self, host: PluginHost, problem: Problem | None = None) -> PlanSimulator:
+        """Return a simulator that honours the planner's request policy.
+
+        Args:
+            host: the plugins.
+            problem: the same application with other lengths; None: the instance's own.
+
+        Raises:
+            InputError: for an unknown policy or wrong options.
+        """
+        problem = problem or self.problem
+        return PlanSimulator(problem, policy=planned_policy(host, self.planner, problem))
+
+
+def cluster_of(loaded: LoadedApplication, gpus: int | None) -> Cluster:
+    """Return the application's cluster, or its first kind of GPU in another number.
+
+    Raises:
+        InputError: if there is neither a cluster nor a number, or the number is below one.
+    """
+    if gpus is None:
+        if loaded.cluster is None:
+            where = loaded.path or f"application {loaded.app.name}"
+            raise InputError(
+                f"{where}: it names no cluster; add a `cluster` section, or give --gpus"
+            )
+        return loaded.cluster
+    if gpus < 1:
+        raise InputError(f"--gpus is {gpus}; a plan needs at least one GPU")
+    if loaded.cluster is None:
+        return Cluster.uniform(bundled_gpu("A100-80GB"), gpus, nvlink=2)
+    pairs = max(len(g) for g in loaded.cluster.nvlink_groups)
+    return Cluster.uniform(loaded.cluster.gpus[0], gpus, nvlink=pairs)
+
+
+def unfused(planner: PlannerSection) -> PlannerSection:
+    """Return the same planner for the application's nodes as they were written."""
+    return planner.model_copy(update={"fusion": False})
+
+
+def make_instance(
+    host: PluginHost,
+    loaded: LoadedApplication,
+    planner: PlannerSection | None = None,
+    *,
+    gpus: int | None = None,
+    fused: Mapping[str, Sequence[str]] | None = None,
+) -> Instance:
+    """Build the problem of an application.
+
+    Args:
+        host: the plugins.
+        loaded: the application.
+        planner: how to plan; the application's own section if None.
+        gpus: overrides the cluster's number of GPUs.
+        fused: nodes to fuse, by the name of what they become, as a plan knows them; None: those
+            that can be, unless the planner says otherwise.
+
+    Raises:
+        InputError: for unknown names or options, lengths or latencies nobody knows, or a model that
+            fits nowhere.
+        PluginError: if an estimator or a latency model breaks its interface's rules.
+    """
+    how = planner or loaded.planner
+    cluster = cluster_of(loaded, gpus)
+    app, known = loaded.app, loaded.output_tokens
+    if fused is not None:
+        made = fuse_groups(app, fused)
+    else:
+        made = fuse_chains(app, cluster.num_gpus) if how.fusion else fuse_groups(app, {})
+    app, known = made.app, None if known is None else made.joined(known)
+    estimator = make_length_estimator(host, how.length_estimator.type, how.length_estimator.options)
+    latency = make_latency_model(host, how.latency_model.type, how.latency_model.options)
+    problem = build_problem(
+        app,
+        cluster,
+        estimator,
+        latency,
+        scenarios=how.scenarios,
+        rng=np.random.default_rng(how.seed),
+        page_cache=how.page_cache,
+        true_lengths=known,
+    )
+    return Instance(problem, estimator, latency, how)

@@ -1,0 +1,162 @@
+"""From a problem and a scheduler's name to a verified, re-simulated plan.
+
+No scheduler grades itself: the host checks every plan against the rules and simulates it with the
+same lengths and latencies for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from time import monotonic, perf_counter
+
+import numpy as np
+
+from samullm_plugin.errors import PluginError, SamullmError
+from samullm_plugin.host.interfaces.scheduler import SchedulingContext, SchedulingReport
+from samullm_plugin.host.manager import PluginHost
+from samullm_plugin.host.settings import read_settings
+from samullm_plugin.model.plan import Plan
+from samullm_plugin.model.problem import Problem
+from samullm_plugin.model.result import PlanResult
+from samullm_plugin.planning.containment import schedule_contained
+from samullm_plugin.rules.bounds import lower_bound
+from samullm_plugin.rules.verify import require_valid
+from samullm_plugin.simulator import PlanSimulator
+
+Progress = Callable[[float | None, float | None], None]
+
+MAX_NESTING = 3
+"""Schedulers may start from others' plans, and those from others' in turn, but not for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanningOptions:
+    """How to plan.
+
+    Attributes:
+        options: the scheduler's own options.
+        seed: of its randomness.
+        budget_s: seconds an anytime scheduler may use; None: its own default.
+        incumbent: a valid plan to start from.
+        progress: called with (bound, incumbent) in seconds during a long search.
+        third_party_limit_s: seconds after which a third party's scheduler is ended; None: as the
+            settings say.
+        give_up_s: seconds after which a scheduler that has no plan is given up; None: never.
+    """
+
+    options: Mapping[str, object] = field(default_factory=dict)
+    seed: int = 0
+    budget_s: float | None = None
+    incumbent: Plan | None = None
+    progress: Progress | None = None
+    third_party_limit_s: float | None = None
+    give_up_s: float | None = None
+
+
+def make_plan(
+    host: PluginHost,
+    problem: Problem,
+    scheduler: str,
+    how: PlanningOptions | None = None,
+    *,
+    simulator: PlanSimulator | None = None,
+) -> PlanResult:
+    """Plan, verify and simulate.
+
+    Args:
+        host: the plugins.
+        problem: the instance.
+        scheduler: name of a stage scheduler.
+        how: options.
+        simulator: results to reuse; a new one if None.
+
+    Raises:
+        InputError: for an unknown name, wrong options, or an instance beyond the scheduler.
+        PlanError: if the plan is invalid, with every violation, or cannot finish.
+        PluginError: if the scheduler raises or returns something else than a plan.
+    """
+    how = how or PlanningOptions()
+    simulator = simulator or PlanSimulator(problem)
+    start = perf_counter()
+    plan, report = _schedule(host, problem, scheduler, how, simulator, depth=0)
+    planning_s = perf_counter() - start
+    traces = simulator.simulate(plan)
+    return PlanResult(
+        scheduler=scheduler,
+        plan=plan,
+        makespan_s=np.array([t.makespan_s for t in traces]),
+        traces=traces,
+        lower_bound_s=np.array([lower_bound(problem, s).value_s for s in problem.scenarios]),
+        status=report.status,
+        structure_bound=report.bound,
+        structure_objective_s=report.objective_s,
+        planning_s=planning_s,
+        explanation=tuple(report.explanation.items()),
+    )
+
+
+def _schedule(
+    host: PluginHost,
+    problem: Problem,
+    name: str,
+    how: PlanningOptions,
+    simulator: PlanSimulator,
+    depth: int,
+) -> tuple[Plan, SchedulingReport]:
+    """Return a verified plan and what its scheduler says about it."""
+    registration = host.resolve("scheduler", name)
+    origin = registration.provenance
+    if not origin.shipped:
+        limit_s = how.third_party_limit_s or read_settings().third_party_limit_s
+        plan, report = schedule_contained(
+            registration, dict(how.options), problem, how.seed, how.budget_s, limit_s
+        )
+        require_valid(problem, plan, f"scheduler {origin.qualified_name}")
+        return plan, report
+
+    def schedule_with(
+        other: str,
+        /,
+        *,
+        options: Mapping[str, object] | None = None,
+        budget_s: float | None = None,
+        give_up_s: float | None = None,
+        scenarios: int | None = None,
+    ) -> Plan:
+        if depth + 1 >= MAX_NESTING:
+            raise PluginError(f"scheduler {name}: schedulers call each other more than twice deep")
+        nested = PlanningOptions(
+            options={} if options is None else options,
+            seed=how.seed,
+            budget_s=how.budget_s if budget_s is None else budget_s,
+            give_up_s=give_up_s,
+        )
+        if scenarios is None or scenarios >= len(problem.scenarios):
+            return _schedule(host, problem, other, nested, simulator, depth + 1)[0]
+        part = simulator.with_first_scenarios(scenarios)
+        return _schedule(host, part.problem, other, nested, part, depth + 1)[0]
+
+    instance = host.create("scheduler", name, dict(how.options))
+    now_s = monotonic()
+    context = SchedulingContext(
+        simulator,
+        np.random.default_rng(how.seed),
+        deadline_s=float("inf") if how.budget_s is None else now_s + how.budget_s,
+        give_up_s=float("inf") if how.give_up_s is None else now_s + how.give_up_s,
+        incumbent=how.incumbent,
+        schedule_with=schedule_with,
+        progress=how.progress,
+    )
+    try:
+        plan = instance.schedule(problem, context)
+    except SamullmError:
+        raise
+    except Exception as error:  # plugin code
+        text = f"{type(error).__name__}: {error}"
+        raise PluginError(f"scheduler {origin.qualified_name} raised {text}") from error
+    if not isinstance(plan, Plan):
+        kind = type(plan).__name__
+        raise PluginError(f"scheduler {origin.qualified_name} returned a {kind}, not a Plan")
+    require_valid(problem, plan, f"scheduler {origin.qualified_name}")
+    return plan, context.report

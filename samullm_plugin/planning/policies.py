@@ -1,0 +1,112 @@
+"""Request policies as the plan simulator asks them."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samullm_plugin.app.spec import PlannerSection
+from samullm_plugin.errors import PluginError, SamullmError
+from samullm_plugin.host.interfaces.policy import PolicyBatch, RequestPolicy
+from samullm_plugin.host.manager import PluginHost
+from samullm_plugin.model.application import Application
+from samullm_plugin.model.problem import Problem
+from samullm_plugin.model.programs import program_ids, tokens_before
+from samullm_plugin.model.scenarios import LengthScenario
+from samullm_plugin.simulator.runs import PolicyCall
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+def policy_call(
+    app: Application, policy: RequestPolicy, predicted: Sequence[LengthScenario]
+) -> PolicyCall:
+    """Return a policy as the simulator calls it, deciding on predicted lengths.
+
+    Args:
+        app: the application.
+        policy: the policy.
+        predicted: what the policy believes, per scenario of the simulated problem; the problem's
+            own scenarios are exact predictions.
+    """
+    programs = program_ids(app)
+    before = [tokens_before(app, p) for p in predicted]
+
+    def call(
+        scenario: int, node: int, requests: Ints, arrival_s: Floats | None, num_replicas: int
+    ) -> tuple[Ints | None, Ints | None]:
+        table = app.nodes[node].requests
+        batch = PolicyBatch(
+            node=app.nodes[node].name,
+            prompt_tokens=predicted[scenario].prompt_tokens[node][requests],
+            predicted_tokens=predicted[scenario].output_tokens[node][requests],
+            arrival_s=np.zeros(len(requests)) if arrival_s is None else arrival_s.copy(),
+            prefix_id=table.prefix_id[requests],
+            prefix_tokens=table.prefix_tokens[requests],
+            program_id=programs[node][requests],
+            program_tokens=before[scenario][node][requests],
+        )
+        return checked_assignment(policy, batch, num_replicas)
+
+    return call
+
+
+def planned_policy(
+    host: PluginHost, planner: PlannerSection, problem: Problem
+) -> PolicyCall | None:
+    """Return the request policy a planner section asks for, told the problem's own lengths.
+
+    Raises:
+        InputError: for an unknown policy or wrong options.
+    """
+    chosen = planner.request_policy
+    if chosen is None:
+        return None
+    policy = host.create("request-policy", chosen.type, chosen.options)
+    return policy_call(problem.app, policy, problem.scenarios)
+
+
+def checked_assignment(
+    policy: RequestPolicy, batch: PolicyBatch, num_replicas: int
+) -> tuple[Ints | None, Ints | None]:
+    """Ask a policy and check its answer.
+
+    Raises:
+        PluginError: naming the policy and the rule it breaks.
+    """
+    name = f"request policy {policy.name}"
+    for column in fields(batch):
+        values = getattr(batch, column.name)
+        if isinstance(values, np.ndarray):
+            values.setflags(write=False)  # what tries to change it raises
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            priority, replica = policy.assign(batch, num_replicas)
+    except SamullmError:
+        raise
+    except Exception as error:  # foreign code
+        text = " ".join(str(error).split())
+        raise PluginError(f"{name} raised {type(error).__name__}: {text}") from error
+    if replica is None:
+        return _priorities(priority, batch, name), None
+    replicas = np.asarray(replica)
+    if replicas.shape != (len(batch),) or not np.issubdtype(replicas.dtype, np.integer):
+        raise PluginError(f"{name}: replicas must be {len(batch)} whole numbers")
+    if len(batch) and not 0 <= replicas.min() <= replicas.max() < num_replicas:
+        raise PluginError(f"{name}: replicas must be from 0 to {num_replicas - 1}")
+    return _priorities(priority, batch, name), replicas.astype(np.int64)
+
+
+def _priorities(priority: Ints | None, batch: PolicyBatch, name: str) -> Ints | None:
+    if priority is None:
+        return None
+    priorities = np.asarray(priority)
+    if priorities.shape != (len(batch),) or not np.issubdtype(priorities.dtype, np.integer):
+        raise PluginError(f"{name}: priorities must be {len(batch)} whole numbers, or None")
+    return priorities.astype(np.int64)

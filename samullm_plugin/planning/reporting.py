@@ -1,0 +1,155 @@
+"""Plans in words: stage tables, what the figures rest on, and where two plans differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from samullm_plugin.model.application import Application
+from samullm_plugin.model.plan import Plan, Stage
+from samullm_plugin.model.problem import Problem
+from samullm_plugin.model.result import PlanResult, PlanTrace
+
+
+@dataclass(frozen=True, slots=True)
+class StageLine:
+    """One assignment of a stage, for a table.
+
+    Attributes:
+        stage: index of the stage.
+        node: name of the node.
+        parallel: such as ``dp2xtp1``.
+        devices: such as ``0-3,6``.
+        end: end event of the stage.
+        start_s: when the engine's start began; None if the assignment went on unchanged or was
+            never started because the node had finished before.
+        end_s: when its devices were free again.
+    """
+
+    stage: int
+    node: str
+    parallel: str
+    devices: str
+    end: str
+    start_s: float | None
+    end_s: float | None
+
+
+def stage_lines(plan: Plan, trace: PlanTrace) -> list[StageLine]:
+    """Return the plan stage by stage with the times of one scenario."""
+    lines = []
+    for index, stage in enumerate(plan.stages):
+        for a in stage.assignments:
+            segment = next(
+                (
+                    s
+                    for s in trace.segments
+                    if s.node == a.node and s.stage == index and s.parallel == a.parallel
+                ),
+                None,
+            )
+            lines.append(
+                StageLine(
+                    index,
+                    a.node,
+                    str(a.parallel),
+                    device_list(a.devices),
+                    end_event(stage),
+                    None if segment is None else segment.start_s,
+                    None if segment is None else segment.end_s,
+                )
+            )
+    return lines
+
+
+def device_list(devices: Sequence[int]) -> str:
+    """Return devices as ranges, such as ``0-3,6``."""
+    runs: list[list[int]] = []
+    for d in sorted(devices):
+        if runs and d == runs[-1][-1] + 1:
+            runs[-1].append(d)
+        else:
+            runs.append([d])
+    return ",".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
+
+
+def end_event(stage: Stage) -> str:
+    """Return the event that ends a stage, in words."""
+    end = stage.end
+    words = {
+        "first_finisher": "the first finishes",
+        "all_finished": "all have finished",
+        "node_finished": f"{end.node} finishes",
+        "node_progress": f"{end.node} is {100 * end.fraction:.0f} % done",
+    }
+    return words[end.kind]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How a node is run by two plans.
+
+    Attributes:
+        node: name.
+        first: its engines in the first plan, such as ``dp4xtp1 0-310 s``.
+        second: in the second plan.
+        first_device_s: device seconds it holds in the first plan.
+        second_device_s: in the second plan.
+    """
+
+    node: str
+    first: str
+    second: str
+    first_device_s: float
+    second_device_s: float
+
+
+def differences(problem: Problem, first: PlanResult, second: PlanResult) -> list[Difference]:
+    """Return the nodes that two plans run differently, by what that costs in device seconds."""
+    found = []
+    for node in problem.app.nodes:
+        a, b = _engines(first.traces[0], node.name), _engines(second.traces[0], node.name)
+        if a != b:
+            held = [_device_s(r.traces[0], node.name) for r in (first, second)]
+            found.append(Difference(node.name, a, b, held[0], held[1]))
+    return sorted(found, key=lambda d: -abs(d.second_device_s - d.first_device_s))
+
+
+def _engines(trace: PlanTrace, node: str) -> str:
+    return ", ".join(
+        f"{s.parallel} {s.start_s:.0f}-{s.end_s:.0f} s" for s in trace.segments if s.node == node
+    )
+
+
+def _device_s(trace: PlanTrace, node: str) -> float:
+    mine = [s for s in trace.segments if s.node == node]
+    return sum((s.end_s - s.start_s) * len(s.devices) for s in mine)
+
+
+def fusion_lines(app: Application) -> list[str]:
+    """Return which of the user's nodes share engines, a line per fused node."""
+    found = []
+    for node in app.nodes:
+        if node.fused:
+            names = [p.name for p in node.fused]
+            last = f"{', '.join(names[:-1])} and {names[-1]}"
+            shown = last if len(names) <= 6 else f"{names[0]} to {names[-1]}, {len(names)} nodes"
+            found.append(f"{node.name}: {shown}, one after the other on the same engines")
+    return found
+
+
+def provenance_lines(problem: Problem) -> list[str]:
+    """Return per model what its iteration latencies rest on, with their known error."""
+    lines: dict[str, str] = {}
+    for node, costs in zip(problem.app.nodes, problem.costs, strict=True):
+        parts: dict[str, list[str]] = {}
+        for key, mode in costs.items():
+            if mode.kv_cache_tokens < node.model.max_model_len:
+                continue
+            origin = mode.provenance
+            error = "" if origin.error_pct is None else f", ±{origin.error_pct:.1f} %"
+            size = f"tp{key.tensor_parallel_size}"
+            parts.setdefault(f"{origin.kind} ({origin.source}{error})", []).append(size)
+        text = "; ".join(f"{', '.join(sizes)} {kind}" for kind, sizes in parts.items())
+        lines[node.model.name] = f"{node.model.name}: {text}"
+    return list(lines.values())

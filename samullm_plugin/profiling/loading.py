@@ -1,0 +1,82 @@
+"""Seconds of engine starts, sleeps and wake-ups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from samullm_plugin.errors import InputError
+from samullm_plugin.model.costs import LoadTimes
+from samullm_plugin.profiling.regression import least_absolute
+
+
+@dataclass(frozen=True, slots=True)
+class LoadModel:
+    """Engine starts from bytes.
+
+    Attributes:
+        start_s: start-up on one device without weights.
+        parallel_start_s: the same on several (process group, workers).
+        read_bytes_per_s: from the page cache to the device.
+        disk_bytes_per_s: from disk.
+        sleep_bytes_per_s, wake_bytes_per_s: weights between device and host memory, per device.
+        sleep2_s: dropping the weights.
+        reload_bytes_per_s: weights from the page cache into a running engine.
+
+    The defaults of sleeping and waking are published figures of one model (vLLM pull request
+    48337, Qwen3-8B: sleep level 1 10.57 s and wake 2.19 s, level 2 0.31 s and 6.53 s), by its
+    16.4 GB; that of the disk is about the median of the first implementation's cold starts
+    (puddingfjz/vllm @ de1677dc).
+    """
+
+    start_s: float
+    parallel_start_s: float
+    read_bytes_per_s: float
+    disk_bytes_per_s: float = 8e7
+    sleep_bytes_per_s: float = 1.55e9
+    wake_bytes_per_s: float = 7.5e9
+    sleep2_s: float = 0.31
+    reload_bytes_per_s: float = 2.5e9
+
+    def times(
+        self, weight_bytes: float, parallel: int, *, warm_s: float | None = None
+    ) -> LoadTimes:
+        """Return the seconds for a model.
+
+        Args:
+            weight_bytes: bytes of all weights.
+            parallel: devices of a replica; they load, sleep and wake at the same time.
+            warm_s: measured start with the files in the page cache, if known.
+        """
+        start = self.start_s if parallel == 1 else self.parallel_start_s
+        warm = start + weight_bytes / self.read_bytes_per_s if warm_s is None else warm_s
+        share = weight_bytes / parallel
+        return LoadTimes(
+            warm_s=warm,
+            cold_s=warm + weight_bytes / self.disk_bytes_per_s,
+            sleep1_s=share / self.sleep_bytes_per_s,
+            wake1_s=0.1 + share / self.wake_bytes_per_s,
+            sleep2_s=self.sleep2_s,
+            wake2_s=0.1 + weight_bytes / self.reload_bytes_per_s,
+        )
+
+
+def fit_loading(
+    weight_bytes: Sequence[float], parallel: Sequence[int], warm_s: Sequence[float]
+) -> LoadModel:
+    """Return the model of measured warm starts, robustly (file formats differ).
+
+    Raises:
+        InputError: if fewer than three starts are given.
+    """
+    if len(warm_s) < 3:
+        raise InputError("loading: fewer than three measured engine starts")
+    several = np.array(parallel) > 1
+    matrix = np.column_stack([~several, several, np.array(weight_bytes) / 1e9]).astype(float)
+    keep = matrix.any(axis=0)
+    x = np.zeros(3)
+    x[keep] = least_absolute(matrix[:, keep], np.array(warm_s, dtype=float), floor=0.5)
+    rate = 1e9 / x[2] if x[2] > 1e-3 else 1e12
+    return LoadModel(float(max(x[0], 0.0)), float(max(x[1], x[0], 0.0)), float(rate))

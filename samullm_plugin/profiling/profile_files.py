@@ -1,0 +1,308 @@
+"""The profile artifact: fitted latencies, engine starts and device coefficients of one device."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from samullm_plugin.errors import InputError
+from samullm_plugin.model.architecture import ModelArchitecture
+from samullm_plugin.model.latency import Curve, StepLatency
+from samullm_plugin.profiling.device_fit import DeviceFit, HostCoefficients
+from samullm_plugin.profiling.loading import LoadModel
+from samullm_plugin.profiling.memory import BatchLimits, MemoryModel
+from samullm_plugin.profiling.roofline import DeviceCoefficients, DeviceHardware
+from samullm_plugin.profiling.transfer import TransferErrors
+
+_DIGITS = 5
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class CurveData(_Strict):
+    """A curve: seconds at knots."""
+
+    knots: tuple[float, ...] = Field(min_length=1)
+    values: tuple[float, ...] = Field(min_length=1)
+
+    @classmethod
+    def of(cls, curve: Curve) -> CurveData:
+        """Return the data of a curve."""
+        return cls(knots=curve.knots, values=_rounded(curve.values))
+
+    def curve(self) -> Curve:
+        """Return the curve."""
+        return Curve(self.knots, self.values)
+
+
+class LatencyData(_Strict):
+    """The terms of :class:`~samullm_plugin.model.latency.StepLatency`, in seconds."""
+
+    by_tokens: CurveData
+    by_seqs: CurveData
+    host_by_seqs: CurveData
+    prefill_token_s: float = 0.0
+    prefill_seq_s: float = 0.0
+    prefill_pair_s: float = 0.0
+    context_token_s: float = 0.0
+    longest_token_s: float = 0.0
+    longest_over_seqs: int = 0
+    launch_s: float = 0.0
+    prefill_launch_s: float = 0.0
+    prefill_step_s: float = 0.0
+    overlap_host: bool = False
+
+    @classmethod
+    def of(cls, latency: StepLatency) -> LatencyData:
+        """Return the data of a latency."""
+        plain = {
+            name: _round(getattr(latency, name))
+            for name in cls.model_fields
+            if name.endswith("_s") and not name.startswith(("by", "host"))
+        }
+        return cls(
+            by_tokens=CurveData.of(latency.by_tokens),
+            by_seqs=CurveData.of(latency.by_seqs),
+            host_by_seqs=CurveData.of(latency.host_by_seqs),
+            longest_over_seqs=latency.longest_over_seqs,
+            overlap_host=latency.overlap_host,
+            **plain,
+        )
+
+    def latency(self) -> StepLatency:
+        """Return the latency."""
+        curves = ("by_tokens", "by_seqs", "host_by_seqs")
+        plain = {n: getattr(self, n) for n in type(self).model_fields if n not in curves}
+        return StepLatency(**{n: getattr(self, n).curve() for n in curves}, **plain)
+
+
+class FittedModel(_Strict):
+    """Latency of one model at one size, fitted to measured iterations.
+
+    ``mape_pct`` is the mean absolute percentage error on rows not fitted where ``held_out_rows``
+    says how many, else on the fitted rows; host stalls are taken out of the measurements.
+    ``interruption_pct`` is what totals take longer than the sum of undisturbed iterations.
+    """
+
+    model: str
+    tensor_parallel_size: int = Field(ge=1)
+    latency: LatencyData
+    num_rows: int = Field(ge=1)
+    mape_pct: float
+    held_out_rows: int = 0
+    interruption_pct: float = 0.0
+    undetermined: tuple[str, ...] = ()
+
+
+class EngineStart(_Strict):
+    """What was recorded of engine starts of one model at one size.
+
+    ``kv_cache_tokens`` is the capacity that engines were given, for machines where nobody measures
+    it (vLLM's CPU build); it stands in where peak memory was not recorded.
+    """
+
+    model: str
+    tensor_parallel_size: int = Field(ge=1)
+    kv_cache_tokens: int | None = Field(default=None, ge=1)
+    total_bytes: float | None = None
+    peak_bytes: float | None = None
+    block_bytes: float | None = None
+    num_blocks: int | None = None
+    max_num_batched_tokens: int | None = None
+    max_num_seqs: int | None = None
+    warm_s: float | None = None
+
+    @property
+    def limits(self) -> BatchLimits | None:
+        """Return the largest batch, if recorded."""
+        if self.max_num_batched_tokens is None or self.max_num_seqs is None:
+            return None
+        return BatchLimits(self.max_num_batched_tokens, self.max_num_seqs)
+
+
+class TransferData(_Strict):
+    """What transfer to other models needs."""
+
+    coefficients: dict[str, float]
+    hardware: dict[str, float]
+    host_single: tuple[float, ...]
+    host_parallel: tuple[float, ...]
+    host_per_vocab: tuple[float, ...]
+    same_experts: bool
+    errors_pct: dict[str, float | None]
+
+    @classmethod
+    def of(cls, fit: DeviceFit, hardware: DeviceHardware, errors: TransferErrors) -> TransferData:
+        """Return the data of a device fit."""
+        return cls(
+            coefficients={
+                n: _round(getattr(fit.coefficients, n)) for n in _fields(DeviceCoefficients)
+            },
+            hardware={n: float(getattr(hardware, n)) for n in _fields(DeviceHardware)},
+            host_single=_rounded(fit.host.single),
+            host_parallel=_rounded(fit.host.parallel),
+            host_per_vocab=_rounded(fit.host.per_vocab),
+            same_experts=fit.same_experts,
+            errors_pct={n: getattr(errors, n) for n in _fields(TransferErrors)},
+        )
+
+    def device(self) -> DeviceFit:
+        """Return the device fit."""
+        host = HostCoefficients(self.host_single, self.host_parallel, self.host_per_vocab)
+        return DeviceFit(DeviceCoefficients(**self.coefficients), host, self.same_experts)
+
+    def device_hardware(self) -> DeviceHardware:
+        """Return the data-sheet figures."""
+        figures = dict(self.hardware)
+        return DeviceHardware(int(figures.pop("multiprocessors")), **figures)
+
+    def errors(self) -> TransferErrors:
+        """Return the expected errors."""
+        return TransferErrors(**self.errors_pct)
+
+
+class Profile(_Strict):
+    """Everything learned about one device."""
+
+    format: Literal["samullm-profile-1"] = "samullm-profile-1"
+    device: str
+    source: str
+    models: tuple[FittedModel, ...] = ()
+    starts: tuple[EngineStart, ...] = ()
+    architectures: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    transfer: TransferData | None = None
+    memory: dict[str, float] | None = None
+    loading: dict[str, float] | None = None
+
+    def fitted(self, model: str, tensor_parallel_size: int) -> FittedModel | None:
+        """Return the fitted latency of a model at a size, or None."""
+        for entry in self.models:
+            if entry.model == model and entry.tensor_parallel_size == tensor_parallel_size:
+                return entry
+        return None
+
+    def start(self, model: str, tensor_parallel_size: int) -> EngineStart | None:
+        """Return what was recorded of a model's starts at a size, or None."""
+        for entry in self.starts:
+            if entry.model == model and entry.tensor_parallel_size == tensor_parallel_size:
+                return entry
+        return None
+
+    def architecture(self, model: str) -> ModelArchitecture | None:
+        """Return the sizes of a model, if the profile holds them."""
+        sizes = self.architectures.get(model)
+        return None if sizes is None else ModelArchitecture(**sizes)
+
+    def memory_model(self) -> MemoryModel | None:
+        """Return the memory model, if any."""
+        return None if self.memory is None else MemoryModel(**self.memory)
+
+    def load_model(self) -> LoadModel | None:
+        """Return the model of engine starts, if any."""
+        return None if self.loading is None else LoadModel(**self.loading)
+
+
+def architecture_data(architecture: ModelArchitecture) -> dict[str, Any]:
+    """Return the sizes of a model as the profile stores them."""
+    return {n: getattr(architecture, n) for n in _fields(ModelArchitecture)}
+
+
+def read_profile(path: Path) -> Profile:
+    """Read a profile.
+
+    Raises:
+        InputError: naming the file and the field.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    return _parse(text, str(path))
+
+
+def _parse(text: str, where: str) -> Profile:
+    """Return the profile of a JSON text.
+
+    Raises:
+        InputError: naming where it came from and the field.
+    """
+    try:
+        profile = Profile.model_validate_json(text)
+        for entry in profile.models:
+            entry.latency.latency()
+        if profile.transfer is not None:
+            profile.transfer.device()
+            profile.transfer.device_hardware()
+            profile.transfer.errors()
+        for name in profile.architectures:
+            profile.architecture(name)
+        profile.memory_model()
+        profile.load_model()
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise InputError(
+            f"{where}: not a profile: {place or 'content'}: {first['msg']} "
+            "(make one with samullm profile fit)"
+        ) from error
+    except (TypeError, KeyError, InputError) as error:
+        raise InputError(f"{where}: not a usable profile: {error}") from error
+    return profile
+
+
+def write_profile(profile: Profile, path: Path) -> None:
+    """Write a profile as JSON, one model per line.
+
+    Raises:
+        InputError: if the file cannot be written.
+    """
+    data = profile.model_dump(mode="json", exclude_defaults=True)
+    data = {"format": profile.format, "device": profile.device, "source": profile.source, **data}
+    lines = []
+    for key, value in data.items():
+        if key in ("models", "starts") and value:
+            rows = ",\n".join(_compact(row) for row in value)
+            lines.append(f'"{key}": [\n{rows}\n]')
+        else:
+            lines.append(f'"{key}": {_compact(value)}')
+    try:
+        path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+@cache
+def bundled_profiles() -> Mapping[str, Profile]:
+    """Return the profiles that come with the package, by device."""
+    folder = files("samullm_plugin") / "data" / "latency"
+    found = {}
+    for entry in sorted(folder.iterdir(), key=lambda e: e.name):
+        if entry.name.endswith(".json"):
+            profile = _parse(entry.read_text(encoding="utf-8"), entry.name)
+            found[profile.device] = profile
+    return found
+
+
+def _compact(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def _fields(kind: type) -> tuple[str, ...]:
+    """Return the field names of a dataclass."""
+    return tuple(kind.__dataclass_fields__)  # type: ignore[attr-defined]  # dataclasses have it
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")
+
+
+def _rounded(values: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(_round(v) for v in values)

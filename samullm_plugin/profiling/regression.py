@@ -1,0 +1,121 @@
+"""Small robust regressions in plain numpy: the tables have ten columns, not thousands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samullm_plugin.model.latency import Floats
+
+Matrix = NDArray[np.float64]
+
+
+def nonnegative_least_squares(matrix: Matrix, target: Floats) -> Floats:
+    """Return ``x >= 0`` that minimises ``|matrix @ x - target|``, by the active-set method.
+
+    Args:
+        matrix: shape ``(n, k)`` with ``k`` small.
+        target: shape ``(n,)``.
+
+    Returns:
+        Array of shape ``(k,)``; columns of zeros get 0.
+    """
+    scale = np.sqrt(np.einsum("ij,ij->j", matrix, matrix))
+    scale[scale == 0] = 1.0
+    scaled = matrix / scale
+    gram, moment = scaled.T @ scaled, scaled.T @ target
+    k = gram.shape[0]
+    x: Floats = np.zeros(k)
+    active = np.zeros(k, dtype=bool)
+    tolerance = 1e-10 * max(1.0, float(np.abs(moment).max(initial=0.0)))
+    for _ in range(6 * k):
+        gradient = moment - gram @ x
+        gradient[active] = -np.inf
+        entering = int(np.argmax(gradient))
+        if gradient[entering] <= tolerance:
+            break
+        active[entering] = True
+        while True:
+            index = np.flatnonzero(active)
+            trial = np.linalg.lstsq(gram[np.ix_(index, index)], moment[index], rcond=1e-12)[0]
+            if (trial > 0).all():
+                x[:] = 0.0
+                x[index] = trial
+                break
+            blocked = trial <= 0
+            old = x[index[blocked]]
+            step = float(np.min(old / np.maximum(old - trial[blocked], 1e-300)))
+            x[index] += step * (trial - x[index])
+            dropped = index[blocked][old - step * (old - trial[blocked]) <= 1e-14]
+            active[dropped] = False
+            x[dropped] = 0.0
+            if not len(dropped) or not active.any():
+                x[~active] = 0.0
+                break
+    return np.asarray(x / scale)
+
+
+def least_absolute(matrix: Matrix, target: Floats, *, floor: float, rounds: int = 20) -> Floats:
+    """Return ``x`` that about minimises the summed absolute residual (iterated reweighting).
+
+    Args:
+        matrix: shape ``(n, k)``.
+        target: shape ``(n,)``.
+        floor: residuals below it weigh alike; in units of ``target``.
+        rounds: reweightings.
+    """
+    weight = np.ones(len(target))
+    x: Floats = np.zeros(matrix.shape[1])
+    for _ in range(rounds):
+        x = np.asarray(
+            np.linalg.lstsq(matrix * weight[:, None], target * weight, rcond=None)[0],
+            dtype=np.float64,
+        )
+        weight = 1 / np.sqrt(np.maximum(np.abs(matrix @ x - target), floor))
+    return x
+
+
+def levenberg_marquardt(
+    residuals: Callable[[Floats], Floats],
+    start: Floats,
+    *,
+    rounds: int = 40,
+    step: float = 1e-4,
+) -> Floats:
+    """Return the parameters of least squared residuals near ``start``.
+
+    Args:
+        residuals: from parameters of shape ``(k,)`` to residuals of shape ``(n,)``.
+        start: first guess, of about unit scale.
+        rounds: most accepted or refused steps.
+        step: width of the forward differences.
+    """
+    x = np.array(start, dtype=np.float64)
+    r = residuals(x)
+    cost, damping = float(r @ r), 1e-2
+    for _ in range(rounds):
+        jacobian = np.empty((len(r), len(x)))
+        for j in range(len(x)):
+            moved = x.copy()
+            moved[j] += step
+            jacobian[:, j] = (residuals(moved) - r) / step
+        gram, gradient = jacobian.T @ jacobian, jacobian.T @ r
+        improved = False
+        for _ in range(6):
+            damped = gram + damping * np.diag(np.diag(gram) + 1e-9)
+            trial = x - np.linalg.solve(damped, gradient)
+            trial_r = residuals(trial)
+            trial_cost = float(trial_r @ trial_r)
+            if trial_cost < cost:
+                improved = True
+                break
+            damping *= 5
+        if not improved:
+            break
+        gain = 1 - trial_cost / cost
+        x, r, cost, damping = trial, trial_r, trial_cost, max(damping / 5, 1e-9)
+        if gain < 1e-5:
+            break
+    return x

@@ -1,0 +1,344 @@
+"""A lower bound on the simulated makespan of any plan whatsoever, for one length scenario.
+
+Two arguments, both from the iteration latencies themselves:
+
+* *Critical path*: an output token needs an iteration of its own request, no iteration is faster
+  than the fastest possible one, and a request begins after its inputs and an engine start.
+* *Device seconds*: the iterations of a node, over all its replicas and stages, cost at least what
+  its tokens cost at the best batch; with the engine starts they must fit into makespan times
+  devices. An engine that takes ``l`` seconds to start works at most ``C - l`` seconds of a makespan
+  ``C``, so ``w`` device seconds of work cost at least ``w * l / (C - l)`` device seconds of starts.
+
+A plan may mix parallel sizes within a node, so the device seconds per token, per iteration and per
+token of context are each taken at their cheapest size. It may also preempt a request at any moment:
+then one decode step is replaced by a prefill of everything so far, which may be the cheaper of the
+two where reading context is dear.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samullm_plugin.model.costs import ModeCosts
+from samullm_plugin.model.engine_config import EngineConfig
+from samullm_plugin.model.latency import Floats, StepLatency
+from samullm_plugin.model.problem import Problem
+from samullm_plugin.model.scenarios import LengthScenario
+
+MIXED = 1 / 16
+"""Weight of the steepest line in the mixed ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class LowerBound:
+    """The bound and its two parts.
+
+    Attributes:
+        value_s: the larger of the two.
+        critical_path_s: by the longest chain of requests.
+        device_s: by device seconds over devices.
+    """
+
+    value_s: float
+    critical_path_s: float
+    device_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """Totals of a node: what certainly has to be computed.
+
+    Attributes:
+        decode: output tokens after the first of each request.
+        prefill: prompt tokens that no cache can hold.
+        context: sum over decode tokens of the context they read.
+        requests: requests taken.
+        pairs: query-key pairs of the prompts.
+    """
+
+    decode: float
+    prefill: float
+    context: float
+    requests: float
+    pairs: float
+
+
+def lower_bound(problem: Problem, scenario: LengthScenario) -> LowerBound:
+    """Return a bound that no simulated plan of the problem beats in this scenario."""
+    nodes = range(len(problem.app.nodes))
+    demands = [_device_seconds(problem, scenario, i) for i in nodes]
+    device_s = _fitting_s([d for d in demands if d is not None], problem.cluster.num_gpus)
+    path_s = _critical_path_s(problem, scenario)
+    return LowerBound(max(device_s, path_s), path_s, device_s)
+
+
+def _modes(problem: Problem, node: int) -> list[tuple[int, ModeCosts, EngineConfig]]:
+    """Return devices per replica, costs and engine settings of every size that fits."""
+    return [
+        (
+            key.tensor_parallel_size * key.pipeline_parallel_size,
+            costs,
+            problem.engine_config(node, costs),
+        )
+        for key, costs in problem.costs[node].items()
+        if problem.fits(node, key)
+    ]
+
+
+def _work(problem: Problem, scenario: LengthScenario, node: int) -> _Work:
+    outputs = scenario.output_tokens[node]
+    taken = outputs > 0
+    prompts = scenario.prompt_tokens[node][taken].astype(np.float64)
+    decode = outputs[taken].astype(np.float64) - 1
+    fresh = prompts
+    if problem.app.nodes[node].model.engine.enable_prefix_caching:
+        # Any full block may be found in the cache; the last token never is.
+        block = problem.app.nodes[node].model.engine.block_size
+        fresh = prompts - ((prompts - 1) // block) * block
+    context = decode * prompts + decode * (decode + 1) / 2
+    pairs = fresh * (fresh + 1) / 2
+    return _Work(
+        float(decode.sum()),
+        float(fresh.sum()),
+        float(context.sum()),
+        float(taken.sum()),
+        float(pairs.sum()),
+    )
+
+
+def _hull(values: Floats, knots: tuple[float, ...]) -> list[tuple[float, float]]:
+    """Return (intercept, slope) of lines that lie nowhere above ``values`` at 1, 2, ...
+
+    ``values`` is linear between ``knots``. Only lines with a non-negative intercept and slope, so
+    that more iterations or more tokens never lower the bound; the flat line through the smallest
+    value is always among them.
+    """
+    lines = [(max(0.0, float(values.min())), 0.0)]
+    hull: list[int] = []
+    around = {int(f(k)) - 1 for k in knots for f in (np.floor, np.ceil)}
+    corners = sorted({0, len(values) - 1} | {i for i in around if 0 <= i < len(values)})
+    for i in corners:
+        while len(hull) > 1:
+            a, b = hull[-2], hull[-1]
+            if (values[b] - values[a]) * (i - a) >= (values[i] - values[a]) * (b - a):
+                hull.pop()
+            else:
+                break
+        hull.append(i)
+    for a, b in pairwise(hull):
+        slope = float(values[b] - values[a]) / (b - a)
+        intercept = float(values[a]) - slope * (a + 1)
+        if slope > 0 and intercept >= 0:
+            lines.append((intercept, slope))
+    steepest = max(0.0, float((values / np.arange(1, len(values) + 1)).min()))
+    # A little of the steepest makes up for context that recomputation may save.
+    mixed = [(a * (1 - MIXED), b * (1 - MIXED) + steepest * MIXED) for a, b in lines]
+    return [*lines, *mixed, (0.0, steepest)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    """Seconds of the parts of an iteration, at 1, 2, ... tokens or sequences.
+
+    Attributes:
+        tokens: device seconds by scheduled tokens, what prefills may save taken off.
+        seqs: device seconds by sequences.
+        host: host seconds by sequences that are not hidden behind the device.
+        launch: least device seconds of any iteration.
+    """
+
+    tokens: Floats
+    seqs: Floats
+    host: Floats
+    launch: float
+
+
+def _tables(latency: StepLatency, config: EngineConfig) -> _Tables:
+    tokens = latency.by_tokens.table(config.max_num_batched_tokens)[1:]
+    credit = min(0.0, latency.prefill_token_s) + min(0.0, latency.prefill_seq_s)
+    if credit < 0:  # prefill tokens and sequences are at most all scheduled tokens
+        tokens = tokens + credit * np.arange(1, len(tokens) + 1)
+    tokens = tokens + min(0.0, latency.prefill_step_s)
+    seqs = latency.by_seqs.table(config.max_num_seqs)[1:]
+    host = latency.host_by_seqs.table(config.max_num_seqs)[1:]
+    if latency.overlap_host:
+        host = np.zeros_like(host)
+    launch = max(0.0, min(latency.launch_s, latency.prefill_launch_s))
+    return _Tables(tokens, seqs, host, launch)
+
+
+@dataclass(frozen=True, slots=True)
+class _Demand:
+    """Device seconds that a node certainly costs.
+
+    Attributes:
+        work: of iterations.
+        one_start: of one engine start.
+        load_s: seconds of an engine start, however many devices it takes.
+    """
+
+    work: float
+    one_start: float
+    load_s: float
+
+    def within(self, makespan_s: float) -> float:
+        """Return the device seconds if all is done by ``makespan_s`` (inf: it cannot be)."""
+        if makespan_s <= self.load_s:
+            return float("inf")
+        starts = self.work * self.load_s / (makespan_s - self.load_s)
+        return self.work + max(self.one_start, starts)
+
+
+def _fitting_s(demands: list[_Demand], num_gpus: int) -> float:
+    """Return the least makespan in which the demands fit into the devices' time."""
+    if not demands:
+        return 0.0
+    low = max(sum(d.work + d.one_start for d in demands) / num_gpus, 0.0)
+    high = 2 * low + 2 * max(d.load_s for d in demands) + 1e-9
+    while sum(d.within(high) for d in demands) > num_gpus * high:
+        high *= 2
+    for _ in range(60):  # the demands fall with the makespan, what the devices offer rises
+        middle = (low + high) / 2
+        if sum(d.within(middle) for d in demands) > num_gpus * middle:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _device_seconds(problem: Problem, scenario: LengthScenario, node: int) -> _Demand | None:
+    """Return what the node certainly costs, or None if none of its requests is needed."""
+    work = _work(problem, scenario, node)
+    modes = _modes(problem, node)
+    if work.requests == 0:
+        return None
+    per_mode = [
+        _unit_costs(size, costs.latency, config)
+        if isinstance(costs.latency, StepLatency)
+        else [np.zeros(5)]  # nothing is known of another model's least iteration
+        for size, costs, config in modes
+    ]
+    best = 0.0
+    # One choice of lines for all sizes gives costs per unit of work; the cheapest size of each
+    # unit is what any mixture costs at least.
+    for variant in range(max(len(v) for v in per_mode)):
+        units = np.min([v[min(variant, len(v) - 1)] for v in per_mode], axis=0)
+        amounts = (work.decode, work.prefill, work.context, work.requests, work.pairs)
+        best = max(best, float(np.dot(units, amounts)))
+    one_start = min(size * problem.load_s(costs) for size, costs, _ in modes)
+    return _Demand(best, one_start, min(problem.load_s(costs) for _, costs, _ in modes))
+
+
+@lru_cache(maxsize=1024)
+def _unit_costs(size: int, latency: StepLatency, config: EngineConfig) -> list[Floats]:
+    """Return device seconds per decode token, prefill token, context token, request and pair.
+
+    Several variants, each valid: a line under the table of seconds by tokens, and what the number
+    of iterations is bounded by (sequences at once, or KV-cache capacity).
+    """
+    tables = _tables(latency, config)
+    per_row = np.arange(1, len(tables.seqs) + 1)
+    both = tables.seqs + tables.host
+    seq_floor = max(0.0, float(both.min()))
+    seq_slope = max(0.0, float((both / per_row).min()))
+    launch = tables.launch + max(0.0, float(tables.host.min()))
+    capacity = (config.num_blocks - 1) * config.block_size
+    caching = config.enable_prefix_caching
+    variants = []
+
+    def add(intercept: float, units: NDArray[np.float64]) -> None:
+        """Add ``units`` with ``intercept`` per iteration, by each bound on their number."""
+        variants.append(units + np.array([intercept / config.max_num_seqs, 0, 0, 0, 0]))
+        if not caching:  # cached blocks count for several sequences at once
+            variants.append(units + np.array([0, 0, intercept / capacity, 0, 0]))
+
+    add(launch, np.zeros(5))
+    for intercept, slope in _hull(tables.tokens, latency.by_tokens.knots):
+        prefill_token_s = slope + max(0.0, latency.prefill_token_s)
+        prefill_pair_s = max(0.0, latency.prefill_pair_s)
+        # A request that is resumed with n tokens computes n - 1 that were computed before (n >= 2)
+        # instead of reading n; of cached ones it makes n pairs.
+        resumed_s = prefill_pair_s if caching else prefill_token_s / 2 + prefill_pair_s
+        context_s = max(0.0, min(latency.context_token_s, resumed_s))
+        prefill_seq_s = max(0.0, latency.prefill_seq_s)
+        units = np.array([slope, prefill_token_s, context_s, prefill_seq_s, prefill_pair_s])
+        add(intercept + seq_floor, units)
+        per_seq = units + np.array([seq_slope, 0, 0, seq_slope, 0])
+        add(intercept, per_seq)
+    return [size * v for v in variants]
+
+
+def _critical_path_s(problem: Problem, scenario: LengthScenario) -> float:
+    """Return when the last request can finish at the earliest, devices being unlimited."""
+    app = problem.app
+    finish: list[Floats] = [np.empty(0)] * len(app.nodes)
+    for i in app.order:
+        table = app.nodes[i].requests
+        modes = _modes(problem, i)
+        load = min(problem.load_s(costs) for _, costs, _ in modes)
+        alone = np.min([_alone_s(scenario, i, c.latency, e) for _, c, e in modes], axis=0)
+        taken = scenario.output_tokens[i] > 0
+        ready = np.where(taken, load, 0.0)
+        own = table.input_node == i
+        outside = np.flatnonzero(~own)
+        rows = table.input_row
+        for source in np.unique(table.input_node[outside]):
+            part = outside[table.input_node[outside] == source]
+            np.maximum.at(ready, rows[part], finish[source][table.input_request[part]])
+        finish[i] = ready + np.where(taken, alone, 0.0)
+        for r, q in zip(rows[own], table.input_request[own], strict=True):  # earlier ones first
+            if taken[r] and taken[q]:
+                start = max(ready[r], finish[i][q])
+                finish[i][r] = max(finish[i][r], start + alone[r])
+    return float(max(f.max() for f in finish))
+
+
+def _alone_s(scenario: LengthScenario, node: int, latency: object, config: EngineConfig) -> Floats:
+    """Return the least seconds of each request with an engine for itself, shape ``(n,)``."""
+    prompts = scenario.prompt_tokens[node]
+    outputs = scenario.output_tokens[node]
+    if not isinstance(latency, StepLatency):
+        return np.zeros(len(prompts))
+    step_s: Floats = _least_step_s(latency, config)
+    so_far = np.concatenate(([0.0], np.cumsum(step_s)))  # at n: the steps of lengths 1 to n
+    decode = np.maximum(outputs - 1, 0)
+    prefill_steps = (
+        1.0 if config.enable_prefix_caching else np.ceil(prompts / config.max_num_batched_tokens)
+    )
+    ends = np.minimum(prompts + decode, len(step_s))
+    generate_s = so_far[ends] - so_far[np.minimum(prompts, ends)]
+    return np.asarray(prefill_steps * step_s[0] + generate_s)
+
+
+@lru_cache(maxsize=1024)
+def _least_step_s(latency: StepLatency, config: EngineConfig) -> Floats:
+    """Return the least seconds of an iteration that lengthens a sequence, by its length.
+
+    At ``n - 1``: the sequence has ``n`` tokens including the one computed; it decodes, or it was
+    preempted and is computed anew. Shape ``(max_model_len,)``, not decreasing.
+    """
+    tables = _tables(latency, config)
+    lengths = np.arange(1, config.max_model_len + 1)
+    lone_s = latency.longest_token_s if latency.longest_over_seqs < 1 else 0.0
+    read_s = max(latency.context_token_s, lone_s, 0.0) * lengths
+    least = np.minimum.accumulate(tables.tokens[::-1])[::-1]  # of at least so many tokens
+    floor_s = max(0.0, float(least[0]))
+    pairs_s = max(0.0, latency.prefill_pair_s)
+    if config.enable_prefix_caching:
+        again_s = pairs_s * lengths
+    else:
+        # In one iteration with at least so many tokens, or in several.
+        at_once = np.minimum(lengths, len(least))
+        again_s = np.minimum(np.maximum(least[at_once - 1] - floor_s, 0.0), floor_s)
+        again_s += max(0.0, latency.prefill_token_s) * lengths
+        again_s += pairs_s * lengths * (lengths + 1) / 2
+        again_s[lengths > 1] = np.minimum.accumulate(again_s[:0:-1])[::-1]
+    seqs_s = max(0.0, float(tables.seqs.min()))
+    work_s = floor_s + seqs_s + np.minimum(read_s, again_s)
+    host_s = max(0.0, float(tables.host.min()))
+    return np.asarray(np.maximum(work_s, tables.launch) + host_s)

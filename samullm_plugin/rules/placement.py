@@ -1,0 +1,66 @@
+"""Devices for the models of a stage, leaving those that go on where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from samullm_plugin.model.parallel import ParallelConfig
+from samullm_plugin.model.plan import Assignment
+from samullm_plugin.model.problem import Problem
+
+
+def place(
+    problem: Problem, wanted: Mapping[str, ParallelConfig], held: Mapping[str, Assignment]
+) -> tuple[Assignment, ...] | None:
+    """Return assignments for all wanted models, or None if the devices do not suffice.
+
+    A model whose configuration is that of the engines it already has keeps its devices. If that
+    leaves no room for another (free devices scattered over NVLink groups), models with the fewest
+    devices are moved; a moved model starts anew.
+
+    Args:
+        problem: the instance.
+        wanted: configuration by node name, in the order in which places are given.
+        held: by node name, the assignments of the engines that run now.
+    """
+    if sum(p.num_devices for p in wanted.values()) > problem.cluster.num_gpus:
+        return None
+    kept = [held[n] for n, p in wanted.items() if n in held and held[n].parallel == p]
+    kept.sort(key=lambda a: -len(a.devices))
+    while True:
+        chosen = _around(problem, wanted, {a.node: a for a in kept})
+        if chosen is not None or not kept:
+            return chosen
+        kept.pop()
+
+
+def _around(
+    problem: Problem,
+    wanted: Mapping[str, ParallelConfig],
+    kept: Mapping[str, Assignment],
+) -> tuple[Assignment, ...] | None:
+    """Return assignments for all wanted models with ``kept`` where they are, or None."""
+    cluster = problem.cluster
+    free = set(range(cluster.num_gpus))
+    for assignment in kept.values():
+        free -= set(assignment.devices)
+    result = dict(kept)
+    # Large replicas first: small ones fit into what is left of the groups.
+    others = [n for n in wanted if n not in kept]
+    for name in sorted(others, key=lambda n: -wanted[n].tensor_parallel_size):
+        devices = cluster.find_devices(fitting(problem, name, wanted[name], free), wanted[name])
+        if devices is None:
+            return None
+        free -= set(devices)
+        result[name] = Assignment(name, wanted[name], devices)
+    return tuple(result[n] for n in wanted)
+
+
+def fitting(
+    problem: Problem, name: str, parallel: ParallelConfig, free: Collection[int]
+) -> Collection[int]:
+    """Return the devices among ``free`` of kinds on which a node's replicas fit."""
+    node, gpus = problem.app.index(name), problem.cluster.gpus
+    kinds = {gpus[d].name: d for d in free}
+    fits = {k: problem.fits(node, problem.mode_key(parallel, (d,))) for k, d in kinds.items()}
+    return free if all(fits.values()) else {d for d in free if fits[gpus[d].name]}

@@ -1,0 +1,260 @@
+"""The transition rule between stages: written once, used by the simulator and the coordinator.
+
+Given what runs and what has finished, it says which stage is current, which engines stop and which
+start. It never looks at a clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from samullm_plugin.model.cluster import Cluster
+from samullm_plugin.model.plan import Assignment, Plan, Stage
+
+FRACTION_SLACK = 1e-9
+"""Shares are quotients of whole numbers; one third of three requests is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """An engine that runs.
+
+    Attributes:
+        planned: the assignment as the plan states it.
+        devices: the devices it really holds.
+        stage: index of the stage it was started for; above the current one if it started early.
+    """
+
+    planned: Assignment
+    devices: tuple[int, ...]
+    stage: int
+
+
+@dataclass(slots=True)
+class RunState:
+    """What the rule needs to know of a run.
+
+    Attributes:
+        stage: index of the current stage; -1 before the first.
+        running: by node.
+        finished: nodes that have finished all their requests.
+        finished_before: nodes that had finished when the current stage began.
+        done_fraction: by node, share of its requests that are finished; needed for the nodes that
+            ``node_progress`` events name.
+    """
+
+    stage: int = -1
+    running: dict[str, Running] = field(default_factory=dict)
+    finished: set[str] = field(default_factory=set)
+    finished_before: set[str] = field(default_factory=set)
+    done_fraction: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """What has to happen now.
+
+    Attributes:
+        stage: index of the stage that is current from now on.
+        stop: nodes whose engines stop (unfinished ones go on later).
+        start: engines to start.
+    """
+
+    stage: int
+    stop: tuple[str, ...]
+    start: tuple[Running, ...]
+
+
+def stage_ended(stage: Stage, state: RunState) -> bool:
+    """Return whether the end event of the current stage has happened."""
+    nodes = [a.node for a in stage.assignments]
+    if all(n in state.finished for n in nodes):
+        return True
+    end = stage.end
+    if end.kind == "first_finisher":
+        return any(n in state.finished and n not in state.finished_before for n in nodes)
+    if end.node is None:  # all_finished
+        return False
+    if end.node in state.finished:
+        return True
+    reached = state.done_fraction.get(end.node, 0.0) >= end.fraction - FRACTION_SLACK
+    return end.kind == "node_progress" and reached
+
+
+def next_transition(
+    plan: Plan,
+    cluster: Cluster,
+    upstreams: Mapping[str, Sequence[str]],
+    state: RunState,
+    *,
+    stalled: bool = False,
+) -> Transition:
+    """Apply the rule after something has happened.
+
+    1. While the current stage's end event has happened, the next stage becomes current. If nothing
+       runs and nothing of the current stage can, the next one becomes current as well. The same if
+       nothing that runs can go on before something else starts; in the last stage everything
+       stops then, to make room for what is waited for.
+    2. An engine whose planned assignment is equal in the new stage stays untouched. An engine in
+       its node's last planned stage stays until the node has finished. The others stop.
+    3. The stage's other unfinished nodes start on their planned devices or, if somebody still
+       holds one of those, on other free devices of the same kind and shape; else they wait. Before
+       them come unfinished nodes whose last stage has passed while they waited.
+    4. Nodes of the following stage that do not run start early on devices that are left, planned
+       ones or others of the same kind and shape, if each of their upstream nodes has finished or
+       runs. So do nodes of the stages after it, as long as all that the stages before assign runs
+       as it is planned there or has finished. So no device idles because models finish in another
+       order than foreseen.
+
+    Args:
+        plan: the plan.
+        cluster: its devices.
+        upstreams: by node, the nodes it waits for.
+        state: the run so far; ``stage`` and ``finished_before`` are updated in place, engines of
+            finished nodes must have been removed from ``running``.
+        stalled: nothing that runs can go on, its inputs are those of nodes that do not run.
+    """
+    last = len(plan.stages) - 1
+    make_room = stalled and state.stage == last
+    if stalled and 0 <= state.stage < last:
+        _enter_next_stage(state)
+    while True:
+        while state.stage < last and (
+            state.stage < 0 or stage_ended(plan.stages[state.stage], state)
+        ):
+            _enter_next_stage(state)
+        stays = {
+            n: r
+            for n, r in state.running.items()
+            if not make_room and _stays(plan, state.stage, n, r)
+        }
+        start = _starts(plan, state.stage, cluster, upstreams, state, stays)
+        if stays or start or state.stage == last:
+            stop = tuple(n for n in state.running if n not in stays)
+            return Transition(state.stage, stop, tuple(start))
+        _enter_next_stage(state)
+
+
+def _enter_next_stage(state: RunState) -> None:
+    state.stage += 1
+    state.finished_before = set(state.finished)
+
+
+def _stays(plan: Plan, current: int, node: str, running: Running) -> bool:
+    """Return whether an engine goes on untouched in stage ``current``."""
+    wanted = plan.stages[current].assignment(node)
+    if wanted is not None:
+        return wanted == running.planned
+    if plan.last_stage(node) <= current:
+        return True  # nobody would ever finish it otherwise
+    return running.stage > current  # started early
+
+
+def _starts(
+    plan: Plan,
+    current: int,
+    cluster: Cluster,
+    upstreams: Mapping[str, Sequence[str]],
+    state: RunState,
+    stays: Mapping[str, Running],
+) -> list[Running]:
+    """Return the engines that can start now."""
+    free = set(range(cluster.num_gpus))
+    for running in stays.values():
+        free -= set(running.devices)
+    starts: list[Running] = []
+    stage = plan.stages[current]
+    wanted = [*_overdue(plan, current), *stage.assignments]
+    waiting = [a for a in wanted if a.node not in state.finished and a.node not in stays]
+    while waiting:
+        chosen = _next_start(waiting, cluster, upstreams, free)
+        if chosen is None:
+            return starts  # what is free is left to those who wait
+        assignment, devices = chosen
+        free -= set(devices)
+        starts.append(Running(assignment, devices, current))
+        waiting.remove(assignment)
+    begun = {r.planned.node: r.planned for r in (*stays.values(), *starts)}
+    for number in range(current + 1, len(plan.stages)):
+        if not _start_early(plan, number, cluster, upstreams, state, begun, free, starts):
+            return starts
+    return starts
+
+
+def _start_early(
+    plan: Plan,
+    number: int,
+    cluster: Cluster,
+    upstreams: Mapping[str, Sequence[str]],
+    state: RunState,
+    begun: dict[str, Assignment],
+    free: set[int],
+    starts: list[Running],
+) -> bool:
+    """Start what a later stage assigns on devices that are left, in place.
+
+    Returns:
+        Whether all of the stage runs as it is planned, so that those after it may be looked at.
+    """
+    complete = True
+    for assignment in plan.stages[number].assignments:
+        node = assignment.node
+        if node in state.finished:
+            continue
+        if node in begun:
+            complete &= begun[node] == assignment
+            continue
+        ready = all(u in state.finished or u in begun for u in upstreams.get(node, ()))
+        devices = _devices(assignment, cluster, free) if ready else None
+        if devices is None:
+            complete = False
+            continue
+        free -= set(devices)
+        starts.append(Running(assignment, devices, number))
+        begun[node] = assignment
+    return complete
+
+
+def _devices(assignment: Assignment, cluster: Cluster, free: set[int]) -> tuple[int, ...] | None:
+    """Return the planned devices if they are free, else others of the same kind and shape."""
+    if free.issuperset(assignment.devices):
+        return assignment.devices
+    kind = cluster.gpus[assignment.devices[0]]
+    alike = [d for d in free if cluster.gpus[d] == kind]
+    return cluster.find_devices(alike, assignment.parallel)
+
+
+def _next_start(
+    waiting: Sequence[Assignment],
+    cluster: Cluster,
+    upstreams: Mapping[str, Sequence[str]],
+    free: set[int],
+) -> tuple[Assignment, tuple[int, ...]] | None:
+    """Return which of the waiting nodes starts next, and where, or None if none can.
+
+    Planned devices first for everybody, so that nobody's detour takes another's place; and no node
+    before one that it waits for, so that it cannot hold the devices that one needs.
+    """
+    names = {a.node for a in waiting}
+    able = [a for a in waiting if names.isdisjoint(upstreams.get(a.node, ()))]
+    for assignment in able:
+        if free.issuperset(assignment.devices):
+            return assignment, assignment.devices
+    for assignment in able:
+        devices = _devices(assignment, cluster, free)
+        if devices is not None:
+            return assignment, devices
+    return None
+
+
+def _overdue(plan: Plan, current: int) -> list[Assignment]:
+    """Return the last assignments of nodes that no stage from ``current`` on assigns, in order.
+
+    One of them that has not finished and does not run waited for devices throughout its last stage.
+    """
+    last: dict[str, tuple[int, Assignment]] = {}
+    for number, stage in enumerate(plan.stages):
+        for assignment in stage.assignments:
+            last[assignment.node] = (number, assignment)
+    return [assignment for number, assignment in last.values() if number < current]

@@ -1,0 +1,331 @@
+"""Plans again while a run goes on, when lengths or latencies are not what the plan assumed."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samullm_plugin.errors import PlanError, PluginError, SamullmError
+from samullm_plugin.host.interfaces.length import LengthEstimator
+from samullm_plugin.host.manager import PluginHost
+from samullm_plugin.model.length_observations import LengthObservations
+from samullm_plugin.model.plan import Plan
+from samullm_plugin.model.problem import Problem
+from samullm_plugin.planning.instances import Instance
+from samullm_plugin.planning.planner import PlanningOptions, make_plan
+from samullm_plugin.planning.policies import planned_policy
+from samullm_plugin.planning.records import to_record
+from samullm_plugin.rules.transition import Running
+from samullm_plugin.rules.verify import verify
+from samullm_plugin.run.adjustments import Adjustments
+from samullm_plugin.run.coordinator import Coordinator
+from samullm_plugin.run.observing import (
+    Observer,
+    Snapshot,
+    learned,
+    length_observations,
+)
+from samullm_plugin.run.remaining import (
+    Remainder,
+    aligned,
+    as_held,
+    remainder,
+    remaining_problem,
+    rest_of_plan,
+    sample_remainder,
+)
+from samullm_plugin.simulator import PlanSimulator
+from samullm_plugin.simulator.runs import PolicyCall
+
+Floats = NDArray[np.float64]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplanOptions:
+    """When to plan again, and when to change the plan.
+
+    Attributes:
+        check_every: share of the planned makespan between checks for drift; planning at the ends
+            of stages is not more frequent than half of that.
+        length_drift: relative change of the expected tokens that are left from which the remaining
+            problem is planned again.
+        latency_drift: the same for iteration latencies.
+        min_gain: share of the remaining time by which another plan must be faster, its switching
+            costs included.
+        scenarios: length scenarios that schedulers see of the remaining problem.
+        judges: further length scenarios, by which their plans are compared: a plan made for one
+            draw looks better on it than it is. The gain must also exceed its standard error.
+        budget_s: seconds an anytime scheduler may search.
+        also: schedulers whose plans are considered besides the run's own scheduler's, where
+            plugins provide them.
+    """
+
+    check_every: float = 0.04
+    length_drift: float = 0.1
+    latency_drift: float = 0.1
+    min_gain: float = 0.05
+    scenarios: int = 1
+    judges: int = 3
+    budget_s: float = 0.5
+    also: tuple[str, ...] = ("min-heuristic",)
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A plan for what is left, compared with going on as before.
+
+    Attributes:
+        plan: the plan; None: going on is best.
+        gain_s: how much earlier the run would end.
+        remaining_s: how long going on as before would take.
+        planning_s: seconds this took.
+    """
+
+    plan: Plan | None
+    gain_s: float
+    remaining_s: float
+    planning_s: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Question:
+    """What is to be planned: everything a thread needs."""
+
+    snapshot: Snapshot
+    left: Remainder
+    estimator: LengthEstimator
+    plan: Plan
+    stage: int
+    running: dict[str, tuple[Running, float]] = field(default_factory=dict)
+
+
+class Replanner(Adjustments):
+    """Adjusts a run's plan to what is observed.
+
+    Lengths: finished requests, and running ones as censored observations, refine the estimator, and
+    the requests that are left are sampled conditional on what they have generated. Latencies and
+    load times: a factor per model. Planning happens in a thread beside the engines, or while a
+    virtual clock stands still.
+    """
+
+    def __init__(
+        self, host: PluginHost, instance: Instance, options: ReplanOptions | None = None
+    ) -> None:
+        """Prepare.
+
+        Args:
+            host: the plugins.
+            instance: the problem, its estimator, and how it was planned.
+            options: thresholds.
+        """
+        self.options = options or ReplanOptions()
+        self.proposals: list[Proposal] = []
+        self._host, self._instance = host, instance
+        self._observer = Observer()
+        self._believed = instance.estimator
+        self._factors: tuple[float, ...] = ()
+        self._interval_s = 0.0
+        self._checked_s = 0.0
+        self._planned_s = 0.0
+        self._pool: ThreadPoolExecutor | None = None
+        self._future: Future[Proposal] | None = None
+        self._asked: _Question | None = None
+
+    def begin(self, coordinator: Coordinator) -> None:
+        """Set the pace by the time the plan still takes."""
+        self._factors = (1.0,) * len(coordinator.problem.app.nodes)
+        snapshot = self._observer.snapshot(coordinator)
+        left = remainder(coordinator.problem.app, snapshot)
+        if left is not None:
+            rng = np.random.default_rng([self._instance.planner.seed, 31])
+            scenarios = sample_remainder(left, self._believed, rng, 1)
+            rest = remaining_problem(coordinator.problem, left, scenarios, snapshot)
+            plan = rest_of_plan(coordinator.plan, coordinator.rule.stage, left, snapshot.status, {})
+            simulator = PlanSimulator(rest, policy=self._policy(rest))
+            seconds = simulator.simulate_scenario(plan, 0).makespan_s
+            self._interval_s = self.options.check_every * seconds
+        self._checked_s = self._planned_s = coordinator.now_s()
+        if not coordinator.executor.virtual_clock:
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="replanning")
+
+    def end(self) -> None:
+        """Give up what is being planned."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def consider(self, coordinator: Coordinator, *, stage_changed: bool) -> Plan | None:
+        """Return a plan that is enough better than going on, if one is known by now."""
+        if self._future is not None:
+            return self._answer(coordinator) if self._future.done() else None
+        now_s = coordinator.now_s()
+        due = now_s - self._checked_s >= self._interval_s
+        at_stage = stage_changed and now_s - self._planned_s >= self._interval_s / 2
+        if not (due or at_stage):
+            return None
+        self._checked_s = now_s
+        try:  # a plugin that fails here must not end the run: the plan there is goes on
+            question = self._question(coordinator, drifted_only=not at_stage)
+            if question is None:
+                return None
+            self._planned_s, self._asked = now_s, question
+            if self._pool is not None:
+                self._future = self._pool.submit(self._propose, question)
+                return None
+            proposal = self._propose(question)
+        except SamullmError as error:
+            logger.warning("planning again failed: %s", error)
+            return None
+        return self._adopted(coordinator, proposal, question)
+
+    def _answer(self, coordinator: Coordinator) -> Plan | None:
+        future, question = self._future, self._asked
+        self._future = None
+        assert future is not None
+        assert question is not None
+        try:
+            proposal = future.result()
+        except SamullmError as error:
+            logger.warning("planning again failed: %s", error)
+            return None
+        held = {n: r.devices for n, r in coordinator.rule.running.items()}
+        before = {n: r.devices for n, (r, _) in question.running.items()}
+        if held != before and proposal.plan is not None:
+            return None  # engines have started or ended since: the comparison does not hold
+        return self._adopted(coordinator, proposal, question)
+
+    def _adopted(
+        self, coordinator: Coordinator, proposal: Proposal, question: _Question
+    ) -> Plan | None:
+        self.proposals.append(proposal)
+        self._believed = question.estimator
+        self._factors = question.snapshot.latency_factor
+        if proposal.plan is not None:
+            coordinator.log.add(
+                coordinator.now_s(),
+                "plan",
+                plan=to_record(proposal.plan),
+                scheduler=self._instance.planner.scheduler.type,
+                gain_s=proposal.gain_s,
+                remaining_s=proposal.remaining_s,
+                planning_s=proposal.planning_s,
+            )
+        return proposal.plan
+
+    def _policy(self, rest: Problem) -> PolicyCall | None:
+        return planned_policy(self._host, self._instance.planner, rest)
+
+    def _question(self, coordinator: Coordinator, *, drifted_only: bool) -> _Question | None:
+        """Look at the run; return what to plan, or None if all is as expected."""
+        self._observer.take_steps(coordinator)
+        snapshot = self._observer.snapshot(coordinator)
+        left = remainder(coordinator.problem.app, snapshot)
+        if left is None:
+            return None
+        seen = length_observations(coordinator, snapshot)
+        estimator = learned(self._instance.estimator, seen, coordinator.problem.app)
+        if drifted_only and not self._drifted(snapshot, left, estimator, seen):
+            return None
+        return _Question(
+            snapshot,
+            left,
+            estimator,
+            coordinator.plan,
+            coordinator.rule.stage,
+            dict(snapshot.running),
+        )
+
+    def _drifted(
+        self,
+        snapshot: Snapshot,
+        left: Remainder,
+        estimator: LengthEstimator,
+        seen: list[LengthObservations],
+    ) -> bool:
+        """Return whether what is left looks different from what the plan was made for."""
+        for new, old in zip(snapshot.latency_factor, self._factors, strict=True):
+            if abs(new / old - 1.0) > self.options.latency_drift:
+                return True
+        if not seen:
+            return False
+        tokens = []
+        for known in (self._believed, estimator):
+            rng = np.random.default_rng(self._instance.planner.seed)
+            scenario = sample_remainder(left, known, rng, 1)[0]
+            tokens.append(np.array([float(o.sum()) for o in scenario.output_tokens]))
+        before, now = tokens
+        return bool(np.abs(now - before).sum() > self.options.length_drift * before.sum())
+
+    def _propose(self, question: _Question) -> Proposal:
+        """Plan what is left and compare."""
+        started = time.perf_counter()
+        problem, planner = self._instance.problem, self._instance.planner
+        rng = np.random.default_rng([planner.seed, 31])
+        count = self.options.scenarios
+        scenarios = sample_remainder(
+            question.left, question.estimator, rng, count + self.options.judges
+        )
+        rest = remaining_problem(problem, question.left, scenarios[:count], question.snapshot)
+        names = {n.name for n in rest.app.nodes}
+        running = {
+            n: (as_held(r), ready_s) for n, (r, ready_s) in question.running.items() if n in names
+        }
+        engines = {n: r for n, (r, _) in running.items()}
+        simulator = PlanSimulator(rest, policy=self._policy(rest), running=running)
+        going_on = rest_of_plan(
+            question.plan,
+            question.stage,
+            question.left,
+            question.snapshot.status,
+            {n: r for n, (r, _) in question.running.items()},
+        )
+        judged = rest.with_scenarios(scenarios[count:])
+        judge = PlanSimulator(judged, policy=self._policy(judged), running=running)
+        before = _seconds(judge, going_on)
+        incumbent = None if verify(rest, going_on) else going_on
+        best, best_s = going_on, before
+        for made in self._plans(rest, simulator, incumbent):
+            for candidate in dict.fromkeys((made, aligned(made, rest, engines))):
+                seconds = _seconds(judge, candidate)
+                if seconds.mean() < best_s.mean() and not verify(rest, candidate):
+                    best, best_s = candidate, seconds
+        gains = before - best_s
+        gain_s, remaining_s = float(gains.mean()), float(before.mean())
+        error_s = float(gains.std(ddof=1)) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
+        better = gain_s > max(self.options.min_gain * remaining_s, error_s)
+        took = time.perf_counter() - started
+        return Proposal(best if better else None, gain_s, remaining_s, took)
+
+    def _plans(
+        self, rest: Problem, simulator: PlanSimulator, incumbent: Plan | None
+    ) -> Iterator[Plan]:
+        """Yield the schedulers' plans for what is left."""
+        planner = self._instance.planner
+        own = planner.scheduler.type
+        known = self._host.names("scheduler")
+        for name in dict.fromkeys((own, *(n for n in self.options.also if n in known))):
+            how = PlanningOptions(
+                options=planner.scheduler.options if name == own else {},
+                seed=planner.seed,
+                budget_s=min(self.options.budget_s, planner.budget_s or self.options.budget_s),
+                incumbent=incumbent,
+            )
+            try:
+                yield make_plan(self._host, rest, name, how, simulator=simulator).plan
+            except (PlanError, PluginError) as error:
+                logger.warning("planning again with %s failed: %s", name, error)
+
+
+def _seconds(simulator: PlanSimulator, plan: Plan) -> Floats:
+    """Return the seconds a plan takes in each scenario; inf if it cannot finish."""
+    try:
+        return np.array([t.makespan_s for t in simulator.simulate(plan)])
+    except PlanError:
+        return np.full(len(simulator.problem.scenarios), np.inf)

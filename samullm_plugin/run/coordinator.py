@@ -1,0 +1,397 @@
+"""Carries a plan out: the same transition rule as the plan simulator's, on any executor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+
+from samullm_plugin.errors import RunError
+from samullm_plugin.host.interfaces.executor import (
+    EngineEvent,
+    EngineRequest,
+    Executor,
+    RequestOutput,
+)
+from samullm_plugin.model.plan import Assignment, Plan
+from samullm_plugin.model.problem import Problem
+from samullm_plugin.rules.transition import Running, RunState, next_transition, stage_ended
+from samullm_plugin.run.adjustments import Adjustments
+from samullm_plugin.run.dispatch import Deployment, Replica
+from samullm_plugin.run.engines import Engines
+from samullm_plugin.run.intake import Intake
+from samullm_plugin.run.ledger import Ledger, RequestId, Status
+from samullm_plugin.run.log import RunLog
+from samullm_plugin.run.sources import RequestSource
+from samullm_plugin.run.stages import StageBook
+from samullm_plugin.run.starting import Begun, RunOptions
+from samullm_plugin.simulator.requests import NodeInputs
+from samullm_plugin.simulator.runs import PolicyCall
+
+UNFORESEEN_S = 1e9
+"""Arrival that request policies are told of requests whose inputs are not there yet."""
+
+WAIT_S = 0.1
+"""Longest wait for events on a real clock, so that an interruption is noticed."""
+
+
+class Coordinator:
+    """Drives an executor until every request is settled.
+
+    Attributes:
+        problem: application, cluster and what the plan assumes.
+        plan: the plan at present.
+        executor: what runs engines.
+        ledger: what has become of the requests.
+        rule: stage and engines as the transition rule knows them.
+        engines: the engines of each node.
+        intake: the requests on their way.
+        log: the events.
+        drained: the run was interrupted and can be resumed.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        plan: Plan,
+        executor: Executor,
+        source: RequestSource,
+        log: RunLog,
+        *,
+        begun: Begun | None = None,
+        adjustments: Adjustments | None = None,
+        options: RunOptions | None = None,
+        policy: PolicyCall | None = None,
+    ) -> None:
+        """Prepare a run; nothing is started.
+
+        Args:
+            problem: the instance.
+            plan: a valid plan of it.
+            executor: open.
+            source: makes prompts.
+            log: is told what happens.
+            begun: where to take up; None: at the beginning.
+            adjustments: may replace the plan; None: it is kept.
+            options: limits.
+            policy: order and replicas of requests; None: first come, first served, in turn.
+        """
+        self.problem, self.plan, self.executor, self.log = problem, plan, executor, log
+        begun = begun or Begun(Ledger(problem.app))
+        self.ledger = begun.ledger
+        self.rule = RunState(stage=begun.stage, finished_before=set(begun.finished_before))
+        self.drained = False
+        self.options = options or RunOptions()
+        self.intake = Intake(self.ledger, source, log, begun.moved)
+        self._source, self._policy = source, policy
+        self._adjustments = adjustments or Adjustments()
+        self._app = problem.app
+        self._names = [n.name for n in self._app.nodes]
+        inputs = [NodeInputs(self._app, i) for i in range(len(self._names))]
+        self._upstreams = {
+            name: tuple(self._names[u] for u in sorted(self._app.upstreams[i]))
+            for i, name in enumerate(self._names)
+        }
+        self._zero_s = executor.now_s() - begun.clock_s
+        self._deaths: dict[RequestId, int] = {}
+        self._failures = [0] * len(self._names)
+        self._late: dict[str, tuple[int, set[int]]] = {}
+        self._prefetched: set[str] = set()
+        self._stages = StageBook(log, begun)
+        self.intake.changed = True
+        self._drain_requested = False
+        self.engines = Engines(
+            problem, executor, inputs, log, "fcfs" if policy is None else "priority"
+        )
+
+    # --- what others may ask ---
+
+    def now_s(self) -> float:
+        """Return the run's clock."""
+        return self.executor.now_s() - self._zero_s
+
+    def request_drain(self) -> None:
+        """Stop at the next opportunity, keeping what was generated."""
+        self._drain_requested = True
+
+    # --- the loop ---
+
+    def run(self) -> None:
+        """Run until every request is settled, or until drained.
+
+        Raises:
+            RunError: if the run cannot go on.
+        """
+        try:
+            self._run()
+        finally:
+            self._adjustments.end()
+
+    def _run(self) -> None:
+        self.intake.admit_first(self.now_s())
+        if not self.ledger.all_settled:
+            self._transition()  # engines start while the rest is prepared
+            self._adjustments.begin(self)
+        wait_s = float("inf") if self.executor.virtual_clock else WAIT_S
+        while not self.ledger.all_settled:
+            stage_changed = self.intake.changed and self._transition()
+            if not self.ledger.all_settled:
+                self._adjust(stage_changed=stage_changed)
+            self.log.flush()
+            if self._drain_requested:
+                self._drain()
+                return
+            if self.ledger.all_settled:
+                break
+            self._dispatch()
+            events = self.executor.poll(wait_s)
+            if not events and self.executor.virtual_clock:
+                raise RunError("the run cannot go on: nothing runs, and requests are left")
+            self._take(events)
+        for node in list(self.engines.deployments):
+            self._stop(node)
+        self._stages.end(self.now_s(), self._finished())
+        self.log.flush()
+
+    def _take(self, events: Iterable[EngineEvent]) -> None:
+        for event in events:
+            time_s = event.time_s - self._zero_s
+            if event.kind == "finished":
+                self._take_outputs(event, time_s)
+                continue
+            found = self.engines.find(event.key)
+            if found is None:
+                continue  # it was stopped in the meantime
+            deployment, replica = found
+            if event.kind == "ready":
+                self.engines.note_ready(deployment, replica, time_s)
+            else:
+                self._replace(deployment, replica, event.reason, time_s)
+        end = self.plan.stages[self.rule.stage].end
+        if end.kind == "node_progress":
+            self._update_rule()
+            if stage_ended(self.plan.stages[self.rule.stage], self.rule):
+                self.intake.changed = True
+
+    def _take_outputs(self, event: EngineEvent, time_s: float) -> None:
+        found = self.engines.find(event.key)
+        for output in event.outputs:
+            if found is not None:
+                deployment, replica = found
+                node = deployment.node
+                replica.outstanding.pop(output.request, None)
+                replica.num_finished += 1
+                replica.note_busy(time_s)
+            elif event.key in self._late:
+                node, waiting = self._late[event.key]
+                waiting.discard(output.request)
+                if not waiting:
+                    del self._late[event.key]
+            else:
+                known = self.engines.node_of(event.key)
+                if known is None or self.ledger.status[known][output.request] < Status.FINISHED:
+                    raise RunError(f"engine {event.key} reported a request it does not have")
+                continue
+            self._failures[node] = 0
+            self.intake.finish((node, output.request), output, time_s)
+
+    # --- requests ---
+
+    def _dispatch(self) -> None:
+        """Give requests to engines that are ready."""
+        for node, deployment in self.engines.deployments.items():
+            if self.intake.queued(node) and deployment.ready:
+                self._submit(node, deployment)
+
+    def _submit(self, node: int, deployment: Deployment) -> None:
+        if self._policy is not None and deployment.assigned is None:
+            deployment.assigned = self._assign(node, deployment, self._policy)
+        batches: dict[str, list[EngineRequest]] = {}
+        for request in self.intake.take_queue(node):
+            replica = deployment.place(request.request)
+            given = replace(request, priority=deployment.priority(request.request))
+            replica.outstanding[request.request] = given
+            batches.setdefault(replica.key, []).append(given)
+        now_s = self.now_s()
+        for replica in deployment.replicas:
+            if replica.key in batches:
+                if replica.busy_since_s is None:
+                    replica.busy_since_s = now_s
+                self.executor.submit(replica.key, batches[replica.key])
+
+    def _assign(
+        self, node: int, deployment: Deployment, policy: PolicyCall
+    ) -> dict[int, tuple[int, int | None]]:
+        """Ask the request policy about everything that is left of a node."""
+        left = np.flatnonzero(self.ledger.status[node] < Status.FINISHED)
+        later = self.ledger.status[node][left] == Status.WAITING
+        arrival_s = np.where(later, UNFORESEEN_S, 0.0)
+        priority, place = policy(0, node, left, arrival_s, len(deployment.replicas))
+        if priority is None:
+            priority = np.zeros(len(left), np.int64)
+        places: list[int | None] = [None] * len(left)  # in turn
+        if place is not None:
+            places = deployment.inputs.with_chains_whole(left, place).tolist()
+        pairs = zip(priority.tolist(), places, strict=True)
+        return dict(zip(left.tolist(), pairs, strict=True))
+
+    def _take_back(self, node: int, replica: Replica, outputs: Iterable[RequestOutput]) -> None:
+        """Keep what a stopped engine had generated."""
+        now_s = self.now_s()
+        replica.note_busy(now_s)
+        for output in outputs:
+            given = replica.outstanding.pop(output.request, None)
+            if given is not None:
+                self.intake.take_back(node, given, output, now_s)
+        if replica.outstanding:  # the executor will report that these have finished
+            self._late[replica.key] = (node, set(replica.outstanding))
+
+    # --- engines and stages ---
+
+    def _finished(self) -> set[str]:
+        return {n for i, n in enumerate(self._names) if self.ledger.settled(i)}
+
+    def _update_rule(self) -> None:
+        self.rule.finished = self._finished()
+        self.rule.running = {self._names[i]: d.running for i, d in self.engines.deployments.items()}
+        watched = {s.end.node for s in self.plan.stages if s.end.kind == "node_progress"}
+        self.rule.done_fraction = {
+            name: self.ledger.num_settled(i) / len(self.ledger.status[i])
+            for i, name in enumerate(self._names)
+            if name in watched
+        }
+
+    def _transition(self) -> bool:
+        """Stop and start engines; return whether another stage is current now."""
+        self.intake.changed = False
+        before, stalled = self.rule.stage, False
+        while not self.ledger.all_settled:
+            for node in [i for i in self.engines.deployments if self.ledger.settled(i)]:
+                self._stop(node)
+            self._update_rule()
+            stuck = stalled and self.rule.stage == len(self.plan.stages) - 1
+            move = next_transition(
+                self.plan, self.problem.cluster, self._upstreams, self.rule, stalled=stalled
+            )
+            self._stages.enter(self.plan, move.stage, self.now_s(), self._finished())
+            kept: set[int] = set()
+            for name in move.stop:
+                node = self._app.index(name)
+                if self.engines.barred(node):
+                    kept |= set(self.engines.deployments[node].running.devices)
+                else:
+                    self._stop(node)
+            for running in move.start:
+                if not kept & set(running.devices):
+                    self.engines.start(running, self.now_s())
+                    node = self._app.index(running.planned.node)
+                    self._prefetched.add(self._app.nodes[node].model.name)
+            stalled = not self._can_go_on()
+            if not stalled:
+                break
+            if stuck:
+                raise RunError(
+                    "the plan cannot finish: after its last stage these nodes wait for ever: "
+                    + ", ".join(sorted(set(self._names) - self._finished()))
+                )
+        self._prefetch()
+        return self.rule.stage != before
+
+    def _prefetch(self) -> None:
+        """Have the weights of the next stage's models read ahead, once for each model."""
+        for stage in self.plan.stages[self.rule.stage + 1 : self.rule.stage + 2]:
+            for assignment in stage.assignments:
+                node = self._app.index(assignment.node)
+                model = self._app.nodes[node].model
+                if model.name not in self._prefetched and not self.ledger.settled(node):
+                    self._prefetched.add(model.name)
+                    self.executor.prefetch(model)
+
+    def _can_go_on(self) -> bool:
+        """Return whether a node or the current stage can end if nothing else is started."""
+        if self._late:
+            return True
+        running = set(self.engines.deployments)
+        untaken = [self._source.untaken(i) for i in range(len(self._names))]
+        foreseen = self.ledger.foreseen(running, untaken)
+        if any(f.all() and not self.ledger.settled(i) for i, f in enumerate(foreseen)):
+            return True
+        end = self.plan.stages[self.rule.stage].end
+        if end.kind != "node_progress" or end.node is None:
+            return False
+        will = foreseen[self._app.index(end.node)]
+        rank = min(len(will), max(1, int(np.ceil(end.fraction * len(will) - 1e-9))))
+        done = self.ledger.num_settled(self._app.index(end.node))
+        return done < rank <= int(will.sum())
+
+    def _stop(self, node: int) -> None:
+        deployment = self.engines.deployments[node]
+        for replica in list(deployment.replicas):
+            outputs = self.executor.stop_engine(replica.key)
+            self._take_back(node, replica, outputs)
+        self.engines.note_stopped(deployment, self.now_s(), finished=self.ledger.settled(node))
+
+    def _replace(
+        self, deployment: Deployment, replica: Replica, reason: str, time_s: float
+    ) -> None:
+        """Start an engine anew that has failed, elsewhere if possible; or give its node up."""
+        node = deployment.node
+        held = list(replica.outstanding) if replica.ready_s is not None else []
+        self._take_back(node, replica, self.executor.stop_engine(replica.key))
+        victims = [r for r in held if self.ledger.status[node][r] == Status.READY]
+        self._failures[node] += 1
+        name = self._names[node]
+        self.log.add(
+            time_s, "engine_failed", key=replica.key, node=name, reason=reason,
+            failures=self._failures[node],
+        )  # fmt: skip
+        if self._failures[node] >= self.options.max_engine_failures:
+            self._give_up(
+                deployment,
+                replica,
+                f"{self._failures[node]} engines of {name} failed in a row; the last: {reason}",
+            )
+            return
+        for r in victims:
+            deaths = self._deaths[node, r] = self._deaths.get((node, r), 0) + 1
+            if deaths >= self.options.max_request_failures:
+                self.intake.unqueue(node, r)
+                why = f"{deaths} engines died under it; the last: {reason}"
+                self.intake.fail((node, r), why, time_s)
+        self.engines.restart(deployment, replica, time_s)
+
+    def _give_up(self, deployment: Deployment, failed: Replica, reason: str) -> None:
+        """Fail every request of a node that is not settled, and stop its engines."""
+        now_s, node = self.now_s(), deployment.node
+        for replica in deployment.replicas:
+            if replica is not failed:
+                self._take_back(node, replica, self.executor.stop_engine(replica.key))
+        self.engines.note_stopped(deployment, now_s, finished=False)
+        self.intake.fail_node(node, reason, now_s)
+
+    def _adjust(self, *, stage_changed: bool) -> None:
+        plan = self._adjustments.consider(self, stage_changed=stage_changed)
+        if plan is not None:
+            self.adopt(plan)
+
+    def adopt(self, plan: Plan) -> None:
+        """Go on with another plan from now on; engines it assigns equally stay untouched."""
+        self._stages.begin_plan(self.now_s(), self._finished())
+        self.plan = plan
+        for deployment in self.engines.deployments.values():
+            old = deployment.running
+            planned = Assignment(old.planned.node, old.planned.parallel, old.devices)
+            deployment.running = Running(planned, old.devices, 0)
+        self.rule = RunState()
+        self._transition()
+
+    def _drain(self) -> None:
+        """Stop every engine, keeping what was generated."""
+        for node in list(self.engines.deployments):
+            self._stop(node)
+        while self._late and (events := self.executor.poll(1.0)):
+            self._take(events)
+        self.drained = True
+        self.log.add(self.now_s(), "drained")
+        self.log.flush()

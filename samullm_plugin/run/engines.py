@@ -1,0 +1,176 @@
+"""Starts and stops the engines of nodes and keeps account of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+from samullm_plugin.host.interfaces.executor import EngineSpec, Executor
+from samullm_plugin.host.interfaces.moving import move_rule
+from samullm_plugin.model.parallel import ParallelConfig
+from samullm_plugin.model.plan import Assignment
+from samullm_plugin.model.problem import Problem
+from samullm_plugin.rules.transition import Running
+from samullm_plugin.run.dispatch import Deployment, Replica
+from samullm_plugin.run.log import RunLog
+from samullm_plugin.simulator.requests import NodeInputs
+
+
+class Engines:
+    """The engines that hold devices.
+
+    Attributes:
+        deployments: by node.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        executor: Executor,
+        inputs: Sequence[NodeInputs],
+        log: RunLog,
+        scheduling_policy: Literal["fcfs", "priority"] = "fcfs",
+    ) -> None:
+        """Begin with none.
+
+        Args:
+            problem: the instance.
+            executor: starts them.
+            inputs: per node, what its requests wait for.
+            log: is told.
+            scheduling_policy: of the engines.
+        """
+        self.deployments: dict[int, Deployment] = {}
+        self._problem, self._executor, self._inputs, self._log = problem, executor, inputs, log
+        self._scheduling_policy = scheduling_policy
+        self._by_key: dict[str, tuple[Deployment, Replica]] = {}
+        self._nodes: dict[str, int] = {}
+        self._starts = [0] * len(problem.app.nodes)
+
+    def find(self, key: str) -> tuple[Deployment, Replica] | None:
+        """Return an engine that has not been stopped."""
+        return self._by_key.get(key)
+
+    def node_of(self, key: str) -> int | None:
+        """Return the node of an engine of this run, stopped or not."""
+        return self._nodes.get(key)
+
+    def start(self, running: Running, now_s: float) -> None:
+        """Begin to start a node's engines."""
+        node = self._problem.app.index(running.planned.node)
+        deployment = Deployment(node, running, self._inputs[node], now_s)
+        self.deployments[node] = deployment
+        actual = Assignment(running.planned.node, running.planned.parallel, running.devices)
+        for i, devices in enumerate(actual.replicas()):
+            self._start_replica(deployment, f"{running.planned.node}.{self._starts[node]}.{i}",
+                                devices, now_s)  # fmt: skip
+        self._starts[node] += 1
+
+    def _start_replica(
+        self, deployment: Deployment, key: str, devices: tuple[int, ...], now_s: float
+    ) -> None:
+        parallel = deployment.running.planned.parallel
+        model = self._problem.app.nodes[deployment.node].model
+        costs = self._problem.mode(deployment.node, parallel, devices)
+        replica = Replica(key, devices, now_s)
+        deployment.replicas.append(replica)
+        self._by_key[key] = (deployment, replica)
+        self._nodes[key] = deployment.node
+        self._log.add(
+            now_s,
+            "engine_started",
+            key=key,
+            node=deployment.running.planned.node,
+            devices=devices,
+            parallel=str(parallel),
+            stage=deployment.running.stage,
+        )
+        self._executor.start_engine(
+            EngineSpec(
+                key,
+                deployment.node,
+                model,
+                devices,
+                parallel.tensor_parallel_size,
+                parallel.pipeline_parallel_size,
+                costs.kv_cache_tokens,
+                self._scheduling_policy,
+                costs,
+            )
+        )
+
+    def note_ready(self, deployment: Deployment, replica: Replica, time_s: float) -> None:
+        """Note that an engine can serve."""
+        replica.ready_s = time_s
+        name = deployment.running.planned.node
+        costs = self._problem.mode(
+            deployment.node, deployment.running.planned.parallel, replica.devices
+        )
+        self._log.add(
+            time_s,
+            "engine_ready",
+            key=replica.key,
+            node=name,
+            load_s=time_s - replica.started_s,
+            planned_load_s=self._problem.load_s(costs),
+        )
+
+    def note_stopped(self, deployment: Deployment, now_s: float, *, finished: bool) -> None:
+        """Note that all engines of a node have been stopped."""
+        for replica in list(deployment.replicas):
+            self._forget(deployment, replica, now_s, finished=finished)
+        del self.deployments[deployment.node]
+
+    def _forget(
+        self, deployment: Deployment, replica: Replica, now_s: float, *, finished: bool
+    ) -> None:
+        replica.note_busy(now_s)
+        deployment.drop(replica)
+        del self._by_key[replica.key]
+        self._log.add(
+            now_s,
+            "engine_stopped",
+            key=replica.key,
+            node=deployment.running.planned.node,
+            busy_s=replica.busy_s,
+            num_finished=replica.num_finished,
+            node_finished=finished,
+        )
+
+    def restart(self, deployment: Deployment, replica: Replica, now_s: float) -> None:
+        """Start an engine in place of one that has failed, on other free devices if there are."""
+        running = deployment.running
+        parallel = ParallelConfig(
+            1,
+            running.planned.parallel.tensor_parallel_size,
+            running.planned.parallel.pipeline_parallel_size,
+        )
+        self._forget(deployment, replica, now_s, finished=False)
+        deployment.avoid |= set(replica.devices)
+        free = set(range(self._problem.cluster.num_gpus))
+        for other in self.deployments.values():
+            free -= set(other.running.devices)
+        free |= set(replica.devices)
+        devices = self._problem.cluster.find_devices(free, parallel, avoid=deployment.avoid)
+        if devices is None or not self._problem.fits(
+            deployment.node, self._problem.mode_key(parallel, devices)
+        ):
+            devices = replica.devices
+        held = list(running.devices)
+        at = held.index(replica.devices[0])
+        held[at : at + len(replica.devices)] = devices
+        deployment.running = replace(running, devices=tuple(held))
+        name = running.planned.node
+        key = f"{name}.{self._starts[deployment.node]}.r"
+        self._starts[deployment.node] += 1
+        self._start_replica(deployment, key, devices, now_s)
+
+    def barred(self, node: int) -> bool:
+        """Return whether a node's engines have requests that do not survive being stopped."""
+        deployment = self.deployments[node]
+        return any(
+            move_rule(request.sampling) == "bar"
+            for replica in deployment.replicas
+            for request in replica.outstanding.values()
+        )

@@ -1,0 +1,180 @@
+"""What has become of every request of a run, and who waits for whom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samullm_plugin.model.application import Application
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+RequestId = tuple[int, int]
+"""Index of a node and of a request in its table."""
+
+
+class Status(IntEnum):
+    """Where a request is; from ``FINISHED`` on it is settled."""
+
+    WAITING = 0
+    READY = 1
+    SUBMITTED = 2
+    FINISHED = 3
+    SKIPPED = 4
+    FAILED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A request that is settled, or what an unfinished one has generated before it was moved.
+
+    Attributes:
+        num_tokens: tokens generated in all.
+        prompt_tokens: tokens of its own prompt.
+        finish_reason: ``stop`` or ``length``; ``error`` if it failed.
+        text: what it generated.
+        token_ids: the same as tokens.
+        error: why it failed.
+        stop_reason: stop string or token that ended it.
+    """
+
+    num_tokens: int = 0
+    prompt_tokens: int = 0
+    finish_reason: str | None = None
+    text: str | None = None
+    token_ids: tuple[int, ...] | None = None
+    error: str | None = None
+    stop_reason: int | str | None = None
+
+
+class Ledger:
+    """Status, results and dependencies of all requests.
+
+    Attributes:
+        app: the application.
+        status: per node, :class:`Status` values, shape ``(n,)``.
+        generated: per node, tokens generated so far or in all, shape ``(n,)``.
+        finish_s: per node, when each request was settled on the run's clock, inf before.
+        results: of settled requests.
+    """
+
+    def __init__(self, app: Application) -> None:
+        """Begin with every request waiting."""
+        self.app = app
+        sizes = [len(n.requests) for n in app.nodes]
+        self.status = [np.zeros(n, np.int8) for n in sizes]
+        self.generated = [np.zeros(n, np.int64) for n in sizes]
+        self.finish_s = [np.full(n, np.inf) for n in sizes]
+        self.results: dict[RequestId, Result] = {}
+        self._open = [np.diff(n.requests.input_indptr).astype(np.int64) for n in app.nodes]
+        self._unsettled = list(sizes)
+        self._dependents = _dependents(app)
+
+    def first(self) -> Iterator[RequestId]:
+        """Yield the unsettled requests that wait for nothing."""
+        for i, missing in enumerate(self._open):
+            for r in np.flatnonzero((missing == 0) & (self.status[i] == Status.WAITING)).tolist():
+                yield i, r
+
+    def inputs(self, request: RequestId) -> list[RequestId]:
+        """Return the requests whose outputs a request waits for, in the table's order."""
+        table = self.app.nodes[request[0]].requests
+        part = slice(table.input_indptr[request[1]], table.input_indptr[request[1] + 1])
+        nodes, requests = table.input_node[part].tolist(), table.input_request[part].tolist()
+        return list(zip(nodes, requests, strict=True))
+
+    def settle(
+        self, request: RequestId, status: Status, time_s: float, result: Result
+    ) -> list[RequestId]:
+        """Settle a request.
+
+        Returns:
+            The requests all of whose inputs are settled now.
+        """
+        node, r = request
+        self.status[node][r] = status
+        self.finish_s[node][r] = time_s
+        self.generated[node][r] = result.num_tokens
+        self.results[request] = result
+        self._unsettled[node] -= 1
+        indptr, nodes, requests = self._dependents[node]
+        complete = []
+        for k in range(indptr[r], indptr[r + 1]):
+            i, q = int(nodes[k]), int(requests[k])
+            self._open[i][q] -= 1
+            if self._open[i][q] == 0:
+                complete.append((i, q))
+        return complete
+
+    def settled(self, node: int) -> bool:
+        """Return whether all requests of a node are settled."""
+        return self._unsettled[node] == 0
+
+    @property
+    def all_settled(self) -> bool:
+        """Return whether nothing is left to do."""
+        return not any(self._unsettled)
+
+    def num_settled(self, node: int) -> int:
+        """Return how many requests of a node are settled."""
+        return len(self.status[node]) - self._unsettled[node]
+
+    def with_status(self, node: int, status: Status) -> Ints:
+        """Return the requests of a node with a status, in order."""
+        return np.flatnonzero(self.status[node] == status)
+
+    def foreseen(
+        self, running: set[int], untaken: list[NDArray[np.bool_] | None]
+    ) -> list[NDArray[np.bool_]]:
+        """Return per node which requests are settled or will be if nothing else is started.
+
+        Args:
+            running: nodes with engines.
+            untaken: per node which requests are known to be left out; they settle by themselves.
+        """
+        found: list[NDArray[np.bool_]] = [np.zeros(0, bool)] * len(self.app.nodes)
+        for i in self.app.order:
+            table = self.app.nodes[i].requests
+            done = self.status[i] >= Status.FINISHED
+            left_out = untaken[i]
+            able = np.ones(len(table), bool) if i in running else np.zeros(len(table), bool)
+            if left_out is not None:
+                able |= left_out
+            rows, own = table.input_row, table.input_node == i
+            for source in np.unique(table.input_node[~own]):
+                part = table.input_node == source
+                bad = rows[part][~found[source][table.input_request[part]]]
+                able[bad] = False
+            found[i] = done | able
+            if own.any():
+                for r, q in zip(rows[own], table.input_request[own], strict=True):
+                    found[i][r] &= found[i][q] or done[r]
+        return found
+
+
+def _dependents(app: Application) -> list[tuple[list[int], Ints, Ints]]:
+    """Return per node and request who waits for it: starts, nodes and requests."""
+    rows = [np.empty(0, np.int64)] * 4
+    for i, node in enumerate(app.nodes):
+        table = node.requests
+        columns = (
+            table.input_node,
+            table.input_request,
+            np.full(len(table.input_node), i),
+            table.input_row,
+        )
+        rows = [np.concatenate(pair) for pair in zip(rows, columns, strict=True)]
+    source, request, target, target_request = rows
+    result = []
+    for i, node in enumerate(app.nodes):
+        mine = np.flatnonzero(source == i)
+        mine = mine[np.argsort(request[mine], kind="stable")]
+        counts = np.bincount(request[mine], minlength=len(node.requests))
+        indptr = np.concatenate([[0], np.cumsum(counts)]).astype(int).tolist()
+        result.append((indptr, target[mine], target_request[mine]))
+    return result

@@ -1,0 +1,149 @@
+"""What a run was expected to do, kept in its directory from the start: ``planned.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from samullm_plugin.errors import InputError, SamullmError
+from samullm_plugin.host.interfaces.executor import Executor
+from samullm_plugin.host.interfaces.length import LengthEstimator
+from samullm_plugin.model.application import Application
+from samullm_plugin.model.problem import Problem
+from samullm_plugin.model.result import PlanTrace
+from samullm_plugin.planning.records import RecordReader, to_record
+from samullm_plugin.planning.reporting import provenance_lines
+
+PLANNED_FILE = "planned.json"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedNode:
+    """A node of the application as its user wrote it.
+
+    Attributes:
+        name: its name.
+        model: name of its model.
+        num_requests: rows of its request table.
+        fused: node of the plan that it has become a part of; empty: it is a node of the plan.
+        finish_s: when its last request was to finish; None: not recorded.
+    """
+
+    name: str
+    model: str
+    num_requests: int
+    fused: str = ""
+    finish_s: float | None = None
+
+    @property
+    def served_as(self) -> str:
+        """Return the node of the plan whose engines serve it."""
+        return self.fused or self.name
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlannedRun:
+    """A run as it was foreseen when it began.
+
+    Attributes:
+        nodes: as their user wrote them, in the plan's order.
+        gpus: kind of each device.
+        trace: the first plan's simulation, without the times of single requests.
+        rests_on: what the figures come from, lines for people by topic.
+        virtual_clock: the executor's time is computed; nothing really ran.
+        modelled_lengths: output lengths were drawn and not generated.
+        written_by: release that began the run.
+    """
+
+    nodes: tuple[PlannedNode, ...]
+    gpus: tuple[str, ...]
+    trace: PlanTrace
+    rests_on: Mapping[str, tuple[str, ...]]
+    virtual_clock: bool
+    modelled_lengths: bool
+    written_by: str
+
+
+def planned_nodes(app: Application, trace: PlanTrace | None) -> tuple[PlannedNode, ...]:
+    """Return the nodes as their user wrote them.
+
+    Args:
+        app: as it is planned, with fused nodes.
+        trace: its plan, simulated; None: unknown.
+    """
+    return tuple(
+        PlannedNode(
+            part.name,
+            node.model.name,
+            len(part),
+            node.name if node.fused else "",
+            None if trace is None else float(trace.finish_s[i][part.rows].max()),
+        )
+        for i, node in enumerate(app.nodes)
+        for part in node.parts
+    )
+
+
+def planned_run(
+    problem: Problem,
+    trace: PlanTrace,
+    executor: Executor,
+    estimator: LengthEstimator | None,
+) -> PlannedRun:
+    """Return what is foreseen of a run.
+
+    Args:
+        problem: the instance.
+        trace: its plan, simulated.
+        executor: what will run it.
+        estimator: where the lengths come from; None: they were given with the application.
+    """
+    names = dict.fromkeys(n.model.name for n in problem.app.nodes)
+    rests_on = {
+        "Output lengths": tuple(_length_source(estimator, name) for name in names)
+        if estimator is not None
+        else ("given with the application",),
+        "Iteration latencies": tuple(provenance_lines(problem)),
+    }
+    if problem.app.notes:
+        rests_on["Assumed"] = tuple(problem.app.notes)
+    return PlannedRun(
+        planned_nodes(problem.app, trace),
+        tuple(g.name for g in problem.cluster.gpus),
+        replace(trace, finish_s=()),
+        rests_on,
+        executor.virtual_clock,
+        type(executor).imitate is not Executor.imitate,
+        f"samullm-plugin {version('samullm-plugin')}",
+    )
+
+
+def planned_record(planned: PlannedRun) -> object:
+    """Return what is written to ``planned.json``."""
+    return to_record(planned)
+
+
+def read_planned(directory: Path) -> PlannedRun | None:
+    """Return what was foreseen of a run; None for runs of releases that did not write it.
+
+    Raises:
+        InputError: if the file is damaged.
+    """
+    path = directory / PLANNED_FILE
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise InputError(f"{path}: is not JSON: {error}") from error
+    return RecordReader(str(path)).read(PlannedRun, record)
+
+
+def _length_source(estimator: LengthEstimator, model: str) -> str:
+    try:
+        return estimator.source(model)
+    except SamullmError:  # a third party's words are not worth a run
+        return f"{model}: {estimator.name} does not say"

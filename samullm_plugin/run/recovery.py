@@ -1,0 +1,102 @@
+"""Where an interrupted run was, from its journal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from samullm_plugin.errors import InputError
+from samullm_plugin.host.interfaces.executor import RequestOutput
+from samullm_plugin.model.application import Application
+from samullm_plugin.model.plan import Plan
+from samullm_plugin.planning.records import RecordReader
+from samullm_plugin.run.ledger import Ledger, RequestId, Result, Status
+from samullm_plugin.run.log import BULKY
+from samullm_plugin.run.starting import Begun
+from samullm_plugin.run.user_nodes import UserNodes
+
+_SETTLED = {s.name.lower(): s for s in (Status.FINISHED, Status.SKIPPED, Status.FAILED)}
+
+
+@dataclass(slots=True)
+class Recovered:
+    """What a journal says.
+
+    Attributes:
+        begun: what is settled and generated, and where the plan was.
+        plan: the plan the run went by; None if it was interrupted before there was one.
+        records: its events, without the contents of outputs.
+        finished: nothing was left to do.
+    """
+
+    begun: Begun
+    plan: Plan | None = None
+    records: list[dict[str, Any]] = field(default_factory=list)
+    finished: bool = False
+
+
+def recover(app: Application, journal: Iterable[Mapping[str, Any]], where: str) -> Recovered:
+    """Replay a journal.
+
+    Args:
+        app: the application it is of.
+        journal: its records in order.
+        where: the file, for messages.
+
+    Raises:
+        InputError: if it tells of requests the application does not have, or of one twice.
+    """
+    ledger = Ledger(app)
+    moved: dict[RequestId, RequestOutput] = {}
+    begun = Begun(ledger, moved)
+    found = Recovered(begun)
+    users = UserNodes(app)
+    for number, record in enumerate(journal, 1):
+        begun.clock_s = max(begun.clock_s, float(record["time_s"]))
+        kind = record["kind"]
+        found.records.append({k: v for k, v in record.items() if k not in BULKY})
+        if kind in _SETTLED or kind == "moved":
+            request = users.planned(record["node"], int(record["request"]))
+            if request is None:
+                raise InputError(f"{where} line {number}: there is no such request")
+            if kind == "moved":
+                moved[request] = _moved(record, request[1])
+                continue
+            if ledger.status[request[0]][request[1]] >= Status.FINISHED:
+                raise InputError(f"{where} line {number}: the request was settled before")
+            ledger.settle(request, _SETTLED[kind], float(record["time_s"]), _result(record))
+            moved.pop(request, None)
+        elif kind == "plan":
+            found.plan = RecordReader(f"{where} line {number}").read(Plan, record["plan"])
+            begun.stage, begun.finished_before = -1, frozenset()
+        elif kind == "stage":
+            begun.stage, begun.stages_run = int(record["stage"]), int(record["number"])
+            begun.finished_before = frozenset(
+                n.name for i, n in enumerate(app.nodes) if ledger.settled(i)
+            )
+    found.finished = ledger.all_settled
+    return found
+
+
+def _moved(record: Mapping[str, Any], request: int) -> RequestOutput:
+    ids, prompt = record.get("token_ids"), record.get("prompt_token_ids")
+    return RequestOutput(
+        request,
+        int(record["num_tokens"]),
+        None if ids is None else tuple(ids),
+        prompt_token_ids=None if prompt is None else tuple(prompt),
+    )
+
+
+def _result(record: Mapping[str, Any]) -> Result:
+    ids = record.get("token_ids")
+    return Result(
+        int(record.get("num_tokens", 0)),
+        int(record.get("prompt_tokens", 0)),
+        record.get("finish_reason"),
+        record.get("text"),
+        None if ids is None else tuple(ids),
+        record.get("error"),
+        record.get("stop_reason"),
+    )

@@ -1,0 +1,309 @@
+"""What is left of a run, as a problem of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samullm_plugin.engine import StepLatency
+from samullm_plugin.host.interfaces.length import LengthEstimator, LengthQuery
+from samullm_plugin.model.application import Application, ModelNode, NodePart, RequestTable
+from samullm_plugin.model.costs import ModeCosts
+from samullm_plugin.model.plan import Assignment, Plan, Stage, StageEnd
+from samullm_plugin.model.problem import Problem
+from samullm_plugin.model.scenarios import LengthScenario, draw_taken, make_scenario
+from samullm_plugin.planning.building import check_lengths
+from samullm_plugin.rules.transition import Running
+from samullm_plugin.run.ledger import Status
+from samullm_plugin.run.observing import Snapshot
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Remainder:
+    """What is left to do.
+
+    Attributes:
+        app: the nodes and requests that are not settled, with what they have generated as part of
+            their prompts.
+        kept: per node of ``app``, its index in the whole application and the requests left of it.
+        generated: per node of ``app``, tokens generated so far.
+        requests: per node of ``app``, where its requests are in the tables of the user's nodes.
+    """
+
+    app: Application
+    kept: tuple[tuple[int, Ints], ...]
+    generated: tuple[Ints, ...]
+    requests: tuple[Ints, ...]
+
+
+def remainder(app: Application, snapshot: Snapshot) -> Remainder | None:
+    """Return what is left of an application; None if nothing is."""
+    left = [np.flatnonzero(s < Status.FINISHED) for s in snapshot.status]
+    kept = [i for i, rows in enumerate(left) if len(rows)]
+    if not kept:
+        return None
+    place = {i: k for k, i in enumerate(kept)}
+    position = []
+    for i, rows in enumerate(left):
+        at = np.full(len(snapshot.status[i]), -1, np.int64)
+        at[rows] = np.arange(len(rows))
+        position.append(at)
+    nodes = [
+        replace(
+            app.nodes[i],
+            requests=_table(app, i, left[i], place, position, snapshot),
+            fused=_parts_left(app.nodes[i], left[i]),
+        )
+        for i in kept
+    ]
+    return Remainder(
+        Application(app.name, tuple(nodes)),
+        tuple((i, left[i]) for i in kept),
+        tuple(snapshot.generated[i][left[i]] for i in kept),
+        tuple(_written(app.nodes[i], left[i]) for i in kept),
+    )
+
+
+def _written(node: ModelNode, rows: Ints) -> Ints:
+    """Return where requests of a node are in the tables of the user's nodes."""
+    starts = np.array([p.start for p in node.parts])
+    found: Ints = rows - starts[np.searchsorted(starts, rows, side="right") - 1]
+    return found
+
+
+def _parts_left(node: ModelNode, rows: Ints) -> tuple[NodePart, ...]:
+    """Return what is left of the user's nodes in a fused one."""
+    found, start = [], 0
+    for part in node.fused:
+        count = int(np.count_nonzero((rows >= part.start) & (rows < part.stop)))
+        if count:
+            found.append(replace(part, start=start, stop=start + count))
+        start += count
+    return tuple(found)
+
+
+def _table(
+    app: Application,
+    i: int,
+    rows: Ints,
+    place: dict[int, int],
+    position: list[Ints],
+    snapshot: Snapshot,
+) -> RequestTable:
+    """Return the requests left of a node; settled inputs have entered their prompts."""
+    node = app.nodes[i]
+    table = node.requests
+    at = position[i]
+    own = table.input_row
+    mine = at[own] >= 0
+    sources, requests = table.input_node[mine], table.input_request[mine]
+    targets, enters = at[own[mine]], table.input_in_prompt[mine]
+    open_ = np.array(
+        [position[s][q] >= 0 for s, q in zip(sources, requests, strict=True)], dtype=bool
+    )
+    tokens = np.array(
+        [snapshot.generated[s][q] for s, q in zip(sources, requests, strict=True)], np.int64
+    )
+    generated = snapshot.generated[i][rows]
+    prompt = table.prompt_tokens[rows] + generated
+    np.add.at(prompt, targets[~open_ & enters], tokens[~open_ & enters])
+    waiting = snapshot.status[i][rows] == Status.WAITING
+    counts = np.bincount(targets[open_], minlength=len(rows))
+    gate = None if table.gate is None else np.where(waiting, table.gate[rows], -1)
+    return RequestTable(
+        np.minimum(prompt, node.model.max_model_len - 1),
+        np.maximum(table.max_tokens[rows] - generated, 1),
+        table.prefix_id[rows],
+        table.prefix_tokens[rows],
+        np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        np.array([place[int(s)] for s in sources[open_]], np.int64),
+        np.array(
+            [position[s][q] for s, q in zip(sources[open_], requests[open_], strict=True)],
+            np.int64,
+        ),
+        enters[open_],
+        np.where(waiting, table.probability[rows], 1.0),
+        np.where(waiting, table.choice[rows], -1),
+        gate,
+    )
+
+
+def sample_remainder(
+    left: Remainder, estimator: LengthEstimator, rng: np.random.Generator, count: int
+) -> tuple[LengthScenario, ...]:
+    """Return length scenarios of what is left, conditional on what has been generated."""
+    found = []
+    for stream in rng.spawn(count):
+        taken = draw_taken(left.app, stream)
+        outputs: list[Ints] = [np.ones(len(n.requests), np.int64) for n in left.app.nodes]
+        for k in left.app.order:
+            parts = left.app.nodes[k].parts
+            outputs[k] = np.concatenate(
+                [_sample_part(left, k, part, estimator, stream) for part in parts]
+            )
+        found.append(make_scenario(left.app, outputs, taken))
+    return tuple(found)
+
+
+def _sample_part(
+    left: Remainder,
+    k: int,
+    part: NodePart,
+    estimator: LengthEstimator,
+    rng: np.random.Generator,
+) -> Ints:
+    """Return a sample of the tokens each request of one of the user's nodes will still generate."""
+    node, generated = left.app.nodes[k], left.generated[k][part.rows]
+    table = node.requests
+    query = LengthQuery(
+        node.model.name,
+        part.task,
+        np.maximum(table.prompt_tokens[part.rows] - generated, 1),
+        table.max_tokens[part.rows] + generated,
+        generated,
+        node.model.max_model_len,
+        node=part.name,
+        requests=left.requests[k][part.rows],
+    )
+    total = check_lengths(estimator.sample(query, rng, 1), query, 1, estimator.name)[0]
+    to_come: Ints = np.maximum(total - generated, 1)
+    return to_come
+
+
+def remaining_problem(
+    problem: Problem, left: Remainder, scenarios: tuple[LengthScenario, ...], snapshot: Snapshot
+) -> Problem:
+    """Return what is left as a problem, with latencies and load times corrected."""
+    costs = []
+    for i, _ in left.kept:
+        factor = snapshot.latency_factor[i]
+        costs.append(
+            {k: _corrected(c, factor, snapshot.load_factor) for k, c in problem.costs[i].items()}
+        )
+    return Problem(left.app, problem.cluster, scenarios, tuple(costs), problem.page_cache)
+
+
+def _corrected(costs: ModeCosts, latency_factor: float, load_factor: float) -> ModeCosts:
+    latency = costs.latency
+    if latency_factor != 1.0 and isinstance(latency, StepLatency):
+        latency = latency.scaled(latency_factor)
+    load = replace(
+        costs.load,
+        warm_s=costs.load.warm_s * load_factor,
+        cold_s=costs.load.cold_s * load_factor,
+    )
+    return replace(costs, latency=latency, load=load)
+
+
+def rest_of_plan(
+    plan: Plan,
+    stage: int,
+    left: Remainder,
+    status: Sequence[NDArray[np.int8]],
+    running: Mapping[str, Running],
+) -> Plan:
+    """Return what is left of a plan from a stage on.
+
+    Args:
+        plan: the plan.
+        stage: the current stage.
+        left: what is left to do.
+        status: per node of the whole application, as in the ledger.
+        running: engines by node name; where they are not on their planned devices, the rest of the
+            plan is changed to the devices they hold.
+    """
+    names = {n.name: left.kept[k] for k, n in enumerate(left.app.nodes)}
+    stages: list[Stage] = []
+    for index in range(max(stage, 0), len(plan.stages)):
+        old = plan.stages[index]
+        assignments = tuple(_held(a, running) for a in old.assignments if a.node in names)
+        if not assignments:
+            continue
+        end = old.end
+        if end.node is not None and end.node not in names:
+            if index + 1 < len(plan.stages):
+                continue  # its end event has happened
+            end = StageEnd("all_finished")
+        elif end.kind == "node_progress" and end.node is not None:
+            whole, rows = names[end.node]
+            total = len(status[whole])
+            wanted = end.fraction * total - (total - len(rows))
+            if wanted <= 0:
+                continue
+            end = replace(end, fraction=min(1.0, wanted / len(rows)))
+        stages.append(Stage(assignments, end))
+    if not stages:  # engines in their nodes' last stages go on to their end
+        last = tuple(_held(r.planned, running) for n, r in running.items() if n in names)
+        stages.append(Stage(last, StageEnd("all_finished")))
+    return Plan(tuple(stages))
+
+
+def _held(assignment: Assignment, running: Mapping[str, Running]) -> Assignment:
+    engine = running.get(assignment.node)
+    if engine is None or engine.planned != assignment:
+        return assignment
+    return Assignment(assignment.node, assignment.parallel, engine.devices)
+
+
+def as_held(running: Running) -> Running:
+    """Return an engine as if it had been planned on the devices it really holds."""
+    planned = Assignment(running.planned.node, running.planned.parallel, running.devices)
+    return Running(planned, running.devices, 0)
+
+
+def aligned(plan: Plan, problem: Problem, running: Mapping[str, Running]) -> Plan:
+    """Return the same plan on other devices, so that running engines can stay where they are.
+
+    Whole NVLink groups change places with groups of their kind, and devices within a group.
+    """
+    cluster = problem.cluster
+    group = {d: g for g in cluster.nvlink_groups for d in g}
+    kind = {
+        g: (len(g), tuple(cluster.gpus[d].name for d in g), cluster.machine_of(g[0]))
+        for g in cluster.nvlink_groups
+    }
+    devices: dict[int, int] = {}
+    groups: dict[tuple[int, ...], tuple[int, ...]] = {}
+    first = plan.stages[0].assignments
+    for assignment in sorted(first, key=lambda a: -len(a.devices)):
+        held = running.get(assignment.node)
+        if held is None or held.planned.parallel != assignment.parallel:
+            continue
+        wish, wish_groups = dict(devices), dict(groups)
+        for old, new in zip(assignment.devices, held.devices, strict=True):
+            fits = kind[group[old]] == kind[group[new]]
+            fits &= wish.setdefault(old, new) == new
+            fits &= wish_groups.setdefault(group[old], group[new]) == group[new]
+            if not fits:
+                break
+        else:
+            injective = len(set(wish.values())) == len(wish)
+            if injective and len(set(wish_groups.values())) == len(wish_groups):
+                devices, groups = wish, wish_groups
+    for old_group in cluster.nvlink_groups:
+        if old_group not in groups:
+            taken = set(groups.values())
+            groups[old_group] = next(
+                g for g in cluster.nvlink_groups if g not in taken and kind[g] == kind[old_group]
+            )
+        free = iter([d for d in groups[old_group] if d not in devices.values()])
+        for device in old_group:
+            if device not in devices:
+                devices[device] = next(free)
+    return Plan(
+        tuple(
+            Stage(
+                tuple(
+                    Assignment(a.node, a.parallel, tuple(devices[d] for d in a.devices))
+                    for a in stage.assignments
+                ),
+                stage.end,
+            )
+            for stage in plan.stages
+        )
+    )

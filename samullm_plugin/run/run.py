@@ -1,0 +1,386 @@
+"""Runs an application: from its problem and plan to a run directory with everything in it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samullm_plugin.app.loaded import LoadedApplication
+from samullm_plugin.errors import InputError
+from samullm_plugin.host.interfaces.executor import Executor
+from samullm_plugin.host.interfaces.observer import RunEvent, RunInfo
+from samullm_plugin.host.manager import PluginHost
+from samullm_plugin.model.plan import Plan
+from samullm_plugin.model.problem import Problem
+from samullm_plugin.model.result import PlanTrace
+from samullm_plugin.planning.artifacts import read_plan, write_plan
+from samullm_plugin.planning.building import sample_scenarios
+from samullm_plugin.planning.instances import Instance
+from samullm_plugin.planning.policies import planned_policy
+from samullm_plugin.planning.records import to_record
+from samullm_plugin.rules.verify import require_valid
+from samullm_plugin.run.adjustments import Adjustments
+from samullm_plugin.run.coordinator import Coordinator
+from samullm_plugin.run.journal import Journal, read_journal
+from samullm_plugin.run.ledger import Ledger
+from samullm_plugin.run.log import RunLog
+from samullm_plugin.run.measuring import (
+    measured_slices,
+    planned_slices,
+    run_metrics,
+)
+from samullm_plugin.run.outputs import write_outputs
+from samullm_plugin.run.planned import PLANNED_FILE, planned_record, planned_run
+from samullm_plugin.run.recovery import recover
+from samullm_plugin.run.rundir import RunDirectory, fingerprint
+from samullm_plugin.run.sources import (
+    LengthSource,
+    RequestSource,
+    TextSource,
+    TokenSource,
+)
+from samullm_plugin.run.starting import Begun, RunOptions
+from samullm_plugin.run.trace import trace_json
+from samullm_plugin.run.undisturbed import undisturbed
+from samullm_plugin.run.user_nodes import UserNodes
+from samullm_plugin.simulator import PlanSimulator
+from samullm_plugin.simulator.runs import PolicyCall
+
+Listener = Callable[[RunEvent], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RunSetup:
+    """Everything a run needs.
+
+    Attributes:
+        host: the plugins.
+        loaded: the application with its texts.
+        instance: its problem and where the figures come from.
+        executor: name of the executor.
+        executor_options: its options.
+        directory: where the run keeps its files.
+        adjustments: may replace the plan; None: it is kept.
+        options: limits.
+        listener: called with each event.
+        on_start: called with the coordinator before it runs.
+        truth: output lengths (its first length scenario) and, on executors that imitate engines,
+            costs that hold in this run. Engines that compute get prompts of random tokens and
+            generate as much. None: imitated lengths are drawn, others are the engines' affair.
+    """
+
+    host: PluginHost
+    loaded: LoadedApplication
+    instance: Instance
+    executor: str
+    directory: Path
+    executor_options: Mapping[str, object] = field(default_factory=dict)
+    adjustments: Adjustments | None = None
+    options: RunOptions = field(default_factory=RunOptions)
+    listener: Listener | None = None
+    on_start: Callable[[Coordinator], None] | None = None
+    truth: Problem | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunOutcome:
+    """What became of a run.
+
+    Attributes:
+        metrics: as in ``metrics.json``.
+        drained: it was interrupted and can be resumed.
+        failed: requests that failed, as (node, id, reason).
+        directory: its files.
+    """
+
+    metrics: Mapping[str, Any]
+    drained: bool
+    failed: tuple[tuple[str, str, str], ...]
+    directory: Path
+
+
+def start_run(setup: RunSetup, plan: Plan, scheduler: str = "") -> RunOutcome:
+    """Run an application from its beginning.
+
+    Args:
+        setup: the run.
+        plan: a plan of its problem.
+        scheduler: who made it.
+
+    Raises:
+        InputError: if the input is wrong; nothing was started then.
+        PlanError: if the plan is not valid for the problem.
+        RunError: if the run failed after it had started.
+    """
+    problem = setup.instance.problem
+    require_valid(problem, plan, scheduler or "the given plan")
+    executor, source = _prepared(setup)
+    planned = planned_trace(setup, plan)
+    facts = {
+        "application": setup.loaded.app.name,
+        "executor": setup.executor,
+        "scheduler": scheduler,
+        "num_devices": problem.cluster.num_gpus,
+    }
+    directory = RunDirectory.create(setup.directory, fingerprint_of(setup.loaded), facts)
+    try:
+        if setup.loaded.path is not None:
+            shutil.copyfile(setup.loaded.path, setup.directory / "app.yaml")
+        write_plan(
+            setup.directory / "plan.json",
+            plan,
+            application=setup.loaded.app.name,
+            num_gpus=problem.cluster.num_gpus,
+            scheduler=scheduler,
+            makespan_s=[planned.makespan_s],
+            fused=problem.app.fused,
+        )
+        given = setup.loaded.output_tokens is not None
+        estimator = None if given else setup.instance.estimator
+        foreseen = planned_run(problem, planned, executor, estimator)
+        directory.write_json(PLANNED_FILE, planned_record(foreseen))
+        journal = Journal(directory.journal_path)
+        try:
+            log = _log(setup, journal)
+            log.add(0.0, "plan", plan=to_record(plan), scheduler=scheduler)
+            log.flush()
+            begun = Begun(Ledger(problem.app))
+            with _opened(setup, executor, directory) as open_s:
+                run = _run(setup, plan, executor, source, log, directory, begun)
+            figures = executor.figures()
+            return _outcome(setup, run, source, log, directory, planned, open_s, figures)
+        finally:
+            journal.close()
+    finally:
+        directory.close()
+
+
+def resume_run(setup: RunSetup) -> RunOutcome:
+    """Go on with an interrupted run: what its journal holds is not done again.
+
+    Raises:
+        InputError: if the directory holds no run of this application, or another process runs it.
+        RunError: if the run failed.
+    """
+    directory = RunDirectory.reopen(setup.directory, fingerprint_of(setup.loaded))
+    try:
+        journal = Journal(directory.journal_path)
+        try:
+            path = directory.journal_path
+            app = setup.instance.problem.app
+            found = recover(app, read_journal(path), str(path))
+            first = read_plan(setup.directory / "plan.json").plan
+            plan = found.plan or first
+            require_valid(setup.instance.problem, first, str(setup.directory / "plan.json"))
+            executor, source = _prepared(setup)
+            log = _log(setup, journal)
+            log.records.extend(found.records)
+            interrupted_s = found.begun.clock_s
+            log.add(interrupted_s, "resumed", interrupted_s=interrupted_s)
+            planned = planned_trace(setup, first)
+            with _opened(setup, executor) as open_s:
+                run = _run(setup, plan, executor, source, log, directory, found.begun)
+            figures = executor.figures()
+            return _outcome(setup, run, source, log, directory, planned, open_s, figures)
+        finally:
+            journal.close()
+    finally:
+        directory.close()
+
+
+@contextmanager
+def _opened(
+    setup: RunSetup, executor: Executor, new: RunDirectory | None = None
+) -> Iterator[float]:
+    """Have an executor open, and closed afterwards whatever happens.
+
+    Args:
+        setup: the run.
+        executor: its executor.
+        new: the directory, if the run begins: it goes if the executor cannot be opened here.
+
+    Yields:
+        The seconds that opening took; the executor's clock starts then.
+    """
+    began_s = time.monotonic()
+    try:
+        try:
+            executor.open(setup.instance.problem.cluster, setup.directory)
+        except InputError:
+            if new is not None:
+                new.discard()
+            raise
+        yield time.monotonic() - began_s
+    finally:
+        with undisturbed():
+            executor.close()
+
+
+def _run(
+    setup: RunSetup,
+    plan: Plan,
+    executor: Executor,
+    source: RequestSource,
+    log: RunLog,
+    directory: RunDirectory,
+    begun: Begun,
+) -> Coordinator:
+    """Run on an open executor; return the coordinator after the run."""
+    coordinator = Coordinator(
+        setup.instance.problem,
+        plan,
+        executor,
+        source,
+        log,
+        begun=begun,
+        adjustments=setup.adjustments,
+        options=setup.options,
+        policy=_policy(setup),
+    )
+    log.add_listener(_output_writer(directory, coordinator.ledger, source))
+    if setup.on_start is not None:
+        setup.on_start(coordinator)
+    coordinator.run()
+    return coordinator
+
+
+def _outcome(
+    setup: RunSetup,
+    coordinator: Coordinator,
+    source: RequestSource,
+    log: RunLog,
+    directory: RunDirectory,
+    planned: PlanTrace,
+    open_s: float,
+    figures: Mapping[str, float],
+) -> RunOutcome:
+    """Write what came of a run, and return it."""
+    problem = setup.instance.problem
+    users, ledger = UserNodes(problem.app), coordinator.ledger
+    for _, node, part in users:
+        write_outputs(directory, node, part, ledger, source)
+    metrics = run_metrics(problem.app, log.records, problem.cluster.num_gpus, planned)
+    metrics |= {"open_s": open_s, "executor": figures}
+    directory.write_json("metrics.json", metrics)
+    tracks = {"planned": planned_slices(planned), "measured": measured_slices(log.records)}
+    marks = [
+        (float(r["time_s"]), r["kind"])
+        for r in log.records
+        if r["kind"] in ("plan", "resumed", "drained", "engine_failed")
+    ]
+    directory.write_json("trace.json", trace_json(tracks, marks))
+    failed = tuple(
+        (name, source.custom_id(name, index), result.error)
+        for request, result in sorted(ledger.results.items())
+        if result.error is not None
+        for name, index in (users.written(request),)
+    )
+    return RunOutcome(metrics, coordinator.drained, failed, setup.directory)
+
+
+def _output_writer(directory: RunDirectory, ledger: Ledger, source: RequestSource) -> Listener:
+    """Return a listener that writes a node's outputs once the node has finished."""
+    users = UserNodes(ledger.app)
+
+    def write(event: RunEvent) -> None:
+        if event.kind == "node_finished":
+            node, part = users.parts[str(event.fields["node"])]
+            write_outputs(directory, node, part, ledger, source)
+
+    return write
+
+
+def _prepared(setup: RunSetup) -> tuple[Executor, RequestSource]:
+    """Return the executor and where the requests come from, checked before anything starts."""
+    executor = setup.host.create("executor", setup.executor, dict(setup.executor_options))
+    executor.check([n.model for n in setup.loaded.app.nodes])
+    if not imitates(executor):
+        if setup.truth is not None:
+            seed = setup.instance.planner.seed
+            return executor, TokenSource(setup.truth.scenarios[0], seed)
+        return executor, TextSource(setup.loaded, setup.instance.problem.app)
+    truth = setup.truth or hidden_truth(setup)
+    executor.imitate(truth)
+    return executor, LengthSource(truth.scenarios[0])
+
+
+def imitates(executor: Executor) -> bool:
+    """Return whether an executor takes lengths from a truth instead of generating tokens."""
+    return type(executor).imitate is not Executor.imitate
+
+
+def hidden_truth(setup: RunSetup) -> Problem:
+    """Return the lengths that are true in an imitated run.
+
+    Those known beforehand, else a draw of its own from the estimator: the plan has not seen it.
+    """
+    problem = setup.instance.problem
+    if setup.loaded.output_tokens is not None:
+        return problem.with_scenarios(problem.scenarios[:1])
+    rng = np.random.default_rng([setup.instance.planner.seed, 29])
+    return problem.with_scenarios(sample_scenarios(problem.app, setup.instance.estimator, rng, 1))
+
+
+def planned_trace(setup: RunSetup, plan: Plan) -> PlanTrace:
+    """Return the plan's simulation in the length scenario nearest to the mean makespan."""
+    problem = setup.instance.problem
+    traces = PlanSimulator(problem, policy=_policy(setup)).simulate(plan)
+    makespans = np.array([t.makespan_s for t in traces])
+    return traces[int(np.argmin(np.abs(makespans - makespans.mean())))]
+
+
+def _policy(setup: RunSetup) -> PolicyCall | None:
+    return planned_policy(setup.host, setup.instance.planner, setup.instance.problem)
+
+
+def _log(setup: RunSetup, journal: Journal) -> RunLog:
+    name = setup.directory.resolve().name
+    info = RunInfo(name, setup.loaded.app.name, setup.executor, setup.directory)
+    log = RunLog(info, journal, setup.host)
+    if setup.listener is not None:
+        log.add_listener(setup.listener)
+    return log
+
+
+def fingerprint_of(loaded: LoadedApplication) -> str:
+    """Return a hash of the application and its texts."""
+    contents: list[bytes] = []
+    for source in loaded.sources or ():
+        parts: Sequence[object] = (
+            source.ids,
+            source.fields,
+            source.labels,
+            source.template,
+            source.chat,
+            source.sampling,
+            source.request_sampling,
+            source.prompt_token_ids,
+            [(b.node, b.when.pattern if b.when else None) for b in source.branches],
+            source.keep.pattern if source.keep else None,
+        )
+        contents.append(repr(parts).encode())
+    return fingerprint(loaded.app, *contents)
+
+
+def require_resumable(directory: Path) -> str:
+    """Return the executor of a run that is to go on.
+
+    Raises:
+        InputError: if the folder holds no run.
+    """
+    import json
+
+    try:
+        facts = json.loads((directory / "run.json").read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"--resume {directory}: holds no run (there is no run.json)") from error
+    except ValueError as error:
+        raise InputError(f"--resume {directory}: run.json is not JSON: {error}") from error
+    return str(facts.get("executor", ""))

@@ -1,0 +1,183 @@
+"""The directory of a run: everything that is needed to understand it and to go on with it.
+
+``run.json`` says which application it is of, ``app.yaml`` and ``plan.json`` what was asked and
+planned, ``events.jsonl`` is the journal, ``outputs/`` holds the results by node, ``logs/`` those of
+the engines, ``metrics.json`` and ``trace.json`` are written at the end.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import to_json
+
+from samullm_plugin.errors import InputError
+from samullm_plugin.model.application import Application
+from samullm_plugin.run.journal import disk_error
+
+FORMAT = 1
+"""Version of the directory's layout."""
+
+
+class RunDirectory:
+    """Paths and small files of a run; held by one process at a time.
+
+    Attributes:
+        path: the directory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Name the directory; nothing is touched."""
+        self.path = path
+        self._lock = -1
+
+    journal_path = property(lambda self: self.path / "events.jsonl", doc="The journal.")
+    outputs_path = property(lambda self: self.path / "outputs", doc="Results by node.")
+
+    @classmethod
+    def create(cls, path: Path, fingerprint: str, facts: Mapping[str, Any]) -> RunDirectory:
+        """Make a new run directory.
+
+        Args:
+            path: must not hold a run yet.
+            fingerprint: of the application.
+            facts: what else ``run.json`` is to say.
+
+        Raises:
+            InputError: if the folder holds a run or other files, or cannot be made.
+        """
+        directory = cls(path)
+        if (path / "run.json").exists():
+            raise InputError(
+                f"{path}: holds a run already; continue it with --resume {path}, or give another "
+                "--output-dir"
+            )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if any(p.name != "run.lock" for p in path.iterdir()):
+                raise InputError(f"{path}: is not empty; give an --output-dir that is")
+            directory.lock()
+            (path / "outputs").mkdir(exist_ok=True)
+            directory.write_json(
+                "run.json", {"format": FORMAT, "fingerprint": fingerprint, **facts}
+            )
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror}") from error
+        return directory
+
+    @classmethod
+    def reopen(cls, path: Path, fingerprint: str) -> RunDirectory:
+        """Open the directory of a run that is to go on.
+
+        Raises:
+            InputError: if it holds no run, another application's, or another process runs it.
+        """
+        directory = cls(path)
+        try:
+            facts = json.loads((path / "run.json").read_text())
+        except FileNotFoundError as error:
+            raise InputError(f"{path}: holds no run (there is no run.json)") from error
+        except ValueError as error:
+            raise InputError(f"{path / 'run.json'}: is not JSON: {error}") from error
+        if facts.get("format") != FORMAT:
+            raise InputError(
+                f"{path}: its format is {facts.get('format')}, this version reads {FORMAT}"
+            )
+        if facts.get("fingerprint") != fingerprint:
+            raise InputError(
+                f"{path}: is the run of another application ({facts.get('application')}), or its "
+                "models, requests or templates have changed since; give the application it was "
+                "started with (a copy of its app.yaml is in the folder), or another --output-dir"
+            )
+        directory.lock()
+        return directory
+
+    def discard(self) -> None:
+        """Remove everything in the directory, and let go of it: the run was never begun."""
+        self.close()
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def lock(self) -> None:
+        """Hold the directory until :meth:`close` or the end of the process.
+
+        Raises:
+            InputError: if another process does.
+        """
+        self._lock = os.open(self.path / "run.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._lock)
+            self._lock = -1
+            raise InputError(f"{self.path}: another process runs in this directory") from error
+
+    def close(self) -> None:
+        """Let go of the directory; safe to call twice."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def write_json(self, name: str, value: object) -> None:
+        """Write a file in one step: readers see the old or the new content, never half of it.
+
+        Raises:
+            RunError: if the disk is full or fails.
+        """
+        self.write_bytes(name, to_json(value, indent=1, inf_nan_mode="null", fallback=_plain))
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write a file in one step.
+
+        Raises:
+            RunError: if the disk is full or fails.
+        """
+        path = self.path / name
+        partial = path.with_name(path.name + ".part")
+        try:
+            path.parent.mkdir(exist_ok=True)  # nodes of several applications have a folder each
+            with partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise disk_error(path, error) from error
+
+
+def fingerprint(app: Application, *contents: bytes) -> str:
+    """Return a hash of what a run's journal depends on.
+
+    Args:
+        app: nodes, models and request tables.
+        contents: texts of prompts and templates.
+    """
+    digest = hashlib.sha256()
+    for node in app.nodes:
+        digest.update(repr((node.name, node.model.name, node.model.path)).encode())
+        table = node.requests
+        for column in (
+            table.prompt_tokens,
+            table.max_tokens,
+            table.input_indptr,
+            table.input_node,
+            table.input_request,
+            table.input_in_prompt,
+        ):
+            digest.update(str(column.shape).encode() + column.tobytes())
+    for content in contents:
+        digest.update(len(content).to_bytes(8, "little") + content)
+    return digest.hexdigest()
+
+
+def _plain(value: Any) -> object:
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")

@@ -1,0 +1,165 @@
+"""A plan made stage by stage, each ending at its first finisher, simulated as it grows."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from time import monotonic
+
+from samullm_plugin.errors import OutOfTimeError, PlanError
+from samullm_plugin.model.parallel import ParallelConfig
+from samullm_plugin.model.plan import Assignment, Plan, Stage
+from samullm_plugin.model.problem import Problem
+from samullm_plugin.simulator.simulator import PlanSimulator
+from samullm_plugin.simulator.state import SimulationState
+
+
+class Rollout:
+    """Stages so far, and where every length scenario stands after them.
+
+    Attributes:
+        problem: the instance.
+        states: per scenario, the state after the last stage.
+        stages: the stages so far.
+        held: by node name, the assignments of engines that run in some scenario.
+    """
+
+    def __init__(self, simulator: PlanSimulator, give_up_s: float = float("inf")) -> None:
+        """Begin with what runs when the simulator's plans begin.
+
+        Args:
+            simulator: of the problem.
+            give_up_s: on the clock of ``time.monotonic``, when to give up; see
+                :attr:`~samullm_plugin.host.interfaces.scheduler.SchedulingContext.give_up_s`.
+        """
+        self.problem = simulator.problem
+        self._give_up_s = give_up_s
+        self._simulator = simulator
+        self.states: list[SimulationState] = [
+            simulator.initial_state(s) for s in range(len(self.problem.scenarios))
+        ]
+        self.stages: list[Stage] = []
+        self.held: dict[str, Assignment] = {n: r.planned for n, (r, _) in simulator.running.items()}
+
+    def require_time(self) -> None:
+        """Raise if it is time to give up.
+
+        Raises:
+            OutOfTimeError: then.
+        """
+        if monotonic() > self._give_up_s:
+            raise OutOfTimeError(f"out of time after {len(self.stages)} stages")
+
+    def unfinished(self) -> list[str]:
+        """Return the nodes that have something left to do in some scenario, upstream ones first."""
+        finished = set.intersection(*(s.finished() for s in self.states))
+        nodes = self.problem.app.nodes
+        return [nodes[i].name for i in self.problem.app.order if nodes[i].name not in finished]
+
+    def ready(self, unfinished: Collection[str], chosen: Collection[str]) -> list[str]:
+        """Return the unfinished nodes all of whose upstream nodes are finished or ``chosen``.
+
+        Not those that have no request of their own left and only wait for others to finish.
+        """
+        app = self.problem.app
+        waiting = set(unfinished) - set(chosen)
+
+        def is_ready(name: str) -> bool:
+            node = app.index(name)
+            upstreams = {app.nodes[u].name for u in app.upstreams[node]}
+            return upstreams.isdisjoint(waiting) and any(s.has_work(node) for s in self.states)
+
+        return [n for n in unfinished if is_ready(n)]
+
+    def alone_s(self, modes: Sequence[tuple[str, ParallelConfig]]) -> list[float]:
+        """Return the mean seconds of finishing nodes started anew now, all their inputs there.
+
+        Args:
+            modes: node names and configurations; they are simulated at once.
+        """
+        problem = self.problem
+        queries = []
+        for name, parallel in modes:
+            devices = problem.cluster.idle_devices(parallel)
+            assert devices is not None, f"{parallel} has no place on the idle cluster"
+            node = problem.app.index(name)
+            queries += [s.restart_query(node, parallel, devices[0]) for s in self.states]
+        runs = self._simulator.runs.get_many(queries)
+        clocks = [s.clock_s for s in self.states] * len(modes)
+        took = [max(r.end_s - c, 0.0) if r.jobs else 0.0 for r, c in zip(runs, clocks, strict=True)]
+        n = len(self.states)
+        return [sum(took[i * n : (i + 1) * n]) / n for i in range(len(modes))]
+
+    def remaining_s(self, name: str) -> float:
+        """Return the mean seconds until a node that runs finishes if it goes on as it is."""
+        node = self.problem.app.index(name)
+        left = [
+            max(s.node_finish_s(node) - s.clock_s, 0.0) for s in self.states if name in s.active
+        ]
+        return sum(left) / len(self.states)
+
+    def run_stage(self, assignments: Sequence[Assignment]) -> None:
+        """Append a stage and simulate it to its first finisher.
+
+        Raises:
+            PlanError: if none of its nodes can ever finish.
+            OutOfTimeError: if it is time to give up.
+        """
+        self.require_time()
+        self.stages.append(Stage(tuple(assignments)))
+        index = self.problem.app.index
+        self.held = {}
+        for state in self.states:
+            done = state.finished()
+            left = [a for a in assignments if a.node not in done]
+            if not left:
+                continue
+            state.keep_only(left)
+            end_s = min(state.node_finish_s(index(a.node)) for a in left)
+            if end_s == float("inf"):
+                names = ", ".join(a.node for a in left)
+                raise PlanError(f"a stage of {names} would wait for ever")
+            state.advance_to(end_s)
+            self.held.update((a.node, a) for a in left if a.node in state.active)
+
+    def plan(self) -> Plan:
+        """Return the plan, nodes that have nothing to do in these scenarios included.
+
+        Their requests may be needed after all in the scenario that comes true.
+        """
+        return with_idle_nodes(self.problem, self.stages)
+
+
+def with_idle_nodes(problem: Problem, stages: Sequence[Stage]) -> Plan:
+    """Return the plan of some stages, with stages inserted for nodes that none assigns.
+
+    A node that is missing gets its smallest configuration just before its first consumer. What
+    runs on meanwhile runs on.
+    """
+    plan, app = Plan(tuple(stages)), problem.app
+    for i in app.order:
+        if plan.last_stage(app.nodes[i].name) >= 0:
+            continue
+        consumers = {app.nodes[c].name for c, up in enumerate(app.upstreams) if i in up}
+        first = next(
+            (k for k, s in enumerate(plan.stages) if any(s.assignment(c) for c in consumers)),
+            len(plan.stages),
+        )
+        plan = _insert(problem, plan, first, i)
+    return plan
+
+
+def _insert(problem: Problem, plan: Plan, position: int, node: int) -> Plan:
+    """Return the plan with a stage before ``position`` that runs ``node`` beside what goes on."""
+    before = plan.stages[position - 1].assignments if position > 0 else ()
+    after = plan.stages[position].assignments if position < len(plan.stages) else ()
+    going_on = [a for a in before if a in after]
+    parallel = problem.parallel_configs(node)[0]
+    free = set(range(problem.cluster.num_gpus)) - {d for a in going_on for d in a.devices}
+    devices = problem.cluster.find_devices(free, parallel)
+    if devices is None:
+        going_on = []
+        devices = problem.cluster.find_devices(range(problem.cluster.num_gpus), parallel)
+    assert devices is not None  # ``parallel_configs`` gives only what has a place
+    mine = Assignment(problem.app.nodes[node].name, parallel, devices)
+    stage = Stage((mine, *going_on))
+    return Plan((*plan.stages[:position], stage, *plan.stages[position:]))

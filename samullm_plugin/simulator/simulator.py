@@ -1,0 +1,195 @@
+"""Carries plans out in simulation, by the same transition rule as the coordinator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import copy
+
+import numpy as np
+
+from samullm_plugin.engine import EngineCache
+from samullm_plugin.errors import PlanError
+from samullm_plugin.model.parallel import ParallelConfig
+from samullm_plugin.model.plan import Plan, StageEnd
+from samullm_plugin.model.problem import Problem
+from samullm_plugin.model.result import PlanTrace
+from samullm_plugin.rules.transition import Running, RunState, next_transition
+from samullm_plugin.simulator.node_run import NodeWork, Progress
+from samullm_plugin.simulator.requests import NodeInputs
+from samullm_plugin.simulator.runs import NodeQuery, NodeRuns, PolicyCall
+from samullm_plugin.simulator.state import SimulationState
+
+
+class PlanSimulator:
+    """Simulates plans of one problem; identical parts are simulated once.
+
+    Attributes:
+        problem: the instance.
+        works: per scenario and node, what there is to do.
+        starts: per scenario and node, the progress of having done nothing.
+        running: engines that run when plans begin.
+        runs: simulations of single nodes, shared by everything this simulator is asked.
+        cache: results of engine simulations behind them.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        cache: EngineCache | None = None,
+        policy: PolicyCall | None = None,
+        running: Mapping[str, tuple[Running, float]] | None = None,
+    ) -> None:
+        """Prepare the problem's requests.
+
+        Args:
+            problem: the instance.
+            cache: results to reuse; a new cache if None.
+            policy: order and replicas of requests; None: first come, first served, in turn.
+            running: by node name, engines that run when plans begin, and in how many seconds they
+                are ready. Unfinished requests start over from their prompts; for what an engine
+                that goes on need not compute again it is ready that much before 0.
+        """
+        self.problem = problem
+        self.running = dict(running or {})
+        self.cache = EngineCache() if cache is None else cache
+        inputs = [NodeInputs(problem.app, i) for i in range(len(problem.app.nodes))]
+        self.works = [
+            [
+                NodeWork(inputs[i], scenario.prompt_tokens[i], scenario.output_tokens[i])
+                for i in range(len(inputs))
+            ]
+            for scenario in problem.scenarios
+        ]
+        self.starts = [
+            [
+                Progress(np.full(len(w.output_tokens), np.inf), np.zeros_like(w.output_tokens))
+                for w in works
+            ]
+            for works in self.works
+        ]
+        self.runs = NodeRuns(problem, self.works, self.cache, policy)
+        self._upstreams = {
+            node.name: tuple(problem.app.nodes[u].name for u in sorted(problem.app.upstreams[i]))
+            for i, node in enumerate(problem.app.nodes)
+        }
+
+    def with_first_scenarios(self, count: int) -> PlanSimulator:
+        """Return a simulator of the first length scenarios alone that shares all results."""
+        part: PlanSimulator = copy(self)
+        part.problem = self.problem.with_scenarios(self.problem.scenarios[:count])
+        part.works, part.starts = self.works[:count], self.starts[:count]
+        return part
+
+    def initial_state(self, scenario: int = 0) -> SimulationState:
+        """Return the state in which plans begin."""
+        state = SimulationState(self, scenario)
+        for name, (running, ready_s) in self.running.items():
+            state.start(running)
+            state.active[name].ready_s = ready_s
+        if self.running:
+            state.refresh()
+        return state
+
+    def alone_s(self, scenario: int, node: int, parallel: ParallelConfig) -> float:
+        """Return the seconds a node takes alone, all its inputs there, its engine start included.
+
+        inf if the configuration has no place on the idle cluster.
+
+        Raises:
+            InputError: if it does not fit in memory.
+        """
+        return self.alone_many_s(scenario, [(node, parallel)])[0]
+
+    def alone_many_s(
+        self, scenario: int, modes: Sequence[tuple[int, ParallelConfig]]
+    ) -> list[float]:
+        """Return :meth:`alone_s` of several nodes and configurations, simulated at once."""
+        cluster = self.problem.cluster
+        found = [cluster.idle_devices(p) for _, p in modes]
+        queries = [
+            NodeQuery(
+                scenario,
+                node,
+                parallel,
+                devices[0],
+                self.starts[scenario][node],
+                None,
+                self.problem.load_s(self.problem.mode(node, parallel, devices)),
+            )
+            for (node, parallel), devices in zip(modes, found, strict=True)
+            if devices is not None
+        ]
+        ends = iter(r.end_s for r in self.runs.get_many(queries))
+        return [float("inf") if devices is None else next(ends) for devices in found]
+
+    def simulate(self, plan: Plan) -> tuple[PlanTrace, ...]:
+        """Carry the plan out in every length scenario.
+
+        Raises:
+            PlanError: if the plan cannot finish every node.
+        """
+        return tuple(self.simulate_scenario(plan, s) for s in range(len(self.problem.scenarios)))
+
+    def simulate_scenario(self, plan: Plan, scenario: int) -> PlanTrace:
+        """Carry the plan out in one length scenario.
+
+        Raises:
+            PlanError: if the plan cannot finish every node.
+        """
+        app, cluster = self.problem.app, self.problem.cluster
+        state, rule = self.initial_state(scenario), RunState()
+        watched = {s.end.node for s in plan.stages if s.end.kind == "node_progress" and s.end.node}
+        stage_start: list[float] = []
+        stalled = False
+        while True:
+            rule.finished = state.finished()
+            rule.running = {n: a.running for n, a in state.active.items()}
+            rule.done_fraction = {n: state.done_fraction(app.index(n)) for n in watched}
+            if len(rule.finished) == len(app.nodes):
+                break
+            stuck = stalled and rule.stage == len(plan.stages) - 1
+            move = next_transition(plan, cluster, self._upstreams, rule, stalled=stalled)
+            stage_start += [state.clock_s] * (move.stage + 1 - len(stage_start))
+            for name in move.stop:
+                state.stop(name)
+            for running in move.start:
+                state.start(running)
+            state.refresh()
+            next_s = self._next_event_s(state, rule, plan.stages[move.stage].end)
+            stalled = not np.isfinite(next_s)
+            if stalled and stuck:
+                missing = sorted({n.name for n in app.nodes} - state.finished())
+                raise PlanError(
+                    "the plan cannot finish: after its last stage these nodes wait for ever: "
+                    + ", ".join(missing)
+                )
+            if not stalled:
+                state.advance_to(next_s)
+        return self._trace(state, stage_start)
+
+    def _next_event_s(self, state: SimulationState, rule: RunState, end: StageEnd) -> float:
+        """Return when the next node finishes or the current stage's end event happens."""
+        app = self.problem.app
+        times = [
+            state.node_finish_s(i) for i, n in enumerate(app.nodes) if n.name not in rule.finished
+        ]
+        if end.kind == "node_progress" and end.node is not None:
+            at = state.time_of_fraction(app.index(end.node), end.fraction)
+            if at > state.clock_s:
+                times.append(at)
+        return max(min(times, default=float("inf")), state.clock_s)
+
+    def _trace(self, state: SimulationState, stage_start: Sequence[float]) -> PlanTrace:
+        node_finish = np.array([state.node_finish_s(i) for i in range(len(state.finish_s))])
+        makespan = float(node_finish.max())
+        segments = tuple(sorted(state.segments, key=lambda s: (s.start_s, s.node)))
+        busy = sum(s.busy_s * (len(s.devices) / s.parallel.data_parallel_size) for s in segments)
+        total = makespan * self.problem.cluster.num_gpus
+        return PlanTrace(
+            makespan,
+            segments,
+            tuple(stage_start),
+            node_finish,
+            tuple(state.finish_s),
+            1.0 - busy / total if total > 0 else 0.0,
+        )

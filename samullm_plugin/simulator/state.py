@@ -1,0 +1,312 @@
+"""A multi-LLM application in the middle of being run, in one length scenario."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samullm_plugin.model.parallel import ParallelConfig
+from samullm_plugin.model.plan import Assignment
+from samullm_plugin.model.result import EngineSegment
+from samullm_plugin.rules.transition import Running
+from samullm_plugin.simulator.node_run import (
+    NodeRun,
+    Progress,
+    finished_count,
+    untaken_finish_s,
+)
+from samullm_plugin.simulator.runs import NodeQuery
+
+if TYPE_CHECKING:
+    from samullm_plugin.simulator.simulator import PlanSimulator
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(slots=True)
+class ActiveEngine:
+    """A model's engines that hold devices.
+
+    Attributes:
+        running: assignment and devices.
+        start_s: when their start began.
+        base: what was done of the node before.
+        available_s: arrivals the run was simulated with.
+        run: the simulation to the node's end.
+        cut: time, progress and run of its last evaluation as if stopped.
+    """
+
+    running: Running
+    start_s: float
+    ready_s: float
+    base: Progress
+    available_s: Floats | None
+    run: NodeRun
+    cut: tuple[float, NodeRun, Progress, NodeRun] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StagePreview:
+    """What would happen if certain assignments ran from now on.
+
+    Attributes:
+        end_s: when the first of their nodes would finish, on the plan's clock; inf if none would.
+        first: name of that node.
+        finish_s: by node name, when it would finish.
+        work: by node name, (tokens, query-key pairs) computed between now and ``end_s``.
+        recomputed_tokens: by node name, how many of these tokens had been computed in an earlier
+            stage and are prefilled again because their KV cache was lost (they resume first).
+    """
+
+    end_s: float
+    first: str | None
+    finish_s: dict[str, float]
+    work: dict[str, tuple[float, float]]
+    recomputed_tokens: dict[str, float]
+
+
+class SimulationState:
+    """Clock, progress and engines; copies are cheap and independent.
+
+    Attributes:
+        clock_s: now.
+        active: engines by node name.
+        segments: engines that have ended.
+    """
+
+    def __init__(self, simulator: PlanSimulator, scenario: int) -> None:
+        """Begin at time 0 with nothing running."""
+        self._sim, self._scenario = simulator, scenario
+        self.clock_s = 0.0
+        self.progress = list(simulator.starts[scenario])
+        self.active: dict[str, ActiveEngine] = {}
+        self.segments: list[EngineSegment] = []
+        self.finish_s: list[Floats] = [p.finish_s for p in self.progress]
+        self._node_finish_s: list[float | None] = [None] * len(self.finish_s)
+        self.refresh()
+
+    @property
+    def scenario(self) -> int:
+        """Return the index of the length scenario."""
+        return self._scenario
+
+    def copy(self) -> SimulationState:
+        """Return an independent copy."""
+        new = object.__new__(SimulationState)
+        new._sim, new._scenario = self._sim, self._scenario
+        new.clock_s = self.clock_s
+        new.progress = list(self.progress)
+        new.active = {n: replace(a) for n, a in self.active.items()}
+        new.segments = list(self.segments)
+        new.finish_s = list(self.finish_s)
+        new._node_finish_s = list(self._node_finish_s)
+        return new
+
+    def node_finish_s(self, node: int) -> float:
+        """Return when the last request of a node finishes, as things stand (inf: not foreseen)."""
+        known = self._node_finish_s[node]
+        if known is None:
+            known = self._node_finish_s[node] = float(self.finish_s[node].max())
+        return known
+
+    def _set_finish_s(self, node: int, finish_s: Floats) -> None:
+        if finish_s is not self.finish_s[node]:
+            self.finish_s[node] = finish_s
+            self._node_finish_s[node] = None
+
+    def finished(self) -> set[str]:
+        """Return the nodes that have finished by now."""
+        nodes = self._sim.problem.app.nodes
+        return {n.name for i, n in enumerate(nodes) if self.node_finish_s(i) <= self.clock_s}
+
+    def has_work(self, node: int) -> bool:
+        """Return whether some request of a node has still to be computed."""
+        work = self._sim.works[self._scenario][node]
+        if work.all_taken:
+            return self.node_finish_s(node) > self.clock_s
+        return bool((self.finish_s[node][work.taken] > self.clock_s).any())
+
+    def done_fraction(self, node: int) -> float:
+        """Return the share of a node's requests that are finished by now."""
+        return float(np.mean(self.finish_s[node] <= self.clock_s))
+
+    def time_of_fraction(self, node: int, fraction: float) -> float:
+        """Return when a share of a node's requests is finished (inf: not foreseen)."""
+        finish = self.finish_s[node]
+        rank = min(len(finish), max(1, int(np.ceil(fraction * len(finish) - 1e-9)))) - 1
+        return float(np.partition(finish, rank)[rank])
+
+    def start(self, running: Running) -> None:
+        """Begin to start a node's engines now; ``refresh`` afterwards."""
+        problem, node = self._sim.problem, self._sim.problem.app.index(running.planned.node)
+        costs = problem.mode(node, running.planned.parallel, running.devices)
+        ready = self.clock_s + problem.load_s(costs)
+        base = self.progress[node]
+        run = NodeRun(ready, base, (), (), ())
+        self.active[running.planned.node] = ActiveEngine(
+            running, self.clock_s, ready, base, None, run
+        )
+
+    def stop(self, name: str) -> None:
+        """Stop a node's engines now; its unfinished requests keep their tokens, not their KV."""
+        node, engine = self._sim.problem.app.index(name), self.active.pop(name)
+        finished = self.node_finish_s(node) <= self.clock_s
+        if finished:
+            self.progress[node] = Progress(self.finish_s[node], engine.base.generated)
+            run = engine.run
+        else:
+            self.progress[node], run = self._cut(engine)
+        self.segments.append(
+            EngineSegment(
+                name,
+                engine.running.planned.parallel,
+                engine.running.devices,
+                engine.running.stage,
+                engine.start_s,
+                engine.ready_s,
+                self.clock_s,
+                run.busy_s,
+                finished_count(run.runs),
+                sum(r.num_preemptions for r in run.runs),
+                finished,
+            )
+        )
+
+    def _query(
+        self, node: int, running: Running, base: Progress, available: Floats | None, ready_s: float
+    ) -> NodeQuery:
+        parallel, device = running.planned.parallel, running.devices[0]
+        return NodeQuery(self._scenario, node, parallel, device, base, available, ready_s)
+
+    def _cut(self, engine: ActiveEngine) -> tuple[Progress, NodeRun]:
+        """Return what an engine has done by now, and its run until now."""
+        if engine.cut is None or engine.cut[0] != self.clock_s or engine.cut[1] is not engine.run:
+            # An engine from before the plan has computed nothing for it when that begins.
+            until_s = self.clock_s if self.clock_s > 0.0 else min(engine.ready_s, 0.0)
+            done, run = engine.run.until(until_s, self._sim.cache)
+            engine.cut = self.clock_s, engine.run, done, run
+        return engine.cut[2], engine.cut[3]
+
+    def progress_now(self, node: int) -> Progress:
+        """Return what would be done of a node if its engines stopped now."""
+        engine = self.active.get(self._sim.problem.app.nodes[node].name)
+        return self.progress[node] if engine is None else self._cut(engine)[0]
+
+    def restart_query(
+        self,
+        node: int,
+        parallel: ParallelConfig,
+        device: int,
+        finish_s: Sequence[Floats] | None = None,
+    ) -> NodeQuery:
+        """Return the query of a node whose engines are started anew now, in this configuration.
+
+        Args:
+            node: index of the node.
+            parallel: parallel sizes.
+            device: one of its devices, for their kind.
+            finish_s: per node, when its requests finish, as far as it is foreseen; None: all that
+                the node waits for is there.
+        """
+        problem = self._sim.problem
+        ready_s = self.clock_s + problem.load_s(problem.mode(node, parallel, (device,)))
+        available = None
+        if finish_s is not None:
+            available = self._sim.works[self._scenario][node].inputs.available_s(finish_s)
+        base = self.progress_now(node)
+        return NodeQuery(self._scenario, node, parallel, device, base, available, ready_s)
+
+    def go_on_query(self, name: str, finish_s: Sequence[Floats]) -> NodeQuery:
+        """Return the query of a node that goes on as it runs now; see :meth:`restart_query`."""
+        engine, node = self.active[name], self._sim.problem.app.index(name)
+        available = self._sim.works[self._scenario][node].inputs.available_s(finish_s)
+        return self._query(node, engine.running, engine.base, available, engine.ready_s)
+
+    def foreseen(self, runs: Mapping[int, NodeRun]) -> list[Floats]:
+        """Return when each node's requests finish if these nodes, and no others, run from now on.
+
+        Args:
+            runs: by node index.
+        """
+        app, works = self._sim.problem.app, self._sim.works[self._scenario]
+        result = list(self.finish_s)
+        for i in app.order:
+            finish = runs[i].finish_s if i in runs else self.progress_now(i).finish_s
+            available = works[i].inputs.available_s(result)
+            result[i] = untaken_finish_s(works[i], available, finish)
+        return result
+
+    def refresh(self) -> None:
+        """Simulate again, in topological order, every engine whose inputs have changed."""
+        app = self._sim.problem.app
+        works = self._sim.works[self._scenario]
+        for i in app.order:
+            name, work = app.nodes[i].name, works[i]
+            engine = self.active.get(name)
+            available = work.inputs.available_s(self.finish_s)
+            if engine is None:
+                self._set_finish_s(i, untaken_finish_s(work, available, self.progress[i].finish_s))
+            elif not engine.run.jobs or not _same(available, engine.available_s):
+                engine.available_s = available
+                query = self._query(i, engine.running, engine.base, available, engine.ready_s)
+                engine.run = self._sim.runs.get(query)
+                self._set_finish_s(i, untaken_finish_s(work, available, engine.run.finish_s))
+
+    def keep_only(self, assignments: Iterable[Assignment]) -> None:
+        """Stop engines that are not among the assignments and start the missing ones."""
+        wanted = {a.node: a for a in assignments}
+        for name in list(self.active):
+            planned = self.active[name].running.planned
+            if name not in wanted or wanted[name] != planned:
+                self.stop(name)
+        for assignment in wanted.values():
+            if assignment.node not in self.active:
+                self.start(Running(assignment, assignment.devices, 0))
+        self.refresh()
+
+    def preview(self, assignments: Sequence[Assignment]) -> StagePreview:
+        """Return what would happen if these assignments ran from now until one node finishes."""
+        trial = self.copy()
+        trial.keep_only(assignments)
+        app = self._sim.problem.app
+        finish = {a.node: trial.node_finish_s(app.index(a.node)) for a in assignments}
+        end_s = min(finish.values(), default=float("inf"))
+        first = min(finish, key=lambda n: finish[n]) if np.isfinite(end_s) else None
+        work, recomputed = {}, {}
+        for a in assignments:
+            engine = trial.active[a.node]
+            tokens, pairs = engine.run.work_until(end_s)
+            before = engine.run.work_until(self.clock_s)
+            work[a.node] = (tokens - before[0], pairs - before[1])
+            recomputed[a.node] = min(tokens, trial._lost_tokens(app.index(a.node), engine))
+        return StagePreview(end_s, first, finish, work, recomputed)
+
+    def _lost_tokens(self, node: int, engine: ActiveEngine) -> float:
+        """Return the tokens of earlier stages that an engine started now prefills again."""
+        if engine.start_s < self.clock_s or not engine.base.generated.any():
+            return 0.0
+        work = self._sim.works[self._scenario][node]
+        begun = (engine.base.generated > 0) & ~np.isfinite(engine.base.finish_s)
+        return float((work.prompt_tokens[begun] + engine.base.generated[begun] - 1).sum())
+
+    def advance_to(self, time_s: float) -> None:
+        """Set the clock; engines of nodes that finish by then end at their finish.
+
+        Args:
+            time_s: at most the next finish of a running node, so that nothing is skipped.
+        """
+        self.clock_s = time_s
+        for name in [
+            n for n in self.active if self.node_finish_s(self._sim.problem.app.index(n)) <= time_s
+        ]:
+            self.stop(name)
+
+
+def _same(a: Floats | None, b: Floats | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return a is b or bool(np.array_equal(a, b))

@@ -1,0 +1,117 @@
+"""Bench cases, rows and speedups."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from samullm_plugin import InputError, PluginHost
+from samullm_plugin.bench.plans import BenchRow, _with_speedups, run_case
+from samullm_plugin.bench.suites import SUITES, CaseSettings, make_case, suite
+from samullm_plugin.cli.app import main
+from samullm_plugin.planning.planner import PlanningOptions
+
+
+@pytest.fixture(scope="module")
+def host() -> PluginHost:
+    return PluginHost()
+
+
+@pytest.fixture(scope="module")
+def case(host):
+    return make_case(host, "small-1", CaseSettings(seeds=2, shifts=("longer", "sharegpt")))
+
+
+def test_hidden_lengths_differ_from_the_planners(case):
+    seen = case.problem.scenarios[0].output_tokens[0]
+    same = next(d for d in case.hidden if d.label == "same").problem.scenarios
+    longer = next(d for d in case.hidden if d.label == "longer").problem.scenarios
+    assert len(same) == 2
+    assert (same[0].output_tokens[0] != same[1].output_tokens[0]).any()
+    assert all((s.output_tokens[0] != seen).any() for s in same)
+    mean = sum(s.output_tokens[0].mean() for s in same) / 2
+    assert sum(s.output_tokens[0].mean() for s in longer) / 2 > 1.05 * mean
+
+
+def test_rows_hold_together(host, case):
+    rows = run_case(
+        host, case, ["greedy", "max-heuristic", "min-heuristic"], lambda n: PlanningOptions()
+    )
+    totals = {r.scheduler: r.total_s for r in rows}
+    for row in rows:
+        assert row.total_s == pytest.approx(row.realised_s + row.planning_s)
+        assert row.bound_s <= row.simulated_s
+        assert set(row.shifted_s) == {"longer", "sharegpt"}
+        assert 0 <= row.idle_share < 1
+    greedy = rows[0]
+    assert greedy.speedup_max == pytest.approx(totals["max-heuristic"] / totals["greedy"])
+    assert rows[1].speedup_max is None
+    assert rows[1].speedup_min == pytest.approx(totals["min-heuristic"] / totals["max-heuristic"])
+
+
+def test_a_scheduler_that_fails_gets_a_row_that_says_so(host, case):
+    rows = run_case(
+        host,
+        case,
+        ["exact", "max-heuristic"],
+        lambda n: PlanningOptions(options={"max_nodes": 1} if n == "exact" else {}),
+    )
+    assert rows[0].simulated_s is None
+    assert "auto" in rows[0].note
+    assert rows[1].simulated_s > 0
+
+
+def test_speedups_without_the_heuristics_are_unknown():
+    rows = _with_speedups([BenchRow("x", 2, "greedy", total_s=5.0)])
+    assert rows[0].speedup_max is None
+    assert rows[0].speedup_min is None
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_every_suite_names_applications_that_exist(host, name):
+    from samullm_plugin.planning.applications import parse_named
+
+    for text in suite(name):
+        application, options = parse_named(text)
+        host.check_options("application", application, options)
+
+
+def test_the_full_suite_has_the_papers_sizes_on_8_and_4_gpus():
+    full = suite("full")
+    for text in ("ensembling:requests=10000,max_tokens=512", "routing:known=true"):
+        assert text in full
+        assert f"{text},gpus=4" in full
+    with pytest.raises(InputError, match="known: default, small, cores, full"):
+        suite("fulll")
+
+
+def test_the_command_writes_json_and_a_table(capsys):
+    words = ["bench", "--apps", "small-1", "--schedulers", "greedy,max-heuristic", "--seeds", "1"]
+    assert main([*words, "--output-json", "-"]) == 0
+    out, err = capsys.readouterr()
+    rows = json.loads(out)["rows"]
+    assert [r["scheduler"] for r in rows] == ["greedy", "max-heuristic"]
+    assert "small-1 on 2 GPUs" in err
+    assert "vs max" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (["--apps", "smal-1"], "did you mean"),
+        (["--apps", "small-1:requests"], "small-1:requests"),
+        (["--apps", "ensembling:requests=-4"], "requests"),
+        (["--schedulers", "gredy"], "did you mean 'greedy'"),
+        (["--schedulers", ","], "--schedulers is empty"),
+        (["--suite", "everything"], "unknown suite"),
+        (["--gpus", "0", "--apps", "small-1"], "--gpus is 0"),
+        (["--apps", "small-1", "--shifts", "sideways"], "unknown shift"),
+        (["--apps", "routing", "--gpus", "1"], "fits on no set of devices"),
+    ],
+)
+def test_wrong_input_is_one_message_and_exit_code_2(capsys, words, fault):
+    assert main(["bench", *words]) == 2
+    err = capsys.readouterr().err
+    assert fault in err
+    assert "Traceback" not in err

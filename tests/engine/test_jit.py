@@ -1,0 +1,64 @@
+"""Where compiled code is kept, and that it is found again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import samullm_plugin
+from samullm_plugin.engine import jit
+
+SCRIPT = """
+import logging, numpy as np
+logging.basicConfig(format="%(message)s")
+from samullm_plugin.engine.jit import cache_folder
+from samullm_plugin.engine.prefixes import mix
+print(int(mix(1, 2)) > 0, cache_folder())
+"""
+
+
+def test_every_compiled_module_is_part_of_the_key() -> None:
+    folder = Path(jit.__file__).parent
+    compiled = {p.stem for p in folder.glob("*.py") if "@compiled\n" in p.read_text()}
+    assert compiled <= set(jit.COMPILED_MODULES)
+
+
+def test_unwritable_folders_are_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file" / "below"))
+    assert str(tmp_path) not in str(jit.cache_folder())
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
+    assert jit.cache_folder().parent == tmp_path / "cache"
+
+
+def test_read_only_installation_uses_the_users_cache(tmp_path: Path) -> None:
+    package = Path(samullm_plugin.__file__).parent
+    installed = tmp_path / "site" / "samullm_plugin"
+    shutil.copytree(package, installed, ignore=shutil.ignore_patterns("__pycache__", "data"))
+    engine = installed / "core" / "engine"
+    (engine / "__pycache__").write_text("")  # not a folder: nothing can be kept beside the sources
+    environment = {
+        **{k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"},
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        cwd=installed.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    folder = Path(result.stdout.split()[1])
+    assert folder.is_relative_to(tmp_path / "cache")
+    assert list(folder.rglob("*mix*.nbi"))

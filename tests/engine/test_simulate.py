@@ -1,0 +1,191 @@
+"""What a simulated engine does, on workloads small enough to follow by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from samullm_plugin.engine import (
+    Curve,
+    EngineCache,
+    EngineConfig,
+    EngineJob,
+    NeverFitsError,
+    StepLatency,
+    StepTable,
+    Workload,
+    simulate_engine,
+    simulate_engines,
+)
+from samullm_plugin.errors import InputError, SamullmError
+
+CONFIG = EngineConfig(num_blocks=1000)
+SECOND = StepLatency(Curve.constant(1.0))
+
+
+def workload(*lengths: tuple[int, int], **columns: object) -> Workload:
+    prompts, outputs = zip(*lengths, strict=True)
+    return Workload(np.array(prompts), np.array(outputs), **columns)  # type: ignore[arg-type]
+
+
+def test_a_token_a_second() -> None:
+    run = simulate_engine(CONFIG, workload((10, 3), (20, 5)), SECOND)
+    assert run.first_token_s.tolist() == [1.0, 1.0]
+    assert run.finish_s.tolist() == [3.0, 5.0]
+    assert (run.makespan_s, run.busy_s, run.num_steps) == (5.0, 5.0, 5)
+    assert run.computed_tokens == 10 + 2 + 20 + 4
+    assert run.peak_blocks == 1 + 2
+
+
+def test_arrivals_by_time_are_seen_by_the_next_step() -> None:
+    run = simulate_engine(
+        CONFIG, workload((1, 2), (1, 1), (1, 1), arrival_s=np.array([0.0, 1.5, 9.0])), SECOND
+    )
+    assert run.finish_s.tolist() == [2.0, 3.0, 10.0]
+    assert run.busy_s == 4.0
+
+
+def test_asynchronous_scheduling_is_one_step_ahead() -> None:
+    config = replace(CONFIG, async_scheduling=True)
+    run = simulate_engine(config, workload((1, 9), (1, 1), arrival_s=np.array([0.0, 1.5])), SECOND)
+    assert run.finish_s.tolist() == [9.0, 4.0]
+
+
+def test_successors_arrive_at_the_finish_and_after_those_that_came_before() -> None:
+    w = workload(
+        (1, 2),
+        (1, 1),
+        (1, 1),
+        arrival_s=np.array([0.0, 0.0, 1.9]),
+        release_index=np.array([1]),
+        release_indptr=np.array([0, 1, 1, 1]),
+    )
+    run = simulate_engine(replace(CONFIG, max_num_seqs=1), w, SECOND)
+    assert run.finish_s.tolist() == [2.0, 4.0, 3.0]
+    delayed = simulate_engine(CONFIG, w, SECOND, release_delay_s=5.0)
+    assert delayed.finish_s.tolist() == [2.0, 8.0, 3.0]
+
+
+def test_several_predecessors() -> None:
+    w = workload(
+        (1, 2),
+        (1, 4),
+        (1, 1),
+        release_index=np.array([2, 2]),
+        release_indptr=np.array([0, 1, 2, 2]),
+    )
+    assert simulate_engine(CONFIG, w, SECOND).finish_s.tolist() == [2.0, 4.0, 5.0]
+
+
+def test_requests_that_wait_for_each_other_are_refused() -> None:
+    w = workload((1, 1), (1, 1), release_index=np.array([1, 0]), release_indptr=np.array([0, 1, 2]))
+    with pytest.raises(InputError, match="request 0 waits"):
+        simulate_engine(CONFIG, w, SECOND)
+
+
+def test_stop_counts_iterations_that_end_by_then() -> None:
+    w = workload((10, 3), (20, 5), (7, 9), arrival_s=np.array([0.0, 0.0, 3.5]))
+    stopped = simulate_engine(CONFIG, w, SECOND, stop_s=4.0)
+    assert stopped.finish_s.tolist() == [3.0, math.inf, math.inf]
+    assert stopped.generated_tokens.tolist() == [3, 4, 0]
+    assert stopped.num_steps == 4
+    assert simulate_engine(CONFIG, w, SECOND, stop_s=3.999).generated_tokens.tolist() == [3, 3, 0]
+    assert simulate_engine(CONFIG, w, SECOND, stop_s=0.5).generated_tokens.tolist() == [0, 0, 0]
+
+
+def test_never_fits_names_the_request_and_its_blocks() -> None:
+    with pytest.raises(NeverFitsError, match=r"request 1 needs 4 .* has 3 ") as caught:
+        simulate_engine(replace(CONFIG, num_blocks=4), workload((9, 2), (60, 1)), SECOND)
+    assert caught.value.run.finish_s.tolist() == [2.0, math.inf]
+
+
+def test_shared_prefix_is_computed_once() -> None:
+    w = workload((100, 1), (100, 1), prefix_id=np.array([3, 3]), prefix_tokens=np.array([70, 70]))
+    caching = replace(CONFIG, enable_prefix_caching=True)
+    run = simulate_engine(caching, w, SECOND)
+    assert run.cached_tokens == 64
+    assert run.computed_tokens == 136
+    assert simulate_engine(CONFIG, w, SECOND).cached_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"prompt_tokens": np.array([0, 1])}, "request 0: prompt_tokens is 0"),
+        ({"output_tokens": np.array([5, -1])}, "request 1: output_tokens is -1"),
+        ({"prompt_tokens": np.array([1, 8192])}, "request 1: its prompt of 8192 tokens"),
+        ({"arrival_s": np.array([0.0, math.nan])}, "request 1: arrival_s is nan"),
+        ({"arrival_s": np.zeros(3)}, "arrival_s has 3 rows"),
+        ({"arrival_s": np.zeros(2), "arrival_step": np.zeros(2)}, "not both"),
+        ({"prompt_token_ids": (np.zeros(1), np.zeros(9))}, "request 1: 9 prompt_token_ids"),
+        ({"release_index": np.zeros(1, int)}, "go together"),
+    ],
+)
+def test_wrong_workloads(columns: dict[str, object], message: str) -> None:
+    lengths = {"prompt_tokens": np.array([1, 2]), "output_tokens": np.array([1, 2])}
+    with pytest.raises(InputError, match=message):
+        simulate_engine(CONFIG, Workload(**{**lengths, **columns}), SECOND)  # type: ignore[arg-type]
+
+
+def test_no_requests() -> None:
+    none = Workload(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    run = simulate_engine(CONFIG, none, SECOND, record_steps=True, curve_points=4)
+    assert (run.makespan_s, run.num_steps, len(run.finish_s)) == (0.0, 0, 0)
+
+
+def test_outside_model_that_answers_nonsense() -> None:
+    class Negative:
+        def step_seconds(self, steps: StepTable) -> np.ndarray:
+            return np.full(len(steps), -1.0)
+
+    with pytest.raises(SamullmError, match="latency model Negative"):
+        simulate_engine(CONFIG, workload((1, 1)), Negative())
+
+
+def test_cache_reuses_identical_jobs_only() -> None:
+    cache = EngineCache()
+    w = workload((10, 3), (20, 5))
+    job = EngineJob(CONFIG, w, SECOND)
+    same = EngineJob(CONFIG, workload((10, 3), (20, 5)), StepLatency(Curve.constant(1.0)))
+    others = [
+        replace(job, stop_s=2.0),
+        replace(job, latency=StepLatency(Curve.constant(2.0))),
+        replace(job, config=replace(CONFIG, max_num_seqs=1)),
+        replace(job, workload=replace(w, priority=np.array([1, 0]))),
+        replace(job, workload=workload((10, 5), (20, 3))),
+    ]
+    first = simulate_engines([job, same, *others], cache=cache)
+    assert first[0] is first[1]
+    assert (cache.hits, cache.misses) == (0, 6)
+    again = simulate_engines([same], cache=cache)
+    assert again[0] is first[0]
+    assert cache.hits == 1
+    with pytest.raises(ValueError, match="read-only"):
+        again[0].finish_s[0] = 0.0
+
+
+def test_cache_is_bounded() -> None:
+    cache = EngineCache(max_requests=200)
+    for seconds in range(1, 9):
+        latency = StepLatency(Curve.constant(float(seconds)))
+        simulate_engines([EngineJob(CONFIG, workload((1, 1), (1, 1)), latency)], cache=cache)
+    assert len(cache) == 3
+
+
+def test_threads_give_what_one_does() -> None:
+    rng = np.random.default_rng(5)
+    jobs = [
+        EngineJob(
+            EngineConfig(num_blocks=2000),
+            Workload(rng.integers(1, 300, 800), rng.integers(50, 300, 800)),
+            SECOND,
+            curve_points=8,
+        )
+        for _ in range(4)
+    ]
+    together = simulate_engines(jobs, max_workers=4)
+    alone = [job.run() for job in jobs]
+    assert [r.makespan_s for r in together] == [r.makespan_s for r in alone]

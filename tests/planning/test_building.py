@@ -1,0 +1,172 @@
+"""From applications to problems: sampled lengths, costs by replica size, faulty estimators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from samullm_ecdf.ecdf import EcdfLengths
+from samullm_ecdf.given import OracleLengths, OracleOptions
+
+from samullm_plugin import (
+    Application,
+    Cluster,
+    Gpu,
+    InputError,
+    LatencyModel,
+    LengthEstimator,
+    LoadTimes,
+    ModelNode,
+    PluginError,
+    Provenance,
+    RequestTable,
+    bundled_model,
+)
+from samullm_plugin.model.latency import Curve, StepLatency
+from samullm_plugin.planning.building import build_problem, collect_costs, sample_outputs
+
+
+class Flat(LatencyModel):
+    """Constant steps, and memory from the weights."""
+
+    name = "flat"
+
+    def step_latency(self, model: Any, gpu: Any, tp: int, pp: int = 1) -> StepLatency:
+        if tp == 4:
+            raise InputError("nothing is known of 4 devices")
+        return StepLatency(Curve.constant(0.02))
+
+    def kv_cache_tokens(self, model: Any, gpu: Any, tp: int, pp: int = 1) -> int:
+        room = 0.9 * gpu.memory_bytes * tp - model.architecture.weight_bytes
+        return max(0, int(room / model.architecture.kv_bytes_per_token))
+
+    def load_times(self, model: Any, gpu: Any, tp: int, pp: int = 1) -> LoadTimes:
+        return LoadTimes(30.0, 120.0)
+
+    def provenance(self, model: Any, gpu: Any, tp: int, pp: int = 1) -> Provenance:
+        return Provenance("assumed", "a constant")
+
+
+A100 = Gpu("A100-80GB", 80 * 2**30)
+SMALL = bundled_model("chatglm3-6b")
+LARGE = bundled_model("Llama-2-70b-chat-hf")
+
+
+def chain() -> Application:
+    """Ten chains of three requests, judged by a large model."""
+    table = RequestTable.of([100] * 30, 900, [[(0, r - 10)] if r >= 10 else [] for r in range(30)])
+    judge = RequestTable.of([10] * 10, 50, [[(0, r)] for r in range(20, 30)])
+    return Application("c", (ModelNode("s", SMALL, table), ModelNode("j", LARGE, judge)))
+
+
+def build(app: Application, estimator: LengthEstimator, cluster: Cluster, **options: Any) -> Any:
+    rng = np.random.default_rng(options.pop("seed", 0))
+    return build_problem(app, cluster, estimator, Flat(), rng=rng, **options)
+
+
+def test_scenarios_are_independent_and_reproducible() -> None:
+    cluster = Cluster.uniform(A100, 4, nvlink=2)
+    problem = build(chain(), EcdfLengths(), cluster, scenarios=3)
+    again = build(chain(), EcdfLengths(), cluster, scenarios=5)
+    for one, two in zip(problem.scenarios, again.scenarios, strict=False):
+        assert one.output_tokens[0].tolist() == two.output_tokens[0].tolist()
+    first, second, _ = problem.scenarios
+    assert first.output_tokens[0].tolist() != second.output_tokens[0].tolist()
+    prompts, outputs = first.prompt_tokens[0], first.output_tokens[0]
+    assert (prompts[10:] == 100 + outputs[:20]).all()
+    assert (first.prompt_tokens[1] == 10 + outputs[20:]).all()
+
+
+def test_estimators_see_prompts_with_their_inputs() -> None:
+    seen: dict[str, np.ndarray[Any, Any]] = {}
+
+    class Watching(EcdfLengths):
+        """Remembers the prompts it was asked about."""
+
+        def sample(self, query: Any, rng: Any, num_scenarios: int) -> Any:
+            seen[query.node] = query.prompt_tokens
+            return super().sample(query, rng, num_scenarios)
+
+    outputs = sample_outputs(chain(), Watching(), np.random.default_rng(0))
+    assert (seen["j"] == 10 + outputs[0][20:]).all()
+    assert (seen["s"][:10] == 100).all()
+    assert (seen["s"][10:] > 100).all()
+
+
+def test_untaken_requests_have_no_output() -> None:
+    first = RequestTable.of([10] * 200, 5)
+    second = RequestTable.of(
+        [10] * 200, 50, [[(0, r)] for r in range(200)], probability=np.full(200, 0.3)
+    )
+    app = Application("f", (ModelNode("a", SMALL, first), ModelNode("b", SMALL, second)))
+    problem = build(app, EcdfLengths(), Cluster.uniform(A100, 1), scenarios=20)
+    shares = [(s.output_tokens[1] > 0).mean() for s in problem.scenarios]
+    assert np.mean(shares) == pytest.approx(0.3, abs=0.04)
+    assert len(set(shares)) > 1
+
+
+def test_true_lengths_are_taken_as_they_are() -> None:
+    true = [np.arange(1, 31), np.arange(1, 11)]
+    problem = build(
+        chain(), EcdfLengths(), Cluster.uniform(A100, 4, nvlink=2), true_lengths=true, scenarios=9
+    )
+    assert len(problem.scenarios) == 1
+    assert problem.scenarios[0].output_tokens[0].tolist() == list(range(1, 31))
+    oracle = OracleLengths(
+        OracleOptions(output_tokens={"s": tuple(range(1, 31)), "j": tuple(range(1, 11))})
+    )
+    same = build(chain(), oracle, Cluster.uniform(A100, 4, nvlink=2), scenarios=1)
+    assert same.scenarios[0].output_tokens[1].tolist() == list(range(1, 11))
+
+
+def test_sizes_follow_nvlink_groups_heads_and_what_is_known() -> None:
+    def sizes(cluster: Cluster) -> list[list[int]]:
+        return [
+            [k.tensor_parallel_size for k in costs]
+            for costs in collect_costs(chain(), cluster, Flat())
+        ]
+
+    assert sizes(Cluster.uniform(A100, 4, nvlink=2)) == [[1, 2], [1, 2]]
+    assert sizes(Cluster.uniform(A100, 3)) == [[1], [1]]
+    assert sizes(Cluster.uniform(A100, 8, nvlink=8)) == [[1, 2, 8], [1, 2, 8]]  # 4 is not known
+    mixed = Cluster((A100, A100, Gpu("L40S-48GB", 44 * 2**30)), ((0, 1), (2,)))
+    keys = list(collect_costs(chain(), mixed, Flat())[0])
+    assert [(k.gpu, k.tensor_parallel_size) for k in keys] == [
+        ("A100-80GB", 1),
+        ("A100-80GB", 2),
+        ("L40S-48GB", 1),
+    ]
+
+
+def test_a_model_that_fits_nowhere_is_named() -> None:
+    with pytest.raises(InputError) as error:
+        build(chain(), EcdfLengths(), Cluster.uniform(A100, 4))
+    assert "node j: model meta-llama/Llama-2-70b-chat-hf fits on no set of devices" in str(
+        error.value
+    )
+    with pytest.raises(InputError, match="scenarios is 0"):
+        build(chain(), EcdfLengths(), Cluster.uniform(A100, 4), scenarios=0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "rule"),
+    [
+        (lambda q, s: np.zeros((s, len(q)), np.int64), "is below 1"),
+        (lambda q, s: np.tile(q.max_tokens + 1, (s, 1)), "is above max_tokens"),
+        (lambda q, s: np.ones((s, len(q) + 1), np.int64), "samples have shape"),
+        (lambda q, s: np.full((s, len(q)), 1.5), "whole numbers are needed"),
+    ],
+)
+def test_faulty_estimators_are_named(wrong: Callable[..., Any], rule: str) -> None:
+    class Faulty(EcdfLengths):
+        """Breaks a rule."""
+
+        name = "faulty"
+
+        def sample(self, query: Any, rng: Any, num_scenarios: int) -> Any:
+            return wrong(query, num_scenarios)
+
+    with pytest.raises(PluginError, match=f"length-estimator faulty: .*{rule}"):
+        build(chain(), Faulty(), Cluster.uniform(A100, 4, nvlink=2))

@@ -1,0 +1,101 @@
+"""No plan beats the lower bound, whatever it mixes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from samullm_plugin.model.application import EngineOptions
+from samullm_plugin.model.parallel import ParallelConfig
+from samullm_plugin.model.plan import Assignment, Plan, Stage, StageEnd
+from samullm_plugin.rules.bounds import lower_bound
+from samullm_plugin.simulator import PlanSimulator
+from samullm_plugin.testing.factories import TestNode, make_problem
+from samullm_plugin.testing.strategies import plans, problems
+
+ONE = ParallelConfig()
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_no_plan_beats_the_bound(data: st.DataObject) -> None:
+    problem = data.draw(problems())
+    plan = data.draw(plans(problem))
+    makespan_s = PlanSimulator(problem).simulate_scenario(plan, 0).makespan_s
+    bound = lower_bound(problem, problem.scenarios[0])
+    assert bound.value_s <= makespan_s * (1 + 1e-9) + 1e-9
+
+
+def one_engine(node: TestNode) -> tuple[float, float]:
+    problem = make_problem([node], 1, nvlink=1)
+    plan = Plan((Stage((Assignment(node.name, ONE, (0,)),)),))
+    bound = lower_bound(problem, problem.scenarios[0])
+    return bound.value_s, PlanSimulator(problem).simulate_scenario(plan, 0).makespan_s
+
+
+def test_a_chain_of_requests_is_its_critical_path() -> None:
+    chain = TestNode("a", [10] * 3, [5, 6, 7], [[], [(0, 0)], [(0, 1)]], step_s=2.0, load_s=10.0)
+    bound, makespan = one_engine(chain)
+    assert makespan == pytest.approx(10 + 2 * (5 + 6 + 7))
+    assert bound == pytest.approx(makespan)
+
+
+def test_full_batches_are_their_device_seconds() -> None:
+    engine = EngineOptions(max_num_seqs=4, async_scheduling=False)
+    node = TestNode("a", [4] * 40, [50] * 40, step_s=1.0, load_s=0.0, engine=engine)
+    bound, makespan = one_engine(node)
+    assert bound >= 0.95 * makespan
+
+
+def test_untaken_requests_cost_nothing() -> None:
+    node = TestNode("a", [4, 4], [50, 5], taken=[False, True], load_s=1.0)
+    problem = make_problem([node], 1, nvlink=1)
+    bound = lower_bound(problem, problem.scenarios[0])
+    assert bound.value_s == pytest.approx(6.0)
+    assert np.isfinite(bound.device_s)
+
+
+def test_preemption_may_save_reading_context() -> None:
+    """Started anew at every second, a model whose context is dear never reads any."""
+    dear = TestNode("dear", [50], [8], step_s=0.01, context_s=1.0, load_s=0.0)
+    clock = TestNode(
+        "clock",
+        [1] * 10,
+        [1] * 10,
+        step_s=1.0,
+        load_s=0.0,
+        engine=EngineOptions(max_num_seqs=1, async_scheduling=False),
+    )
+    problem = make_problem([dear, clock], num_gpus=3, nvlink=1)
+    ticks = Assignment("clock", ONE, (2,))
+    ways = (Assignment("dear", ONE, (0,)), Assignment("dear", ONE, (1,)))
+    stages = [
+        Stage((ways[i % 2], ticks), StageEnd("node_progress", "clock", (i + 1) / 10))
+        for i in range(8)
+    ]
+    makespan_s = PlanSimulator(problem).simulate_scenario(Plan(tuple(stages)), 0).makespan_s
+    assert makespan_s < 20
+    assert lower_bound(problem, problem.scenarios[0]).value_s <= makespan_s
+
+
+def test_cached_blocks_count_for_several_sequences() -> None:
+    """Eight sequences of 80 tokens run at once in a cache of 160, for they share 64."""
+    engine = EngineOptions(max_num_seqs=8, enable_prefix_caching=True, async_scheduling=False)
+    first = [[]] + [[(0, 0)]] * 8  # the first request fills the cache
+    node = TestNode(
+        "a",
+        [66] * 9,
+        [2] + [12] * 8,
+        first,
+        load_s=0.0,
+        prefix_tokens=64,
+        kv_cache_tokens=208,
+        max_model_len=128,
+        engine=engine,
+        in_prompt=False,
+    )
+    bound, makespan = one_engine(node)
+    assert makespan < 20
+    assert bound <= makespan

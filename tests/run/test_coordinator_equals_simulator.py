@@ -1,0 +1,99 @@
+"""The coordinator on simulated engines does what the plan simulator says."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from samullm_simulated.executor import SimulatedExecutor
+
+from samullm_plugin.bench.suites import CaseSettings, make_case
+from samullm_plugin.host.manager import PluginHost
+from samullm_plugin.model.plan import Plan
+from samullm_plugin.model.problem import Problem
+from samullm_plugin.model.scenarios import make_scenario
+from samullm_plugin.planning.planner import make_plan
+from samullm_plugin.planning.policies import policy_call
+from samullm_plugin.run.imitation import run_imitated
+from samullm_plugin.simulator import PlanSimulator
+from samullm_plugin.simulator.runs import PolicyCall
+from samullm_plugin.testing.strategies import plans, problems
+
+
+def consistent(problem: Problem) -> Problem:
+    """Take no request whose inputs are all left out."""
+    app, scenario = problem.app, problem.scenarios[0]
+    taken = [o > 0 for o in scenario.output_tokens]
+    for i in app.order:
+        table = app.nodes[i].requests
+        for r in range(len(table)):
+            part = slice(table.input_indptr[r], table.input_indptr[r + 1])
+            inputs = list(zip(table.input_node[part], table.input_request[part], strict=True))
+            if inputs:
+                taken[i][r] &= any(taken[s][q] for s, q in inputs)
+    outputs = [np.maximum(o, 1) for o in scenario.output_tokens]
+    return problem.with_scenarios((make_scenario(app, outputs, taken),))
+
+
+def assert_equal(problem: Problem, plan: Plan, policy: PolicyCall | None = None) -> None:
+    trace = PlanSimulator(problem, policy=policy).simulate_scenario(plan, 0)
+    coordinator = run_imitated(problem, plan, SimulatedExecutor(), problem, policy=policy)
+    ledger = coordinator.ledger
+    assert ledger.all_settled
+    for i, finish_s in enumerate(trace.finish_s):
+        np.testing.assert_allclose(
+            ledger.finish_s[i], finish_s, rtol=1e-9, atol=1e-9, err_msg=problem.app.nodes[i].name
+        )
+        np.testing.assert_array_equal(ledger.generated[i], problem.scenarios[0].output_tokens[i])
+    stages = [r for r in coordinator.log.records if r["kind"] == "stage"]
+    np.testing.assert_allclose([r["time_s"] for r in stages], trace.stage_start_s, atol=1e-9)
+
+
+@settings(
+    max_examples=200,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(st.data())
+def test_random_problems(data: st.DataObject) -> None:
+    problem = consistent(data.draw(problems()))
+    plan = data.draw(plans(problem))
+    assert_equal(problem, plan)
+
+
+@pytest.mark.parametrize(
+    "application",
+    [
+        "ensembling:requests=1000,max_tokens=256",
+        "routing",
+        "chain-summary:documents=100,judges=4",
+        "map-reduce",
+        "filter-vote",
+    ],
+)
+def test_bundled_applications(application: str) -> None:
+    """Up to 9,000 requests; the run itself takes well under five seconds."""
+    host = PluginHost.from_settings()
+    problem = make_case(host, application, CaseSettings(seeds=0)).problem
+    plan = make_plan(host, problem, "min-heuristic").plan
+    run_imitated(problem, plan, SimulatedExecutor(), problem)  # compiles, if need be
+    began = time.process_time()
+    run_imitated(problem, plan, SimulatedExecutor(), problem)
+    assert time.process_time() - began < 5.0
+    assert_equal(problem, plan)
+
+
+@pytest.mark.parametrize("name", ["longest-first", "shortest-first"])
+def test_request_policies(name: str) -> None:
+    """Order and replicas are the policy's, in the simulation and in the run alike."""
+    host = PluginHost.from_settings()
+    problem = make_case(host, "small-1", CaseSettings(seeds=0)).problem
+    plan = make_plan(host, problem, "min-heuristic").plan
+    policy = policy_call(problem.app, host.create("request-policy", name), problem.scenarios)
+    assert_equal(problem, plan, policy)
+    first = PlanSimulator(problem).simulate_scenario(plan, 0)
+    other = PlanSimulator(problem, policy=policy).simulate_scenario(plan, 0)
+    assert any((a != b).any() for a, b in zip(first.finish_s, other.finish_s, strict=True))

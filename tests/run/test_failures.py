@@ -1,0 +1,166 @@
+"""Engines that die, do not start, or take requests down with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from samullm_simulated.executor import SimulatedExecutor
+
+from samullm_plugin.host.interfaces.executor import EngineEvent, EngineSpec, RequestOutput
+from samullm_plugin.model.parallel import ParallelConfig
+from samullm_plugin.model.plan import Assignment, Plan, Stage
+from samullm_plugin.model.problem import Problem
+from samullm_plugin.run.coordinator import Coordinator
+from samullm_plugin.run.imitation import run_imitated
+from samullm_plugin.run.ledger import Status
+from tests.run.worlds import small_plan, small_problem
+
+
+class Mortal(SimulatedExecutor):
+    """Reports engines as failed when ``dies`` says so after a poll."""
+
+    def __init__(self, dies: Callable[[Mortal, EngineSpec], bool], *, forgets: bool) -> None:
+        super().__init__()
+        self.dies, self.forgets = dies, forgets
+        self.polls = 0
+        self.failed: set[str] = set()
+
+    def poll(self, timeout_s: float) -> Sequence[EngineEvent]:
+        self.polls += 1
+        events = list(super().poll(timeout_s))
+        for key, engine in self.world.engines.items():
+            if key not in self.failed and self.dies(self, engine.spec):
+                self.failed.add(key)
+                events.append(EngineEvent(key, "failed", self.now_s(), reason="killed"))
+        return events
+
+    def stop_engine(self, key: str) -> Sequence[RequestOutput]:
+        outputs = super().stop_engine(key)
+        if key in self.failed and self.forgets:  # nobody knows what it had generated
+            for o in outputs:
+                self.world._generated[self.spec_node[key]][o.request] -= o.num_tokens
+            return [RequestOutput(o.request, 0) for o in outputs]
+        return outputs
+
+    @property
+    def spec_node(self) -> dict[str, int]:
+        return self._nodes
+
+    def start_engine(self, spec: EngineSpec) -> None:
+        self._nodes = {**getattr(self, "_nodes", {}), spec.key: spec.node}
+        super().start_engine(spec)
+
+
+def run(problem: Problem, plan: Plan, executor: SimulatedExecutor) -> Coordinator:
+    coordinator = run_imitated(problem, plan, executor, problem)
+    assert coordinator.ledger.all_settled
+    held: dict[int, str] = {}
+    for record in coordinator.log.records:  # no device is ever held twice
+        if record["kind"] == "engine_started":
+            for device in record["devices"]:
+                assert device not in held
+                held[device] = record["key"]
+        elif record["kind"] == "engine_stopped":
+            held = {d: k for d, k in held.items() if k != record["key"]}
+    assert not held
+    return coordinator
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    seed=st.integers(0, 3),
+    polls=st.lists(st.integers(1, 120), max_size=8, unique=True),
+    forgets=st.booleans(),
+)
+def test_requests_survive_random_deaths(seed: int, polls: list[int], forgets: bool) -> None:
+    """Each request finishes once with all its tokens, unless too many engines died under it."""
+    problem = small_problem(seed)
+    rng = np.random.default_rng(seed)
+
+    def dies(executor: Mortal, spec: EngineSpec) -> bool:
+        return executor.polls in polls and bool(rng.random() < 0.6)
+
+    coordinator = run(problem, small_plan(), Mortal(dies, forgets=forgets))
+    ledger = coordinator.ledger
+    settled = [
+        (r["node"], r["request"])
+        for r in coordinator.log.records
+        if r["kind"] in ("finished", "failed", "skipped")
+    ]
+    assert len(settled) == len(set(settled)) == problem.app.num_requests
+    for i, lengths in enumerate(problem.scenarios[0].output_tokens):
+        done = ledger.status[i] == Status.FINISHED
+        np.testing.assert_array_equal(ledger.generated[i][done], lengths[done])
+    for (i, r), result in ledger.results.items():
+        if result.error is None:
+            continue
+        why = ("engines died under it", "failed in a row", "its input")
+        assert any(w in result.error for w in why), (i, r)
+
+
+def test_a_death_is_healed_on_other_devices() -> None:
+    problem = small_problem(num_gpus=4)
+    one = ParallelConfig()
+    nodes = ("a", "b", "judge")
+    plan = Plan((Stage(tuple(Assignment(n, one, (d,)) for d, n in enumerate(nodes))),))
+    executor = Mortal(lambda e, s: e.polls == 10 and s.key == "b.0.0", forgets=True)
+    coordinator = run(problem, plan, executor)
+    starts = [r for r in coordinator.log.records if r["kind"] == "engine_started"]
+    assert [r["devices"] for r in starts if r["node"] == "b"] == [(1,), (3,)]
+    assert not [r for r in coordinator.log.records if r["kind"] == "failed"]
+
+
+def test_a_model_that_never_starts_is_given_up_and_the_rest_goes_on() -> None:
+    problem = small_problem()
+    executor = Mortal(lambda e, s: s.key.startswith("b."), forgets=True)
+    coordinator = run(problem, small_plan(), executor)
+    ledger = coordinator.ledger
+    assert (ledger.status[0] == Status.FINISHED).all()
+    assert (ledger.status[1] == Status.FAILED).all()
+    assert (ledger.status[2] == Status.FAILED).all()
+    assert ledger.results[1, 0].error == "3 engines of b failed in a row; the last: killed"
+    assert ledger.results[2, 5].error == "its input request-5 of node b failed"
+    failures = [r for r in coordinator.log.records if r["kind"] == "engine_failed"]
+    assert len(failures) == 3
+
+
+def test_a_request_that_kills_engines_is_given_up_alone() -> None:
+    """Whenever one request of node a has run for a while, its engine dies."""
+    problem = small_problem()
+    poison = int(np.argmax(problem.scenarios[0].output_tokens[0]))
+
+    def dies(executor: Mortal, spec: EngineSpec) -> bool:
+        if spec.node != 0:
+            return False
+        running = executor.world.engine(spec.key).generated(executor.now_s())
+        return any(s.request == poison and tokens >= 2 for s, tokens in running)
+
+    executor = Mortal(dies, forgets=True)
+    coordinator = run(problem, small_plan(), executor)
+    ledger = coordinator.ledger
+    assert "3 engines died under it" in str(ledger.results[0, poison].error)
+    assert ledger.status[2][poison] == Status.FAILED
+    survivors = int((ledger.status[0] == Status.FINISHED).sum())
+    assert survivors >= 12  # all but those that were beside it every time
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_every_engine_dies_once(forgets: bool) -> None:
+    problem = small_problem(1)
+    seen: set[str] = set()
+
+    def dies(executor: Mortal, spec: EngineSpec) -> bool:
+        name = spec.key.split(".")[0]
+        if name in seen or not executor.world.engine(spec.key).submitted:
+            return False
+        seen.add(name)
+        return True
+
+    coordinator = run(problem, small_plan(), Mortal(dies, forgets=forgets))
+    assert seen == {"a", "b", "judge"}
+    for i in range(3):
+        assert (coordinator.ledger.status[i] == Status.FINISHED).all()

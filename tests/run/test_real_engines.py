@@ -1,0 +1,197 @@
+"""The whole running phase on real vLLM engines."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from samullm_plugin.model.parallel import ParallelConfig
+from samullm_plugin.model.plan import Assignment, Plan, Stage
+from samullm_plugin.run.adjusting import Replanner, ReplanOptions
+from samullm_plugin.run.coordinator import Coordinator
+from samullm_plugin.run.journal import read_journal
+from samullm_plugin.run.run import resume_run, start_run
+from samullm_plugin.run.starting import RunOptions
+from tests.run.chaos import Chaos, read_texts
+from tests.run.real_app import ITEMS, make_files, plan, setup
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forker() -> Iterator[None]:
+    """Keep the process that has imported vLLM from test to test."""
+    from samullm_vllm.forking import kept_forker
+
+    with kept_forker():
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models, requests and app.yaml."""
+    made = tmp_path_factory.mktemp("real")
+    make_files(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> dict[str, list[str]]:
+    """What comes out when no engine is ever moved."""
+    one = ParallelConfig()
+    quiet = Plan(
+        (
+            Stage((Assignment("answer", one, (0,)), Assignment("chain", one, (1,)))),
+            Stage((Assignment("judge", one, (0,)), Assignment("chain", one, (1,)))),
+        )
+    )
+    outcome = start_run(setup(folder, folder / "reference"), quiet)
+    assert not outcome.failed
+    moved = [r for r in read_journal(folder / "reference/events.jsonl") if r["kind"] == "moved"]
+    assert not moved
+    return read_texts(folder / "reference")
+
+
+def test_moved_requests_end_as_undisturbed_ones(
+    folder: Path, reference: dict[str, list[str]]
+) -> None:
+    """Stages that resize, move and pause engines in mid-request change no token."""
+    outcome = start_run(setup(folder, folder / "moved"), plan())
+    assert not outcome.failed
+    moved = [r for r in read_journal(folder / "moved/events.jsonl") if r["kind"] == "moved"]
+    assert moved
+    assert read_texts(folder / "moved") == reference
+    assert len(reference["answer"]) == len(reference["judge"]) == ITEMS
+    metrics = outcome.metrics
+    assert metrics["requests"] == {"finished": 96, "skipped": 0, "failed": 0}
+    starts = [load for node in metrics["nodes"].values() for load in node["load_s"]]
+    # one that is early may be stopped while it starts, as its stage is over by then
+    assert 3 <= len(starts) <= metrics["engine_starts"]
+
+
+def test_interrupted_and_resumed(folder: Path, reference: dict[str, list[str]]) -> None:
+    """Drained in the middle: what was generated goes on, and no engine is left."""
+    engines: list[int] = []
+
+    def soon(coordinator: Coordinator) -> None:
+        def wait() -> None:
+            while sum(1 for r in list(coordinator.log.records) if r["kind"] == "finished") < 10:
+                time.sleep(0.02)
+            engines.extend(p.pid for p in psutil.Process().children(recursive=True))
+            coordinator.request_drain()
+
+        threading.Thread(target=wait, daemon=True).start()
+
+    directory = folder / "drained"
+    outcome = start_run(setup(folder, directory, on_start=soon), plan())
+    assert outcome.drained
+    before = [r for r in read_journal(directory / "events.jsonl") if r["kind"] == "finished"]
+    assert 10 <= len(before) < 96
+    outcome = resume_run(setup(folder, directory))
+    assert not outcome.drained
+    finished = [r for r in read_journal(directory / "events.jsonl") if r["kind"] == "finished"]
+    assert finished[: len(before)] == before
+    assert len(finished) == 96
+    assert read_texts(directory) == reference
+
+
+def edited(folder: Path, target: Path, name: str, change: dict[int, dict[str, object]]) -> Path:
+    """Copy the application with other requests."""
+    target.mkdir()
+    for path in folder.iterdir():
+        if path.is_file():
+            (target / path.name).write_bytes(path.read_bytes())
+    lines = [json.loads(line) for line in (target / name).read_text().splitlines()]
+    for index, fields in change.items():
+        lines[index] |= fields
+    (target / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return target
+
+
+def test_a_prompt_that_is_too_long_fails_alone(folder: Path, tmp_path: Path) -> None:
+    long = " ".join(["w3"] * 1100)  # passes for 825 tokens as long as nobody tokenises it
+    app = edited(folder, tmp_path / "app", "requests.jsonl", {5: {"prompt": long}})
+    outcome = start_run(setup(app, tmp_path / "run"), plan())
+    assert [(node, name) for node, name, _ in outcome.failed] == [("answer", "i5"), ("judge", "i5")]
+    assert "1024" in outcome.failed[0][2]
+    assert outcome.failed[1][2] == "its input i5 of node answer failed"
+    assert outcome.metrics["requests"]["finished"] == 94
+
+
+def test_a_model_that_does_not_load_is_reported(folder: Path, tmp_path: Path) -> None:
+    app = edited(folder, tmp_path / "app", "requests.jsonl", {})
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_bytes((folder / "two/config.json").read_bytes())
+    text = (app / "app.yaml").read_text().replace(f"path: {folder}/two", f"path: {broken}")
+    (app / "app.yaml").write_text(text)
+    limits = RunOptions(max_engine_failures=2)
+    outcome = start_run(setup(app, tmp_path / "run", options=limits), plan())
+    nodes = {node for node, _, _ in outcome.failed}
+    assert nodes == {"chain", "judge"}
+    assert "2 engines of chain failed in a row; the last:" in outcome.failed[0][2]
+    assert outcome.metrics["nodes"]["answer"]["requests"]["finished"] == ITEMS
+    lines = (tmp_path / "run/outputs/chain.jsonl").read_text().splitlines()
+    assert all(json.loads(line)["error"] for line in lines)
+
+
+def test_an_engine_that_hangs_is_replaced(
+    folder: Path, tmp_path: Path, reference: dict[str, list[str]]
+) -> None:
+    stopped: list[int] = []
+
+    def soon(coordinator: Coordinator) -> None:
+        def hang() -> None:
+            while sum(1 for r in list(coordinator.log.records) if r["kind"] == "finished") < 5:
+                time.sleep(0.02)
+            replica = coordinator.executor._replicas  # type: ignore[attr-defined]
+            pid = next(r.launched.pids[0] for k, r in replica.items() if k.startswith("answer"))
+            os.kill(pid, signal.SIGSTOP)
+            stopped.append(pid)
+
+        threading.Thread(target=hang, daemon=True).start()
+
+    options = {"heartbeat_s": 0.05, "hang_timeout_s": 2.0, "stop_timeout_s": 1.0}
+    ready = setup(folder, tmp_path / "run", on_start=soon, executor_options=options)
+    outcome = start_run(ready, plan())
+    assert stopped
+    assert not outcome.failed
+    assert outcome.metrics["engine_failures"] >= 1
+    assert read_texts(tmp_path / "run") == reference
+    assert not psutil.pid_exists(stopped[0])
+
+
+@pytest.mark.slow
+def test_twenty_kills(folder: Path, reference: dict[str, list[str]]) -> None:
+    """SIGKILL to engines and coordinators at random moments; ``make soak`` does it for longer."""
+    seed = int(os.environ.get("CHAOS_SEED", np.random.default_rng().integers(1 << 30)))
+    print(f"CHAOS_SEED={seed}")
+    chaos = Chaos(folder, np.random.default_rng(seed), reference=reference, pause_s=0.6)
+    while chaos.kills < 20:
+        chaos.run_once(20)
+    assert chaos.engines >= 10
+    assert chaos.runs >= 1
+
+
+def test_planning_again_changes_no_token(
+    folder: Path, tmp_path: Path, reference: dict[str, list[str]]
+) -> None:
+    """In a thread beside the engines, from iterations and lengths that they report."""
+    ready = setup(folder, tmp_path / "run")
+    replanner = Replanner(ready.host, ready.instance, ReplanOptions(check_every=0.05))
+    outcome = start_run(setup(folder, tmp_path / "run", adjustments=replanner), plan())
+    assert not outcome.failed
+    assert replanner.proposals
+    assert read_texts(tmp_path / "run") == reference
+    observed = replanner._observer._seconds
+    assert observed
+    assert all(0 < measured < 60 for measured, _ in observed.values())

@@ -1,0 +1,288 @@
+"""Planning again while a run goes on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from samullm_simulated.executor import SimulatedExecutor
+
+from samullm_plugin.app.spec import Component, PlannerSection
+from samullm_plugin.host.manager import PluginHost
+from samullm_plugin.model.application import (
+    Application,
+    EngineOptions,
+    ModelNode,
+    RequestTable,
+)
+from samullm_plugin.model.cluster import Cluster
+from samullm_plugin.model.parallel import ParallelConfig
+from samullm_plugin.model.plan import Assignment, Plan, Stage, StageEnd
+from samullm_plugin.model.problem import Problem
+from samullm_plugin.model.scenarios import make_scenario
+from samullm_plugin.planning.instances import Instance
+from samullm_plugin.rules.transition import Running
+from samullm_plugin.run.adjusting import Replanner
+from samullm_plugin.run.adjustments import Adjustments
+from samullm_plugin.run.coordinator import Coordinator
+from samullm_plugin.run.imitation import run_imitated
+from samullm_plugin.run.ledger import Status
+from samullm_plugin.run.observing import Observer, Snapshot, length_observations
+from samullm_plugin.run.remaining import (
+    aligned,
+    remainder,
+    remaining_problem,
+    rest_of_plan,
+)
+from samullm_plugin.simulator import PlanSimulator
+from samullm_plugin.testing.factories import GPU, TestNode, make_problem
+from tests.run.worlds import NoLatency, Uniform, small_plan, small_problem
+
+
+class Looking(Adjustments):
+    """Keeps a snapshot at one moment."""
+
+    def __init__(self, at_s: float) -> None:
+        self.at_s, self.snapshot = at_s, None
+        self._observer = Observer()
+
+    def consider(self, coordinator: Coordinator, *, stage_changed: bool) -> Plan | None:
+        if self.snapshot is None and coordinator.now_s() >= self.at_s:
+            self._observer.take_steps(coordinator)
+            self.snapshot = self._observer.snapshot(coordinator)
+            self.stage = coordinator.rule.stage
+            self.observations = length_observations(coordinator, self.snapshot)
+        return None
+
+
+def looked(problem: Problem, plan: Plan, at_s: float) -> tuple[Coordinator, Looking, Snapshot]:
+    look = Looking(at_s)
+    coordinator = run_imitated(problem, plan, SimulatedExecutor(), problem, adjustments=look)
+    assert look.snapshot is not None
+    return coordinator, look, look.snapshot
+
+
+@pytest.mark.parametrize("at_s", [0.0, 3.0, 4.5, 6.0, 7.0])
+def test_what_is_left_takes_as_long_as_it_did(at_s: float) -> None:
+    """The remaining problem with true lengths, simulated from the running engines.
+
+    Up to what running requests prefill again in the simulation.
+    """
+    problem = small_problem(1)
+    coordinator, look, snapshot = looked(problem, small_plan(), at_s)
+    left = remainder(problem.app, snapshot)
+    assert left is not None
+    lengths = [problem.scenarios[0].output_tokens[i][rows] for i, rows in left.kept]
+    rest_lengths = tuple(n - g for n, g in zip(lengths, left.generated, strict=True))
+    prompts = [problem.scenarios[0].prompt_tokens[i][rows] for i, rows in left.kept]
+    scenario = replace(
+        problem.scenarios[0],
+        prompt_tokens=tuple(p + g for p, g in zip(prompts, left.generated, strict=True)),
+        output_tokens=rest_lengths,
+    )
+    rest = remaining_problem(problem, left, (scenario,), snapshot)
+    engines = {n: r for n, (r, _) in snapshot.running.items()}
+    plan = rest_of_plan(small_plan(), look.stage, left, snapshot.status, engines)
+    running = {n: v for n, v in snapshot.running.items() if n in {x.name for x in rest.app.nodes}}
+    took_s = PlanSimulator(rest, running=running).simulate_scenario(plan, 0).makespan_s
+    end_s = max(float(f.max()) for f in coordinator.ledger.finish_s)
+    assert snapshot.now_s + took_s == pytest.approx(end_s, rel=0.06)
+
+
+@pytest.mark.parametrize("chained", [False, True])
+def test_engines_that_go_on_keep_their_caches(chained: bool) -> None:
+    """Going on costs no prefilling; an engine that is moved pays for it, and for its start."""
+    engine = EngineOptions(max_num_seqs=8, max_num_batched_tokens=256, async_scheduling=False)
+    inputs = [[(0, 0)]] * 8 if chained else None
+    nodes = [
+        TestNode("first", [5] * 30, [5 * k + 5 for k in range(30)], step_s=0.1, load_s=1.0),
+        TestNode("a", [250] * 8, [200] * 8, inputs, step_s=0.05, token_s=0.004, load_s=1.0,
+                 engine=engine),
+    ]  # fmt: skip
+    problem = make_problem(nodes, 3, nvlink=1)
+    one = ParallelConfig()
+    plan = Plan((Stage((Assignment("first", one, (0,)), Assignment("a", one, (1,)))),
+                 Stage((Assignment("a", one, (1,)),))))  # fmt: skip
+    coordinator, look, snapshot = looked(problem, plan, 13.0)
+    end_s = max(float(f.max()) for f in coordinator.ledger.finish_s)
+    left = remainder(problem.app, snapshot)
+    assert left is not None
+    kept = [(problem.scenarios[0].output_tokens[i][rows]) for i, rows in left.kept]
+    lengths = tuple(n - g for n, g in zip(kept, left.generated, strict=True))
+    rest = remaining_problem(problem, left, (make_scenario(left.app, lengths),), snapshot)
+    engines = {n: r for n, (r, _) in snapshot.running.items()}
+    going_on = rest_of_plan(plan, look.stage, left, snapshot.status, engines)
+    simulator = PlanSimulator(rest, running=snapshot.running)
+    held_s = -snapshot.running["a"][1]
+    assert held_s > 8.0  # 8 x 250 tokens and more, at 4 ms
+    took_s = simulator.simulate_scenario(going_on, 0).makespan_s
+    assert took_s == pytest.approx(end_s - snapshot.now_s, rel=0.03)
+    stages = tuple(
+        Stage(tuple(replace(a, devices=(2,)) if a.node == "a" else a for a in s.assignments), s.end)
+        for s in going_on.stages
+    )
+    moved_s = simulator.simulate_scenario(Plan(stages), 0).makespan_s
+    assert moved_s - took_s == pytest.approx(1.0 + held_s, rel=0.1)
+
+
+def test_the_remainder_keeps_who_waits_for_whom() -> None:
+    problem = small_problem(1)
+    _, _, snapshot = looked(problem, small_plan(), 5.0)
+    left = remainder(problem.app, snapshot)
+    assert left is not None
+    place = {i: k for k, (i, _) in enumerate(left.kept)}
+    for k, (i, rows) in enumerate(left.kept):
+        old, new = problem.app.nodes[i].requests, left.app.nodes[k].requests
+        assert (snapshot.status[i][rows] < Status.FINISHED).all()
+        for position, r in enumerate(rows):
+            part = slice(old.input_indptr[r], old.input_indptr[r + 1])
+            pairs = list(zip(old.input_node[part], old.input_request[part], strict=True))
+            waits = [(s, q) for s, q in pairs if snapshot.status[s][q] < Status.FINISHED]
+            part = slice(new.input_indptr[position], new.input_indptr[position + 1])
+            found = [
+                (left.kept[s][0], left.kept[s][1][q])
+                for s, q in zip(new.input_node[part], new.input_request[part], strict=True)
+            ]
+            assert found == waits
+            entered = sum(int(snapshot.generated[s][q]) for s, q in pairs if (s, q) not in waits)
+            own = int(old.prompt_tokens[r] + snapshot.generated[i][r])
+            assert new.prompt_tokens[position] == own + entered
+            assert new.max_tokens[position] == old.max_tokens[r] - snapshot.generated[i][r]
+    assert place
+
+
+def test_running_requests_are_censored_observations() -> None:
+    problem = small_problem(1)
+    _, look, snapshot = looked(problem, small_plan(), 5.0)
+    for seen in look.observations:
+        i = problem.app.index(seen.model.removeprefix("model-"))
+        finished = snapshot.status[i] == Status.FINISHED
+        assert int((~seen.censored).sum()) == int(finished.sum())
+        truth = np.sort(problem.scenarios[0].output_tokens[i][finished])
+        np.testing.assert_array_equal(np.sort(seen.output_tokens[~seen.censored]), truth)
+        assert seen.censored.any()
+        assert (seen.output_tokens[seen.censored] >= 1).all()
+
+
+def test_measured_factors() -> None:
+    """Latencies and load times 1.5 and 2 times as long as planned are found out."""
+    problem = small_problem(1, n=40)
+    slow = Problem(
+        problem.app,
+        problem.cluster,
+        problem.scenarios,
+        tuple(
+            {
+                k: replace(
+                    c,
+                    latency=c.latency.scaled(1.5),  # type: ignore[attr-defined]
+                    load=replace(c.load, warm_s=2 * c.load.warm_s),
+                )
+                for k, c in modes.items()
+            }
+            for modes in problem.costs
+        ),
+    )
+    look = Looking(9.0)
+    run_imitated(problem, small_plan(), SimulatedExecutor(), slow, adjustments=look)
+    assert look.snapshot is not None
+    assert look.snapshot.latency_factor == pytest.approx((1.5, 1.5, 1.5))
+    assert look.snapshot.load_factor == pytest.approx(2.0)
+
+
+def test_alignment_keeps_engines_where_they_are() -> None:
+    two = ParallelConfig(1, 2)
+    nodes = [TestNode(n, [4], [4], sizes=(1, 2)) for n in "abc"]
+    problem = make_problem(nodes, 4, nvlink=2)
+    plan = Plan(
+        (
+            Stage((Assignment("a", two, (0, 1)), Assignment("b", ParallelConfig(2), (2, 3)))),
+            Stage((Assignment("a", two, (0, 1)), Assignment("c", ParallelConfig(), (2,)))),
+        )
+    )
+    held = Running(Assignment("a", two, (3, 2)), (3, 2), 0)
+    found = aligned(plan, problem, {"a": held})
+    assert found.stages[0].assignment("a") == held.planned
+    assert found.stages[1].assignment("a") == held.planned
+    b, c = found.stages[0].assignment("b"), found.stages[1].assignment("c")
+    assert b is not None
+    assert c is not None
+    assert set(b.devices) == {0, 1}
+    assert set(c.devices) < {0, 1}
+
+
+def mis_estimated(factor: float) -> tuple[Instance, Plan, Problem]:
+    """Two models on two devices; the second runs after the first although both could run at once.
+
+    The planner believed the first to be short, so that a stage on both devices seemed best.
+    """
+    n = 200
+    table = RequestTable.of([10] * n, 400)
+    base = make_problem(
+        [TestNode(x, [10] * n, [20] * n, step_s=0.05, token_s=1e-3, load_s=3.0) for x in "ab"], 2
+    )
+    nodes = tuple(replace(node, requests=table) for node in base.app.nodes)
+    app = Application("test", tuple(ModelNode(x.name, x.model, x.requests) for x in nodes))
+    problem = Problem(app, Cluster.uniform(GPU, 2, nvlink=2), base.scenarios, base.costs)
+    rng = np.random.default_rng(3)
+    lengths = tuple(np.minimum(rng.integers(1, int(30 * factor), n), 400) for _ in range(2))
+    truth = problem.with_scenarios((replace(problem.scenarios[0], output_tokens=lengths),))
+    planner = PlannerSection(scheduler=Component(type="min-heuristic"), scenarios=1)
+    both = ParallelConfig(2)
+    plan = Plan(
+        (
+            Stage((Assignment("a", both, (0, 1)),), StageEnd("node_finished", "a")),
+            Stage((Assignment("b", ParallelConfig(), (0,)),)),
+        )
+    )
+    return Instance(problem, Uniform(), NoLatency(), planner), plan, truth
+
+
+def test_a_bad_plan_is_left() -> None:
+    instance, plan, truth = mis_estimated(8.0)
+    host = PluginHost.from_settings()
+
+    def makespan_s(adjustments: Replanner | None) -> float:
+        done = run_imitated(
+            instance.problem, plan, SimulatedExecutor(), truth, adjustments=adjustments
+        )
+        for i, lengths in enumerate(truth.scenarios[0].output_tokens):
+            np.testing.assert_array_equal(done.ledger.generated[i], lengths)
+        return max(float(f.max()) for f in done.ledger.finish_s)
+
+    fixed_s = makespan_s(None)
+    replanner = Replanner(host, instance)
+    adjusted_s = makespan_s(replanner)
+    assert adjusted_s < 0.85 * fixed_s
+    adopted = [p for p in replanner.proposals if p.plan is not None]
+    assert 1 <= len(adopted) <= 3
+    assert all(p.gain_s > 0 for p in adopted)
+
+
+def test_a_run_with_several_plans_can_be_resumed(tmp_path: Path) -> None:
+    """The journal's last plan is the one that goes on."""
+    from samullm_plugin.app.loaded import LoadedApplication
+    from samullm_plugin.run.journal import read_journal
+    from samullm_plugin.run.run import RunSetup, resume_run, start_run
+
+    instance, plan, truth = mis_estimated(8.0)
+    host = PluginHost.from_settings()
+    loaded = LoadedApplication(
+        truth.app, truth.cluster, output_tokens=truth.scenarios[0].output_tokens
+    )
+    directory = tmp_path / "run"
+    known = Instance(truth, instance.estimator, instance.latency_model, instance.planner)
+    setup = RunSetup(
+        host, loaded, known, "simulated", directory, adjustments=Replanner(host, instance)
+    )
+    start_run(setup, plan)
+    records = list(read_journal(directory / "events.jsonl"))
+    plans = [k for k, r in enumerate(records) if r["kind"] == "plan"]
+    assert len(plans) >= 2
+    lines = (directory / "events.jsonl").read_bytes().splitlines(keepends=True)
+    (directory / "events.jsonl").write_bytes(b"".join(lines[: plans[-1] + 2]))
+    fresh = replace(setup, adjustments=Replanner(host, instance))
+    outcome = resume_run(fresh)
+    assert outcome.metrics["requests"]["finished"] == truth.app.num_requests
