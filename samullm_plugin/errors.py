@@ -6,12 +6,9 @@ code 2 (the input is wrong), the rest with exit code 1 (the run failed).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pydantic import ValidationError
+from typing import Any, Protocol
 
 
 class SamullmError(Exception):
@@ -62,7 +59,14 @@ class RunError(SamullmError):
     """A run failed after it had started."""
 
 
-def describe_validation(error: ValidationError) -> str:
+class _Findings(Protocol):
+    """What is used of pydantic's ``ValidationError``, which rooms below do not import."""
+
+    def errors(self, *, include_url: bool, include_context: bool) -> Sequence[Any]:
+        """Return one mapping per finding."""
+
+
+def describe_validation(error: _Findings) -> str:
     """Return pydantic's findings as one line: ``field.path: what is wrong; ...``."""
     findings = []
     for item in error.errors(include_url=False, include_context=False):

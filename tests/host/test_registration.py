@@ -10,7 +10,7 @@ import pluggy
 import pytest
 
 import samullm_plugin
-from samullm_plugin import hookspecs, registration
+from samullm_plugin.host import hookspecs, registration
 from samullm_plugin.host.registration import KINDS, register_hook
 
 SOURCES = {
