@@ -143,10 +143,11 @@ def _rows(
 def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (where, fields) of every line that is not empty."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with rowtables.opened(path) as file:
+            text = file.read().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
-    for number, row in enumerate(text.splitlines(), start=1):
+    for number, row in enumerate(text.split("\n"), start=1):
         if not row.strip():
             continue
         where = f"{path} line {number}"

@@ -48,6 +48,13 @@ _CSV_TYPES = (  # a column is of the first type that all of its cells are writte
 _IMAGES = ((b"\x89PNG", "png"), (b"\xff\xd8\xff", "jpeg"), (b"GIF8", "gif"), (b"RIFF", "webp"))
 
 
+def opened(path: Path) -> Any:
+    """Return a file open for reading bytes, unpacked if its name ends in ``.gz`` or ``.zst``."""
+    import pyarrow as pa
+
+    return pa.input_stream(str(path), compression="detect")
+
+
 def format_of(path: Path) -> Format | None:
     """Return what a file's name says about its format; None if nothing."""
     suffix = path.suffix.lower()
@@ -174,7 +181,7 @@ def _csv_texts(path: Path, types: Mapping[str, Any]) -> Iterator[pa.RecordBatch]
 
     delimiter = "\t" if ".tsv" in path.name.lower() else ","
     parse = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    with pa.input_stream(str(path), compression="detect") as head:
+    with opened(path) as head:
         first = csv.open_csv(head, parse_options=parse, read_options=_csv_read(path))
         names = first.schema.names
     if twice := sorted({n for n in names if names.count(n) > 1}):
@@ -184,7 +191,7 @@ def _csv_texts(path: Path, types: Mapping[str, Any]) -> Iterator[pa.RecordBatch]
         null_values=[""],
         strings_can_be_null=False,
     )
-    with pa.input_stream(str(path), compression="detect") as data:
+    with opened(path) as data:
         yield from csv.open_csv(
             data, parse_options=parse, read_options=_csv_read(path), convert_options=convert
         )

@@ -60,6 +60,11 @@ def write(folder: Path, name: str) -> None:
     lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in ROWS).encode()
     if name.endswith(".jsonl"):
         path.write_bytes(lines)
+    elif name.endswith(".jsonl.gz"):
+        path.write_bytes(gzip.compress(lines))
+    elif name.endswith(".jsonl.zst"):
+        with pa.output_stream(str(path), compression="zstd") as stream:
+            stream.write(lines)
     elif name.endswith(".csv.gz"):
         pyarrow.csv.write_csv(table, folder / "plain")
         path.write_bytes(gzip.compress((folder / "plain").read_bytes()))
@@ -90,7 +95,18 @@ def write(folder: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["r.jsonl", "r.csv", "r.csv.gz", "r.parquet", "r.feather", "r.arrow", "shards", "saved"],
+    [
+        "r.jsonl",
+        "r.jsonl.gz",
+        "r.jsonl.zst",
+        "r.csv",
+        "r.csv.gz",
+        "r.parquet",
+        "r.feather",
+        "r.arrow",
+        "shards",
+        "saved",
+    ],
 )
 def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
     write(tmp_path, name)
