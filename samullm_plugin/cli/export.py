@@ -16,7 +16,7 @@ def export(
         Path | None,
         typer.Option("--output", "-o", help="File to write; result.FORMAT in the run directory."),
     ] = None,
-    format: Annotated[  # noqa: A002  # the option's name
+    format: Annotated[  # the option's name
         str | None, typer.Option(help="parquet, csv or jsonl; default: as the file's name says.")
     ] = None,
     columns: Annotated[

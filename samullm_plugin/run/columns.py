@@ -9,6 +9,7 @@ from samullm_plugin.errors import InputError, suggest
 
 FIGURES = {
     "error": "error",
+    "text": "text",
     "finish_reason": "finish_reason",
     "prompt_tokens": "prompt_tokens",
     "completion_tokens": "num_tokens",
@@ -38,7 +39,7 @@ def find_columns(
 
     Args:
         columns: ``id``, names of input fields, nodes, ``node.field`` of outputs that are mappings,
-            ``node.error``, ``.finish_reason``, ``.prompt_tokens``, ``.completion_tokens``;
+            ``node.error``, ``.text`` (as generated), ``.finish_reason``, ``.prompt_tokens``, ``.completion_tokens``;
             ``input.x`` is always the input's. A node with several models stands for one column
             per model. Empty: everything.
         nodes: names of the nodes.

@@ -37,6 +37,8 @@ _SUFFIXES: Mapping[str, TableFormat] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
 }
+
+
 def table_format(path: Path, given: str | None = None) -> TableFormat:
     """Return the format of a table to write.
 
@@ -179,10 +181,11 @@ def _value(record: Mapping[str, Any] | None, path: tuple[str, ...]) -> Any:
     """Return what a column shows of one request."""
     if record is None or record["kind"] == "skipped":
         return None
-    if len(path) == 1 and path[0] in FIGURES:
-        return record.get(FIGURES[path[0]])
     made = record.get("value", record.get("text"))
-    return _inside(made, path)
+    figure = len(path) == 1 and path[0] in FIGURES
+    if figure and not (isinstance(made, Mapping) and path[0] in made and path[0] != "error"):
+        return record.get(FIGURES[path[0]])
+    return None if record["kind"] == "failed" else _inside(made, path)
 
 
 def _inside(value: Any, path: Sequence[str]) -> Any:

@@ -7,8 +7,7 @@ when a run begins, so that its directory is all that an export needs.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,9 +166,7 @@ class RunRows:
         for path in sorted(place.glob("requests-*.parquet")):
             table = pq.read_table(path)
             name = table.schema.metadata[b"node"].decode()
-            nodes, requests = (
-                table[c].combine_chunks() for c in ("input_node", "input_request")
-            )
+            nodes, requests = (table[c].combine_chunks() for c in ("input_node", "input_request"))
             self.nodes.append(
                 NodeRows(
                     name,
