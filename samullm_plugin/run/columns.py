@@ -39,9 +39,9 @@ def find_columns(
 
     Args:
         columns: ``id``, names of input fields, nodes, ``node.field`` of outputs that are mappings,
-            ``node.error``, ``.text`` (as generated), ``.finish_reason``, ``.prompt_tokens``, ``.completion_tokens``;
-            ``input.x`` is always the input's. A node with several models stands for one column
-            per model. Empty: everything.
+            ``node.error``, ``.text`` (as generated), ``.finish_reason``, ``.prompt_tokens``,
+            ``.completion_tokens``; ``input.x`` is always the input's. A node with several
+            models stands for one column per model. Empty: everything.
         nodes: names of the nodes.
         fields: names of the inputs' fields.
         rows_of: the node whose requests are the rows; None: items are.
