@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from samullm_plugin.model.latency import Curve, StepLatency, StepTable
+from samullm_plugin.model.latency import CURVES, StepLatency, StepTable
 
 Array = NDArray[Any]
 """Arrays of compiled functions. Their element types are left open to the type checker: compiled
@@ -88,7 +88,6 @@ STATE = _record(
 
 # --- iteration latency ----------------------------------------------------------------------------
 _KINDS = {"float": np.float64, "int": np.int64, "bool": np.bool_}
-CURVES = tuple(f.name for f in fields(StepLatency) if f.type in ("Curve", Curve))
 LATENCY = _record(
     [(f.name, _KINDS[str(f.type)]) for f in fields(StepLatency) if f.name not in CURVES]
 )

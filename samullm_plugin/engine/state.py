@@ -15,7 +15,7 @@ from samullm_plugin.engine.prefixes import first_block_hashes, hash_prefixes, ha
 from samullm_plugin.engine.records import Array, Record
 from samullm_plugin.engine.workload import Workload
 from samullm_plugin.model.engine_config import EngineConfig
-from samullm_plugin.model.latency import StepLatency
+from samullm_plugin.model.latency import CURVES, StepLatency
 from samullm_plugin.model.types import Ints, SmallInts
 
 NO_LIMIT = 1 << 62
@@ -104,7 +104,7 @@ def _latency(latency: StepLatency, tokens: int, seqs: int) -> tuple[Record, Arra
     for name in at.LATENCY.names or ():
         setattr(scalars, name, getattr(latency, name))
     tables = np.zeros(max(tokens, seqs) + 1, at.TABLES)
-    for name in at.CURVES:
+    for name in CURVES:
         tables[name] = getattr(latency, name).table(len(tables) - 1)
     return scalars, tables
 

@@ -227,3 +227,7 @@ class StepLatency:
             return value * factor if kind == "float" else value
 
         return StepLatency(**{f.name: times(f.name, f.type) for f in fields(self)})
+
+
+CURVES = tuple(f.name for f in fields(StepLatency) if f.type == "Curve")
+"""Fields of a :class:`StepLatency` that are curves; the others are numbers."""

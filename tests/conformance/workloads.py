@@ -130,7 +130,7 @@ def named_cases() -> dict[str, Case]:
     begun = rng.integers(10, 99, 15)
     goes_on = np.concatenate([begun, [7], rng.integers(10, 99, 5)])
     continued = Workload(np.array([15, 21]), np.array([2, 12]), prompt_token_ids=(begun, goes_on))
-    prompts = "7 7777 777 7766 66 77 7777 7766 7 7 6667 7766".split()
+    prompts = ["7", "7777", "777", "7766", "66", "77", "7777", "7766", "7", "7", "6667", "7766"]
     left_out = Workload(
         np.array([len(p) for p in prompts]),
         np.array([26, 15, 33, 17, 32, 7, 22, 27, 3, 39, 29, 2]),
