@@ -64,8 +64,10 @@ def main() -> None:
         _drop_computed(cls, config)
         _add(found, kind, config, dict(getattr(cls, "attribute_map", {})))
     text = json.dumps(
-        {"source": f"configuration classes of transformers {transformers.__version__}",
-         "families": found},
+        {
+            "source": f"configuration classes of transformers {transformers.__version__}",
+            "families": found,
+        },
         sort_keys=True,
     )
     text = text.replace('}, "', '},\n"')
@@ -94,7 +96,8 @@ def _add(
 ) -> None:
     """Keep what is read of one class, and of the classes of its sections."""
     entry: dict[str, Any] = {
-        k: v for k, v in config.items()
+        k: v
+        for k, v in config.items()
         if READ.match(k) and _plain(v) and not (isinstance(v, list) and len(v) > 8)
     }
     entry.pop("layer_types", None)

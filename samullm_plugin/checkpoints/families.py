@@ -89,6 +89,7 @@ NOT_MODELLED: Mapping[str, str] = {
 VISION_NOT_MODELLED: Mapping[str, str] = {
     **dict.fromkeys(("blip-2", "instructblip", "instructblipvideo"), "the Q-Former of BLIP"),
     "idefics2": "the perceiver of Idefics2",
+    "fuyu": "the image patches of Fuyu",
     "janus": "the image generator of Janus",
     "video_llava": "the second vision tower of Video-LLaVA",
     "phi4_multimodal": "the adapters and audio tower of Phi-4-multimodal",
@@ -101,6 +102,9 @@ VISION_NOT_MODELLED: Mapping[str, str] = {
     "deepseek_vl_hybrid": "the second vision tower of DeepSeek-VL",
     "nemotron_h_omni": "the vision and audio towers of Nemotron-H Omni",
     "cosmos3_edge": "the vision tower of Cosmos 3 Edge",
+    **dict.fromkeys(("glm4v", "glm46v", "glmga"), "the vision tower of GLM-4V"),
+    "deepseek_vl": "the vision tower of DeepSeek-VL",
+    "hyperclovax_vision_v2": "the vision tower of HyperCLOVA X",
     "exaone4_5": "the vision tower of EXAONE 4.5",
 }
 """Models whose language model is known, and what beside it is not modelled."""

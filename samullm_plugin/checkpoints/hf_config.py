@@ -47,6 +47,11 @@ def _defaults() -> Mapping[str, Mapping[str, Any]]:
     return families
 
 
+def has_defaults(kind: str) -> bool:
+    """Return whether the defaults of a ``model_type`` are known."""
+    return kind in _defaults()
+
+
 @dataclass(frozen=True, slots=True)
 class HfConfig:
     """One section of a ``config.json``: the language model's, or the vision tower's.
@@ -184,8 +189,14 @@ def read_config_file(path: Path) -> ConfigFile:
     top = HfConfig(str(file), kind, flat, _defaults().get(kind, {}))
     text = _language_model(top)
     vision = top.section("vision_config")
-    return ConfigFile(file, folder or (file.parent if file.name == "config.json" else None),
-                      raw, top, text, vision)
+    return ConfigFile(
+        file,
+        folder or (file.parent if file.name == "config.json" else None),
+        raw,
+        top,
+        text,
+        vision,
+    )
 
 
 def _language_model(top: HfConfig) -> HfConfig:

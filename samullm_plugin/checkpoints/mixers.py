@@ -54,8 +54,7 @@ def _mamba2(c: HfConfig, i: int) -> StateSpace:
     """Return a Mamba-2 layer (Bamba, Granite-4, Nemotron-H, Falcon-H1, Zamba2, Codestral)."""
     hidden = c.number("hidden_size")
     expand = int(c.get("mamba_expand") or c.get("expand") or 2)
-    heads = _first(c, "mamba_n_heads", "mamba_num_heads", "n_mamba_heads", "num_heads",
-                   otherwise=0)
+    heads = _first(c, "mamba_n_heads", "mamba_num_heads", "n_mamba_heads", "num_heads", otherwise=0)
     size = c.get("mamba_d_head") or c.get("mamba_head_dim") or c.get("mamba_headdim")
     if c.kind == "mamba2":
         size = c.get("head_dim")
@@ -114,8 +113,12 @@ def _kimi(c: HfConfig, i: int) -> StateSpace:
 def _short_convolution(c: HfConfig, i: int) -> StateSpace:
     """Return a gated short convolution (LFM2)."""
     hidden, kernel = c.number("hidden_size"), c.number("conv_L_cache", 3)
-    part = linear(f"model.layers.{i}.conv.in_proj", (hidden, 3 * hidden), (hidden, hidden),
-                  others=hidden * kernel)
+    part = linear(
+        f"model.layers.{i}.conv.in_proj",
+        (hidden, 3 * hidden),
+        (hidden, hidden),
+        others=hidden * kernel,
+    )
     return StateSpace(part, hidden * (kernel - 1), 0)
 
 
@@ -123,6 +126,11 @@ def _lightning(c: HfConfig, i: int) -> StateSpace:
     """Return lightning attention (MiniMax-01)."""
     hidden, heads = c.number("hidden_size"), c.number("num_attention_heads")
     size = int(c.get("head_dim") or hidden // heads)
-    part = linear(f"model.layers.{i}.self_attn.qkv_proj", (hidden, 3 * heads * size),
-                  (heads * size, hidden), (hidden, heads * size), others=heads * size)
+    part = linear(
+        f"model.layers.{i}.self_attn.qkv_proj",
+        (hidden, 3 * heads * size),
+        (heads * size, hidden),
+        (hidden, heads * size),
+        others=heads * size,
+    )
     return StateSpace(part, 0, heads * size * size, "float32")

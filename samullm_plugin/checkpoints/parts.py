@@ -105,8 +105,11 @@ class Layer:
     def parts(self) -> list[Part]:
         """Return its groups of weights."""
         found = [p for p in (self.attention, self.state) if p is not None]
-        return [*(f.part for f in found), *(self.mlp.parts if self.mlp else ()),
-                Part("norm", others=self.others)]
+        return [
+            *(f.part for f in found),
+            *(self.mlp.parts if self.mlp else ()),
+            Part("norm", others=self.others),
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +136,18 @@ class Layers:
         return sum(p.parameters for p in self.parts())
 
 
-def linear(module: str, *shapes: tuple[int, int], bias: bool = False, others: int = 0,
-           experts: bool = False) -> Part:
+def linear(
+    module: str,
+    *shapes: tuple[int, int],
+    bias: bool = False,
+    others: int = 0,
+    experts: bool = False,
+) -> Part:
     """Return the part of linear layers of some (inputs, outputs)."""
     outputs = sum(o for _, o in shapes)
-    return Part(module, sum(i * o for i, o in shapes), others + (outputs if bias else 0),
-                outputs, experts)
+    return Part(
+        module, sum(i * o for i, o in shapes), others + (outputs if bias else 0), outputs, experts
+    )
 
 
 def mlp_shapes(hidden: int, width: int, *, gated: bool) -> list[tuple[int, int]]:

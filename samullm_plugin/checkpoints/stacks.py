@@ -77,8 +77,11 @@ class _Stack:
         types = self._layer_types()
         self.count = len(types) if types is not None else config.number("num_hidden_layers")
         self.types = types or self._pattern()
-        self.heads = 0 if config.kind in ("mamba", "mamba2", "falcon_mamba") else (
-            config.number("num_attention_heads"))
+        self.heads = (
+            0
+            if config.kind in ("mamba", "mamba2", "falcon_mamba")
+            else (config.number("num_attention_heads"))
+        )
 
     # Which layer has what
 
@@ -155,12 +158,15 @@ class _Stack:
             marks = c.get("sliding_window_pattern")
             if isinstance(marks, str):
                 short = [marks[i % len(marks)] for i in every]
-                return ["sliding_window" if m == "L" and i < n - 1 else "full"
-                        for i, m in enumerate(short)]
+                return [
+                    "sliding_window" if m == "L" and i < n - 1 else "full"
+                    for i, m in enumerate(short)
+                ]
             if not marks:
                 return ["full"] * n
-            return ["sliding_window" if (i + 1) % int(marks) and i < n - 1 else "full"
-                    for i in every]
+            return [
+                "sliding_window" if (i + 1) % int(marks) and i < n - 1 else "full" for i in every
+            ]
         if c.get("use_sliding_window") is not None:
             if not c.flag("use_sliding_window"):
                 return ["full"] * n
@@ -252,8 +258,9 @@ class _Stack:
         module = f"model.layers.{i}.self_attn.kv_b_proj"
         if c.kind == "minicpm3":  # vLLM keeps whole keys and values of this one
             return Attention(kind, heads, heads, 2 * (nope + rope), linear(module, *shapes), window)
-        return Attention(kind, heads, 1, rank + rope, linear(module, *shapes), window,
-                         side_bytes=side)
+        return Attention(
+            kind, heads, 1, rank + rope, linear(module, *shapes), window, side_bytes=side
+        )
 
     # MLPs
 
@@ -307,8 +314,9 @@ class _Stack:
         """Return an MLP without experts."""
         width = self._dense_width(i)
         shapes = mlp_shapes(self.hidden, width, gated=self.gated)
-        bias = self.bias or self.c.flag("mlp_bias") or (
-            self.c.kind in ("gptj", "codegen", "gpt_neo"))
+        bias = (
+            self.bias or self.c.flag("mlp_bias") or (self.c.kind in ("gptj", "codegen", "gpt_neo"))
+        )
         part = linear(f"model.layers.{i}.mlp.down_proj", *shapes, bias=bias)
         return Mlp((part,), width, active_matrices=part.matrices)
 
@@ -355,8 +363,12 @@ class _Stack:
         latent = int(c.get("moe_latent_size") or 0) or hidden
         per_expert = mlp_shapes(latent, width, gated=self.gated)
         module = f"model.layers.{i}.mlp.experts.0.down_proj"
-        routed = linear(module, *per_expert * experts, bias="bias" in self.flags and
-                        c.kind == "gpt_oss", experts=True)
+        routed = linear(
+            module,
+            *per_expert * experts,
+            bias="bias" in self.flags and c.kind == "gpt_oss",
+            experts=True,
+        )
         total = experts + c.number("zero_expert_num", 0)
         parts = [routed, Part(f"model.layers.{i}.mlp.gate", others=hidden * total)]
         shared = self._shared_width(width)
@@ -364,28 +376,38 @@ class _Stack:
         matrices = active * routed.matrices // experts
         if shared:
             gate = hidden if c.kind in ("qwen2_moe", "qwen3_next", "qwen3_5_moe_text") else 0
-            part = linear(f"model.layers.{i}.mlp.shared_expert.down_proj",
-                          *mlp_shapes(hidden, shared, gated=self.gated), others=gate)
+            part = linear(
+                f"model.layers.{i}.mlp.shared_expert.down_proj",
+                *mlp_shapes(hidden, shared, gated=self.gated),
+                others=gate,
+            )
             parts.append(part)
             matrices += part.matrices
         if latent != hidden:
-            part = linear(f"model.layers.{i}.mlp.fc1_latent_proj", (hidden, latent),
-                          (latent, hidden))
+            part = linear(
+                f"model.layers.{i}.mlp.fc1_latent_proj", (hidden, latent), (latent, hidden)
+            )
             parts.append(part)
             matrices += part.matrices
         if c.kind == "arctic":
-            parts.append(linear(f"model.layers.{i}.residual_mlp.w1",
-                                *mlp_shapes(hidden, hidden, gated=True)))
+            parts.append(
+                linear(f"model.layers.{i}.residual_mlp.w1", *mlp_shapes(hidden, hidden, gated=True))
+            )
         return Mlp(tuple(parts), width, experts, active, matrices)
 
     def _shared_width(self, width: int) -> int:
         """Return the width of all shared experts together."""
         c = self.c
-        for name in ("moe_shared_expert_intermediate_size", "shared_expert_intermediate_size",
-                     "shared_intermediate_size", "share_expert_dim"):
+        for name in (
+            "moe_shared_expert_intermediate_size",
+            "shared_expert_intermediate_size",
+            "shared_intermediate_size",
+            "share_expert_dim",
+        ):
             if (given := c.get(name)) is not None:
-                return int(given) * (c.number("n_shared_experts", 1) if name.startswith("moe_")
-                                     else 1)
+                return int(given) * (
+                    c.number("n_shared_experts", 1) if name.startswith("moe_") else 1
+                )
         if c.kind == "llama4_text":
             return width
         if c.kind == "hunyuan_v1_moe":
@@ -410,8 +432,10 @@ class _Stack:
             layer = build(i, kind)
             found.append(Layer(layer.attention, layer.state, layer.mlp, layer.others + norms))
         if self.c.kind == "longcat_flash":
-            found += [Layer(self.attention(i, "full"), None, self._dense(i), norms)
-                      for i in range(self.count)]
+            found += [
+                Layer(self.attention(i, "full"), None, self._dense(i), norms)
+                for i in range(self.count)
+            ]
         outside, notes = self._outside()
         return Layers(tuple(found), tuple(outside), tuple(notes))
 
@@ -438,8 +462,13 @@ class _Stack:
     def _shortcut(self, i: int, kind: str) -> Layer:
         """Return half a layer of LongCat: attention, dense MLP and the experts beside them."""
         dense, mixture = self._dense(i), self._mixture(i)
-        both = Mlp((*dense.parts, *mixture.parts), mixture.width, mixture.experts, mixture.active,
-                   dense.active_matrices + mixture.active_matrices)
+        both = Mlp(
+            (*dense.parts, *mixture.parts),
+            mixture.width,
+            mixture.experts,
+            mixture.active,
+            dense.active_matrices + mixture.active_matrices,
+        )
         return Layer(self.attention(i, "full"), None, both)
 
     def _shared_block(self, i: int, kind: str) -> Layer:
@@ -458,9 +487,15 @@ class _Stack:
             own += [(2 * hidden, rank), (rank, self.heads * size)] * 3
         shapes = own
         if first:
-            shapes = [*own, (2 * hidden, self.heads * size), (2 * hidden, kv_heads * size),
-                      (2 * hidden, kv_heads * size), (self.heads * size, hidden),
-                      (hidden, 2 * width), (width, hidden)]
+            shapes = [
+                *own,
+                (2 * hidden, self.heads * size),
+                (2 * hidden, kv_heads * size),
+                (2 * hidden, kv_heads * size),
+                (self.heads * size, hidden),
+                (hidden, 2 * width),
+                (width, hidden),
+            ]
         part = linear(f"model.layers.{i}.shared_transformer", *shapes)
         return Layer(Attention("full", self.heads, kv_heads, 2 * size, part), state)
 
@@ -472,7 +507,7 @@ class _Stack:
         outside = [Part("model.embed_tokens", others=vocab * width + self.hidden)]
         if width != self.hidden:
             outside.append(linear("model.project_in", (width, self.hidden), (self.hidden, width)))
-        if "positions" in self.flags or c.flag("learned_pos_emb"):
+        if "positions" in self.flags:
             extra = 2 if c.kind in ("opt", "biogpt") else 0
             rows = c.number("max_position_embeddings", 0) + extra
             outside.append(Part("model.embed_positions", others=rows * self.hidden))
@@ -480,8 +515,10 @@ class _Stack:
             outside.append(Part("lm_head", others=vocab * width))
         outside += vision_parts(self.file)
         if c.get("num_nextn_predict_layers"):
-            notes.append("layers that predict further tokens are not loaded, as vLLM leaves them "
-                         "out unless they speculate")
+            notes.append(
+                "layers that predict further tokens are not loaded, as vLLM leaves them "
+                "out unless they speculate"
+            )
         return outside, notes
 
 
@@ -493,12 +530,16 @@ def _attention_kind(kind: str) -> KvCacheKind:
 
 
 def tied(file: ConfigFile) -> bool:
-    """Return whether the head is the embedding, by the file, then by the class's default.
+    """Return whether the head is the embedding: by the file, else by the class's default.
 
-    The language model's class comes before the whole's: Mistral 3's says tied of checkpoints that
-    hold a head of their own.
+    The outermost class comes first, as in vLLM; but Mistral 3's says tied, and its checkpoints hold
+    a head of their own.
     """
-    for section in (file.text, file.top):
+    given = file.text.given.get("tie_word_embeddings", file.raw.get("tie_word_embeddings"))
+    if given is not None:
+        return bool(given)
+    sections = (file.text, file.top) if file.top.kind == "mistral3" else (file.top, file.text)
+    for section in sections:
         if (found := section.get("tie_word_embeddings")) is not None:
             return bool(found)
     return False

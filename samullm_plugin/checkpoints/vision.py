@@ -37,8 +37,10 @@ def vision_parts(file: ConfigFile) -> list[Part]:
         others=depth * (block.matrices + block.outputs + 4 * hidden)
         + channels * frames * patch * patch * hidden + positions * hidden,
     )  # fmt: skip
-    return [tower, Part("multi_modal_projector", others=_projector(file.top, v, hidden,
-                                                                   text_hidden))]
+    return [
+        tower,
+        Part("multi_modal_projector", others=_projector(file.top, v, hidden, text_hidden)),
+    ]
 
 
 def _projector(top: HfConfig, v: HfConfig, hidden: int, text: int) -> int:

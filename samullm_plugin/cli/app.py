@@ -46,6 +46,9 @@ COMMANDS = {
     "validate": Command(
         "samullm_plugin.cli.validate:validate", "Check an application before it is planned."
     ),
+    "model": Command(
+        "samullm_plugin.cli.model:model", "Show what a model is, and on which GPUs it fits."
+    ),
     "profile": Command(
         "samullm_plugin.cli.profile:app", "Learn models from measurements, and check them."
     ),
