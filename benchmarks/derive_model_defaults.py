@@ -107,7 +107,7 @@ def _add(
             name = part.get("model_type") or f"{kind}.{section}"
             entry[section] = {"model_type": name}
             if name not in found:
-                own_class = CONFIG_MAPPING[name] if name in CONFIG_MAPPING else None
+                own_class = next((c for n, c in CONFIG_MAPPING.items() if n == name), None)
                 whole = part
                 if own_class is not None:
                     try:

@@ -287,7 +287,7 @@ class Transfer(Linear):
 
 
 def _stored_otherwise(architecture: ModelArchitecture) -> bool:
-    """Return whether weights or KV cache are of another type than the 16 bits of recorded starts."""
+    """Return whether weights or KV cache are of another type than those of recorded starts."""
     plain = replace(architecture, stored_bytes=0.0, kv_cache=(), dtype_bytes=2.0)
     return architecture.dtype_bytes != 2 or (
         architecture.kv_bytes_per_token != plain.kv_bytes_per_token

@@ -29,7 +29,8 @@ glm4v_text: norms4|glm_ocr_text: norms4|gpt2: plain bias positions|gpt-sw3: plai
 gpt_bigcode: plain bias positions|gpt_neo: plain bias positions|gpt_neox: plain bias|gptj: plain
 gpt_neox_japanese: plain|granite|granite_swa|helium|hunyuan_v1_dense|hunyuan|hyperclovax: norms4
 internlm|internlm2|internlm3|jais2: plain bias|llama|minicpm|ministral|ministral3
-mistral: window|mpt: plain|nanochat: plain|nemotron: plain|olmo|olmo2|olmo3|opt: plain bias positions
+mistral: window|mpt: plain|nanochat: plain|nemotron: plain|olmo|olmo2|olmo3
+opt: plain bias positions
 orion|persimmon: plain bias|phi: plain bias|phi3: window|phi4_multimodal|qwen|qwen2|qwen3
 qwen2_vl_text|qwen2_5_vl_text|qwen3_vl_text|qwen2_5_omni_text|seed_oss|smollm3|solar|stablelm
 starcoder2: plain bias window|vaultgemma|xglm: plain bias|xverse|aquila|yi|telechat2|mimo|teleflm
@@ -44,7 +45,8 @@ gpt_oss: moe bias|granitemoe: moe|granitemoeshared: moe|granitemoe_swa: moe|grok
 hunyuan_v1_moe: moe|hy_v3: moe|laguna: moe headgate|llama4_text: moe|mellum: moe
 mimo_v2_flash: moe|minicpm3: mla|minimax_m2: moe|mistral4: moe mla|mixtral: moe window
 olmoe: moe|phimoe: moe bias|qwen2_moe: moe|qwen3_moe: moe|qwen3_vl_moe_text: moe|solar_open: moe
-qwen3_omni_moe_text: moe|step3p5: moe headgate|youtu: mla|minimax_m3_vl_text: moe|longcat_flash: moe mla
+qwen3_omni_moe_text: moe|step3p5: moe headgate|youtu: mla|minimax_m3_vl_text: moe
+longcat_flash: moe mla
 lfm2_moe: moe
 """
 _STATEFUL = """

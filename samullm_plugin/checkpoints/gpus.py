@@ -59,7 +59,8 @@ DATA_SHEETS: Mapping[str, DataSheet] = {
 """By name; half precision of consumer cards at the rate with 32-bit sums."""
 
 _OTHER_NAMES: Mapping[str, str] = {
-    "a100": "A100-80GB", "a10080pcie": "A100-80GB", "a10040pcie": "A100-40GB", "h100": "H100-80GB", "h100hbm3": "H100-80GB",
+    "a100": "A100-80GB", "a10080pcie": "A100-80GB", "a10040pcie": "A100-40GB",
+    "h100": "H100-80GB", "h100hbm3": "H100-80GB",
     "h100nvl": "H100-NVL-94GB", "h100pcie": "H100-PCIE-80GB", "h200": "H200-141GB",
     "b200": "B200-180GB", "b200192": "B200-180GB", "l4": "L4-24GB", "l40s": "L40S-48GB",
     "a10": "A10-24GB", "a10g": "A10-24GB", "a6000": "A6000-48GB", "rtxa6000": "A6000-48GB",

@@ -26,7 +26,8 @@ _SPELLINGS: Mapping[str, tuple[str, ...]] = {
         "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts",
     ),
     "num_experts_per_tok": (
-        "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k", "top_k_experts", "num_selected_experts",
+        "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k", "top_k_experts",
+        "num_selected_experts",
     ),
     "moe_intermediate_size": ("expert_ffn_hidden_size", "moe_ffn_hidden_size"),
     "n_shared_experts": ("num_shared_experts", "moe_num_shared_experts", "num_shared_expert"),

@@ -89,6 +89,7 @@ def _run(asked: str) -> int | None:
     try:
         done = subprocess.run(
             [sys.executable, "-c", _SCRIPT],
+            check=False,
             input=asked,
             capture_output=True,
             text=True,

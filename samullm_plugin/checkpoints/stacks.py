@@ -23,7 +23,8 @@ from samullm_plugin.model.kv_cache import KvCacheKind
 _KINDS: Mapping[str, str] = {
     "full_attention": "full", "attention": "full", "full": "full", "global": "full", "*": "full",
     "sliding_attention": "sliding_window", "sliding": "sliding_window", "local": "sliding_window",
-    "sliding_window": "sliding_window", "indexed_attention": "full", "chunked_attention": "chunked_local",
+    "sliding_window": "sliding_window", "indexed_attention": "full",
+    "chunked_attention": "chunked_local",
     "linear_attention": "state", "mamba": "state", "mamba2": "state", "conv": "state", "M": "state",
     "kda": "state", "gdn": "state", "recurrent": "state", "hybrid": "hybrid", "moe": "moe",
     "E": "moe", "mlp": "mlp", "-": "mlp",
@@ -70,7 +71,7 @@ class _Stack:
         self.file, self.c, self.flags = file, config, flags
         self.hidden = config.number("hidden_size")
         self.gated = "plain" not in flags
-        if config.kind == "falcon" or (config.kind == "mpt"):
+        if config.kind in ("falcon", "mpt"):
             self.bias = config.flag("bias", not config.flag("no_bias", True))
         else:
             self.bias = "bias" in flags and config.flag("use_bias", True)
@@ -211,7 +212,7 @@ class _Stack:
             (hidden, kv_heads * size),
             (hidden, kv_heads * v_size),
             (heads * v_size, hidden),
-            bias=self.bias and c.kind not in ("gptj", "codegen") or c.flag("attention_bias"),
+            bias=(self.bias and c.kind not in ("gptj", "codegen")) or c.flag("attention_bias"),
         )
         return Attention(kind, heads, kv_heads, size + v_size, part, window)
 

@@ -72,7 +72,9 @@ def _described(reference: str, longest: int | None) -> tuple[dict[str, Any], Mod
         sizes = spec.architecture
         assert sizes is not None
         parameters = round(sizes.weight_bytes / sizes.dtype_bytes)
-        source, notes, weights = "bundled figures", (), sizes.weight_bytes
+        source = "bundled figures"
+        notes: tuple[str, ...] = ()
+        weights = sizes.weight_bytes
     else:
         description = described(path)
         sizes = description.architecture()

@@ -146,7 +146,8 @@ def kv_cache_groups(
     if max(counts) < 1.5 * size:
         size = max(counts)
     groups = []
-    for count, (kind, block, page) in zip(counts, pages, strict=True):
+    for count, (kind, usual, page) in zip(counts, pages, strict=True):
+        block = usual
         if kind.kind != "mamba" and largest % page == 0:
             block *= largest // page
         parts = -(-count // size)

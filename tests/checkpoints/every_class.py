@@ -58,8 +58,8 @@ def main() -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as NAMES
 
     found: dict[str, Any] = {}
-    for kind, name in sorted(NAMES.items()):
-        name = name if isinstance(name, str) else name[0]
+    for kind, names in sorted(NAMES.items()):
+        name = names if isinstance(names, str) else names[0]
         for size, changes in (("small", SMALL), ("full", {})):
             if size == "full" and kind not in FULL_SIZE:
                 continue

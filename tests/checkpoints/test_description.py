@@ -167,8 +167,10 @@ def write_safetensors(file: Path, tensors: dict[str, tuple[str, list[int]]]) -> 
     file.write_bytes(struct.pack("<Q", len(text)) + text)
 
 
-SMALL = LLAMA | {"num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 2,
-                 "num_key_value_heads": 1, "intermediate_size": 128, "vocab_size": 1000}  # fmt: skip
+SMALL = LLAMA | {
+    "num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "intermediate_size": 128, "vocab_size": 1000,
+}  # fmt: skip
 
 
 def test_weights_of_the_folder_decide(tmp_path: Path) -> None:

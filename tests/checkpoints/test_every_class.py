@@ -26,7 +26,9 @@ WEIGHTS_OF_NO_CHECKPOINT = {"longcat_flash"}
 def built() -> dict[str, Any]:
     """Return every small and well-known model that transformers builds."""
     program = Path(__file__).with_name("every_class.py")
-    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -41,8 +43,7 @@ def test_parameters_agree_or_the_reader_says_what_is_not_modelled(tmp_path: Path
         try:
             found = read_layers(read_config_file(tmp_path)).parameters
         except InputError as error:
-            assert "not modelled" in str(error), f"{name}: {error}"
-            refused.append(name)
+            (refused if "not modelled" in str(error) else wrong).append(f"{name}: {error}")
             continue
         error_pct = 100 * (found / entry["parameters"] - 1)
         if name.split()[0] in WEIGHTS_OF_NO_CHECKPOINT:

@@ -125,7 +125,7 @@ def test_one_model_of_a_table_without_names(samullm: Run, tmp_path: Path) -> Non
                 "--architectures",
                 "config.json",
             ],
-            "trust_remote_code",
+            "not modelled",
         ),
         (["fit", "--iterations", "good.csv", "--output", "no/p.json"], "cannot be written"),
         (["check", "--iterations", "good.csv", "--profile", "bad.csv"], "bad.csv: not a profile"),
