@@ -58,7 +58,7 @@ def known_outputs(
         if not reuse.counts:
             return None
         settled = [s >= Status.FINISHED for s in ledger.status]
-        scenarios = [
+        scenarios = tuple(
             replace(
                 s,
                 output_tokens=tuple(
@@ -67,7 +67,7 @@ def known_outputs(
                 ),
             )
             for s in problem.scenarios
-        ]
+        )
         return Known(problem.with_scenarios(scenarios), dict(reuse.counts))
 
 
