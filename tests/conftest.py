@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,6 +38,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         else:
             group = item.nodeid.partition("::")[0]
         item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.fixture(autouse=True)
+def own_output_store(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Keep outputs of every test apart, and away from the user's."""
+    place = tmp_path_factory.getbasetemp() / f"outputs-{uuid.uuid4().hex}.sqlite"
+    monkeypatch.setenv("SAMULLM_OUTPUT_STORE", str(place))
 
 
 @cache

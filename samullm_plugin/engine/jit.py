@@ -27,18 +27,15 @@ logger = logging.getLogger(__name__)
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 COMPILED_MODULES = (
-    "layout",
-    "arrays",
-    "running",
-    "queues",
-    "prefixes",
-    "blocks",
-    "owned",
-    "preempt",
-    "schedule",
-    "outcome",
-    "record",
-    "loop",
+    "engine/records.py",
+    "engine/queues.py",
+    "engine/prefixes.py",
+    "engine/kv_cache.py",
+    "engine/running.py",
+    "engine/schedule.py",
+    "engine/outcome.py",
+    "engine/loop.py",
+    "model/latency.py",
 )
 
 
@@ -61,7 +58,7 @@ def cache_folder() -> Path:
     here = Path(__file__).parent
     digest = hashlib.blake2b(numba.__version__.encode(), digest_size=8)
     for name in COMPILED_MODULES:
-        digest.update((here / f"{name}.py").read_bytes())
+        digest.update((here.parent / name).read_bytes())
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     parents = [
         here / "__pycache__",
@@ -82,12 +79,14 @@ _FOLDER = cache_folder()
 
 def compiled(function: Function) -> Function:
     """Compile ``function`` at its first call, to run without the interpreter lock; kept on disk."""
-    before = numba_config.CACHE_DIR
-    numba_config.CACHE_DIR = str(_FOLDER)
+    settings: Any = numba_config  # its names are set at run time: type checkers do not see them
+    compile_: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
+    before = settings.CACHE_DIR
+    settings.CACHE_DIR = str(_FOLDER)
     try:
-        result: Function = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+        result: Function = compile_(function)
     finally:
-        numba_config.CACHE_DIR = before
+        settings.CACHE_DIR = before
     return result
 
 

@@ -51,8 +51,18 @@ def test_case(
     inside = str(folder / "bin" / "python")
     commands = [
         [*uv, "venv", "--quiet", "--python", python, str(folder)],
-        [*uv, "pip", "install", "--quiet", "--python", inside, "--resolution", resolution]
-        + ["--editable", ".[test]"],
+        [
+            *uv,
+            "pip",
+            "install",
+            "--quiet",
+            "--python",
+            inside,
+            "--resolution",
+            resolution,
+            "--editable",
+            ".[test]",
+        ],
     ]
     if types:
         commands.append([inside, "-m", "mypy", "--cache-dir", str(folder / "mypy")])

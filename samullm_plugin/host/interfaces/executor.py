@@ -113,17 +113,21 @@ class EngineEvent:
 
     Attributes:
         key: the replica.
-        kind: ``ready``, ``finished`` (with outputs) or ``failed`` (with a reason).
+        kind: ``ready``, ``finished`` (with outputs), ``failed`` (with a reason), or, of devices
+            instead of a replica, ``lost`` (with a reason) and ``joined``. Engines on lost devices
+            are gone; stopping them returns at once with what was heard of their requests.
         time_s: the executor's clock when it happened.
         outputs: finished requests.
-        reason: why it failed.
+        reason: why it failed, or why devices are lost.
+        devices: those that are lost or have joined; ``key`` is empty then.
     """
 
     key: str
-    kind: Literal["ready", "finished", "failed"]
+    kind: Literal["ready", "finished", "failed", "lost", "joined"]
     time_s: float
     outputs: tuple[RequestOutput, ...] = ()
     reason: str = ""
+    devices: tuple[int, ...] = ()
 
 
 class Executor(Plugin, ABC):
@@ -156,6 +160,14 @@ class Executor(Plugin, ABC):
             truth: the application with one length scenario, which the coordinator does not see.
         """
         del truth
+
+    def engine_version(self) -> str | None:
+        """Return what generates outputs, and its version, such as ``vllm 0.32.0``.
+
+        Outputs are kept for later runs under it. None: they are not, as with executors that model
+        engines instead of computing.
+        """
+        return None
 
     def check(self, models: Sequence[ModelSpec]) -> None:
         """Refuse models that cannot be run here, before anything is started.
