@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic_core import to_json
+from collections.abc import Iterator
 
 from samullm_plugin.app.batch import BatchOutput, batch_line
+from samullm_plugin.files import to_json
 from samullm_plugin.model.application import NodePart
 from samullm_plugin.run.ledger import Ledger, Status
 from samullm_plugin.run.rundir import RunDirectory
@@ -28,8 +29,12 @@ def write_outputs(
     Raises:
         RunError: if the disk is full or fails.
     """
+    directory.write(f"outputs/{part.name}.jsonl", _lines(node, part, ledger, source))
+
+
+def _lines(node: int, part: NodePart, ledger: Ledger, source: RequestSource) -> Iterator[bytes]:
+    """Yield the lines of a node's outputs."""
     model = ledger.app.nodes[node].model.name
-    lines = []
     for r, status in enumerate(ledger.status[node][part.rows].tolist()):
         if status not in (Status.FINISHED, Status.FAILED):
             continue
@@ -45,5 +50,4 @@ def write_outputs(
             source.is_chat(part.name, r),
             result.stop_reason,
         )
-        lines.append(to_json(batch_line(output, f"{part.name}-{r}")) + b"\n")
-    directory.write_bytes(f"outputs/{part.name}.jsonl", b"".join(lines))
+        yield to_json(batch_line(output, f"{part.name}-{r}")) + b"\n"

@@ -39,7 +39,7 @@ from samullm_plugin.run.measuring import (
 from samullm_plugin.run.outputs import write_outputs
 from samullm_plugin.run.planned import PLANNED_FILE, planned_record, planned_run
 from samullm_plugin.run.recovery import recover
-from samullm_plugin.run.rundir import RunDirectory, fingerprint
+from samullm_plugin.run.rundir import RunDirectory, fingerprint, read_facts
 from samullm_plugin.run.sources import (
     LengthSource,
     RequestSource,
@@ -375,12 +375,4 @@ def require_resumable(directory: Path) -> str:
     Raises:
         InputError: if the folder holds no run.
     """
-    import json
-
-    try:
-        facts = json.loads((directory / "run.json").read_text())
-    except FileNotFoundError as error:
-        raise InputError(f"--resume {directory}: holds no run (there is no run.json)") from error
-    except ValueError as error:
-        raise InputError(f"--resume {directory}: run.json is not JSON: {error}") from error
-    return str(facts.get("executor", ""))
+    return str(read_facts(directory).get("executor", ""))
