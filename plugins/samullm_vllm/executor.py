@@ -27,7 +27,7 @@ from samullm_plugin import (
 )
 from samullm_plugin.engine import StepTable
 from samullm_plugin.host.interfaces.moving import move_rule
-from samullm_plugin.model.latency import Floats
+from samullm_plugin.model.types import Floats
 from samullm_vllm import weights
 from samullm_vllm.channel import ChannelClosedError
 from samullm_vllm.forking import kept_forker

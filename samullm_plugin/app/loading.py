@@ -13,8 +13,8 @@ from samullm_plugin.app.modelspecs import build_cluster
 from samullm_plugin.app.requests import TokenCounter
 from samullm_plugin.app.spec import AppSpec
 from samullm_plugin.errors import InputError
-from samullm_plugin.model.application import Ints
 from samullm_plugin.model.mixing import mix_applications
+from samullm_plugin.model.types import Ints
 
 Bundled = Callable[[str], LoadedApplication]
 """Builds an application that is named rather than read, such as ``ensembling:requests=1000``."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_plugin.errors import InputError, RunError
 from samullm_plugin.host.interfaces.executor import EngineRequest, EngineSpec, Executor
@@ -17,12 +16,13 @@ from samullm_plugin.model.application import Application, ModelSpec
 from samullm_plugin.model.cluster import Cluster, Gpu
 from samullm_plugin.model.costs import ModeCosts
 from samullm_plugin.model.length_observations import LengthObservations
+from samullm_plugin.model.types import Bools
 from samullm_plugin.run.intake import Intake
 from samullm_plugin.run.ledger import Ledger, Result, Status
 from samullm_plugin.run.log import RunLog
 from samullm_plugin.run.sources import RequestSource
 
-Masks = tuple[NDArray[np.bool_], ...]
+Masks = tuple[Bools, ...]
 """Per node, which of its requests are meant, shape ``(n,)``."""
 
 _LONGEST_SEQUENCES = 16
@@ -241,7 +241,7 @@ def _collect(ledger: Ledger, masks: Masks, seconds: float) -> MeasuredLengths:
     return MeasuredLengths(tuple(found), tuple(failed), int(sum(m.sum() for m in masks)), seconds)
 
 
-def _done(ledger: Ledger, node: int, mask: NDArray[np.bool_]) -> str:
+def _done(ledger: Ledger, node: int, mask: Bools) -> str:
     status = ledger.status[node][mask]
     finished, failed = (int((status == s).sum()) for s in (Status.FINISHED, Status.FAILED))
     more = f", {failed} failed" if failed else ""

@@ -18,16 +18,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_plugin.errors import InputError, PluginError
 from samullm_plugin.host.interfaces.length import LengthEstimator, LengthQuery
 from samullm_plugin.host.registration import Registration
 from samullm_plugin.model.length_observations import LengthObservations
+from samullm_plugin.model.types import Ints
 from samullm_plugin.planning.building import check_lengths
 from samullm_plugin.planning.containment import ContainedCall, ContainedResult
-
-Ints = NDArray[np.int64]
 
 
 class ContainedProcess:

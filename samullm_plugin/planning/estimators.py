@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_plugin.errors import PluginError, SamullmError
 from samullm_plugin.host.interfaces.latency import LatencyModel
@@ -20,9 +19,9 @@ from samullm_plugin.model.application import ModelSpec
 from samullm_plugin.model.cluster import Gpu
 from samullm_plugin.model.costs import LoadTimes, ModeCosts, Provenance
 from samullm_plugin.model.latency import StepLatency, StepModel, StepTable
+from samullm_plugin.model.types import Floats
 from samullm_plugin.planning.contained_lengths import ContainedLengthEstimator
 
-Floats = NDArray[np.float64]
 T = TypeVar("T")
 
 

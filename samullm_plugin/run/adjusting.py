@@ -9,7 +9,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_plugin.errors import PlanError, PluginError, SamullmError
 from samullm_plugin.host.interfaces.length import LengthEstimator
@@ -17,6 +16,7 @@ from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.length_observations import LengthObservations
 from samullm_plugin.model.plan import Plan
 from samullm_plugin.model.problem import Problem
+from samullm_plugin.model.types import Floats
 from samullm_plugin.planning.instances import Instance
 from samullm_plugin.planning.planner import PlanningOptions, make_plan
 from samullm_plugin.planning.policies import planned_policy
@@ -42,8 +42,6 @@ from samullm_plugin.run.remaining import (
 )
 from samullm_plugin.simulator import PlanSimulator
 from samullm_plugin.simulator.runs import PolicyCall
-
-Floats = NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
 

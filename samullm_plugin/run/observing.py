@@ -14,13 +14,13 @@ from samullm_plugin.host.interfaces.length import LengthEstimator, LengthQuery
 from samullm_plugin.model.application import Application
 from samullm_plugin.model.latency import StepModel, StepTable
 from samullm_plugin.model.length_observations import LengthObservations
+from samullm_plugin.model.types import Bools, Ints
 from samullm_plugin.rules.transition import Running
 from samullm_plugin.run.ledger import Status
 
 if TYPE_CHECKING:
     from samullm_plugin.run.coordinator import Coordinator
 
-Ints = NDArray[np.int64]
 
 ENOUGH_OUTPUTS = 20
 """Finished requests of a model from which it says something about other models."""
@@ -51,7 +51,7 @@ class Snapshot:
     now_s: float
     status: tuple[NDArray[np.int8], ...]
     generated: tuple[Ints, ...]
-    cut: tuple[NDArray[np.bool_], ...]
+    cut: tuple[Bools, ...]
     running: dict[str, tuple[Running, float]]
     latency_factor: tuple[float, ...]
     load_factor: float

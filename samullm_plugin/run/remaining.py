@@ -15,12 +15,11 @@ from samullm_plugin.model.costs import ModeCosts
 from samullm_plugin.model.plan import Assignment, Plan, Stage, StageEnd
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.scenarios import LengthScenario, draw_taken, make_scenario
+from samullm_plugin.model.types import Ints
 from samullm_plugin.planning.building import check_lengths
 from samullm_plugin.rules.transition import Running
 from samullm_plugin.run.ledger import Status
 from samullm_plugin.run.observing import Snapshot
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

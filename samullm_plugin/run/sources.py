@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_plugin.app.loaded import LoadedApplication
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.application import Application
 from samullm_plugin.model.scenarios import LengthScenario
+from samullm_plugin.model.types import Bools
 from samullm_plugin.run.ledger import Ledger, RequestId, Result, Status
 from samullm_plugin.run.user_nodes import UserNodes
 
@@ -58,7 +58,7 @@ class RequestSource(ABC):
             None if the request is not taken: a router chose another or a filter dropped it.
         """
 
-    def untaken(self, node: int) -> NDArray[np.bool_] | None:
+    def untaken(self, node: int) -> Bools | None:
         """Return which requests are known beforehand not to be taken; None if nobody knows."""
         del node
         return None
@@ -89,7 +89,7 @@ class LengthSource(RequestSource):
             truth: output lengths, 0 where a request is not taken.
         """
         self._truth = truth
-        self._untaken: list[NDArray[np.bool_]] = [np.asarray(o == 0) for o in truth.output_tokens]
+        self._untaken: list[Bools] = [np.asarray(o == 0) for o in truth.output_tokens]
 
     def prepare(self, request: RequestId, ledger: Ledger) -> Prompt | Refused | None:
         """Return the lengths of a request, the outputs of its inputs included."""
@@ -108,7 +108,7 @@ class LengthSource(RequestSource):
         limit = min(int(table.max_tokens[r]), model.max_model_len - tokens)
         return Prompt(tokens, limit, output_tokens=min(output, limit))
 
-    def untaken(self, node: int) -> NDArray[np.bool_] | None:
+    def untaken(self, node: int) -> Bools | None:
         """Return which requests are not taken."""
         return self._untaken[node]
 
