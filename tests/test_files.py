@@ -1,4 +1,4 @@
-"""Files: what is valid JSON lines is read, one bad line costs one line, and what can be is written."""
+"""Files: one bad line costs one line, and what can be written is written."""
 
 from __future__ import annotations
 
