@@ -24,14 +24,24 @@ class Assembly:
         spec: the checked file.
         path: where it is; other files are relative to it.
         count_tokens: counts tokens where a tokenizer is at hand; None: estimates.
+        tables: tables in memory, by the name of the file that they stand for.
+        limit: take no more rows than this of each table.
 
     Raises:
         InputError: naming file and field.
     """
 
-    def __init__(self, spec: AppSpec, path: Path, count_tokens: TokenCounter | None) -> None:
+    def __init__(
+        self,
+        spec: AppSpec,
+        path: Path,
+        count_tokens: TokenCounter | None,
+        tables: Mapping[str, object] | None = None,
+        limit: int | None = None,
+    ) -> None:
         """Expand nodes with several models, and find the order in which to fill them."""
         self.spec, self.path, self.count_tokens = spec, path, count_tokens
+        self._tables, self._limit = tables or {}, limit
         self.notes: list[str] = []
         models = model_specs(spec, path)
         self.nodes: list[NodeDraft] = []
@@ -146,10 +156,21 @@ class Assembly:
     # Requests
 
     def _read(self, node: NodeDraft) -> tuple[Line, ...]:
-        name = node.section.requests or ""
-        if name not in self._lines:
-            self._lines[name] = read_requests(self.path.parent / name, self.notes)
-        return self._lines[name]
+        table = node.section.table
+        if table is None:
+            return ()
+        key = table.model_dump_json()
+        if key not in self._lines:
+            where = f"{self._where(node)}.requests"
+            self._lines[key] = read_requests(
+                table,
+                self.path.parent,
+                where,
+                self.notes,
+                given=self._tables.get(table.name),
+                limit=self._limit,
+            )
+        return self._lines[key]
 
     def _fill(self, index: int) -> None:
         """Make the requests of a node whose upstream nodes have theirs."""

@@ -72,6 +72,9 @@ def validate(model: type[Model], value: object, where: str) -> Model:
         raise InputError(f"{where}: {describe(error, model)}") from error
 
 
+_NO_TEXT = "must be a text or a mapping of fields"
+
+
 def describe(error: ValidationError, model: type[BaseModel]) -> str:
     """Return the findings as one line: ``field.path: what is wrong; ...``."""
     findings: dict[str, str] = {}
@@ -91,7 +94,9 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
         elif isinstance(item["input"], str | int | float | bool | None):
             message += f", not {item['input']!r}"
         if item["type"] == "string_type" and isinstance(item["input"], list | dict):
-            message = "must be a text or a mapping of fields"
+            message = _NO_TEXT
+        if item["type"] == "value_error" and findings.get(path) == _NO_TEXT:
+            del findings[path]  # what is wrong in the mapping says more
         findings.setdefault(path, message)  # of the forms a field may take, the first is enough
     for path in list(findings):  # a finding inside a mapping says more than that it is no text
         if any(other.startswith(f"{path}.") for other in findings):

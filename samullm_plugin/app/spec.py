@@ -172,14 +172,69 @@ class ChainSection(Section):
     )
 
 
+class RequestsSection(Section):
+    """A table of requests: one request per row."""
+
+    file: str | None = Field(
+        default=None,
+        min_length=1,
+        description="JSONL (plain, gzip, zstd), CSV, Parquet or Arrow file, or a folder of such "
+        "files of one format, relative to this file.",
+    )
+    dataset: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Instead of file: a folder that Dataset.save_to_disk wrote, or the name of a "
+        "Hugging Face dataset (needs the package datasets).",
+    )
+    split: str | None = Field(default=None, description="Split of the dataset.")
+    format: Literal["jsonl", "csv", "parquet", "arrow"] | None = Field(
+        default=None, description="Format of the file where its name does not tell it."
+    )
+    id: str | None = Field(
+        default=None, description="Column that names the rows; default: id, else row numbers."
+    )
+    rename: Mapping[str, str] = Field(
+        default={}, description="Columns to give other names, as old: new."
+    )
+    where: Mapping[str, JsonValue] = Field(
+        default={},
+        description="Take only rows whose fields have these values (a list: any of them).",
+    )
+    limit: int | None = Field(
+        default=None, ge=1, description="Take only so many rows, the first ones."
+    )
+
+    @property
+    def name(self) -> str:
+        """Return what to call the table in messages."""
+        return self.file or self.dataset or ""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> RequestsSection:
+        """Refuse a table of no or two sources."""
+        if (self.file is None) == (self.dataset is None):
+            raise ValueError("give file or dataset, one of them")
+        if self.split is not None and self.dataset is None:
+            raise ValueError("split belongs to dataset; there is none")
+        if self.format is not None and self.file is None:
+            raise ValueError("format belongs to file; there is none")
+        names = list(self.rename.values())
+        if twice := [n for n in names if names.count(n) > 1]:
+            raise ValueError(f"rename: two columns would be named {twice[0]!r}")
+        return self
+
+
 class NodeSection(Section):
     """One use of a model: its requests, what they wait for, and how prompts are made."""
 
     model: Name | list[Name] = Field(
         description="Name under `models`; a list makes one node per model, named node.model."
     )
-    requests: str | None = Field(
-        default=None, description="JSONL file, relative to this file: one request per line."
+    requests: str | RequestsSection | None = Field(
+        default=None,
+        description="File of requests, relative to this file, one per line or row: JSONL, CSV, "
+        "Parquet, Arrow, or a folder of one of them; or a mapping that says more about it.",
     )
     where: Mapping[str, JsonValue] = Field(
         default={},
@@ -230,6 +285,13 @@ class NodeSection(Section):
     def models(self) -> tuple[str, ...]:
         """Return the names of its models."""
         return (self.model,) if isinstance(self.model, str) else tuple(self.model)
+
+    @property
+    def table(self) -> RequestsSection | None:
+        """Return the requests in their long form, or None."""
+        if isinstance(self.requests, str):
+            return RequestsSection(file=self.requests)
+        return self.requests
 
     @property
     def edges(self) -> dict[str, InputSection]:

@@ -8,12 +8,12 @@ from samullm_plugin.app.batch import BatchOutput, batch_line
 from samullm_plugin.files import to_json
 from samullm_plugin.model.application import NodePart
 from samullm_plugin.run.ledger import Ledger, Status
+from samullm_plugin.run.prompts import PromptBuilder
 from samullm_plugin.run.rundir import RunDirectory
-from samullm_plugin.run.sources import RequestSource
 
 
 def write_outputs(
-    directory: RunDirectory, node: int, part: NodePart, ledger: Ledger, source: RequestSource
+    directory: RunDirectory, node: int, part: NodePart, ledger: Ledger, source: PromptBuilder
 ) -> None:
     """Write ``outputs/<node>.jsonl`` in OpenAI's batch format, in the order of the requests.
 
@@ -32,7 +32,7 @@ def write_outputs(
     directory.write(f"outputs/{part.name}.jsonl", _lines(node, part, ledger, source))
 
 
-def _lines(node: int, part: NodePart, ledger: Ledger, source: RequestSource) -> Iterator[bytes]:
+def _lines(node: int, part: NodePart, ledger: Ledger, source: PromptBuilder) -> Iterator[bytes]:
     """Yield the lines of a node's outputs."""
     model = ledger.app.nodes[node].model.name
     for r, status in enumerate(ledger.status[node][part.rows].tolist()):
