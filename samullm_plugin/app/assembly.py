@@ -11,10 +11,15 @@ from samullm_plugin.app.drafts import Draft, NodeDraft
 from samullm_plugin.app.loaded import Branch, NodeSource, referenced
 from samullm_plugin.app.modelspecs import model_specs
 from samullm_plugin.app.requests import Line, TokenCounter, read_requests
-from samullm_plugin.app.spec import AppSpec
+from samullm_plugin.app.spec import AppSpec, PythonSection
 from samullm_plugin.app.tables import request_table
 from samullm_plugin.errors import InputError, suggest
 from samullm_plugin.model.application import Application, ModelNode
+
+_UNSERVED = {
+    "messages", "n", "chat_template", "chat_template_kwargs", "output_schema", "check", "retries",
+    "lora", "pair", "otherwise", "sample",
+}  # fmt: skip
 
 
 class Assembly:
@@ -47,6 +52,13 @@ class Assembly:
         self.nodes: list[NodeDraft] = []
         self.members: dict[str, list[int]] = {}
         for name, section in spec.nodes.items():
+            if isinstance(section, PythonSection):
+                raise InputError(f"{path}: nodes.{name}.python: Python nodes cannot be run yet")
+            if missing := section.model_fields_set & _UNSERVED:
+                field = sorted(missing)[0]
+                raise InputError(f"{path}: nodes.{name}.{field}: it has no effect yet")
+            if any(b.expr for b in section.route.values()) or (section.keep and section.keep.expr):
+                raise InputError(f"{path}: nodes.{name}: expressions have no effect yet")
             for model in section.models:
                 if model not in models:
                     hint = suggest(model, models) or f"; models: {', '.join(models) or 'none'}"
@@ -227,7 +239,7 @@ class Assembly:
     def _route(self, index: int, requests: Sequence[Draft]) -> None:
         """Make the requests of a branch alternatives to those of the router's other branches."""
         router, position = self._routers[index]
-        branch = list(self.nodes[router].section.route.values())[position]
+        share = list(self.nodes[router].section.shares.values())[position]
         by_id = {r.id: k for k, r in enumerate(self.nodes[router].requests)}
         where = f"{self._where(self.nodes[index])}: it is a branch of a router"
         taken: set[str] = set()
@@ -242,7 +254,7 @@ class Assembly:
                 raise InputError(f"{where}: copies of a branch's requests are not supported")
             taken.add(base)
             request.waits.insert(0, drafts.Wait("", router, by_id[base]))
-            request.probability *= branch.probability
+            request.probability *= share
             request.choice = self._gate(router, by_id[base])
 
     def _gate(self, node: int, request: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -107,7 +107,7 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
 def _is_branch(part: int | str) -> bool:
     """Return whether a part of a location names a member of a union rather than a field."""
     return isinstance(part, str) and (
-        part in ("str", "int", "bool", "float", "[key]")
+        part in ("str", "int", "bool", "float", "dict", "class", "[key]")
         or part.startswith(("list[", "dict[", "constrained-", "function-", "literal["))
         or part.endswith("Section")
     )
@@ -140,7 +140,9 @@ def _step(kind: Any, part: int | str) -> list[Any]:
 
 
 def _options(kind: Any) -> list[Any]:
-    """Return the members of a union, or the type itself."""
+    """Return the members of a union, or the type itself, without annotations."""
+    if get_origin(kind) is Annotated:
+        return _options(get_args(kind)[0])
     if get_origin(kind) in (Union, types.UnionType):
         return [inner for member in get_args(kind) for inner in _options(member)]
     return [kind]
