@@ -1,4 +1,4 @@
-"""Requests as OpenAI's batch interface and vLLM write them: every field has an effect or is refused.
+"""Requests of the OpenAI batch format: every field has an effect or is refused by name.
 
 ``tests/app/test_bodies.py`` compares this with the request classes of the installed vLLM.
 """
@@ -23,11 +23,7 @@ CHAT_OPTIONS = frozenset(
     }
 )
 """What the chat template of a conversation is told."""
-
-TOKENIZING = frozenset({"add_special_tokens"})
-"""How a prompt becomes tokens."""
-
-_WITHOUT_EFFECT = frozenset(
+WITHOUT_EFFECT = frozenset(
     {
         "include_reasoning",  # outputs are what the model wrote
         "metadata",
@@ -44,8 +40,9 @@ _WITHOUT_EFFECT = frozenset(
 )
 """Fields that say nothing about the output: they are passed over."""
 
-_REFUSED: Mapping[str, tuple[object, str]] = {
+REFUSED: Mapping[str, tuple[object, str]] = {
     # name: the value that asks for nothing, and why any other is refused
+    "add_special_tokens": (None, "a chat template adds its own; give prompt_token_ids instead"),
     "audio": (None, "outputs are texts"),
     "best_of": (1, "ask for n choices and choose in a node of its own"),
     "cache_salt": (None, "prefix caches are not salted"),
@@ -109,10 +106,12 @@ def from_batch(fields: Mapping[str, Any]) -> dict[str, Any]:
     found = {n: v for n, v in fields.items() if n not in ("body", "url", "method", "custom_id")}
     if "custom_id" in fields:
         found.setdefault("id", fields["custom_id"])
-    for name, (nothing, why) in _REFUSED.items():
+    if body.get("add_special_tokens") is ("messages" not in body):
+        del body["add_special_tokens"]  # what vLLM does by itself
+    for name, (nothing, why) in REFUSED.items():
         if (value := body.pop(name, nothing)) not in (nothing, None):
             raise BodyError(f"body.{name}: {_short(value)} is not supported: {why}")
-    for name in _WITHOUT_EFFECT:
+    for name in WITHOUT_EFFECT:
         body.pop(name, None)
     sampling = _sampling(body)
     prompt = body.pop("prompt", None)
@@ -125,7 +124,7 @@ def from_batch(fields: Mapping[str, Any]) -> dict[str, Any]:
             raise BodyError("body.prompt: several prompts in one request; write a line for each")
     elif prompt is not None:
         found["prompt"] = prompt
-    for name in ("messages", "prompt_token_ids", *CHAT_OPTIONS, *TOKENIZING):
+    for name in ("messages", "prompt_token_ids", *CHAT_OPTIONS):
         if (value := body.pop(name, None)) is not None:
             found[name] = value
     for name in list(body):
@@ -191,6 +190,32 @@ def _structured(form: Any, given: Any) -> dict[str, Any]:
     else:
         raise BodyError(f"body.response_format: {_short(form)} is not supported")
     return {"structured_outputs": own}
+
+
+_CHAT_TYPES: Mapping[str, tuple[type, str]] = {
+    "add_generation_prompt": (bool, "must be true or false"),
+    "chat_template": (str, "must be a text"),
+    "chat_template_kwargs": (Mapping, "must be a mapping"),
+    "continue_final_message": (bool, "must be true or false"),
+    "documents": (list, "must be a list"),
+    "reasoning_effort": (str, "must be a text"),
+    "tools": (list, "must be a list"),
+}
+
+
+def check_chat(options: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with what a chat template is told, or None."""
+    for name, value in options.items():
+        kind, wanted = _CHAT_TYPES[name]
+        if not isinstance(value, kind):
+            return f"{name}: {wanted}, not {_short(value)}"
+    for k, tool in enumerate(options.get("tools", ())):
+        function = tool.get("function") if isinstance(tool, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            return f"tools.{k}.function.name: missing"
+    if options.get("add_generation_prompt", False) and options.get("continue_final_message"):
+        return "continue_final_message: needs add_generation_prompt: false"
+    return None
 
 
 def check_messages(messages: Sequence[Any]) -> str | None:

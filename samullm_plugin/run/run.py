@@ -42,6 +42,7 @@ from samullm_plugin.run.prompts import (
     PromptBuilder,
     TextPrompts,
     TokenPrompts,
+    refused_requests,
 )
 from samullm_plugin.run.recovery import ResumePoint, recover
 from samullm_plugin.run.rundir import RunDirectory, fingerprint, read_facts
@@ -307,7 +308,8 @@ def _prepared(setup: RunSetup) -> tuple[Executor, PromptBuilder]:
         return executor, TextPrompts(setup.loaded, setup.instance.problem.app)
     truth = setup.truth or hidden_truth(setup)
     executor.imitate(truth)
-    return executor, LengthPrompts(truth.scenarios[0])
+    refused = refused_requests(setup.loaded, setup.instance.problem.app)
+    return executor, LengthPrompts(truth.scenarios[0], refused)
 
 
 def imitates(executor: Executor) -> bool:
