@@ -13,7 +13,7 @@ import jinja2
 import jinja2.sandbox
 
 from samullm_plugin.app.bodies import content_text
-from samullm_plugin.app.spec import Component, PlannerSection
+from samullm_plugin.app.spec import Component, OutputSection, PlannerSection
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.application import Application
 from samullm_plugin.model.cluster import Cluster
@@ -108,6 +108,7 @@ class LoadedApplication:
         sources: per node the texts; None for an application built without any.
         output_tokens: per node the output lengths if they are known beforehand.
         path: the file it was read from.
+        output: the joined table to write; None: none.
     """
 
     app: Application
@@ -117,6 +118,7 @@ class LoadedApplication:
     sources: tuple[NodeSource, ...] | None = None
     output_tokens: tuple[Ints, ...] | None = None
     path: Path | None = None
+    output: OutputSection | None = None
 
     def messages(
         self, node: int, request: int, output_of: OutputOf
