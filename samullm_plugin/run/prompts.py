@@ -80,6 +80,10 @@ class PromptBuilder(ABC):
         del node
         return f"request-{request}"
 
+    def unique_id(self, node: str, request: int) -> str:
+        """Return a name that no other request of the node has, named as in :meth:`custom_id`."""
+        return self.custom_id(node, request)
+
     def is_chat(self, node: str, request: int) -> bool:
         """Return whether a request, named as in :meth:`custom_id`, is a conversation."""
         del node, request
@@ -310,6 +314,10 @@ class TextPrompts(PromptBuilder):
     def sample(self, node: str, request: int) -> int:
         """Return which of its line's outputs a request is."""
         return self._sources[self._index[node]].samples.get(request, 0)
+
+    def unique_id(self, node: str, request: int) -> str:
+        """Return the id of a request; copies and samples have their number in it."""
+        return self._sources[self._index[node]].ids[request]
 
     def is_chat(self, node: str, request: int) -> bool:
         """Return whether a request is a conversation."""

@@ -13,6 +13,7 @@ from samullm_plugin.model.logprobs import PositionLogprobs
 from samullm_plugin.run.ledger import Ledger, RequestId, Result, Status
 from samullm_plugin.run.log import RunLog
 from samullm_plugin.run.prompts import Prompt, PromptBuilder, Refused
+from samullm_plugin.run.reuse import Reuse
 from samullm_plugin.run.user_nodes import UserNodes
 
 
@@ -30,6 +31,7 @@ class RequestQueue:
         source: PromptBuilder,
         log: RunLog,
         moved: Mapping[RequestId, RequestOutput],
+        reuse: Reuse | None = None,
     ) -> None:
         """Begin with nothing admitted.
 
@@ -38,9 +40,12 @@ class RequestQueue:
             source: makes prompts.
             log: is told.
             moved: tokens that unfinished requests generated before the run was interrupted.
+            reuse: outputs of earlier runs; None: everything is asked.
         """
         self.ledger, self.changed = ledger, False
         self._source, self._log, self._moved = source, log, moved
+        self._reuse = reuse
+        self._keys: dict[RequestId, bytes] = {}
         self._users = UserNodes(ledger.app)
         self._left = {
             name: int((ledger.status[i][part.rows] < Status.FINISHED).sum())
@@ -79,6 +84,9 @@ class RequestQueue:
                 continue
             decision = self._decide(request)
             if isinstance(decision, Prompt):
+                if (found := self._answered(request, decision)) is not None:
+                    waiting.extend(self._note(request, Status.FINISHED, now_s, found, reused=True))
+                    continue
                 self.ledger.status[node][r] = Status.READY
                 self._requests[request] = self._taken_up(request, decision)
                 self._queue[node].append(r)
@@ -87,6 +95,13 @@ class RequestQueue:
             else:
                 result = Result(finish_reason="error", error=decision.reason)
                 waiting.extend(self._note(request, Status.FAILED, now_s, result))
+
+    def _answered(self, request: RequestId, prompt: Prompt) -> Result | None:
+        """Return the output of an equal request of an earlier run."""
+        if self._reuse is None:
+            return None
+        self._keys[request] = self._reuse.key(request, self._engine_request(request, prompt))
+        return self._reuse.find(request, self._keys[request])
 
     def _decide(self, request: RequestId) -> Prompt | Refused | None:
         inputs = self.ledger.inputs(request)
@@ -203,7 +218,13 @@ class RequestQueue:
         self._queue[node].append(output.request)
 
     def _note(
-        self, request: RequestId, status: Status, time_s: float, result: Result
+        self,
+        request: RequestId,
+        status: Status,
+        time_s: float,
+        result: Result,
+        *,
+        reused: bool = False,
     ) -> list[RequestId]:
         """Write a settled request down; return the requests that have all their inputs now."""
         name, index = self._users.written(request)
@@ -220,6 +241,13 @@ class RequestQueue:
                 "prompt_logprobs": result.prompt_logprobs,
             }
             fields = {k: v for k, v in fields.items() if v is not None}
+            key = self._keys.pop(request, None)
+            if self._reuse is not None and key is not None:
+                if reused:
+                    fields["reused"] = True
+                else:
+                    self._reuse.keep(request, key, fields, result)
+                fields["key"] = key.hex()
         elif status is Status.FAILED:
             fields["error"] = result.error
         self._log.add(time_s, status.name.lower(), **fields)
