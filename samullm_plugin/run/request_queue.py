@@ -100,7 +100,7 @@ class RequestQueue:
         """Return the output of an equal request of an earlier run."""
         if self._reuse is None:
             return None
-        self._keys[request] = self._reuse.key(request, self._engine_request(request, prompt))
+        self._keys[request] = self._reuse.key(request, self.engine_request(request[1], prompt))
         return self._reuse.find(request, self._keys[request])
 
     def _decide(self, request: RequestId) -> Prompt | Refused | None:
