@@ -118,17 +118,21 @@ class EngineEvent:
 
     Attributes:
         key: the replica.
-        kind: ``ready``, ``finished`` (with outputs) or ``failed`` (with a reason).
+        kind: ``ready``, ``finished`` (with outputs), ``failed`` (with a reason), or, of devices
+            instead of a replica, ``lost`` (with a reason) and ``joined``. Engines on lost devices
+            are gone; stopping them returns at once with what was heard of their requests.
         time_s: the executor's clock when it happened.
         outputs: finished requests.
-        reason: why it failed.
+        reason: why it failed, or why devices are lost.
+        devices: those that are lost or have joined; ``key`` is empty then.
     """
 
     key: str
-    kind: Literal["ready", "finished", "failed"]
+    kind: Literal["ready", "finished", "failed", "lost", "joined"]
     time_s: float
     outputs: tuple[RequestOutput, ...] = ()
     reason: str = ""
+    devices: tuple[int, ...] = ()
 
 
 class Executor(Plugin, ABC):
