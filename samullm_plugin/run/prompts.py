@@ -93,22 +93,20 @@ class PromptBuilder(ABC):
 class LengthPrompts(PromptBuilder):
     """Requests without content, for executors that model engines: lengths only."""
 
-    def __init__(
-        self, truth: LengthScenario, refused: Mapping[RequestId, str] | None = None
-    ) -> None:
+    def __init__(self, truth: LengthScenario, texts: TextPrompts | None = None) -> None:
         """Keep what is true.
 
         Args:
             truth: output lengths, 0 where a request is not taken.
-            refused: why requests cannot be asked.
+            texts: names the requests, and knows which cannot be asked.
         """
-        self._truth, self._refused = truth, refused or {}
+        self._truth, self._texts = truth, texts
         self._untaken: list[Bools] = [np.asarray(o == 0) for o in truth.output_tokens]
 
     def prepare(self, request: RequestId, ledger: Ledger) -> Prompt | Refused | None:
         """Return the lengths of a request, the outputs of its inputs included."""
-        if request in self._refused:
-            return Refused(self._refused[request])
+        if self._texts is not None and (why := self._texts.refusal(request)) is not None:
+            return Refused(why)
         node, r = request
         output = int(self._truth.output_tokens[node][r])
         if output == 0:
@@ -127,6 +125,24 @@ class LengthPrompts(PromptBuilder):
     def untaken(self, node: int) -> Bools | None:
         """Return which requests are not taken."""
         return self._untaken[node]
+
+    def custom_id(self, node: str, request: int) -> str:
+        """Return the name of a request in the outputs."""
+        if self._texts is None:
+            return super().custom_id(node, request)
+        return self._texts.custom_id(node, request)
+
+    def is_chat(self, node: str, request: int) -> bool:
+        """Return whether a request is a conversation."""
+        if self._texts is None:
+            return super().is_chat(node, request)
+        return self._texts.is_chat(node, request)
+
+    def sample(self, node: str, request: int) -> int:
+        """Return which of its line's outputs a request is."""
+        if self._texts is None:
+            return super().sample(node, request)
+        return self._texts.sample(node, request)
 
 
 class TokenPrompts(LengthPrompts):
@@ -208,6 +224,11 @@ class TextPrompts(PromptBuilder):
         node, part = self._users.parts[self._names[written[0]]]
         return node, part.start + written[1]
 
+    def refusal(self, planned: RequestId) -> str | None:
+        """Return why a request cannot be asked; None if it can."""
+        node, r = self._written(planned)
+        return self._sources[node].refused.get(r)
+
     def _output(self, request: RequestId, ledger: Ledger) -> Result | None:
         """Return what a request generated; None if it has not finished."""
         i, q = self._planned(request)
@@ -221,8 +242,8 @@ class TextPrompts(PromptBuilder):
             ledger: the results.
         """
         node, r = self._written(request)
-        if r in self._sources[node].refused:
-            return Refused(self._sources[node].refused[r])
+        if (why := self._sources[node].refused.get(r)) is not None:
+            return Refused(why)
         inputs = [self._written(planned) for planned in ledger.inputs(request)]
         dropped = self._dropped(inputs, ledger)
         for s in {i for i, _ in inputs}:
@@ -323,19 +344,3 @@ class TextPrompts(PromptBuilder):
         """Return whether a request is a conversation."""
         source = self._sources[self._index[node]]
         return source.chat or bool(source.own_prompt and source.fields[request].get("messages"))
-
-
-def refused_requests(loaded: LoadedApplication, app: Application) -> dict[RequestId, str]:
-    """Return why requests cannot be asked.
-
-    Args:
-        loaded: the application as its user wrote it.
-        app: the same as it is planned.
-    """
-    users = UserNodes(app)
-    return {
-        planned: reason
-        for node, source in zip(loaded.app.nodes, loaded.sources or (), strict=False)
-        for r, reason in source.refused.items()
-        if (planned := users.planned(node.name, r)) is not None
-    }

@@ -43,7 +43,6 @@ from samullm_plugin.run.prompts import (
     PromptBuilder,
     TextPrompts,
     TokenPrompts,
-    refused_requests,
 )
 from samullm_plugin.run.recovery import ResumePoint, recover
 from samullm_plugin.run.reuse import NO_REUSE, ReuseOptions, opened_reuse
@@ -323,8 +322,10 @@ def _prepared(setup: RunSetup) -> tuple[Executor, PromptBuilder]:
         return executor, TextPrompts(setup.loaded, setup.instance.problem.app)
     truth = setup.truth or hidden_truth(setup)
     executor.imitate(truth)
-    refused = refused_requests(setup.loaded, setup.instance.problem.app)
-    return executor, LengthPrompts(truth.scenarios[0], refused)
+    texts = None
+    if setup.loaded.sources is not None:
+        texts = TextPrompts(setup.loaded, setup.instance.problem.app)
+    return executor, LengthPrompts(truth.scenarios[0], texts)
 
 
 def imitates(executor: Executor) -> bool:
