@@ -84,6 +84,16 @@ class PromptBuilder(ABC):
         """Return a name that no other request of the node has, named as in :meth:`custom_id`."""
         return self.custom_id(node, request)
 
+    def sample_text(self, request: RequestId, num_tokens: int) -> str | None:
+        """Return what stands for an output that was only modelled; None: nothing.
+
+        Args:
+            request: as it is planned.
+            num_tokens: its length.
+        """
+        del request, num_tokens
+        return None
+
     def is_chat(self, node: str, request: int) -> bool:
         """Return whether a request, named as in :meth:`custom_id`, is a conversation."""
         del node, request
@@ -93,20 +103,17 @@ class PromptBuilder(ABC):
 class LengthPrompts(PromptBuilder):
     """Requests without content, for executors that model engines: lengths only."""
 
-    def __init__(self, truth: LengthScenario, texts: TextPrompts | None = None) -> None:
+    def __init__(self, truth: LengthScenario) -> None:
         """Keep what is true.
 
         Args:
             truth: output lengths, 0 where a request is not taken.
-            texts: names the requests, and knows which cannot be asked.
         """
-        self._truth, self._texts = truth, texts
+        self._truth = truth
         self._untaken: list[Bools] = [np.asarray(o == 0) for o in truth.output_tokens]
 
     def prepare(self, request: RequestId, ledger: Ledger) -> Prompt | Refused | None:
         """Return the lengths of a request, the outputs of its inputs included."""
-        if self._texts is not None and (why := self._texts.refusal(request)) is not None:
-            return Refused(why)
         node, r = request
         output = int(self._truth.output_tokens[node][r])
         if output == 0:
@@ -125,24 +132,6 @@ class LengthPrompts(PromptBuilder):
     def untaken(self, node: int) -> Bools | None:
         """Return which requests are not taken."""
         return self._untaken[node]
-
-    def custom_id(self, node: str, request: int) -> str:
-        """Return the name of a request in the outputs."""
-        if self._texts is None:
-            return super().custom_id(node, request)
-        return self._texts.custom_id(node, request)
-
-    def is_chat(self, node: str, request: int) -> bool:
-        """Return whether a request is a conversation."""
-        if self._texts is None:
-            return super().is_chat(node, request)
-        return self._texts.is_chat(node, request)
-
-    def sample(self, node: str, request: int) -> int:
-        """Return which of its line's outputs a request is."""
-        if self._texts is None:
-            return super().sample(node, request)
-        return self._texts.sample(node, request)
 
 
 class TokenPrompts(LengthPrompts):
@@ -344,3 +333,54 @@ class TextPrompts(PromptBuilder):
         """Return whether a request is a conversation."""
         source = self._sources[self._index[node]]
         return source.chat or bool(source.own_prompt and source.fields[request].get("messages"))
+
+
+class SampledPrompts(LengthPrompts):
+    """Requests of an application with texts on executors that model engines.
+
+    Lengths, routers and filters are as the truth has them; ids are the application's, and outputs
+    are sample texts, so that everything behind a run (tables, reports) can be tried.
+    """
+
+    def __init__(
+        self,
+        truth: LengthScenario,
+        loaded: LoadedApplication,
+        app: Application,
+    ) -> None:
+        """Keep what is true.
+
+        Args:
+            truth: output lengths, 0 where a request is not taken.
+            loaded: the application as its user wrote it.
+            app: the same as it is planned.
+        """
+        super().__init__(truth)
+        self._texts, self._written = TextPrompts(loaded, app), UserNodes(app)
+
+    def prepare(self, request: RequestId, ledger: Ledger) -> Prompt | Refused | None:
+        """Return the lengths of a request, if it can be asked."""
+        if (why := self._texts.refusal(request)) is not None:
+            return Refused(why)
+        return super().prepare(request, ledger)
+
+    def sample_text(self, request: RequestId, num_tokens: int) -> str | None:
+        """Return a text that says which output it stands for."""
+        node, index = self._written.written(request)
+        return f"⟨{num_tokens} tokens of {node} for {self._texts.unique_id(node, index)}⟩"
+
+    def custom_id(self, node: str, request: int) -> str:
+        """Return the id of a request."""
+        return self._texts.custom_id(node, request)
+
+    def unique_id(self, node: str, request: int) -> str:
+        """Return the id of a request; copies and samples have their number in it."""
+        return self._texts.unique_id(node, request)
+
+    def is_chat(self, node: str, request: int) -> bool:
+        """Return whether a request is a conversation."""
+        return self._texts.is_chat(node, request)
+
+    def sample(self, node: str, request: int) -> int:
+        """Return which of its line's outputs a request is."""
+        return self._texts.sample(node, request)

@@ -41,6 +41,7 @@ from samullm_plugin.run.outputs import write_outputs
 from samullm_plugin.run.prompts import (
     LengthPrompts,
     PromptBuilder,
+    SampledPrompts,
     TextPrompts,
     TokenPrompts,
 )
@@ -322,10 +323,10 @@ def _prepared(setup: RunSetup) -> tuple[Executor, PromptBuilder]:
         return executor, TextPrompts(setup.loaded, setup.instance.problem.app)
     truth = setup.truth or hidden_truth(setup)
     executor.imitate(truth)
-    texts = None
-    if setup.loaded.sources is not None:
-        texts = TextPrompts(setup.loaded, setup.instance.problem.app)
-    return executor, LengthPrompts(truth.scenarios[0], texts)
+    if setup.loaded.sources is None:
+        return executor, LengthPrompts(truth.scenarios[0])
+    app = setup.instance.problem.app
+    return executor, SampledPrompts(truth.scenarios[0], setup.loaded, app)
 
 
 def imitates(executor: Executor) -> bool:
