@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from samullm_ecdf.knowledge import STAND_INS, Known, bundled, by_model, estimate, within_limits
+from samullm_ecdf.prior import STAND_INS, Prior, bundled, by_model, estimate, within_limits
 from samullm_plugin import LengthEstimator, LengthObservations, LengthQuery, find_name
 from samullm_plugin.model.types import Ints
 from samullm_plugin.profiling.length_profile import LengthProfile, read_length_profile
@@ -59,8 +59,8 @@ class EcdfLengths(LengthEstimator):
             InputError: if the profile cannot be read.
         """
         super().__init__(config)
-        self._measured: dict[str, Known] = {}
-        self._fitted: dict[str, Known] = {}
+        self._measured: dict[str, Prior] = {}
+        self._fitted: dict[str, Prior] = {}
         found = profile_of(self.config)
         if found is not None:
             for model, seen in by_model(found.observations).items():
@@ -79,7 +79,7 @@ class EcdfLengths(LengthEstimator):
             fitted._fitted[name] = self._learned(model, seen, "observations")
         return fitted
 
-    def _learned(self, model: str, seen: Sequence[LengthObservations], what: str) -> Known:
+    def _learned(self, model: str, seen: Sequence[LengthObservations], what: str) -> Prior:
         """Return what observations and all that was known before them say."""
         measured = find_name(model, self._measured)
         prior = (
@@ -92,9 +92,9 @@ class EcdfLengths(LengthEstimator):
         distribution = estimate(
             seen, prior.distribution if prior else None, self.config.prior_observations
         )
-        return Known(distribution, source)
+        return Prior(distribution, source)
 
-    def known(self, model: str) -> Known:
+    def known(self, model: str) -> Prior:
         """Return a model's distribution.
 
         Raises:

@@ -50,7 +50,7 @@ class PlannedCase:
 
 
 @dataclass(frozen=True, slots=True)
-class EngineRun:
+class BenchRun:
     """One run; times in seconds.
 
     Attributes:
@@ -105,7 +105,7 @@ class EngineBenchResult:
     """
 
     plans: Sequence[PlannedCase]
-    runs: Sequence[EngineRun]
+    runs: Sequence[BenchRun]
     left: int
     measurements: Sequence[Measurement] = ()
     failed: Mapping[str, str] = field(default_factory=dict)
@@ -228,8 +228,8 @@ class EngineBench:
                 return read_record(PlannedCase, record, str(self._dir / RUNS_FILE))
         return None
 
-    def _known_runs(self) -> dict[str, EngineRun]:
-        return {r.pop("key"): EngineRun(**r) for r in self._records("run")}
+    def _known_runs(self) -> dict[str, BenchRun]:
+        return {r.pop("key"): BenchRun(**r) for r in self._records("run")}
 
     def _records(self, kind: str) -> list[dict[str, Any]]:
         path = self._dir / RUNS_FILE
@@ -238,7 +238,7 @@ class EngineBench:
             del record["kind"]
         return found
 
-    def _run(self, case: EngineCase, planned: PlannedCase, number: int) -> EngineRun:
+    def _run(self, case: EngineCase, planned: PlannedCase, number: int) -> BenchRun:
         """Carry a plan out."""
         assert planned.plan is not None
         name = f"{case.loaded.app.name}-{planned.scheduler}-{number}-{case.key[:8]}"
@@ -261,7 +261,7 @@ class EngineBench:
             foreseen = simulator.simulate(planned.plan)[0].makespan_s
         began_at, load = time.time(), os.getloadavg()[0]
         metrics = start_run(setup, planned.plan, planned.scheduler).metrics
-        return EngineRun(
+        return BenchRun(
             case.application,
             planned.scheduler,
             number,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from samullm_plugin.bench.engine_bench import EngineRun, PlannedCase
+from samullm_plugin.bench.engine_bench import BenchRun, PlannedCase
 from samullm_plugin.bench.plans import MAX_HEURISTIC, MIN_HEURISTIC
 
 
@@ -76,12 +76,12 @@ class EngineRow:
     failed: bool = False
 
 
-def engine_rows(plans: Sequence[PlannedCase], runs: Sequence[EngineRun]) -> list[EngineRow]:
+def engine_rows(plans: Sequence[PlannedCase], runs: Sequence[BenchRun]) -> list[EngineRow]:
     """Return a row per application and scheduler, in the order of the plans."""
     return [_row(planned, runs) for planned in plans]
 
 
-def _row(planned: PlannedCase, every: Sequence[EngineRun]) -> EngineRow:
+def _row(planned: PlannedCase, every: Sequence[BenchRun]) -> EngineRow:
     alike = [r for r in every if r.application == planned.application]
     runs = [r for r in alike if r.scheduler == planned.scheduler]
     measured = {r.round: r.measured_s for r in runs}

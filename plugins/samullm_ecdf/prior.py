@@ -31,24 +31,24 @@ own; they get those of three different chat models."""
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class Prior:
     """A distribution and what it rests on."""
 
     distribution: LengthDistribution
     source: str
 
 
-def bundled(model: str, stand_ins: Mapping[str, str], *, silent: bool = False) -> Known | None:
+def bundled(model: str, stand_ins: Mapping[str, str], *, silent: bool = False) -> Prior | None:
     """Return the bundled distribution of a model or of its stand-in.
 
     Raises:
         InputError: if there is none, unless ``silent``.
     """
     if table := measured_lengths(model):
-        return Known(table.distribution, f"{table.model}: {table.source}")
+        return Prior(table.distribution, f"{table.model}: {table.source}")
     if (name := find_name(model, stand_ins)) and (table := measured_lengths(stand_ins[name])):
         note = f"{model} was not measured; {table.model} stands in: {table.source}"
-        return Known(table.distribution, note)
+        return Prior(table.distribution, note)
     if silent:
         return None
     raise unknown_model(model)
