@@ -41,7 +41,7 @@ class EngineBenchSettings:
             the measured or given profile.
         profile: latency profile of the devices; None: measured where engines compute.
         replan: plans may be replaced while they run.
-        exact_limit_s: seconds the scheduler ``exact`` may search.
+        time_limit_s: seconds that schedulers with such an option may search.
     """
 
     executor: str
@@ -54,7 +54,7 @@ class EngineBenchSettings:
     latency_model: str | None = None
     profile: Path | None = None
     replan: bool = False
-    exact_limit_s: float = 6.0
+    time_limit_s: float = 6.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from samullm_plugin import InputError, PluginHost
-from samullm_plugin.bench.engine_bench import BenchRun, EngineBench, PlannedCase
+from samullm_plugin.bench.engine_bench import EngineBench
 from samullm_plugin.bench.engine_cases import CaseBuilder, EngineBenchSettings
-from samullm_plugin.bench.engine_rows import engine_rows, mean_error_pct
+from samullm_plugin.bench.rows import BenchRun, PlannedCase, engine_rows, mean_error_pct
 from samullm_plugin.checkpoints.models import bundled_model, bundled_models, read_checkpoint
 from samullm_plugin.checkpoints.random_models import random_model
 from samullm_plugin.cli.app import main
