@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from samullm_plugin.api.nodes import Model, Node, input_sections, node_name, written_place
 from samullm_plugin.app.fields import validate
+from samullm_plugin.app.sampling import SamplingSection
 from samullm_plugin.app.spec import (
     AppSpec,
     BranchSection,
@@ -24,7 +25,6 @@ from samullm_plugin.app.spec import (
     PlannerSection,
     PythonSection,
     RequestsSection,
-    SamplingSection,
 )
 from samullm_plugin.errors import InputError
 
