@@ -90,11 +90,7 @@ class EcdfLengths(LengthEstimator):
     def _learned(self, model: str, seen: Sequence[LengthObservations], what: str) -> Known:
         """Return what observations and all that was known before them say."""
         measured = find_name(model, self._measured)
-        prior = (
-            self._measured[measured]
-            if measured
-            else bundled(model, self.config.stand_ins)
-        )
+        prior = self._measured[measured] if measured else bundled(model, self.config.stand_ins)
         count = sum(len(o.output_tokens) for o in seen)
         source = f"{model}: {count} {what}" + (f"; prior {prior.source}" if prior else "")
         distribution = estimate(

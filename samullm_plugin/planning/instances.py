@@ -16,6 +16,7 @@ from samullm_plugin.host.interfaces.length import LengthEstimator
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.cluster import Cluster
 from samullm_plugin.model.problem import Problem
+from samullm_plugin.planning.best_known import best_known, seen_lengths
 from samullm_plugin.planning.building import build_problem
 from samullm_plugin.planning.estimators import make_latency_model, make_length_estimator
 from samullm_plugin.planning.policies import planned_policy
@@ -111,7 +112,11 @@ def make_instance(
         made = fuse_chains(app, cluster.num_gpus) if how.fusion else fuse_groups(app, {})
     app, known = made.app, None if known is None else made.joined(known)
     estimator = make_length_estimator(host, how.length_estimator.type, how.length_estimator.options)
-    latency = make_latency_model(host, how.latency_model.type, how.latency_model.options)
+    if "length_estimator" not in how.model_fields_set and (seen := seen_lengths(app)):
+        estimator = estimator.fit(seen)
+    latency: LatencyModel = best_known(host)
+    if how.latency_model is not None:
+        latency = make_latency_model(host, how.latency_model.type, how.latency_model.options)
     problem = build_problem(
         app,
         cluster,

@@ -26,6 +26,7 @@ from samullm_plugin.planning.instances import Instance
 from samullm_plugin.planning.policies import planned_policy
 from samullm_plugin.planning.records import to_record
 from samullm_plugin.rules.verify import require_valid
+from samullm_plugin.run.calibrating import Calibrator
 from samullm_plugin.run.coordinator import Coordinator, RunOptions
 from samullm_plugin.run.forecast import FORECAST_FILE, forecast_record, forecast_run
 from samullm_plugin.run.joined import check_output, live_table
@@ -242,6 +243,9 @@ def _run(
 ) -> Coordinator:
     """Run on an open executor; return the coordinator after the run."""
     app = setup.instance.problem.app
+    # Engines that only imitate would teach the next plan what the last one believed.
+    real = not (imitates(executor) or executor.virtual_clock)
+    calibrator = Calibrator(setup.instance.problem) if real else None
     with opened_reuse(setup.reuse, executor.engine_version(), setup.loaded, app) as reuse:
         coordinator = Coordinator(
             setup.instance.problem,
@@ -254,6 +258,7 @@ def _run(
             options=setup.options,
             policy=_policy(setup),
             reuse=reuse,
+            calibrator=calibrator,
         )
         log.add_listener(_output_writer(directory, coordinator.ledger, source))
         if setup.on_start is not None:
@@ -262,6 +267,8 @@ def _run(
             coordinator.run()
             if table is not None and not coordinator.drained:
                 table.complete = True
+    if calibrator is not None:
+        calibrator.keep(coordinator.ledger)
     return coordinator
 
 

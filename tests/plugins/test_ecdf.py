@@ -164,9 +164,10 @@ def test_lengths_of_unmeasured_models_are_assumed_and_say_so() -> None:
     means = drawn.mean(axis=1)
     one_model = draw(estimator, query(count=2000, limit=512), scenarios=40).mean(axis=1)
     assert means.std() > 5 * one_model.std()
-    assert draw(estimator, query("new/model")).tolist() == draw(
-        EcdfLengths(), query("new/model")
-    ).tolist()
+    assert (
+        draw(estimator, query("new/model")).tolist()
+        == draw(EcdfLengths(), query("new/model")).tolist()
+    )
 
 
 def test_stand_ins_are_named() -> None:
