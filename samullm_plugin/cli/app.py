@@ -55,6 +55,7 @@ COMMANDS = {
     "profile": Command(
         "samullm_plugin.cli.profile:app", "Learn models from measurements, and check them."
     ),
+    "preview": Command("samullm_plugin.cli.preview:preview", "Show what the models will be asked."),
     "cache": Command("samullm_plugin.cli.cache:app", "Outputs that are kept for later runs."),
     "schema": Command("samullm_plugin.cli.schema:schema", "Print the JSON Schema of app.yaml."),
     "plugins": Command("samullm_plugin.cli.plugins:app", "List plugins and whether they work."),

@@ -84,6 +84,16 @@ class PromptBuilder(ABC):
         """Return a name that no other request of the node has, named as in :meth:`custom_id`."""
         return self.custom_id(node, request)
 
+    def sample_text(self, request: RequestId, num_tokens: int) -> str | None:
+        """Return what stands for an output that was only modelled; None: nothing.
+
+        Args:
+            request: as it is planned.
+            num_tokens: its length.
+        """
+        del request, num_tokens
+        return None
+
     def is_chat(self, node: str, request: int) -> bool:
         """Return whether a request, named as in :meth:`custom_id`, is a conversation."""
         del node, request
@@ -339,3 +349,46 @@ def refused_requests(loaded: LoadedApplication, app: Application) -> dict[Reques
         for r, reason in source.refused.items()
         if (planned := users.planned(node.name, r)) is not None
     }
+
+
+class SampledPrompts(LengthPrompts):
+    """Requests of an application with texts on executors that model engines.
+
+    Lengths, routers and filters are as the truth has them; ids are the application's, and outputs
+    are sample texts, so that everything behind a run (tables, reports) can be tried.
+    """
+
+    def __init__(
+        self,
+        truth: LengthScenario,
+        loaded: LoadedApplication,
+        app: Application,
+        refused: Mapping[RequestId, str] | None = None,
+    ) -> None:
+        """Keep what is true.
+
+        Args:
+            truth: output lengths, 0 where a request is not taken.
+            loaded: the application as its user wrote it.
+            app: the same as it is planned.
+            refused: why requests cannot be asked.
+        """
+        super().__init__(truth, refused)
+        self._texts, self._written = TextPrompts(loaded, app), UserNodes(app)
+
+    def sample_text(self, request: RequestId, num_tokens: int) -> str | None:
+        """Return a text that says which output it stands for."""
+        node, index = self._written.written(request)
+        return f"⟨{num_tokens} tokens of {node} for {self._texts.unique_id(node, index)}⟩"
+
+    def custom_id(self, node: str, request: int) -> str:
+        """Return the id of a request."""
+        return self._texts.custom_id(node, request)
+
+    def unique_id(self, node: str, request: int) -> str:
+        """Return the id of a request; copies and samples have their number in it."""
+        return self._texts.unique_id(node, request)
+
+    def is_chat(self, node: str, request: int) -> bool:
+        """Return whether a request is a conversation."""
+        return self._texts.is_chat(node, request)

@@ -42,6 +42,7 @@ from samullm_plugin.run.outputs import write_outputs
 from samullm_plugin.run.prompts import (
     LengthPrompts,
     PromptBuilder,
+    SampledPrompts,
     TextPrompts,
     TokenPrompts,
     refused_requests,
@@ -331,7 +332,10 @@ def _prepared(setup: RunSetup) -> tuple[Executor, PromptBuilder]:
     truth = setup.truth or hidden_truth(setup)
     executor.imitate(truth)
     refused = refused_requests(setup.loaded, setup.instance.problem.app)
-    return executor, LengthPrompts(truth.scenarios[0], refused)
+    if setup.loaded.sources is None:
+        return executor, LengthPrompts(truth.scenarios[0], refused)
+    app = setup.instance.problem.app
+    return executor, SampledPrompts(truth.scenarios[0], setup.loaded, app, refused)
 
 
 def imitates(executor: Executor) -> bool:
