@@ -77,6 +77,7 @@ def run(
     from samullm_plugin.planning.artifacts import read_plan
     from samullm_plugin.planning.instances import make_instance
     from samullm_plugin.planning.planner import PlanningOptions, make_plan
+    from samullm_plugin.planning.this_machine import usual_executor
     from samullm_plugin.run.display import RunDisplay
     from samullm_plugin.run.known import known_outputs, known_text
     from samullm_plugin.run.progress import RunProgress
@@ -110,7 +111,7 @@ def run(
         found, chosen = stored.plan, stored.scheduler
     elif resume is not None:
         stored = _plan_for(loaded, resume / "plan.json")
-    name = executor or before or loaded.executor.type
+    name = executor or before or usual_executor(host, loaded)
     options: dict[str, object] = {}
     if name == loaded.executor.type:
         options |= loaded.executor.options
