@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -36,9 +36,11 @@ class Start:
         engine_args: vLLM's engine arguments by name.
         num_ranks: processes that share the engine, each on its own device.
         rendezvous: file by which they find each other.
+        ahead: do at once what needs no device; without it that, too, begins with :class:`Go`.
         beat_s: seconds between signs of life.
         latency: coefficients of the modelled iteration latency, if nothing is to be computed.
-        load_s: seconds the modelled start takes.
+        prepare_s: seconds that the part of a modelled start which needs no device takes.
+        load_s: seconds that the rest of it takes.
         time_scale: real seconds per modelled second.
     """
 
@@ -47,10 +49,25 @@ class Start:
     engine_args: dict[str, Any]
     num_ranks: int = 1
     rendezvous: str = ""
+    ahead: bool = False
     beat_s: float = 0.25
     latency: dict[str, Any] | None = None
+    prepare_s: float = 0.0
     load_s: float = 0.0
     time_scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Go:
+    """An engine's devices are free: take them.
+
+    Attributes:
+        cores: CPU core of each rank; empty: not bound.
+        environment: variables by which libraries know the devices.
+    """
+
+    cores: tuple[int, ...]
+    environment: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,18 +102,23 @@ class Tick:
 
 
 @dataclass(frozen=True, slots=True)
+class Prepared:
+    """All of a start that needs no device is done."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """The engine can compute.
 
     Attributes:
-        start_s: seconds it took.
         kv_cache_tokens: its KV-cache capacity.
         vllm_version: of the library.
+        parts: seconds of its start by part, in the order they were done.
     """
 
-    start_s: float
     kv_cache_tokens: int
     vllm_version: str
+    parts: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,13 +183,11 @@ class Fork:
 
     Attributes:
         key: name of the replica.
-        cores: CPU core of each rank; empty: not bound.
         num_ranks: processes to make.
         environment: variables for them.
     """
 
     key: str
-    cores: tuple[int, ...]
     num_ranks: int
     environment: dict[str, str]
 
@@ -196,8 +216,8 @@ class Exited:
 
 
 Message = (
-    Start | Submit | Stop | Sleep | Wake | Tick
-    | Ready | Asleep | Finished | Stopped | Beat | Fault
+    Start | Go | Submit | Stop | Sleep | Wake | Tick
+    | Prepared | Ready | Asleep | Finished | Stopped | Beat | Fault
     | Fork | Forked | Exited | Preloaded
 )  # fmt: skip
 
@@ -319,7 +339,8 @@ def _plain(cls: Callable[..., Message]) -> Callable[[Mapping[str, Any], bytes], 
 
 
 _PLAIN: tuple[type[Message], ...] = (
-    Start, Stop, Sleep, Wake, Tick, Ready, Asleep, Fault, Fork, Forked, Exited, Preloaded
+    Start, Go, Stop, Sleep, Wake, Tick,
+    Prepared, Ready, Asleep, Fault, Fork, Forked, Exited, Preloaded
 )  # fmt: skip
 _UNPACK: dict[str, Callable[[Mapping[str, Any], bytes], Message]] = {
     **{cls.__name__: _plain(cls) for cls in _PLAIN},
