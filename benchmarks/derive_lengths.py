@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+
+from samullm_plugin.model.types import Floats, Ints
 
 TARGET = Path(__file__).parents[1] / "samullm_plugin" / "data" / "lengths"
 GRID = np.unique(
@@ -36,7 +37,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def quantiles(lengths: NDArray[np.int64], mass: NDArray[np.float64]) -> list[int]:
+def quantiles(lengths: Ints, mass: Floats) -> list[int]:
     """Return the lengths at which the distribution function reaches ``PROBABILITIES``."""
     order = np.argsort(lengths)
     cdf = np.cumsum(mass[order]) / mass.sum()

@@ -23,7 +23,6 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from numpy.typing import NDArray
 
 from samullm_plugin import (
     Cluster,
@@ -33,6 +32,7 @@ from samullm_plugin import (
     Gpu,
     ModelSpec,
 )
+from samullm_plugin.model.types import Floats
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.models import make_tiny_llama  # the checkout's own
@@ -185,7 +185,7 @@ class Executed:
         return time.monotonic() - began, tokens
 
 
-def interval(ratios: NDArray[np.float64], rng: np.random.Generator) -> tuple[float, float]:
+def interval(ratios: Floats, rng: np.random.Generator) -> tuple[float, float]:
     """Return the bootstrap 95 % confidence interval of the median."""
     samples = rng.choice(ratios, (10_000, len(ratios)))
     low, high = np.quantile(np.median(samples, axis=1), [0.025, 0.975])

@@ -23,7 +23,6 @@ from pathlib import Path
 import numpy as np
 from derive_instances import TARGET, TICKS, Recipe, build
 from exact import size_class
-from numpy.typing import NDArray
 from samullm_cpsat.durations import measure
 from samullm_cpsat.instance import Instance
 
@@ -32,12 +31,11 @@ from samullm_plugin.bench.suites import CaseSettings, make_case, warm_up
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.application import RequestTable
 from samullm_plugin.model.scenarios import LengthScenario
+from samullm_plugin.model.types import Ints
 from samullm_plugin.planning.planner import make_plan
 from samullm_plugin.rules.bounds import lower_bound
 from samullm_plugin.rules.fusion import fuse_chains
 from samullm_plugin.simulator import PlanSimulator
-
-Ints = NDArray[np.int64]
 
 Gaps = list[tuple[str, str, float, float, float]]
 """Size class, instance, and gap to the best simulated plan, to the optimum of the structure without

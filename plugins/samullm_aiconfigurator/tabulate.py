@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_aiconfigurator.package import Operators
 from samullm_plugin import StepTable
+from samullm_plugin.model.types import Floats
 from samullm_plugin.profiling.grid import Grid
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

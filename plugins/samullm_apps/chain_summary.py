@@ -8,8 +8,9 @@ import numpy as np
 from pydantic import Field
 
 from samullm_apps.paper import PaperApplication, SourceOptions
-from samullm_apps.statistics import Ints, chunk_counts
+from samullm_apps.statistics import chunk_counts
 from samullm_plugin import Application, InputError, ModelNode, RequestTable, bundled_model
+from samullm_plugin.model.types import Ints
 
 SUMMARISERS = {
     "vicuna": "lmsys/vicuna-13b-v1.5",

@@ -6,8 +6,9 @@ import numpy as np
 from pydantic import Field
 
 from samullm_apps.paper import PaperApplication, SourceOptions, short
-from samullm_apps.statistics import Ints, lognormal_lengths, normal_lengths
+from samullm_apps.statistics import lognormal_lengths, normal_lengths
 from samullm_plugin import Application, ModelNode, RequestTable, bundled_model
+from samullm_plugin.model.types import Ints
 
 COUNTS = {
     "meta-llama/Llama-2-70b-chat-hf": 408,

@@ -6,10 +6,8 @@ from collections.abc import Callable
 from statistics import NormalDist
 
 import numpy as np
-from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+from samullm_plugin.model.types import Floats, Ints
 
 
 def normal_quantiles(count: int) -> Floats:

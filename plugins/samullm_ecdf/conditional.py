@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from samullm_ecdf.ecdf import EcdfLengths, EcdfOptions, profile_of
-from samullm_ecdf.knowledge import Floats, Ints, by_model, estimate, within_limits
+from samullm_ecdf.knowledge import by_model, estimate, within_limits
 from samullm_plugin import (
     LengthDistribution,
     LengthEstimator,
@@ -18,6 +18,7 @@ from samullm_plugin import (
     LengthQuery,
     find_name,
 )
+from samullm_plugin.model.types import Floats, Ints
 
 
 class ConditionalOptions(EcdfOptions):

@@ -9,16 +9,9 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from samullm_ecdf.knowledge import (
-    STAND_INS,
-    Ints,
-    Known,
-    bundled,
-    by_model,
-    estimate,
-    within_limits,
-)
+from samullm_ecdf.knowledge import STAND_INS, Known, bundled, by_model, estimate, within_limits
 from samullm_plugin import LengthEstimator, LengthObservations, LengthQuery, find_name
+from samullm_plugin.model.types import Ints
 from samullm_plugin.profiling.length_profile import LengthProfile, read_length_profile
 
 

@@ -6,10 +6,8 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from samullm_plugin.model.types import Floats, Ints
 
 _CUES = tuple(
     re.compile(pattern, re.IGNORECASE)

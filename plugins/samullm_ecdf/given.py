@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from samullm_ecdf.knowledge import Ints, within_limits
+from samullm_ecdf.knowledge import within_limits
 from samullm_plugin import (
     InputError,
     LengthEstimator,
@@ -15,6 +15,7 @@ from samullm_plugin import (
     LengthQuery,
     workload_lengths,
 )
+from samullm_plugin.model.types import Ints
 
 
 class OracleOptions(BaseModel):

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_plugin import (
     LengthDistribution,
@@ -16,9 +15,7 @@ from samullm_plugin import (
     measured_lengths,
     unknown_model,
 )
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+from samullm_plugin.model.types import Ints
 
 STAND_INS = {
     "stablelm-tuned-alpha-7b": "mpt-7b-chat",

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 
 from samullm_ecdf.ecdf import EcdfLengths, EcdfOptions, profile_of
 from samullm_ecdf.features import prompt_features
-from samullm_ecdf.knowledge import Floats, Ints, by_model, within_limits
+from samullm_ecdf.knowledge import by_model, within_limits
 from samullm_plugin import (
     LengthDistribution,
     LengthEstimator,
@@ -23,6 +23,7 @@ from samullm_plugin import (
     MissingExtraError,
     find_name,
 )
+from samullm_plugin.model.types import Floats, Ints
 
 _LEVELS = np.array([0.05, 0.15, 0.25, 0.35, 0.5, 0.65, 0.75, 0.85, 0.95])
 

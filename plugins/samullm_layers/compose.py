@@ -5,14 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_layers.tables import ONCE, PER_LAYER, LayerTables, Series
 from samullm_plugin import ModelArchitecture, StepTable
+from samullm_plugin.model.types import Floats, Ints
 from samullm_plugin.profiling.grid import Grid, fill_holes
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

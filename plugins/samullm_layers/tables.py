@@ -18,11 +18,9 @@ from typing import Any
 
 import numpy as np
 import yaml
-from numpy.typing import NDArray
 
 from samullm_plugin import InputError
-
-Floats = NDArray[np.float64]
+from samullm_plugin.model.types import Floats
 
 PER_LAYER = {
     "layernorm": 2,  # before attention and before the MLP

@@ -9,13 +9,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from samullm_plugin import PolicyBatch, RequestPolicy
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+from samullm_plugin.model.types import Floats, Ints
 
 
 def ranks(*keys: Ints | Floats) -> Ints:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_plugin import EngineSpec, ModeCosts
 from samullm_plugin.engine import (
@@ -19,9 +18,7 @@ from samullm_plugin.engine import (
     simulate_engine,
     simulate_engines,
 )
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+from samullm_plugin.model.types import Floats, Ints
 
 
 @dataclass(frozen=True, slots=True)

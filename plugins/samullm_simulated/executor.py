@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_plugin import (
     Cluster,
@@ -20,6 +19,7 @@ from samullm_plugin import (
     RunError,
 )
 from samullm_plugin.engine import StepTable
+from samullm_plugin.model.types import Floats
 from samullm_simulated.engine import Submission
 from samullm_simulated.world import World
 
@@ -124,7 +124,7 @@ class SimulatedExecutor(Executor):
         engine = self.world.engine(key)
         return {s.request: tokens for s, tokens in engine.generated(self.world.clock_s)}
 
-    def take_steps(self, key: str) -> tuple[StepTable, NDArray[np.float64]] | None:
+    def take_steps(self, key: str) -> tuple[StepTable, Floats] | None:
         """Return the iterations since the last call."""
         return self.world.engine(key).take_steps(self.world.clock_s)
 

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_plugin import (
     EngineRequest,
@@ -24,11 +23,9 @@ from samullm_plugin import (
     RunError,
 )
 from samullm_plugin.engine import EngineCache
+from samullm_plugin.model.types import Floats
 from samullm_plugin.simulator.requests import NodeInputs
 from samullm_simulated.engine import SimulatedEngine, Submission, requests_of
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 class World:

@@ -26,7 +26,7 @@ from samullm_plugin import (
 )
 from samullm_plugin.engine import StepTable
 from samullm_plugin.host.interfaces.moving import move_rule
-from samullm_plugin.model.latency import Floats
+from samullm_plugin.model.types import Floats
 from samullm_vllm.channel import ChannelClosedError
 from samullm_vllm.launching import Launched, Launcher, kept_fork_server
 from samullm_vllm.processes import last_error

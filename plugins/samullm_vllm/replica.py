@@ -10,7 +10,7 @@ import numpy as np
 
 from samullm_plugin import EngineRequest, EngineSpec, RequestOutput
 from samullm_plugin.engine import StepTable
-from samullm_plugin.model.latency import Floats
+from samullm_plugin.model.types import Floats
 from samullm_vllm.launching import Launched
 from samullm_vllm.protocol import STEP_COLUMNS, Beat
 

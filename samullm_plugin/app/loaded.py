@@ -11,15 +11,12 @@ from typing import Any
 
 import jinja2
 import jinja2.sandbox
-import numpy as np
-from numpy.typing import NDArray
 
 from samullm_plugin.app.spec import Component, PlannerSection
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.application import Application
 from samullm_plugin.model.cluster import Cluster
-
-Ints = NDArray[np.int64]
+from samullm_plugin.model.types import Ints
 
 OutputOf = Callable[[int, int], str | None]
 """Text of the output of (node, request); None if that request was not needed."""

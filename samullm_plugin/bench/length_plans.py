@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_plugin.bench.length_scoring import Fold, limits, scored_rows
 from samullm_plugin.checkpoints.models import find_name
@@ -19,13 +18,12 @@ from samullm_plugin.model.costs import ModeCosts
 from samullm_plugin.model.length_observations import LengthObservations
 from samullm_plugin.model.problem import ModeKey, Problem
 from samullm_plugin.model.scenarios import draw_taken, make_scenario
+from samullm_plugin.model.types import Ints
 from samullm_plugin.planning.building import collect_costs, sample_scenarios
 from samullm_plugin.planning.estimators import make_latency_model
 from samullm_plugin.planning.planner import PlanningOptions, make_plan
 from samullm_plugin.profiling.observations import ObservedLengths
 from samullm_plugin.simulator import PlanSimulator
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

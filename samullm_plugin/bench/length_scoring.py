@@ -6,20 +6,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_plugin.checkpoints.models import bundled_architecture
 from samullm_plugin.errors import InputError, PluginError
 from samullm_plugin.host.interfaces.length import LengthEstimator, LengthQuery
 from samullm_plugin.host.manager import PluginHost
+from samullm_plugin.model.types import Bools, Floats, Ints
 from samullm_plugin.planning.applications import parse_named
 from samullm_plugin.planning.building import check_lengths
 from samullm_plugin.planning.estimators import blamed, make_length_estimator
 from samullm_plugin.profiling.observations import ObservedLengths
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 
 LEVELS = (0.1, 0.25, 0.5, 0.75, 0.9)
 ORACLE = "oracle"

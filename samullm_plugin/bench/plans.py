@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_plugin.errors import InputError, PlanError, PluginError
 from samullm_plugin.host.manager import PluginHost
@@ -16,8 +15,6 @@ from samullm_plugin.model.result import PlanResult, PlanStatus
 from samullm_plugin.planning.planner import PlanningOptions, make_plan
 from samullm_plugin.rules.bounds import lower_bound
 from samullm_plugin.simulator import PlanSimulator
-
-Floats = NDArray[np.float64]
 
 MAX_HEURISTIC, MIN_HEURISTIC = "max-heuristic", "min-heuristic"
 

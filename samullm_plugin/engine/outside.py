@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_plugin.engine import layout as at
 from samullm_plugin.engine.queues import pend
@@ -21,8 +20,7 @@ from samullm_plugin.engine.state import NO_LIMIT, EngineState
 from samullm_plugin.engine.workload import Workload
 from samullm_plugin.errors import SamullmError
 from samullm_plugin.model.latency import StepModel, StepTable
-
-Floats = NDArray[np.float64]
+from samullm_plugin.model.types import Floats, Ints
 
 _MOST_ROWS = 32_768
 """Steps evaluated at once; bounds the work done in vain before an arrival or a stop."""
@@ -193,7 +191,7 @@ class OutsideRun:
 def step_table(log: Floats) -> StepTable:
     """Return the compositions in recorded rows."""
 
-    def whole(column: int) -> NDArray[np.int64]:
+    def whole(column: int) -> Ints:
         return log[:, column].astype(np.int64)
 
     return StepTable(

@@ -16,9 +16,7 @@ from samullm_plugin.engine.workload import EngineRun, ProgressCurve, StepTrace, 
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.engine_config import EngineConfig
 from samullm_plugin.model.latency import StepLatency, StepModel, StepTable
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+from samullm_plugin.model.types import Ints
 
 CHECKED_VLLM_VERSIONS = ("0.32.0",)
 """Versions of vLLM whose own scheduler the conformance suite found no difference to."""

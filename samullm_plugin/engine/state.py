@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_plugin.engine import layout as at
 from samullm_plugin.engine.blocks import fill_pool
@@ -16,9 +15,7 @@ from samullm_plugin.engine.prefixes import first_block_hashes, hash_prefixes, ha
 from samullm_plugin.engine.workload import Workload
 from samullm_plugin.model.engine_config import EngineConfig
 from samullm_plugin.model.latency import StepLatency
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+from samullm_plugin.model.types import Floats, Ints, SmallInts
 
 NO_LIMIT = 1 << 62
 LEAST_CURVE = 4
@@ -72,16 +69,16 @@ class EngineState:
     calendar: Ints
     classes: Ints
     successors: Ints
-    kv: NDArray[np.int32]
+    kv: SmallInts
     hashes: Ints
-    buckets: NDArray[np.int32]
-    table: NDArray[np.int32]
+    buckets: SmallInts
+    table: SmallInts
     prompt_hash: Ints
     costs: Floats
     curve: Floats
     log: Floats
-    entries: NDArray[np.int32]
-    preempted: NDArray[np.int32]
+    entries: SmallInts
+    preempted: SmallInts
 
     def advance(self) -> int:
         """Run on until something stops the loop; return what (the last names in ``layout``)."""
@@ -285,7 +282,7 @@ def _is_unshared(requests: Ints, prompt_hash: Ints, block: int) -> bool:
 
 def _blocks(
     config: EngineConfig, requests: Ints, prompt_hash: Ints
-) -> tuple[NDArray[np.int32], Ints, NDArray[np.int32], NDArray[np.int32], Ints]:
+) -> tuple[SmallInts, Ints, SmallInts, SmallInts, Ints]:
     """Return the pool of KV blocks, all of them free, and the hashes of the prompts."""
     block, num_blocks = config.block_size, config.num_blocks
     most_seqs = min(config.max_num_seqs, len(requests))

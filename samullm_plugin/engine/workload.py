@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
 from samullm_plugin.model.latency import StepTable
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-SmallInts = NDArray[np.int32]
+from samullm_plugin.model.types import Floats, Ints, SmallInts
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from samullm_plugin.host.interfaces.latency import LatencyModel
 from samullm_plugin.model.application import EngineOptions, ModelSpec
 from samullm_plugin.model.architecture import ModelArchitecture
 from samullm_plugin.model.cluster import Gpu
-from samullm_plugin.model.latency import Floats
+from samullm_plugin.model.types import Floats
 from samullm_plugin.profiling.iterations import Iterations
 from samullm_plugin.profiling.regression import least_absolute
 

@@ -14,7 +14,8 @@ from samullm_plugin.errors import InputError, RunError
 from samullm_plugin.host.interfaces.executor import EngineRequest, EngineSpec, Executor
 from samullm_plugin.model.application import ModelSpec
 from samullm_plugin.model.cluster import Cluster, Gpu
-from samullm_plugin.model.latency import Floats, StepTable
+from samullm_plugin.model.latency import StepTable
+from samullm_plugin.model.types import Floats
 from samullm_plugin.profiling.iterations import Iterations
 from samullm_plugin.profiling.probes import Limits, Workload, probes, unseen, warm_up
 

@@ -6,13 +6,10 @@ from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.architecture import ModelArchitecture
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+from samullm_plugin.model.types import Bools, Floats, Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +77,7 @@ class RequestTable:
     input_indptr: Ints
     input_node: Ints
     input_request: Ints
-    input_in_prompt: NDArray[np.bool_]
+    input_in_prompt: Bools
     probability: Floats
     choice: Ints
     gate: Ints | None = None

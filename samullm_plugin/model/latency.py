@@ -11,12 +11,9 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_plugin.errors import InputError
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from samullm_plugin.model.types import Floats, Ints
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_plugin.errors import InputError
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from samullm_plugin.model.types import Bools, Floats, Ints
 
 UNBOUNDED = np.iinfo(np.int64).max
 """Stands for a length beyond everything that was seen; limits cut it."""
@@ -59,7 +56,7 @@ class LengthDistribution:
 
     @classmethod
     def kaplan_meier(
-        cls, lengths: Ints, censored: NDArray[np.bool_], weights: Floats | None = None
+        cls, lengths: Ints, censored: Bools, weights: Floats | None = None
     ) -> LengthDistribution:
         """Return the product-limit estimate from right-censored lengths.
 
@@ -136,7 +133,7 @@ class LengthDistribution:
         last = len(scaled) - 1 - first
         return LengthDistribution(values, self.cdf[last], round(self.censored_at * factor))
 
-    def weighted_points(self, total: float) -> tuple[Ints, NDArray[np.bool_], Floats]:
+    def weighted_points(self, total: float) -> tuple[Ints, Bools, Floats]:
         """Return the distribution as (lengths, censored, weights) of summed weight ``total``."""
         mass = np.diff(self.cdf, prepend=0.0) * total
         if self.cut_mass < 1e-9:

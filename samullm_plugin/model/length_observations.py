@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-Ints = NDArray[np.int64]
+from samullm_plugin.model.types import Bools, Ints
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,5 +25,5 @@ class LengthObservations:
     task: str
     prompt_tokens: Ints
     output_tokens: Ints
-    censored: NDArray[np.bool_]
+    censored: Bools
     prompts: tuple[str, ...] | None = None

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from samullm_plugin.errors import InputError
-from samullm_plugin.model.application import Application, Ints, ModelNode, RequestTable
+from samullm_plugin.model.application import Application, ModelNode, RequestTable
+from samullm_plugin.model.types import Ints
 
 
 def mix_applications(name: str, parts: Sequence[Application]) -> Application:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_plugin.model.application import Application
 from samullm_plugin.model.scenarios import LengthScenario
-
-Ints = NDArray[np.int64]
+from samullm_plugin.model.types import Ints
 
 
 def program_ids(app: Application) -> tuple[Ints, ...]:

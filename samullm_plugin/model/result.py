@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Plan
-
-Floats = NDArray[np.float64]
+from samullm_plugin.model.types import Floats
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.application import Application
 from samullm_plugin.model.chains import chains_of
-
-Ints = NDArray[np.int64]
+from samullm_plugin.model.types import Bools, Floats, Ints
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,7 +26,7 @@ class LengthScenario:
     output_tokens: tuple[Ints, ...]
 
 
-def draw_taken(app: Application, rng: np.random.Generator) -> tuple[NDArray[np.bool_], ...]:
+def draw_taken(app: Application, rng: np.random.Generator) -> tuple[Bools, ...]:
     """Draw which requests are needed, by their probabilities and choices.
 
     A request all of whose inputs are not taken is not taken itself.
@@ -59,9 +57,7 @@ def draw_taken(app: Application, rng: np.random.Generator) -> tuple[NDArray[np.b
     return tuple(taken)
 
 
-def _share_gates(
-    app: Application, draws: Sequence[NDArray[np.float64]], rng: np.random.Generator
-) -> None:
+def _share_gates(app: Application, draws: Sequence[Floats], rng: np.random.Generator) -> None:
     """Give requests behind the same gate the same draw, in place."""
     gates = [n.requests.gate for n in app.nodes]
     size = max((int(g.max(initial=-1)) for g in gates if g is not None), default=-1) + 1
@@ -73,7 +69,7 @@ def _share_gates(
             own[gate >= 0] = shared[gate[gate >= 0]]
 
 
-def _any_untaken(app: Application, i: int, taken: Sequence[NDArray[np.bool_]]) -> bool:
+def _any_untaken(app: Application, i: int, taken: Sequence[Bools]) -> bool:
     """Return whether any input of node ``i`` may be missing."""
     return not all(taken[s].all() for s in (*app.upstreams[i], i))
 
@@ -93,7 +89,7 @@ def _levels(app: Application, i: int) -> list[Ints]:
 def make_scenario(
     app: Application,
     sampled_outputs: Sequence[Ints],
-    taken: Sequence[NDArray[np.bool_]] | None = None,
+    taken: Sequence[Bools] | None = None,
 ) -> LengthScenario:
     """Return the scenario in which requests generate the sampled lengths, where limits allow.
 

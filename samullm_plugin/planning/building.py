@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_plugin.errors import InputError, PluginError
 from samullm_plugin.host.interfaces.latency import LatencyModel
@@ -22,8 +21,7 @@ from samullm_plugin.model.cluster import Cluster, Gpu
 from samullm_plugin.model.costs import ModeCosts
 from samullm_plugin.model.problem import ModeKey, Problem
 from samullm_plugin.model.scenarios import LengthScenario, draw_taken, make_scenario
-
-Ints = NDArray[np.int64]
+from samullm_plugin.model.types import Bools, Ints
 
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
 
@@ -96,7 +94,7 @@ def sample_outputs(
     app: Application,
     estimator: LengthEstimator,
     rng: np.random.Generator,
-    taken: Sequence[NDArray[np.bool_]] | None = None,
+    taken: Sequence[Bools] | None = None,
 ) -> tuple[Ints, ...]:
     """Return one sample of output lengths per node, before the limits of whole prompts apply.
 

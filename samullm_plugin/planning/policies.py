@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_plugin.app.spec import PlannerSection
 from samullm_plugin.errors import PluginError, SamullmError
@@ -18,10 +17,8 @@ from samullm_plugin.model.application import Application
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.programs import program_ids, tokens_before
 from samullm_plugin.model.scenarios import LengthScenario
+from samullm_plugin.model.types import Floats, Ints
 from samullm_plugin.simulator.runs import PolicyCall
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 
 def policy_call(

@@ -9,7 +9,8 @@ import numpy as np
 
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.architecture import ModelArchitecture
-from samullm_plugin.model.latency import Curve, Floats, StepTable
+from samullm_plugin.model.latency import Curve, StepTable
+from samullm_plugin.model.types import Floats
 from samullm_plugin.profiling.iterations import Iterations
 from samullm_plugin.profiling.regression import least_absolute, levenberg_marquardt
 from samullm_plugin.profiling.roofline import (

@@ -26,9 +26,10 @@ from itertools import pairwise
 import numpy as np
 
 from samullm_plugin.errors import InputError
-from samullm_plugin.model.latency import Curve, Floats, Ints, StepLatency, StepTable
+from samullm_plugin.model.latency import Curve, StepLatency, StepTable
+from samullm_plugin.model.types import Floats, Ints
 from samullm_plugin.profiling.iterations import Iterations
-from samullm_plugin.profiling.regression import Matrix, least_absolute, nonnegative_least_squares
+from samullm_plugin.profiling.regression import least_absolute, nonnegative_least_squares
 
 TILES = (64, 128, 256)
 TILED_TOKENS = 1024
@@ -174,7 +175,7 @@ class _Form:
         ends = (0, *self.knots, np.inf)
         return [np.clip(tokens - a, 0, b - a) for a, b in pairwise(ends)]
 
-    def columns(self, steps: StepTable) -> Matrix:
+    def columns(self, steps: StepTable) -> Floats:
         """Return what each coefficient is multiplied with, shape ``(n, number of them)``."""
         tokens = steps.num_tokens.astype(np.float64)
         decode_seqs = steps.num_seqs - steps.prefill_seqs
@@ -251,7 +252,7 @@ def _fit_host(rows: Iterations, undetermined: list[str]) -> tuple[Curve, Floats]
 
 
 def _solve(
-    matrix: Matrix, target: Floats, prefill: np.ndarray, rounds: int
+    matrix: Floats, target: Floats, prefill: np.ndarray, rounds: int
 ) -> tuple[Floats, Floats, float]:
     """Return coefficients, the two launch floors, and the mean relative error.
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from itertools import product
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from samullm_plugin.model.types import Floats
 
 
 def fill_holes(values: Floats, axes: tuple[Floats, ...]) -> Floats:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from samullm_plugin.model.latency import Floats, Ints, StepTable
-
-Bools = NDArray[np.bool_]
+from samullm_plugin.model.latency import StepTable
+from samullm_plugin.model.types import Bools, Floats, Ints
 
 _STALL_RATIO = 2.0
 _STALL_MIN_S = 0.003

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from samullm_plugin.app.fields import validate
 from samullm_plugin.errors import InputError, suggest
 from samullm_plugin.model.length_observations import LengthObservations
-
-Ints = NDArray[np.int64]
+from samullm_plugin.model.types import Ints
 
 
 class ObservationLine(BaseModel):

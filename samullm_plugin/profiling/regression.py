@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
-from samullm_plugin.model.latency import Floats
-
-Matrix = NDArray[np.float64]
+from samullm_plugin.model.types import Floats
 
 
-def nonnegative_least_squares(matrix: Matrix, target: Floats) -> Floats:
+def nonnegative_least_squares(matrix: Floats, target: Floats) -> Floats:
     """Return ``x >= 0`` that minimises ``|matrix @ x - target|``, by the active-set method.
 
     Args:
@@ -57,7 +54,7 @@ def nonnegative_least_squares(matrix: Matrix, target: Floats) -> Floats:
     return np.asarray(x / scale)
 
 
-def least_absolute(matrix: Matrix, target: Floats, *, floor: float, rounds: int = 20) -> Floats:
+def least_absolute(matrix: Floats, target: Floats, *, floor: float, rounds: int = 20) -> Floats:
     """Return ``x`` that about minimises the summed absolute residual (iterated reweighting).
 
     Args:

@@ -15,7 +15,8 @@ import numpy as np
 
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.architecture import ModelArchitecture
-from samullm_plugin.model.latency import Curve, Floats, StepLatency, StepTable
+from samullm_plugin.model.latency import Curve, StepLatency, StepTable
+from samullm_plugin.model.types import Floats
 
 _TILES = ((64, 64, 0), (128, 64, 1), (64, 128, 1), (128, 128, 2), (256, 128, 3), (128, 256, 3))
 _EXPERT_TILES = ((16, 64, 0), (32, 64, 0), *_TILES)

@@ -22,13 +22,13 @@ from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_plugin.model.costs import ModeCosts
 from samullm_plugin.model.engine_config import EngineConfig
-from samullm_plugin.model.latency import Floats, StepLatency
+from samullm_plugin.model.latency import StepLatency
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.scenarios import LengthScenario
+from samullm_plugin.model.types import Floats
 
 MIXED = 1 / 16
 """Weight of the steepest line in the mixed ones."""
@@ -251,7 +251,7 @@ def _unit_costs(size: int, latency: StepLatency, config: EngineConfig) -> list[F
     caching = config.enable_prefix_caching
     variants = []
 
-    def add(intercept: float, units: NDArray[np.float64]) -> None:
+    def add(intercept: float, units: Floats) -> None:
         """Add ``units`` with ``intercept`` per iteration, by each bound on their number."""
         variants.append(units + np.array([intercept / config.max_num_seqs, 0, 0, 0, 0]))
         if not caching:  # cached blocks count for several sequences at once

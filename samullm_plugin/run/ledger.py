@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_plugin.model.application import Application
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+from samullm_plugin.model.types import Bools, Ints
 
 RequestId = tuple[int, int]
 """Index of a node and of a request in its table."""
@@ -128,16 +125,14 @@ class Ledger:
         """Return the requests of a node with a status, in order."""
         return np.flatnonzero(self.status[node] == status)
 
-    def foreseen(
-        self, running: set[int], untaken: list[NDArray[np.bool_] | None]
-    ) -> list[NDArray[np.bool_]]:
+    def foreseen(self, running: set[int], untaken: list[Bools | None]) -> list[Bools]:
         """Return per node which requests are settled or will be if nothing else is started.
 
         Args:
             running: nodes with engines.
             untaken: per node which requests are known to be left out; they settle by themselves.
         """
-        found: list[NDArray[np.bool_]] = [np.zeros(0, bool)] * len(self.app.nodes)
+        found: list[Bools] = [np.zeros(0, bool)] * len(self.app.nodes)
         for i in self.app.order:
             table = self.app.nodes[i].requests
             done = self.status[i] >= Status.FINISHED

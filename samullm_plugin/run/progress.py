@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_plugin.host.interfaces.observer import RunEvent
 from samullm_plugin.model.application import Application
 from samullm_plugin.model.result import PlanTrace
+from samullm_plugin.model.types import Floats
 from samullm_plugin.run.ledger import Ledger, Status
 from samullm_plugin.run.user_nodes import UserNodes
 
@@ -73,7 +73,7 @@ class RunProgress:
         self.stage, self.now_s, self.replans = 0, 0.0, -1
         self._by_name = {n.name: n for n in self.nodes}
         self._served = {n.name: [self._by_name[p.name] for p in n.parts] for n in app.nodes}
-        self._finish: list[NDArray[np.float64]] = []
+        self._finish: list[Floats] = []
         self._clock: Callable[[], float] | None = None
         self.expect(traces)
 

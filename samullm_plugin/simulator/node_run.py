@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_plugin.engine import (
     EngineCache,
@@ -18,10 +17,8 @@ from samullm_plugin.engine import (
 )
 from samullm_plugin.model.costs import ModeCosts
 from samullm_plugin.model.parallel import ParallelConfig
+from samullm_plugin.model.types import Bools, Floats, Ints
 from samullm_plugin.simulator.requests import NodeInputs
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 CURVE_POINTS = 256
 
@@ -131,7 +128,7 @@ class NodeWork:
     inputs: NodeInputs
     prompt_tokens: Ints
     output_tokens: Ints
-    taken: NDArray[np.bool_] = field(init=False)
+    taken: Bools = field(init=False)
     all_taken: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -250,9 +247,7 @@ def arrivals_after(available_s: Floats, ready_s: float) -> Floats:
     return np.where(available_s > 0.0, np.maximum(available_s - ready_s, 0.0), 0.0)
 
 
-def _reachable(
-    inputs: NodeInputs, reachable: NDArray[np.bool_], todo: NDArray[np.bool_]
-) -> NDArray[np.bool_]:
+def _reachable(inputs: NodeInputs, reachable: Bools, todo: Bools) -> Bools:
     """Return the requests whose predecessors in this node are reachable or done as well."""
     result = reachable.copy()
     for r, q in zip(inputs.own_row, inputs.own_request, strict=True):  # inputs come before

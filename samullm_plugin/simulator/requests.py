@@ -7,13 +7,10 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_plugin.model.application import Application
 from samullm_plugin.model.chains import chains_of
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+from samullm_plugin.model.types import Bools, Floats, Ints
 
 
 class NodeInputs:
@@ -49,7 +46,7 @@ class NodeInputs:
         self._starts = np.cumsum(counts[self._waiting]) - counts[self._waiting]
         self._past: tuple[Ints, Ints] | None = None
 
-    def past(self, taken: NDArray[np.bool_]) -> NodeInputs:
+    def past(self, taken: Bools) -> NodeInputs:
         """Return the inputs where some requests are not taken: those are settled with their inputs.
 
         Whoever waits for one that is not taken waits for what that waits for.
@@ -79,7 +76,7 @@ class NodeInputs:
         new._past = _pairs(past)
         return new
 
-    def _alike(self, taken: NDArray[np.bool_]) -> dict[int, int]:
+    def _alike(self, taken: Bools) -> dict[int, int]:
         """Return, for those not taken, the first that waits for the same requests of other nodes.
 
         Those that wait for none are left out.
@@ -94,9 +91,7 @@ class NodeInputs:
                 found[r] = first.setdefault(tuple(sorted(pairs)), r)
         return found
 
-    def settled_s(
-        self, taken: NDArray[np.bool_], available_s: Floats | None, finish_s: Floats
-    ) -> Floats:
+    def settled_s(self, taken: Bools, available_s: Floats | None, finish_s: Floats) -> Floats:
         """Return ``finish_s`` with requests that are not taken settled once their inputs are.
 
         Args:

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_plugin.engine import EngineCache, simulate_engines
 from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.problem import Problem
+from samullm_plugin.model.types import Floats, Ints
 from samullm_plugin.simulator.node_run import (
     NodeJobs,
     NodeRun,
@@ -22,9 +22,6 @@ from samullm_plugin.simulator.node_run import (
     arrivals_after,
     node_jobs,
 )
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 PolicyCall = Callable[[int, int, Ints, "Floats | None", int], tuple["Ints | None", "Ints | None"]]
 """A request policy: from scenario, node, request indices, their arrivals after the engines are

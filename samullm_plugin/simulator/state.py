@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment
 from samullm_plugin.model.result import EngineSegment
+from samullm_plugin.model.types import Floats
 from samullm_plugin.rules.transition import Running
 from samullm_plugin.simulator.node_run import (
     NodeRun,
@@ -23,8 +23,6 @@ from samullm_plugin.simulator.runs import NodeQuery
 
 if TYPE_CHECKING:
     from samullm_plugin.simulator.simulator import PlanSimulator
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(slots=True)

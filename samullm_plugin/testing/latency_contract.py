@@ -16,7 +16,8 @@ from samullm_plugin.host.interfaces.latency import LatencyModel
 from samullm_plugin.model.application import ModelSpec
 from samullm_plugin.model.cluster import Gpu
 from samullm_plugin.model.costs import LoadTimes, Provenance, ProvenanceKind
-from samullm_plugin.model.latency import Floats, StepModel, StepTable
+from samullm_plugin.model.latency import StepModel, StepTable
+from samullm_plugin.model.types import Floats
 from samullm_plugin.testing.factories import TINY_ARCHITECTURE
 from samullm_plugin.testing.rules import require
 

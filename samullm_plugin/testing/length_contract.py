@@ -13,13 +13,11 @@ import pickle
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_plugin.host.interfaces.length import LengthEstimator, LengthQuery
 from samullm_plugin.model.length_observations import LengthObservations
+from samullm_plugin.model.types import Ints
 from samullm_plugin.testing.rules import require
-
-Ints = NDArray[np.int64]
 
 
 class LengthEstimatorContract:

@@ -7,13 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_auto.annealing import anneal
 from samullm_auto.rehearsal import Encoded, Tables
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+from samullm_plugin.model.types import Floats, Ints
 
 HEATS = (0.04, 0.004)
 """Heat of each chain at its begin, as a share of the start's value: how much worse a recipe may be

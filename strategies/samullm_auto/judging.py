@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from time import monotonic
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_auto.risk import Risk
 from samullm_auto.search import Candidate
+from samullm_plugin.model.types import Floats
 from samullm_plugin.simulator import PlanSimulator
-
-Floats = NDArray[np.float64]
 
 CONTENDERS = 3
 """Starts, and plans that were found, that are judged at most."""

@@ -10,10 +10,8 @@ from typing import NamedTuple
 
 import numba
 import numpy as np
-from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+from samullm_plugin.model.types import Bools, Floats, Ints
 
 WORTHWHILE = 0.01
 """A resized model must finish sooner by this share of its remaining time."""
@@ -62,7 +60,7 @@ class Tables(NamedTuple):
     width: Ints
     parts: Ints
     wider: Ints
-    allowed: NDArray[np.bool_]
+    allowed: Bools
     size: Ints
     kind: Ints
     load_s: Floats

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+
+from samullm_plugin.model.types import Floats
 
 RiskMeasure = Literal["mean", "quantile", "cvar"]
 
@@ -24,7 +25,7 @@ class Risk:
     measure: RiskMeasure = "mean"
     level: float = 0.9
 
-    def of(self, makespan_s: NDArray[np.float64]) -> float:
+    def of(self, makespan_s: Floats) -> float:
         """Return the figure; it never falls when a makespan rises.
 
         Args:

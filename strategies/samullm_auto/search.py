@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from time import monotonic
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_auto.builder import Builder
 from samullm_auto.moves import Moves, offered
@@ -16,6 +15,7 @@ from samullm_auto.risk import Risk
 from samullm_auto.surrogate import Surrogate, ends_of
 from samullm_plugin import ParallelConfig, Plan, Problem
 from samullm_plugin.host.interfaces.scheduler import SchedulingContext
+from samullm_plugin.model.types import Floats
 from samullm_plugin.rules.bounds import lower_bound
 
 PATIENCE = 0.001
@@ -70,7 +70,7 @@ class Candidate:
 
     plan: Plan
     value_s: float
-    makespan_s: NDArray[np.float64]
+    makespan_s: Floats
     source: str
     start: bool
 
@@ -227,7 +227,7 @@ class Search:
             return self._seen[plan]
         simulate = self._context.simulator.simulate_scenario
         order = list(self._scenarios)
-        makespans: NDArray[np.float64] = np.zeros(len(order))
+        makespans: Floats = np.zeros(len(order))
         if scenario is not None and self.best is not None:
             makespans[scenario] = simulate(plan, scenario).makespan_s
             ratio = makespans[scenario] / self.best.makespan_s[scenario]

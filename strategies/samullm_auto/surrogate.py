@@ -6,16 +6,13 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_auto.cooling import cool
 from samullm_auto.recipe import Recipe, Split, by_shape
 from samullm_auto.rehearsal import EARLY, NEVER, Encoded, Tables, rehearse, value_s
 from samullm_plugin import ParallelConfig, Problem
+from samullm_plugin.model.types import Floats
 from samullm_plugin.simulator import NodeQuery, NodeRun, PlanSimulator
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 """Shares of a node's requests at which its progress is looked up; linear in between."""

@@ -17,11 +17,9 @@ from dataclasses import dataclass
 
 import numba
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_cpsat.instance import Instance
-
-Ints = NDArray[np.int64]
+from samullm_plugin.model.types import Ints
 
 CHUNK = 2_000_000
 NEVER = np.int64(1) << 60

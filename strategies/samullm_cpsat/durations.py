@@ -6,15 +6,13 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_cpsat.instance import Instance, Lag, Mode, Task, pools_of
 from samullm_plugin import Cluster, InputError, ParallelConfig, Problem
 from samullm_plugin.model.problem import ModeKey
+from samullm_plugin.model.types import Floats
 from samullm_plugin.simulator import PlanSimulator
 from samullm_plugin.simulator.runs import NodeQuery
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

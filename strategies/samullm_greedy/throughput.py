@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_plugin.engine import EngineRun
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment
 from samullm_plugin.model.problem import Problem
+from samullm_plugin.model.types import Floats
 from samullm_plugin.simulator import NodeQuery, NodeRun, PlanSimulator, SimulationState
 
-Floats = NDArray[np.float64]
 Objective = Literal["paper", "corrected", "tokens"]
 
 

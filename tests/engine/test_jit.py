@@ -42,7 +42,7 @@ def test_read_only_installation_uses_the_users_cache(tmp_path: Path) -> None:
     package = Path(samullm_plugin.__file__).parent
     installed = tmp_path / "site" / "samullm_plugin"
     shutil.copytree(package, installed, ignore=shutil.ignore_patterns("__pycache__", "data"))
-    engine = installed / "core" / "engine"
+    engine = installed / "engine"
     (engine / "__pycache__").write_text("")  # not a folder: nothing can be kept beside the sources
     environment = {
         **{k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"},

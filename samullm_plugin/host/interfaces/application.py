@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-import numpy as np
-from numpy.typing import NDArray
-
 from samullm_plugin.host.interfaces.plugin import Plugin
 from samullm_plugin.model.application import Application
 from samullm_plugin.model.cluster import Cluster
-
-Ints = NDArray[np.int64]
+from samullm_plugin.model.types import Ints
 
 
 class ApplicationSource(Plugin, ABC):

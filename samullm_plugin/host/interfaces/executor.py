@@ -16,8 +16,9 @@ from samullm_plugin.model.cluster import Cluster
 
 if TYPE_CHECKING:  # engine processes import this module, and vLLM does not stand numba beside it
     from samullm_plugin.model.costs import ModeCosts
-    from samullm_plugin.model.latency import Floats, StepTable
+    from samullm_plugin.model.latency import StepTable
     from samullm_plugin.model.problem import Problem
+    from samullm_plugin.model.types import Floats
 
 
 @dataclass(frozen=True, slots=True)

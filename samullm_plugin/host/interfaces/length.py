@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_plugin.host.interfaces.plugin import Plugin
 from samullm_plugin.model.length_observations import LengthObservations
-
-Ints = NDArray[np.int64]
+from samullm_plugin.model.types import Ints
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -5,13 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from samullm_plugin.host.interfaces.plugin import Plugin
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+from samullm_plugin.model.types import Floats, Ints
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samullm_plugin.app.loaded import LoadedApplication
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.application import Application
 from samullm_plugin.model.scenarios import LengthScenario
+from samullm_plugin.model.types import Bools
 from samullm_plugin.run.ledger import Ledger, RequestId, Result, Status
 from samullm_plugin.run.user_nodes import UserNodes
 
@@ -47,7 +47,7 @@ class Refused:
     reason: str
 
 
-class RequestSource(ABC):
+class PromptBuilder(ABC):
     """Makes prompts from what is in the ledger."""
 
     @abstractmethod
@@ -58,7 +58,7 @@ class RequestSource(ABC):
             None if the request is not taken: a router chose another or a filter dropped it.
         """
 
-    def untaken(self, node: int) -> NDArray[np.bool_] | None:
+    def untaken(self, node: int) -> Bools | None:
         """Return which requests are known beforehand not to be taken; None if nobody knows."""
         del node
         return None
@@ -79,7 +79,7 @@ class RequestSource(ABC):
         return False
 
 
-class LengthSource(RequestSource):
+class LengthPrompts(PromptBuilder):
     """Requests without content, for executors that model engines: lengths only."""
 
     def __init__(self, truth: LengthScenario) -> None:
@@ -89,7 +89,7 @@ class LengthSource(RequestSource):
             truth: output lengths, 0 where a request is not taken.
         """
         self._truth = truth
-        self._untaken: list[NDArray[np.bool_]] = [np.asarray(o == 0) for o in truth.output_tokens]
+        self._untaken: list[Bools] = [np.asarray(o == 0) for o in truth.output_tokens]
 
     def prepare(self, request: RequestId, ledger: Ledger) -> Prompt | Refused | None:
         """Return the lengths of a request, the outputs of its inputs included."""
@@ -108,12 +108,12 @@ class LengthSource(RequestSource):
         limit = min(int(table.max_tokens[r]), model.max_model_len - tokens)
         return Prompt(tokens, limit, output_tokens=min(output, limit))
 
-    def untaken(self, node: int) -> NDArray[np.bool_] | None:
+    def untaken(self, node: int) -> Bools | None:
         """Return which requests are not taken."""
         return self._untaken[node]
 
 
-class TokenSource(LengthSource):
+class TokenPrompts(LengthPrompts):
     """Requests of lengths only, as random tokens for real engines, with imposed output lengths.
 
     Outputs that enter a prompt are what the engines have really generated.
@@ -158,7 +158,7 @@ class TokenSource(LengthSource):
         return tuple(rng.integers(3, vocabulary, count).tolist())
 
 
-class TextSource(RequestSource):
+class TextPrompts(PromptBuilder):
     """Prompts with texts: templates, conversations, routers and filters of an ``app.yaml``."""
 
     def __init__(self, loaded: LoadedApplication, app: Application | None = None) -> None:
