@@ -14,7 +14,7 @@ from samullm_vllm.engine import engine_args
 from samullm_vllm.processes import RecordedProcess, kill
 from samullm_vllm.vllm_executor import read_ahead
 
-from samullm_plugin import Cluster, Gpu
+from samullm_plugin import Cluster, Gpu, InputError
 from samullm_plugin.host.manager import PluginHost
 
 
@@ -51,6 +51,18 @@ def test_groups_follow_the_visible_devices() -> None:
 
     nvml.nvmlDeviceGetP2PStatus = unknown
     assert cuda_cluster(["3", "0"], nvml).nvlink_groups == ((0,), (1,))
+
+
+def test_a_driver_that_does_not_answer_is_told() -> None:
+    """A broken driver is wrong input with a remedy, not a traceback."""
+
+    def refuse() -> None:
+        raise RuntimeError("Driver Not Loaded")
+
+    nvml = fake_nvml(set(), 1)
+    nvml.nvmlInit = refuse
+    with pytest.raises(InputError, match=r"Driver Not Loaded.*nvidia-smi"):
+        cuda_cluster(nvml=nvml)
 
 
 def test_visible_devices_are_named_as_cuda_does() -> None:
