@@ -96,8 +96,15 @@ class EmulatedExecutor(ProcessExecutor):
         parallel = ParallelConfig(1, spec.tensor_parallel_size, spec.pipeline_parallel_size)
         return self._truth.mode(spec.node, parallel, spec.devices)
 
-    def _load_s(self, costs: ModeCosts) -> float:
-        return costs.load.warm_s if self._truth is None else self._truth.load_s(costs)
+    @property
+    def can_prepare(self) -> bool:
+        """Prepared starts take as much less as the costs say."""
+        return True
+
+    def _load_s(self, costs: ModeCosts) -> tuple[float, float]:
+        """Return the modelled seconds of a start: without, and with a device."""
+        load_s = costs.load.warm_s if self._truth is None else self._truth.load_s(costs)
+        return max(load_s - costs.load.warm_s, 0.0) + costs.load.prepare_s, load_s
 
     def figures(self) -> Mapping[str, float]:
         """Return ``lag_s``: modelled seconds by which iterations of all engines came late."""
@@ -128,6 +135,7 @@ class EmulatedExecutor(ProcessExecutor):
             "skip_tokenizer_init": True,
         }
         folder = self._model_folder(spec)
+        prepare_s, load_s = self._load_s(costs)
         return Start(
             spec.key,
             str(folder),
@@ -135,7 +143,8 @@ class EmulatedExecutor(ProcessExecutor):
             ahead=ahead,
             beat_s=self.options.heartbeat_s,
             latency=latency_fields(costs.latency),
-            load_s=self._load_s(costs),
+            prepare_s=prepare_s,
+            load_s=load_s - prepare_s,
             time_scale=self.time_scale,
         )
 

@@ -225,6 +225,11 @@ class VllmExecutor(ProcessExecutor):
             self._memory.await_back(replica.spec.devices)
 
     @property
+    def can_prepare(self) -> bool:
+        """Engines on CPU cores that are fresh interpreters bind themselves to their cores first."""
+        return self._platform == "cuda" or self.vllm_options.start_method != "fresh"
+
+    @property
     def can_sleep(self) -> bool:
         """Whether engines can be put to sleep here."""
         return self._platform == "cuda" and self.vllm_options.sleep_mode
