@@ -73,9 +73,10 @@ class SimulatedExecutor(Executor):
         """Starts that were prepared take as much less as the costs say."""
         return True
 
-    def prepare_engine(self, spec: EngineSpec) -> None:
+    def prepare_engine(self, spec: EngineSpec) -> bool:
         """Begin with what a replica's start needs no device for."""
         self.world.prepare(spec)
+        return True
 
     def start_engine(self, spec: EngineSpec) -> None:
         """Start a replica; it is ready after its load time."""

@@ -181,9 +181,10 @@ class ProcessExecutor(Executor):
             raise RunError(f"executor {self.name}: there is no engine {key!r}")
         return self._replicas[key]
 
-    def prepare_engine(self, spec: EngineSpec) -> None:
+    def prepare_engine(self, spec: EngineSpec) -> bool:
         """Do what a replica's start needs no device for; ``start_engine`` does the rest."""
         self._launch(spec, ahead=True)
+        return True
 
     def start_engine(self, spec: EngineSpec) -> None:
         """Begin to start a replica; a ``ready`` or ``failed`` event follows."""

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, ClassVar, Literal
 
+import psutil
 from pydantic import BaseModel, Field
 
 from samullm_plugin import Cluster, EngineSpec, InputError, ModelSpec, RunError
@@ -227,7 +228,22 @@ class VllmExecutor(ProcessExecutor):
     @property
     def can_prepare(self) -> bool:
         """Engines on CPU cores that are fresh interpreters bind themselves to their cores first."""
-        return self._platform == "cuda" or self.vllm_options.start_method != "fresh"
+        options = self.vllm_options
+        if options.start_method != "fresh":
+            return True
+        return (detect_platform() if options.platform == "auto" else options.platform) == "cuda"
+
+    def prepare_engine(self, spec: EngineSpec) -> bool:
+        """Do what a replica's start needs no device for, if the host's memory has room now."""
+        needed = 0.0 if spec.costs is None else spec.costs.load.prepared_bytes
+        free = psutil.virtual_memory().available
+        if needed > free:
+            logger.warning(
+                "engine %s is not prepared ahead: that takes %.1f GiB, and %.1f GiB of the host's "
+                "memory are free", spec.key, needed / 2**30, free / 2**30,
+            )  # fmt: skip
+            return False
+        return super().prepare_engine(spec)
 
     @property
     def can_sleep(self) -> bool:

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from samullm_plugin.cli.output import OutputJson, console, print_table, write_json
-from samullm_plugin.cli.plan import Budget, Gpus, NoFusion, Scenarios, Seed, Target, overridden
+from samullm_plugin.cli.plan import (
+    Budget,
+    Gpus,
+    NoFusion,
+    NoPreparedStarts,
+    Scenarios,
+    Seed,
+    Target,
+    overridden,
+)
 from samullm_plugin.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,6 +62,7 @@ def run(
     seed: Seed = None,
     budget: Budget = None,
     no_fusion: NoFusion = False,
+    no_prepared_starts: NoPreparedStarts = False,
     output_json: OutputJson = None,
 ) -> int:
     """Run an application; Ctrl-C once stops it so that it can be resumed, twice at once."""
@@ -67,6 +77,7 @@ def run(
     from samullm_plugin.run.replanning import Replanner
     from samullm_plugin.run.run import (
         RunSetup,
+        planner_for,
         require_resumable,
         resume_run,
         start_run,
@@ -83,7 +94,14 @@ def run(
     before = require_resumable(resume) if resume is not None else ""
     host = PluginHost.from_settings()
     loaded = find_application(host, target)
-    planner = overridden(loaded.planner, scenarios, seed, budget, no_fusion=no_fusion)
+    planner = overridden(
+        loaded.planner,
+        scenarios,
+        seed,
+        budget,
+        no_fusion=no_fusion,
+        no_prepared_starts=no_prepared_starts,
+    )
     traces: tuple[PlanTrace, ...] = ()
     found: Plan | None = None
     chosen = scheduler or planner.scheduler.type
@@ -98,7 +116,7 @@ def run(
     if name == loaded.executor.type:
         options |= loaded.executor.options
     options |= parsed_options(executor_option or [])
-    host.resolve("executor", name)
+    planner = planner_for(host.create("executor", name, dict(options)), planner)
     fused = None if stored is None else stored.fused
     instance = make_instance(host, loaded, planner, gpus=gpus, fused=fused)
     problem, simulator = instance.problem, instance.simulator(host)

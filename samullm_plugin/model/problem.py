@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from samullm_plugin.errors import InputError
@@ -158,6 +158,15 @@ class Problem:
         device_s = self.least_start_s(costs)
         return max(start_s, prepared_s + self.load_s(costs) - device_s) + device_s
 
+    def without_prepared_starts(self) -> Problem:
+        """Return the same problem with engine starts of which no part can be done ahead."""
+
+        def whole(costs: ModeCosts) -> ModeCosts:
+            return replace(costs, load=replace(costs.load, prepare_s=0.0))
+
+        costs = tuple({k: whole(c) for k, c in sizes.items()} for sizes in self.costs)
+        return replace(self, costs=costs)
+
     def with_scenarios(self, scenarios: tuple[LengthScenario, ...]) -> Problem:
         """Return the same problem with other lengths."""
-        return Problem(self.app, self.cluster, scenarios, self.costs, self.page_cache)
+        return replace(self, scenarios=scenarios)

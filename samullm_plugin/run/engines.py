@@ -81,7 +81,7 @@ class Engines:
         actual = Assignment(running.planned.node, running.planned.parallel, running.devices)
         known = self.prepared.pop(running.planned.node, None)
         if known is not None and known.assignment.parallel != running.planned.parallel:
-            self._discard(known)
+            self._discard(known.keys)
             known = None
         keys = self._new_keys(actual) if known is None else known.keys
         since_s = None if known is None else known.since_s
@@ -100,14 +100,20 @@ class Engines:
         parallel = {a.node: a.parallel for a in wanted}
         for name, known in list(self.prepared.items()):
             if parallel.get(name) != known.assignment.parallel:
-                self._discard(self.prepared.pop(name))
+                self._discard(self.prepared.pop(name).keys)
         for assignment in wanted:
             if assignment.node not in self.prepared:
-                keys = self._new_keys(assignment)
-                self.prepared[assignment.node] = PreparedEngines(assignment, keys, now_s)
-                for key, devices in zip(keys, assignment.replicas(), strict=True):
-                    self._log.add(now_s, "engine_preparing", key=key, node=assignment.node)
-                    self._executor.prepare_engine(self._spec(key, assignment, devices))
+                self._prepare(assignment, now_s)
+
+    def _prepare(self, assignment: Assignment, now_s: float) -> None:
+        """Have the engines of an assignment prepared, all of them or none."""
+        keys = self._new_keys(assignment)
+        for i, (key, devices) in enumerate(zip(keys, assignment.replicas(), strict=True)):
+            if not self._executor.prepare_engine(self._spec(key, assignment, devices)):
+                self._discard(keys[:i])
+                return
+            self._log.add(now_s, "engine_preparing", key=key, node=assignment.node)
+        self.prepared[assignment.node] = PreparedEngines(assignment, keys, now_s)
 
     def note_unprepared(self, key: str, time_s: float, reason: str) -> bool:
         """Note that preparing an engine has failed: its start begins at the beginning.
@@ -118,12 +124,12 @@ class Engines:
         for name, known in self.prepared.items():
             if key in known.keys:
                 self._log.add(time_s, "engine_preparing_failed", key=key, node=name, reason=reason)
-                self._discard(self.prepared.pop(name))
+                self._discard(self.prepared.pop(name).keys)
                 return True
         return False
 
-    def _discard(self, prepared: PreparedEngines) -> None:
-        for key in prepared.keys:
+    def _discard(self, keys: Sequence[str]) -> None:
+        for key in keys:
             self._executor.stop_engine(key)
 
     def _spec(self, key: str, assignment: Assignment, devices: tuple[int, ...]) -> EngineSpec:

@@ -191,12 +191,17 @@ class Executor(Plugin, ABC):
         If it is being prepared under this key, go on from there, on the devices named now.
         """
 
-    def prepare_engine(self, spec: EngineSpec) -> None:
+    def prepare_engine(self, spec: EngineSpec) -> bool:
         """Begin with what a replica's start needs no device for; ``spec.devices`` may be held yet.
 
         ``start_engine`` under the same key follows, or ``stop_engine`` if it is not wanted after
-        all. Whether it helps, ``can_prepare`` tells; executors that cannot ignore it.
+        all; if it fails meanwhile, a ``failed`` event and then ``stop_engine``.
+
+        Returns:
+            Whether that has begun; if not, nothing follows. Only asked if ``can_prepare``.
         """
+        del spec
+        return False
 
     @abstractmethod
     def submit(self, key: str, requests: Sequence[EngineRequest]) -> None:
