@@ -250,20 +250,18 @@ class _ForkServer:
         log: where its own output goes.
 
     Attributes:
-        platform: the same.
         process: the process.
         control: to it.
         imported: it has imported vLLM and can fork.
         fault: why it never will.
     """
 
-    kept: ClassVar[_ForkServer | None] = None
+    kept: ClassVar[dict[Platform, _ForkServer]] = {}
     keeping: ClassVar[bool] = False
     imported = False
     fault = ""
 
     def __init__(self, platform: Platform, log: IO[bytes]) -> None:
-        self.platform = platform
         ours, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(
@@ -343,9 +341,8 @@ def kept_fork_server() -> Iterator[None]:
         yield
     finally:
         _ForkServer.keeping = False
-        if _ForkServer.kept is not None:
-            _ForkServer.kept.end()
-            _ForkServer.kept = None
+        while _ForkServer.kept:
+            _ForkServer.kept.popitem()[1].end()
 
 
 class ForkLauncher(Launcher):
@@ -372,13 +369,9 @@ class ForkLauncher(Launcher):
         self.rank_processes = platform == "cpu"  # type: ignore[misc]  # by platform here
         self._log = log
         self._engines: dict[str, Launched] = {}
-        kept = _ForkServer.kept
-        if kept is not None and kept.platform == platform:
-            _ForkServer.kept = None
-            if kept.lost:
-                kept.end()
-                kept = None
-        else:
+        kept = _ForkServer.kept.pop(platform, None)
+        if kept is not None and kept.lost:
+            kept.end()
             kept = None
         self._server = kept or _ForkServer(platform, log)
 
@@ -449,11 +442,11 @@ class ForkLauncher(Launcher):
 
     def close(self) -> None:
         """End every engine, and the forking process unless it is kept."""
-        wanted = _ForkServer.keeping and _ForkServer.kept is None
+        wanted = _ForkServer.keeping and self._platform not in _ForkServer.kept
         if wanted and not self._server.lost and self._all_known():
             for launched in self._engines.values():
                 kill(launched.processes)
-            _ForkServer.kept = self._server
+            _ForkServer.kept[self._platform] = self._server
         else:
             self._server.end()
 

@@ -123,9 +123,22 @@ def _is_tracker(recorded: RecordedProcess) -> bool:
         return False
 
 
-def end_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when the thread that started it ends, or now if it has."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def end_with_parent(parent: int, *, cleaning_up: bool = False) -> None:
+    """Have the kernel end this process when the thread that started it ends, or now if it has.
+
+    Args:
+        parent: process id of whoever should have started it.
+        cleaning_up: a second later, for what this process does when it notices by itself; that it
+            may never do, if it hangs.
+    """
+    libc = ctypes.CDLL(None)
+    if cleaning_up:
+        # The handler is libc's own alarm(seconds), called with the signal's number, which is 1:
+        # nothing of Python has to run for the alarm to end the process.
+        libc.signal(signal.SIGHUP, ctypes.cast(libc.alarm, ctypes.c_void_p))
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGHUP)
+    else:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
 

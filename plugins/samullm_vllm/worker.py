@@ -332,7 +332,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run an engine over the descriptors given: its channel and the coordinator's lifeline."""
     number, lifeline = (int(a) for a in arguments)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent(os.getppid())
+    end_with_parent(os.getppid(), cleaning_up=True)
     _end_with(lifeline)
     channel = Channel(socket.socket(fileno=number))
     try:

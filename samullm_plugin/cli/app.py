@@ -40,15 +40,22 @@ COMMANDS = {
     "compare": Command("samullm_plugin.cli.compare:compare", "Plan by several schedulers."),
     "run": Command("samullm_plugin.cli.run:run", "Run an application on engines."),
     "report": Command("samullm_plugin.cli.report:report", "Show a run on one HTML page."),
+    "export": Command(
+        "samullm_plugin.cli.export:export", "Write inputs and outputs of a run as one table."
+    ),
     "simulate": Command(
         "samullm_plugin.cli.simulate:simulate", "Simulate one engine, step for step as vLLM."
     ),
     "validate": Command(
         "samullm_plugin.cli.validate:validate", "Check an application before it is planned."
     ),
+    "model": Command(
+        "samullm_plugin.cli.model:model", "Show what a model is, and on which GPUs it fits."
+    ),
     "profile": Command(
         "samullm_plugin.cli.profile:app", "Learn models from measurements, and check them."
     ),
+    "cache": Command("samullm_plugin.cli.cache:app", "Outputs that are kept for later runs."),
     "schema": Command("samullm_plugin.cli.schema:schema", "Print the JSON Schema of app.yaml."),
     "plugins": Command("samullm_plugin.cli.plugins:app", "List plugins and whether they work."),
     "collect-env": Command(

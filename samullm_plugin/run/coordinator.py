@@ -25,6 +25,7 @@ from samullm_plugin.run.log import RunLog, StageTracker
 from samullm_plugin.run.prompts import PromptBuilder
 from samullm_plugin.run.recovery import ResumePoint
 from samullm_plugin.run.request_queue import RequestQueue
+from samullm_plugin.run.reuse import Reuse
 from samullm_plugin.run.view import Replanning
 from samullm_plugin.simulator.requests import NodeInputs
 from samullm_plugin.simulator.runs import PolicyCall
@@ -77,6 +78,7 @@ class Coordinator:
         replanner: Replanning | None = None,
         options: RunOptions | None = None,
         policy: PolicyCall | None = None,
+        reuse: Reuse | None = None,
     ) -> None:
         """Prepare a run; nothing is started.
 
@@ -89,6 +91,7 @@ class Coordinator:
             resume: where to take up; None: at the beginning.
             replanner: may replace the plan; None: it is kept.
             options: limits.
+            reuse: outputs of earlier runs; None: everything is asked.
             policy: order and replicas of requests; None: first come, first served, in turn.
         """
         self.problem, self.plan, self.executor, self.log = problem, plan, executor, log
@@ -97,7 +100,7 @@ class Coordinator:
         self.rule = RunState(stage=resume.stage, finished_before=set(resume.finished_before))
         self.drained = False
         self.options = options or RunOptions()
-        self.queue = RequestQueue(self.ledger, source, log, resume.moved)
+        self.queue = RequestQueue(self.ledger, source, log, resume.moved, reuse)
         self._source, self._policy = source, policy
         self._replanner = replanner
         self._app = problem.app

@@ -73,6 +73,10 @@ class PromptBuilder(ABC):
         del node
         return f"request-{request}"
 
+    def unique_id(self, node: str, request: int) -> str:
+        """Return a name that no other request of the node has, named as in :meth:`custom_id`."""
+        return self.custom_id(node, request)
+
     def is_chat(self, node: str, request: int) -> bool:
         """Return whether a request, named as in :meth:`custom_id`, is a conversation."""
         del node, request
@@ -287,6 +291,10 @@ class TextPrompts(PromptBuilder):
 
     def custom_id(self, node: str, request: int) -> str:
         """Return the id of a request."""
+        return self._sources[self._index[node]].ids[request]
+
+    def unique_id(self, node: str, request: int) -> str:
+        """Return the id of a request; copies and samples have their number in it."""
         return self._sources[self._index[node]].ids[request]
 
     def is_chat(self, node: str, request: int) -> bool:

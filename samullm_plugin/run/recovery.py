@@ -85,7 +85,7 @@ def recover(app: Application, journal: Iterable[Mapping[str, Any]], where: str) 
                 continue
             if ledger.status[request[0]][request[1]] >= Status.FINISHED:
                 raise InputError(f"{where} line {number}: the request was settled before")
-            ledger.settle(request, _SETTLED[kind], float(record["time_s"]), _result(record))
+            ledger.settle(request, _SETTLED[kind], float(record["time_s"]), result_of(record))
             moved.pop(request, None)
         elif kind == "plan":
             found.plan = RecordReader(f"{where} line {number}").read(Plan, record["plan"])
@@ -109,7 +109,8 @@ def _moved(record: Mapping[str, Any], request: int) -> RequestOutput:
     )
 
 
-def _result(record: Mapping[str, Any]) -> Result:
+def result_of(record: Mapping[str, Any]) -> Result:
+    """Return a settled request's result as its journal record has it."""
     ids = record.get("token_ids")
     return Result(
         int(record.get("num_tokens", 0)),

@@ -12,6 +12,7 @@ from samullm_plugin.host.interfaces.moving import continued
 from samullm_plugin.run.ledger import Ledger, RequestId, Result, Status
 from samullm_plugin.run.log import RunLog
 from samullm_plugin.run.prompts import Prompt, PromptBuilder, Refused
+from samullm_plugin.run.reuse import Reuse
 from samullm_plugin.run.user_nodes import UserNodes
 
 
@@ -29,6 +30,7 @@ class RequestQueue:
         source: PromptBuilder,
         log: RunLog,
         moved: Mapping[RequestId, RequestOutput],
+        reuse: Reuse | None = None,
     ) -> None:
         """Begin with nothing admitted.
 
@@ -37,9 +39,12 @@ class RequestQueue:
             source: makes prompts.
             log: is told.
             moved: tokens that unfinished requests generated before the run was interrupted.
+            reuse: outputs of earlier runs; None: everything is asked.
         """
         self.ledger, self.changed = ledger, False
         self._source, self._log, self._moved = source, log, moved
+        self._reuse = reuse
+        self._keys: dict[RequestId, bytes] = {}
         self._users = UserNodes(ledger.app)
         self._left = {
             name: int((ledger.status[i][part.rows] < Status.FINISHED).sum())
@@ -77,6 +82,9 @@ class RequestQueue:
                 continue
             decision = self._decide(request)
             if isinstance(decision, Prompt):
+                if (found := self._answered(request, decision)) is not None:
+                    waiting.extend(self._note(request, Status.FINISHED, now_s, found, reused=True))
+                    continue
                 self.ledger.status[node][r] = Status.READY
                 self._requests[request] = self._engine_request(request, decision)
                 self._queue[node].append(r)
@@ -85,6 +93,13 @@ class RequestQueue:
             else:
                 result = Result(finish_reason="error", error=decision.reason)
                 waiting.extend(self._note(request, Status.FAILED, now_s, result))
+
+    def _answered(self, request: RequestId, prompt: Prompt) -> Result | None:
+        """Return the output of an equal request of an earlier run."""
+        if self._reuse is None:
+            return None
+        self._keys[request] = self._reuse.key(request, self._engine_request(request, prompt))
+        return self._reuse.find(request, self._keys[request])
 
     def _decide(self, request: RequestId) -> Prompt | Refused | None:
         inputs = self.ledger.inputs(request)
@@ -181,7 +196,13 @@ class RequestQueue:
         self._queue[node].append(output.request)
 
     def _note(
-        self, request: RequestId, status: Status, time_s: float, result: Result
+        self,
+        request: RequestId,
+        status: Status,
+        time_s: float,
+        result: Result,
+        *,
+        reused: bool = False,
     ) -> list[RequestId]:
         """Write a settled request down; return the requests that have all their inputs now."""
         name, index = self._users.written(request)
@@ -196,6 +217,13 @@ class RequestQueue:
                 "stop_reason": result.stop_reason,
             }
             fields = {k: v for k, v in fields.items() if v is not None}
+            key = self._keys.pop(request, None)
+            if self._reuse is not None and key is not None:
+                if reused:
+                    fields["reused"] = True
+                else:
+                    self._reuse.keep(request, key, fields, result)
+                fields["key"] = key.hex()
         elif status is Status.FAILED:
             fields["error"] = result.error
         self._log.add(time_s, status.name.lower(), **fields)

@@ -29,6 +29,7 @@ from samullm_plugin.planning.records import to_record
 from samullm_plugin.rules.verify import require_valid
 from samullm_plugin.run.coordinator import Coordinator, RunOptions
 from samullm_plugin.run.forecast import FORECAST_FILE, forecast_record, forecast_run
+from samullm_plugin.run.joined import check_output, live_table
 from samullm_plugin.run.journal import Journal, read_journal
 from samullm_plugin.run.ledger import Ledger
 from samullm_plugin.run.log import RunLog
@@ -45,6 +46,8 @@ from samullm_plugin.run.prompts import (
     TokenPrompts,
 )
 from samullm_plugin.run.recovery import ResumePoint, recover
+from samullm_plugin.run.reuse import NO_REUSE, ReuseOptions, opened_reuse
+from samullm_plugin.run.rows import write_layout
 from samullm_plugin.run.rundir import RunDirectory, fingerprint
 from samullm_plugin.run.signals import defer_signals
 from samullm_plugin.run.trace import trace_json
@@ -74,6 +77,8 @@ class RunSetup:
         truth: output lengths (its first length scenario) and, on executors that imitate engines,
             costs that hold in this run. Engines that compute get prompts of random tokens and
             generate as much. None: imitated lengths are drawn, others are the engines' affair.
+        reuse: where outputs of equal requests are looked for.
+        remaining: the problem without what is found there, as it was planned; None: all of it.
     """
 
     host: PluginHost
@@ -87,6 +92,8 @@ class RunSetup:
     listener: Listener | None = None
     on_start: Callable[[Coordinator], None] | None = None
     truth: Problem | None = None
+    reuse: ReuseOptions = NO_REUSE
+    remaining: Problem | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +138,8 @@ def start_run(setup: RunSetup, plan: Plan, scheduler: str = "") -> RunOutcome:
     }
     directory = RunDirectory.create(setup.directory, fingerprint_of(setup.loaded), facts)
     try:
-        if setup.loaded.path is not None:
+        write_layout(setup.directory, setup.loaded)
+        if setup.loaded.path is not None and setup.loaded.path.is_file():
             shutil.copyfile(setup.loaded.path, setup.directory / "app.yaml")
         write_plan(
             setup.directory / "plan.json",
@@ -233,21 +241,27 @@ def _run(
     resume: ResumePoint,
 ) -> Coordinator:
     """Run on an open executor; return the coordinator after the run."""
-    coordinator = Coordinator(
-        setup.instance.problem,
-        plan,
-        executor,
-        source,
-        log,
-        resume=resume,
-        replanner=setup.replanner,
-        options=setup.options,
-        policy=_policy(setup),
-    )
-    log.add_listener(_output_writer(directory, coordinator.ledger, source))
-    if setup.on_start is not None:
-        setup.on_start(coordinator)
-    coordinator.run()
+    app = setup.instance.problem.app
+    with opened_reuse(setup.reuse, executor.engine_version(), setup.loaded, app) as reuse:
+        coordinator = Coordinator(
+            setup.instance.problem,
+            plan,
+            executor,
+            source,
+            log,
+            resume=resume,
+            replanner=setup.replanner,
+            options=setup.options,
+            policy=_policy(setup),
+            reuse=reuse,
+        )
+        log.add_listener(_output_writer(directory, coordinator.ledger, source))
+        if setup.on_start is not None:
+            setup.on_start(coordinator)
+        with live_table(setup.loaded, setup.directory) as table:
+            coordinator.run()
+            if table is not None and not coordinator.drained:
+                table.complete = True
     return coordinator
 
 
@@ -302,6 +316,7 @@ def _prepared(setup: RunSetup) -> tuple[Executor, PromptBuilder]:
     executor = setup.host.create("executor", setup.executor, dict(setup.executor_options))
     planner_for(executor, setup.instance.planner)
     executor.check([n.model for n in setup.loaded.app.nodes])
+    check_output(setup.loaded)
     if not imitates(executor):
         if setup.truth is not None:
             seed = setup.instance.planner.seed
@@ -347,7 +362,7 @@ def hidden_truth(setup: RunSetup) -> Problem:
 
 def planned_trace(setup: RunSetup, plan: Plan) -> PlanTrace:
     """Return the plan's simulation in the length scenario nearest to the mean makespan."""
-    problem = setup.instance.problem
+    problem = setup.remaining or setup.instance.problem
     traces = PlanSimulator(problem, policy=_policy(setup)).simulate(plan)
     makespans = np.array([t.makespan_s for t in traces])
     return traces[int(np.argmin(np.abs(makespans - makespans.mean())))]

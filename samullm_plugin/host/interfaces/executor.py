@@ -165,6 +165,14 @@ class Executor(Plugin, ABC):
         """
         del truth
 
+    def engine_version(self) -> str | None:
+        """Return what generates outputs, and its version, such as ``vllm 0.32.0``.
+
+        Outputs are kept for later runs under it. None: they are not, as with executors that model
+        engines instead of computing.
+        """
+        return None
+
     def check(self, models: Sequence[ModelSpec]) -> None:
         """Refuse models that cannot be run here, before anything is started.
 
