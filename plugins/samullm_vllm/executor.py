@@ -242,6 +242,10 @@ class ProcessExecutor(Executor):
         """Return how many tokens each unfinished request has generated, as last heard."""
         return {r: len(ids) for r, ids in self._replica(key).tokens.items()}
 
+    def start_parts(self, key: str) -> Mapping[str, float]:
+        """Return the seconds of a ready replica's start by part."""
+        return self._replica(key).start_parts
+
     def take_steps(self, key: str) -> tuple[StepTable, Floats] | None:
         """Return the iterations a replica has run since the last call, and their seconds."""
         steps, seconds = self._replica(key).take_steps()

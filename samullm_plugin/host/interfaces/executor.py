@@ -244,6 +244,11 @@ class Executor(Plugin, ABC):
         """
         return None
 
+    def start_parts(self, key: str) -> Mapping[str, float]:
+        """Return the seconds of a ready replica's start by part, in their order, if known."""
+        del key
+        return {}
+
     def figures(self) -> Mapping[str, float]:
         """Return what the executor has measured of itself, for ``metrics.json``."""
         return {}
