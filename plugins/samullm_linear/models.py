@@ -25,6 +25,7 @@ from samullm_plugin.profiling.assumed import CPU_LOADING, LOADING, assumed_laten
 from samullm_plugin.profiling.assumed_memory import assumed_pool_tokens
 from samullm_plugin.profiling.book import LatencyBook
 from samullm_plugin.profiling.latency_book import architecture_of, latency_book
+from samullm_plugin.profiling.loading import PROCESS_BYTES
 from samullm_plugin.profiling.memory import (
     BatchLimits,
     kv_cache_pool_tokens,
@@ -228,6 +229,7 @@ class Linear(LatencyModel):
         devices = tensor_parallel_size * pipeline_parallel_size
         start = profile.start(name, devices) if pipeline_parallel_size == 1 else None
         warm = None if start is None else start.warm_s
+        prepare = None if start is None else start.prepare_s
         loading = profile.load_model()
         if architecture is None or loading is None:
             if warm is None:
@@ -235,10 +237,16 @@ class Linear(LatencyModel):
                     f"model {model.name}: its start at tensor-parallel size {tensor_parallel_size} "
                     "was not recorded; give its architecture, and a profile with recorded starts"
                 )
-            return LoadTimes(warm_s=warm, cold_s=warm)
+            weights = 0.0 if architecture is None else architecture.weight_bytes
+            return LoadTimes(
+                warm_s=warm,
+                cold_s=warm,
+                prepare_s=min(prepare or 0.0, warm),
+                prepared_bytes=weights + PROCESS_BYTES,
+            )
         if self._options.disk_bytes_per_s is not None:
             loading = replace(loading, disk_bytes_per_s=self._options.disk_bytes_per_s)
-        return loading.times(architecture.weight_bytes, devices, warm_s=warm)
+        return loading.times(architecture.weight_bytes, devices, warm_s=warm, prepare_s=prepare)
 
     def _profile(self, gpu: Gpu) -> Profile:
         """Return the profile of a device.
