@@ -169,8 +169,8 @@ def _show(text: str, rows: Sequence[EngineRow], rounds: int) -> None:
             _median(r.load_s),
             None if r.idle_share is None else f"{100 * r.idle_share.median:.1f} %",
             f"{r.planning_s:.2f}",
-            speedup(r.speedup_max and r.speedup_max.median),
-            speedup(r.speedup_min and r.speedup_min.median),
+            speedup(_middle(r.speedup_max)),
+            speedup(_middle(r.speedup_min)),
             *(_median(r.figures.get(name)) for name in figures),
         )
         for r in rows
@@ -204,7 +204,7 @@ def _show_summary(rows: Sequence[EngineRow], schedulers: Sequence[str]) -> None:
         )
     table.append(
         ("all", _percent(mean_error_pct(rows)), _percent(mean_error_pct(rows, foreseen=True)))
-        + (None,) * 4
+        + ("-",) * 4
     )
     columns = (
         "scheduler", "mean error of planned", "on true lengths", "median vs max", "worst vs max",
@@ -249,3 +249,7 @@ def _median(spread: Spread | None) -> str | None:
 
 def _range(spread: Spread | None) -> str | None:
     return None if spread is None else f"{spread.least:.1f}-{spread.most:.1f}"
+
+
+def _middle(spread: Spread | None) -> float | None:
+    return None if spread is None else spread.median
