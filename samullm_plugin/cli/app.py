@@ -99,9 +99,7 @@ def _main(arguments: Sequence[str]) -> int:
         quiet="quiet" in flags,
     )
     try:
-        code = typer.main.get_command(app).main(
-            args=words or ["--help"], prog_name="samullm", standalone_mode=False
-        )
+        code = _run(words or ["--help"])
         sys.stdout.flush()
     except BrokenPipeError:
         discard(sys.stdout)  # whoever read the output has left
@@ -117,6 +115,16 @@ def _main(arguments: Sequence[str]) -> int:
         if isinstance(error, OSError) and error.filename is None:
             discard(sys.stdout)
     return code if isinstance(code, int) else 0
+
+
+def _run(words: list[str]) -> object:
+    """Run the command that the words name; return what it returns, or the code it ends with."""
+    commands = typer.main.get_command(app)
+    try:
+        with commands.make_context("samullm", words) as context:
+            return commands.invoke(context)
+    except typer.Exit as end:
+        return end.exit_code
 
 
 def _split_flags(arguments: Sequence[str]) -> tuple[set[str], list[str]]:
