@@ -11,7 +11,7 @@ from samullm_plugin.host.interfaces.executor import RequestOutput
 from samullm_plugin.model.application import Application
 from samullm_plugin.model.logprobs import TokenLogprob
 from samullm_plugin.model.plan import Plan
-from samullm_plugin.planning.records import RecordReader
+from samullm_plugin.planning.records import read_record
 from samullm_plugin.run.ledger import Ledger, RequestId, Result, Status
 from samullm_plugin.run.log import BULKY, without_retried
 from samullm_plugin.run.user_nodes import UserNodes
@@ -102,7 +102,8 @@ def recover(app: Application, journal: Iterable[Mapping[str, Any]], where: str) 
             ledger.settle(request, _SETTLED[kind], float(record["time_s"]), result_of(record))
             moved.pop(request, None)
         elif kind == "plan":
-            found.begin_plan(RecordReader(f"{where} line {number}").read(Plan, record["plan"]))
+            place = f"{where} line {number}: plan"
+            found.begin_plan(read_record(Plan, record["plan"], place))
         elif kind == "retry":
             found.reopen_failed()
             found.records[:] = without_retried(found.records)
