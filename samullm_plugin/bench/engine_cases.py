@@ -22,7 +22,8 @@ from samullm_plugin.model.problem import Problem
 from samullm_plugin.planning.applications import find_application
 from samullm_plugin.planning.building import sample_scenarios
 from samullm_plugin.planning.instances import Instance, cluster_of, make_instance
-from samullm_plugin.run.run import fingerprint_of, imitates
+from samullm_plugin.run.identity import identity_of
+from samullm_plugin.run.run import imitates
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,7 @@ class CaseBuilder:
         instance = make_instance(self.host, loaded, planner, gpus=settings.gpus)
         key = digest(
             text,
-            fingerprint_of(loaded),
+            identity_of(loaded),
             asdict(replace(settings, rounds=0, profile=None)),
             planner.model_dump(exclude={"latency_model"}),
             instance.problem.app.fused,
