@@ -110,12 +110,21 @@ class Assembly:
         return found
 
     def _build(self) -> tuple[Application, tuple[NodeSource, ...]]:
-        for index in self._order():
+        order = self._order()
+        for index in order:
             self._fill(index)
+        tables = {}
+        for index in order:
+            draft = self.nodes[index]
+            for request in draft.requests:
+                request.blocked = any(
+                    self.nodes[w.node].requests[w.request].is_out for w in request.waits
+                )
+            tables[index], notes = request_table(draft, self._where(draft), self.count_tokens)
+            self.notes += notes
         nodes, sources = [], []
         for index, draft in enumerate(self.nodes):
-            table, notes = request_table(draft, self._where(draft), self.count_tokens)
-            self.notes += notes
+            table = tables[index]
             nodes.append(ModelNode(draft.name, draft.model, table, draft.section.task))
             sources.append(self._source(index))
         self._number_prefixes(nodes)

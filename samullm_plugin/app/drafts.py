@@ -31,7 +31,21 @@ class Wait:
 
 @dataclass(slots=True)
 class Draft:
-    """One request before it becomes a row of a table."""
+    """One request before it becomes a row of a table.
+
+    Attributes:
+        id: unique in its node.
+        item: line of the requests file it comes from.
+        fields: of the line.
+        line: the line, if it is one.
+        waits: outputs it waits for.
+        probability: that it is needed.
+        choice: number of the router's decision it is an alternative of; -1: none.
+        gate: number of the filter's decision it depends on; -1: none.
+        sample: which output of its line it is, from 0.
+        error: why it cannot be asked.
+        blocked: it waits for a request that cannot be asked.
+    """
 
     id: str
     item: str
@@ -43,6 +57,12 @@ class Draft:
     gate: int = -1
     sample: int = 0
     error: str | None = None
+    blocked: bool = False
+
+    @property
+    def is_out(self) -> bool:
+        """Whether it will not be asked: it is a bad row, or waits for one."""
+        return self.blocked or self.error is not None
 
     def where(self, node: str) -> str:
         """Return where the request was written, for messages."""

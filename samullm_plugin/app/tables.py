@@ -31,13 +31,15 @@ def request_table(
     prompts = [_checked_tokens(node, r, counting) for r in node.requests]
     table = RequestTable.of(
         prompts,
-        [1 if r.error else _max_tokens(node, r, where) for r in node.requests],
+        [1 if r.is_out else _max_tokens(node, r, where) for r in node.requests],
         [[(w.node, w.request) for w in r.waits] for r in node.requests],
-        probability=np.array([0.0 if r.error else r.probability for r in node.requests]),
+        probability=np.array([0.0 if r.is_out else r.probability for r in node.requests]),
         choice=np.array([r.choice for r in node.requests], np.int64),
         gate=np.array([r.gate for r in node.requests], np.int64),
         prefix_id=np.full(len(prompts), -1, np.int64),
-        prefix_tokens=np.array([_prefix_tokens(node, r) for r in node.requests], np.int64),
+        prefix_tokens=np.array(
+            [0 if r.is_out else _prefix_tokens(node, r) for r in node.requests], np.int64
+        ),
     )
     labels = [bool(w.label) for r in node.requests for w in r.waits]
     table.input_in_prompt[:] = np.array(labels, bool)
@@ -61,7 +63,7 @@ def _checked_tokens(node: NodeDraft, request: Draft, counting: _Counting) -> int
     Only a length that is known refuses a prompt as too long; an estimate is cut to what fits, and
     the engine decides.
     """
-    if request.error is not None:
+    if request.is_out:
         return 1
     before = counting.estimated
     try:
@@ -124,7 +126,7 @@ class _Counting:
         self._constant: int | None = section.template_tokens
         if section.prompt is not None:
             known = {"prompt", "previous", "inputs", *self.labels}
-            for request in [r for r in node.requests if r.error is None][:1]:
+            for request in [r for r in node.requests if not r.is_out][:1]:
                 plain = {v for v in self.variables if "." not in v}
                 for name in sorted(plain - known - set(request.fields)):
                     raise InputError(

@@ -87,33 +87,48 @@ def recover(app: Application, journal: Iterable[Mapping[str, Any]], where: str) 
     found = Recovered(resume)
     users = UserNodes(app)
     for number, record in enumerate(journal, 1):
-        resume.clock_s = max(resume.clock_s, float(record["time_s"]))
-        kind = record["kind"]
-        found.records.append({k: v for k, v in record.items() if k not in BULKY})
-        if kind in _SETTLED or kind == "moved":
-            request = users.planned(record["node"], int(record["request"]))
-            if request is None:
-                raise InputError(f"{where} line {number}: there is no such request")
-            if kind == "moved":
-                moved[request] = _moved(record, request[1])
-                continue
-            if ledger.status[request[0]][request[1]] >= Status.FINISHED:
-                raise InputError(f"{where} line {number}: the request was settled before")
-            ledger.settle(request, _SETTLED[kind], float(record["time_s"]), result_of(record))
-            moved.pop(request, None)
-        elif kind == "plan":
-            place = f"{where} line {number}: plan"
-            found.begin_plan(read_record(Plan, record["plan"], place))
-        elif kind == "retry":
-            found.reopen_failed()
-            found.records[:] = without_retried(found.records)
-        elif kind == "stage":
-            resume.stage, resume.stages_run = int(record["stage"]), int(record["number"])
-            resume.finished_before = frozenset(
-                n.name for i, n in enumerate(app.nodes) if ledger.settled(i)
-            )
+        place = f"{where} line {number}"
+        try:
+            _replay(record, found, users, moved, place)
+        except (KeyError, TypeError, ValueError, OverflowError, IndexError) as error:
+            raise InputError(f"{place}: is damaged: {error!r}") from error
     found.finished = ledger.all_settled
     return found
+
+
+def _replay(
+    record: Mapping[str, Any],
+    found: Recovered,
+    users: UserNodes,
+    moved: dict[RequestId, RequestOutput],
+    where: str,
+) -> None:
+    """Take one record in."""
+    resume, ledger = found.resume, found.resume.ledger
+    resume.clock_s = max(resume.clock_s, float(record["time_s"]))
+    kind = record["kind"]
+    found.records.append({k: v for k, v in record.items() if k not in BULKY})
+    if kind in _SETTLED or kind == "moved":
+        request = users.planned(record["node"], int(record["request"]))
+        if request is None:
+            raise InputError(f"{where}: there is no such request")
+        if kind == "moved":
+            moved[request] = _moved(record, request[1])
+            return
+        if ledger.status[request[0]][request[1]] >= Status.FINISHED:
+            raise InputError(f"{where}: the request was settled before")
+        ledger.settle(request, _SETTLED[kind], float(record["time_s"]), result_of(record))
+        moved.pop(request, None)
+    elif kind == "plan":
+        found.begin_plan(read_record(Plan, record["plan"], f"{where}: plan"))
+    elif kind == "retry":
+        found.reopen_failed()
+        found.records[:] = without_retried(found.records)
+    elif kind == "stage":
+        resume.stage, resume.stages_run = int(record["stage"]), int(record["number"])
+        resume.finished_before = frozenset(
+            n.name for i, n in enumerate(ledger.app.nodes) if ledger.settled(i)
+        )
 
 
 def _moved(record: Mapping[str, Any], request: int) -> RequestOutput:
