@@ -35,6 +35,8 @@ COMPILED_MODULES = (
     "engine/schedule.py",
     "engine/outcome.py",
     "engine/loop.py",
+    "engine/kv_groups.py",
+    "engine/batch_queue.py",
     "model/latency.py",
 )
 
