@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from samullm_plugin.errors import InputError
+from samullm_plugin.files import save
 from samullm_plugin.model.architecture import ModelArchitecture
 from samullm_plugin.model.kv_cache import KvCacheLayers
 from samullm_plugin.model.latency import CURVES, Curve, StepLatency
@@ -273,10 +274,7 @@ def write_profile(profile: Profile, path: Path) -> None:
             lines.append(f'"{key}": [\n{rows}\n]')
         else:
             lines.append(f'"{key}": {_compact(value)}')
-    try:
-        path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+    save(path, [("{\n" + ",\n".join(lines) + "\n}\n").encode()])
 
 
 @cache

@@ -10,16 +10,15 @@ dropped when the journal is read or opened again.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic_core import to_json
-
 from samullm_plugin.errors import InputError, RunError
+from samullm_plugin.files import parse_json, sync_file, to_json
 
 Record = Mapping[str, Any]
 
@@ -38,7 +37,8 @@ class Journal:
         self._interval_s = sync_interval_s
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._size = _whole_lines(self._fd)
-        os.ftruncate(self._fd, self._size)
+        if os.fstat(self._fd).st_size > self._size:
+            os.ftruncate(self._fd, self._size)
         os.lseek(self._fd, self._size, os.SEEK_SET)
         self._synced_at = time.monotonic()
         self._dirty = False
@@ -49,7 +49,7 @@ class Journal:
         Raises:
             RunError: if the disk is full or fails, with the remedy.
         """
-        data = b"".join(to_json(record, inf_nan_mode="null") + b"\n" for record in records)
+        data = b"".join(to_json(record) + b"\n" for record in records)
         if not data:
             return
         try:
@@ -57,8 +57,9 @@ class Journal:
             while written < len(data):
                 written += os.write(self._fd, data[written:])
         except OSError as error:
-            os.ftruncate(self._fd, self._size)
-            os.lseek(self._fd, self._size, os.SEEK_SET)
+            with suppress(OSError):  # a torn line is dropped when the journal is opened again
+                os.ftruncate(self._fd, self._size)
+                os.lseek(self._fd, self._size, os.SEEK_SET)
             raise disk_error(self.path, error) from error
         self._size += len(data)
         self._dirty = True
@@ -73,7 +74,7 @@ class Journal:
         """
         if self._dirty:
             try:
-                os.fdatasync(self._fd)
+                sync_file(self._fd)
             except OSError as error:
                 raise disk_error(self.path, error) from error
             self._dirty = False
@@ -101,7 +102,7 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
             if not line.endswith(b"\n"):
                 return
             try:
-                record = json.loads(line)
+                record = parse_json(line)
             except ValueError as error:
                 raise InputError(
                     f"{path} line {number}: is not JSON; the journal was damaged after it had been "
@@ -112,12 +113,16 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
 
 def disk_error(path: Path, error: OSError) -> RunError:
     """Return what to tell the user about a write that failed."""
+    folder = path.parent.parent if path.parent.name == "outputs" else path.parent
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return RunError(
             f"{path}: {error.strerror}; what is in the journal is safe: make room and continue "
-            f"with --resume {path.parent}"
+            f"with --resume {folder}"
         )
-    return RunError(f"{path}: cannot be written: {error.strerror}")
+    return RunError(
+        f"{path}: cannot be written: {error.strerror}; what is in the journal is safe: once it can "
+        f"be, continue with --resume {folder}"
+    )
 
 
 def _whole_lines(fd: int) -> int:

@@ -28,6 +28,7 @@ class Prompt:
         text: the prompt, if the engine is to tokenise it.
         messages: the prompt as chat messages for the model's chat template.
         sampling: vLLM sampling parameters by name.
+        chat: what the chat template is told.
         output_tokens: what it will generate, for executors that model engines; else None.
     """
 
@@ -37,6 +38,7 @@ class Prompt:
     text: str | None = None
     messages: tuple[Mapping[str, object], ...] | None = None
     sampling: Mapping[str, object] = field(default_factory=dict)
+    chat: Mapping[str, object] = field(default_factory=dict)
     output_tokens: int | None = None
 
 
@@ -63,6 +65,11 @@ class PromptBuilder(ABC):
         del node
         return None
 
+    def sample(self, node: str, request: int) -> int:
+        """Return which of its line's outputs a request is, from 0."""
+        del node, request
+        return 0
+
     def custom_id(self, node: str, request: int) -> str:
         """Return the name of a request in the outputs.
 
@@ -76,6 +83,16 @@ class PromptBuilder(ABC):
     def unique_id(self, node: str, request: int) -> str:
         """Return a name that no other request of the node has, named as in :meth:`custom_id`."""
         return self.custom_id(node, request)
+
+    def sample_text(self, request: RequestId, num_tokens: int) -> str | None:
+        """Return what stands for an output that was only modelled; None: nothing.
+
+        Args:
+            request: as it is planned.
+            num_tokens: its length.
+        """
+        del request, num_tokens
+        return None
 
     def is_chat(self, node: str, request: int) -> bool:
         """Return whether a request, named as in :meth:`custom_id`, is a conversation."""
@@ -196,6 +213,11 @@ class TextPrompts(PromptBuilder):
         node, part = self._users.parts[self._names[written[0]]]
         return node, part.start + written[1]
 
+    def refusal(self, planned: RequestId) -> str | None:
+        """Return why a request cannot be asked; None if it can."""
+        node, r = self._written(planned)
+        return self._sources[node].refused.get(r)
+
     def _output(self, request: RequestId, ledger: Ledger) -> Result | None:
         """Return what a request generated; None if it has not finished."""
         i, q = self._planned(request)
@@ -209,6 +231,8 @@ class TextPrompts(PromptBuilder):
             ledger: the results.
         """
         node, r = self._written(request)
+        if (why := self._sources[node].refused.get(r)) is not None:
+            return Refused(why)
         inputs = [self._written(planned) for planned in ledger.inputs(request)]
         dropped = self._dropped(inputs, ledger)
         for s in {i for i, _ in inputs}:
@@ -265,6 +289,7 @@ class TextPrompts(PromptBuilder):
             text=text,
             messages=None if messages is None else tuple(messages),
             sampling=sampling,
+            chat=source.request_chat.get(r, {}),
         )
 
     def _dropped(self, inputs: Sequence[RequestId], ledger: Ledger) -> set[RequestId]:
@@ -291,7 +316,14 @@ class TextPrompts(PromptBuilder):
 
     def custom_id(self, node: str, request: int) -> str:
         """Return the id of a request."""
-        return self._sources[self._index[node]].ids[request]
+        source = self._sources[self._index[node]]
+        name = source.ids[request]
+        sampled = request in source.samples or request + 1 in source.samples
+        return name.rpartition("#")[0] if sampled else name
+
+    def sample(self, node: str, request: int) -> int:
+        """Return which of its line's outputs a request is."""
+        return self._sources[self._index[node]].samples.get(request, 0)
 
     def unique_id(self, node: str, request: int) -> str:
         """Return the id of a request; copies and samples have their number in it."""
@@ -301,3 +333,54 @@ class TextPrompts(PromptBuilder):
         """Return whether a request is a conversation."""
         source = self._sources[self._index[node]]
         return source.chat or bool(source.own_prompt and source.fields[request].get("messages"))
+
+
+class SampledPrompts(LengthPrompts):
+    """Requests of an application with texts on executors that model engines.
+
+    Lengths, routers and filters are as the truth has them; ids are the application's, and outputs
+    are sample texts, so that everything behind a run (tables, reports) can be tried.
+    """
+
+    def __init__(
+        self,
+        truth: LengthScenario,
+        loaded: LoadedApplication,
+        app: Application,
+    ) -> None:
+        """Keep what is true.
+
+        Args:
+            truth: output lengths, 0 where a request is not taken.
+            loaded: the application as its user wrote it.
+            app: the same as it is planned.
+        """
+        super().__init__(truth)
+        self._texts, self._written = TextPrompts(loaded, app), UserNodes(app)
+
+    def prepare(self, request: RequestId, ledger: Ledger) -> Prompt | Refused | None:
+        """Return the lengths of a request, if it can be asked."""
+        if (why := self._texts.refusal(request)) is not None:
+            return Refused(why)
+        return super().prepare(request, ledger)
+
+    def sample_text(self, request: RequestId, num_tokens: int) -> str | None:
+        """Return a text that says which output it stands for."""
+        node, index = self._written.written(request)
+        return f"⟨{num_tokens} tokens of {node} for {self._texts.unique_id(node, index)}⟩"
+
+    def custom_id(self, node: str, request: int) -> str:
+        """Return the id of a request."""
+        return self._texts.custom_id(node, request)
+
+    def unique_id(self, node: str, request: int) -> str:
+        """Return the id of a request; copies and samples have their number in it."""
+        return self._texts.unique_id(node, request)
+
+    def is_chat(self, node: str, request: int) -> bool:
+        """Return whether a request is a conversation."""
+        return self._texts.is_chat(node, request)
+
+    def sample(self, node: str, request: int) -> int:
+        """Return which of its line's outputs a request is."""
+        return self._texts.sample(node, request)

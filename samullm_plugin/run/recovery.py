@@ -9,6 +9,7 @@ from typing import Any
 from samullm_plugin.errors import InputError
 from samullm_plugin.host.interfaces.executor import RequestOutput
 from samullm_plugin.model.application import Application
+from samullm_plugin.model.logprobs import TokenLogprob
 from samullm_plugin.model.plan import Plan
 from samullm_plugin.planning.records import RecordReader
 from samullm_plugin.run.ledger import Ledger, RequestId, Result, Status
@@ -106,6 +107,7 @@ def _moved(record: Mapping[str, Any], request: int) -> RequestOutput:
         int(record["num_tokens"]),
         None if ids is None else tuple(ids),
         prompt_token_ids=None if prompt is None else tuple(prompt),
+        logprobs=_logprobs(record.get("logprobs")),
     )
 
 
@@ -120,4 +122,13 @@ def result_of(record: Mapping[str, Any]) -> Result:
         None if ids is None else tuple(ids),
         record.get("error"),
         record.get("stop_reason"),
+        _logprobs(record.get("logprobs")),
+        _logprobs(record.get("prompt_logprobs")),
     )
+
+
+def _logprobs(rows: Any) -> Any:
+    """Return log probabilities as they were before they were written."""
+    if rows is None:
+        return None
+    return tuple(None if r is None else tuple(TokenLogprob(*t) for t in r) for r in rows)

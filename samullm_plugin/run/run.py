@@ -41,13 +41,14 @@ from samullm_plugin.run.outputs import write_outputs
 from samullm_plugin.run.prompts import (
     LengthPrompts,
     PromptBuilder,
+    SampledPrompts,
     TextPrompts,
     TokenPrompts,
 )
 from samullm_plugin.run.recovery import ResumePoint, recover
 from samullm_plugin.run.reuse import NO_REUSE, ReuseOptions, opened_reuse
 from samullm_plugin.run.rows import write_layout
-from samullm_plugin.run.rundir import RunDirectory, fingerprint
+from samullm_plugin.run.rundir import RunDirectory, fingerprint, read_facts
 from samullm_plugin.run.signals import defer_signals
 from samullm_plugin.run.trace import trace_json
 from samullm_plugin.run.user_nodes import UserNodes
@@ -322,7 +323,10 @@ def _prepared(setup: RunSetup) -> tuple[Executor, PromptBuilder]:
         return executor, TextPrompts(setup.loaded, setup.instance.problem.app)
     truth = setup.truth or hidden_truth(setup)
     executor.imitate(truth)
-    return executor, LengthPrompts(truth.scenarios[0])
+    if setup.loaded.sources is None:
+        return executor, LengthPrompts(truth.scenarios[0])
+    app = setup.instance.problem.app
+    return executor, SampledPrompts(truth.scenarios[0], setup.loaded, app)
 
 
 def imitates(executor: Executor) -> bool:
@@ -389,12 +393,4 @@ def require_resumable(directory: Path) -> str:
     Raises:
         InputError: if the folder holds no run.
     """
-    import json
-
-    try:
-        facts = json.loads((directory / "run.json").read_text())
-    except FileNotFoundError as error:
-        raise InputError(f"--resume {directory}: holds no run (there is no run.json)") from error
-    except ValueError as error:
-        raise InputError(f"--resume {directory}: run.json is not JSON: {error}") from error
-    return str(facts.get("executor", ""))
+    return str(read_facts(directory).get("executor", ""))
