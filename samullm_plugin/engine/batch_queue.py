@@ -1,9 +1,9 @@
 """The loop for engines with several batches in flight or several KV cache groups.
 
 It follows vLLM request by request: ``step_with_batch_queue`` in vllm/v1/engine/core.py,
-``schedule`` and ``update_from_output`` in vllm/v1/core/sched/scheduler.py and async_scheduler.py. With pipeline
-parallelism a batch goes through the stages one after the other while the next ones follow; a batch
-takes the same seconds in every stage.
+``schedule`` and ``update_from_output`` in vllm/v1/core/sched/scheduler.py and async_scheduler.py.
+With pipeline parallelism a batch goes through the stages one after the other while the next ones
+follow; a batch takes the same seconds in every stage.
 """
 
 from __future__ import annotations
@@ -78,7 +78,11 @@ def schedule_running_tracked(
     groups: Array, held: Array, group_table: Array, chain: Array, prompt_hash: Array,
     preempted: Array, threshold: int,
 ) -> Any:  # fmt: skip
-    """Schedule the running list in order, preempting where blocks run out; return the tokens left."""
+    """Schedule the running list in order, preempting where blocks run out.
+
+    Returns:
+        The tokens left of the budget.
+    """
     budget = s.max_num_batched_tokens
     i = s.running_head
     while i >= 0:

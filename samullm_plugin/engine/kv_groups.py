@@ -1,8 +1,8 @@
 """Block tables of several KV cache groups that draw from one pool.
 
-The rules are those of vllm/v1/core/single_type_kv_cache_manager.py and kv_cache_coordinator.py: what
-a window or a chunk has left behind is freed before a sequence gets more; prefix caching finds what
-all groups have in common. ``held`` has what each group holds of each running slot; the blocks
+The rules are those of vllm/v1/core/single_type_kv_cache_manager.py and kv_cache_coordinator.py:
+what a window or a chunk has left behind is freed before a sequence gets more; prefix caching finds
+what all groups have in common. ``held`` has what each group holds of each running slot; the blocks
 themselves are in ``group_table``, block 0 (the null block) where one was given up. The last slot of
 both is for the request at hand that does not run yet.
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 
 import numpy as np
@@ -129,11 +129,9 @@ class EngineState:
 
     def copy(self) -> EngineState:
         """Return a state to come back to; what a run only reads or appends to is shared."""
-        return EngineState(
-            *(
-                value if name in _SHARED else value.copy()
-                for name, value in ((n, getattr(self, n)) for n in _ARGUMENTS)
-            ),
+        return replace(
+            self,
+            **{name: getattr(self, name).copy() for name in _ARGUMENTS if name not in _SHARED},
             queue=None if self.queue is None else self.queue.copy(),
         )
 
@@ -237,7 +235,7 @@ def make_state(
 
 
 def _hash_block(config: EngineConfig) -> int:
-    """Return the tokens of which prefix caching keeps hashes: what all block sizes have in common."""
+    """Return the tokens of which prefix caching keeps hashes: they divide all block sizes."""
     return math.gcd(*(g.block_size for g in config.groups))
 
 

@@ -69,15 +69,21 @@ class EngineConfig:
         kinds = {g.kind for g in self.kv_cache_groups}
         if self.enable_prefix_caching and "mamba" in kinds:
             raise InputError(
-                "engine: enable_prefix_caching is not simulated for models with state-space layers; "
-                "turn it off"
+                "engine: enable_prefix_caching is not simulated for models with state-space "
+                "layers; turn it off"
             )
-        if self.enable_prefix_caching and "chunked_local" in kinds:
-            if len({g.block_size for g in self.kv_cache_groups}) > 1:
+        for group in self.kv_cache_groups:
+            if (group.kind in ("sliding_window", "chunked_local")) != (group.window_tokens > 0):
                 raise InputError(
-                    "engine: with prefix caching and chunked attention all kv_cache_groups must "
-                    "have blocks of one size"
+                    f"engine: kv_cache_groups: window_tokens is {group.window_tokens} for kind "
+                    f"{group.kind}; sliding_window and chunked_local need it, others have none"
                 )
+        chunks_cached = self.enable_prefix_caching and "chunked_local" in kinds
+        if chunks_cached and len({g.block_size for g in self.kv_cache_groups}) > 1:
+            raise InputError(
+                "engine: with prefix caching and chunked attention all kv_cache_groups must have "
+                "blocks of one size"
+            )
 
     @property
     def max_concurrent_batches(self) -> int:
