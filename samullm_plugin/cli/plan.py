@@ -172,7 +172,7 @@ def show_plan(problem: Problem, result: PlanResult, *, explain: bool = False) ->
     import numpy as np
 
     from samullm_plugin.planning.gantt import text_gantt
-    from samullm_plugin.planning.reporting import provenance_lines, stage_lines
+    from samullm_plugin.planning.reporting import idle_lines, provenance_lines, stage_lines
 
     trace = result.traces[0]
     rows = []
@@ -209,6 +209,10 @@ def show_plan(problem: Problem, result: PlanResult, *, explain: bool = False) ->
     for note in problem.app.notes:
         out.print(f"  assumed: {note}", markup=False, style="dim", soft_wrap=True)
     show_fusion(problem)
+    if idle := idle_lines(problem, result.plan):
+        out.print("GPUs that stay idle:", style="dim")
+        for text in idle:
+            out.print(f"  {text}", markup=False, style="dim", soft_wrap=True)
     if explain:
         out.print("Why:")
         for node, text in result.explanation:
@@ -230,7 +234,7 @@ def show_fusion(problem: Problem) -> None:
 
 def plan_json(problem: Problem, result: PlanResult) -> dict[str, object]:
     """Return a plan and its figures for machines."""
-    from samullm_plugin.planning.reporting import provenance_lines
+    from samullm_plugin.planning.reporting import idle_lines, provenance_lines
 
     return {
         "application": problem.app.name,
@@ -250,4 +254,5 @@ def plan_json(problem: Problem, result: PlanResult) -> dict[str, object]:
         "latency_rests_on": provenance_lines(problem),
         "assumptions": problem.app.notes,
         "fused": problem.app.fused,
+        "idle_gpus": idle_lines(problem, result.plan),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -32,14 +33,17 @@ class Cluster:
             replica must lie within one of them. Devices in no group form groups of one.
         machines: disjoint sets of devices, one per machine, covering all. A replica, with all its
             pipeline stages, lies on one machine.
+        kinds: label of each device's kind: its name, and its memory too where devices of one name
+            differ in it. What a replica costs depends on it.
     """
 
     gpus: tuple[Gpu, ...]
     nvlink_groups: tuple[tuple[int, ...], ...] = ()
     machines: tuple[tuple[int, ...], ...] = ()
+    kinds: tuple[str, ...] = field(init=False, repr=False, compare=False)
     _group_index: tuple[int, ...] = field(init=False, repr=False, compare=False)
     _machine_index: tuple[int, ...] = field(init=False, repr=False, compare=False)
-    _idle: dict[ParallelConfig, tuple[int, ...] | None] = field(
+    _replicas: dict[tuple[str, int, int], list[int]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -75,9 +79,18 @@ class Cluster:
                 object.__setattr__(self, kind, (tuple(every),))
             elif rest:
                 raise InputError(f"cluster: {kind} leaves out device {rest[0]}")
+        kinds = tuple(self._label(gpu) for gpu in self.gpus)
+        object.__setattr__(self, "kinds", kinds)
         for name, sets in (("_group_index", self.nvlink_groups), ("_machine_index", self.machines)):
             index = {d: i for i, members in enumerate(sets) for d in members}
             object.__setattr__(self, name, tuple(index[d] for d in every))
+
+    def _label(self, gpu: Gpu) -> str:
+        """Return what tells a kind of GPU from the others of the cluster."""
+        memory = {other.memory_bytes for other in self.gpus if other.name == gpu.name}
+        if len(memory) == 1:
+            return gpu.name
+        return f"{gpu.name} with {gpu.memory_bytes / 2**30:g} GiB"
 
     @classmethod
     def uniform(cls, gpu: Gpu, num_gpus: int, *, nvlink: int = 1) -> Cluster:
@@ -116,7 +129,7 @@ class Cluster:
         """
         if len({self._machine_index[d] for d in devices}) > 1:
             return f"devices {list(devices)} lie on several machines"
-        if len({self.gpus[d].name for d in devices}) > 1:
+        if len({self.kinds[d] for d in devices}) > 1:
             return f"devices {list(devices)} are of different kinds"
         for first in range(0, len(devices), tensor_parallel_size):
             part = devices[first : first + tensor_parallel_size]
@@ -141,11 +154,22 @@ class Cluster:
             return None
         return FreeDevices(self, free).take(parallel, avoid=avoid)
 
-    def idle_devices(self, parallel: ParallelConfig) -> tuple[int, ...] | None:
-        """Return :meth:`find_devices` with every device free."""
-        if parallel not in self._idle:
-            self._idle[parallel] = self.find_devices(range(self.num_gpus), parallel)
-        return self._idle[parallel]
+    def replicas_by_machine(
+        self, kind: str, tensor_parallel_size: int, pipeline_parallel_size: int
+    ) -> list[int]:
+        """Return by machine how many replicas its devices of a kind carry when they are idle."""
+        key = kind, tensor_parallel_size, pipeline_parallel_size
+        if key not in self._replicas:
+            groups = Counter(
+                (self._machine_index[d], self._group_index[d])
+                for d in range(self.num_gpus)
+                if self.kinds[d] == kind
+            )
+            parts = [0] * len(self.machines)
+            for (machine, _), count in groups.items():
+                parts[machine] += count // tensor_parallel_size
+            self._replicas[key] = [p // pipeline_parallel_size for p in parts]
+        return self._replicas[key]
 
 
 Place = tuple[int, int]
@@ -227,6 +251,18 @@ def _replicas(
     """
     tp = parallel.tensor_parallel_size
     chosen: list[int] = []
+    if parallel.pipeline_parallel_size == 1 and not shunned:
+        # The fullest place stays the fullest until it has no more room: each is gone through once.
+        missing = parallel.data_parallel_size
+        for place in sorted(places, key=lambda p: (len(places[p]), places[p][:1])):
+            taken = min(missing, len(places[place]) // tp) * tp
+            if taken:
+                chosen += places[place][:taken]
+                places[place] = places[place][taken:]
+                missing -= taken // tp
+            if not missing:
+                return tuple(chosen)
+        return None
     for _ in range(parallel.data_parallel_size):
         home: int | None = None  # all pipeline stages of a replica lie on one machine
         for _ in range(parallel.pipeline_parallel_size):

@@ -79,9 +79,9 @@ class Rollout:
         problem = self.problem
         queries = []
         for name, parallel in modes:
-            devices = problem.cluster.idle_devices(parallel)
-            assert devices is not None, f"{parallel} has no place on the idle cluster"
             node = problem.app.index(name)
+            devices = problem.idle_devices(node, parallel)
+            assert devices is not None, f"{parallel} has no place on the idle cluster"
             queries += [s.restart_query(node, parallel, devices[0]) for s in self.states]
         runs = self._simulator.runs.get_many(queries)
         clocks = [s.clock_s for s in self.states] * len(modes)
@@ -155,10 +155,10 @@ def _insert(problem: Problem, plan: Plan, position: int, node: int) -> Plan:
     going_on = [a for a in before if a in after]
     parallel = problem.parallel_configs(node)[0]
     free = set(range(problem.cluster.num_gpus)) - {d for a in going_on for d in a.devices}
-    devices = problem.cluster.find_devices(free, parallel)
+    devices = problem.find_devices(node, parallel, free)
     if devices is None:
         going_on = []
-        devices = problem.cluster.find_devices(range(problem.cluster.num_gpus), parallel)
+        devices = problem.idle_devices(node, parallel)
     assert devices is not None  # ``parallel_configs`` gives only what has a place
     mine = Assignment(problem.app.nodes[node].name, parallel, devices)
     stage = Stage((mine, *going_on))

@@ -135,7 +135,7 @@ class NodeRuns:
             after = arrivals_after(query.available_s[todo], query.ready_s)
             if after.any():
                 arrivals = hashlib.blake2b(after.data, digest_size=16).digest()
-        gpu = self._problem.cluster.gpus[query.device].name
+        gpu = self._problem.cluster.kinds[query.device]
         return (query.scenario, query.node, query.parallel, gpu, id(query.base), arrivals)
 
     def _keep(self, key: tuple[object, ...], run: NodeRun) -> None:

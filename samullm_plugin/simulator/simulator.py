@@ -104,8 +104,7 @@ class PlanSimulator:
         self, scenario: int, modes: Sequence[tuple[int, ParallelConfig]]
     ) -> list[float]:
         """Return :meth:`alone_s` of several nodes and configurations, simulated at once."""
-        cluster = self.problem.cluster
-        found = [cluster.idle_devices(p) for _, p in modes]
+        found = [self.problem.idle_devices(i, p) for i, p in modes]
         queries = [
             NodeQuery(
                 scenario,

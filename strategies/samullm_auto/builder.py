@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from samullm_auto.recipe import Recipe, Split, by_shape
 from samullm_auto.rehearsal import GROWN, WORTHWHILE
 from samullm_plugin import Assignment, ParallelConfig, Plan, Problem, Stage, StageEnd
-from samullm_plugin.rules.placement import fitting
 from samullm_plugin.simulator import PlanSimulator, SimulationState, with_idle_nodes
 
 Event = tuple[float, StageEnd]
@@ -178,5 +177,4 @@ class Builder:
         return set(range(self._problem.cluster.num_gpus)) - taken
 
     def _find(self, node: int, parallel: ParallelConfig, free: set[int]) -> tuple[int, ...] | None:
-        devices = fitting(self._problem, self._names[node], parallel, free)
-        return self._problem.cluster.find_devices(devices, parallel)
+        return self._problem.find_devices(node, parallel, free)

@@ -168,7 +168,7 @@ class Surrogate:
         self, scenario: int, node: int, parallel: ParallelConfig, available: Floats | None = None
     ) -> NodeQuery:
         problem, starts = self._problem, self._simulator.starts
-        devices = problem.cluster.idle_devices(parallel)
+        devices = problem.idle_devices(node, parallel)
         assert devices is not None, f"{parallel} has no place on the idle cluster"
         load_s = problem.load_s(problem.mode(node, parallel, devices))
         base = starts[scenario][node]

@@ -123,8 +123,7 @@ class StageScheduler(Plugin, ABC):
                 stages = []
                 for node in problem.app.order:
                     parallel = problem.parallel_configs(node)[0]
-                    free = range(problem.cluster.num_gpus)
-                    devices = problem.cluster.find_devices(free, parallel)
+                    devices = problem.idle_devices(node, parallel)
                     name = problem.app.nodes[node].name
                     stages.append(Stage((Assignment(name, parallel, devices),)))
                 return Plan(tuple(stages))
