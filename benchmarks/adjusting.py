@@ -36,8 +36,8 @@ from samullm_plugin.model.plan import Plan
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.planning.building import sample_scenarios
 from samullm_plugin.planning.planner import make_plan
-from samullm_plugin.run.adjusting import Replanner
 from samullm_plugin.run.journal import Journal, read_journal
+from samullm_plugin.run.replanning import Replanner
 from samullm_plugin.run.run import RunSetup, start_run
 
 APPLICATIONS = {
@@ -132,7 +132,7 @@ def carry_out(
             instance,
             executor,
             Path(folder) / "run",
-            adjustments=adjusting,
+            replanner=adjusting,
             truth=truth,
         )
         metrics = start_run(setup, plan).metrics

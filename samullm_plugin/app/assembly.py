@@ -11,10 +11,15 @@ from samullm_plugin.app.drafts import Draft, NodeDraft
 from samullm_plugin.app.loaded import Branch, NodeSource, referenced
 from samullm_plugin.app.modelspecs import model_specs
 from samullm_plugin.app.requests import Line, TokenCounter, read_requests
-from samullm_plugin.app.spec import AppSpec
+from samullm_plugin.app.spec import AppSpec, PythonSection
 from samullm_plugin.app.tables import request_table
 from samullm_plugin.errors import InputError, suggest
 from samullm_plugin.model.application import Application, ModelNode
+
+_UNSERVED = {
+    "messages", "n", "chat_template", "chat_template_kwargs", "output_schema", "check", "retries",
+    "lora", "pair", "otherwise", "sample",
+}  # fmt: skip
 
 
 class Assembly:
@@ -24,19 +29,36 @@ class Assembly:
         spec: the checked file.
         path: where it is; other files are relative to it.
         count_tokens: counts tokens where a tokenizer is at hand; None: estimates.
+        tables: tables in memory, by the name of the file that they stand for.
+        limit: take no more rows than this of each table.
 
     Raises:
         InputError: naming file and field.
     """
 
-    def __init__(self, spec: AppSpec, path: Path, count_tokens: TokenCounter | None) -> None:
+    def __init__(
+        self,
+        spec: AppSpec,
+        path: Path,
+        count_tokens: TokenCounter | None,
+        tables: Mapping[str, object] | None = None,
+        limit: int | None = None,
+    ) -> None:
         """Expand nodes with several models, and find the order in which to fill them."""
         self.spec, self.path, self.count_tokens = spec, path, count_tokens
+        self._tables, self._limit = tables or {}, limit
         self.notes: list[str] = []
         models = model_specs(spec, path)
         self.nodes: list[NodeDraft] = []
         self.members: dict[str, list[int]] = {}
         for name, section in spec.nodes.items():
+            if isinstance(section, PythonSection):
+                raise InputError(f"{path}: nodes.{name}.python: Python nodes cannot be run yet")
+            if missing := section.model_fields_set & _UNSERVED:
+                field = sorted(missing)[0]
+                raise InputError(f"{path}: nodes.{name}.{field}: it has no effect yet")
+            if any(b.expr for b in section.route.values()) or (section.keep and section.keep.expr):
+                raise InputError(f"{path}: nodes.{name}: expressions have no effect yet")
             for model in section.models:
                 if model not in models:
                     hint = suggest(model, models) or f"; models: {', '.join(models) or 'none'}"
@@ -146,10 +168,21 @@ class Assembly:
     # Requests
 
     def _read(self, node: NodeDraft) -> tuple[Line, ...]:
-        name = node.section.requests or ""
-        if name not in self._lines:
-            self._lines[name] = read_requests(self.path.parent / name, self.notes)
-        return self._lines[name]
+        table = node.section.table
+        if table is None:
+            return ()
+        key = table.model_dump_json()
+        if key not in self._lines:
+            where = f"{self._where(node)}.requests"
+            self._lines[key] = read_requests(
+                table,
+                self.path.parent,
+                where,
+                self.notes,
+                given=self._tables.get(table.name),
+                limit=self._limit,
+            )
+        return self._lines[key]
 
     def _fill(self, index: int) -> None:
         """Make the requests of a node whose upstream nodes have theirs."""
@@ -206,7 +239,7 @@ class Assembly:
     def _route(self, index: int, requests: Sequence[Draft]) -> None:
         """Make the requests of a branch alternatives to those of the router's other branches."""
         router, position = self._routers[index]
-        branch = list(self.nodes[router].section.route.values())[position]
+        share = list(self.nodes[router].section.shares.values())[position]
         by_id = {r.id: k for k, r in enumerate(self.nodes[router].requests)}
         where = f"{self._where(self.nodes[index])}: it is a branch of a router"
         taken: set[str] = set()
@@ -221,7 +254,7 @@ class Assembly:
                 raise InputError(f"{where}: copies of a branch's requests are not supported")
             taken.add(base)
             request.waits.insert(0, drafts.Wait("", router, by_id[base]))
-            request.probability *= branch.probability
+            request.probability *= share
             request.choice = self._gate(router, by_id[base])
 
     def _gate(self, node: int, request: int) -> int:

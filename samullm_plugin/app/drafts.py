@@ -93,7 +93,8 @@ def pick(lines: Sequence[Line], section: NodeSection, where: str) -> list[Draft]
         if wanted:
             found.append(Draft(line.id, line.item, line.fields, line))
     if not found:
-        raise InputError(f"{where}.where: no line of {section.requests} has these values")
+        name = "" if section.table is None else section.table.name
+        raise InputError(f"{where}.where: no line of {name} has these values")
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -72,6 +72,9 @@ def validate(model: type[Model], value: object, where: str) -> Model:
         raise InputError(f"{where}: {describe(error, model)}") from error
 
 
+_NO_TEXT = "must be a text or a mapping of fields"
+
+
 def describe(error: ValidationError, model: type[BaseModel]) -> str:
     """Return the findings as one line: ``field.path: what is wrong; ...``."""
     findings: dict[str, str] = {}
@@ -91,7 +94,9 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
         elif isinstance(item["input"], str | int | float | bool | None):
             message += f", not {item['input']!r}"
         if item["type"] == "string_type" and isinstance(item["input"], list | dict):
-            message = "must be a text or a mapping of fields"
+            message = _NO_TEXT
+        if item["type"] == "value_error" and findings.get(path) == _NO_TEXT:
+            del findings[path]  # what is wrong in the mapping says more
         findings.setdefault(path, message)  # of the forms a field may take, the first is enough
     for path in list(findings):  # a finding inside a mapping says more than that it is no text
         if any(other.startswith(f"{path}.") for other in findings):
@@ -102,7 +107,7 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
 def _is_branch(part: int | str) -> bool:
     """Return whether a part of a location names a member of a union rather than a field."""
     return isinstance(part, str) and (
-        part in ("str", "int", "bool", "float", "[key]")
+        part in ("str", "int", "bool", "float", "dict", "class", "[key]")
         or part.startswith(("list[", "dict[", "constrained-", "function-", "literal["))
         or part.endswith("Section")
     )
@@ -135,7 +140,9 @@ def _step(kind: Any, part: int | str) -> list[Any]:
 
 
 def _options(kind: Any) -> list[Any]:
-    """Return the members of a union, or the type itself."""
+    """Return the members of a union, or the type itself, without annotations."""
+    if get_origin(kind) is Annotated:
+        return _options(get_args(kind)[0])
     if get_origin(kind) in (Union, types.UnionType):
         return [inner for member in get_args(kind) for inner in _options(member)]
     return [kind]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +32,7 @@ def load_application(
     *,
     bundled: Bundled | None = None,
     count_tokens: TokenCounter | None = None,
+    limit: int | None = None,
 ) -> LoadedApplication:
     """Return the application of a file.
 
@@ -40,29 +41,68 @@ def load_application(
         bundled: builds applications that a mix names instead of files; None: files only.
         count_tokens: counts tokens where a tokenizer is at hand; lengths of other texts are
             estimated, and the application's notes say so.
+        limit: take no more rows than this of each table of requests.
 
     Raises:
         InputError: naming file, field or line, and the remedy.
     """
-    return _load(path, bundled, count_tokens, ())
+    spec = read_spec(path)
+    return build_application(spec, path, bundled=bundled, count_tokens=count_tokens, limit=limit)
 
 
-def _load(
-    path: Path, bundled: Bundled | None, count_tokens: TokenCounter | None, above: tuple[Path, ...]
+def read_spec(path: Path) -> AppSpec:
+    """Return what an ``app.yaml`` says, checked field by field.
+
+    Raises:
+        InputError: naming file, field and the remedy.
+    """
+    return validate(AppSpec, read_yaml(path), str(path))
+
+
+def build_application(
+    spec: AppSpec,
+    path: Path,
+    *,
+    bundled: Bundled | None = None,
+    count_tokens: TokenCounter | None = None,
+    tables: Mapping[str, object] | None = None,
+    limit: int | None = None,
+    above: tuple[Path, ...] = (),
 ) -> LoadedApplication:
-    """Return the application of a file that is part of others."""
+    """Return the application that an ``app.yaml``, or Python, describes.
+
+    Args:
+        spec: the description.
+        path: the file it is from, or would be; other files are relative to it.
+        bundled: as in :func:`load_application`.
+        count_tokens: as in :func:`load_application`.
+        tables: tables in memory, by the name of the file that they stand for.
+        limit: take no more rows than this of each table of requests.
+        above: files that this one is a part of.
+
+    Raises:
+        InputError: naming file, field or line, and the remedy.
+    """
     if path.resolve() in above:
         raise InputError(f"{path}: applications: it contains itself")
-    spec = validate(AppSpec, read_yaml(path), str(path))
     cluster = build_cluster(spec.cluster, f"{path}: cluster") if spec.cluster else None
     if not spec.applications:
-        app, sources = Assembly(spec, path, count_tokens).build()
+        app, sources = Assembly(spec, path, count_tokens, tables, limit).build()
         return LoadedApplication(app, cluster, spec.planner, spec.executor, sources, path=path)
     parts = []
     for name in spec.applications:
         if looks_like_file(name):
-            chain = (*above, path.resolve())
-            parts.append(_load(path.parent / name, bundled, count_tokens, chain))
+            part = path.parent / name
+            parts.append(
+                build_application(
+                    read_spec(part),
+                    part,
+                    bundled=bundled,
+                    count_tokens=count_tokens,
+                    limit=limit,
+                    above=(*above, path.resolve()),
+                )
+            )
         elif bundled is None:
             raise InputError(f"{path}: applications: {name!r} is not a file")
         else:

@@ -19,8 +19,8 @@ from samullm_plugin.errors import InputError, PlanError, PluginError
 from samullm_plugin.model.plan import Plan
 from samullm_plugin.planning.planner import PlanningOptions, make_plan
 from samullm_plugin.planning.records import RecordReader, to_record
-from samullm_plugin.run.adjusting import Replanner
 from samullm_plugin.run.journal import Journal, read_journal
+from samullm_plugin.run.replanning import Replanner
 from samullm_plugin.run.run import RunSetup, start_run
 
 RUNS_FILE = "bench.jsonl"
@@ -252,7 +252,7 @@ class EngineBench:
             self._settings.executor,
             directory,
             self._settings.executor_options,
-            adjustments=Replanner(self._host, case.instance) if self._settings.replan else None,
+            replanner=Replanner(self._host, case.instance) if self._settings.replan else None,
             truth=truth,
         )
         foreseen = None

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from samullm_plugin.measuring.lengths import EngineSetup, Masks, MeasuredLengths
     from samullm_plugin.model.costs import ModeCosts
     from samullm_plugin.model.problem import Problem
-    from samullm_plugin.run.sources import RequestSource
+    from samullm_plugin.run.prompts import PromptBuilder
 
 SHOWN_FAILURES = 5
 
@@ -200,7 +200,7 @@ def _prepared(
     engines: int,
     kv_cache_tokens: int | None,
     seed: int,
-) -> tuple[RequestSource, EngineSetup, str]:
+) -> tuple[PromptBuilder, EngineSetup, str]:
     """Return prompts and engines; executors that imitate are told what is true.
 
     Returns:
@@ -212,11 +212,11 @@ def _prepared(
     from samullm_plugin.model.scenarios import make_scenario
     from samullm_plugin.planning.building import sample_outputs
     from samullm_plugin.planning.instances import make_instance, unfused
+    from samullm_plugin.run.prompts import LengthPrompts, TextPrompts
     from samullm_plugin.run.run import imitates
-    from samullm_plugin.run.sources import LengthSource, TextSource
 
     if not imitates(executor):
-        return TextSource(loaded), EngineSetup(tp, engines, kv_cache_tokens=kv_cache_tokens), ""
+        return TextPrompts(loaded), EngineSetup(tp, engines, kv_cache_tokens=kv_cache_tokens), ""
     gpus = None if loaded.cluster is not None else max(_SIZES) * engines
     instance = make_instance(host, loaded, unfused(loaded.planner), gpus=gpus)
     problem = instance.problem
@@ -235,7 +235,7 @@ def _prepared(
         tuple(c for _, c in modes),
     )
     note = f", which takes lengths from {instance.estimator.name}: nothing was measured"
-    return LengthSource(truth), setup, note
+    return LengthPrompts(truth), setup, note
 
 
 def _smallest(problem: Problem, node: int, tp: int) -> tuple[int, ModeCosts]:

@@ -63,8 +63,8 @@ def run(
     from samullm_plugin.planning.artifacts import read_plan
     from samullm_plugin.planning.instances import make_instance
     from samullm_plugin.planning.planner import PlanningOptions, make_plan
-    from samullm_plugin.run.adjusting import Replanner
     from samullm_plugin.run.progress import RunProgress
+    from samullm_plugin.run.replanning import Replanner
     from samullm_plugin.run.run import (
         RunSetup,
         require_resumable,
@@ -124,7 +124,7 @@ def run(
             name,
             directory,
             options,
-            adjustments=Replanner(host, instance) if replan else None,
+            replanner=Replanner(host, instance) if replan else None,
             listener=display.take,
             on_start=on_start,
         )

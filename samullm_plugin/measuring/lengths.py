@@ -17,10 +17,10 @@ from samullm_plugin.model.cluster import Cluster, Gpu
 from samullm_plugin.model.costs import ModeCosts
 from samullm_plugin.model.length_observations import LengthObservations
 from samullm_plugin.model.types import Bools
-from samullm_plugin.run.intake import Intake
 from samullm_plugin.run.ledger import Ledger, Result, Status
 from samullm_plugin.run.log import RunLog
-from samullm_plugin.run.sources import RequestSource
+from samullm_plugin.run.prompts import PromptBuilder
+from samullm_plugin.run.request_queue import RequestQueue
 
 Masks = tuple[Bools, ...]
 """Per node, which of its requests are meant, shape ``(n,)``."""
@@ -111,7 +111,7 @@ def sample_requests(app: Application, count: int, rng: np.random.Generator) -> M
 def measure_lengths(
     executor: Executor,
     app: Application,
-    source: RequestSource,
+    source: PromptBuilder,
     masks: Masks,
     setup: EngineSetup | None = None,
     *,
@@ -138,14 +138,14 @@ def measure_lengths(
         for r in np.flatnonzero(~mask).tolist():
             ledger.settle((i, r), Status.SKIPPED, 0.0, Result())
     log = RunLog(RunInfo("profile-lengths", app.name, executor.name))
-    intake = Intake(ledger, source, log, {})
-    intake.admit_first(0.0)
+    requests = RequestQueue(ledger, source, log, {})
+    requests.admit_first(0.0)
     executor.check([n.model for n, mask in zip(app.nodes, masks, strict=True) if mask.any()])
     executor.open(how.cluster, how.run_dir)
     try:
         for i in app.order:
             if not ledger.settled(i):
-                _run_node(executor, i, ledger, intake, how)
+                _run_node(executor, i, ledger, requests, how)
                 report(_done(ledger, i, masks[i]))
             log.flush()
     finally:
@@ -165,11 +165,11 @@ def enough_kv_tokens(model: ModelSpec, requests: Sequence[EngineRequest]) -> int
 
 
 def _run_node(
-    executor: Executor, node: int, ledger: Ledger, intake: Intake, how: EngineSetup
+    executor: Executor, node: int, ledger: Ledger, requests: RequestQueue, how: EngineSetup
 ) -> None:
     """Start a node's engines, give them its requests, and stop them."""
     model, name = ledger.app.nodes[node].model, ledger.app.nodes[node].name
-    first = intake.take_queue(node)
+    first = requests.take_queue(node)
     size = how.size(node)
     keys = [f"{name}.{k}" for k in range(how.num_engines)]
     for k, key in enumerate(keys):
@@ -190,7 +190,7 @@ def _run_node(
     queue = first
     while not ledger.settled(node):
         if not waiting:
-            queue += intake.take_queue(node)
+            queue += requests.take_queue(node)
             for k, key in enumerate(keys):
                 mine = queue[(k - turn) % len(keys) :: len(keys)]
                 if mine:
@@ -212,7 +212,7 @@ def _run_node(
                 waiting.discard(event.key)
             for output in event.outputs:
                 open_ -= 1
-                intake.finish((node, output.request), output, event.time_s)
+                requests.finish((node, output.request), output, event.time_s)
     for key in keys:
         executor.stop_engine(key)
 

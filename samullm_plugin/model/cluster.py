@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from samullm_plugin.errors import InputError
@@ -84,6 +84,12 @@ class Cluster:
         for name, sets in (("_group_index", self.nvlink_groups), ("_machine_index", self.machines)):
             index = {d: i for i, members in enumerate(sets) for d in members}
             object.__setattr__(self, name, tuple(index[d] for d in every))
+        for group in self.nvlink_groups:
+            if len({self._machine_index[d] for d in group}) > 1:
+                raise InputError(
+                    f"cluster: nvlink_groups joins devices {list(group)}, which are on several "
+                    "machines; NVLink joins devices of one machine"
+                )
 
     def _label(self, gpu: Gpu) -> str:
         """Return what tells a kind of GPU from the others of the cluster."""
@@ -119,6 +125,31 @@ class Cluster:
     def machine_of(self, device: int) -> int:
         """Return the index of the machine of a device."""
         return self._machine_index[device]
+
+    def address(self, device: int) -> str:
+        """Return a device as people find it: its index, and on which machine if there are several.
+
+        The second part counts the devices of that machine from 0.
+        """
+        if len(self.machines) == 1:
+            return str(device)
+        machine = self._machine_index[device]
+        return f"{device} (machine {machine}, device {self.machines[machine].index(device)})"
+
+    def subset(self, devices: Sequence[int]) -> Cluster:
+        """Return the cluster of some of the devices, which are renumbered in their order.
+
+        Raises:
+            InputError: if there are none.
+        """
+        new = {d: i for i, d in enumerate(devices)}
+
+        def kept(sets: Iterable[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
+            parts = (tuple(new[d] for d in members if d in new) for members in sets)
+            return tuple(p for p in parts if p)
+
+        gpus = tuple(self.gpus[d] for d in devices)
+        return Cluster(gpus, kept(self.nvlink_groups), kept(self.machines))
 
     def replica_violation(self, devices: Sequence[int], tensor_parallel_size: int) -> str | None:
         """Return why these devices cannot carry one replica, or None if they can.

@@ -14,7 +14,11 @@ from samullm_plugin.host.manager import PluginHost
 
 
 def find_application(
-    host: PluginHost, name: str, *, count_tokens: TokenCounter | None = None
+    host: PluginHost,
+    name: str,
+    *,
+    count_tokens: TokenCounter | None = None,
+    limit: int | None = None,
 ) -> LoadedApplication:
     """Return an application.
 
@@ -23,16 +27,23 @@ def find_application(
         name: path of an ``app.yaml``, or a name, with options as in
             ``ensembling:requests=10000,max_tokens=512``.
         count_tokens: counts tokens where a tokenizer is at hand.
+        limit: take no more rows than this of each table of requests.
 
     Raises:
-        InputError: for an unknown name or option, or a faulty file.
+        InputError: for an unknown name or option, a faulty file, or a limit on an application
+            that has no table.
     """
 
     def bundled(text: str) -> LoadedApplication:
         return build_named(host, text)
 
     if looks_like_file(name) or Path(name).is_file():
-        return load_application(Path(name), bundled=bundled, count_tokens=count_tokens)
+        return load_application(Path(name), bundled=bundled, count_tokens=count_tokens, limit=limit)
+    if limit is not None:
+        raise InputError(
+            f"--limit: {name} is a bundled application and has no table; give it fewer requests by "
+            f"its options, as in {name.partition(':')[0]}:requests={limit}"
+        )
     return bundled(name)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,15 +17,14 @@ from samullm_plugin.host.interfaces.executor import (
 from samullm_plugin.model.plan import Assignment, Plan
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.rules.transition import Running, RunState, next_transition, stage_ended
-from samullm_plugin.run.adjustments import Adjustments
 from samullm_plugin.run.dispatch import Deployment, Replica
 from samullm_plugin.run.engines import Engines
-from samullm_plugin.run.intake import Intake
 from samullm_plugin.run.ledger import Ledger, RequestId, Status
-from samullm_plugin.run.log import RunLog
-from samullm_plugin.run.sources import RequestSource
-from samullm_plugin.run.stages import StageBook
-from samullm_plugin.run.starting import Begun, RunOptions
+from samullm_plugin.run.log import RunLog, StageTracker
+from samullm_plugin.run.prompts import PromptBuilder
+from samullm_plugin.run.recovery import ResumePoint
+from samullm_plugin.run.request_queue import RequestQueue
+from samullm_plugin.run.view import Replanning
 from samullm_plugin.simulator.requests import NodeInputs
 from samullm_plugin.simulator.runs import PolicyCall
 
@@ -34,6 +33,20 @@ UNFORESEEN_S = 1e9
 
 WAIT_S = 0.1
 """Longest wait for events on a real clock, so that an interruption is noticed."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """Limits of a run.
+
+    Attributes:
+        max_engine_failures: after so many failures of a node's engines in a row, none of its
+            requests having finished in between, the node is given up.
+        max_request_failures: a request is given up after so many engines died under it.
+    """
+
+    max_engine_failures: int = 3
+    max_request_failures: int = 3
 
 
 class Coordinator:
@@ -46,7 +59,7 @@ class Coordinator:
         ledger: what has become of the requests.
         rule: stage and engines as the transition rule knows them.
         engines: the engines of each node.
-        intake: the requests on their way.
+        queue: the requests on their way.
         log: the events.
         drained: the run was interrupted and can be resumed.
     """
@@ -56,11 +69,11 @@ class Coordinator:
         problem: Problem,
         plan: Plan,
         executor: Executor,
-        source: RequestSource,
+        source: PromptBuilder,
         log: RunLog,
         *,
-        begun: Begun | None = None,
-        adjustments: Adjustments | None = None,
+        resume: ResumePoint | None = None,
+        replanner: Replanning | None = None,
         options: RunOptions | None = None,
         policy: PolicyCall | None = None,
     ) -> None:
@@ -72,20 +85,20 @@ class Coordinator:
             executor: open.
             source: makes prompts.
             log: is told what happens.
-            begun: where to take up; None: at the beginning.
-            adjustments: may replace the plan; None: it is kept.
+            resume: where to take up; None: at the beginning.
+            replanner: may replace the plan; None: it is kept.
             options: limits.
             policy: order and replicas of requests; None: first come, first served, in turn.
         """
         self.problem, self.plan, self.executor, self.log = problem, plan, executor, log
-        begun = begun or Begun(Ledger(problem.app))
-        self.ledger = begun.ledger
-        self.rule = RunState(stage=begun.stage, finished_before=set(begun.finished_before))
+        resume = resume or ResumePoint(Ledger(problem.app))
+        self.ledger = resume.ledger
+        self.rule = RunState(stage=resume.stage, finished_before=set(resume.finished_before))
         self.drained = False
         self.options = options or RunOptions()
-        self.intake = Intake(self.ledger, source, log, begun.moved)
+        self.queue = RequestQueue(self.ledger, source, log, resume.moved)
         self._source, self._policy = source, policy
-        self._adjustments = adjustments or Adjustments()
+        self._replanner = replanner
         self._app = problem.app
         self._names = [n.name for n in self._app.nodes]
         inputs = [NodeInputs(self._app, i) for i in range(len(self._names))]
@@ -93,13 +106,13 @@ class Coordinator:
             name: tuple(self._names[u] for u in sorted(self._app.upstreams[i]))
             for i, name in enumerate(self._names)
         }
-        self._zero_s = executor.now_s() - begun.clock_s
+        self._zero_s = executor.now_s() - resume.clock_s
         self._deaths: dict[RequestId, int] = {}
         self._failures = [0] * len(self._names)
         self._late: dict[str, tuple[int, set[int]]] = {}
         self._prefetched: set[str] = set()
-        self._stages = StageBook(log, begun)
-        self.intake.changed = True
+        self._stages = StageTracker(log, stage=resume.stage, stages_run=resume.stages_run)
+        self.queue.changed = True
         self._drain_requested = False
         self.engines = Engines(
             problem, executor, inputs, log, "fcfs" if policy is None else "priority"
@@ -126,18 +139,20 @@ class Coordinator:
         try:
             self._run()
         finally:
-            self._adjustments.end()
+            if self._replanner is not None:
+                self._replanner.end()
 
     def _run(self) -> None:
-        self.intake.admit_first(self.now_s())
+        self.queue.admit_first(self.now_s())
         if not self.ledger.all_settled:
             self._transition()  # engines start while the rest is prepared
-            self._adjustments.begin(self)
+            if self._replanner is not None:
+                self._replanner.begin(self)
         wait_s = float("inf") if self.executor.virtual_clock else WAIT_S
         while not self.ledger.all_settled:
-            stage_changed = self.intake.changed and self._transition()
+            stage_changed = self.queue.changed and self._transition()
             if not self.ledger.all_settled:
-                self._adjust(stage_changed=stage_changed)
+                self._replan(stage_changed=stage_changed)
             self.log.flush()
             if self._drain_requested:
                 self._drain()
@@ -172,7 +187,7 @@ class Coordinator:
         if end.kind == "node_progress":
             self._update_rule()
             if stage_ended(self.plan.stages[self.rule.stage], self.rule):
-                self.intake.changed = True
+                self.queue.changed = True
 
     def _take_outputs(self, event: EngineEvent, time_s: float) -> None:
         found = self.engines.find(event.key)
@@ -194,21 +209,21 @@ class Coordinator:
                     raise RunError(f"engine {event.key} reported a request it does not have")
                 continue
             self._failures[node] = 0
-            self.intake.finish((node, output.request), output, time_s)
+            self.queue.finish((node, output.request), output, time_s)
 
     # --- requests ---
 
     def _dispatch(self) -> None:
         """Give requests to engines that are ready."""
         for node, deployment in self.engines.deployments.items():
-            if self.intake.queued(node) and deployment.ready:
+            if self.queue.queued(node) and deployment.ready:
                 self._submit(node, deployment)
 
     def _submit(self, node: int, deployment: Deployment) -> None:
         if self._policy is not None and deployment.assigned is None:
             deployment.assigned = self._assign(node, deployment, self._policy)
         batches: dict[str, list[EngineRequest]] = {}
-        for request in self.intake.take_queue(node):
+        for request in self.queue.take_queue(node):
             replica = deployment.place(request.request)
             given = replace(request, priority=deployment.priority(request.request))
             replica.outstanding[request.request] = given
@@ -243,7 +258,7 @@ class Coordinator:
         for output in outputs:
             given = replica.outstanding.pop(output.request, None)
             if given is not None:
-                self.intake.take_back(node, given, output, now_s)
+                self.queue.take_back(node, given, output, now_s)
         if replica.outstanding:  # the executor will report that these have finished
             self._late[replica.key] = (node, set(replica.outstanding))
 
@@ -264,7 +279,7 @@ class Coordinator:
 
     def _transition(self) -> bool:
         """Stop and start engines; return whether another stage is current now."""
-        self.intake.changed = False
+        self.queue.changed = False
         before, stalled = self.rule.stage, False
         while not self.ledger.all_settled:
             for node in [i for i in self.engines.deployments if self.ledger.settled(i)]:
@@ -356,9 +371,9 @@ class Coordinator:
         for r in victims:
             deaths = self._deaths[node, r] = self._deaths.get((node, r), 0) + 1
             if deaths >= self.options.max_request_failures:
-                self.intake.unqueue(node, r)
+                self.queue.unqueue(node, r)
                 why = f"{deaths} engines died under it; the last: {reason}"
-                self.intake.fail((node, r), why, time_s)
+                self.queue.fail((node, r), why, time_s)
         self.engines.restart(deployment, replica, time_s)
 
     def _give_up(self, deployment: Deployment, failed: Replica, reason: str) -> None:
@@ -368,10 +383,12 @@ class Coordinator:
             if replica is not failed:
                 self._take_back(node, replica, self.executor.stop_engine(replica.key))
         self.engines.note_stopped(deployment, now_s, finished=False)
-        self.intake.fail_node(node, reason, now_s)
+        self.queue.fail_node(node, reason, now_s)
 
-    def _adjust(self, *, stage_changed: bool) -> None:
-        plan = self._adjustments.consider(self, stage_changed=stage_changed)
+    def _replan(self, *, stage_changed: bool) -> None:
+        if self._replanner is None:
+            return
+        plan = self._replanner.consider(self, stage_changed=stage_changed)
         if plan is not None:
             self.adopt(plan)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from samullm_plugin.errors import InputError, MissingExtraError
 from samullm_plugin.model.cluster import Cluster
 from samullm_plugin.model.result import PlanTrace
-from samullm_plugin.run.measuring import MeasuredEngine
+from samullm_plugin.run.metrics import MeasuredEngine
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

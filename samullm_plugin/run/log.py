@@ -1,13 +1,14 @@
-"""What happens in a run, told to the journal, to observers and to whoever shows progress."""
+"""The events of a run: written to the journal, then passed to observers and progress displays."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from samullm_plugin.host.interfaces.observer import RunEvent, RunInfo, StageRecord
 from samullm_plugin.host.manager import PluginHost
-from samullm_plugin.model.plan import Stage
+from samullm_plugin.model.plan import Plan, Stage
 from samullm_plugin.run.journal import Journal
 
 BULKY = ("text", "token_ids", "prompt_token_ids")
@@ -33,7 +34,7 @@ class RunLog:
         Args:
             info: the run.
             journal: where events are kept; None: nowhere.
-            host: whose observers are told; None: nobody's.
+            host: whose observers are called; None: nobody's.
         """
         self.info = info
         self.records: list[dict[str, Any]] = []
@@ -47,13 +48,13 @@ class RunLog:
         self._listeners.append(listener)
 
     def add(self, time_s: float, kind: str, **fields: Any) -> None:
-        """Note an event; it is written by the next :meth:`flush`."""
+        """Add an event; it is written by the next :meth:`flush`."""
         record = {"time_s": time_s, "kind": kind, **fields}
         self._pending.append(record)
         self.records.append({k: v for k, v in record.items() if k not in BULKY})
 
     def flush(self) -> None:
-        """Write what was noted, then tell observers.
+        """Write the pending events, then pass them to observers.
 
         Raises:
             RunError: if the disk is full or fails.
@@ -74,11 +75,68 @@ class RunLog:
                 listener(event)
 
     def before_stage(self, stage: Stage) -> None:
-        """Tell observers that a stage begins."""
+        """Call the observers' ``before_stage_run``."""
         if self._host is not None:
             self._host.before_stage_run(self.info, stage)
 
     def after_stage(self, stage: Stage, record: StageRecord) -> None:
-        """Tell observers that a stage has ended."""
+        """Call the observers' ``after_stage_run``."""
         if self._host is not None:
             self._host.after_stage_run(self.info, stage, record)
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenStage:
+    """A stage that has begun."""
+
+    stage: Stage
+    started_s: float
+    finished_before: frozenset[str]
+
+
+class StageTracker:
+    """Logs which stages of a run have begun and ended, over all its plans."""
+
+    def __init__(self, log: RunLog, *, stage: int = -1, stages_run: int = 0) -> None:
+        """Begin where the run begins or is resumed.
+
+        Args:
+            log: where the events go.
+            stage: index of the current stage, which is entered again; -1 before the first.
+            stages_run: stages that have ended, over all plans.
+        """
+        self._log = log
+        self._ended = stages_run
+        self._entered = max(stage, 0) - 1
+        self._open: _OpenStage | None = None
+
+    def enter(self, plan: Plan, current: int, now_s: float, finished: set[str]) -> None:
+        """Log that a stage is current; those before it that were never entered have passed.
+
+        Args:
+            plan: the plan.
+            current: index of the stage.
+            now_s: the run's clock.
+            finished: names of the nodes that have finished.
+        """
+        for index in range(self._entered + 1, current + 1):
+            self.end(now_s, finished)
+            self._open = _OpenStage(plan.stages[index], now_s, frozenset(finished))
+            self._log.add(now_s, "stage", stage=index, number=self._ended)
+            self._log.before_stage(plan.stages[index])
+        self._entered = max(self._entered, current)
+
+    def end(self, now_s: float, finished: set[str]) -> None:
+        """Log that the current stage has ended, if there is one."""
+        if self._open is None:
+            return
+        ended, self._open = self._open, None
+        nodes = tuple(sorted(finished - ended.finished_before))
+        record = StageRecord(self._ended, ended.started_s, now_s, nodes)
+        self._ended += 1
+        self._log.after_stage(ended.stage, record)
+
+    def begin_plan(self, now_s: float, finished: set[str]) -> None:
+        """Start counting stages anew: another plan holds from now on."""
+        self.end(now_s, finished)
+        self._entered = -1

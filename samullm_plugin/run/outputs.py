@@ -7,12 +7,12 @@ from pydantic_core import to_json
 from samullm_plugin.app.batch import BatchOutput, batch_line
 from samullm_plugin.model.application import NodePart
 from samullm_plugin.run.ledger import Ledger, Status
+from samullm_plugin.run.prompts import PromptBuilder
 from samullm_plugin.run.rundir import RunDirectory
-from samullm_plugin.run.sources import RequestSource
 
 
 def write_outputs(
-    directory: RunDirectory, node: int, part: NodePart, ledger: Ledger, source: RequestSource
+    directory: RunDirectory, node: int, part: NodePart, ledger: Ledger, source: PromptBuilder
 ) -> None:
     """Write ``outputs/<node>.jsonl`` in OpenAI's batch format, in the order of the requests.
 

@@ -13,10 +13,30 @@ from samullm_plugin.model.plan import Plan
 from samullm_plugin.planning.records import RecordReader
 from samullm_plugin.run.ledger import Ledger, RequestId, Result, Status
 from samullm_plugin.run.log import BULKY
-from samullm_plugin.run.starting import Begun
 from samullm_plugin.run.user_nodes import UserNodes
 
 _SETTLED = {s.name.lower(): s for s in (Status.FINISHED, Status.SKIPPED, Status.FAILED)}
+
+
+@dataclass(slots=True)
+class ResumePoint:
+    """Where a run starts: at its beginning, or where an interrupted one was.
+
+    Attributes:
+        ledger: what is settled.
+        moved: tokens that unfinished requests have generated, with their prompts.
+        clock_s: the run's clock.
+        stage: index of the current stage of the plan; -1 before the first.
+        finished_before: nodes that had finished when that stage began.
+        stages_run: stages that have ended, over all plans.
+    """
+
+    ledger: Ledger
+    moved: Mapping[RequestId, RequestOutput] = field(default_factory=dict)
+    clock_s: float = 0.0
+    stage: int = -1
+    finished_before: frozenset[str] = frozenset()
+    stages_run: int = 0
 
 
 @dataclass(slots=True)
@@ -24,13 +44,13 @@ class Recovered:
     """What a journal says.
 
     Attributes:
-        begun: what is settled and generated, and where the plan was.
+        resume: what is settled and generated, and where the plan was.
         plan: the plan the run went by; None if it was interrupted before there was one.
         records: its events, without the contents of outputs.
         finished: nothing was left to do.
     """
 
-    begun: Begun
+    resume: ResumePoint
     plan: Plan | None = None
     records: list[dict[str, Any]] = field(default_factory=list)
     finished: bool = False
@@ -49,11 +69,11 @@ def recover(app: Application, journal: Iterable[Mapping[str, Any]], where: str) 
     """
     ledger = Ledger(app)
     moved: dict[RequestId, RequestOutput] = {}
-    begun = Begun(ledger, moved)
-    found = Recovered(begun)
+    resume = ResumePoint(ledger, moved)
+    found = Recovered(resume)
     users = UserNodes(app)
     for number, record in enumerate(journal, 1):
-        begun.clock_s = max(begun.clock_s, float(record["time_s"]))
+        resume.clock_s = max(resume.clock_s, float(record["time_s"]))
         kind = record["kind"]
         found.records.append({k: v for k, v in record.items() if k not in BULKY})
         if kind in _SETTLED or kind == "moved":
@@ -69,10 +89,10 @@ def recover(app: Application, journal: Iterable[Mapping[str, Any]], where: str) 
             moved.pop(request, None)
         elif kind == "plan":
             found.plan = RecordReader(f"{where} line {number}").read(Plan, record["plan"])
-            begun.stage, begun.finished_before = -1, frozenset()
+            resume.stage, resume.finished_before = -1, frozenset()
         elif kind == "stage":
-            begun.stage, begun.stages_run = int(record["stage"]), int(record["number"])
-            begun.finished_before = frozenset(
+            resume.stage, resume.stages_run = int(record["stage"]), int(record["number"])
+            resume.finished_before = frozenset(
                 n.name for i, n in enumerate(app.nodes) if ledger.settled(i)
             )
     found.finished = ledger.all_settled

@@ -17,6 +17,7 @@ from samullm_plugin.model.plan import Plan
 from samullm_plugin.planning.artifacts import read_plan
 from samullm_plugin.planning.records import RecordReader
 from samullm_plugin.planning.reporting import device_list, end_event
+from samullm_plugin.run.forecast import Forecast, ForecastNode, read_forecast
 from samullm_plugin.run.gantt_figure import (
     Panel,
     figure_svg,
@@ -27,8 +28,7 @@ from samullm_plugin.run.gantt_figure import (
 )
 from samullm_plugin.run.journal import read_journal
 from samullm_plugin.run.log import BULKY
-from samullm_plugin.run.measuring import SETTLED, measured_engines, metrics_of
-from samullm_plugin.run.planned import PlannedNode, PlannedRun, read_planned
+from samullm_plugin.run.metrics import SETTLED, measured_engines, metrics_of
 from samullm_plugin.run.rundir import FORMAT
 
 SHOWN_FAILURES = 50
@@ -60,9 +60,9 @@ class RunRecord:
     directory: Path
     facts: Mapping[str, Any]
     records: tuple[Mapping[str, Any], ...]
-    planned: PlannedRun | None
+    planned: Forecast | None
     planned_makespan_s: float | None
-    nodes: tuple[PlannedNode, ...]
+    nodes: tuple[ForecastNode, ...]
     finished: bool
 
 
@@ -89,7 +89,7 @@ def read_run(directory: Path) -> RunRecord:
     if not journal.exists():
         raise InputError(f"{directory}: the run has no journal (events.jsonl): it never began")
     records = tuple({k: v for k, v in r.items() if k not in BULKY} for r in read_journal(journal))
-    planned = read_planned(directory)
+    planned = read_forecast(directory)
     makespan_s = planned.trace.makespan_s if planned is not None else None
     if planned is not None:
         nodes = planned.nodes
@@ -100,7 +100,7 @@ def read_run(directory: Path) -> RunRecord:
         makespan_s = stored.makespan_s[0] if stored.makespan_s else None
         served = dict.fromkeys(a.node for s in stored.plan.stages for a in s.assignments)
         nodes = tuple(
-            PlannedNode(name, "", 0, node if node in stored.fused else "")
+            ForecastNode(name, "", 0, node if node in stored.fused else "")
             for node in served
             for name in stored.fused.get(node, (node,))
         )

@@ -26,30 +26,29 @@ from samullm_plugin.planning.instances import Instance
 from samullm_plugin.planning.policies import planned_policy
 from samullm_plugin.planning.records import to_record
 from samullm_plugin.rules.verify import require_valid
-from samullm_plugin.run.adjustments import Adjustments
-from samullm_plugin.run.coordinator import Coordinator
+from samullm_plugin.run.coordinator import Coordinator, RunOptions
+from samullm_plugin.run.forecast import FORECAST_FILE, forecast_record, forecast_run
 from samullm_plugin.run.journal import Journal, read_journal
 from samullm_plugin.run.ledger import Ledger
 from samullm_plugin.run.log import RunLog
-from samullm_plugin.run.measuring import (
+from samullm_plugin.run.metrics import (
     measured_slices,
     planned_slices,
     run_metrics,
 )
 from samullm_plugin.run.outputs import write_outputs
-from samullm_plugin.run.planned import PLANNED_FILE, planned_record, planned_run
-from samullm_plugin.run.recovery import recover
-from samullm_plugin.run.rundir import RunDirectory, fingerprint
-from samullm_plugin.run.sources import (
-    LengthSource,
-    RequestSource,
-    TextSource,
-    TokenSource,
+from samullm_plugin.run.prompts import (
+    LengthPrompts,
+    PromptBuilder,
+    TextPrompts,
+    TokenPrompts,
 )
-from samullm_plugin.run.starting import Begun, RunOptions
+from samullm_plugin.run.recovery import ResumePoint, recover
+from samullm_plugin.run.rundir import RunDirectory, fingerprint
+from samullm_plugin.run.signals import defer_signals
 from samullm_plugin.run.trace import trace_json
-from samullm_plugin.run.undisturbed import undisturbed
 from samullm_plugin.run.user_nodes import UserNodes
+from samullm_plugin.run.view import Replanning
 from samullm_plugin.simulator import PlanSimulator
 from samullm_plugin.simulator.runs import PolicyCall
 
@@ -67,7 +66,7 @@ class RunSetup:
         executor: name of the executor.
         executor_options: its options.
         directory: where the run keeps its files.
-        adjustments: may replace the plan; None: it is kept.
+        replanner: may replace the plan; None: it is kept.
         options: limits.
         listener: called with each event.
         on_start: called with the coordinator before it runs.
@@ -82,7 +81,7 @@ class RunSetup:
     executor: str
     directory: Path
     executor_options: Mapping[str, object] = field(default_factory=dict)
-    adjustments: Adjustments | None = None
+    replanner: Replanning | None = None
     options: RunOptions = field(default_factory=RunOptions)
     listener: Listener | None = None
     on_start: Callable[[Coordinator], None] | None = None
@@ -144,16 +143,16 @@ def start_run(setup: RunSetup, plan: Plan, scheduler: str = "") -> RunOutcome:
         )
         given = setup.loaded.output_tokens is not None
         estimator = None if given else setup.instance.estimator
-        foreseen = planned_run(problem, planned, executor, estimator)
-        directory.write_json(PLANNED_FILE, planned_record(foreseen))
+        foreseen = forecast_run(problem, planned, executor, estimator)
+        directory.write_json(FORECAST_FILE, forecast_record(foreseen))
         journal = Journal(directory.journal_path)
         try:
             log = _log(setup, journal)
             log.add(0.0, "plan", plan=to_record(plan), scheduler=scheduler)
             log.flush()
-            begun = Begun(Ledger(problem.app))
+            resume = ResumePoint(Ledger(problem.app))
             with _opened(setup, executor, directory) as open_s:
-                run = _run(setup, plan, executor, source, log, directory, begun)
+                run = _run(setup, plan, executor, source, log, directory, resume)
             figures = executor.figures()
             return _outcome(setup, run, source, log, directory, planned, open_s, figures)
         finally:
@@ -182,11 +181,11 @@ def resume_run(setup: RunSetup) -> RunOutcome:
             executor, source = _prepared(setup)
             log = _log(setup, journal)
             log.records.extend(found.records)
-            interrupted_s = found.begun.clock_s
+            interrupted_s = found.resume.clock_s
             log.add(interrupted_s, "resumed", interrupted_s=interrupted_s)
             planned = planned_trace(setup, first)
             with _opened(setup, executor) as open_s:
-                run = _run(setup, plan, executor, source, log, directory, found.begun)
+                run = _run(setup, plan, executor, source, log, directory, found.resume)
             figures = executor.figures()
             return _outcome(setup, run, source, log, directory, planned, open_s, figures)
         finally:
@@ -219,7 +218,7 @@ def _opened(
             raise
         yield time.monotonic() - began_s
     finally:
-        with undisturbed():
+        with defer_signals():
             executor.close()
 
 
@@ -227,10 +226,10 @@ def _run(
     setup: RunSetup,
     plan: Plan,
     executor: Executor,
-    source: RequestSource,
+    source: PromptBuilder,
     log: RunLog,
     directory: RunDirectory,
-    begun: Begun,
+    resume: ResumePoint,
 ) -> Coordinator:
     """Run on an open executor; return the coordinator after the run."""
     coordinator = Coordinator(
@@ -239,8 +238,8 @@ def _run(
         executor,
         source,
         log,
-        begun=begun,
-        adjustments=setup.adjustments,
+        resume=resume,
+        replanner=setup.replanner,
         options=setup.options,
         policy=_policy(setup),
     )
@@ -254,7 +253,7 @@ def _run(
 def _outcome(
     setup: RunSetup,
     coordinator: Coordinator,
-    source: RequestSource,
+    source: PromptBuilder,
     log: RunLog,
     directory: RunDirectory,
     planned: PlanTrace,
@@ -285,7 +284,7 @@ def _outcome(
     return RunOutcome(metrics, coordinator.drained, failed, setup.directory)
 
 
-def _output_writer(directory: RunDirectory, ledger: Ledger, source: RequestSource) -> Listener:
+def _output_writer(directory: RunDirectory, ledger: Ledger, source: PromptBuilder) -> Listener:
     """Return a listener that writes a node's outputs once the node has finished."""
     users = UserNodes(ledger.app)
 
@@ -297,18 +296,18 @@ def _output_writer(directory: RunDirectory, ledger: Ledger, source: RequestSourc
     return write
 
 
-def _prepared(setup: RunSetup) -> tuple[Executor, RequestSource]:
+def _prepared(setup: RunSetup) -> tuple[Executor, PromptBuilder]:
     """Return the executor and where the requests come from, checked before anything starts."""
     executor = setup.host.create("executor", setup.executor, dict(setup.executor_options))
     executor.check([n.model for n in setup.loaded.app.nodes])
     if not imitates(executor):
         if setup.truth is not None:
             seed = setup.instance.planner.seed
-            return executor, TokenSource(setup.truth.scenarios[0], seed)
-        return executor, TextSource(setup.loaded, setup.instance.problem.app)
+            return executor, TokenPrompts(setup.truth.scenarios[0], seed)
+        return executor, TextPrompts(setup.loaded, setup.instance.problem.app)
     truth = setup.truth or hidden_truth(setup)
     executor.imitate(truth)
-    return executor, LengthSource(truth.scenarios[0])
+    return executor, LengthPrompts(truth.scenarios[0])
 
 
 def imitates(executor: Executor) -> bool:

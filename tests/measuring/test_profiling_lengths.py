@@ -24,7 +24,7 @@ from samullm_plugin.measuring.lengths import (
 )
 from samullm_plugin.model.scenarios import make_scenario
 from samullm_plugin.profiling.length_profile import read_length_profile
-from samullm_plugin.run.sources import LengthSource
+from samullm_plugin.run.prompts import LengthPrompts
 from samullm_plugin.testing.factories import GPU, TestNode, make_problem
 from tests.run.worlds import small_problem
 
@@ -44,7 +44,7 @@ def measure(
     setup = EngineSetup(
         num_engines=engines, gpu=GPU, kv_cache_tokens=costs[0].kv_cache_tokens, costs=costs
     )
-    return measure_lengths(executor, problem.app, LengthSource(truth), masks, setup)  # type: ignore[attr-defined]
+    return measure_lengths(executor, problem.app, LengthPrompts(truth), masks, setup)  # type: ignore[attr-defined]
 
 
 @settings(max_examples=60, deadline=None)
@@ -118,7 +118,7 @@ def test_requests_that_all_fail_are_an_error() -> None:
     nodes = [TestNode("a", [20], [5], max_model_len=32)]
     problem = make_problem(nodes, 1, nvlink=1)
 
-    class TooLong(LengthSource):
+    class TooLong(LengthPrompts):
         def prepare(self, request, ledger):  # type: ignore[no-untyped-def]  # as its base
             prompt = super().prepare(request, ledger)
             return type(prompt)(40, 5, output_tokens=5)

@@ -17,10 +17,10 @@ from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.scenarios import make_scenario
 from samullm_plugin.planning.planner import make_plan
 from samullm_plugin.planning.policies import policy_call
-from samullm_plugin.run.imitation import run_imitated
 from samullm_plugin.simulator import PlanSimulator
 from samullm_plugin.simulator.runs import PolicyCall
 from samullm_plugin.testing.strategies import plans, problems
+from tests.run.worlds import run_with_truth
 
 
 def consistent(problem: Problem) -> Problem:
@@ -40,7 +40,7 @@ def consistent(problem: Problem) -> Problem:
 
 def assert_equal(problem: Problem, plan: Plan, policy: PolicyCall | None = None) -> None:
     trace = PlanSimulator(problem, policy=policy).simulate_scenario(plan, 0)
-    coordinator = run_imitated(problem, plan, SimulatedExecutor(), problem, policy=policy)
+    coordinator = run_with_truth(problem, plan, SimulatedExecutor(), problem, policy=policy)
     ledger = coordinator.ledger
     assert ledger.all_settled
     for i, finish_s in enumerate(trace.finish_s):
@@ -79,9 +79,9 @@ def test_bundled_applications(application: str) -> None:
     host = PluginHost.from_settings()
     problem = make_case(host, application, CaseSettings(seeds=0)).problem
     plan = make_plan(host, problem, "min-heuristic").plan
-    run_imitated(problem, plan, SimulatedExecutor(), problem)  # compiles, if need be
+    run_with_truth(problem, plan, SimulatedExecutor(), problem)  # compiles, if need be
     began = time.process_time()
-    run_imitated(problem, plan, SimulatedExecutor(), problem)
+    run_with_truth(problem, plan, SimulatedExecutor(), problem)
     assert time.process_time() - began < 5.0
     assert_equal(problem, plan)
 

@@ -15,9 +15,8 @@ from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment, Plan, Stage
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.run.coordinator import Coordinator
-from samullm_plugin.run.imitation import run_imitated
 from samullm_plugin.run.ledger import Status
-from tests.run.worlds import small_plan, small_problem
+from tests.run.worlds import run_with_truth, small_plan, small_problem
 
 
 class Mortal(SimulatedExecutor):
@@ -56,7 +55,7 @@ class Mortal(SimulatedExecutor):
 
 
 def run(problem: Problem, plan: Plan, executor: SimulatedExecutor) -> Coordinator:
-    coordinator = run_imitated(problem, plan, executor, problem)
+    coordinator = run_with_truth(problem, plan, executor, problem)
     assert coordinator.ledger.all_settled
     held: dict[int, str] = {}
     for record in coordinator.log.records:  # no device is ever held twice

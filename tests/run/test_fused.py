@@ -29,14 +29,14 @@ from samullm_plugin.model.problem import ModeKey, Problem
 from samullm_plugin.planning.building import sample_scenarios
 from samullm_plugin.planning.instances import Instance, make_instance
 from samullm_plugin.rules.fusion import fuse_chains
-from samullm_plugin.run.adjusting import Replanner
+from samullm_plugin.run.drift import DriftEstimator, length_observations
 from samullm_plugin.run.journal import read_journal
 from samullm_plugin.run.ledger import Ledger, Result, Status
-from samullm_plugin.run.observing import Observer, length_observations
-from samullm_plugin.run.remaining import remainder, sample_remainder
+from samullm_plugin.run.prompts import Prompt, TextPrompts
+from samullm_plugin.run.replanning import Replanner
 from samullm_plugin.run.report import read_run, report_facts
+from samullm_plugin.run.residual import residual_work, sample_residual
 from samullm_plugin.run.run import RunSetup, resume_run, start_run
-from samullm_plugin.run.sources import Prompt, TextSource
 from samullm_plugin.simulator import PlanSimulator
 from tests.models import make_tiny_llama
 from tests.run.worlds import NoLatency, Uniform
@@ -238,7 +238,7 @@ def test_a_journal_cut_anywhere_goes_on(folder: Path, tmp_path: Path, seed: int)
         assert {p.name: p.read_bytes() for p in (cut / "outputs").iterdir()} == outputs
 
 
-def finish_all(ledger: Ledger, source: TextSource, texts: dict[tuple[str, int], str]) -> None:
+def finish_all(ledger: Ledger, source: TextPrompts, texts: dict[tuple[str, int], str]) -> None:
     """Give every request its text, in order; note the prompts in ``texts``."""
     todo = list(ledger.first())
     while todo:
@@ -262,7 +262,7 @@ def test_prompts_are_the_same_fused_or_not(folder: Path) -> None:
     found = []
     for app in (loaded.app, fuse_chains(loaded.app, 2).app):
         texts: dict[tuple[str, int], str] = {}
-        finish_all(Ledger(app), TextSource(loaded, app), texts)
+        finish_all(Ledger(app), TextPrompts(loaded, app), texts)
         found.append(texts)
     assert found[0] == found[1]
     assert {name for name, _ in found[0]} == set(NODES)
@@ -308,8 +308,8 @@ class Watching(Replanner):
     left: Any = None
 
     def consider(self, coordinator: Any, *, stage_changed: bool) -> Plan | None:
-        snapshot = Observer().snapshot(coordinator)
-        left = remainder(coordinator.problem.app, snapshot)
+        snapshot = DriftEstimator().snapshot(coordinator)
+        left = residual_work(coordinator.problem.app, snapshot)
         if self.left is None and left is not None and len(left.app.nodes[0].fused) == 2:
             self.left, self.observed = left, length_observations(coordinator, snapshot)
         return None
@@ -318,14 +318,14 @@ class Watching(Replanner):
 def test_what_is_left_keeps_the_users_nodes(folder: Path, tmp_path: Path) -> None:
     ready = setup(folder, tmp_path / "run", fused=True)
     watching = Watching(ready.host, ready.instance)
-    start_run(replace(ready, adjustments=watching), moving_plan())
+    start_run(replace(ready, replanner=watching), moving_plan())
     parts = watching.left.app.nodes[0].parts
     assert [p.name for p in parts] == ["draft", "revise"]
     assert parts[0].start == 0
     assert parts[0].stop == parts[1].start < parts[1].stop
     assert parts[1].stop == len(watching.left.app.nodes[0].requests)
     asked = Asked()
-    sample_remainder(watching.left, asked, np.random.default_rng(0), 1)
+    sample_residual(watching.left, asked, np.random.default_rng(0), 1)
     assert [(q.node, q.task) for q in asked.queries][:2] == [("draft", ""), ("revise", "revision")]
     whole = ready.instance.problem.app.nodes[0]
     (draft, revise), rows = asked.queries[:2], watching.left.kept[0][1]

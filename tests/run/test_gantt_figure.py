@@ -21,7 +21,7 @@ from samullm_plugin.run.gantt_figure import (
     shortened,
     write_svg,
 )
-from samullm_plugin.run.measuring import MeasuredEngine
+from samullm_plugin.run.metrics import MeasuredEngine
 from samullm_plugin.simulator import PlanSimulator
 from samullm_plugin.testing.factories import GPU
 from tests.run.worlds import small_plan, small_problem

@@ -10,11 +10,11 @@ from samullm_simulated.executor import SimulatedExecutor
 
 from samullm_plugin import Assignment, ParallelConfig, Plan, RequestPolicy, Stage
 from samullm_plugin.planning.policies import policy_call
-from samullm_plugin.run.imitation import run_imitated
 from samullm_plugin.simulator import PlanSimulator
 from samullm_plugin.testing.factories import TestNode, make_problem
 from samullm_plugin.testing.strategies import plans, problems
 from tests.run.test_coordinator_equals_simulator import consistent
+from tests.run.worlds import run_with_truth
 
 
 class ByPrompt(RequestPolicy):
@@ -44,7 +44,7 @@ def test_random_problems(data, policy) -> None:
     plan = data.draw(plans(problem))
     call = policy_call(problem.app, policy(), problem.scenarios)
     trace = PlanSimulator(problem, policy=call).simulate_scenario(plan, 0)
-    ledger = run_imitated(problem, plan, SimulatedExecutor(), problem, policy=call).ledger
+    ledger = run_with_truth(problem, plan, SimulatedExecutor(), problem, policy=call).ledger
     assert ledger.all_settled
     for i, finish_s in enumerate(trace.finish_s):
         np.testing.assert_allclose(ledger.finish_s[i], finish_s, rtol=1e-9, atol=1e-9)
@@ -61,7 +61,7 @@ def test_priorities_decide_who_runs_first(longest_first) -> None:
     plan = Plan((Stage((Assignment("a", ParallelConfig(1, 1, 1), (0,)),)),))
     policy = policies.LongestFirst() if longest_first else policies.ShortestFirst()
     call = policy_call(problem.app, policy, problem.scenarios)
-    coordinator = run_imitated(problem, plan, SimulatedExecutor(), problem, policy=call)
+    coordinator = run_with_truth(problem, plan, SimulatedExecutor(), problem, policy=call)
     order = np.argsort(coordinator.ledger.finish_s[0]).tolist()
     by_length = [1, 3, 5, 2, 0, 4]
     assert order == (by_length[::-1] if longest_first else by_length)

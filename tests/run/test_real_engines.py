@@ -16,11 +16,10 @@ import pytest
 
 from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment, Plan, Stage
-from samullm_plugin.run.adjusting import Replanner, ReplanOptions
-from samullm_plugin.run.coordinator import Coordinator
+from samullm_plugin.run.coordinator import Coordinator, RunOptions
 from samullm_plugin.run.journal import read_journal
+from samullm_plugin.run.replanning import Replanner, ReplanOptions
 from samullm_plugin.run.run import resume_run, start_run
-from samullm_plugin.run.starting import RunOptions
 from tests.run.chaos import Chaos, read_texts
 from tests.run.real_app import ITEMS, make_files, plan, setup
 
@@ -188,7 +187,7 @@ def test_planning_again_changes_no_token(
     """In a thread beside the engines, from iterations and lengths that they report."""
     ready = setup(folder, tmp_path / "run")
     replanner = Replanner(ready.host, ready.instance, ReplanOptions(check_every=0.05))
-    outcome = start_run(setup(folder, tmp_path / "run", adjustments=replanner), plan())
+    outcome = start_run(setup(folder, tmp_path / "run", replanner=replanner), plan())
     assert not outcome.failed
     assert replanner.proposals
     assert read_texts(tmp_path / "run") == reference

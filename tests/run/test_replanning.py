@@ -24,34 +24,33 @@ from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.scenarios import make_scenario
 from samullm_plugin.planning.instances import Instance
 from samullm_plugin.rules.transition import Running
-from samullm_plugin.run.adjusting import Replanner
-from samullm_plugin.run.adjustments import Adjustments
 from samullm_plugin.run.coordinator import Coordinator
-from samullm_plugin.run.imitation import run_imitated
+from samullm_plugin.run.drift import DriftEstimator, Snapshot, length_observations
 from samullm_plugin.run.ledger import Status
-from samullm_plugin.run.observing import Observer, Snapshot, length_observations
-from samullm_plugin.run.remaining import (
+from samullm_plugin.run.replanning import Replanner
+from samullm_plugin.run.residual import (
     aligned,
-    remainder,
-    remaining_problem,
-    rest_of_plan,
+    residual_plan,
+    residual_problem,
+    residual_work,
 )
+from samullm_plugin.run.view import Replanning
 from samullm_plugin.simulator import PlanSimulator
 from samullm_plugin.testing.factories import GPU, TestNode, make_problem
-from tests.run.worlds import NoLatency, Uniform, small_plan, small_problem
+from tests.run.worlds import NoLatency, Uniform, run_with_truth, small_plan, small_problem
 
 
-class Looking(Adjustments):
+class Looking(Replanning):
     """Keeps a snapshot at one moment."""
 
     def __init__(self, at_s: float) -> None:
         self.at_s, self.snapshot = at_s, None
-        self._observer = Observer()
+        self._drift = DriftEstimator()
 
     def consider(self, coordinator: Coordinator, *, stage_changed: bool) -> Plan | None:
         if self.snapshot is None and coordinator.now_s() >= self.at_s:
-            self._observer.take_steps(coordinator)
-            self.snapshot = self._observer.snapshot(coordinator)
+            self._drift.take_steps(coordinator)
+            self.snapshot = self._drift.snapshot(coordinator)
             self.stage = coordinator.rule.stage
             self.observations = length_observations(coordinator, self.snapshot)
         return None
@@ -59,7 +58,7 @@ class Looking(Adjustments):
 
 def looked(problem: Problem, plan: Plan, at_s: float) -> tuple[Coordinator, Looking, Snapshot]:
     look = Looking(at_s)
-    coordinator = run_imitated(problem, plan, SimulatedExecutor(), problem, adjustments=look)
+    coordinator = run_with_truth(problem, plan, SimulatedExecutor(), problem, replanner=look)
     assert look.snapshot is not None
     return coordinator, look, look.snapshot
 
@@ -72,7 +71,7 @@ def test_what_is_left_takes_as_long_as_it_did(at_s: float) -> None:
     """
     problem = small_problem(1)
     coordinator, look, snapshot = looked(problem, small_plan(), at_s)
-    left = remainder(problem.app, snapshot)
+    left = residual_work(problem.app, snapshot)
     assert left is not None
     lengths = [problem.scenarios[0].output_tokens[i][rows] for i, rows in left.kept]
     rest_lengths = tuple(n - g for n, g in zip(lengths, left.generated, strict=True))
@@ -82,9 +81,9 @@ def test_what_is_left_takes_as_long_as_it_did(at_s: float) -> None:
         prompt_tokens=tuple(p + g for p, g in zip(prompts, left.generated, strict=True)),
         output_tokens=rest_lengths,
     )
-    rest = remaining_problem(problem, left, (scenario,), snapshot)
+    rest = residual_problem(problem, left, (scenario,), snapshot)
     engines = {n: r for n, (r, _) in snapshot.running.items()}
-    plan = rest_of_plan(small_plan(), look.stage, left, snapshot.status, engines)
+    plan = residual_plan(small_plan(), look.stage, left, snapshot.status, engines)
     running = {n: v for n, v in snapshot.running.items() if n in {x.name for x in rest.app.nodes}}
     took_s = PlanSimulator(rest, running=running).simulate_scenario(plan, 0).makespan_s
     end_s = max(float(f.max()) for f in coordinator.ledger.finish_s)
@@ -107,13 +106,13 @@ def test_engines_that_go_on_keep_their_caches(chained: bool) -> None:
                  Stage((Assignment("a", one, (1,)),))))  # fmt: skip
     coordinator, look, snapshot = looked(problem, plan, 13.0)
     end_s = max(float(f.max()) for f in coordinator.ledger.finish_s)
-    left = remainder(problem.app, snapshot)
+    left = residual_work(problem.app, snapshot)
     assert left is not None
     kept = [(problem.scenarios[0].output_tokens[i][rows]) for i, rows in left.kept]
     lengths = tuple(n - g for n, g in zip(kept, left.generated, strict=True))
-    rest = remaining_problem(problem, left, (make_scenario(left.app, lengths),), snapshot)
+    rest = residual_problem(problem, left, (make_scenario(left.app, lengths),), snapshot)
     engines = {n: r for n, (r, _) in snapshot.running.items()}
-    going_on = rest_of_plan(plan, look.stage, left, snapshot.status, engines)
+    going_on = residual_plan(plan, look.stage, left, snapshot.status, engines)
     simulator = PlanSimulator(rest, running=snapshot.running)
     held_s = -snapshot.running["a"][1]
     assert held_s > 8.0  # 8 x 250 tokens and more, at 4 ms
@@ -130,7 +129,7 @@ def test_engines_that_go_on_keep_their_caches(chained: bool) -> None:
 def test_the_remainder_keeps_who_waits_for_whom() -> None:
     problem = small_problem(1)
     _, _, snapshot = looked(problem, small_plan(), 5.0)
-    left = remainder(problem.app, snapshot)
+    left = residual_work(problem.app, snapshot)
     assert left is not None
     place = {i: k for k, (i, _) in enumerate(left.kept)}
     for k, (i, rows) in enumerate(left.kept):
@@ -186,7 +185,7 @@ def test_measured_factors() -> None:
         ),
     )
     look = Looking(9.0)
-    run_imitated(problem, small_plan(), SimulatedExecutor(), slow, adjustments=look)
+    run_with_truth(problem, small_plan(), SimulatedExecutor(), slow, replanner=look)
     assert look.snapshot is not None
     assert look.snapshot.latency_factor == pytest.approx((1.5, 1.5, 1.5))
     assert look.snapshot.load_factor == pytest.approx(2.0)
@@ -244,9 +243,9 @@ def test_a_bad_plan_is_left() -> None:
     instance, plan, truth = mis_estimated(8.0)
     host = PluginHost.from_settings()
 
-    def makespan_s(adjustments: Replanner | None) -> float:
-        done = run_imitated(
-            instance.problem, plan, SimulatedExecutor(), truth, adjustments=adjustments
+    def makespan_s(replanner: Replanner | None) -> float:
+        done = run_with_truth(
+            instance.problem, plan, SimulatedExecutor(), truth, replanner=replanner
         )
         for i, lengths in enumerate(truth.scenarios[0].output_tokens):
             np.testing.assert_array_equal(done.ledger.generated[i], lengths)
@@ -275,7 +274,7 @@ def test_a_run_with_several_plans_can_be_resumed(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     known = Instance(truth, instance.estimator, instance.latency_model, instance.planner)
     setup = RunSetup(
-        host, loaded, known, "simulated", directory, adjustments=Replanner(host, instance)
+        host, loaded, known, "simulated", directory, replanner=Replanner(host, instance)
     )
     start_run(setup, plan)
     records = list(read_journal(directory / "events.jsonl"))
@@ -283,6 +282,6 @@ def test_a_run_with_several_plans_can_be_resumed(tmp_path: Path) -> None:
     assert len(plans) >= 2
     lines = (directory / "events.jsonl").read_bytes().splitlines(keepends=True)
     (directory / "events.jsonl").write_bytes(b"".join(lines[: plans[-1] + 2]))
-    fresh = replace(setup, adjustments=Replanner(host, instance))
+    fresh = replace(setup, replanner=Replanner(host, instance))
     outcome = resume_run(fresh)
     assert outcome.metrics["requests"]["finished"] == truth.app.num_requests

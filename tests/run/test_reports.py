@@ -13,13 +13,12 @@ from samullm_simulated.executor import SimulatedExecutor
 from samullm_plugin.app.batch import BatchOutput, batch_line
 from samullm_plugin.host.interfaces.observer import RunEvent, RunInfo, StageRecord
 from samullm_plugin.model.plan import Stage
-from samullm_plugin.run.imitation import run_imitated
 from samullm_plugin.run.ledger import Ledger, Result, Status
 from samullm_plugin.run.log import RunLog
 from samullm_plugin.run.progress import RunProgress
 from samullm_plugin.run.trace import Slice, trace_json
 from samullm_plugin.simulator import PlanSimulator
-from tests.run.worlds import small_plan, small_problem
+from tests.run.worlds import run_with_truth, small_plan, small_problem
 
 
 class Watching:
@@ -43,7 +42,7 @@ class Watching:
 def test_observers_hear_of_stages_and_events() -> None:
     problem, host = small_problem(), Watching()
     log = RunLog(RunInfo("x", "test", "simulated"), host=host)  # type: ignore[arg-type]
-    coordinator = run_imitated(problem, small_plan(), SimulatedExecutor(), problem, log=log)
+    coordinator = run_with_truth(problem, small_plan(), SimulatedExecutor(), problem, log=log)
     stages = [(kind, value) for kind, value in host.heard if kind in ("before", "after")]
     assert [kind for kind, _ in stages] == ["before", "after"] * 3
     assert [v for k, v in stages if k == "before"] == list(small_plan().stages)
@@ -73,7 +72,7 @@ def test_progress_and_remaining_time() -> None:
             seen.append((followed.now_s, followed.settled, followed.remaining_s()))
 
         log.add_listener(take)
-        run_imitated(problem, small_plan(), SimulatedExecutor(), problem, log=log)
+        run_with_truth(problem, small_plan(), SimulatedExecutor(), problem, log=log)
         assert progress.settled == progress.total == problem.app.num_requests
         assert progress.stage == 3
         assert all(n.engines == 0 for n in progress.nodes)
@@ -93,7 +92,7 @@ def test_progress_of_a_run_that_goes_on() -> None:
     log = RunLog(RunInfo("x", "test", "simulated"))
     events: list[RunEvent] = []
     log.add_listener(events.append)
-    run_imitated(problem, small_plan(), SimulatedExecutor(), problem, log=log)
+    run_with_truth(problem, small_plan(), SimulatedExecutor(), problem, log=log)
     half = next(k for k, e in enumerate(events) if e.time_s > trace.makespan_s / 2)
     ledger = Ledger(problem.app)
     for event in events[:half]:

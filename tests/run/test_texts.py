@@ -11,7 +11,7 @@ import pytest
 from samullm_plugin.app.loading import load_application
 from samullm_plugin.errors import InputError
 from samullm_plugin.run.ledger import Ledger, Result, Status
-from samullm_plugin.run.sources import Prompt, Refused, TextSource
+from samullm_plugin.run.prompts import Prompt, Refused, TextPrompts
 
 HEAD = """
     version: 1
@@ -22,20 +22,20 @@ HEAD = """
 """
 
 
-def load(folder: Path, nodes: str, lines: list[dict[str, object]]) -> tuple[TextSource, Ledger]:
+def load(folder: Path, nodes: str, lines: list[dict[str, object]]) -> tuple[TextPrompts, Ledger]:
     (folder / "requests.jsonl").write_text(
         "".join(json.dumps({"max_tokens": 9, **line}) + "\n" for line in lines)
     )
     (folder / "app.yaml").write_text(dedent(HEAD) + "nodes:\n" + indent(dedent(nodes), "  "))
     loaded = load_application(folder / "app.yaml")
-    return TextSource(loaded), Ledger(loaded.app)
+    return TextPrompts(loaded), Ledger(loaded.app)
 
 
 def finish(ledger: Ledger, node: int, request: int, text: str) -> None:
     ledger.settle((node, request), Status.FINISHED, 1.0, Result(3, 5, "stop", text))
 
 
-def prompt(source: TextSource, ledger: Ledger, node: int, request: int) -> Prompt:
+def prompt(source: TextPrompts, ledger: Ledger, node: int, request: int) -> Prompt:
     made = source.prepare((node, request), ledger)
     assert isinstance(made, Prompt), made
     return made
@@ -142,4 +142,4 @@ def test_applications_without_texts_are_refused() -> None:
     from samullm_plugin.planning.applications import build_named
 
     with pytest.raises(InputError, match="has no prompts: it can be planned, and run with"):
-        TextSource(build_named(PluginHost.from_settings(), "small-1"))
+        TextPrompts(build_named(PluginHost.from_settings(), "small-1"))

@@ -9,13 +9,12 @@ from samullm_plugin.host.interfaces.observer import RunInfo
 from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment, Plan, Stage, StageEnd
 from samullm_plugin.run.coordinator import Coordinator
-from samullm_plugin.run.imitation import run_imitated
 from samullm_plugin.run.ledger import Ledger, RequestId, Status
 from samullm_plugin.run.log import RunLog
-from samullm_plugin.run.sources import LengthSource, Prompt, Refused
+from samullm_plugin.run.prompts import LengthPrompts, Prompt, Refused
 from samullm_plugin.simulator import PlanSimulator
 from samullm_plugin.testing.factories import TestNode, make_problem
-from tests.run.worlds import small_plan, small_problem
+from tests.run.worlds import run_with_truth, small_plan, small_problem
 
 ONE = ParallelConfig()
 
@@ -39,7 +38,7 @@ def test_a_stage_that_cannot_end_gives_way_at_once() -> None:
         )
     )
     trace = PlanSimulator(problem).simulate_scenario(plan, 0)
-    coordinator = run_imitated(problem, plan, SimulatedExecutor(), problem)
+    coordinator = run_with_truth(problem, plan, SimulatedExecutor(), problem)
     for found, expected in zip(coordinator.ledger.finish_s, trace.finish_s, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-9)
     stages = [r["time_s"] for r in coordinator.log.records if r["kind"] == "stage"]
@@ -47,7 +46,7 @@ def test_a_stage_that_cannot_end_gives_way_at_once() -> None:
     np.testing.assert_allclose(stages, trace.stage_start_s, atol=1e-9)
 
 
-class Immovable(LengthSource):
+class Immovable(LengthPrompts):
     """One node's requests have a parameter that nobody knows how to move."""
 
     def prepare(self, request: RequestId, ledger: Ledger) -> Prompt | Refused | None:
@@ -78,5 +77,5 @@ def test_engines_of_immovable_requests_stay_until_they_have_finished() -> None:
     # the plan's second stage wanted device 1, which the engine kept
     resized = [r for r in log.records if r["kind"] == "stage"][1]["time_s"]
     assert min(r["time_s"] for r in stopped) > resized
-    moved = run_imitated(problem, small_plan(), SimulatedExecutor(), problem)
+    moved = run_with_truth(problem, small_plan(), SimulatedExecutor(), problem)
     assert [r for r in moved.log.records if r["kind"] == "moved" and r["node"] == "a"]

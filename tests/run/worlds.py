@@ -8,15 +8,22 @@ import numpy as np
 
 from samullm_plugin.app.loaded import LoadedApplication
 from samullm_plugin.app.spec import Component, PlannerSection
+from samullm_plugin.host.interfaces.executor import Executor
 from samullm_plugin.host.interfaces.latency import LatencyModel
 from samullm_plugin.host.interfaces.length import LengthEstimator, LengthObservations, LengthQuery
+from samullm_plugin.host.interfaces.observer import RunInfo
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.application import EngineOptions
 from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment, Plan, Stage, StageEnd
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.planning.instances import Instance
+from samullm_plugin.run.coordinator import Coordinator
+from samullm_plugin.run.log import RunLog
+from samullm_plugin.run.prompts import LengthPrompts
 from samullm_plugin.run.run import RunSetup
+from samullm_plugin.run.view import Replanning
+from samullm_plugin.simulator.runs import PolicyCall
 from samullm_plugin.testing.factories import TestNode, make_problem
 
 
@@ -107,3 +114,41 @@ def setup_run(problem: Problem, directory: Path, **changes: object) -> RunSetup:
     instance = Instance(problem, Uniform(), NoLatency(), planner)
     values: dict[str, object] = {"executor": "simulated", "directory": directory, **changes}
     return RunSetup(host, loaded, instance, **values)  # type: ignore[arg-type]
+
+
+def run_with_truth(
+    problem: Problem,
+    plan: Plan,
+    executor: Executor,
+    truth: Problem,
+    *,
+    log: RunLog | None = None,
+    replanner: Replanning | None = None,
+    policy: PolicyCall | None = None,
+) -> Coordinator:
+    """Carry a plan out where ``truth`` holds, without a run directory.
+
+    Args:
+        problem: what the plan and its replanner assume.
+        plan: the plan.
+        executor: a simulated one; it is closed afterwards.
+        truth: lengths (its first scenario), latencies and load times.
+        log: where events go; None: a new one.
+        replanner: may replace the plan.
+        policy: order and replicas of requests; None: first come, first served, in turn.
+
+    Returns:
+        The coordinator after the run.
+    """
+    log = log or RunLog(RunInfo("imitated", problem.app.name, executor.name))
+    executor.imitate(truth)
+    executor.open(problem.cluster, None)
+    try:
+        source = LengthPrompts(truth.scenarios[0])
+        coordinator = Coordinator(
+            problem, plan, executor, source, log, replanner=replanner, policy=policy
+        )
+        coordinator.run()
+    finally:
+        executor.close()
+    return coordinator

@@ -18,12 +18,12 @@ from samullm_plugin.model.scenarios import LengthScenario, draw_taken, make_scen
 from samullm_plugin.model.types import Ints
 from samullm_plugin.planning.building import check_lengths
 from samullm_plugin.rules.transition import Running
+from samullm_plugin.run.drift import Snapshot
 from samullm_plugin.run.ledger import Status
-from samullm_plugin.run.observing import Snapshot
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Remainder:
+class ResidualWork:
     """What is left to do.
 
     Attributes:
@@ -40,7 +40,7 @@ class Remainder:
     requests: tuple[Ints, ...]
 
 
-def remainder(app: Application, snapshot: Snapshot) -> Remainder | None:
+def residual_work(app: Application, snapshot: Snapshot) -> ResidualWork | None:
     """Return what is left of an application; None if nothing is."""
     left = [np.flatnonzero(s < Status.FINISHED) for s in snapshot.status]
     kept = [i for i, rows in enumerate(left) if len(rows)]
@@ -60,7 +60,7 @@ def remainder(app: Application, snapshot: Snapshot) -> Remainder | None:
         )
         for i in kept
     ]
-    return Remainder(
+    return ResidualWork(
         Application(app.name, tuple(nodes)),
         tuple((i, left[i]) for i in kept),
         tuple(snapshot.generated[i][left[i]] for i in kept),
@@ -132,8 +132,8 @@ def _table(
     )
 
 
-def sample_remainder(
-    left: Remainder, estimator: LengthEstimator, rng: np.random.Generator, count: int
+def sample_residual(
+    left: ResidualWork, estimator: LengthEstimator, rng: np.random.Generator, count: int
 ) -> tuple[LengthScenario, ...]:
     """Return length scenarios of what is left, conditional on what has been generated."""
     found = []
@@ -150,7 +150,7 @@ def sample_remainder(
 
 
 def _sample_part(
-    left: Remainder,
+    left: ResidualWork,
     k: int,
     part: NodePart,
     estimator: LengthEstimator,
@@ -174,8 +174,8 @@ def _sample_part(
     return to_come
 
 
-def remaining_problem(
-    problem: Problem, left: Remainder, scenarios: tuple[LengthScenario, ...], snapshot: Snapshot
+def residual_problem(
+    problem: Problem, left: ResidualWork, scenarios: tuple[LengthScenario, ...], snapshot: Snapshot
 ) -> Problem:
     """Return what is left as a problem, with latencies and load times corrected."""
     costs = []
@@ -199,10 +199,10 @@ def _corrected(costs: ModeCosts, latency_factor: float, load_factor: float) -> M
     return replace(costs, latency=latency, load=load)
 
 
-def rest_of_plan(
+def residual_plan(
     plan: Plan,
     stage: int,
-    left: Remainder,
+    left: ResidualWork,
     status: Sequence[NDArray[np.int8]],
     running: Mapping[str, Running],
 ) -> Plan:

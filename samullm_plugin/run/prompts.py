@@ -47,7 +47,7 @@ class Refused:
     reason: str
 
 
-class RequestSource(ABC):
+class PromptBuilder(ABC):
     """Makes prompts from what is in the ledger."""
 
     @abstractmethod
@@ -79,7 +79,7 @@ class RequestSource(ABC):
         return False
 
 
-class LengthSource(RequestSource):
+class LengthPrompts(PromptBuilder):
     """Requests without content, for executors that model engines: lengths only."""
 
     def __init__(self, truth: LengthScenario) -> None:
@@ -113,7 +113,7 @@ class LengthSource(RequestSource):
         return self._untaken[node]
 
 
-class TokenSource(LengthSource):
+class TokenPrompts(LengthPrompts):
     """Requests of lengths only, as random tokens for real engines, with imposed output lengths.
 
     Outputs that enter a prompt are what the engines have really generated.
@@ -158,7 +158,7 @@ class TokenSource(LengthSource):
         return tuple(rng.integers(3, vocabulary, count).tolist())
 
 
-class TextSource(RequestSource):
+class TextPrompts(PromptBuilder):
     """Prompts with texts: templates, conversations, routers and filters of an ``app.yaml``."""
 
     def __init__(self, loaded: LoadedApplication, app: Application | None = None) -> None:

@@ -11,11 +11,11 @@ from samullm_plugin.host.interfaces.executor import EngineRequest, RequestOutput
 from samullm_plugin.host.interfaces.moving import continued
 from samullm_plugin.run.ledger import Ledger, RequestId, Result, Status
 from samullm_plugin.run.log import RunLog
-from samullm_plugin.run.sources import Prompt, Refused, RequestSource
+from samullm_plugin.run.prompts import Prompt, PromptBuilder, Refused
 from samullm_plugin.run.user_nodes import UserNodes
 
 
-class Intake:
+class RequestQueue:
     """Keeps the ledger, and the requests that can be served.
 
     Attributes:
@@ -26,7 +26,7 @@ class Intake:
     def __init__(
         self,
         ledger: Ledger,
-        source: RequestSource,
+        source: PromptBuilder,
         log: RunLog,
         moved: Mapping[RequestId, RequestOutput],
     ) -> None:

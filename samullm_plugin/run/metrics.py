@@ -9,7 +9,7 @@ from typing import Any
 
 from samullm_plugin.model.application import Application
 from samullm_plugin.model.result import PlanTrace
-from samullm_plugin.run.planned import PlannedNode, planned_nodes
+from samullm_plugin.run.forecast import ForecastNode, forecast_nodes
 from samullm_plugin.run.trace import Slice
 
 SETTLED = ("finished", "skipped", "failed")
@@ -135,13 +135,13 @@ def run_metrics(
         num_devices: of the cluster.
         planned: the first plan's simulation; None: unknown.
     """
-    nodes = planned_nodes(app, planned)
+    nodes = forecast_nodes(app, planned)
     return metrics_of(app.name, nodes, records, num_devices, planned)
 
 
 def metrics_of(
     application: str,
-    nodes: Sequence[PlannedNode],
+    nodes: Sequence[ForecastNode],
     records: Records,
     num_devices: int,
     planned: PlanTrace | None,

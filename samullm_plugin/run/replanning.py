@@ -23,23 +23,22 @@ from samullm_plugin.planning.policies import planned_policy
 from samullm_plugin.planning.records import to_record
 from samullm_plugin.rules.transition import Running
 from samullm_plugin.rules.verify import verify
-from samullm_plugin.run.adjustments import Adjustments
-from samullm_plugin.run.coordinator import Coordinator
-from samullm_plugin.run.observing import (
-    Observer,
+from samullm_plugin.run.drift import (
+    DriftEstimator,
     Snapshot,
     learned,
     length_observations,
 )
-from samullm_plugin.run.remaining import (
-    Remainder,
+from samullm_plugin.run.residual import (
+    ResidualWork,
     aligned,
     as_held,
-    remainder,
-    remaining_problem,
-    rest_of_plan,
-    sample_remainder,
+    residual_plan,
+    residual_problem,
+    residual_work,
+    sample_residual,
 )
+from samullm_plugin.run.view import Replanning, RunView
 from samullm_plugin.simulator import PlanSimulator
 from samullm_plugin.simulator.runs import PolicyCall
 
@@ -98,14 +97,14 @@ class _Question:
     """What is to be planned: everything a thread needs."""
 
     snapshot: Snapshot
-    left: Remainder
+    left: ResidualWork
     estimator: LengthEstimator
     plan: Plan
     stage: int
     running: dict[str, tuple[Running, float]] = field(default_factory=dict)
 
 
-class Replanner(Adjustments):
+class Replanner(Replanning):
     """Adjusts a run's plan to what is observed.
 
     Lengths: finished requests, and running ones as censored observations, refine the estimator, and
@@ -127,7 +126,7 @@ class Replanner(Adjustments):
         self.options = options or ReplanOptions()
         self.proposals: list[Proposal] = []
         self._host, self._instance = host, instance
-        self._observer = Observer()
+        self._drift = DriftEstimator()
         self._believed = instance.estimator
         self._factors: tuple[float, ...] = ()
         self._interval_s = 0.0
@@ -137,21 +136,21 @@ class Replanner(Adjustments):
         self._future: Future[Proposal] | None = None
         self._asked: _Question | None = None
 
-    def begin(self, coordinator: Coordinator) -> None:
+    def begin(self, run: RunView) -> None:
         """Set the pace by the time the plan still takes."""
-        self._factors = (1.0,) * len(coordinator.problem.app.nodes)
-        snapshot = self._observer.snapshot(coordinator)
-        left = remainder(coordinator.problem.app, snapshot)
+        self._factors = (1.0,) * len(run.problem.app.nodes)
+        snapshot = self._drift.snapshot(run)
+        left = residual_work(run.problem.app, snapshot)
         if left is not None:
             rng = np.random.default_rng([self._instance.planner.seed, 31])
-            scenarios = sample_remainder(left, self._believed, rng, 1)
-            rest = remaining_problem(coordinator.problem, left, scenarios, snapshot)
-            plan = rest_of_plan(coordinator.plan, coordinator.rule.stage, left, snapshot.status, {})
+            scenarios = sample_residual(left, self._believed, rng, 1)
+            rest = residual_problem(run.problem, left, scenarios, snapshot)
+            plan = residual_plan(run.plan, run.rule.stage, left, snapshot.status, {})
             simulator = PlanSimulator(rest, policy=self._policy(rest))
             seconds = simulator.simulate_scenario(plan, 0).makespan_s
             self._interval_s = self.options.check_every * seconds
-        self._checked_s = self._planned_s = coordinator.now_s()
-        if not coordinator.executor.virtual_clock:
+        self._checked_s = self._planned_s = run.now_s()
+        if not run.executor.virtual_clock:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="replanning")
 
     def end(self) -> None:
@@ -159,18 +158,18 @@ class Replanner(Adjustments):
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def consider(self, coordinator: Coordinator, *, stage_changed: bool) -> Plan | None:
+    def consider(self, run: RunView, *, stage_changed: bool) -> Plan | None:
         """Return a plan that is enough better than going on, if one is known by now."""
         if self._future is not None:
-            return self._answer(coordinator) if self._future.done() else None
-        now_s = coordinator.now_s()
+            return self._answer(run) if self._future.done() else None
+        now_s = run.now_s()
         due = now_s - self._checked_s >= self._interval_s
         at_stage = stage_changed and now_s - self._planned_s >= self._interval_s / 2
         if not (due or at_stage):
             return None
         self._checked_s = now_s
         try:  # a plugin that fails here must not end the run: the plan there is goes on
-            question = self._question(coordinator, drifted_only=not at_stage)
+            question = self._question(run, drifted_only=not at_stage)
             if question is None:
                 return None
             self._planned_s, self._asked = now_s, question
@@ -181,9 +180,9 @@ class Replanner(Adjustments):
         except SamullmError as error:
             logger.warning("planning again failed: %s", error)
             return None
-        return self._adopted(coordinator, proposal, question)
+        return self._adopted(run, proposal, question)
 
-    def _answer(self, coordinator: Coordinator) -> Plan | None:
+    def _answer(self, run: RunView) -> Plan | None:
         future, question = self._future, self._asked
         self._future = None
         assert future is not None
@@ -193,21 +192,19 @@ class Replanner(Adjustments):
         except SamullmError as error:
             logger.warning("planning again failed: %s", error)
             return None
-        held = {n: r.devices for n, r in coordinator.rule.running.items()}
+        held = {n: r.devices for n, r in run.rule.running.items()}
         before = {n: r.devices for n, (r, _) in question.running.items()}
         if held != before and proposal.plan is not None:
             return None  # engines have started or ended since: the comparison does not hold
-        return self._adopted(coordinator, proposal, question)
+        return self._adopted(run, proposal, question)
 
-    def _adopted(
-        self, coordinator: Coordinator, proposal: Proposal, question: _Question
-    ) -> Plan | None:
+    def _adopted(self, run: RunView, proposal: Proposal, question: _Question) -> Plan | None:
         self.proposals.append(proposal)
         self._believed = question.estimator
         self._factors = question.snapshot.latency_factor
         if proposal.plan is not None:
-            coordinator.log.add(
-                coordinator.now_s(),
+            run.log.add(
+                run.now_s(),
                 "plan",
                 plan=to_record(proposal.plan),
                 scheduler=self._instance.planner.scheduler.type,
@@ -220,30 +217,30 @@ class Replanner(Adjustments):
     def _policy(self, rest: Problem) -> PolicyCall | None:
         return planned_policy(self._host, self._instance.planner, rest)
 
-    def _question(self, coordinator: Coordinator, *, drifted_only: bool) -> _Question | None:
+    def _question(self, run: RunView, *, drifted_only: bool) -> _Question | None:
         """Look at the run; return what to plan, or None if all is as expected."""
-        self._observer.take_steps(coordinator)
-        snapshot = self._observer.snapshot(coordinator)
-        left = remainder(coordinator.problem.app, snapshot)
+        self._drift.take_steps(run)
+        snapshot = self._drift.snapshot(run)
+        left = residual_work(run.problem.app, snapshot)
         if left is None:
             return None
-        seen = length_observations(coordinator, snapshot)
-        estimator = learned(self._instance.estimator, seen, coordinator.problem.app)
+        seen = length_observations(run, snapshot)
+        estimator = learned(self._instance.estimator, seen, run.problem.app)
         if drifted_only and not self._drifted(snapshot, left, estimator, seen):
             return None
         return _Question(
             snapshot,
             left,
             estimator,
-            coordinator.plan,
-            coordinator.rule.stage,
+            run.plan,
+            run.rule.stage,
             dict(snapshot.running),
         )
 
     def _drifted(
         self,
         snapshot: Snapshot,
-        left: Remainder,
+        left: ResidualWork,
         estimator: LengthEstimator,
         seen: list[LengthObservations],
     ) -> bool:
@@ -256,7 +253,7 @@ class Replanner(Adjustments):
         tokens = []
         for known in (self._believed, estimator):
             rng = np.random.default_rng(self._instance.planner.seed)
-            scenario = sample_remainder(left, known, rng, 1)[0]
+            scenario = sample_residual(left, known, rng, 1)[0]
             tokens.append(np.array([float(o.sum()) for o in scenario.output_tokens]))
         before, now = tokens
         return bool(np.abs(now - before).sum() > self.options.length_drift * before.sum())
@@ -267,17 +264,17 @@ class Replanner(Adjustments):
         problem, planner = self._instance.problem, self._instance.planner
         rng = np.random.default_rng([planner.seed, 31])
         count = self.options.scenarios
-        scenarios = sample_remainder(
+        scenarios = sample_residual(
             question.left, question.estimator, rng, count + self.options.judges
         )
-        rest = remaining_problem(problem, question.left, scenarios[:count], question.snapshot)
+        rest = residual_problem(problem, question.left, scenarios[:count], question.snapshot)
         names = {n.name for n in rest.app.nodes}
         running = {
             n: (as_held(r), ready_s) for n, (r, ready_s) in question.running.items() if n in names
         }
         engines = {n: r for n, (r, _) in running.items()}
         simulator = PlanSimulator(rest, policy=self._policy(rest), running=running)
-        going_on = rest_of_plan(
+        going_on = residual_plan(
             question.plan,
             question.stage,
             question.left,

@@ -17,11 +17,11 @@ from samullm_plugin.model.result import PlanTrace
 from samullm_plugin.planning.records import RecordReader, to_record
 from samullm_plugin.planning.reporting import provenance_lines
 
-PLANNED_FILE = "planned.json"
+FORECAST_FILE = "planned.json"
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedNode:
+class ForecastNode:
     """A node of the application as its user wrote it.
 
     Attributes:
@@ -45,7 +45,7 @@ class PlannedNode:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PlannedRun:
+class Forecast:
     """A run as it was foreseen when it began.
 
     Attributes:
@@ -58,7 +58,7 @@ class PlannedRun:
         written_by: release that began the run.
     """
 
-    nodes: tuple[PlannedNode, ...]
+    nodes: tuple[ForecastNode, ...]
     gpus: tuple[str, ...]
     trace: PlanTrace
     rests_on: Mapping[str, tuple[str, ...]]
@@ -67,7 +67,7 @@ class PlannedRun:
     written_by: str
 
 
-def planned_nodes(app: Application, trace: PlanTrace | None) -> tuple[PlannedNode, ...]:
+def forecast_nodes(app: Application, trace: PlanTrace | None) -> tuple[ForecastNode, ...]:
     """Return the nodes as their user wrote them.
 
     Args:
@@ -75,7 +75,7 @@ def planned_nodes(app: Application, trace: PlanTrace | None) -> tuple[PlannedNod
         trace: its plan, simulated; None: unknown.
     """
     return tuple(
-        PlannedNode(
+        ForecastNode(
             part.name,
             node.model.name,
             len(part),
@@ -87,12 +87,12 @@ def planned_nodes(app: Application, trace: PlanTrace | None) -> tuple[PlannedNod
     )
 
 
-def planned_run(
+def forecast_run(
     problem: Problem,
     trace: PlanTrace,
     executor: Executor,
     estimator: LengthEstimator | None,
-) -> PlannedRun:
+) -> Forecast:
     """Return what is foreseen of a run.
 
     Args:
@@ -110,8 +110,8 @@ def planned_run(
     }
     if problem.app.notes:
         rests_on["Assumed"] = tuple(problem.app.notes)
-    return PlannedRun(
-        planned_nodes(problem.app, trace),
+    return Forecast(
+        forecast_nodes(problem.app, trace),
         tuple(g.name for g in problem.cluster.gpus),
         replace(trace, finish_s=()),
         rests_on,
@@ -121,25 +121,25 @@ def planned_run(
     )
 
 
-def planned_record(planned: PlannedRun) -> object:
+def forecast_record(planned: Forecast) -> object:
     """Return what is written to ``planned.json``."""
     return to_record(planned)
 
 
-def read_planned(directory: Path) -> PlannedRun | None:
+def read_forecast(directory: Path) -> Forecast | None:
     """Return what was foreseen of a run; None for runs of releases that did not write it.
 
     Raises:
         InputError: if the file is damaged.
     """
-    path = directory / PLANNED_FILE
+    path = directory / FORECAST_FILE
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise InputError(f"{path}: is not JSON: {error}") from error
-    return RecordReader(str(path)).read(PlannedRun, record)
+    return RecordReader(str(path)).read(Forecast, record)
 
 
 def _length_source(estimator: LengthEstimator, model: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +16,7 @@ from samullm_plugin.model.length_observations import LengthObservations
 from samullm_plugin.model.types import Bools, Ints
 from samullm_plugin.rules.transition import Running
 from samullm_plugin.run.ledger import Status
-
-if TYPE_CHECKING:
-    from samullm_plugin.run.coordinator import Coordinator
-
+from samullm_plugin.run.view import RunView
 
 ENOUGH_OUTPUTS = 20
 """Finished requests of a model from which it says something about other models."""
@@ -58,51 +54,49 @@ class Snapshot:
 
 
 @dataclass(slots=True)
-class Observer:
+class DriftEstimator:
     """Adds up what engines report."""
 
     _seconds: dict[int, tuple[float, float]] = field(
         default_factory=lambda: defaultdict(lambda: (0.0, 0.0))
     )
 
-    def take_steps(self, coordinator: Coordinator) -> None:
+    def take_steps(self, run: RunView) -> None:
         """Compare the iterations since the last call with what the problem's costs predict."""
-        for node, deployment in coordinator.engines.deployments.items():
+        for node, deployment in run.engines.deployments.items():
             for replica in deployment.replicas:
                 if replica.ready_s is None:
                     continue
-                taken = coordinator.executor.take_steps(replica.key)
+                taken = run.executor.take_steps(replica.key)
                 if taken is None or not len(taken[0]):
                     continue
                 steps, seconds = taken
-                costs = coordinator.problem.mode(
-                    node, deployment.running.planned.parallel, replica.devices
-                )
+                costs = run.problem.mode(node, deployment.running.planned.parallel, replica.devices)
                 predicted = float(np.sum(costs.latency.step_seconds(steps)))
                 measured, expected = self._seconds[node]
                 self._seconds[node] = (measured + float(np.sum(seconds)), expected + predicted)
 
-    def snapshot(self, coordinator: Coordinator) -> Snapshot:
+    def snapshot(self, run: RunView) -> Snapshot:
         """Return the run as it is now."""
-        ledger, app = coordinator.ledger, coordinator.problem.app
+        ledger, app = run.ledger, run.problem.app
         generated = [g.copy() for g in ledger.generated]
         running: dict[str, tuple[Running, float]] = {}
         held: dict[int, list[list[int]]] = defaultdict(list)
-        now_s = coordinator.now_s()
-        factor = self._load_factor(coordinator)
-        for node, deployment in coordinator.engines.deployments.items():
+        now_s = run.now_s()
+        factor = self._load_factor(run)
+        for node, deployment in run.engines.deployments.items():
             for replica in deployment.replicas:
                 lengths = []
-                for request, tokens in coordinator.executor.progress(replica.key).items():
+                for request, tokens in run.executor.progress(replica.key).items():
                     if request in replica.outstanding:
                         generated[node][request] += tokens
                         if tokens:
                             lengths.append(replica.outstanding[request].prompt_tokens + tokens)
                 held[node].append(lengths)
-            costs = coordinator.problem.mode(
+            costs = run.problem.mode(
                 node, deployment.running.planned.parallel, deployment.running.devices
             )
-            ready_s = deployment.started_s + factor * coordinator.problem.load_s(costs)
+            ready_s = deployment.started_s + factor * run.problem.load_s(costs)
             left_s = max(0.0, ready_s - now_s)
             if deployment.ready:
                 budget = app.nodes[node].model.engine.max_num_batched_tokens
@@ -131,9 +125,9 @@ class Observer:
         return measured / expected if expected >= ENOUGH_STEPS_S else 1.0
 
     @staticmethod
-    def _load_factor(coordinator: Coordinator) -> float:
+    def _load_factor(run: RunView) -> float:
         ratios = []
-        for event in coordinator.log.records:
+        for event in run.log.records:
             if event["kind"] == "engine_ready" and event.get("planned_load_s"):
                 ratios.append(float(event["load_s"]) / float(event["planned_load_s"]))
         return float(np.median(ratios)) if ratios else 1.0
@@ -163,10 +157,10 @@ def _prefill_s(latency: StepModel, lengths: Sequence[int], budget: int) -> float
     return steps * float(latency.step_seconds(table)[0])
 
 
-def length_observations(coordinator: Coordinator, snapshot: Snapshot) -> list[LengthObservations]:
+def length_observations(run: RunView, snapshot: Snapshot) -> list[LengthObservations]:
     """Return the lengths seen so far, by node: finished ones, and running ones as censored."""
     found = []
-    for i, node in enumerate(coordinator.problem.app.nodes):
+    for i, node in enumerate(run.problem.app.nodes):
         finished = snapshot.status[i] == Status.FINISHED
         begun = (snapshot.status[i] < Status.FINISHED) & (snapshot.generated[i] > 0)
         for part in node.parts:

@@ -1,0 +1,344 @@
+"""Rows of tables: CSV, Parquet and Arrow files, folders of shards, datasets, and tables in memory.
+
+Read by pyarrow in chunks: a table may be larger than memory as long as what is made of its rows is
+not. JSON lines have a reader of their own (``app/requests.py``).
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import decimal
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from samullm_plugin.errors import InputError, MissingExtraError, suggest
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    Batches = Iterator[tuple[str, pa.RecordBatch]]
+    """Record batches, each with the file it comes from."""
+
+Format = Literal["jsonl", "csv", "parquet", "arrow"]
+
+CHUNK_ROWS = 4096
+"""Rows that are held as Python objects at a time."""
+
+_SUFFIXES: Mapping[str, Format] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
+}
+_PACKED = (".gz", ".zst")
+_CSV_TYPES = (  # a column is of the first type that all of its cells are written as
+    ("int64", r"^-?(0|[1-9][0-9]{0,17})$"),
+    ("double", r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?$"),
+    ("bool", r"^(true|false|True|False)$"),
+)
+_IMAGES = ((b"\x89PNG", "png"), (b"\xff\xd8\xff", "jpeg"), (b"GIF8", "gif"), (b"RIFF", "webp"))
+
+
+def opened(path: Path) -> Any:
+    """Return a file open for reading bytes, unpacked if its name ends in ``.gz`` or ``.zst``."""
+    import pyarrow as pa
+
+    return pa.input_stream(str(path), compression="detect")
+
+
+def format_of(path: Path) -> Format | None:
+    """Return what a file's name says about its format; None if nothing."""
+    suffix = path.suffix.lower()
+    if suffix in _PACKED:
+        suffix = Path(path.stem).suffix.lower()
+    return _SUFFIXES.get(suffix)
+
+
+def shards(path: Path, given: Format | None, where: str) -> list[tuple[Path, Format]]:
+    """Return the files of a table in order, each with its format.
+
+    Args:
+        path: a file, or a folder with files of one format, in its sub-folders as well; names that
+            begin with ``.`` or ``_`` are left out.
+        given: the format where names do not tell it.
+        where: file and field, for messages.
+
+    Raises:
+        InputError: for a missing file, a format nobody told, or a folder of several formats.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: there is no such requests file")
+    if not path.is_dir():
+        return [(path, given or format_of(path) or "jsonl")]
+    names = sorted(
+        p
+        for p in path.rglob("*")
+        if p.is_file() and not any(s.startswith((".", "_")) for s in p.relative_to(path).parts)
+    )
+    found = [(p, f) for p in names if (f := given or format_of(p)) is not None]
+    if not found:
+        raise InputError(
+            f"{path}: the folder holds no table; files are told by their names "
+            f"({', '.join(_SUFFIXES)}), or by `format`"
+        )
+    kinds = sorted({f for _, f in found})
+    if len(kinds) > 1:
+        raise InputError(
+            f"{path}: the folder holds files of several formats ({', '.join(kinds)}); say in "
+            f"{where} which with `format`, or name one file"
+        )
+    return found
+
+
+def file_batches(path: Path, kind: Format, text_columns: Sequence[str] = ()) -> Batches:
+    """Yield the record batches of one file.
+
+    Args:
+        path: a CSV, Parquet or Arrow file.
+        kind: its format.
+        text_columns: columns that stay text in a CSV file, whatever they look like.
+
+    Raises:
+        InputError: naming the file and what is wrong with it.
+    """
+    import pyarrow as pa
+
+    readers = {"csv": _csv_batches, "parquet": _parquet_batches, "arrow": _arrow_batches}
+    try:
+        for batch in readers[kind](path, text_columns):
+            yield str(path), batch
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"{path}: cannot be read as {kind}: {reason}; say what it is with `format` "
+            f"({', '.join(get_args(Format))})"
+        ) from error
+
+
+def _parquet_batches(path: Path, text_columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    import pyarrow.parquet as pq
+
+    del text_columns
+    with pq.ParquetFile(path, memory_map=True) as file:
+        yield from file.iter_batches(batch_size=CHUNK_ROWS)
+
+
+def _arrow_batches(path: Path, text_columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of an Arrow file, of the file or the stream format."""
+    import pyarrow as pa
+
+    del text_columns
+    with pa.memory_map(str(path)) as data:
+        if data.read(6) == b"ARROW1":
+            data.seek(0)
+            with pa.ipc.open_file(data) as file:
+                for k in range(file.num_record_batches):
+                    yield file.get_batch(k)
+        else:
+            data.seek(0)
+            with pa.ipc.open_stream(data) as stream:
+                yield from stream
+
+
+def _csv_batches(path: Path, text_columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of a CSV file, read twice: first to see what its columns are.
+
+    A column is numbers (or truth values) if every cell that is not empty is written as one is:
+    ``007`` and ``1,000`` stay texts. Empty cells are nulls in such columns, empty texts in others.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    fitting: dict[str, list[tuple[str, str]]] = {}
+    for batch in _csv_texts(path, {}):
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            kinds = fitting.setdefault(name, [] if name in text_columns else list(_CSV_TYPES))
+            if kinds:
+                cells = column.filter(pc.not_equal(column, ""))
+                fits = (pc.all(pc.match_substring_regex(cells, k[1])).as_py() for k in kinds)
+                kinds[:] = [k for k, fit in zip(kinds, fits, strict=True) if fit is not False]
+    types = {
+        name: pa.type_for_alias(kinds[0][0])
+        for name, kinds in fitting.items()
+        if kinds and len(kinds) < len(_CSV_TYPES)  # a column without any cell says nothing
+    }
+    yield from _csv_texts(path, types)
+
+
+def _csv_texts(path: Path, types: Mapping[str, Any]) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of a CSV file; columns without a type are texts."""
+    import pyarrow as pa
+    from pyarrow import csv
+
+    delimiter = "\t" if ".tsv" in path.name.lower() else ","
+    parse = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    with opened(path) as head:
+        first = csv.open_csv(head, parse_options=parse, read_options=_csv_read(path))
+        names = first.schema.names
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise InputError(f"{path}: the column {twice[0]!r} is there twice; rename one")
+    convert = csv.ConvertOptions(
+        column_types={n: types.get(n, pa.string()) for n in names},
+        null_values=[""],
+        strings_can_be_null=False,
+    )
+    with opened(path) as data:
+        yield from csv.open_csv(
+            data, parse_options=parse, read_options=_csv_read(path), convert_options=convert
+        )
+
+
+def _csv_read(path: Path) -> Any:
+    from pyarrow import csv
+
+    del path
+    return csv.ReadOptions(block_size=4 << 20, use_threads=False)
+
+
+def dataset_batches(name: str, split: str | None, base: Path, where: str) -> Batches:
+    """Yield the batches of a Hugging Face dataset.
+
+    Args:
+        name: a folder that ``Dataset.save_to_disk`` wrote, relative to ``base``; else the name of
+            a dataset on the hub, for which the package ``datasets`` is needed.
+        split: which split; None: the only one.
+        base: folder that paths are relative to.
+        where: file and field, for messages.
+
+    Raises:
+        InputError: naming what is missing.
+    """
+    folder = base / name
+    if not folder.is_dir():
+        yield from _hub_batches(name, split, where)
+        return
+    if (folder / "dataset_dict.json").is_file():
+        known = json.loads((folder / "dataset_dict.json").read_text())["splits"]
+        if split is None and len(known) == 1:
+            split = known[0]
+        if split is None or split not in known:
+            asked = "say which" if split is None else f"no {split!r}{suggest(split, known)}"
+            raise InputError(f"{where}.split: {asked}; splits: {', '.join(known)}")
+        folder /= split
+    try:
+        state = json.loads((folder / "state.json").read_text())
+        files = [folder / f["filename"] for f in state["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{folder}: is no dataset as save_to_disk writes it (state.json); for a folder of CSV, "
+            "Parquet or Arrow files write `file` instead of `dataset`"
+        ) from error
+    for file in files:
+        yield from file_batches(file, "arrow")
+
+
+def _hub_batches(name: str, split: str | None, where: str) -> Batches:
+    """Yield the batches of a dataset that ``datasets`` loads by its name."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{where}: {name!r} is no folder; a dataset of the hub", "datasets", "datasets"
+        ) from error
+    try:
+        found = datasets.load_dataset(name, split=split)
+    except Exception as error:  # whatever the hub's client raises
+        raise InputError(f"{where}: dataset {name!r} cannot be loaded: {error}") from error
+    if isinstance(found, dict):
+        if len(found) != 1:
+            raise InputError(f"{where}.split: say which; splits: {', '.join(found)}")
+        found = next(iter(found.values()))
+    for _, batch in memory_batches(found, name):
+        yield name, batch
+
+
+def memory_batches(table: object, name: str) -> Batches:
+    """Yield the batches of a table in memory.
+
+    Args:
+        table: of pandas, polars, pyarrow or ``datasets``; a list of mappings, or a mapping of
+            columns; anything that speaks Arrow's C stream interface.
+        name: what to call it in messages.
+
+    Raises:
+        InputError: if it is no table.
+    """
+    import pyarrow as pa
+
+    package = type(table).__module__.partition(".")[0]
+    value: Any = table
+    try:
+        if package == "datasets":
+            value = value.with_format("arrow")
+            for part in value.iter(batch_size=CHUNK_ROWS):
+                for batch in part.to_batches():
+                    yield name, batch
+            return
+        if package == "pandas":
+            value = pa.Table.from_pandas(value, preserve_index=False)
+        elif isinstance(value, Mapping):
+            value = pa.table(dict(value))
+        elif isinstance(value, Sequence) and all(isinstance(row, Mapping) for row in value):
+            value = pa.Table.from_pylist([dict(row) for row in value])
+        elif not isinstance(value, pa.Table):
+            value = pa.RecordBatchReader.from_stream(value)
+    except (pa.ArrowException, TypeError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"{name}: a {type(table).__name__} cannot be read as a table ({error}); give a table "
+            "of pandas, polars, pyarrow or datasets, or a list of mappings"
+        ) from error
+    batches = value.to_batches(max_chunksize=CHUNK_ROWS) if isinstance(value, pa.Table) else value
+    for batch in batches:
+        yield name, batch
+
+
+def batch_rows(batches: Batches) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (where, fields) of every row, values as JSON has them.
+
+    Raises:
+        InputError: for a value that JSON cannot hold.
+    """
+    done, last = 0, ""
+    for name, batch in batches:
+        if name != last:
+            done, last = 0, name
+        for first in range(0, batch.num_rows, CHUNK_ROWS):
+            for row in batch.slice(first, CHUNK_ROWS).to_pylist():
+                done += 1
+                where = f"{name} row {done}"
+                yield where, {k: _plain(v, where, k) for k, v in row.items()}
+
+
+def _plain(value: Any, where: str, column: str) -> Any:
+    """Return a cell as JSON has it: times in ISO's form, decimals as texts, images as data URLs."""
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, list):
+        return [_plain(v, where, column) for v in value]
+    if isinstance(value, Mapping):
+        if set(value) == {"bytes", "path"} and value["bytes"] is not None:  # datasets' images
+            return _plain(value["bytes"], where, column)
+        return {k: _plain(v, where, column) for k, v in value.items()}
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, datetime.timedelta):
+        return value.total_seconds()
+    if isinstance(value, decimal.Decimal):
+        return str(value)
+    if isinstance(value, bytes):
+        for magic, kind in _IMAGES:
+            if value.startswith(magic):
+                return f"data:image/{kind};base64,{base64.b64encode(value).decode()}"
+    raise InputError(
+        f"{where}: the column {column!r} holds {type(value).__name__}, which no prompt can take; "
+        "leave the column out of the table, or make texts of it"
+    )

@@ -1,0 +1,44 @@
+"""What a run in progress shows to those who watch it and may replace its plan."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from samullm_plugin.host.interfaces.executor import Executor
+from samullm_plugin.model.plan import Plan
+from samullm_plugin.model.problem import Problem
+from samullm_plugin.rules.transition import RunState
+from samullm_plugin.run.engines import Engines
+from samullm_plugin.run.ledger import Ledger
+from samullm_plugin.run.log import RunLog
+
+
+class RunView(Protocol):
+    """A run in progress; attributes as those of the coordinator."""
+
+    problem: Problem
+    plan: Plan
+    executor: Executor
+    ledger: Ledger
+    rule: RunState
+    engines: Engines
+    log: RunLog
+
+    def now_s(self) -> float:
+        """Return the run's clock."""
+        ...
+
+
+class Replanning(Protocol):
+    """Watches a run in progress and may replace its plan; by default it never does."""
+
+    def begin(self, run: RunView) -> None:
+        """Called when the run begins."""
+
+    def consider(self, run: RunView, *, stage_changed: bool) -> Plan | None:
+        """Return the plan to go on with, or None to keep the present one."""
+        del run, stage_changed
+        return None
+
+    def end(self) -> None:
+        """Called when the run is over, whatever became of it."""
