@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.parallel import ParallelConfig
 
+Place = tuple[int, int]
+"""A machine and one of its NVLink groups, by their indices."""
+
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
@@ -43,6 +46,8 @@ class Cluster:
     kinds: tuple[str, ...] = field(init=False, repr=False, compare=False)
     _group_index: tuple[int, ...] = field(init=False, repr=False, compare=False)
     _machine_index: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    _place: tuple[Place, ...] = field(init=False, repr=False, compare=False)
+    _places: dict[Gpu, dict[Place, list[int]]] = field(init=False, repr=False, compare=False)
     _replicas: dict[tuple[str, int, int], list[int]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -84,6 +89,12 @@ class Cluster:
         for name, sets in (("_group_index", self.nvlink_groups), ("_machine_index", self.machines)):
             index = {d: i for i, members in enumerate(sets) for d in members}
             object.__setattr__(self, name, tuple(index[d] for d in every))
+        place = tuple(zip(self._machine_index, self._group_index, strict=True))
+        places: dict[Gpu, dict[Place, list[int]]] = {}
+        for device, gpu in enumerate(self.gpus):
+            places.setdefault(gpu, {}).setdefault(place[device], []).append(device)
+        object.__setattr__(self, "_place", place)
+        object.__setattr__(self, "_places", places)
         for group in self.nvlink_groups:
             if len({self._machine_index[d] for d in group}) > 1:
                 raise InputError(
@@ -203,10 +214,6 @@ class Cluster:
         return self._replicas[key]
 
 
-Place = tuple[int, int]
-"""A machine and one of its NVLink groups, by their indices."""
-
-
 class FreeDevices:
     """Devices that nobody holds, taken and given back as plans are made.
 
@@ -218,12 +225,10 @@ class FreeDevices:
         """Begin with some devices of a cluster."""
         free = set(free)
         self._gpus = cluster.gpus
-        self._place = tuple(zip(cluster._machine_index, cluster._group_index, strict=True))
+        self._place = cluster._place
         self._by_kind: dict[Gpu, dict[Place, list[int]]] = {}
-        for device, gpu in enumerate(cluster.gpus):
-            members = self._by_kind.setdefault(gpu, {}).setdefault(self._place[device], [])
-            if device in free:
-                members.append(device)
+        for gpu, places in cluster._places.items():
+            self._by_kind[gpu] = {p: [d for d in of if d in free] for p, of in places.items()}
         self.count = len(free)
 
     def take(

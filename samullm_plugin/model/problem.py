@@ -56,6 +56,9 @@ class Problem:
     _configs: dict[int, tuple[ParallelConfig, ...]] = field(
         default_factory=dict, init=False, repr=False
     )
+    _fitting: dict[tuple[int, int, int], frozenset[str]] = field(
+        default_factory=dict, init=False, repr=False
+    )
     _idle: dict[tuple[frozenset[str], ParallelConfig], tuple[int, ...] | None] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -145,8 +148,10 @@ class Problem:
         """Return the devices among ``free`` of kinds on which replicas of a node fit."""
         kinds = self.cluster.kinds
         sizes = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
-        fits = {k: self.fits(node, ModeKey(k, *sizes)) for k in set(kinds)}
-        return free if all(fits.values()) else {d for d in free if fits[kinds[d]]}
+        fitting = self._fitting_kinds(node, *sizes)
+        if fitting.issuperset(kinds):
+            return free
+        return {d for d in free if kinds[d] in fitting}
 
     def find_devices(
         self, node: int, parallel: ParallelConfig, free: Collection[int]
@@ -157,13 +162,19 @@ class Problem:
     def idle_devices(self, node: int, parallel: ParallelConfig) -> tuple[int, ...] | None:
         """Return :meth:`find_devices` with every device free."""
         sizes = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
-        kinds = self.cluster.kinds
-        fitting = frozenset(k for k in kinds if self.fits(node, ModeKey(k, *sizes)))
-        key = fitting, parallel
+        key = self._fitting_kinds(node, *sizes), parallel
         if key not in self._idle:
-            free = [d for d, kind in enumerate(kinds) if kind in fitting]
+            free = [d for d, kind in enumerate(self.cluster.kinds) if kind in key[0]]
             self._idle[key] = self.cluster.find_devices(free, parallel)
         return self._idle[key]
+
+    def _fitting_kinds(self, node: int, tp: int, pp: int) -> frozenset[str]:
+        """Return the kinds of GPU on which replicas of these sizes fit."""
+        key = node, tp, pp
+        if key not in self._fitting:
+            kinds = set(self.cluster.kinds)
+            self._fitting[key] = frozenset(k for k in kinds if self.fits(node, ModeKey(k, tp, pp)))
+        return self._fitting[key]
 
     def engine_config(self, node: int, costs: ModeCosts) -> EngineConfig:
         """Return the scheduler settings of a replica of a node."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.scenarios import LengthScenario
 from samullm_plugin.model.types import Bools, Floats, Ints
 
-MOST_ALIKE, LEAST_BATCH = 16, 12
+MOST_ALIKE, LEAST_BATCH = 12, 24
 """Requests for which one stands at most; sequences that an engine still runs at once at least, so
 that batches fill and empty as they do in the whole problem."""
 
@@ -127,8 +128,7 @@ def _representatives(problem: Problem, wanted: float) -> tuple[Ints, ...]:
             chosen[part[at[-1]]] = False
             chosen[part[-1]] = True
     every = chosen[group]
-    kept = [np.flatnonzero(every[a:b]) for a, b in zip(first[:-1], first[1:], strict=True)]
-    return tuple(k if len(k) else np.zeros(1, np.int64) for k in kept)
+    return tuple(np.flatnonzero(every[a:b]) for a, b in pairwise(first))
 
 
 def _groups(app: Application, first: Ints) -> Ints:
@@ -223,13 +223,12 @@ def _table(table: RequestTable, rows: Ints, position: Sequence[Ints]) -> Request
 def _costs(costs: ModeCosts, alike: float, fits: bool, longest: int) -> ModeCosts:
     """Return the costs of a replica that serves a request where there were several."""
     room = max(int(costs.kv_cache_tokens / alike), longest) if fits else 0
-    return replace(costs, kv_cache_tokens=room, latency=_latency(costs.latency, alike))
-
-
-def _latency(latency: StepModel, alike: float) -> StepModel:
+    latency = costs.latency
     if isinstance(latency, StepLatency):
-        return latency.aggregated(alike)
-    return latency if alike == 1.0 else ManyAlike(latency, alike)
+        latency = latency.aggregated(alike)
+    elif alike > 1.0:
+        latency = ManyAlike(latency, alike)
+    return replace(costs, kv_cache_tokens=room, latency=latency)
 
 
 @dataclass(frozen=True, slots=True)
