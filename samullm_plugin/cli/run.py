@@ -56,13 +56,14 @@ def run(
     output_json: OutputJson = None,
 ) -> int:
     """Run an application; Ctrl-C once stops it so that it can be resumed, twice at once."""
+    from samullm_plugin.cli.logs import is_quiet
     from samullm_plugin.cli.plan import parsed_options
-    from samullm_plugin.cli.run_display import RunDisplay
     from samullm_plugin.host.manager import PluginHost
     from samullm_plugin.planning.applications import find_application
     from samullm_plugin.planning.artifacts import read_plan
     from samullm_plugin.planning.instances import make_instance
     from samullm_plugin.planning.planner import PlanningOptions, make_plan
+    from samullm_plugin.run.display import RunDisplay
     from samullm_plugin.run.progress import RunProgress
     from samullm_plugin.run.replanning import Replanner
     from samullm_plugin.run.run import (
@@ -108,7 +109,7 @@ def run(
         result = make_plan(host, problem, chosen, how, simulator=simulator)
         found, traces = result.plan, result.traces
     progress = RunProgress(problem.app, traces)
-    with RunDisplay(progress) as display, _interruptible() as interruptible:
+    with RunDisplay(progress, quiet=is_quiet()) as display, _interruptible() as interruptible:
 
         def on_start(coordinator: Coordinator) -> None:
             interruptible(coordinator)

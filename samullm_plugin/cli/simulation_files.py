@@ -22,6 +22,7 @@ from samullm_plugin.engine import (
 )
 from samullm_plugin.errors import InputError, describe_validation
 from samullm_plugin.model.engine_config import SchedulingPolicy
+from samullm_plugin.model.latency import CURVES
 
 ITERATIONS_AS_SECONDS = StepLatency(Curve.constant(1.0))
 """Used where no latency is given: every iteration takes one second, so times count iterations."""
@@ -103,7 +104,7 @@ class LatencySpec(_Strict):
     def build(self) -> StepLatency:
         """Return the latency."""
         given = dict(self)
-        for name in ("by_tokens", "by_seqs", "host_by_seqs"):
+        for name in CURVES:
             given[name] = _curve(given[name])
         return StepLatency(**given)
 

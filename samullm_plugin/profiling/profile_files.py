@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.architecture import ModelArchitecture
-from samullm_plugin.model.latency import Curve, StepLatency
+from samullm_plugin.model.latency import CURVES, Curve, StepLatency
 from samullm_plugin.profiling.device_fit import DeviceFit, HostCoefficients
 from samullm_plugin.profiling.loading import LoadModel
 from samullm_plugin.profiling.memory import BatchLimits, MemoryModel
@@ -63,25 +64,18 @@ class LatencyData(_Strict):
     @classmethod
     def of(cls, latency: StepLatency) -> LatencyData:
         """Return the data of a latency."""
-        plain = {
-            name: _round(getattr(latency, name))
-            for name in cls.model_fields
-            if name.endswith("_s") and not name.startswith(("by", "host"))
-        }
-        return cls(
-            by_tokens=CurveData.of(latency.by_tokens),
-            by_seqs=CurveData.of(latency.by_seqs),
-            host_by_seqs=CurveData.of(latency.host_by_seqs),
-            longest_over_seqs=latency.longest_over_seqs,
-            overlap_host=latency.overlap_host,
-            **plain,
-        )
+        data: dict[str, Any] = {f.name: getattr(latency, f.name) for f in fields(latency)}
+        for name, value in data.items():
+            if isinstance(value, Curve):
+                data[name] = CurveData.of(value)
+            elif isinstance(value, float):
+                data[name] = _round(value)
+        return cls(**data)
 
     def latency(self) -> StepLatency:
         """Return the latency."""
-        curves = ("by_tokens", "by_seqs", "host_by_seqs")
-        plain = {n: getattr(self, n) for n in type(self).model_fields if n not in curves}
-        return StepLatency(**{n: getattr(self, n).curve() for n in curves}, **plain)
+        values = {n: getattr(self, n) for n in type(self).model_fields}
+        return StepLatency(**{n: v.curve() if n in CURVES else v for n, v in values.items()})
 
 
 class FittedModel(_Strict):
