@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from samullm_plugin.api.nodes import Model, Node, input_sections, node_name, written_place
 from samullm_plugin.app.fields import validate
+from samullm_plugin.app.sampling import SamplingSection
 from samullm_plugin.app.spec import (
     AppSpec,
     BranchSection,
@@ -24,7 +25,6 @@ from samullm_plugin.app.spec import (
     PlannerSection,
     PythonSection,
     RequestsSection,
-    SamplingSection,
 )
 from samullm_plugin.errors import InputError
 
@@ -474,10 +474,14 @@ class App:
         Raises:
             InputError: if there is none of this name.
         """
-        part = self._part("scheduler", value)
-        name = part if isinstance(part, str) else validate(Component, part, "scheduler").type
+        name = self._component("scheduler", value).type
         self.host.resolve("scheduler", name)
         return name
+
+    def _component(self, kind: Kind, value: Part) -> Component:
+        """Return a plugin with its options."""
+        part = self._part(kind, value)
+        return validate(Component, {"type": part} if isinstance(part, str) else part, kind)
 
     # Planning and running
 
@@ -514,6 +518,9 @@ class App:
         budget_s: float | None = None,
         fusion: bool | None = None,
         limit: int | None = None,
+        executor: Part | None = None,
+        reuse: str | Path | AppRun = "cache",
+        fresh: Sequence[Node | str] = (),
     ) -> AppPlan:
         """Plan: which models run when, on which devices, spread how.
 
@@ -528,6 +535,10 @@ class App:
             budget_s: seconds the scheduler may search.
             fusion: serve nodes of one model that follow one another with the same engines.
             limit: take no more rows than this of each table.
+            executor: what the plan is for; None: the application's.
+            reuse: where outputs of equal requests are taken from, which are not asked again:
+                ``cache`` (the user's store), ``off``, or an earlier run or its directory.
+            fresh: nodes that are asked again in any case.
 
         Raises:
             InputError: if the input is wrong.
@@ -548,7 +559,12 @@ class App:
             "budget_s": budget_s,
             "fusion": fusion,
         }
-        return make_app_plan(self, changes, scheduler_options, gpus, limit)
+        from samullm_plugin.run.reuse import ReuseOptions
+
+        part = None if executor is None else self._component("executor", executor)
+        nodes = tuple(node_name(n, "app.plan: fresh") for n in fresh)
+        options = ReuseOptions(str(getattr(reuse, "directory", reuse)), nodes)
+        return make_app_plan(self, changes, scheduler_options, gpus, limit, options, part)
 
     def start_plan(self, **options: Any) -> Task[AppPlan]:
         """Plan in the background; options as of :meth:`plan`."""
@@ -588,6 +604,8 @@ class App:
         replan: bool = True,
         gpus: int | None = None,
         limit: int | None = None,
+        reuse: str | Path | AppRun | None = None,
+        fresh: Sequence[Node | str] | None = None,
     ) -> AppRun:
         """Run in the background: ``run.wait()``, ``await run``, ``run.add_done_callback``.
 
@@ -600,16 +618,21 @@ class App:
             replan: plan again when lengths or latencies are not as expected.
             gpus: number of GPUs, where there is no plan yet.
             limit: take no more rows than this of each table, where there is no plan yet.
+            reuse: as of :meth:`plan`, where there is no plan yet.
+            fresh: as of :meth:`plan`, where there is no plan yet.
 
         Raises:
             InputError: if the input is wrong.
         """
         from samullm_plugin.api.runs import AppRun
 
-        if plan is not None and (gpus is not None or limit is not None):
-            raise InputError("app.run: gpus and limit are the plan's; give them to app.plan")
-        made = self.plan(gpus=gpus, limit=limit) if plan is None else plan
-        part = made.loaded.executor if executor is None else self._part("executor", executor)
+        given: dict[str, Any] = {"gpus": gpus, "limit": limit, "reuse": reuse, "fresh": fresh}
+        given = {n: v for n, v in given.items() if v is not None}
+        if plan is not None and given:
+            names = ", ".join(given)
+            raise InputError(f"app.run: {names}: this belongs to the plan; give it to app.plan")
+        made = self.plan(executor=executor, **given) if plan is None else plan
+        part = made.loaded.executor if executor is None else self._component("executor", executor)
         return AppRun.begin(made, output_dir, part, executor_options, replan=replan)
 
     def resume(self, output_dir: str | Path, *, plan: AppPlan | None = None) -> AppRun:

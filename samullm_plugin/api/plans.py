@@ -12,7 +12,7 @@ import numpy as np
 
 from samullm_plugin.app.fields import validate
 from samullm_plugin.app.loaded import LoadedApplication
-from samullm_plugin.app.spec import PlannerSection
+from samullm_plugin.app.spec import Component, PlannerSection
 from samullm_plugin.errors import SamullmError
 from samullm_plugin.model.plan import Plan, Stage
 from samullm_plugin.model.result import PlanResult
@@ -21,6 +21,8 @@ from samullm_plugin.planning.gantt import text_gantt
 from samullm_plugin.planning.instances import Instance, make_instance
 from samullm_plugin.planning.planner import PlanningOptions, make_plan
 from samullm_plugin.planning.reporting import provenance_lines, stage_lines
+from samullm_plugin.run.known import Known, known_outputs, known_text
+from samullm_plugin.run.reuse import NO_REUSE, ReuseOptions
 
 if TYPE_CHECKING:
     from samullm_plugin.api.app import App
@@ -35,12 +37,16 @@ class AppPlan:
         loaded: with its tables, as they were read for the plan.
         instance: the planning problem.
         result: the plan and the host's own figures.
+        reuse: where outputs of equal requests are looked for.
+        known: what was found there; None: nothing.
     """
 
     app: App
     loaded: LoadedApplication
     instance: Instance
     result: PlanResult
+    reuse: ReuseOptions = NO_REUSE
+    known: Known | None = None
 
     @property
     def plan(self) -> Plan:
@@ -113,10 +119,11 @@ class AppPlan:
         ]
 
     def _title(self) -> str:
+        known = known_text(self.known, self.instance.problem)
         return (
             f"{self.loaded.app.name} on {self.instance.problem.cluster.num_gpus} GPUs by "
             f"{self.scheduler}: {self.makespan_s:.1f} s predicted, no plan below "
-            f"{self.lower_bound_s:.1f} s"
+            f"{self.lower_bound_s:.1f} s" + ("" if known is None else f"; {known}")
         )
 
     def __repr__(self) -> str:
@@ -136,6 +143,8 @@ def make_app_plan(
     scheduler_options: Mapping[str, Any] | None,
     gpus: int | None,
     limit: int | None,
+    reuse: ReuseOptions,
+    executor: Component | None,
 ) -> AppPlan:
     """Plan an application.
 
@@ -145,6 +154,8 @@ def make_app_plan(
         scheduler_options: of the scheduler; None: the application's, if it is the same scheduler.
         gpus: instead of the cluster's.
         limit: rows of each table.
+        reuse: where outputs of equal requests are looked for.
+        executor: what the plan is for; None: the application's.
 
     Raises:
         InputError: if the input is wrong.
@@ -155,9 +166,13 @@ def make_app_plan(
     instance = make_instance(app.host, loaded, planner, gpus=gpus)
     options = planner.scheduler.options if scheduler_options is None else scheduler_options
     how = PlanningOptions(options=options, seed=planner.seed, budget_s=planner.budget_s)
-    simulator = instance.simulator(app.host)
-    result = make_plan(app.host, instance.problem, planner.scheduler.type, how, simulator=simulator)
-    return AppPlan(app, loaded, instance, result)
+    part = executor or loaded.executor
+    engine = app.host.create("executor", part.type, part.options).engine_version()
+    known = known_outputs(reuse, engine, loaded, instance.problem)
+    problem = instance.problem if known is None else known.problem
+    simulator = instance.simulator(app.host, problem)
+    result = make_plan(app.host, problem, planner.scheduler.type, how, simulator=simulator)
+    return AppPlan(app, loaded, instance, result, reuse, known)
 
 
 def changed_planner(planner: PlannerSection, changes: Mapping[str, Any]) -> PlannerSection:

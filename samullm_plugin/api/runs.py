@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 from samullm_plugin.api.plans import AppPlan, html_table
 from samullm_plugin.api.tasks import Task
-from samullm_plugin.app.fields import validate
 from samullm_plugin.app.spec import Component
 from samullm_plugin.errors import InputError
 from samullm_plugin.host.interfaces.observer import RunEvent
@@ -72,7 +71,7 @@ class AppRun:
         cls,
         plan: AppPlan,
         output_dir: str | Path | None,
-        executor: object,
+        executor: Component,
         executor_options: Mapping[str, Any] | None,
         *,
         replan: bool,
@@ -99,21 +98,18 @@ class AppRun:
         options = None
         if executor == made.loaded.executor.type:
             options = made.loaded.executor.options
-        setup = run._setup(made, executor, options, replan=True)
+        setup = run._setup(made, Component(type=executor), options, replan=True)
         run._task = Task(lambda: resume_run(setup), f"run in {directory}")
         return run
 
     def _setup(
         self,
         plan: AppPlan,
-        executor: object,
+        part: Component,
         executor_options: Mapping[str, Any] | None,
         *,
         replan: bool,
     ) -> RunSetup:
-        part = executor if isinstance(executor, Component) else validate(
-            Component, {"type": executor} if isinstance(executor, str) else executor, "executor"
-        )  # fmt: skip
         default = plan.loaded.executor
         options = dict(part.options)
         if executor_options is not None:
@@ -134,6 +130,8 @@ class AppRun:
             replanner=Replanner(plan.app.host, plan.instance) if replan else None,
             listener=self._display.take,
             on_start=self._started,
+            reuse=plan.reuse,
+            remaining=None if plan.known is None else plan.known.problem,
         )
 
     def _started(self, coordinator: Coordinator) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from samullm_plugin.app import drafts
+from samullm_plugin.app.badrows import bad_rows_message
 from samullm_plugin.app.drafts import Draft, NodeDraft
 from samullm_plugin.app.loaded import Branch, NodeSource, referenced
 from samullm_plugin.app.modelspecs import model_specs
-from samullm_plugin.app.requests import Line, TokenCounter, read_requests
+from samullm_plugin.app.requests import PLAIN, Line, TokenCounter, read_requests
 from samullm_plugin.app.spec import AppSpec, PythonSection
 from samullm_plugin.app.tables import request_table
 from samullm_plugin.errors import InputError, suggest
@@ -74,17 +76,46 @@ class Assembly:
         self._routers = self._find_routers()
 
     def build(self) -> tuple[Application, tuple[NodeSource, ...]]:
-        """Return the application and the texts of its nodes."""
+        """Return the application and the texts of its nodes.
+
+        Raises:
+            InputError: naming file and field, or every row that cannot be asked.
+        """
+        try:
+            found = self._build()
+        except InputError as error:
+            bad = self._bad_rows()
+            if bad and self.spec.on_bad_row == "fail":  # they may be why
+                raise InputError(bad_rows_message(bad)) from error
+            raise
+        if bad := self._bad_rows():
+            if self.spec.on_bad_row == "fail":
+                raise InputError(bad_rows_message(bad))
+            message = bad_rows_message(bad, remedy="they are written to the outputs as errors")
+            found = (replace(found[0], notes=(*found[0].notes, message)), found[1])
+        return found
+
+    def _bad_rows(self) -> dict[str, str]:
+        """Return what is wrong with rows that cannot be asked, by where they are."""
+        found = {
+            line.where: line.error
+            for lines in self._lines.values()
+            for line in lines
+            if line.error is not None
+        }
+        for node in self.nodes:
+            for request in node.requests:
+                if request.error is not None:
+                    found.setdefault(request.where(self._where(node)), request.error)
+        return found
+
+    def _build(self) -> tuple[Application, tuple[NodeSource, ...]]:
         for index in self._order():
             self._fill(index)
         nodes, sources = [], []
         for index, draft in enumerate(self.nodes):
-            table, estimated = request_table(draft, self._where(draft), self.count_tokens)
-            if estimated:
-                self.notes.append(
-                    f"node {draft.name}: prompt tokens of {estimated} of {len(draft.requests)} "
-                    "requests are estimated at 4 characters per token"
-                )
+            table, notes = request_table(draft, self._where(draft), self.count_tokens)
+            self.notes += notes
             nodes.append(ModelNode(draft.name, draft.model, table, draft.section.task))
             sources.append(self._source(index))
         self._number_prefixes(nodes)
@@ -190,6 +221,7 @@ class Assembly:
         where = self._where(node)
         requests = self._origin(index)
         requests = drafts.copied(requests, section.copies)
+        requests = drafts.sampled(requests, section.sampling_params.n or 1)
         for name, edge in section.edges.items():
             field = f"{where}.inputs.{name}"
             upstream = [(i, self.nodes[i]) for i in self._resolve(edge.sources, f"{field}.from")]
@@ -272,12 +304,17 @@ class Assembly:
             for name, branch in section.route.items()
         )
         lines = {k: r.line.values for k, r in enumerate(node.requests) if r.line}
-        ids = {k: tuple(v.prompt_token_ids) for k, v in lines.items() if v.prompt_token_ids}
+        ids = {k: v.prompt_token_ids for k, v in lines.items() if v.prompt_token_ids}
+        shared = section.sampling_params.given()
+        shared.pop("n", None)
         own: dict[int, Mapping[str, object]] = {}
-        for k, line in lines.items():
-            given = line.sampling_params.given()
-            if line.max_tokens is not None:
-                given["max_tokens"] = line.max_tokens
+        for k, request in enumerate(node.requests):
+            values = request.line.values if request.line else PLAIN
+            given = values.sampling
+            if values.max_tokens is not None:
+                given = {**given, "max_tokens": values.max_tokens}
+            if request.sample and (seed := given.get("seed", shared.get("seed"))) is not None:
+                given = {**given, "seed": int(str(seed)) + request.sample}  # as vLLM's n does
             if given:
                 own[k] = given
         return NodeSource(
@@ -289,8 +326,11 @@ class Assembly:
             template=section.prompt,
             own_prompt=section.requests is not None,
             chat=section.chat,
-            sampling=section.sampling_params.given(),
+            sampling=shared,
             request_sampling=own,
+            request_chat={k: v.chat for k, v in lines.items() if v.chat},
+            samples={k: r.sample for k, r in enumerate(node.requests) if r.sample},
+            refused={k: r.error for k, r in enumerate(node.requests) if r.error is not None},
             prompt_token_ids=ids,
             branches=branches,
             keep=drafts.compiled(section.keep.when) if section.keep else None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from samullm_plugin.app.requests import Line
@@ -41,6 +41,12 @@ class Draft:
     probability: float = 1.0
     choice: int = -1
     gate: int = -1
+    sample: int = 0
+    error: str | None = None
+
+    def where(self, node: str) -> str:
+        """Return where the request was written, for messages."""
+        return self.line.where if self.line else f"{node}: request {self.id!r}"
 
     def value(self, name: str, where: str) -> str:
         """Return the value that joins compare.
@@ -48,6 +54,8 @@ class Draft:
         Raises:
             InputError: if the request has no such field.
         """
+        if self.error is not None:
+            return self.id  # it joins nothing
         if name in ("id", "item"):
             return self.id if name == "id" else self.item
         if name not in self.fields:
@@ -83,6 +91,9 @@ def pick(lines: Sequence[Line], section: NodeSection, where: str) -> list[Draft]
     """
     found = []
     for line in lines:
+        if line.error is not None:
+            found.append(Draft(line.id, line.item, line.fields, line, error=line.error))
+            continue
         wanted = True
         for name, value in section.where.items():
             if name not in line.fields:
@@ -112,7 +123,7 @@ def one_for_each_value(upstream: Sequence[NodeDraft], by: str, where: str) -> li
     for node in upstream:
         for request in node.requests:
             value = request.value(by, where)
-            if value not in first:
+            if value not in first and request.error is None:
                 first[value] = Draft(value, value, request.fields, None)
     return list(first.values())
 
@@ -126,6 +137,26 @@ def copied(requests: list[Draft], copies: int) -> list[Draft]:
         for r in requests
         for k in range(copies)
     ]
+
+
+def sampled(requests: list[Draft], default: int) -> list[Draft]:
+    """Return as many requests of each as it asks outputs for, with ids ``id#1``, ``id#2``, ...
+
+    Args:
+        requests: of a node.
+        default: outputs of those that do not say.
+    """
+    found = []
+    for request in requests:
+        own = request.line.values.n if request.line else None
+        count = 1 if request.error else own or default
+        if count == 1:
+            found.append(request)
+            continue
+        for k in range(count):
+            one = replace(request, id=f"{request.id}#{k + 1}", waits=list(request.waits), sample=k)
+            found.append(one)
+    return found
 
 
 def join(
@@ -145,6 +176,8 @@ def join(
         for k, request in enumerate(node.requests):
             matches.setdefault(request.value(edge.by, where), []).append((index, k))
     for request in requests:
+        if request.error is not None:
+            continue
         value = request.value(edge.key, where)
         found = matches.get(value, [])
         if not found and not edge.optional:
@@ -189,6 +222,8 @@ def link_chain(requests: Sequence[Draft], by: str, label: str, node: int, where:
     """Make each request wait for the previous one with an equal value of a field."""
     last: dict[tuple[str, str], int] = {}
     for k, request in enumerate(requests):
+        if request.error is not None:
+            continue
         copy = request.id.rpartition("#")[2] if "#" in request.id else ""
         key = (request.value(by, where), copy)
         if key in last:

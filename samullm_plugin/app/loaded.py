@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 import jinja2.sandbox
 
+from samullm_plugin.app.bodies import content_text
 from samullm_plugin.app.spec import Component, OutputSection, PlannerSection
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.application import Application
@@ -51,6 +52,9 @@ class NodeSource:
         chat: the prompt is sent through the chat template.
         sampling: vLLM sampling parameters of the node.
         request_sampling: those of single requests, which come first; by request.
+        request_chat: what the chat template is told of single requests.
+        samples: which output of its line a request is, from 0, where a line asks for several.
+        refused: why a request cannot be asked.
         prompt_token_ids: token ids given instead of a text, by request.
         branches: where this node, as a router, may send its requests.
         keep: what the output of a kept item contains, for a filter.
@@ -66,6 +70,9 @@ class NodeSource:
     chat: bool = False
     sampling: Mapping[str, object] = field(default_factory=dict)
     request_sampling: Mapping[int, Mapping[str, object]] = field(default_factory=dict)
+    request_chat: Mapping[int, Mapping[str, object]] = field(default_factory=dict)
+    samples: Mapping[int, int] = field(default_factory=dict)
+    refused: Mapping[int, str] = field(default_factory=dict)
     prompt_token_ids: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     branches: tuple[Branch, ...] = ()
     keep: re.Pattern[str] | None = None
@@ -207,7 +214,7 @@ def prompt_text(fields: Mapping[str, Any]) -> str:
     if isinstance(fields.get("prompt"), str):
         return str(fields["prompt"])
     messages = fields.get("messages") or ()
-    return "\n".join(str(m.get("content", "")) for m in messages)
+    return "\n".join(content_text(m.get("content")) for m in messages)
 
 
 def referenced(template: str, where: str) -> set[str]:

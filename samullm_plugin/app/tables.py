@@ -4,36 +4,36 @@ from __future__ import annotations
 
 import numpy as np
 
+from samullm_plugin.app.bodies import has_media
 from samullm_plugin.app.drafts import Draft, NodeDraft
 from samullm_plugin.app.loaded import prompt_text, referenced, render
-from samullm_plugin.app.requests import TokenCounter, estimate_tokens
+from samullm_plugin.app.requests import (
+    CHARACTERS_PER_TOKEN,
+    RowError,
+    TokenCounter,
+    estimate_tokens,
+)
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.application import RequestTable
 
 
 def request_table(
     node: NodeDraft, where: str, count_tokens: TokenCounter | None
-) -> tuple[RequestTable, int]:
-    """Return a node's table, and how many of its prompt lengths are estimates.
+) -> tuple[RequestTable, list[str]]:
+    """Return a node's table, and remarks about its prompt lengths.
+
+    What is wrong with single requests is noted in them; they count as never taken.
 
     Raises:
-        InputError: for a request without text, length or limit.
+        InputError: if the node's limits or template are wrong.
     """
     counting = _Counting(node, where, count_tokens)
-    prompts = [counting.prompt_tokens(r) for r in node.requests]
-    for request, tokens in zip(node.requests, prompts, strict=True):
-        if tokens >= node.model.max_model_len:
-            place = request.line.where if request.line else f"{where}: request {request.id!r}"
-            raise InputError(
-                f"{place}: its prompt has {tokens} tokens, but node {node.name} uses "
-                f"{node.model.name} with max_model_len {node.model.max_model_len}; shorten it, "
-                "split it into chunks, or raise max_model_len"
-            )
+    prompts = [_checked_tokens(node, r, counting) for r in node.requests]
     table = RequestTable.of(
         prompts,
-        [_max_tokens(node, r, where) for r in node.requests],
+        [1 if r.error else _max_tokens(node, r, where) for r in node.requests],
         [[(w.node, w.request) for w in r.waits] for r in node.requests],
-        probability=np.array([r.probability for r in node.requests]),
+        probability=np.array([0.0 if r.error else r.probability for r in node.requests]),
         choice=np.array([r.choice for r in node.requests], np.int64),
         gate=np.array([r.gate for r in node.requests], np.int64),
         prefix_id=np.full(len(prompts), -1, np.int64),
@@ -41,23 +41,57 @@ def request_table(
     )
     labels = [bool(w.label) for r in node.requests for w in r.waits]
     table.input_in_prompt[:] = np.array(labels, bool)
-    too_long = table.prefix_tokens > table.prompt_tokens
-    if too_long.any():
-        k = int(np.argmax(too_long))
-        raise InputError(
-            f"{where}: prefix_tokens of request {node.requests[k].id!r} is "
-            f"{table.prefix_tokens[k]}, but its prompt has {table.prompt_tokens[k]} tokens"
+    notes = []
+    if counting.estimated:
+        notes.append(
+            f"node {node.name}: prompt tokens of {counting.estimated} of {len(node.requests)} "
+            f"requests are estimated at {CHARACTERS_PER_TOKEN} characters per token"
         )
-    return table, counting.estimated
+    if counting.too_long:
+        notes.append(
+            f"node {node.name}: {counting.too_long} of these prompts may be longer than "
+            f"max_model_len {node.model.max_model_len}; the engine refuses those that are"
+        )
+    return table, notes
+
+
+def _checked_tokens(node: NodeDraft, request: Draft, counting: _Counting) -> int:
+    """Return the tokens of a prompt; what is wrong with it becomes the request's error.
+
+    Only a length that is known refuses a prompt as too long; an estimate is cut to what fits, and
+    the engine decides.
+    """
+    if request.error is not None:
+        return 1
+    before = counting.estimated
+    try:
+        tokens = counting.prompt_tokens(request)
+    except RowError as error:
+        request.error = str(error)
+        return 1
+    most = node.model.max_model_len - 1
+    shared = _prefix_tokens(node, request)
+    if shared > tokens:
+        request.error = f"prefix_tokens is {shared}, but its prompt has {tokens} tokens"
+        return 1
+    if tokens <= most:
+        return tokens
+    if counting.estimated > before:
+        counting.too_long += 1
+        return most
+    request.error = (
+        f"its prompt has {tokens} tokens, but node {node.name} uses {node.model.name} with "
+        f"max_model_len {most + 1}; shorten it, split it into chunks, or raise max_model_len"
+    )
+    return 1
 
 
 def _max_tokens(node: NodeDraft, request: Draft, where: str) -> int:
     """Return a request's limit: its line's, else the node's."""
     if request.line is not None:
         values = request.line.values
-        own = values.max_tokens or values.sampling_params.max_tokens
-        if own is not None:
-            return own
+        if values.max_tokens is not None:
+            return values.max_tokens
     limit = node.section.sampling_params.max_tokens
     if limit is None:
         raise InputError(
@@ -80,7 +114,7 @@ class _Counting:
 
     def __init__(self, node: NodeDraft, where: str, count_tokens: TokenCounter | None) -> None:
         self.node, self.where, self.count_tokens = node, where, count_tokens
-        self.estimated = 0
+        self.estimated = self.too_long = 0
         section = node.section
         self.labels = {w.label for r in node.requests for w in r.waits if w.label}
         self.labels |= set(section.edges)
@@ -90,7 +124,7 @@ class _Counting:
         self._constant: int | None = section.template_tokens
         if section.prompt is not None:
             known = {"prompt", "previous", "inputs", *self.labels}
-            for request in node.requests[:1]:
+            for request in [r for r in node.requests if r.error is None][:1]:
                 plain = {v for v in self.variables if "." not in v}
                 for name in sorted(plain - known - set(request.fields)):
                     raise InputError(
@@ -108,11 +142,12 @@ class _Counting:
         uses_own = "prompt" in self.variables if section.prompt else section.requests is not None
         if section.prompt is None and section.requests is None:
             return max(section.template_tokens or 0, 1)
-        if uses_own and counted is None and not prompt_text(request.fields):
-            place = request.line.where if request.line else f"{self.where}: request {request.id!r}"
-            raise InputError(
-                f"{place}: it has no prompt; give prompt, messages, prompt_tokens or "
-                "prompt_token_ids"
+        media = has_media(request.fields.get("messages") or ())
+        if media and section.prompt is not None:
+            raise RowError("its messages hold images, audio or video, which no `prompt` can take")
+        if uses_own and counted is None and not media and not prompt_text(request.fields):
+            raise RowError(
+                "it has no prompt; give prompt, messages, prompt_tokens or prompt_token_ids"
             )
         if counted is not None and (uses_own or not self.variables - self.labels):
             return max((counted if uses_own else 0) + self._template(request), 1)
@@ -123,8 +158,7 @@ class _Counting:
 
     def _own_count(self, request: Draft) -> int | None:
         """Return the tokens the line states for its own text."""
-        stated = request.fields.get("prompt_tokens")
-        return stated if isinstance(stated, int) else None
+        return request.line.values.prompt_tokens if request.line else None
 
     def _template(self, request: Draft) -> int:
         """Return the tokens that the template adds to a stated count, counted once."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -13,7 +13,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from samullm_plugin.errors import InputError
+from samullm_plugin.files import save
 from samullm_plugin.model.architecture import ModelArchitecture
+from samullm_plugin.model.kv_cache import KvCacheLayers
 from samullm_plugin.model.latency import CURVES, Curve, StepLatency
 from samullm_plugin.profiling.device_fit import DeviceFit, HostCoefficients
 from samullm_plugin.profiling.loading import LoadModel
@@ -193,7 +195,10 @@ class Profile(_Strict):
     def architecture(self, model: str) -> ModelArchitecture | None:
         """Return the sizes of a model, if the profile holds them."""
         sizes = self.architectures.get(model)
-        return None if sizes is None else ModelArchitecture(**sizes)
+        if sizes is None:
+            return None
+        cache = tuple(KvCacheLayers(**kind) for kind in sizes.get("kv_cache") or ())
+        return ModelArchitecture(**{**sizes, "kv_cache": cache})
 
     def memory_model(self) -> MemoryModel | None:
         """Return the memory model, if any."""
@@ -206,7 +211,9 @@ class Profile(_Strict):
 
 def architecture_data(architecture: ModelArchitecture) -> dict[str, Any]:
     """Return the sizes of a model as the profile stores them."""
-    return {n: getattr(architecture, n) for n in _fields(ModelArchitecture)}
+    optional = ("parameters", "active_parameters", "stored_bytes", "kv_cache")
+    sizes = asdict(architecture)
+    return {n: v for n, v in sizes.items() if v or n not in optional}
 
 
 def read_profile(path: Path) -> Profile:
@@ -267,10 +274,7 @@ def write_profile(profile: Profile, path: Path) -> None:
             lines.append(f'"{key}": [\n{rows}\n]')
         else:
             lines.append(f'"{key}": {_compact(value)}')
-    try:
-        path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+    save(path, [("{\n" + ",\n".join(lines) + "\n}\n").encode()])
 
 
 @cache

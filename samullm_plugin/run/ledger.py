@@ -9,6 +9,7 @@ from enum import IntEnum
 import numpy as np
 
 from samullm_plugin.model.application import Application
+from samullm_plugin.model.logprobs import PositionLogprobs
 from samullm_plugin.model.types import Bools, Ints
 
 RequestId = tuple[int, int]
@@ -38,6 +39,8 @@ class Result:
         token_ids: the same as tokens.
         error: why it failed.
         stop_reason: stop string or token that ended it.
+        logprobs: of each generated token, if asked for.
+        prompt_logprobs: of each token of its prompt, if asked for; the first has none.
     """
 
     num_tokens: int = 0
@@ -47,6 +50,8 @@ class Result:
     token_ids: tuple[int, ...] | None = None
     error: str | None = None
     stop_reason: int | str | None = None
+    logprobs: tuple[PositionLogprobs, ...] | None = None
+    prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
 
 
 class Ledger:

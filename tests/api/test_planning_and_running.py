@@ -160,7 +160,7 @@ def test_plugins_as_objects(tmp_path: Path) -> None:
 def test_wrong_input_of_a_run(plan: sl.AppPlan, tmp_path: Path) -> None:
     with pytest.raises(sl.InputError, match="did you mean 'vllm'"):
         plan.app.run(plan, tmp_path / "a", executor="vlm")
-    with pytest.raises(sl.InputError, match="gpus and limit are the plan's"):
+    with pytest.raises(sl.InputError, match="limit: this belongs to the plan"):
         plan.app.run(plan, tmp_path / "a", limit=3)
     with pytest.raises(sl.InputError, match="unknown option 'x'"):
         plan.app.run(plan, tmp_path / "a", executor_options={"x": 1})
