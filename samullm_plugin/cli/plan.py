@@ -246,6 +246,8 @@ def show_plan(problem: Problem, result: PlanResult, *, explain: bool = False) ->
         out.print("Why:")
         for node, text in result.explanation:
             out.print(f"  {node}: {text}", markup=False, soft_wrap=True)
+        for note in result.notes:
+            out.print(f"  ({note})", markup=False, soft_wrap=True)
         if not result.explanation:
             out.print(f"  {result.scheduler} gives no reasons", markup=False)
 
@@ -280,6 +282,7 @@ def plan_json(problem: Problem, result: PlanResult) -> dict[str, object]:
         "idle_share": [t.idle_share for t in result.traces],
         "segments": [asdict(s) for s in result.traces[0].segments],
         "explanation": dict(result.explanation),
+        "notes": result.notes,
         "latency_rests_on": provenance_lines(problem),
         "assumptions": problem.app.notes,
         "fused": problem.app.fused,

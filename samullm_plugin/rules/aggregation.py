@@ -24,7 +24,7 @@ from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.scenarios import LengthScenario
 from samullm_plugin.model.types import Bools, Floats, Ints
 
-MOST_ALIKE, LEAST_BATCH = 12, 24
+MOST_ALIKE, LEAST_BATCH = 12, 10
 """Requests for which one stands at most; sequences that an engine still runs at once at least, so
 that batches fill and empty as they do in the whole problem."""
 

@@ -26,12 +26,14 @@ class SchedulingReport:
         bound: a bound it proved, with the structure for which it holds.
         objective_s: its own objective for the returned plan in that structure.
         explanation: by node, why it is where it is.
+        notes: what was given up or left out on the way, for people.
     """
 
     status: PlanStatus = PlanStatus.HEURISTIC
     bound: Bound | None = None
     objective_s: float | None = None
     explanation: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 class ScheduleWith(Protocol):
