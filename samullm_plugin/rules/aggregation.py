@@ -83,9 +83,7 @@ def aggregate(problem: Problem, most_requests: int) -> Aggregate | None:
         for i, of_node in enumerate(problem.costs)
     )
     smaller = Application(app.name, tuple(nodes), app.notes)
-    return Aggregate(
-        Problem(smaller, problem.cluster, scenarios, costs, problem.page_cache), kept, alike
-    )
+    return Aggregate(replace(problem, app=smaller, scenarios=scenarios, costs=costs), kept, alike)
 
 
 def _most_alike(problem: Problem) -> float:

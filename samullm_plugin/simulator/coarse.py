@@ -68,12 +68,7 @@ def calibrated_aggregate(
         {key: _rescaled(c, ratios.get((i, key), 1.0)) for key, c in of_node.items()}
         for i, of_node in enumerate(smaller.costs)
     )
-    return replace(
-        found,
-        problem=Problem(
-            smaller.app, smaller.cluster, smaller.scenarios, costs_of, smaller.page_cache
-        ),
-    )
+    return replace(found, problem=replace(smaller, costs=costs_of))
 
 
 def _samples(problem: Problem, node: int, alike: float) -> tuple[Workload, Workload]:

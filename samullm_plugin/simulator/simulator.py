@@ -14,6 +14,7 @@ from samullm_plugin.model.plan import Plan, StageEnd
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.result import PlanTrace
 from samullm_plugin.model.types import Floats, Ints
+from samullm_plugin.rules.preparing import wanted_ahead
 from samullm_plugin.rules.transition import Running, RunState, next_transition
 from samullm_plugin.simulator.coarse import calibrated_aggregate
 from samullm_plugin.simulator.node_run import NodeWork, Progress
@@ -196,6 +197,8 @@ class PlanSimulator:
                     + ", ".join(missing)
                 )
             if not stalled:
+                rule.running = {n: a.running for n, a in state.active.items()}
+                state.prepare(wanted_ahead(self.problem, plan, rule))
                 state.advance_to(next_s)
         return self._trace(state, stage_start)
 
