@@ -240,7 +240,7 @@ class ManyAlike:
         """Return the seconds of each iteration, shape ``(len(steps),)``."""
 
         def times(column: Ints) -> Ints:
-            return np.rint(column * self.alike).astype(np.int64)
+            return np.asarray(np.rint(column * self.alike), dtype=np.int64)
 
         return self.model.step_seconds(
             StepTable(

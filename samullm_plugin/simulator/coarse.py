@@ -8,9 +8,9 @@ import numpy as np
 
 from samullm_plugin.engine import EngineCache, EngineJob, Workload, simulate_engines
 from samullm_plugin.model.costs import ModeCosts
-from samullm_plugin.model.latency import Floats, StepLatency, StepModel, StepTable
+from samullm_plugin.model.latency import StepLatency, StepModel, StepTable
 from samullm_plugin.model.problem import Problem
-from samullm_plugin.model.types import Ints
+from samullm_plugin.model.types import Floats, Ints
 from samullm_plugin.rules.aggregation import Aggregate, aggregate
 
 SAMPLE_BATCHES = 6
