@@ -1,4 +1,4 @@
-"""Length estimators and latency models by name; third parties' ones contained."""
+"""Length estimators and latency models by name; third parties' ones isolated."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from samullm_plugin.model.cluster import Gpu
 from samullm_plugin.model.costs import LoadTimes, ModeCosts, Provenance
 from samullm_plugin.model.latency import StepLatency, StepModel, StepTable
 from samullm_plugin.model.types import Floats
-from samullm_plugin.planning.contained_lengths import ContainedLengthEstimator
+from samullm_plugin.planning.isolated_lengths import IsolatedLengthEstimator
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ def make_length_estimator(
         return host.create("length-estimator", name, options)
     host.check_options("length-estimator", name, options)
     limit = limit_s or read_settings().third_party_limit_s
-    return ContainedLengthEstimator(registration, options or {}, limit)
+    return IsolatedLengthEstimator(registration, options or {}, limit)
 
 
 def make_latency_model(

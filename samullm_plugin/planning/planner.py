@@ -14,12 +14,13 @@ import numpy as np
 
 from samullm_plugin.errors import PluginError, SamullmError
 from samullm_plugin.host.interfaces.scheduler import SchedulingContext, SchedulingReport
+from samullm_plugin.host.isolation import FaultError, IsolatedWorker, digest, import_class
 from samullm_plugin.host.manager import PluginHost
+from samullm_plugin.host.registration import Registration
 from samullm_plugin.host.settings import read_settings
 from samullm_plugin.model.plan import Plan
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.result import PlanResult
-from samullm_plugin.planning.containment import schedule_contained
 from samullm_plugin.rules.bounds import lower_bound
 from samullm_plugin.rules.verify import require_valid
 from samullm_plugin.simulator import PlanSimulator
@@ -109,9 +110,7 @@ def _schedule(
     origin = registration.provenance
     if not origin.shipped:
         limit_s = how.third_party_limit_s or read_settings().third_party_limit_s
-        plan, report = schedule_contained(
-            registration, dict(how.options), problem, how.seed, how.budget_s, limit_s
-        )
+        plan, report = _schedule_isolated(registration, problem, how, limit_s)
         require_valid(problem, plan, f"scheduler {origin.qualified_name}")
         return plan, report
 
@@ -159,4 +158,70 @@ def _schedule(
         kind = type(plan).__name__
         raise PluginError(f"scheduler {origin.qualified_name} returned a {kind}, not a Plan")
     require_valid(problem, plan, f"scheduler {origin.qualified_name}")
+    return plan, context.report
+
+
+def _schedule_isolated(
+    registration: Registration, problem: Problem, how: PlanningOptions, limit_s: float
+) -> tuple[Plan, SchedulingReport]:
+    """Let a third party's scheduler plan in a child process.
+
+    Raises:
+        PluginError: if it raises, is too slow, changes the problem or returns no plan.
+        InputError: if the instance is beyond it.
+    """
+    origin, cls = registration.provenance, registration.value
+    worker = IsolatedWorker()
+    try:
+        return worker.call(
+            f"scheduler {origin.qualified_name}",
+            _schedule_in_child,
+            limit_s,
+            cls.__module__,
+            cls.__qualname__,
+            dict(how.options),
+            problem,
+            how.seed,
+            how.budget_s,
+        )
+    finally:
+        worker.close()
+
+
+def _schedule_in_child(
+    module: str,
+    qualname: str,
+    options: Mapping[str, object],
+    problem: Problem,
+    seed: int,
+    budget_s: float | None,
+) -> tuple[Plan, SchedulingReport]:
+    """Plan with a new instance of a scheduler, and see to it that it changes nothing."""
+
+    def schedule_with(
+        name: str,
+        /,
+        *,
+        options: Mapping[str, object] | None = None,
+        budget_s: float | None = budget_s,
+        give_up_s: float | None = None,
+        scenarios: int | None = None,
+    ) -> Plan:
+        how = PlanningOptions(options or {}, seed, budget_s, give_up_s=give_up_s)
+        part = problem.with_scenarios(problem.scenarios[:scenarios])
+        return make_plan(PluginHost.from_settings(), part, name, how).plan
+
+    context = SchedulingContext(
+        PlanSimulator(problem),
+        np.random.default_rng(seed),
+        deadline_s=float("inf") if budget_s is None else monotonic() + budget_s,
+        schedule_with=schedule_with,
+    )
+    cls = import_class(module, qualname)
+    before = digest(problem)
+    plan = cls(cls.Config.model_validate(dict(options))).schedule(problem, context)
+    if digest(problem) != before:
+        raise FaultError("changed the problem it was given")
+    if not isinstance(plan, Plan):
+        raise FaultError(f"returned a {type(plan).__name__}, not a Plan")
     return plan, context.report

@@ -1,4 +1,4 @@
-"""Third parties' estimators and latency models: named and contained, whatever they do."""
+"""Third parties' estimators and latency models: named and isolated, whatever they do."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 
 from samullm_plugin import InputError, LengthObservations, LengthQuery, PluginError
 from samullm_plugin.planning.building import collect_costs
-from samullm_plugin.planning.contained_lengths import ContainedLengthEstimator
 from samullm_plugin.planning.estimators import make_latency_model, make_length_estimator
+from samullm_plugin.planning.isolated_lengths import IsolatedLengthEstimator
 
 LENGTHS = """
     import os, sys, time
@@ -149,16 +149,16 @@ def seen(mean=30):
     return LengthObservations("some/model", "", np.full(9, 7), np.full(9, mean), np.zeros(9, bool))
 
 
-def test_shipped_estimators_are_not_contained():
+def test_shipped_estimators_are_not_isolated():
     from samullm_plugin import PluginHost
 
     shipped = make_length_estimator(PluginHost(), "ecdf")
-    assert not isinstance(shipped, ContainedLengthEstimator)
+    assert not isinstance(shipped, IsolatedLengthEstimator)
 
 
 def test_answers_are_those_of_the_estimator_and_nothing_is_left_behind(host, capfd):
     estimator = make_length_estimator(host, "good")
-    assert isinstance(estimator, ContainedLengthEstimator)
+    assert isinstance(estimator, IsolatedLengthEstimator)
     rng, twin = np.random.default_rng(1), np.random.default_rng(1)
     drawn = estimator.sample(query(), rng, 3)
     assert drawn.tolist() == twin.integers(1, 20, (3, 5)).clip(1, 40).tolist()
