@@ -135,7 +135,7 @@ def make_scenario(
             prompts[i] = np.zeros(len(table), np.int64)
             outputs[i] = np.zeros(len(table), np.int64)
             for level in _levels(app, i):
-                _add_inputs(prompts[i], outputs, app, i, level)
+                prompts[i] += entering_tokens(app, i, outputs, level)
                 value = node.value_tokens(level, prompts[i][level])
                 outputs[i][level] = value if taken is None else np.where(taken[i][level], value, 0)
             continue
@@ -152,21 +152,32 @@ def make_scenario(
         limit = node.model.max_model_len
         for level in _levels(app, i):
             if len(table.input_node):
-                _add_inputs(prompts[i], outputs, app, i, level)
+                prompts[i] += entering_tokens(app, i, outputs, level)
             prompts[i][level] = np.minimum(prompts[i][level], limit - 1)
             room = np.minimum(table.max_tokens[level], limit - prompts[i][level])
             outputs[i][level] = np.where(mask[level], np.minimum(sampled[level], room), 0)
     return LengthScenario(tuple(prompts), tuple(outputs))
 
 
-def _add_inputs(
-    prompts: Ints, outputs: Sequence[Ints], app: Application, i: int, level: Ints
-) -> None:
-    """Add to the prompts of ``level`` the upstream outputs that enter them."""
+def entering_tokens(
+    app: Application, i: int, outputs: Sequence[Ints], level: Ints | None = None
+) -> Ints:
+    """Return the tokens of the outputs that enter each request of a node, shape ``(n,)``.
+
+    Args:
+        app: the application.
+        i: index of the node.
+        outputs: per node, tokens of its outputs.
+        level: the requests to look at, the others get 0; None: all.
+    """
     table = app.all_nodes[i].requests
-    inside = np.zeros(len(table), bool)
-    inside[level] = True
-    rows = table.input_row
+    rows, enters = table.input_row, table.input_in_prompt
+    if level is not None:
+        inside = np.zeros(len(table), bool)
+        inside[level] = True
+        enters = enters & inside[rows]
+    found = np.zeros(len(table), np.int64)
     for source in np.unique(table.input_node):
-        part = (table.input_node == source) & table.input_in_prompt & inside[rows]
-        np.add.at(prompts, rows[part], outputs[source][table.input_request[part]])
+        part = (table.input_node == source) & enters
+        np.add.at(found, rows[part], outputs[source][table.input_request[part]])
+    return found

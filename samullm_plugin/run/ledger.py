@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +39,7 @@ class Result:
         token_ids: the same as tokens.
         error: why it failed.
         stop_reason: stop string or token that ended it.
+        value: what a Python function returned, or what the text was parsed to.
     """
 
     num_tokens: int = 0
@@ -47,6 +49,7 @@ class Result:
     token_ids: tuple[int, ...] | None = None
     error: str | None = None
     stop_reason: int | str | None = None
+    value: Any = None
 
 
 class Ledger:
@@ -63,12 +66,12 @@ class Ledger:
     def __init__(self, app: Application) -> None:
         """Begin with every request waiting."""
         self.app = app
-        sizes = [len(n.requests) for n in app.nodes]
+        sizes = [len(n.requests) for n in app.all_nodes]
         self.status = [np.zeros(n, np.int8) for n in sizes]
         self.generated = [np.zeros(n, np.int64) for n in sizes]
         self.finish_s = [np.full(n, np.inf) for n in sizes]
         self.results: dict[RequestId, Result] = {}
-        self._open = [np.diff(n.requests.input_indptr).astype(np.int64) for n in app.nodes]
+        self._open = [np.diff(n.requests.input_indptr).astype(np.int64) for n in app.all_nodes]
         self._unsettled = list(sizes)
         self._dependents = _dependents(app)
 
@@ -80,10 +83,22 @@ class Ledger:
 
     def inputs(self, request: RequestId) -> list[RequestId]:
         """Return the requests whose outputs a request waits for, in the table's order."""
-        table = self.app.nodes[request[0]].requests
+        table = self.app.all_nodes[request[0]].requests
         part = slice(table.input_indptr[request[1]], table.input_indptr[request[1] + 1])
         nodes, requests = table.input_node[part].tolist(), table.input_request[part].tolist()
         return list(zip(nodes, requests, strict=True))
+
+    def lacks(self, request: RequestId) -> bool:
+        """Return whether an input that a request needs was not taken."""
+        table = self.app.all_nodes[request[0]].requests
+        if table.input_needed is None:
+            return False
+        start, stop = table.input_indptr[request[1] : request[1] + 2].tolist()
+        return any(
+            table.input_needed[k]
+            and self.status[table.input_node[k]][table.input_request[k]] == Status.SKIPPED
+            for k in range(start, stop)
+        )
 
     def settle(
         self, request: RequestId, status: Status, time_s: float, result: Result
@@ -132,12 +147,12 @@ class Ledger:
             running: nodes with engines.
             untaken: per node which requests are known to be left out; they settle by themselves.
         """
-        found: list[Bools] = [np.zeros(0, bool)] * len(self.app.nodes)
-        for i in self.app.order:
-            table = self.app.nodes[i].requests
+        found: list[Bools] = [np.zeros(0, bool)] * len(self.app.all_nodes)
+        for i in self.app.full_order:
+            table, python = self.app.all_nodes[i].requests, i >= len(self.app.nodes)
             done = self.status[i] >= Status.FINISHED
             left_out = untaken[i]
-            able = np.ones(len(table), bool) if i in running else np.zeros(len(table), bool)
+            able = np.full(len(table), i in running or python)
             if left_out is not None:
                 able |= left_out
             rows, own = table.input_row, table.input_node == i
@@ -155,7 +170,7 @@ class Ledger:
 def _dependents(app: Application) -> list[tuple[list[int], Ints, Ints]]:
     """Return per node and request who waits for it: starts, nodes and requests."""
     rows = [np.empty(0, np.int64)] * 4
-    for i, node in enumerate(app.nodes):
+    for i, node in enumerate(app.all_nodes):
         table = node.requests
         columns = (
             table.input_node,
@@ -166,7 +181,7 @@ def _dependents(app: Application) -> list[tuple[list[int], Ints, Ints]]:
         rows = [np.concatenate(pair) for pair in zip(rows, columns, strict=True)]
     source, request, target, target_request = rows
     result = []
-    for i, node in enumerate(app.nodes):
+    for i, node in enumerate(app.all_nodes):
         mine = np.flatnonzero(source == i)
         mine = mine[np.argsort(request[mine], kind="stable")]
         counts = np.bincount(request[mine], minlength=len(node.requests))

@@ -13,9 +13,11 @@ from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Plan, StageEnd
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.result import PlanTrace
+from samullm_plugin.model.types import Floats
 from samullm_plugin.rules.transition import Running, RunState, next_transition
 from samullm_plugin.simulator.node_run import NodeWork, Progress
 from samullm_plugin.simulator.requests import NodeInputs
+from samullm_plugin.simulator.python_rows import settle_python
 from samullm_plugin.simulator.runs import NodeQuery, NodeRuns, PolicyCall
 from samullm_plugin.simulator.state import SimulationState
 
@@ -52,7 +54,7 @@ class PlanSimulator:
         self.problem = problem
         self.running = dict(running or {})
         self.cache = EngineCache() if cache is None else cache
-        inputs = [NodeInputs(problem.app, i) for i in range(len(problem.app.nodes))]
+        inputs = [NodeInputs(problem.app, i) for i in range(len(problem.app.all_nodes))]
         self.works = [
             [
                 NodeWork(inputs[i], scenario.prompt_tokens[i], scenario.output_tokens[i])
@@ -79,6 +81,12 @@ class PlanSimulator:
         part.problem = self.problem.with_scenarios(self.problem.scenarios[:count])
         part.works, part.starts = self.works[:count], self.starts[:count]
         return part
+
+    def with_python(self, scenario: int, finish_s: list[Floats]) -> list[Floats]:
+        """Return ``finish_s``, by node, with the entries of Python nodes filled in."""
+        works, app = self.works[scenario], self.problem.app
+        settle_python(app, [w.inputs for w in works], [w.taken for w in works], finish_s)
+        return finish_s
 
     def initial_state(self, scenario: int = 0) -> SimulationState:
         """Return the state in which plans begin."""
