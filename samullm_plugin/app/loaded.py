@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 import jinja2.sandbox
 
-from samullm_plugin.app.spec import Component, PlannerSection
+from samullm_plugin.app.spec import Component, OutputSection, PlannerSection
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.application import Application
 from samullm_plugin.model.cluster import Cluster
@@ -101,6 +101,7 @@ class LoadedApplication:
         sources: per node the texts; None for an application built without any.
         output_tokens: per node the output lengths if they are known beforehand.
         path: the file it was read from.
+        output: the joined table to write; None: none.
     """
 
     app: Application
@@ -110,6 +111,7 @@ class LoadedApplication:
     sources: tuple[NodeSource, ...] | None = None
     output_tokens: tuple[Ints, ...] | None = None
     path: Path | None = None
+    output: OutputSection | None = None
 
     def messages(
         self, node: int, request: int, output_of: OutputOf

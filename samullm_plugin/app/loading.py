@@ -88,7 +88,9 @@ def build_application(
     cluster = build_cluster(spec.cluster, f"{path}: cluster") if spec.cluster else None
     if not spec.applications:
         app, sources = Assembly(spec, path, count_tokens, tables, limit).build()
-        return LoadedApplication(app, cluster, spec.planner, spec.executor, sources, path=path)
+        return LoadedApplication(
+            app, cluster, spec.planner, spec.executor, sources, path=path, output=spec.output
+        )
     parts = []
     for name in spec.applications:
         if looks_like_file(name):
@@ -115,6 +117,7 @@ def build_application(
         _sources(parts),
         _lengths(parts),
         path,
+        spec.output,
     )
 
 

@@ -697,6 +697,23 @@ class PlannerSection(Section):
     )(_component)
 
 
+class OutputSection(Section):
+    """The joined table of a run: one row per item, with its inputs and all outputs."""
+
+    file: str = Field(
+        min_length=1,
+        description="File in the run's directory; .parquet, .csv or .jsonl says its format.",
+    )
+    columns: list[str] = Field(
+        default=[],
+        description="id, fields of the input, nodes, and node.field of outputs with fields; also "
+        "node.error, .finish_reason, .prompt_tokens, .completion_tokens. Empty: everything.",
+    )
+    rows: str | None = Field(
+        default=None, description="A node: one row per request of it; default: one per item."
+    )
+
+
 class AppSpec(Section):
     """An application: models, nodes, and optionally the cluster and how to plan and run."""
 
@@ -712,6 +729,9 @@ class AppSpec(Section):
         default=[],
         description="Instead of models and nodes: other app.yaml files, or bundled applications "
         "such as `ensembling:requests=1000`, planned and run together.",
+    )
+    output: OutputSection | None = Field(
+        default=None, description="Write a joined table while the application runs."
     )
     cluster: ClusterSection | None = None
     planner: PlannerSection = PlannerSection()

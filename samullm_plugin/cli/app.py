@@ -40,6 +40,9 @@ COMMANDS = {
     "compare": Command("samullm_plugin.cli.compare:compare", "Plan by several schedulers."),
     "run": Command("samullm_plugin.cli.run:run", "Run an application on engines."),
     "report": Command("samullm_plugin.cli.report:report", "Show a run on one HTML page."),
+    "export": Command(
+        "samullm_plugin.cli.export:export", "Write inputs and outputs of a run as one table."
+    ),
     "simulate": Command(
         "samullm_plugin.cli.simulate:simulate", "Simulate one engine, step for step as vLLM."
     ),

@@ -28,6 +28,7 @@ from samullm_plugin.planning.records import to_record
 from samullm_plugin.rules.verify import require_valid
 from samullm_plugin.run.coordinator import Coordinator, RunOptions
 from samullm_plugin.run.forecast import FORECAST_FILE, forecast_record, forecast_run
+from samullm_plugin.run.joined import check_output, live_table
 from samullm_plugin.run.journal import Journal, read_journal
 from samullm_plugin.run.ledger import Ledger
 from samullm_plugin.run.log import RunLog
@@ -44,6 +45,7 @@ from samullm_plugin.run.prompts import (
     TokenPrompts,
 )
 from samullm_plugin.run.recovery import ResumePoint, recover
+from samullm_plugin.run.rows import write_layout
 from samullm_plugin.run.rundir import RunDirectory, fingerprint
 from samullm_plugin.run.signals import defer_signals
 from samullm_plugin.run.trace import trace_json
@@ -130,7 +132,8 @@ def start_run(setup: RunSetup, plan: Plan, scheduler: str = "") -> RunOutcome:
     }
     directory = RunDirectory.create(setup.directory, fingerprint_of(setup.loaded), facts)
     try:
-        if setup.loaded.path is not None:
+        write_layout(setup.directory, setup.loaded)
+        if setup.loaded.path is not None and setup.loaded.path.is_file():
             shutil.copyfile(setup.loaded.path, setup.directory / "app.yaml")
         write_plan(
             setup.directory / "plan.json",
@@ -246,7 +249,10 @@ def _run(
     log.add_listener(_output_writer(directory, coordinator.ledger, source))
     if setup.on_start is not None:
         setup.on_start(coordinator)
-    coordinator.run()
+    with live_table(setup.loaded, setup.directory) as table:
+        coordinator.run()
+        if table is not None and not coordinator.drained:
+            table.complete = True
     return coordinator
 
 
@@ -300,6 +306,7 @@ def _prepared(setup: RunSetup) -> tuple[Executor, PromptBuilder]:
     """Return the executor and where the requests come from, checked before anything starts."""
     executor = setup.host.create("executor", setup.executor, dict(setup.executor_options))
     executor.check([n.model for n in setup.loaded.app.nodes])
+    check_output(setup.loaded)
     if not imitates(executor):
         if setup.truth is not None:
             seed = setup.instance.planner.seed

@@ -1,0 +1,255 @@
+"""Which requests of a run belong to one row of its joined table, and what the journal says of them.
+
+``rows/items.parquet`` (one row per item: its id and the fields of its input) and
+``rows/requests.parquet`` (one row per request: its item, its id, what it waited for) are written
+when a run begins, so that its directory is all that an export needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic_core import from_json, to_json
+
+from samullm_plugin.app.loaded import LoadedApplication
+from samullm_plugin.errors import InputError
+from samullm_plugin.model.types import Ints
+
+FOLDER = "rows"
+CHUNK_ROWS = 8192
+
+_OF_CHUNKS = ("chunk", "num_chunks", "prompt", "prompt_tokens")
+_SETTLED = ("finished", "skipped", "failed")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NodeRows:
+    """The requests of one node of the user's.
+
+    Attributes:
+        name: of the node.
+        item: index of each request's item, shape ``(n,)``.
+        ids: of the requests, as an Arrow array.
+        input_node: node of each output that a request waits for, concatenated.
+        input_request: that output's request.
+        input_indptr: where each request's part of these begins, shape ``(n + 1,)``.
+    """
+
+    name: str
+    item: Ints
+    ids: Any
+    input_node: Ints
+    input_request: Ints
+    input_indptr: Ints
+
+    def __len__(self) -> int:
+        """Return the number of requests."""
+        return len(self.item)
+
+
+def write_layout(folder: Path, loaded: LoadedApplication) -> None:
+    """Write which requests and inputs belong to which item.
+
+    Args:
+        folder: of the run.
+        loaded: the application; nothing is written if it has no texts.
+
+    Raises:
+        OSError: if the disk is full or fails.
+    """
+    if loaded.sources is None:
+        return
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    place = folder / FOLDER
+    place.mkdir(exist_ok=True)
+    numbers: dict[tuple[str, str], int] = {}
+    origin: list[tuple[int, int]] = []
+    items: list[Ints] = []
+    for index, (node, source) in enumerate(zip(loaded.app.nodes, loaded.sources, strict=True)):
+        part = node.name.rpartition("/")[0]  # equal ids of applications run together are others
+        mine = np.empty(len(source.items), np.int64)
+        for k, item in enumerate(source.items):
+            mine[k] = number = numbers.setdefault((part, item), len(numbers))
+            if number == len(origin):
+                origin.append((index, k))
+        items.append(mine)
+    names = [item for _, item in numbers]
+    kind = pa.schema({"id": pa.string(), "fields": pa.string()})
+    with pq.ParquetWriter(place / "items.parquet", kind, compression="zstd") as writer:
+        for first in range(0, len(origin), CHUNK_ROWS):
+            rows = range(first, min(first + CHUNK_ROWS, len(origin)))
+            fields = [_item_fields(loaded, *origin[k], names[k]) for k in rows]
+            ids = [names[k] for k in rows]
+            writer.write_table(pa.table({"id": ids, "fields": fields}, schema=kind))
+    columns = {
+        "item": pa.int64(),
+        "id": pa.string(),
+        "input_node": pa.list_(pa.int32()),
+        "input_request": pa.list_(pa.int64()),
+    }
+    kind = pa.schema(columns)
+    for index, (node, source) in enumerate(zip(loaded.app.nodes, loaded.sources, strict=True)):
+        described = kind.with_metadata({"node": node.name})
+        path = place / f"requests-{index:04d}.parquet"
+        table = node.requests
+        with pq.ParquetWriter(path, described, compression="zstd") as writer:
+            for first in range(0, len(table), CHUNK_ROWS):
+                last = min(first + CHUNK_ROWS, len(table))
+                edges = slice(table.input_indptr[first], table.input_indptr[last])
+                starts = pa.array(table.input_indptr[first : last + 1] - edges.start, pa.int32())
+                cells = {
+                    "item": items[index][first:last],
+                    "id": list(source.ids[first:last]),
+                    "input_node": _lists(starts, table.input_node[edges], pa.int32()),
+                    "input_request": _lists(starts, table.input_request[edges], pa.int64()),
+                }
+                writer.write_table(pa.table(cells, schema=described))
+
+
+def _lists(starts: Any, values: Ints, kind: Any) -> Any:
+    import pyarrow as pa
+
+    return pa.ListArray.from_arrays(starts, pa.array(values, kind))
+
+
+def _item_fields(loaded: LoadedApplication, node: int, request: int, item: str) -> str:
+    """Return the fields of an item's input as JSON; those of a chunk are not the item's."""
+    assert loaded.sources is not None
+    source = loaded.sources[node]
+    fields = dict(source.fields[request])
+    if source.ids[request] != item:
+        fields = {n: v for n, v in fields.items() if n not in _OF_CHUNKS}
+    fields.pop("id", None)
+    return to_json(fields, inf_nan_mode="null", fallback=str).decode()
+
+
+class RunRows:
+    """Items, requests and results of a run, read from its directory as far as it has got.
+
+    Only places in the journal are held in memory: 8 bytes per request.
+
+    Attributes:
+        folder: of the run.
+        nodes: the user's nodes.
+        num_items: rows of the joined table.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open a run directory.
+
+        Raises:
+            InputError: if it holds no run, or one without texts.
+        """
+        import pyarrow.parquet as pq
+
+        self.folder = folder
+        place = folder / FOLDER
+        if not (folder / "run.json").is_file():
+            raise InputError(
+                f"{folder}: holds no run (there is no run.json); give the --output-dir of a "
+                "`samullm run`"
+            )
+        if not (place / "items.parquet").is_file():
+            raise InputError(
+                f"{folder}: the run has no rows to join: its application has no texts (it is "
+                "bundled), or an older release ran it"
+            )
+        self._items = pq.ParquetFile(place / "items.parquet", memory_map=True)
+        self.num_items = int(self._items.metadata.num_rows)
+        self.nodes: list[NodeRows] = []
+        for path in sorted(place.glob("requests-*.parquet")):
+            table = pq.read_table(path)
+            name = table.schema.metadata[b"node"].decode()
+            nodes, requests = (table[c].combine_chunks() for c in ("input_node", "input_request"))
+            self.nodes.append(
+                NodeRows(
+                    name,
+                    table["item"].to_numpy(),
+                    table["id"].combine_chunks(),
+                    nodes.flatten().to_numpy(zero_copy_only=False).astype(np.int64),
+                    requests.flatten().to_numpy(zero_copy_only=False),
+                    _offsets(nodes),
+                )
+            )
+        self._index = {n.name: i for i, n in enumerate(self.nodes)}
+        self._place = [np.full(len(n), -1, np.int64) for n in self.nodes]
+        self._read_to = 0
+        self._journal = (folder / "events.jsonl").open("rb")
+
+    def close(self) -> None:
+        """Let go of the journal."""
+        self._journal.close()
+        self._items.close()
+
+    def advance(self) -> bool:
+        """Read what the journal has got since the last time; return whether that was anything."""
+        before = self._read_to
+        self._journal.seek(before)
+        while line := self._journal.readline():
+            if not line.endswith(b"\n"):
+                break
+            at, self._read_to = self._read_to, self._read_to + len(line)
+            if not any(kind in line[:80] for kind in (b'"finished"', b'"skipped"', b'"failed"')):
+                continue
+            record = from_json(line)
+            if record["kind"] in _SETTLED and record["node"] in self._index:
+                self._place[self._index[record["node"]]][int(record["request"])] = at
+        return self._read_to > before
+
+    def settled(self, node: int) -> Any:
+        """Return which requests of a node are settled, shape ``(n,)``."""
+        return self._place[node] >= 0
+
+    def record(self, node: int, request: int) -> Mapping[str, Any] | None:
+        """Return what the journal says of a settled request; None before it is."""
+        at = int(self._place[node][request])
+        if at < 0:
+            return None
+        self._journal.seek(at)
+        found: dict[str, Any] = from_json(self._journal.readline())
+        return found
+
+    def items(self, first: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield (id, fields of the input) of the items from one on."""
+        done = 0
+        for k in range(self._items.num_row_groups):
+            count = self._items.metadata.row_group(k).num_rows
+            if done + count > first:
+                group = self._items.read_row_group(k)
+                for row in range(max(0, first - done), count):
+                    fields: dict[str, Any] = from_json(group["fields"][row].as_py())
+                    yield group["id"][row].as_py(), fields
+            done += count
+
+    def by_item(self, node: int) -> tuple[Ints, Ints]:
+        """Return the requests of a node ordered by item, and where each item's begin."""
+        item = self.nodes[node].item
+        order = np.argsort(item, kind="stable")
+        return order, np.searchsorted(item[order], np.arange(self.num_items + 1))
+
+    def ancestors(self, node: int, request: int) -> dict[int, list[int]]:
+        """Return by node the requests whose outputs a request rests on, itself included."""
+        found: dict[int, list[int]] = {node: [request]}
+        open_ = [(node, request)]
+        while open_:
+            i, r = open_.pop()
+            rows = self.nodes[i]
+            part = slice(rows.input_indptr[r], rows.input_indptr[r + 1])
+            pairs = zip(rows.input_node[part], rows.input_request[part], strict=True)
+            for j, q in ((int(a), int(b)) for a, b in pairs):
+                if q not in found.setdefault(j, []):
+                    found[j].append(q)
+                    open_.append((j, q))
+        return found
+
+
+def _offsets(lists: Any) -> Ints:
+    """Return where each list of an Arrow array begins, from 0."""
+    lengths = lists.value_lengths().to_numpy(zero_copy_only=False)
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

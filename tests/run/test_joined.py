@@ -1,0 +1,208 @@
+"""The joined table: rows from a run's directory, in parts, in every format."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from samullm_plugin.app.loaded import LoadedApplication
+from samullm_plugin.app.loading import load_application
+from samullm_plugin.cli.app import main
+from samullm_plugin.errors import InputError
+from samullm_plugin.run import joined
+from samullm_plugin.run.joined import JoinedTable, TableParts, check_output, export_table
+from samullm_plugin.run.rows import RunRows, write_layout
+
+APP = """
+version: 1
+name: judged
+models: {a: {model: THUDM/chatglm3-6b}, b: {model: lmsys/vicuna-13b-v1.5}}
+nodes:
+  generate:
+    model: [a, b]
+    requests: q.jsonl
+    sampling_params: {max_tokens: 50}
+  rate:
+    model: a
+    for_each: generate
+    prompt: "{{ prompt }} {{ output }}"
+    sampling_params: {max_tokens: 50}
+  sum:
+    model: b
+    inputs: {ratings: rate}
+    prompt: "{{ ratings }}"
+    sampling_params: {max_tokens: 50}
+cluster: {gpus: 4}
+"""
+
+
+def application(folder: Path, count: int = 5, output: str = "") -> LoadedApplication:
+    folder.mkdir(exist_ok=True)
+    lines = [
+        json.dumps({"id": f"q{k}", "prompt": f"question {k}", "level": k, "tags": ["x"] * (k % 3)})
+        for k in range(count)
+    ]
+    (folder / "q.jsonl").write_text("\n".join(lines))
+    (folder / "app.yaml").write_text(APP + output)
+    return load_application(folder / "app.yaml")
+
+
+def journal(
+    folder: Path, loaded: LoadedApplication, skip: tuple[tuple[str, int], ...] = ()
+) -> None:
+    """Write a journal in which everything was answered, in a mixed order."""
+    (folder / "run.json").write_text("{}")
+    records: list[dict[str, Any]] = [{"time_s": 0.0, "kind": "plan", "plan": {}}]
+    for node in loaded.app.nodes:
+        for r in range(len(node.requests)):
+            made: dict[str, Any] = {"time_s": 1.0, "kind": "finished", "node": node.name}
+            made |= {"request": r, "num_tokens": r, "text": f"{node.name}:{r}"}
+            if node.name == "rate" and r == 3:
+                made = {**made, "kind": "failed", "error": "too long"}
+            if node.name == "rate":
+                made["value"] = {"score": r, "why": {"short": f"w{r}"}}
+            if (node.name, r) not in skip:
+                records.append(made)
+    order = np.random.default_rng(0).permutation(len(records))
+    text = "".join(json.dumps(records[k]) + "\n" for k in order)
+    (folder / "events.jsonl").write_text(text + '{"time_s": 9, "kind": "fi')  # torn by a crash
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    loaded = application(tmp_path)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    write_layout(folder, loaded)
+    journal(folder, loaded)
+    return folder
+
+
+def test_everything_by_item(run: Path) -> None:
+    export_table(run, run / "t.parquet", "parquet")
+    table = pq.read_table(run / "t.parquet")
+    assert table.column_names[:4] == ["id", "prompt", "level", "tags"]
+    rows = table.to_pylist()
+    assert [r["id"] for r in rows] == [f"q{k}" for k in range(5)]
+    assert rows[2]["generate.a"] == "generate.a:2"
+    assert rows[2]["tags"] == ["x", "x"]
+    assert [v["score"] for v in rows[2]["rate"]] == [2, 7]  # two answers of the item were rated
+    assert rows[3]["rate"][0] is None
+    assert rows[3]["rate.error"] == "too long"
+    assert rows[2]["rate.error"] is None
+    assert not list(run.glob(".t.parquet*"))
+
+
+def test_columns_and_rows_of_a_node(run: Path) -> None:
+    columns = ["id", "input.level", "generate", "rate.score", "rate.why.short", "rate.error", "sum"]
+    export_table(run, run / "t.jsonl", "jsonl", columns, "rate")
+    rows = [json.loads(line) for line in (run / "t.jsonl").read_text().splitlines()]
+    assert len(rows) == 10
+    assert rows[7] == {
+        "id": "generate.b:q2",
+        "input.level": 2,
+        "generate.a": "generate.a:2",
+        "generate.b": "generate.b:2",
+        "rate.score": 7,
+        "rate.why.short": "w7",
+        "rate.error": None,
+        "sum": "sum:2",
+    }
+
+
+def test_a_run_that_goes_on_is_written_in_parts(
+    tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joined, "PART_ROWS", 2)
+    whole = (run / "events.jsonl").read_text().splitlines(keepends=True)
+    rows = RunRows(run)
+    parts = TableParts(JoinedTable(rows), run / "parts")
+    loaded = load_application(tmp_path / "app.yaml")
+    journal(run, loaded, skip=(("sum", 3),))
+    parts.advance()
+    assert sorted(p.name for p in (run / "parts").iterdir()) == [
+        "part-00000.parquet",
+        "part-00002.parquet",
+    ]
+    last = next(x for x in whole if '"sum"' in x and '"request": 3' in x)
+    with (run / "events.jsonl").open("a") as file:
+        file.write('nis"}\n' + last[:40])
+        file.flush()
+        parts.advance()
+        assert len(list((run / "parts").iterdir())) == 2  # half a line says nothing
+        file.write(last[40:])
+    parts.advance()
+    assert len(list((run / "parts").iterdir())) == 3
+    parts.finish(run / "live.parquet", "parquet")
+    rows.close()
+    export_table(run, run / "later.parquet", "parquet")
+    assert pq.read_table(run / "live.parquet").equals(pq.read_table(run / "later.parquet"))
+
+
+def test_a_run_in_the_middle_has_nulls(tmp_path: Path, run: Path) -> None:
+    journal(run, load_application(tmp_path / "app.yaml"), skip=(("sum", 0), ("sum", 1)))
+    export_table(run, run / "t.csv", "csv", ["id", "sum", "rate.score"])
+    table = pyarrow.csv.read_csv(run / "t.csv")
+    assert table["sum"].to_pylist()[:3] == ["", "", "sum:2"]
+    assert table["rate.score"].to_pylist()[2] == "[2,7]"
+
+
+def test_columns_of_changing_types_become_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joined, "PART_ROWS", 2)
+    (tmp_path / "run").mkdir()
+    loaded = application(tmp_path)
+    values = [1, 2.5, "three", {"four": 4}, None]
+    lines = [
+        json.dumps({"id": f"q{k}", "prompt": "p", "v": v, "w": k if k < 2 else k / 2})
+        for k, v in enumerate(values)
+    ]
+    (tmp_path / "q.jsonl").write_text("\n".join(lines))
+    loaded = load_application(tmp_path / "app.yaml")
+    write_layout(tmp_path / "run", loaded)
+    journal(tmp_path / "run", loaded)
+    export_table(tmp_path / "run", tmp_path / "t.parquet", "parquet")
+    table = pq.read_table(tmp_path / "t.parquet")
+    assert table["v"].to_pylist() == ["1.0", "2.5", "three", '{"four":4}', None]
+    assert table["w"].to_pylist() == [0, 1, 1, 1.5, 2]
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("{file: r.xlsx}", r"app\.yaml: r\.xlsx: the table's format '\.xlsx' is none of parquet"),
+        ("{file: ../r.csv}", r"output\.file: '\.\./r\.csv' leads out of the run's directory"),
+        ("{file: r.csv, columns: [rat]}", r"output\.columns: there is no 'rat' .*'rate'"),
+        ("{file: r.csv, columns: [id, id]}", r"output\.columns: 'id' is there twice"),
+        ("{file: r.csv, rows: generat}", r"output\.rows: there is no node 'generat'"),
+        ("{fil: r.csv}", r"output\.fil: unknown field .*'file'"),
+    ],
+)
+def test_a_wrong_output_is_refused_before_the_run(
+    tmp_path: Path, output: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        check_output(application(tmp_path, output=f"output: {output}"))
+
+
+def test_a_simulated_run_writes_its_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    application(tmp_path, 20, "output: {file: t/result.csv, columns: [id, rate.error]}")
+    app, out = str(tmp_path / "app.yaml"), tmp_path / "run"
+    assert main(["run", app, "--output-dir", str(out), "--scheduler", "max-heuristic"]) == 0
+    assert pyarrow.csv.read_csv(out / "t/result.csv").num_rows == 20
+    assert main(["export", str(out), "--format", "jsonl", "--columns", "id, sum"]) == 0
+    assert len((out / "result.jsonl").read_text().splitlines()) == 20
+    assert "20 rows written to" in capsys.readouterr().err
+    assert main(["export", str(tmp_path)]) == 2
+    assert "holds no run (there is no run.json)" in capsys.readouterr().err
+    assert main(["export", str(out), "--columns", "ids"]) == 2
+    assert "there is no 'ids' (did you mean 'id'?)" in capsys.readouterr().err
