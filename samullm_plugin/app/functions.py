@@ -113,9 +113,9 @@ def function_of(
 def _of_callable(function: Callable[..., Any], options: Mapping[str, Any], where: str) -> Function:
     name = getattr(function, "__qualname__", type(function).__name__)
     module = sys.modules.get(getattr(function, "__module__", None) or "")
-    if module is not None and module.__name__ != "__main__":
-        if getattr(module, name, None) is function:
-            return Function(f"{module.__name__}:{name}", module.__name__, name, dict(options))
+    importable = module is not None and module.__name__ != "__main__"
+    if module is not None and importable and getattr(module, name, None) is function:
+        return Function(f"{module.__name__}:{name}", module.__name__, name, dict(options))
     import cloudpickle
 
     try:
@@ -223,19 +223,14 @@ def call_function(
     try:
         with _interrupted_after(limit_s * (len(rows) if scope == "batch" else 1)):
             result = found([dict(r) for r in rows], **function.options)
-        if scope == "all":
-            values = _by_id(result, rows)
-        else:
-            values = _one_each(result, rows, most)
+        values = _by_id(result, rows) if scope == "all" else _one_each(result, rows, most)
     except Reject as error:
         values = [Returned("rejected", reason=str(error))] * len(rows)
     except _KindError as error:
         values = [Returned("failed", reason=str(error))] * len(rows)
     except Exception as error:  # the user's code
         if scope == "batch" and len(rows) > 1:  # find the row that did it
-            return [
-                one for r in rows for one in call_function(function, scope, [r], limit_s, most)
-            ]
+            return [one for r in rows for one in call_function(function, scope, [r], limit_s, most)]
         values = [Returned("failed", reason=_described(error))] * len(rows)
     seconds = (time.monotonic() - began_s) / max(len(rows), 1)
     return [Returned(v.kind, v.value, v.reason, seconds) for v in values]
@@ -249,9 +244,7 @@ class _OverdueError(BaseException):
     """Interrupts a call; no Exception, so that the user's handlers do not catch it."""
 
 
-def _on_row(
-    found: Any, function: Function, row: Row, limit_s: float, most: int | None
-) -> Returned:
+def _on_row(found: Any, function: Function, row: Row, limit_s: float, most: int | None) -> Returned:
     began_s = time.monotonic()
     try:
         with _interrupted_after(limit_s):
@@ -397,7 +390,7 @@ def _candidates(row: Row) -> list[Row]:
 def best(row: Row, by: str) -> Row | None:
     """Return the row of the input for which an expression is highest; the first of equal ones."""
     expression = parsed(by)
-    return max(_candidates(row), key=lambda r: expression.value(r))
+    return max(_candidates(row), key=expression.value)
 
 
 def vote(row: Row, by: str) -> Row:

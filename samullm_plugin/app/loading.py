@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from samullm_plugin.app.assembly import Assembly
 from samullm_plugin.app.fields import read_yaml, validate
-from samullm_plugin.app.loaded import Branch, LoadedApplication, NodeSource
+from samullm_plugin.app.loaded import LoadedApplication, NodeSource
 from samullm_plugin.app.modelspecs import build_cluster
 from samullm_plugin.app.requests import TokenCounter
 from samullm_plugin.app.spec import AppSpec
@@ -123,15 +122,19 @@ def build_application(
 
 def _sources(parts: list[LoadedApplication]) -> tuple[NodeSource, ...] | None:
     """Return the texts of all parts, or None if one has none."""
-    found: list[NodeSource] = []
+    models: list[NodeSource] = []
+    python: list[NodeSource] = []
+    total = sum(len(part.app.nodes) for part in parts)
     for part in parts:
         if part.sources is None:
             return None
-        first = len(found)
-        for source in part.sources:
-            branches = tuple(Branch(b.node + first, b.when) for b in source.branches)
-            found.append(replace(source, branches=branches))
-    return tuple(found)
+        num = len(part.app.nodes)
+        place = [len(models) + i for i in range(num)]
+        place += [total + len(python) + k for k in range(len(part.app.python))]
+        moved = [source.with_nodes(place) for source in part.sources]
+        models += moved[:num]
+        python += moved[num:]
+    return (*models, *python)
 
 
 def _lengths(parts: list[LoadedApplication]) -> tuple[Ints, ...] | None:

@@ -44,6 +44,17 @@ class Output(str):
         return new
 
 
+class UnknownOutput(Output):
+    """Stands for an output of which nothing is known: every field of it is one as well."""
+
+    __slots__ = ()
+
+
+def unknown_output() -> Output:
+    """Return an output that templates can be tried with, whatever they take from it."""
+    return UnknownOutput.of("")
+
+
 def text_of(value: Any) -> str:
     """Return a value as a text: itself, or JSON."""
     if value is None:
@@ -58,13 +69,19 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         """Return ``obj.attribute``."""
         if isinstance(obj, Output) and attribute in obj.fields:
             return obj.fields[attribute]
-        return super().getattr(obj, attribute)
+        found = super().getattr(obj, attribute)
+        if isinstance(obj, UnknownOutput) and isinstance(found, jinja2.Undefined):
+            return unknown_output()
+        return found
 
     def getitem(self, obj: Any, argument: Any) -> Any:
         """Return ``obj[argument]``."""
         if isinstance(obj, Output) and isinstance(argument, str) and argument in obj.fields:
             return obj.fields[argument]
-        return super().getitem(obj, argument)
+        found = super().getitem(obj, argument)
+        if isinstance(obj, UnknownOutput) and isinstance(found, jinja2.Undefined):
+            return unknown_output()
+        return found
 
 
 _ENVIRONMENT = _Environment(
