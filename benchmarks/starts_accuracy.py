@@ -8,13 +8,15 @@ from collections.abc import Iterator
 import numpy as np
 from accuracy_tables import DATA, Data, Report
 
+from samullm_plugin.model.application import EngineOptions
+from samullm_plugin.model.kv_cache import pool_block_bytes
 from samullm_plugin.profiling.loading import fit_loading
 from samullm_plugin.profiling.memory import (
     BatchLimits,
     RecordedStart,
-    block_bytes,
     fit_memory,
     kv_cache_blocks,
+    replica_groups,
 )
 
 
@@ -42,7 +44,9 @@ def memory(data: Data) -> Iterator[Report]:
             [s for n, s, _, _ in starts if (n, s.tensor_parallel_size) != (name, size)],
         ):
             peak = fit_memory(rest).peak_bytes(a, size, start.limits)
-            blocks = kv_cache_blocks(total, 0.9, peak, block_bytes(a, size))
+            blocks = kv_cache_blocks(
+                total, 0.9, peak, pool_block_bytes(replica_groups(a, EngineOptions(), size))
+            )
             cells.append(float(100 * (blocks / real - 1)))
         rows.append(cells)
     worst = [float(np.abs([float(r[i]) for r in rows]).max()) for i in (3, 4, 5)]  # type: ignore[arg-type]  # cells are numbers there

@@ -1,7 +1,7 @@
 """Plan, simulate and run offline inference of multi-LLM applications.
 
-What plugins need is here by name; each is imported when first used, so that the command line
-answers at once and a plugin imports no more of the host than it uses.
+What Python programs and plugins need is here by name; each is imported when first used, so that the
+command line answers at once and a plugin imports no more of the host than it uses.
 """
 
 from __future__ import annotations
@@ -10,6 +10,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from samullm_plugin.api.app import App as App
+    from samullm_plugin.api.nodes import Model as Model
+    from samullm_plugin.api.nodes import Node as Node
+    from samullm_plugin.api.plans import AppPlan as AppPlan
+    from samullm_plugin.api.plans import Comparison as Comparison
+    from samullm_plugin.api.plans import compare as compare
+    from samullm_plugin.api.runs import AppRun as AppRun
+    from samullm_plugin.api.runs import RunTable as RunTable
+    from samullm_plugin.api.tasks import Task as Task
     from samullm_plugin.checkpoints.gpus import bundled_gpu as bundled_gpu
     from samullm_plugin.checkpoints.models import bundled_model as bundled_model
     from samullm_plugin.checkpoints.models import find_name as find_name
@@ -78,6 +87,11 @@ if TYPE_CHECKING:
     from samullm_plugin.rules.verify import verify as verify
 
 _PUBLIC = {
+    "api.app": ("App",),
+    "api.nodes": ("Model", "Node"),
+    "api.plans": ("AppPlan", "Comparison", "compare"),
+    "api.runs": ("AppRun", "RunTable"),
+    "api.tasks": ("Task",),
     "model.application": ("Application", "EngineOptions", "ModelNode", "ModelSpec", "RequestTable"),
     "model.architecture": ("ModelArchitecture",),
     "model.cluster": ("Cluster", "Gpu"),

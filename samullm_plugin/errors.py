@@ -59,7 +59,7 @@ class RunError(SamullmError):
     """A run failed after it had started."""
 
 
-class Reject(Exception):  # noqa: N818 (a decision about a row, not a fault)
+class Reject(Exception):
     """Raised by a user's function: this row will not do. The message says why."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +21,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(f"{reason}; `make test` installs it where it can")
     if item.get_closest_marker("gpu") and not _has_gpu():
         pytest.skip("no CUDA GPU on this machine")
+
+
+@pytest.fixture(autouse=True)
+def own_output_store(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Keep outputs of every test apart, and away from the user's."""
+    place = tmp_path_factory.getbasetemp() / f"outputs-{uuid.uuid4().hex}.sqlite"
+    monkeypatch.setenv("SAMULLM_OUTPUT_STORE", str(place))
 
 
 @cache

@@ -22,10 +22,21 @@ from samullm_plugin import (
     find_name,
 )
 from samullm_plugin.checkpoints.models import short_name
+from samullm_plugin.model.kv_cache import KvCacheGroup
 from samullm_plugin.profiling.loading import LoadModel
-from samullm_plugin.profiling.memory import BLOCK_TOKENS, block_bytes, kv_cache_blocks
+from samullm_plugin.profiling.memory import (
+    kv_cache_pool_tokens,
+    replica_groups,
+    weight_bytes_on_device,
+)
 
-_VARIANTS = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32"}
+_VARIANTS = {
+    "auto": "bf16",
+    "bfloat16": "bf16",
+    "float16": "fp16",
+    "half": "fp16",
+    "float32": "fp32",
+}
 
 
 class LayersOptions(BaseModel):
@@ -159,14 +170,25 @@ class Layers(LatencyModel):
         if architecture.num_heads % tensor_parallel_size:
             return 0
         devices = tensor_parallel_size * pipeline_parallel_size
-        blocks = kv_cache_blocks(
-            gpu.memory_bytes,
-            model.engine.gpu_memory_utilization,
-            architecture.weight_bytes / devices + self._options.overhead_bytes,
-            block_bytes(architecture, tensor_parallel_size) / pipeline_parallel_size,
+        used = weight_bytes_on_device(architecture, model.engine, devices)
+        return kv_cache_pool_tokens(
+            self.kv_cache_groups(model, gpu, tensor_parallel_size, pipeline_parallel_size),
+            model,
+            total_bytes=gpu.memory_bytes,
+            used_bytes=used + self._options.overhead_bytes,
         )
-        tokens = blocks * BLOCK_TOKENS
-        return tokens if tokens >= model.max_model_len else 0
+
+    def kv_cache_groups(
+        self,
+        model: ModelSpec,
+        gpu: Gpu,
+        tensor_parallel_size: int,
+        pipeline_parallel_size: int = 1,
+    ) -> tuple[KvCacheGroup, ...]:
+        """Return which layers share block tables."""
+        return replica_groups(
+            self._architecture(model), model.engine, tensor_parallel_size, pipeline_parallel_size
+        )
 
     def load_times(
         self,

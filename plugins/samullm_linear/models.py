@@ -18,16 +18,20 @@ from samullm_plugin import (
     Provenance,
 )
 from samullm_plugin.checkpoints.models import find_name
+from samullm_plugin.model.kv_cache import KvCacheGroup
 from samullm_plugin.model.latency import StepLatency
 from samullm_plugin.profiling.book import LatencyBook
 from samullm_plugin.profiling.latency_book import architecture_of, latency_book
 from samullm_plugin.profiling.memory import (
-    BLOCK_TOKENS,
     BatchLimits,
-    block_bytes,
-    kv_cache_blocks,
+    kv_cache_pool_tokens,
+    replica_groups,
+    weight_bytes_on_device,
 )
 from samullm_plugin.profiling.profile_files import Profile, bundled_profiles, read_profile
+from samullm_plugin.profiling.transfer import layer_key
+
+_ONE_GROUP = (KvCacheGroup("full"),)
 
 
 class LinearOptions(BaseModel):
@@ -142,19 +146,24 @@ class Linear(LatencyModel):
         name, architecture = self._identify(model, profile)
         if architecture is not None and architecture.num_heads % size:
             return 0
-        limits = BatchLimits(model.engine.max_num_batched_tokens, model.engine.max_num_seqs)
+        engine = model.engine
+        limits = BatchLimits(engine.max_num_batched_tokens, engine.max_num_seqs)
         start = profile.start(name, size) if pipeline_parallel_size == 1 else None
+        if start is not None and architecture is not None and _stored_otherwise(architecture):
+            start = None  # recorded with weights and cache of 16 bits
         memory = profile.memory_model()
-        extra = float(self._options.extra_memory_bytes)
+        used = float(self._options.extra_memory_bytes)
+        if start is not None and start.kv_cache_tokens is not None and start.peak_bytes is None:
+            given = start.kv_cache_tokens
+            return given if given >= model.max_model_len else 0
+        groups = self.kv_cache_groups(model, gpu, size, pipeline_parallel_size)
         if start is not None and start.peak_bytes is not None and start.block_bytes is not None:
-            peak, per_block = start.peak_bytes, start.block_bytes
+            used += start.peak_bytes
             known = start.limits
             if known is not None and known != limits and architecture is not None and memory:
                 more = memory.overhead_bytes(architecture, size, limits)
-                peak += more - memory.overhead_bytes(architecture, size, known)
-        elif start is not None and start.kv_cache_tokens is not None:
-            given = start.kv_cache_tokens
-            return given if given >= model.max_model_len else 0
+                used += more - memory.overhead_bytes(architecture, size, known)
+            per_block: float | None = start.block_bytes
         elif architecture is None or memory is None:
             raise InputError(
                 f"model {model.name}: its memory at tensor-parallel size {size} was not recorded; "
@@ -162,14 +171,32 @@ class Linear(LatencyModel):
                 "with recorded engine starts"
             )
         else:
-            weights = architecture.weight_bytes / (size * pipeline_parallel_size)
-            peak = weights + memory.overhead_bytes(architecture, size, limits)
-            per_block = block_bytes(architecture, size) / pipeline_parallel_size
-        blocks = kv_cache_blocks(
-            gpu.memory_bytes, model.engine.gpu_memory_utilization, peak + extra, per_block
+            devices = size * pipeline_parallel_size
+            used += weight_bytes_on_device(architecture, engine, devices)
+            used += memory.overhead_bytes(architecture, size, limits)
+            per_block = None
+        return kv_cache_pool_tokens(
+            groups or _ONE_GROUP,
+            model,
+            total_bytes=gpu.memory_bytes,
+            used_bytes=used,
+            per_block_bytes=per_block,
         )
-        tokens = blocks * BLOCK_TOKENS
-        return tokens if tokens >= model.max_model_len else 0
+
+    def kv_cache_groups(
+        self,
+        model: ModelSpec,
+        gpu: Gpu,
+        tensor_parallel_size: int,
+        pipeline_parallel_size: int = 1,
+    ) -> tuple[KvCacheGroup, ...]:
+        """Return which layers share block tables; nothing for a model of unknown sizes."""
+        architecture = self._identify(model, self._profile(gpu))[1]
+        if architecture is None:
+            return ()
+        return replica_groups(
+            architecture, model.engine, tensor_parallel_size, pipeline_parallel_size
+        )
 
     def load_times(
         self,
@@ -221,7 +248,7 @@ class Linear(LatencyModel):
         name = find_name(model.name, names) or model.name
         known = profile.architecture(name) or architecture_of(name, {})
         own = model.architecture
-        if own is not None and known is not None and own != known:
+        if own is not None and known is not None and layer_key(own) != layer_key(known):
             # The same name for other sizes: what was measured under it does not hold.
             return f"{model.name} (other sizes)", own
         return name, own or known
@@ -257,6 +284,14 @@ class Transfer(Linear):
 
     name: ClassVar[str] = "transfer"
     use_measured: ClassVar[bool] = False
+
+
+def _stored_otherwise(architecture: ModelArchitecture) -> bool:
+    """Return whether weights or KV cache are of another type than those of recorded starts."""
+    plain = replace(architecture, stored_bytes=0.0, kv_cache=(), dtype_bytes=2.0)
+    return architecture.dtype_bytes != 2 or (
+        architecture.kv_bytes_per_token != plain.kv_bytes_per_token
+    )
 
 
 def _plain(name: str) -> str:

@@ -7,7 +7,7 @@ import socket
 from collections import deque
 from contextlib import suppress
 
-from samullm_vllm.protocol import LENGTHS, Message, decode, encode, frame_size
+from samullm_vllm.protocol import LENGTH, Message, decode, encode, frame_bytes
 
 _READ_BYTES = 1 << 20
 
@@ -119,15 +119,16 @@ class Channel:
     def _decode(self) -> list[Message]:
         messages = []
         view, at = memoryview(self._incoming), 0
-        while len(view) - at >= LENGTHS.size:
-            header, block = frame_size(bytes(view[at : at + LENGTHS.size]))
-            end = at + LENGTHS.size + header + block
-            if len(view) < end:
-                break
-            start, middle = at + LENGTHS.size, end - block
-            messages.append(decode(bytes(view[start:middle]), bytes(view[middle:end])))
-            at = end
-        view.release()
+        try:
+            while len(view) - at >= LENGTH.size:
+                start = at + LENGTH.size
+                end = start + frame_bytes(view[at:start])
+                if len(view) < end:
+                    break
+                messages.append(decode(view[start:end]))
+                at = end
+        finally:
+            view.release()
         if at:
             del self._incoming[:at]
         return messages

@@ -20,7 +20,7 @@ from samullm_plugin import (
     Problem,
     RunError,
 )
-from samullm_plugin.engine import StepLatency
+from samullm_plugin.model.latency import CURVES, StepLatency
 from samullm_vllm.engine import engine_args
 from samullm_vllm.executor import ProcessExecutor
 from samullm_vllm.forking import ForkLauncher
@@ -153,6 +153,6 @@ class EmulatedExecutor(ProcessExecutor):
 def latency_fields(latency: StepLatency) -> dict[str, Any]:
     """Return a latency as plain numbers, curves as pairs of lists."""
     fields = asdict(latency)
-    for name in ("by_tokens", "by_seqs", "host_by_seqs"):
+    for name in CURVES:
         fields[name] = [list(fields[name]["knots"]), list(fields[name]["values"])]
     return fields

@@ -181,7 +181,20 @@ class ProcessExecutor(Executor):
         replica.submitted(requests)
         if replica.phase != "failed":
             given = tuple(self._request(replica.spec, r) for r in requests)
-            self._send(replica, Submit(given))
+            try:
+                self._send(replica, Submit(given))
+            except ProtocolError:  # find out whose fault it is
+                for request in given:
+                    self._submit_one(replica, request)
+
+    def _submit_one(self, replica: Replica, request: EngineRequest) -> None:
+        """Give one request to a replica; one that cannot be sent has failed."""
+        try:
+            self._send(replica, Submit((request,)))
+        except ProtocolError as error:
+            wrong = RequestOutput(request.request, 0, (), finish_reason="error", error=str(error))
+            outputs = replica.finished((wrong,))
+            self._events.append(EngineEvent(replica.spec.key, "finished", self.now_s(), outputs))
 
     def poll(self, timeout_s: float) -> Sequence[EngineEvent]:
         """Return what has happened, waiting up to ``timeout_s`` for the first event."""

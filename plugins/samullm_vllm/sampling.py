@@ -6,47 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from samullm_plugin import EngineRequest, RequestOutput
+from samullm_vllm.prompts import RequestError
 from samullm_vllm.resumed_text import whole_text
-from samullm_vllm.tracking import Tracked, plain_logprobs
+from samullm_vllm.tracking import Tracked, plain_logprobs, plain_prompt_logprobs
 
 EOS_TOKEN = 2
 """What an engine that models computing ends a request with."""
-
-
-class RequestError(Exception):
-    """A request cannot be run; the message says why."""
-
-
-def prompt_ids(request: EngineRequest, tokenizer: Any) -> list[int]:
-    """Return a request's prompt as token ids.
-
-    Raises:
-        RequestError: for text without a tokenizer.
-    """
-    if request.prompt_token_ids is not None:
-        return list(request.prompt_token_ids)
-    if request.prompt is None and request.messages is None:
-        raise RequestError("the request has neither token ids, nor text, nor messages")
-    if tokenizer is None:
-        raise RequestError("the model's folder holds no tokenizer: give the prompt as token ids")
-    if request.messages is not None:
-        return list(
-            tokenizer.apply_chat_template(
-                [dict(m) for m in request.messages],
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=False,
-            )
-        )
-    return list(tokenizer.encode(request.prompt))
-
-
-def modelled_prompt(request: EngineRequest) -> list[int]:
-    """Return the prompt's token ids, or any that begin like no other request's."""
-    if request.prompt_token_ids is not None:
-        return list(request.prompt_token_ids)
-    first = request.request * 7919
-    return [3 + (first + i) % 31_990 for i in range(request.prompt_tokens)]
 
 
 def modelled_params(request: EngineRequest) -> Any:
@@ -75,23 +40,29 @@ def sampling_params(request: EngineRequest, tokenizer: Any) -> Any:
         RequestError: for parameters vLLM refuses or that have no meaning here.
     """
     from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+    from vllm.sampling_params import (
+        RepetitionDetectionParams,
+        RequestOutputKind,
+        StructuredOutputsParams,
+    )
 
     given: dict[str, Any] = dict(request.sampling)
-    if given.pop("n", 1) != 1:
-        raise RequestError("n must be 1: write the request several times instead")
-    for name in ("max_tokens", "output_kind", "stream_interval"):
-        given.pop(name, None)
+    given.pop("max_tokens", None)  # what is left of it comes with the request
     if request.output_tokens is not None:
         given["ignore_eos"] = True
     if request.num_generated:
-        given.pop("truncate_prompt_tokens", None)
         given["min_tokens"] = max(0, int(given.get("min_tokens") or 0) - request.num_generated)
-    structured = given.pop("structured_outputs", None)
-    if isinstance(structured, Mapping):
-        given["structured_outputs"] = StructuredOutputsParams(**structured)
     given["detokenize"] = tokenizer is not None and given.get("detokenize", True)
+    if (bias := given.get("logit_bias")) is not None:
+        given["logit_bias"] = {int(t): min(100.0, max(-100.0, b)) for t, b in bias.items()}
+    made = {
+        "structured_outputs": StructuredOutputsParams,
+        "repetition_detection": RepetitionDetectionParams,
+    }
     try:
+        for name, kind in made.items():
+            if isinstance(given.get(name), Mapping):
+                given[name] = kind(**given[name])
         return SamplingParams(
             **given,
             max_tokens=request.output_tokens or request.max_tokens,
@@ -113,17 +84,19 @@ def request_output(tracked: Tracked, output: Any, tokenizer: Any) -> RequestOutp
     reason = completion.finish_reason
     if request.output_tokens is not None and request.output_tokens < request.max_tokens:
         reason = "stop"  # where its own end was to be
+    detokenizes = tokenizer is not None and request.sampling.get("detokenize") is not False
     result = RequestOutput(
         request.request,
         len(completion.token_ids),
         tuple(completion.token_ids),
-        completion.text if tokenizer is not None else None,
+        completion.text if detokenizes else None,
         reason if reason in ("stop", "length") else "error",
         None if reason in ("stop", "length") else f"the engine ended it: {reason}",
         tracked.prompt_token_ids,
         completion.stop_reason,
         plain_logprobs(completion.logprobs),
+        plain_prompt_logprobs(output.prompt_logprobs),
     )
-    if request.num_generated and tokenizer is not None:
+    if request.num_generated and detokenizes:
         return whole_text(request, result, tokenizer)
     return result

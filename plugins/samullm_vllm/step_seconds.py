@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
+
+from samullm_plugin.model.latency import iteration_seconds
 
 
 def curve(knots: list[float], values: list[float]) -> Callable[[float], float]:
@@ -28,7 +31,7 @@ class StepSeconds:
 
     def __init__(self, latency: Mapping[str, Any]) -> None:
         """Take the fields of a ``StepLatency``, curves as pairs of lists."""
-        self._of = dict(latency)
+        self._latency = SimpleNamespace(**latency)
         self._by_tokens = curve(*latency["by_tokens"])
         self._by_seqs = curve(*latency["by_seqs"])
         self._host = curve(*latency["host_by_seqs"])
@@ -44,21 +47,18 @@ class StepSeconds:
             prefills: computed and new tokens of each prefill sequence.
             contexts: length of each decode sequence with its current token.
         """
-        of = self._of
         prefill_tokens = sum(new for _, new in prefills)
-        pairs = sum(new * before + new * (new + 1) / 2 for before, new in prefills)
         seqs = len(prefills) + len(contexts)
-        many = len(contexts) > of["longest_over_seqs"]
-        longest_s = of["longest_token_s"] * max(contexts, default=0) if many else 0.0
-        work = (
-            self._by_tokens(prefill_tokens + len(contexts))
-            + self._by_seqs(seqs)
-            + of["prefill_token_s"] * prefill_tokens
-            + of["prefill_seq_s"] * len(prefills)
-            + of["prefill_pair_s"] * pairs
-            + (of["prefill_step_s"] if prefills else 0.0)
-            + max(of["context_token_s"] * sum(contexts), longest_s)
+        seconds = iteration_seconds(
+            self._latency,
+            self._by_tokens(prefill_tokens + len(contexts)),
+            self._by_seqs(seqs),
+            self._host(seqs),
+            len(contexts),
+            len(prefills),
+            prefill_tokens,
+            sum(new * before + new * (new + 1) / 2 for before, new in prefills),
+            sum(contexts),
+            max(contexts, default=0),
         )
-        device = max(work, of["prefill_launch_s"] if prefills else of["launch_s"])
-        host = self._host(seqs)
-        return float(max(device, host) if of["overlap_host"] else device + host)
+        return float(seconds)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from samullm_plugin import EngineRequest, RequestOutput
+from samullm_plugin.model.logprobs import PositionLogprobs, TokenLogprob
 
 
 @dataclass(slots=True)
@@ -23,11 +24,13 @@ class Tracked:
     Attributes:
         request: as it was submitted.
         prompt_token_ids: its prompt, if the engine tokenised it.
+        media: it holds more than tokens, and can be begun again only.
         reported: tokens reported so far.
     """
 
     request: EngineRequest
     prompt_token_ids: tuple[int, ...] | None
+    media: bool = False
     reported: int = 0
 
 
@@ -42,13 +45,13 @@ def unfinished_outputs(engine: Any, tracked: Mapping[int, Tracked]) -> list[Requ
     outputs = []
     for state in engine.output_processor.request_states.values():
         request = int(state.external_req_id)
-        ids = tuple(state.detokenizer.output_token_ids)
+        ids, entry = tuple(state.detokenizer.output_token_ids), tracked[request]
         outputs.append(
             RequestOutput(
                 request,
                 len(ids),
                 ids,
-                prompt_token_ids=tracked[request].prompt_token_ids,
+                prompt_token_ids=None if entry.media else entry.prompt_token_ids,
                 logprobs=plain_logprobs(state.logprobs_processor.logprobs),
             )
         )
@@ -70,8 +73,19 @@ def new_tokens(engine: Any, tracked: Mapping[int, Tracked]) -> tuple[list[int], 
     return requests, counts, np.asarray(tokens, dtype=np.int32).tobytes()
 
 
-def plain_logprobs(logprobs: Any) -> tuple[dict[int, float], ...] | None:
+def plain_logprobs(logprobs: Any) -> tuple[PositionLogprobs, ...] | None:
     """Return vLLM's log probabilities as plain numbers."""
+    return None if logprobs is None else tuple(_position(p) for p in logprobs)
+
+
+def plain_prompt_logprobs(logprobs: Any) -> tuple[PositionLogprobs | None, ...] | None:
+    """Return vLLM's log probabilities of a prompt as plain numbers; the first token has none."""
     if logprobs is None:
         return None
-    return tuple({int(k): float(v.logprob) for k, v in p.items()} for p in logprobs)
+    return tuple(None if p is None else _position(p) for p in logprobs)
+
+
+def _position(position: Any) -> PositionLogprobs:
+    return tuple(
+        TokenLogprob(int(k), float(v.logprob), v.rank, v.decoded_token) for k, v in position.items()
+    )

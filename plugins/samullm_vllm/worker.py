@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from samullm_plugin import EngineRequest, RequestOutput
 from samullm_vllm import engine as engines
-from samullm_vllm import sampling, tracking
+from samullm_vllm import prompts, sampling, tracking
 from samullm_vllm.channel import Channel, ChannelClosedError
 from samullm_vllm.protocol import (
     Asleep,
@@ -63,7 +63,7 @@ class Rank:
         from vllm.exceptions import VLLMClientError
 
         self._refusals = (
-            sampling.RequestError, VLLMClientError, ValueError, TypeError, NotImplementedError
+            prompts.RequestError, VLLMClientError, ValueError, TypeError, NotImplementedError
         )  # fmt: skip
         self.tracked: dict[int, tracking.Tracked] = {}
         self._arrivals = 0.0
@@ -82,14 +82,14 @@ class Rank:
         self._arrivals += 1.0  # the same on all ranks, unlike the time
         try:
             if self.start.latency is None:
-                ids = sampling.prompt_ids(request, self.tokenizer)
+                prompt = prompts.engine_prompt(request, self.engine, self.tokenizer)
                 params = sampling.sampling_params(request, self.tokenizer)
             else:
-                ids = sampling.modelled_prompt(request)
+                prompt = prompts.modelled_prompt(request)
                 params = sampling.modelled_params(request)
             self.engine.add_request(
                 str(request.request),
-                {"prompt_token_ids": ids},
+                prompt.inputs,
                 params,
                 arrival_time=self._arrivals,
                 priority=request.priority,
@@ -100,8 +100,8 @@ class Rank:
                 request.request, 0, (), finish_reason="error", error=str(error) or repr(error)
             )
         tokenised = request.prompt is not None or request.messages is not None
-        own = tuple(ids) if tokenised and request.prompt_token_ids is None else None
-        self.tracked[request.request] = tracking.Tracked(request, own)
+        own = tuple(prompt.token_ids) if tokenised and request.prompt_token_ids is None else None
+        self.tracked[request.request] = tracking.Tracked(request, own, prompt.media)
         return None
 
     def sleep(self, level: int) -> None:

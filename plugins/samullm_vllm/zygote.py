@@ -26,7 +26,7 @@ from typing import NoReturn
 from samullm_vllm import engine
 from samullm_vllm.channel import Channel
 from samullm_vllm.protocol import (
-    LENGTHS,
+    LENGTH,
     Exited,
     Fault,
     Fork,
@@ -34,7 +34,7 @@ from samullm_vllm.protocol import (
     Preloaded,
     decode,
     encode,
-    frame_size,
+    frame_bytes,
 )
 from samullm_vllm.scratch import remove_scratch
 
@@ -82,7 +82,7 @@ class Zygote:
             return False
         if data is None:
             return False
-        message = decode(*data)
+        message = decode(data)
         if isinstance(message, Fork):
             self._fork(message, descriptors)
         return True
@@ -160,11 +160,10 @@ class Zygote:
             self._control.sendall(encode(Exited(key, pid, os.waitstatus_to_exitcode(status))))
 
 
-def _receive(control: socket.socket) -> tuple[tuple[bytes, bytes] | None, list[int]]:
-    """Return a frame and the descriptors that came with it, or None at the end."""
+def _receive(control: socket.socket) -> tuple[bytes | None, list[int]]:
+    """Return a message's bytes and the descriptors that came with it, or None at the end."""
     data, descriptors = b"", []
-    size = LENGTHS.size
-    header = 0
+    size = LENGTH.size
     while len(data) < size:
         part, ancillary, _, _ = control.recvmsg(
             size - len(data), socket.CMSG_SPACE(NUM_DESCRIPTORS * array.array("i").itemsize)
@@ -177,11 +176,9 @@ def _receive(control: socket.socket) -> tuple[tuple[bytes, bytes] | None, list[i
                 numbers.frombytes(payload[: len(payload) - len(payload) % numbers.itemsize])
                 descriptors += numbers.tolist()
         data += part
-        if size == LENGTHS.size == len(data):
-            header, block = frame_size(data)
-            size += header + block
-    start = LENGTHS.size
-    return (data[start : start + header], data[start + header :]), descriptors
+        if size == LENGTH.size == len(data):
+            size += frame_bytes(data)
+    return data[LENGTH.size :], descriptors
 
 
 def main(arguments: Sequence[str]) -> None:

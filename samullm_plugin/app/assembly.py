@@ -10,12 +10,13 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from samullm_plugin.app import drafts
+from samullm_plugin.app.badrows import bad_rows_message
 from samullm_plugin.app.drafts import Draft, NodeDraft
 from samullm_plugin.app.expressions import parsed
 from samullm_plugin.app.functions import function_of
 from samullm_plugin.app.loaded import Branch, NodeSource, PythonCall
 from samullm_plugin.app.modelspecs import model_specs
-from samullm_plugin.app.requests import Line, TokenCounter, read_requests
+from samullm_plugin.app.requests import PLAIN, Line, TokenCounter, read_requests
 from samullm_plugin.app.schemas import Schema, SchemaResolver, json_schema, schema_of_class
 from samullm_plugin.app.spec import (
     AppSpec,
@@ -97,7 +98,40 @@ class Assembly:
                     self._schemas[i] = schema
 
     def build(self) -> tuple[Application, tuple[NodeSource, ...]]:
-        """Return the application and the texts of its nodes."""
+        """Return the application and the texts of its nodes.
+
+        Raises:
+            InputError: naming file and field, or every row that cannot be asked.
+        """
+        try:
+            found = self._build()
+        except InputError as error:
+            bad = self._bad_rows()
+            if bad and self.spec.on_bad_row == "fail":  # they may be why
+                raise InputError(bad_rows_message(bad)) from error
+            raise
+        if bad := self._bad_rows():
+            if self.spec.on_bad_row == "fail":
+                raise InputError(bad_rows_message(bad))
+            message = bad_rows_message(bad, remedy="they are written to the outputs as errors")
+            found = (replace(found[0], notes=(*found[0].notes, message)), found[1])
+        return found
+
+    def _bad_rows(self) -> dict[str, str]:
+        """Return what is wrong with rows that cannot be asked, by where they are."""
+        found = {
+            line.where: line.error
+            for lines in self._lines.values()
+            for line in lines
+            if line.error is not None
+        }
+        for node in self.nodes:
+            for request in node.requests:
+                if request.error is not None:
+                    found.setdefault(request.where(self._where(node)), request.error)
+        return found
+
+    def _build(self) -> tuple[Application, tuple[NodeSource, ...]]:
         for index in self._order():
             self._fill(index)
         sources = [self._source(i) for i in range(len(self.nodes))]
@@ -108,18 +142,15 @@ class Assembly:
                 python.append(python_node(draft))
                 continue
             assert isinstance(draft.section, NodeSection)
-            table, estimated = request_table(
-                draft, sources[index], self._stand_ins(index), self._where(draft), self.count_tokens
-            )
-            if estimated:
-                self.notes.append(
-                    f"node {draft.name}: prompt tokens of {estimated} of {len(draft.requests)} "
-                    "requests are estimated at 4 characters per token"
-                )
+            where, stand_ins = self._where(draft), self._stand_ins(index)
+            table, notes = request_table(draft, sources[index], stand_ins, where, self.count_tokens)
+            self.notes += notes
+            refused = {k: r.error for k, r in enumerate(draft.requests) if r.error is not None}
+            sources[index] = replace(sources[index], refused=refused)
             nodes.append(ModelNode(draft.name, draft.model, table, draft.section.task))
         self._number_prefixes(nodes, sources)
-        notes = tuple(dict.fromkeys(self.notes))
-        return Application(self.spec.name, tuple(nodes), notes, tuple(python)), tuple(sources)
+        remarks = tuple(dict.fromkeys(self.notes))
+        return Application(self.spec.name, tuple(nodes), remarks, tuple(python)), tuple(sources)
 
     # Order
 
@@ -222,7 +253,9 @@ class Assembly:
         where = self._where(node)
         requests = self._origin(index)
         if isinstance(section, NodeSection):
-            requests = drafts.copied(requests, section.samples)
+            requests = drafts.copied(requests, section.copies)
+            samples = section.n if section.n > 1 else section.sampling_params.n or 1
+            requests = drafts.sampled(requests, samples)
         for name, edge in section.edges.items():
             field = f"{where}.inputs.{name}"
             upstream = [(i, self.nodes[i]) for i in self._resolve(edge.sources, f"{field}.from")]
@@ -498,19 +531,18 @@ class Assembly:
         """Return the texts of a model's node."""
         node, where = self.nodes[index], self._where(self.nodes[index])
         lines = {k: r.line.values for k, r in enumerate(node.requests) if r.line}
-        own: dict[int, dict[str, object]] = {}
-        for k, line in lines.items():
-            given = line.sampling_params.given()
-            if line.max_tokens is not None:
-                given["max_tokens"] = line.max_tokens
+        sampling = section.sampling_params.given()
+        sampling.pop("n", None)
+        own: dict[int, Mapping[str, object]] = {}
+        for k, request in enumerate(node.requests):
+            values = request.line.values if request.line else PLAIN
+            given = values.sampling
+            if values.max_tokens is not None:
+                given = {**given, "max_tokens": values.max_tokens}
+            if request.sample and (seed := given.get("seed", sampling.get("seed"))) is not None:
+                given = {**given, "seed": int(str(seed)) + request.sample}  # as vLLM's n does
             if given:
                 own[k] = given
-        sampling = section.sampling_params.given()
-        seed = sampling.get("seed")
-        for k, request in enumerate(node.requests) if section.n > 1 else ():
-            first = own.get(k, {}).get("seed", seed)
-            if isinstance(first, int):  # as vLLM does with n
-                own.setdefault(k, {})["seed"] = first + request.fields["copy"] - 1
         schema = self._schemas.get(index)
         if schema is not None:
             sampling["structured_outputs"] = schema.structured_outputs
@@ -534,8 +566,10 @@ class Assembly:
             sampling=sampling,
             request_sampling=own,
             prompt_token_ids={
-                k: tuple(v.prompt_token_ids) for k, v in lines.items() if v.prompt_token_ids
+                k: v.prompt_token_ids for k, v in lines.items() if v.prompt_token_ids
             },
+            request_chat={k: v.chat for k, v in lines.items() if v.chat},
+            samples={k: r.sample for k, r in enumerate(node.requests) if r.sample},
             schema=schema,
             check=check,
             retries=section.retries,

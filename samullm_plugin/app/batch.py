@@ -1,18 +1,22 @@
-"""Outputs in the format of OpenAI's batch interface: one JSON object per line and request."""
+"""Outputs in the format of OpenAI's batch interface: one JSON object per line of input."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from samullm_plugin.model.logprobs import PositionLogprobs
+
+LEAST_LOGPROB = -9999.0
+"""What is written for a token that cannot be, as vLLM does."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchOutput:
-    """One line of an output file.
+    """One answer to one request.
 
     Attributes:
-        custom_id: name of the request.
-        model: name of the model.
         prompt_tokens: tokens of the prompt.
         completion_tokens: tokens generated.
         finish_reason: ``stop`` or ``length``; None if the request failed.
@@ -20,10 +24,10 @@ class BatchOutput:
         error: why the request failed.
         chat: the prompt was a conversation.
         stop_reason: stop string or token that ended it (vLLM's extension).
+        logprobs: of each generated token, if asked for.
+        prompt_logprobs: of each token of the prompt, if asked for; the first has none.
     """
 
-    custom_id: str
-    model: str
     prompt_tokens: int
     completion_tokens: int
     finish_reason: str | None
@@ -31,44 +35,130 @@ class BatchOutput:
     error: str | None = None
     chat: bool = False
     stop_reason: int | str | None = None
+    logprobs: Sequence[PositionLogprobs] | None = None
+    prompt_logprobs: Sequence[PositionLogprobs | None] | None = None
 
 
-def batch_line(output: BatchOutput, line_id: str) -> dict[str, Any]:
-    """Return the JSON object of an output.
+def batch_line(
+    custom_id: str, model: str, outputs: Sequence[BatchOutput], line_id: str
+) -> dict[str, Any]:
+    """Return the JSON object of one line of input.
 
     Args:
-        output: what became of the request.
+        custom_id: name of the line.
+        model: name of the model.
+        outputs: its answers, one per choice it asks for. Those that came are written even if
+            others failed.
         line_id: unique in the file.
     """
-    if output.error is not None:
-        return {
-            "id": line_id,
-            "custom_id": output.custom_id,
-            "response": None,
-            "error": {"code": "request_failed", "message": output.error},
-        }
-    content: dict[str, Any] = {"index": 0}
-    if output.chat:
-        content["message"] = {"role": "assistant", "content": output.text}
-    else:
-        content["text"] = output.text
-    content |= {"logprobs": None, "finish_reason": output.finish_reason}
-    if output.stop_reason is not None:
-        content["stop_reason"] = output.stop_reason
-    body = {
+    failed = {k: o.error for k, o in enumerate(outputs) if o.error is not None}
+    error = None
+    if failed:
+        message = next(iter(failed.values()))
+        if len(outputs) > 1:
+            which = ", ".join(map(str, failed))
+            message = f"choices {which} of {len(outputs)}: {message}"
+        error = {"code": "request_failed", "message": message}
+    response = None
+    done = {k: o for k, o in enumerate(outputs) if o.error is None}
+    if done:
+        body = _body(model, done, line_id)
+        response = {"status_code": 200, "request_id": line_id, "body": body}
+    return {"id": line_id, "custom_id": custom_id, "response": response, "error": error}
+
+
+def _body(model: str, outputs: dict[int, BatchOutput], line_id: str) -> dict[str, Any]:
+    first = next(iter(outputs.values()))
+    prompt_tokens = first.prompt_tokens
+    completion_tokens = sum(o.completion_tokens for o in outputs.values())
+    body: dict[str, Any] = {
         "id": line_id,
-        "object": "chat.completion" if output.chat else "text_completion",
-        "model": output.model,
-        "choices": [content],
+        "object": "chat.completion" if first.chat else "text_completion",
+        "model": model,
+        "choices": [_choice(k, o) for k, o in outputs.items()],
         "usage": {
-            "prompt_tokens": output.prompt_tokens,
-            "completion_tokens": output.completion_tokens,
-            "total_tokens": output.prompt_tokens + output.completion_tokens,
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
         },
     }
+    if first.chat and first.prompt_logprobs is not None:
+        body["prompt_logprobs"] = _prompt_logprobs(first.prompt_logprobs)
+    return body
+
+
+def _choice(index: int, output: BatchOutput) -> dict[str, Any]:
+    choice: dict[str, Any] = {"index": index}
+    if output.chat:
+        choice["message"] = {"role": "assistant", "content": output.text}
+    else:
+        choice["text"] = output.text
+    logprobs = None
+    if output.logprobs is not None:
+        logprobs = _chat_logprobs(output.logprobs) if output.chat else _logprobs(output.logprobs)
+    choice |= {"logprobs": logprobs, "finish_reason": output.finish_reason}
+    if output.stop_reason is not None:
+        choice["stop_reason"] = output.stop_reason
+    if not output.chat and output.prompt_logprobs is not None:
+        choice["prompt_logprobs"] = _prompt_logprobs(output.prompt_logprobs)
+    return choice
+
+
+def _most_likely(position: PositionLogprobs) -> PositionLogprobs:
+    """Return the tokens asked for beside the generated one, which comes first."""
+    others = position[1:]
+    rank = position[0].rank or 0
+    return others if rank > len(others) else tuple(sorted(position, key=lambda t: t.rank or 0))
+
+
+def _chat_logprobs(positions: Sequence[PositionLogprobs]) -> dict[str, Any]:
+    def entry(token: str | None, logprob: float) -> dict[str, Any]:
+        text = token or ""
+        return {
+            "token": text,
+            "logprob": max(logprob, LEAST_LOGPROB),
+            "bytes": list(text.encode(errors="replace")),
+        }
+
     return {
-        "id": line_id,
-        "custom_id": output.custom_id,
-        "response": {"status_code": 200, "request_id": line_id, "body": body},
-        "error": None,
+        "content": [
+            {
+                **entry(position[0].token, position[0].logprob),
+                "top_logprobs": [entry(t.token, t.logprob) for t in _most_likely(position)],
+            }
+            for position in positions
+        ]
     }
+
+
+def _logprobs(positions: Sequence[PositionLogprobs]) -> dict[str, Any]:
+    tokens = [p[0].token or "" for p in positions]
+    offsets, at = [], 0
+    for token in tokens:
+        offsets.append(at)
+        at += len(token)
+    return {
+        "text_offset": offsets,
+        "token_logprobs": [max(p[0].logprob, LEAST_LOGPROB) for p in positions],
+        "tokens": tokens,
+        "top_logprobs": [
+            {t.token or "": max(t.logprob, LEAST_LOGPROB) for t in _most_likely(p)} or None
+            for p in positions
+        ],
+    }
+
+
+def _prompt_logprobs(positions: Sequence[PositionLogprobs | None]) -> list[Any]:
+    return [
+        None
+        if position is None
+        else {
+            str(t.token_id): {
+                "logprob": max(t.logprob, LEAST_LOGPROB),
+                "rank": t.rank,
+                "decoded_token": t.token,
+            }
+            for t in position
+        }
+        for position in positions
+    ]

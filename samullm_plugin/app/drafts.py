@@ -50,6 +50,8 @@ class Draft:
         choice: as in the table.
         gate: as in the table.
         parent: node and request whose row it goes on with.
+        sample: which of the outputs that its line asks for, from 0.
+        error: why it cannot be asked.
     """
 
     id: str
@@ -61,6 +63,12 @@ class Draft:
     choice: int = -1
     gate: int = -1
     parent: tuple[int, int] | None = None
+    sample: int = 0
+    error: str | None = None
+
+    def where(self, node: str) -> str:
+        """Return where the request was written, for messages."""
+        return self.line.where if self.line else f"{node}: request {self.id!r}"
 
     def value(self, name: str, where: str) -> str:
         """Return the value that joins compare.
@@ -68,6 +76,8 @@ class Draft:
         Raises:
             InputError: if the request has no such field.
         """
+        if self.error is not None:
+            return self.id  # it joins nothing
         if name in ("id", "item"):
             return self.id if name == "id" else self.item
         if name not in self.fields:
@@ -112,6 +122,9 @@ def pick(lines: Sequence[Line], section: NodeBase, where: str) -> list[Draft]:
     """
     found = []
     for line in lines:
+        if line.error is not None:
+            found.append(Draft(line.id, line.item, line.fields, line, error=line.error))
+            continue
         wanted = True
         for name, value in section.where.items():
             if name not in line.fields:
@@ -148,7 +161,7 @@ def one_for_each_value(upstream: Sequence[NodeDraft], by: str, where: str) -> li
     for node in upstream:
         for _, request in node.rows:
             value = request.value(by, where)
-            if value not in first:
+            if value not in first and request.error is None:
                 first[value] = Draft(value, value, request.fields, None)
     return list(first.values())
 
@@ -162,6 +175,27 @@ def copied(requests: list[Draft], copies: int) -> list[Draft]:
         for r in requests
         for k in range(1, copies + 1)
     ]
+
+
+def sampled(requests: list[Draft], default: int) -> list[Draft]:
+    """Return as many requests of each as it asks outputs for, with ids ``id#1``, ``id#2``, ...
+
+    Args:
+        requests: of a node.
+        default: outputs of those that do not say.
+    """
+    found = []
+    for request in requests:
+        own = request.line.values.n if request.line else None
+        count = 1 if request.error else own or default
+        if count == 1:
+            found.append(request)
+            continue
+        for k in range(count):
+            one = replace(request, id=f"{request.id}#{k + 1}", waits=list(request.waits), sample=k)
+            one.fields = {**request.fields, "copy": k + 1}
+            found.append(one)
+    return found
 
 
 def lists(calls: Sequence[Draft], node: int, most: int, expected: float) -> list[Draft]:
@@ -216,6 +250,8 @@ def join(
         for k, request in node.rows:
             matches.setdefault(request.value(edge.by, where), []).append((index, k))
     for request in requests:
+        if request.error is not None:
+            continue
         value = request.value(edge.key, where)
         found = matches.get(value, [])
         if not found and not edge.optional:
@@ -260,6 +296,8 @@ def link_chain(requests: Sequence[Draft], by: str, label: str, node: int, where:
     """Make each request wait for the previous one with an equal value of a field."""
     last: dict[tuple[str, str], int] = {}
     for k, request in enumerate(requests):
+        if request.error is not None:
+            continue
         copy = request.id.rpartition("#")[2] if "#" in request.id else ""
         key = (request.value(by, where), copy)
         if key in last:

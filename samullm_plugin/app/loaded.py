@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from samullm_plugin.app.bodies import content_text
 from samullm_plugin.app.expressions import Expression
 from samullm_plugin.app.functions import Function, Scope
 from samullm_plugin.app.schemas import Schema
@@ -107,6 +108,9 @@ class NodeSource:
         chat_options: ``chat_template`` and ``chat_template_kwargs``, if given.
         sampling: vLLM sampling parameters of the node.
         request_sampling: those of single requests, which come first; by request.
+        request_chat: what the chat template is told of single requests, which comes first.
+        samples: which output of its line a request is, from 0, where a line asks for several.
+        refused: why a request cannot be asked.
         prompt_token_ids: token ids given instead of a text, by request.
         branches: where this node, as a router, may send its requests.
         keep: what the output of a kept item is like, for a filter.
@@ -136,6 +140,9 @@ class NodeSource:
     chat_options: Mapping[str, Any] = field(default_factory=dict)
     sampling: Mapping[str, object] = field(default_factory=dict)
     request_sampling: Mapping[int, Mapping[str, object]] = field(default_factory=dict)
+    request_chat: Mapping[int, Mapping[str, object]] = field(default_factory=dict)
+    samples: Mapping[int, int] = field(default_factory=dict)
+    refused: Mapping[int, str] = field(default_factory=dict)
     prompt_token_ids: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     branches: tuple[Branch, ...] = ()
     keep: Condition | None = None
@@ -283,7 +290,7 @@ def conversation(
     }
     own = list(fields.get("messages") or ()) if source.own_prompt else []
     last_user = own[-1] if own and own[-1].get("role") == "user" else None
-    asked = str(last_user["content"]) if last_user is not None else prompt_text(fields)
+    asked = prompt_text({"messages": [last_user]} if last_user is not None else fields)
     values = {"previous": "", "prompt": asked, **fields, **joined, "inputs": inputs}
     if source.turns:
         made: list[dict[str, object]] = []
@@ -329,4 +336,4 @@ def prompt_text(fields: Mapping[str, Any]) -> str:
     if isinstance(fields.get("prompt"), str):
         return str(fields["prompt"])
     messages = fields.get("messages") or ()
-    return "\n".join(str(m.get("content", "")) for m in messages)
+    return "\n".join(content_text(m.get("content")) for m in messages)

@@ -8,7 +8,13 @@ from pathlib import Path
 
 from samullm_plugin.app.spec import AppSpec, ArchitectureSection, ClusterSection, ModelSection
 from samullm_plugin.checkpoints.gpus import bundled_gpu
-from samullm_plugin.checkpoints.models import bundled_architecture, read_hf_config
+from samullm_plugin.checkpoints.hf_config import read_config_file
+from samullm_plugin.checkpoints.limits import derived_max_model_len
+from samullm_plugin.checkpoints.models import (
+    bundled_architecture,
+    find_checkpoint,
+    read_checkpoint,
+)
 from samullm_plugin.errors import InputError, suggest
 from samullm_plugin.model.application import EngineOptions, ModelSpec
 from samullm_plugin.model.architecture import ModelArchitecture
@@ -38,46 +44,59 @@ def model_specs(spec: AppSpec, path: Path) -> dict[str, ModelSpec]:
 
 def _model(section: ModelSection, path: Path, where: str) -> ModelSpec:
     """Return one model."""
-    architecture, longest = _architecture(section, path, where)
+    engine = _engine(section.engine_args, f"{where}.engine_args")
+    folder = find_checkpoint(section.path or section.model, path.parent)
+    architecture, longest = _architecture(section, path, where, folder, engine)
+    if folder is not None and longest is None:
+        longest = derived_max_model_len(read_config_file(folder))
     max_model_len = section.max_model_len or longest
     if max_model_len is None:
         raise InputError(
-            f"{where}.max_model_len: missing, and the figures of {section.model} are not bundled; "
-            "give the longest prompt plus output in tokens"
+            f"{where}.max_model_len: missing, and {section.model} is neither a bundled model nor a "
+            "folder here; give the folder of its files as path, or the longest prompt plus output "
+            "in tokens"
         )
-    return ModelSpec(
-        section.model,
-        max_model_len,
-        architecture,
-        section.path,
-        _engine(section.engine_args, f"{where}.engine_args"),
-    )
+    loaded = section.path
+    if folder is not None and folder.is_dir():
+        loaded = str(folder.resolve())
+    return ModelSpec(section.model, max_model_len, architecture, loaded, engine)
 
 
 def _architecture(
-    section: ModelSection, path: Path, where: str
+    section: ModelSection, path: Path, where: str, folder: Path | None, engine: EngineOptions
 ) -> tuple[ModelArchitecture | None, int | None]:
-    """Return the figures and the longest length, as far as known."""
+    """Return the figures and the longest length, as far as known.
+
+    What is written here comes first, then the files that are loaded, then the name.
+    """
     given = section.architecture
-    trust = section.engine_args.get("trust_remote_code") is True
     if isinstance(given, ArchitectureSection):
         return ModelArchitecture(**given.model_dump()), None
     if given is None:
-        if found := bundled_architecture(section.model):
-            return found
-        config = path.parent / (section.path or "") / "config.json"
-        if not (section.path and config.is_file()):
-            return None, None
-        return read_hf_config(config, trust_remote_code=trust)
+        if folder is not None:
+            return _read(folder, where, engine)
+        return bundled_architecture(section.model) or (None, None)
+    file = find_checkpoint(given, path.parent)
+    if file is not None:
+        return _read(file, f"{where}.architecture", engine)
     if found := bundled_architecture(given):
         return found
-    file = path.parent / given
-    if not file.exists():
-        raise InputError(
-            f"{where}.architecture: {given!r} is neither a bundled model nor a file; give the "
-            "figures or the path of a config.json"
-        )
-    return read_hf_config(file, trust_remote_code=trust)
+    raise InputError(
+        f"{where}.architecture: {given!r} is neither a bundled model nor a file; give the "
+        "figures or the path of a config.json"
+    )
+
+
+def _read(file: Path, where: str, engine: EngineOptions) -> tuple[ModelArchitecture, int]:
+    """Return figures and longest length of a checkpoint.
+
+    Raises:
+        InputError: naming the model's section as well.
+    """
+    try:
+        return read_checkpoint(file, engine)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def _engine(arguments: Mapping[str, object], where: str) -> EngineOptions:

@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     JsonValue,
@@ -23,6 +22,8 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 
 from samullm_plugin.app.expressions import parsed
+from samullm_plugin.app.sampling import SamplingSection
+from samullm_plugin.app.section import Section
 
 
 def _regular_expression(pattern: str) -> str:
@@ -45,12 +46,6 @@ Expr = Annotated[str, AfterValidator(_expression)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Label = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-
-
-class Section(BaseModel):
-    """Base of all parts of the file: unknown fields are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
 class ArchitectureSection(Section):
@@ -94,35 +89,6 @@ class ModelSection(Section):
         default={},
         description="Engine arguments by vLLM's names. Parallel sizes are the planner's.",
     )
-
-
-class SamplingSection(Section):
-    """Sampling parameters by vLLM's names (``vllm/sampling_params.py``)."""
-
-    max_tokens: int | None = Field(default=None, ge=1, description="Limit of the output.")
-    min_tokens: int | None = Field(default=None, ge=0)
-    temperature: float | None = Field(default=None, ge=0)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=-1)
-    min_p: float | None = Field(default=None, ge=0, le=1)
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
-    ignore_eos: bool | None = None
-    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(default=None, gt=0)
-    bad_words: list[str] | None = None
-    logit_bias: Mapping[int, float] | None = None
-    skip_special_tokens: bool | None = None
-    extra: Mapping[str, JsonValue] = Field(
-        default={}, description="Any other field of vLLM's SamplingParams, passed on unchecked."
-    )
-
-    def given(self) -> dict[str, object]:
-        """Return the parameters that were set, by vLLM's names."""
-        fields = self.model_dump(exclude_none=True, exclude={"extra"})
-        return {**fields, **self.extra}
 
 
 class InputSection(Section):
@@ -516,11 +482,6 @@ class NodeSection(NodeBase):
         return (self.model,) if isinstance(self.model, str) else tuple(self.model)
 
     @property
-    def samples(self) -> int:
-        """Return how many requests are made of each."""
-        return self.copies * self.n
-
-    @property
     def pools(self) -> bool:
         """Whether the model gives numbers instead of text."""
         return self.task in POOLING_TASKS
@@ -724,6 +685,12 @@ class AppSpec(Section):
     messages: Mapping[Name, list[MessageSection]] = Field(
         default={},
         description="Turns declared once, such as examples, that nodes `include`.",
+    )
+    on_bad_row: Literal["fail", "skip"] = Field(
+        default="fail",
+        description="Rows that cannot be asked (no JSON, an empty or too long prompt, a field that "
+        "is not supported): fail lists them all and starts nothing; skip runs the others and "
+        "writes these to the outputs as errors.",
     )
     applications: list[str] = Field(
         default=[],

@@ -7,9 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from samullm_plugin.app.bodies import has_media
 from samullm_plugin.app.drafts import Draft, NodeDraft
 from samullm_plugin.app.loaded import NodeSource, conversation, prompt_text
-from samullm_plugin.app.requests import TokenCounter, estimate_tokens
+from samullm_plugin.app.requests import (
+    CHARACTERS_PER_TOKEN,
+    RowError,
+    TokenCounter,
+    estimate_tokens,
+)
 from samullm_plugin.app.spec import NodeSection, PythonSection
 from samullm_plugin.app.templates import Output, referenced
 from samullm_plugin.errors import InputError
@@ -57,7 +63,7 @@ def _table(node: NodeDraft, prompts: object, limits: list[int]) -> RequestTable:
         prompts,  # type: ignore[arg-type]  # lists and arrays
         limits,
         [[(w.node, w.request) for w in r.waits] for r in requests],
-        probability=np.array([r.probability for r in requests]),
+        probability=np.array([0.0 if r.error else r.probability for r in requests]),
         choice=np.array([r.choice for r in requests], np.int64),
         gate=np.array([r.gate for r in requests], np.int64),
         needed=needed if needed.any() else None,
@@ -72,8 +78,10 @@ def request_table(
     stand_ins: Mapping[str, StandIn],
     where: str,
     count_tokens: TokenCounter | None,
-) -> tuple[RequestTable, int]:
-    """Return the table of a model's node, and how many of its prompt lengths are estimates.
+) -> tuple[RequestTable, list[str]]:
+    """Return the table of a model's node, and remarks about its prompt lengths.
+
+    What is wrong with single requests is noted in them; they count as never taken.
 
     Args:
         node: the node.
@@ -83,40 +91,68 @@ def request_table(
         count_tokens: counts tokens where a tokenizer is at hand.
 
     Raises:
-        InputError: for a request without text, length or limit, or a template that fails.
+        InputError: if the node's limits or template are wrong.
     """
     assert node.model is not None
     counting = _Counting(node, source, stand_ins, where, count_tokens)
-    prompts = [counting.prompt_tokens(r) for r in node.requests]
-    for request, tokens in zip(node.requests, prompts, strict=True):
-        if tokens >= node.model.max_model_len:
-            place = request.line.where if request.line else f"{where}: request {request.id!r}"
-            raise InputError(
-                f"{place}: its prompt has {tokens} tokens, but node {node.name} uses "
-                f"{node.model.name} with max_model_len {node.model.max_model_len}; shorten it, "
-                "split it into chunks, or raise max_model_len"
-            )
-    table = _table(node, prompts, [_max_tokens(node, r, where) for r in node.requests])
+    prompts = [_checked_tokens(node, r, counting) for r in node.requests]
+    limits = [1 if r.error else _max_tokens(node, r, where) for r in node.requests]
+    table = _table(node, prompts, limits)
     lead = counting.lead_tokens()
-    own = [_prefix_tokens(node, r) for r in node.requests]
+    own = [0 if r.error else _prefix_tokens(node, r) for r in node.requests]
     table.prefix_tokens[:] = np.minimum(lead, prompts) if lead else own
-    too_long = table.prefix_tokens > table.prompt_tokens
-    if too_long.any():
-        k = int(np.argmax(too_long))
-        raise InputError(
-            f"{where}: prefix_tokens of request {node.requests[k].id!r} is "
-            f"{table.prefix_tokens[k]}, but its prompt has {table.prompt_tokens[k]} tokens"
+    notes = []
+    if counting.estimated:
+        notes.append(
+            f"node {node.name}: prompt tokens of {counting.estimated} of {len(node.requests)} "
+            f"requests are estimated at {CHARACTERS_PER_TOKEN} characters per token"
         )
-    return table, counting.estimated
+    if counting.too_long:
+        notes.append(
+            f"node {node.name}: {counting.too_long} of these prompts may be longer than "
+            f"max_model_len {node.model.max_model_len}; the engine refuses those that are"
+        )
+    return table, notes
+
+
+def _checked_tokens(node: NodeDraft, request: Draft, counting: _Counting) -> int:
+    """Return the tokens of a prompt; what is wrong with it becomes the request's error.
+
+    Only a length that is known refuses a prompt as too long; an estimate is cut to what fits, and
+    the engine decides.
+    """
+    assert node.model is not None
+    if request.error is not None:
+        return 1
+    before = counting.estimated
+    try:
+        tokens = counting.prompt_tokens(request)
+    except RowError as error:
+        request.error = str(error)
+        return 1
+    most = node.model.max_model_len - 1
+    shared = _prefix_tokens(node, request)
+    if shared > tokens:
+        request.error = f"prefix_tokens is {shared}, but its prompt has {tokens} tokens"
+        return 1
+    if tokens <= most:
+        return tokens
+    if counting.estimated > before:
+        counting.too_long += 1
+        return most
+    request.error = (
+        f"its prompt has {tokens} tokens, but node {node.name} uses {node.model.name} with "
+        f"max_model_len {most + 1}; shorten it, split it into chunks, or raise max_model_len"
+    )
+    return 1
 
 
 def _max_tokens(node: NodeDraft, request: Draft, where: str) -> int:
     """Return a request's limit: its line's, else the node's."""
     if request.line is not None:
         values = request.line.values
-        own = values.max_tokens or values.sampling_params.max_tokens
-        if own is not None:
-            return own
+        if values.max_tokens is not None:
+            return values.max_tokens
     section = node.section
     assert isinstance(section, NodeSection)
     limit = 1 if section.pools else section.sampling_params.max_tokens
@@ -162,7 +198,7 @@ class _Counting:
         assert node.model is not None
         self.section, self.model, self.source = node.section, node.model, source
         self.where, self.count_tokens = where, count_tokens
-        self.estimated = 0
+        self.estimated = self.too_long = 0
         self.labels = {w.label for r in node.requests for w in r.waits if w.label}
         self.labels |= set(self.section.edges)
         self.blank = {n: [stand_ins[n].blank] for n in self.labels if n in stand_ins}
@@ -174,7 +210,8 @@ class _Counting:
         self.written = bool(templates)
         self.variables: set[str] = set().union(*(referenced(t) for t in templates))
         self._constant: int | None = self.section.template_tokens
-        for request in node.requests[:1] if self.written else ():
+        good = [r for r in node.requests if r.error is None] if self.written else []
+        for request in good[:1]:
             self._check(request)
 
     def _check(self, request: Draft) -> None:
@@ -210,11 +247,12 @@ class _Counting:
         uses_own = "prompt" in self.variables if self.written else section.requests is not None
         if not self.written and section.requests is None:
             return max(section.template_tokens or 0, 1)
-        if uses_own and counted is None and not prompt_text(request.fields):
-            place = request.line.where if request.line else f"{self.where}: request {request.id!r}"
-            raise InputError(
-                f"{place}: it has no prompt; give prompt, messages, prompt_tokens or "
-                "prompt_token_ids"
+        media = has_media(request.fields.get("messages") or ())
+        if media and self.source.template is not None:
+            raise RowError("its messages hold images, audio or video, which no `prompt` can take")
+        if uses_own and counted is None and not media and not prompt_text(request.fields):
+            raise RowError(
+                "it has no prompt; give prompt, messages, prompt_tokens or prompt_token_ids"
             )
         if counted is not None and (uses_own or not self.variables - self.labels):
             return max((counted if uses_own else 0) + self._template(request), 1)
@@ -238,8 +276,7 @@ class _Counting:
 
     def _own_count(self, request: Draft) -> int | None:
         """Return the tokens the line states for its own text."""
-        stated = request.fields.get("prompt_tokens")
-        return stated if isinstance(stated, int) else None
+        return request.line.values.prompt_tokens if request.line else None
 
     def _template(self, request: Draft) -> int:
         """Return the tokens that the template adds to a stated count, counted once."""

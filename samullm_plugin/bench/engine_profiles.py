@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from samullm_plugin.checkpoints.models import read_hf_config, short_name
+from samullm_plugin.checkpoints.models import read_checkpoint, short_name
 from samullm_plugin.errors import InputError
 from samullm_plugin.host.interfaces.executor import Executor
 from samullm_plugin.measuring.engine import Measured, iterations_of, measure
@@ -139,7 +139,7 @@ class ProfileStore:
         sizes, device = replica_sizes(model, cluster), cluster.gpus[0].name
         architecture = model.architecture
         if architecture is None:
-            architecture = read_hf_config(Path(model.path or model.name))[0]
+            architecture = read_checkpoint(Path(model.path or model.name))[0]
         tell(f"profiling {model.name} at tensor-parallel size {', '.join(map(str, sizes))}")
         began_s = time.monotonic()
         capacity = SEQUENCES * model.max_model_len

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterable, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from samullm_plugin.checkpoints.model_config import read_model_config
+from samullm_plugin.checkpoints.description import ModelDescription, describe
 from samullm_plugin.errors import InputError, suggest
 from samullm_plugin.model.application import EngineOptions, ModelSpec
 from samullm_plugin.model.architecture import ModelArchitecture
@@ -77,22 +79,64 @@ def bundled_model(
     )
 
 
-def read_hf_config(
-    path: Path, *, trust_remote_code: bool = False
-) -> tuple[ModelArchitecture, int | None]:
-    """Return figures and longest length of a Hugging Face ``config.json`` (or its folder).
+def read_checkpoint(
+    path: Path, engine: EngineOptions | None = None
+) -> tuple[ModelArchitecture, int]:
+    """Return figures and longest length of a checkpoint, for an engine's settings.
 
     Args:
-        path: the file or its folder.
-        trust_remote_code: accept kinds of models that are not known, by their fields' usual names.
+        path: its folder, or a ``config.json``.
+        engine: settings of its engines; vLLM's defaults if None.
 
     Raises:
-        InputError: naming file and field.
+        InputError: naming file and field, or the feature that is not modelled.
     """
-    architecture = read_model_config(path, trust_remote_code=trust_remote_code)
-    file = path / "config.json" if path.is_dir() else path
-    config = json.loads(file.read_text(encoding="utf-8"))
-    config |= config.get("text_config") or {}
-    names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-    longest = next((config[n] for n in names if isinstance(config.get(n), int)), None)
-    return architecture, longest
+    description = described(path)
+    return description.architecture(engine), description.max_model_len
+
+
+def described(path: Path) -> ModelDescription:
+    """Return what is known of a checkpoint, read once as long as its files stay as they are.
+
+    Raises:
+        InputError: as :func:`~samullm_plugin.checkpoints.description.describe`.
+    """
+    folder = path if path.is_dir() else path.parent
+    stamps = []
+    for name in (path.name, "config.json", "hf_quant_config.json", "tokenizer_config.json",
+                 "model.safetensors.index.json", "model.safetensors"):  # fmt: skip
+        try:
+            status = (folder / name).stat()
+        except OSError:
+            continue
+        stamps.append((name, status.st_mtime_ns, status.st_size))
+    return _described(path, tuple(stamps))
+
+
+@lru_cache(maxsize=256)
+def _described(path: Path, stamps: tuple[object, ...]) -> ModelDescription:
+    return describe(path, ask=True)
+
+
+def find_checkpoint(reference: str, base: Path | None = None) -> Path | None:
+    """Return where a checkpoint's files are on this machine; None: nowhere.
+
+    Args:
+        reference: a folder, a ``config.json``, or a hub id whose files were downloaded before.
+        base: folder that relative paths start from; the working directory if None.
+    """
+    path = (base or Path()) / Path(reference).expanduser()
+    if path.is_dir() or path.is_file():
+        return path
+    return _downloaded(reference)
+
+
+def _downloaded(reference: str) -> Path | None:
+    """Return the newest snapshot of a hub id in the hub's cache."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", reference):
+        return None
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    snapshots = hub / f"models--{reference.replace('/', '--')}" / "snapshots"
+    found = [s for s in snapshots.glob("*") if (s / "config.json").is_file()]
+    return max(found, key=lambda s: s.stat().st_mtime, default=None)

@@ -52,7 +52,7 @@ def _config(model: ModelSpec, sizes: ModelArchitecture) -> Mapping[str, Any]:
         "num_attention_heads": sizes.num_heads,
         "num_hidden_layers": sizes.num_layers,
         "tie_word_embeddings": False,
-        "torch_dtype": model.engine.dtype,
+        "torch_dtype": "bfloat16" if model.engine.dtype == "auto" else model.engine.dtype,
         "vocab_size": sizes.vocab_size,
     }
     if sizes.mlp == "plain":

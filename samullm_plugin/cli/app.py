@@ -49,9 +49,13 @@ COMMANDS = {
     "validate": Command(
         "samullm_plugin.cli.validate:validate", "Check an application before it is planned."
     ),
+    "model": Command(
+        "samullm_plugin.cli.model:model", "Show what a model is, and on which GPUs it fits."
+    ),
     "profile": Command(
         "samullm_plugin.cli.profile:app", "Learn models from measurements, and check them."
     ),
+    "cache": Command("samullm_plugin.cli.cache:app", "Outputs that are kept for later runs."),
     "schema": Command("samullm_plugin.cli.schema:schema", "Print the JSON Schema of app.yaml."),
     "plugins": Command("samullm_plugin.cli.plugins:app", "List plugins and whether they work."),
     "collect-env": Command(

@@ -6,12 +6,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from samullm_plugin.cli.logs import is_quiet
-from samullm_plugin.errors import InputError
+from samullm_plugin.files import save, to_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,24 +35,11 @@ def write_json(value: object, target: str | None = None) -> None:
     Raises:
         InputError: if the file cannot be written.
     """
-    from pydantic_core import to_json
-
-    text = to_json(value, indent=2, inf_nan_mode="null", fallback=_plain).decode() + "\n"
+    data = to_json(value, indent=2) + b"\n"
     if target in (None, "-"):
-        sys.stdout.write(text)
+        sys.stdout.write(data.decode())
         return
-    path = Path(str(target))
-    try:
-        path.write_text(text)
-    except OSError as error:
-        raise InputError(f"--output-json {path}: {error.strerror}") from error
-
-
-def _plain(value: Any) -> object:
-    """Return numpy arrays and scalars as lists and numbers."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+    save(Path(str(target)), [data])
 
 
 def console() -> Console:

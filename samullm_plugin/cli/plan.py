@@ -34,6 +34,22 @@ NoFusion = Annotated[
         "--no-fusion", help="Plan nodes of one model that follow one another each on its own."
     ),
 ]
+Limit = Annotated[
+    int | None,
+    typer.Option(help="Take no more rows than this of each table of requests.", min=1),
+]
+Reuse = Annotated[
+    str,
+    typer.Option(
+        metavar="cache|off|RUN",
+        help="Where outputs of equal requests are taken from: the store in the user's cache "
+        "folder, nowhere, or the directory of a run.",
+    ),
+]
+Fresh = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NODE", help="Ask everything of this node again; repeatable."),
+]
 Svg = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Draw a Gantt chart as SVG (extra report).")
 ]
@@ -53,6 +69,9 @@ def plan(
     seed: Seed = None,
     budget: Budget = None,
     no_fusion: NoFusion = False,
+    limit: Limit = None,
+    reuse: Reuse = "cache",
+    fresh: Fresh = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the plan to this file.")
     ] = None,
@@ -66,11 +85,13 @@ def plan(
     from samullm_plugin.planning.artifacts import write_plan
     from samullm_plugin.planning.instances import make_instance
     from samullm_plugin.planning.planner import PlanningOptions, make_plan
+    from samullm_plugin.run.known import known_outputs, known_text
+    from samullm_plugin.run.reuse import ReuseOptions
 
     if svg is not None:
         require_svg(svg)
     host = PluginHost.from_settings()
-    loaded = find_application(host, target)
+    loaded = find_application(host, target, limit=limit)
     planner = overridden(loaded.planner, scenarios, seed, budget, no_fusion=no_fusion)
     chosen = planner.scheduler
     name = scheduler or chosen.type
@@ -80,10 +101,15 @@ def plan(
         options["preemption"] = False
     instance = make_instance(host, loaded, planner, gpus=gpus)
     how = PlanningOptions(options=options, seed=planner.seed, budget_s=planner.budget_s)
-    result = make_plan(host, instance.problem, name, how, simulator=instance.simulator(host))
-    show_plan(instance.problem, result, explain=explain)
+    part = loaded.executor
+    engine = host.create("executor", part.type, part.options).engine_version()
+    known = known_outputs(ReuseOptions(reuse, tuple(fresh or ())), engine, loaded, instance.problem)
+    problem = instance.problem if known is None else known.problem
+    result = make_plan(host, problem, name, how, simulator=instance.simulator(host, problem))
+    if (text := known_text(known, problem)) is not None:
+        console().print(f"{text}; the plan is for the others", markup=False)
+    show_plan(problem, result, explain=explain)
     if output is not None:
-        problem = instance.problem
         write_plan(
             output,
             result.plan,
@@ -96,9 +122,12 @@ def plan(
         )
         console().print(f"plan written to {output}", markup=False)
     if svg is not None:
-        draw_plans(instance.problem, [result], svg)
+        draw_plans(problem, [result], svg)
     if output_json is not None:
-        write_json(plan_json(instance.problem, result), output_json)
+        record = plan_json(problem, result)
+        if known is not None:
+            record["known_requests"] = dict(known.counts)
+        write_json(record, output_json)
 
 
 def require_svg(path: Path) -> None:

@@ -53,13 +53,6 @@ ArchitecturesFile = Annotated[
         "config.json (with --model).",
     ),
 ]
-TrustRemoteCode = Annotated[
-    bool,
-    typer.Option(
-        "--trust-remote-code",
-        help="Accept a config.json whose model brings its own code, by its fields' usual names.",
-    ),
-]
 
 
 @app.command()
@@ -86,7 +79,6 @@ def fit(
         str | None,
         typer.Option("--source", help="Where the measurements come from, for provenance."),
     ] = None,
-    trust_remote_code: TrustRemoteCode = False,
     base: Annotated[
         str | None,
         typer.Option(
@@ -112,7 +104,7 @@ def fit(
     from samullm_plugin.profiling.profile_files import write_profile
 
     began = time.perf_counter()
-    groups, known = _read(iterations, model, tp, architectures, trust_remote_code, device)
+    groups, known = _read(iterations, model, tp, architectures, device)
     if base is not None:
         if transfer:
             raise InputError("--transfer learns from measurements alone; leave it out with --base")
@@ -145,7 +137,6 @@ def check(
     model: ModelName = None,
     tp: Size = None,
     architectures: ArchitecturesFile = None,
-    trust_remote_code: TrustRemoteCode = False,
     output_json: OutputJson = None,
 ) -> None:
     """Compare a profile's predictions with measured iterations.
@@ -157,7 +148,7 @@ def check(
     from samullm_plugin.profiling.fit import check_profile
     from samullm_plugin.profiling.profile_files import bundled_profiles, read_profile
 
-    groups, known = _read(iterations, model, tp, architectures, trust_remote_code, None)
+    groups, known = _read(iterations, model, tp, architectures, None)
     if profile is not None:
         held = read_profile(profile)
     else:
@@ -229,7 +220,6 @@ def _read(
     model: str | None,
     tp: int | None,
     architectures: Path | None,
-    trust_remote_code: bool,
     device: str | None,
 ) -> tuple[list[Iterations], Mapping[str, ModelArchitecture]]:
     """Return the measured iterations and the given architectures.
@@ -247,7 +237,7 @@ def _read(
     known: dict[str, ModelArchitecture] = {}
     if architectures is not None:
         if architectures.is_dir() or architectures.name == "config.json":
-            from samullm_plugin.checkpoints.model_config import read_model_config
+            from samullm_plugin.checkpoints.models import read_checkpoint
 
             names = {g.model for g in groups}
             if len(names) != 1:
@@ -255,9 +245,7 @@ def _read(
                     f"{architectures} describes one model, but {path} has {len(names)}; choose "
                     "one with --model, or give a table of sizes"
                 )
-            known[names.pop()] = read_model_config(
-                architectures, trust_remote_code=trust_remote_code
-            )
+            known[names.pop()] = read_checkpoint(architectures)[0]
         else:
             from samullm_plugin.profiling.architecture_tables import read_architectures
 

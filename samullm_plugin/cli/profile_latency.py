@@ -57,7 +57,7 @@ def latency(
     Every iteration is recorded in the engine by its scheduler. Runs of other workloads are not
     fitted: what a plan says they take is compared with the seconds they took.
     """
-    from samullm_plugin.checkpoints.models import read_hf_config
+    from samullm_plugin.checkpoints.models import read_checkpoint
     from samullm_plugin.host.manager import PluginHost
     from samullm_plugin.measuring.check import judge_runs
     from samullm_plugin.measuring.engine import (
@@ -71,8 +71,8 @@ def latency(
     from samullm_plugin.run.run import imitates
 
     sizes = _sizes(tp)
-    architecture, longest = read_hf_config(Path(model), trust_remote_code=trust_remote_code)
-    length = max_model_len or min(longest or 4096, 4096)
+    architecture, longest = read_checkpoint(Path(model))
+    length = max_model_len or min(longest, 4096)
     called = name or Path(model).resolve().name
     spec = ModelSpec(
         called,

@@ -160,13 +160,15 @@ def _of_prompts(
     from samullm_plugin.app.fields import validate
     from samullm_plugin.app.loaded import LoadedApplication
     from samullm_plugin.app.spec import AppSpec
-    from samullm_plugin.checkpoints.models import bundled_architecture, read_hf_config
+    from samullm_plugin.checkpoints.hf_config import read_config_file
+    from samullm_plugin.checkpoints.limits import derived_max_model_len
+    from samullm_plugin.checkpoints.models import bundled_architecture
 
     folder = Path(model)
     called = name or (folder.resolve().name if folder.is_dir() else model)
     length = max_model_len
     if length is None and folder.is_dir():
-        length = read_hf_config(folder, trust_remote_code=True)[1]
+        length = derived_max_model_len(read_config_file(folder))
     if length is None and (found := bundled_architecture(called)):
         length = found[1]
     if length is None:

@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from samullm_plugin.cli.output import OutputJson, console, print_table, write_json
-from samullm_plugin.cli.plan import Budget, Gpus, NoFusion, Scenarios, Seed, Target, overridden
+from samullm_plugin.cli.plan import (
+    Budget,
+    Fresh,
+    Gpus,
+    Limit,
+    NoFusion,
+    Reuse,
+    Scenarios,
+    Seed,
+    Target,
+    overridden,
+)
 from samullm_plugin.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,18 +64,24 @@ def run(
     seed: Seed = None,
     budget: Budget = None,
     no_fusion: NoFusion = False,
+    limit: Limit = None,
+    reuse: Reuse = "cache",
+    fresh: Fresh = None,
     output_json: OutputJson = None,
 ) -> int:
     """Run an application; Ctrl-C once stops it so that it can be resumed, twice at once."""
+    from samullm_plugin.cli.logs import is_quiet
     from samullm_plugin.cli.plan import parsed_options
-    from samullm_plugin.cli.run_display import RunDisplay
     from samullm_plugin.host.manager import PluginHost
     from samullm_plugin.planning.applications import find_application
     from samullm_plugin.planning.artifacts import read_plan
     from samullm_plugin.planning.instances import make_instance
     from samullm_plugin.planning.planner import PlanningOptions, make_plan
+    from samullm_plugin.run.display import RunDisplay
+    from samullm_plugin.run.known import known_outputs, known_text
     from samullm_plugin.run.progress import RunProgress
     from samullm_plugin.run.replanning import Replanner
+    from samullm_plugin.run.reuse import ReuseOptions
     from samullm_plugin.run.run import (
         RunSetup,
         require_resumable,
@@ -82,7 +99,7 @@ def run(
     assert directory is not None
     before = require_resumable(resume) if resume is not None else ""
     host = PluginHost.from_settings()
-    loaded = find_application(host, target)
+    loaded = find_application(host, target, limit=limit)
     planner = overridden(loaded.planner, scenarios, seed, budget, no_fusion=no_fusion)
     traces: tuple[PlanTrace, ...] = ()
     found: Plan | None = None
@@ -101,14 +118,21 @@ def run(
     host.resolve("executor", name)
     fused = None if stored is None else stored.fused
     instance = make_instance(host, loaded, planner, gpus=gpus, fused=fused)
-    problem, simulator = instance.problem, instance.simulator(host)
+    problem = instance.problem
+    reused = ReuseOptions(reuse, tuple(fresh or ()))
+    engine = host.create("executor", name, options).engine_version()
+    known = None if resume is not None else known_outputs(reused, engine, loaded, problem)
+    remaining = problem if known is None else known.problem
+    if (text := known_text(known, problem)) is not None:
+        console().print(f"{text}; they are not asked again", markup=False)
+    simulator = instance.simulator(host, remaining)
     if found is None and resume is None:
         given = planner.scheduler.options if chosen == planner.scheduler.type else {}
         how = PlanningOptions(options=given, seed=planner.seed, budget_s=planner.budget_s)
-        result = make_plan(host, problem, chosen, how, simulator=simulator)
+        result = make_plan(host, remaining, chosen, how, simulator=simulator)
         found, traces = result.plan, result.traces
     progress = RunProgress(problem.app, traces)
-    with RunDisplay(progress) as display, _interruptible() as interruptible:
+    with RunDisplay(progress, quiet=is_quiet()) as display, _interruptible() as interruptible:
 
         def on_start(coordinator: Coordinator) -> None:
             interruptible(coordinator)
@@ -127,6 +151,8 @@ def run(
             replanner=Replanner(host, instance) if replan else None,
             listener=display.take,
             on_start=on_start,
+            reuse=reused,
+            remaining=remaining,
         )
         outcome = resume_run(setup) if found is None else start_run(setup, found, chosen)
     _report(outcome)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -21,7 +21,9 @@ from samullm_plugin.engine import (
     Workload,
 )
 from samullm_plugin.errors import InputError, describe_validation
+from samullm_plugin.files import good_rows
 from samullm_plugin.model.engine_config import SchedulingPolicy
+from samullm_plugin.model.latency import CURVES
 
 ITERATIONS_AS_SECONDS = StepLatency(Curve.constant(1.0))
 """Used where no latency is given: every iteration takes one second, so times count iterations."""
@@ -103,7 +105,7 @@ class LatencySpec(_Strict):
     def build(self) -> StepLatency:
         """Return the latency."""
         given = dict(self)
-        for name in ("by_tokens", "by_seqs", "host_by_seqs"):
+        for name in CURVES:
             given[name] = _curve(given[name])
         return StepLatency(**given)
 
@@ -172,20 +174,14 @@ def read_requests(path: Path, max_model_len: int) -> RequestFile:
     Raises:
         InputError: naming file, line and field.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8"
-        raise InputError(f"{path}: {reason}") from error
     lines: dict[str, int] = {}
     requests = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        request = _read_line(line, f"{path} line {number}", max_model_len)
+    for where, value in good_rows(path, "requests"):
+        request = _read_line(value, where, max_model_len)
         name = str(request.id)
+        number = int(where.rpartition(" ")[2])
         if name in lines:
-            raise InputError(f"{path} line {number}: id {name!r} is that of line {lines[name]} too")
+            raise InputError(f"{where}: id {name!r} is that of line {lines[name]} too")
         lines[name] = number
         requests.append(request)
     if not requests:
@@ -200,13 +196,7 @@ def read_requests(path: Path, max_model_len: int) -> RequestFile:
     return RequestFile(path, tuple(lines), tuple(lines.values()), _workload(requests))
 
 
-def _read_line(line: str, where: str, max_model_len: int) -> RequestLine:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: is not JSON: {error.msg} at column {error.colno}") from error
-    if not isinstance(value, dict):
-        raise InputError(f'{where}: must be an object such as {{"id": "a", ...}}')
+def _read_line(value: Mapping[str, Any], where: str, max_model_len: int) -> RequestLine:
     try:
         request = RequestLine.model_validate(value)
     except ValidationError as error:

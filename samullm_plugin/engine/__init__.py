@@ -1,9 +1,14 @@
 """Simulation of inference engines, step for step as vLLM's scheduler runs them."""
 
 from samullm_plugin.engine.batch import EngineCache, EngineJob, simulate_engines
-from samullm_plugin.engine.check import NeverFitsError
 from samullm_plugin.engine.simulate import CHECKED_VLLM_VERSIONS, simulate_engine
-from samullm_plugin.engine.workload import EngineRun, ProgressCurve, StepTrace, Workload
+from samullm_plugin.engine.workload import (
+    EngineRun,
+    NeverFitsError,
+    ProgressCurve,
+    StepTrace,
+    Workload,
+)
 from samullm_plugin.model.engine_config import EngineConfig
 from samullm_plugin.model.latency import Curve, StepLatency, StepModel, StepTable
 

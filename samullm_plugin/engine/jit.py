@@ -27,18 +27,15 @@ logger = logging.getLogger(__name__)
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 COMPILED_MODULES = (
-    "layout",
-    "arrays",
-    "running",
-    "queues",
-    "prefixes",
-    "blocks",
-    "owned",
-    "preempt",
-    "schedule",
-    "outcome",
-    "record",
-    "loop",
+    "engine/records.py",
+    "engine/queues.py",
+    "engine/prefixes.py",
+    "engine/kv_cache.py",
+    "engine/running.py",
+    "engine/schedule.py",
+    "engine/outcome.py",
+    "engine/loop.py",
+    "model/latency.py",
 )
 
 
@@ -61,7 +58,7 @@ def cache_folder() -> Path:
     here = Path(__file__).parent
     digest = hashlib.blake2b(numba.__version__.encode(), digest_size=8)
     for name in COMPILED_MODULES:
-        digest.update((here / f"{name}.py").read_bytes())
+        digest.update((here.parent / name).read_bytes())
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     parents = [
         here / "__pycache__",

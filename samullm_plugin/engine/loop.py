@@ -4,53 +4,54 @@ from __future__ import annotations
 
 from typing import Any
 
-from samullm_plugin.engine import layout as at
-from samullm_plugin.engine.arrays import Array
+from samullm_plugin.engine import records as at
 from samullm_plugin.engine.jit import compiled
+from samullm_plugin.engine.kv_cache import blocks_for, take_blocks
 from samullm_plugin.engine.outcome import (
     compute_step,
-    new_work,
+    log_is_full,
+    log_sequences,
+    log_step,
+    mark_curve,
+    prefill_work,
     process_outcome,
     step_seconds,
 )
-from samullm_plugin.engine.owned import take_blocks
-from samullm_plugin.engine.preempt import blocks_for, release_held
 from samullm_plugin.engine.queues import admit_arrivals, next_arrival_key, peek_waiting
-from samullm_plugin.engine.record import log_is_full, log_sequences, log_step, mark_curve
-from samullm_plugin.engine.running import longest_offset
+from samullm_plugin.engine.records import Array, Record
+from samullm_plugin.engine.running import longest_offset, resume_skipped
 from samullm_plugin.engine.schedule import schedule_running, schedule_waiting
 
 GOES_ON = -1
 
 
 @compiled
-def only_decodes(z: Array, requests: Array, seats: Array, calendar: Array) -> Any:
+def only_decodes(s: Record, requests: Array, slots: Array, finish_wheel: Array) -> Any:
     """Return whether the next step surely does nothing but decode, with the same sequences."""
-    if z[at.CACHING] == at.SHARED_BLOCKS or z[at.RECORD] == 2:
+    if s.caching == at.SHARED_BLOCKS or s.record == at.ALL_SEQUENCES:
         return False
-    if z[at.NUM_PREFILL] > 0 or z[at.NUM_FINISHING] > 0 or z[at.NUM_LATE] > 0:
+    if s.num_prefill > 0 or s.num_finishing > 0 or s.num_no_token_in_flight > 0:
         return False
-    if not 0 < z[at.NUM_DECODE] <= z[at.BUDGET]:
+    if not 0 < s.num_decode <= s.max_num_batched_tokens:
         return False
-    if calendar[(z[at.TICK] + 1) & z[at.CALENDAR_MASK]] >= 0:
+    if finish_wheel[(s.decode_step + 1) & s.wheel_mask] >= 0:
         return False
-    if z[at.NUM_WAITING] == 0 or z[at.NUM_RUNNING] >= z[at.MAX_SEQS]:
+    if s.num_waiting == 0 or s.num_running >= s.max_num_seqs:
         return True
-    request = peek_waiting(z, requests)
-    tokens = requests[request, at.PROMPT] + requests[request, at.GENERATED]
-    return blocks_for(tokens, z[at.BLOCK]) > z[at.FREE_BLOCKS]
+    request = peek_waiting(s, requests)
+    tokens = requests[request].prompt_tokens + requests[request].generated
+    return blocks_for(tokens, s.block_size) > s.free_blocks
 
 
 @compiled
-def glide(
-    z: Array,
-    f: Array,
+def fast_forward_decode(
+    s: Record,
     requests: Array,
-    times: Array,
-    seats: Array,
-    calendar: Array,
-    classes: Array,
-    costs: Array,
+    slots: Array,
+    finish_wheel: Array,
+    phases: Array,
+    latency: Record,
+    tables: Array,
     curve: Array,
     log: Array,
 ) -> Any:
@@ -59,185 +60,173 @@ def glide(
     The sequences stay the same, so the sums over them change by fixed amounts from step to step
     and no sequence is touched.
     """
-    decode, offsets = z[at.NUM_DECODE], z[at.OFFSETS]
-    longest = longest_offset(z, seats)
-    tick, residue, free = z[at.TICK], z[at.RESIDUE], z[at.FREE_BLOCKS]
-    mask, block = z[at.CALENDAR_MASK], z[at.BLOCK]
-    clock, call, previous_end, busy = f[at.CLOCK], f[at.CALL], f[at.PREVIOUS_END], f[at.BUSY]
-    in_flight, row, step = z[at.IN_FLIGHT], z[at.ROWS], z[at.STEP]
-    first_row, end_row = row, z[at.MAX_ROWS]
-    if z[at.RECORD]:
+    decode, offsets = s.num_decode, s.offset_sum
+    longest = longest_offset(s, slots)
+    decode_step, phase, free = s.decode_step, s.block_phase, s.free_blocks
+    mask, block = s.wheel_mask, s.block_size
+    clock, call, previous_end, busy = s.clock, s.next_call, s.previous_end, s.busy
+    in_flight, row, step = s.in_flight, s.rows, s.step
+    first_row, end_row = row, s.max_rows
+    if s.record:
         end_row = min(end_row, len(log))
-    next_key = next_arrival_key(z, times)
+    next_key = next_arrival_key(s, requests)
     while (
         row < end_row
-        and calendar[(tick + 1) & mask] < 0
-        and classes[residue, at.COUNT] <= free
-        and not next_key <= (step if z[at.BY_STEP] else call)
+        and finish_wheel[(decode_step + 1) & mask] < 0
+        and phases[phase].count <= free
+        and not next_key <= (step if s.arrivals_by_step else call)
     ):
-        context = float(offsets + decode * (tick + 1))
-        longest_now = float(longest + tick + 1)
-        seconds = step_seconds(z, f, costs, decode, 0, 0, 0.0, context, longest_now)
+        context = float(offsets + decode * (decode_step + 1))
+        longest_now = float(longest + decode_step + 1)
+        seconds = step_seconds(s, latency, tables, decode, 0, 0, 0.0, context, longest_now)
         start = max(clock, call)
-        if start + seconds > f[at.STOP]:
+        if start + seconds > s.stop:
             break
-        free -= classes[residue, at.COUNT]
-        if z[at.RECORD]:
+        free -= phases[phase].count
+        if s.record:
             log_step(log, row, step, free, decode, 0, 0, 0.0, context, longest_now, start)
-        tick += 1
-        residue = residue - 1 if residue > 0 else block - 1
+        decode_step += 1
+        phase = phase - 1 if phase > 0 else block - 1
         row += 1
         step += 1
         busy += seconds
         clock = start + seconds
-        if not z[at.ASYNC]:
+        if not s.async_scheduling:
             call = clock
         elif in_flight:
             call = previous_end
-        in_flight = z[at.ASYNC]
+        in_flight = s.async_scheduling
         previous_end = clock
-        f[at.TOKENS] += decode
-        f[at.PAIRS] += context
-        if z[at.CURVE] and row == z[at.CURVE_NEXT]:
-            z[at.ROWS] = row
-            f[at.CLOCK] = clock
-            mark_curve(z, f, curve)
-    take_blocks(z, requests, z[at.FREE_BLOCKS] - free)
-    z[at.TICK], z[at.RESIDUE] = tick, residue
-    z[at.IN_FLIGHT], z[at.ROWS], z[at.STEP] = in_flight, row, step
-    z[at.COMPUTED] += decode * (row - first_row)
-    z[at.PEAK_BLOCKS] = max(z[at.PEAK_BLOCKS], z[at.USABLE] - free)
-    f[at.CLOCK], f[at.CALL], f[at.PREVIOUS_END], f[at.BUSY] = clock, call, previous_end, busy
+        s.first_tokens += decode
+        s.first_pairs += context
+        if s.curve_points and row == s.curve_next_row:
+            s.rows = row
+            s.clock = clock
+            mark_curve(s, curve)
+    take_blocks(s, requests, s.free_blocks - free)
+    s.decode_step, s.block_phase = decode_step, phase
+    s.in_flight, s.rows, s.step = in_flight, row, step
+    s.computed_tokens += decode * (row - first_row)
+    s.peak_blocks = max(s.peak_blocks, s.usable_blocks - free)
+    s.clock, s.next_call, s.previous_end, s.busy = clock, call, previous_end, busy
     return row - first_row
 
 
 @compiled
-def await_arrival(z: Array, f: Array, times: Array) -> Any:
+def await_arrival(s: Record, requests: Array) -> Any:
     """Go to the next arrival, as nothing can be done before it."""
-    key = next_arrival_key(z, times)
+    key = next_arrival_key(s, requests)
     if key == float("inf"):
-        return at.IDLE if z[at.MORE] else at.DONE
-    if z[at.BY_STEP]:
-        z[at.STEP] = max(z[at.STEP], int(key))
-    elif key > f[at.STOP]:
+        return at.IDLE if s.more_to_come else at.DONE
+    if s.arrivals_by_step:
+        s.step = max(s.step, int(key))
+    elif key > s.stop:
         return at.STOPPED
     else:
-        f[at.CALL] = max(f[at.CALL], key)
+        s.next_call = max(s.next_call, key)
     return GOES_ON
 
 
 @compiled
 def pass_empty_step(
-    z: Array,
-    f: Array,
+    s: Record,
     requests: Array,
-    times: Array,
-    seats: Array,
-    calendar: Array,
-    classes: Array,
+    slots: Array,
+    finish_wheel: Array,
+    phases: Array,
     successors: Array,
-    kv: Array,
-    hashes: Array,
+    blocks: Array,
     buckets: Array,
     table: Array,
     prompt_hash: Array,
 ) -> Any:
     """Process a step that scheduled nothing."""
-    z[at.PREEMPTIONS] += z[at.STEP_PREEMPTED]
-    if z[at.IN_FLIGHT]:
-        z[at.IN_FLIGHT] = 0
+    s.num_preemptions += s.step_preemptions
+    if s.in_flight:
+        s.in_flight = 0
         process_outcome(
-            z,
-            f,
+            s,
             requests,
-            times,
-            seats,
+            slots,
             successors,
-            kv,
-            hashes,
+            blocks,
             buckets,
             table,
             prompt_hash,
-            f[at.PREVIOUS_END],
+            s.previous_end,
         )
-        release_held(z, seats, calendar, classes)
+        resume_skipped(s, slots, finish_wheel, phases)
         # Time has passed: an outside clock may have something to say.
-        return at.ROW_LIMIT if z[at.TIMED] else GOES_ON
-    z[at.STEP] += 1
-    release_held(z, seats, calendar, classes)
-    if z[at.STEP_PREEMPTED] > 0 or z[at.NUM_RUNNING] > 0:
+        return at.ROW_LIMIT if s.external_latency else GOES_ON
+    s.step += 1
+    resume_skipped(s, slots, finish_wheel, phases)
+    if s.step_preemptions > 0 or s.num_running > 0:
         return GOES_ON
     # All blocks are free and the first of the queue does not fit; with priorities another request
     # may still come before it.
-    if z[at.PRIORITY] and (z[at.MORE] or next_arrival_key(z, times) < float("inf")):
-        return await_arrival(z, f, times)
-    request = peek_waiting(z, requests)
-    z[at.BAD_REQUEST] = request
-    z[at.BAD_BLOCKS] = blocks_for(
-        requests[request, at.PROMPT] + requests[request, at.GENERATED], z[at.BLOCK]
+    if s.priority and (s.more_to_come or next_arrival_key(s, requests) < float("inf")):
+        return await_arrival(s, requests)
+    request = peek_waiting(s, requests)
+    s.misfit_request = request
+    s.misfit_blocks = blocks_for(
+        requests[request].prompt_tokens + requests[request].generated, s.block_size
     )
     return at.NEVER_FITS
 
 
 @compiled
 def run_step(
-    z: Array,
-    f: Array,
+    s: Record,
     requests: Array,
-    times: Array,
-    seats: Array,
-    calendar: Array,
-    classes: Array,
+    slots: Array,
+    finish_wheel: Array,
+    phases: Array,
     successors: Array,
-    kv: Array,
-    hashes: Array,
+    blocks: Array,
     buckets: Array,
     table: Array,
     prompt_hash: Array,
-    costs: Array,
+    latency: Record,
+    tables: Array,
     curve: Array,
     log: Array,
     entries: Array,
     preempted: Array,
 ) -> Any:
     """Schedule a step, and unless it would end too late, run it."""
-    z[at.STEP_PREEMPTED] = 0
-    z[at.STEP_CACHED] = 0
-    threshold = z[at.THRESHOLD] if z[at.NUM_RUNNING] + z[at.NUM_WAITING] > 1 else 0
+    s.step_preemptions = 0
+    s.step_cached_tokens = 0
+    threshold = s.long_prefill_token_threshold if s.num_running + s.num_waiting > 1 else 0
     budget = schedule_running(
-        z,
+        s,
         requests,
-        seats,
-        calendar,
-        classes,
-        kv,
-        hashes,
+        slots,
+        finish_wheel,
+        phases,
+        blocks,
         buckets,
         table,
         prompt_hash,
         preempted,
         threshold,
     )
-    if z[at.STEP_PREEMPTED] == 0:
-        schedule_waiting(
-            z, requests, seats, kv, hashes, buckets, table, prompt_hash, budget, threshold
-        )
-    if z[at.NOT_PREFIX]:
-        return at.NOT_A_PREFIX
-    decode = z[at.NUM_DECODE]
-    prefill_seqs, prefill_tokens, pairs, first_tokens, first_pairs = new_work(z, requests, seats)
+    if s.step_preemptions == 0:
+        schedule_waiting(s, requests, slots, blocks, buckets, table, prompt_hash, budget, threshold)
+    if s.not_private:
+        return at.NOT_PRIVATE
+    decode = s.num_decode
+    prefill_seqs, prefill_tokens, pairs, first_tokens, first_pairs = prefill_work(
+        s, requests, slots
+    )
     if decode + prefill_tokens == 0:
         return pass_empty_step(
-            z,
-            f,
+            s,
             requests,
-            times,
-            seats,
-            calendar,
-            classes,
+            slots,
+            finish_wheel,
+            phases,
             successors,
-            kv,
-            hashes,
+            blocks,
             buckets,
             table,
             prompt_hash,
@@ -245,24 +234,24 @@ def run_step(
 
     context, longest = 0.0, 0.0
     if decode > 0:
-        context = float(z[at.OFFSETS] + decode * (z[at.TICK] + 1))
-        longest = float(longest_offset(z, seats) + z[at.TICK] + 1)
-    start = max(f[at.CLOCK], f[at.CALL])
+        context = float(s.offset_sum + decode * (s.decode_step + 1))
+        longest = float(longest_offset(s, slots) + s.decode_step + 1)
+    start = max(s.clock, s.next_call)
     seconds = step_seconds(
-        z, f, costs, decode, prefill_seqs, prefill_tokens, pairs, context, longest
+        s, latency, tables, decode, prefill_seqs, prefill_tokens, pairs, context, longest
     )
     end = start + seconds
-    if end > f[at.STOP]:
-        release_held(z, seats, calendar, classes)
+    if end > s.stop:
+        resume_skipped(s, slots, finish_wheel, phases)
         return at.STOPPED
 
-    row = z[at.ROWS]
-    if z[at.RECORD]:
+    row = s.rows
+    if s.record:
         log_step(
             log,
             row,
-            z[at.STEP],
-            z[at.FREE_BLOCKS],
+            s.step,
+            s.free_blocks,
             decode,
             prefill_seqs,
             prefill_tokens,
@@ -271,111 +260,102 @@ def run_step(
             longest,
             start,
         )
-        if z[at.RECORD] == 2:
-            log_sequences(z, seats, entries)
-    z[at.ROWS] += 1
-    z[at.STEP] += 1
-    z[at.PREEMPTIONS] += z[at.STEP_PREEMPTED]
-    z[at.CACHED] += z[at.STEP_CACHED]
-    z[at.COMPUTED] += decode + prefill_tokens
-    z[at.PEAK_BLOCKS] = max(z[at.PEAK_BLOCKS], z[at.USABLE] - z[at.FREE_BLOCKS])
-    f[at.CLOCK] = end
-    f[at.BUSY] += seconds
-    f[at.TOKENS] += decode + first_tokens
-    f[at.PAIRS] += context + first_pairs
+        if s.record == at.ALL_SEQUENCES:
+            log_sequences(s, slots, entries)
+    s.rows += 1
+    s.step += 1
+    s.num_preemptions += s.step_preemptions
+    s.cached_tokens += s.step_cached_tokens
+    s.computed_tokens += decode + prefill_tokens
+    s.peak_blocks = max(s.peak_blocks, s.usable_blocks - s.free_blocks)
+    s.clock = end
+    s.busy += seconds
+    s.first_tokens += decode + first_tokens
+    s.first_pairs += context + first_pairs
 
-    finished = compute_step(z, requests, times, seats, calendar, classes, end)
-    if z[at.RECORD]:
-        log[row, at.LOG_SEQ_END] = z[at.LOG_SEQS]
-        log[row, at.LOG_PREEMPTED_END] = z[at.LOG_PREEMPTED]
-        log[row, at.LOG_FINISHED_END] = z[at.LOG_FINISHED]
+    finished = compute_step(s, requests, slots, finish_wheel, phases, end)
+    if s.record:
+        log[row].seq_end = s.logged_seqs
+        log[row].preempted_end = s.logged_preempted
+        log[row].finished_end = s.logged_finished
     # Asynchronously, it is the step before whose outcome is processed after this was scheduled.
-    if z[at.ASYNC]:
-        if z[at.IN_FLIGHT]:
+    if s.async_scheduling:
+        if s.in_flight:
             process_outcome(
-                z,
-                f,
+                s,
                 requests,
-                times,
-                seats,
+                slots,
                 successors,
-                kv,
-                hashes,
+                blocks,
                 buckets,
                 table,
                 prompt_hash,
-                f[at.PREVIOUS_END],
+                s.previous_end,
             )
-        z[at.IN_FLIGHT] = 1
-        f[at.PREVIOUS_END] = end
+        s.in_flight = 1
+        s.previous_end = end
     for j in range(finished):
-        seats[j, at.LEAVING] = seats[j, at.ENDING]
-        seats[j, at.LEAVING_REQUEST] = seats[seats[j, at.ENDING], at.REQUEST]
-    z[at.NUM_FINISHING] = finished
-    if not z[at.ASYNC]:
-        process_outcome(
-            z, f, requests, times, seats, successors, kv, hashes, buckets, table, prompt_hash, end
-        )
-    if z[at.NUM_HELD] > 0:
-        release_held(z, seats, calendar, classes)
-    if z[at.CURVE] and z[at.ROWS] >= z[at.CURVE_NEXT]:
-        mark_curve(z, f, curve)
+        slots[j].leaving = slots[j].ending
+        slots[j].leaving_request = slots[slots[j].ending].request
+    s.num_finishing = finished
+    if not s.async_scheduling:
+        process_outcome(s, requests, slots, successors, blocks, buckets, table, prompt_hash, end)
+    if s.num_skipped > 0:
+        resume_skipped(s, slots, finish_wheel, phases)
+    if s.curve_points and s.rows >= s.curve_next_row:
+        mark_curve(s, curve)
     return GOES_ON
 
 
 @compiled
 def advance(
-    z: Array,
-    f: Array,
+    s: Record,
     requests: Array,
-    times: Array,
-    seats: Array,
-    calendar: Array,
-    classes: Array,
+    slots: Array,
+    finish_wheel: Array,
+    phases: Array,
     successors: Array,
-    kv: Array,
-    hashes: Array,
+    blocks: Array,
     buckets: Array,
     table: Array,
     prompt_hash: Array,
-    costs: Array,
+    latency: Record,
+    tables: Array,
     curve: Array,
     log: Array,
     entries: Array,
     preempted: Array,
 ) -> Any:
-    """Run the engine until something stops it; return what (the last names in ``layout``)."""
+    """Run the engine until something stops it; return what (the last names in ``records``)."""
     while True:
-        if z[at.ROWS] >= z[at.MAX_ROWS]:
+        if s.rows >= s.max_rows:
             return at.ROW_LIMIT
-        if z[at.NUM_RELEASED] > 0:
+        if s.num_released > 0:
             return at.RELEASED
-        if log_is_full(z, log, entries, preempted):
+        if log_is_full(s, log, entries, preempted):
             return at.LOG_FULL
-        now = float(z[at.STEP]) if z[at.BY_STEP] else f[at.CALL]
-        admit_arrivals(z, requests, times, now)
-        if z[at.NUM_RUNNING] == 0 and z[at.NUM_WAITING] == 0:
-            why = await_arrival(z, f, times)
-        elif only_decodes(z, requests, seats, calendar) and glide(
-            z, f, requests, times, seats, calendar, classes, costs, curve, log
+        now = float(s.step) if s.arrivals_by_step else s.next_call
+        admit_arrivals(s, requests, now)
+        if s.num_running == 0 and s.num_waiting == 0:
+            why = await_arrival(s, requests)
+        elif only_decodes(s, requests, slots, finish_wheel) and fast_forward_decode(
+            s, requests, slots, finish_wheel, phases, latency, tables, curve, log
         ):
             continue
         else:
             why = run_step(
-                z,
-                f,
+                s,
                 requests,
-                times,
-                seats,
-                calendar,
-                classes,
+                slots,
+                finish_wheel,
+                phases,
                 successors,
-                kv,
-                hashes,
+                blocks,
                 buckets,
                 table,
                 prompt_hash,
-                costs,
+                latency,
+                tables,
                 curve,
                 log,
                 entries,

@@ -1,4 +1,4 @@
-"""What a scheduled step takes and what comes of it: seconds, finished sequences, successors.
+"""What a scheduled step takes and what comes of it: seconds, finished sequences, records.
 
 The rules of finishing are those of ``update_from_output`` in vllm/v1/core/sched/scheduler.py.
 """
@@ -7,20 +7,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from samullm_plugin.engine import layout as at
-from samullm_plugin.engine.arrays import Array
-from samullm_plugin.engine.blocks import remember_blocks
+from samullm_plugin.engine import records as at
 from samullm_plugin.engine.jit import compiled
-from samullm_plugin.engine.preempt import release_blocks
-from samullm_plugin.engine.queues import admit_arrivals, pend, wait_last
-from samullm_plugin.engine.running import forget_decoding, stand_up, start_decoding
+from samullm_plugin.engine.kv_cache import release_blocks, remember_blocks
+from samullm_plugin.engine.queues import admit_arrivals, append_waiting, push_arrival
+from samullm_plugin.engine.records import Array, Record
+from samullm_plugin.engine.running import leave_sums, remove_running, start_decoding
+from samullm_plugin.model.latency import iteration_seconds as latency_formula
+
+iteration_seconds = compiled(latency_formula)
 
 
 @compiled
 def step_seconds(
-    z: Array,
-    f: Array,
-    costs: Array,
+    s: Record,
+    latency: Record,
+    tables: Array,
     decode: int,
     prefill_seqs: int,
     prefill_tokens: int,
@@ -28,27 +30,26 @@ def step_seconds(
     context: float,
     longest: float,
 ) -> Any:
-    """Return the seconds of an iteration, term by term as ``StepLatency.step_seconds``."""
-    if z[at.TIMED]:
+    """Return the seconds of an iteration; 1 where a model outside tells them later."""
+    if s.external_latency:
         return 1.0
     seqs = decode + prefill_seqs
-    longest_token_s = f[at.LONGEST_TOKEN] if decode > z[at.LONGEST_OVER] else 0.0
-    attention = max(f[at.CONTEXT_TOKEN] * context, longest_token_s * longest)
-    device = costs[decode + prefill_tokens, at.BY_TOKENS] + costs[seqs, at.BY_SEQS]
-    launch = f[at.LAUNCH]
-    if prefill_seqs > 0:
-        device += f[at.PREFILL_TOKEN] * prefill_tokens
-        device += f[at.PREFILL_SEQ] * prefill_seqs
-        device += f[at.PREFILL_PAIR] * pairs
-        device += f[at.PREFILL_STEP]
-        launch = f[at.PREFILL_LAUNCH]
-    device = max(device + attention, launch)
-    host = costs[seqs, at.HOST_BY_SEQS]
-    return max(device, host) if z[at.OVERLAP] else device + host
+    return iteration_seconds(
+        latency,
+        tables[decode + prefill_tokens].by_tokens,
+        tables[seqs].by_seqs,
+        tables[seqs].host_by_seqs,
+        decode,
+        prefill_seqs,
+        prefill_tokens,
+        pairs,
+        context,
+        longest,
+    )
 
 
 @compiled
-def new_work(z: Array, requests: Array, seats: Array) -> tuple[int, int, float, int, float]:
+def prefill_work(s: Record, requests: Array, slots: Array) -> tuple[int, int, float, int, float]:
     """Return what the prefilling sequences compute in the step at hand.
 
     Returns:
@@ -56,16 +57,16 @@ def new_work(z: Array, requests: Array, seats: Array) -> tuple[int, int, float, 
     """
     seqs, tokens, pairs = 0, 0, 0.0
     first_tokens, first_pairs = 0, 0.0
-    for j in range(z[at.NUM_PREFILL]):
-        s = seats[j, at.PREFILLING]
-        n = seats[s, at.CHUNK]
+    for j in range(s.num_prefill):
+        i = slots[j].prefilling
+        n = slots[i].chunk
         if n == 0:
             continue
-        computed = seats[s, at.OFFSET]
+        computed = slots[i].offset
         seqs += 1
         tokens += n
         pairs += n * float(computed) + 0.5 * n * (n + 1)
-        seen = max(computed, requests[seats[s, at.REQUEST], at.COMPUTED_BEFORE])
+        seen = max(computed, requests[slots[i].request].computed_before)
         fresh = computed + n - seen
         if fresh > 0:
             first_tokens += fresh
@@ -74,145 +75,218 @@ def new_work(z: Array, requests: Array, seats: Array) -> tuple[int, int, float, 
 
 
 @compiled
-def sort_by_order(seats: Array, count: int) -> None:
-    """Sort the first ``count`` ending seats by their place in the running list."""
-    for i in range(1, count):
-        s = seats[i, at.ENDING]
-        order = seats[s, at.ORDER]
-        j = i - 1
-        while j >= 0 and seats[seats[j, at.ENDING], at.ORDER] > order:
-            seats[j + 1, at.ENDING] = seats[j, at.ENDING]
+def sort_by_order(slots: Array, count: int) -> None:
+    """Sort the first ``count`` ending slots by their place in the running list."""
+    for k in range(1, count):
+        i = slots[k].ending
+        order = slots[i].order
+        j = k - 1
+        while j >= 0 and slots[slots[j].ending].order > order:
+            slots[j + 1].ending = slots[j].ending
             j -= 1
-        seats[j + 1, at.ENDING] = s
+        slots[j + 1].ending = i
 
 
 @compiled
 def compute_step(
-    z: Array,
+    s: Record,
     requests: Array,
-    times: Array,
-    seats: Array,
-    calendar: Array,
-    classes: Array,
+    slots: Array,
+    finish_wheel: Array,
+    phases: Array,
     end: float,
 ) -> Any:
-    """Advance every scheduled sequence; return how many finish (their seats are in ``ENDING``)."""
-    z[at.TICK] += 1
-    tick = z[at.TICK]
-    z[at.RESIDUE] = z[at.RESIDUE] - 1 if z[at.RESIDUE] > 0 else z[at.BLOCK] - 1
+    """Advance every scheduled sequence; return how many finish (their slots are in ``ENDING``)."""
+    s.decode_step += 1
+    step = s.decode_step
+    s.block_phase = s.block_phase - 1 if s.block_phase > 0 else s.block_size - 1
     finished = 0
-    day = tick & z[at.CALENDAR_MASK]
-    s = calendar[day]
-    calendar[day] = -1
-    while s >= 0:
-        forget_decoding(z, seats, classes, s)
-        seats[s, at.OFFSET] += tick
-        seats[finished, at.ENDING] = s
+    day = step & s.wheel_mask
+    i = finish_wheel[day]
+    finish_wheel[day] = -1
+    while i >= 0:
+        leave_sums(s, slots, phases, i)
+        slots[i].offset += step
+        slots[finished].ending = i
         finished += 1
-        s = seats[s, at.CALENDAR_AFTER]
+        i = slots[i].wheel_after
     kept = 0
-    for j in range(z[at.NUM_PREFILL]):
-        s = seats[j, at.PREFILLING]
-        seats[s, at.OFFSET] += seats[s, at.CHUNK]
-        if seats[s, at.OFFSET] < seats[s, at.TARGET]:
-            seats[kept, at.PREFILLING] = s
+    for j in range(s.num_prefill):
+        i = slots[j].prefilling
+        slots[i].offset += slots[i].chunk
+        if slots[i].offset < slots[i].target:
+            slots[kept].prefilling = i
             kept += 1
             continue
-        if z[at.CACHING] == at.OWN_BLOCKS:
-            seats[s, at.HASHED] = seats[s, at.OFFSET] // z[at.BLOCK]
-        request = seats[s, at.REQUEST]
-        requests[request, at.GENERATED] += 1
-        if requests[request, at.GENERATED] == 1:
-            times[request, at.FIRST_TOKEN] = end
-        left = requests[request, at.OUTPUT] - requests[request, at.GENERATED]
+        if s.caching == at.PRIVATE_BLOCKS:
+            slots[i].hashed_blocks = slots[i].offset // s.block_size
+        request = slots[i].request
+        requests[request].generated += 1
+        if requests[request].generated == 1:
+            requests[request].first_token = end
+        left = requests[request].output_tokens - requests[request].generated
         if left == 0:
-            seats[finished, at.ENDING] = s
+            slots[finished].ending = i
             finished += 1
         else:
-            start_decoding(z, seats, calendar, classes, s, seats[s, at.OFFSET], left)
-    z[at.NUM_PREFILL] = kept
+            start_decoding(s, slots, finish_wheel, phases, i, slots[i].offset, left)
+    s.num_prefill = kept
     if finished > 1:
-        sort_by_order(seats, finished)
+        sort_by_order(slots, finished)
     for j in range(finished):
-        s = seats[j, at.ENDING]
-        request = seats[s, at.REQUEST]
-        seats[s, at.STATE] = at.FINISHING
-        requests[request, at.GENERATED] = requests[request, at.OUTPUT]
-        times[request, at.FINISH] = end
-        if z[at.RECORD] == 2:
-            requests[z[at.LOG_FINISHED] + j, at.FINISHED_REQUEST] = request
-    z[at.LOG_FINISHED] += finished
-    z[at.UNFINISHED] -= finished
+        i = slots[j].ending
+        request = slots[i].request
+        slots[i].state = at.FINISHING
+        requests[request].generated = requests[request].output_tokens
+        requests[request].finish = end
+        if s.record == at.ALL_SEQUENCES:
+            requests[s.logged_finished + j].finished = request
+    s.logged_finished += finished
+    s.num_unfinished -= finished
     return finished
 
 
 @compiled
 def release_successors(
-    z: Array, f: Array, requests: Array, times: Array, successors: Array, request: int, now: float
+    s: Record, requests: Array, successors: Array, request: int, now: float
 ) -> None:
     """Let the requests that waited for ``request`` arrive."""
     for j in range(successors[0, request], successors[0, request + 1]):
         successor = successors[1, j]
-        requests[successor, at.PREDECESSORS] -= 1
-        if requests[successor, at.PREDECESSORS] > 0:
+        requests[successor].num_predecessors -= 1
+        if requests[successor].num_predecessors > 0:
             continue
-        outside = f[at.DELAY] > 0.0 or times[successor, at.OWN_ARRIVAL] > 0.0
-        if z[at.TIMED] and not z[at.BY_STEP] and outside:
-            requests[z[at.NUM_RELEASED], at.RELEASED_REQUEST] = successor
-            z[at.NUM_RELEASED] += 1
+        outside = s.release_delay > 0.0 or requests[successor].arrival > 0.0
+        if s.external_latency and not s.arrivals_by_step and outside:
+            requests[s.num_released].released = successor
+            s.num_released += 1
             continue
-        key = max(now + f[at.DELAY], times[successor, at.OWN_ARRIVAL])
+        key = max(now + s.release_delay, requests[successor].arrival)
         if key <= now:
-            admit_arrivals(z, requests, times, now)  # what arrived before comes before
-            wait_last(z, requests, successor)
+            admit_arrivals(s, requests, now)  # what arrived before comes before
+            append_waiting(s, requests, successor)
         else:
-            pend(z, requests, times, key, successor)
+            push_arrival(s, requests, key, successor)
 
 
 @compiled
 def process_outcome(
-    z: Array,
-    f: Array,
+    s: Record,
     requests: Array,
-    times: Array,
-    seats: Array,
+    slots: Array,
     successors: Array,
-    kv: Array,
-    hashes: Array,
+    blocks: Array,
     buckets: Array,
     table: Array,
     prompt_hash: Array,
     now: float,
 ) -> None:
     """Free what the sequences in ``LEAVING`` held, and let their successors arrive."""
-    count = z[at.NUM_FINISHING]
-    z[at.NUM_FINISHING] = 0
-    f[at.CALL] = now
+    count = s.num_finishing
+    s.num_finishing = 0
+    s.next_call = now
     # Asynchronously, blocks that a token known only now fills get their hash now.
-    if z[at.ASYNC] and z[at.CACHING]:
-        for j in range(z[at.NUM_HELD]):
-            s = seats[j, at.LEFT_OUT]
+    if s.async_scheduling and s.caching:
+        for j in range(s.num_skipped):
+            i = slots[j].skipped
             remember_blocks(
-                z, requests, seats, kv, hashes, buckets, table, prompt_hash, s, seats[s, at.OFFSET]
+                s, requests, slots, blocks, buckets, table, prompt_hash, i, slots[i].offset
             )
     for j in range(count):
-        s = seats[j, at.LEAVING]
-        if s >= 0:
-            if z[at.ASYNC] and z[at.CACHING]:
+        i = slots[j].leaving
+        if i >= 0:
+            if s.async_scheduling and s.caching:
                 remember_blocks(
-                    z,
+                    s,
                     requests,
-                    seats,
-                    kv,
-                    hashes,
+                    slots,
+                    blocks,
                     buckets,
                     table,
                     prompt_hash,
-                    s,
-                    seats[s, at.OFFSET],
+                    i,
+                    slots[i].offset,
                 )
-            release_blocks(z, requests, seats, kv, hashes, table, s, seats[s, at.OFFSET], 0)
-            stand_up(z, seats, s)
-    key = float(z[at.STEP]) if z[at.BY_STEP] else now
+            release_blocks(s, requests, slots, blocks, table, i, slots[i].offset, 0)
+            remove_running(s, slots, i)
+    key = float(s.step) if s.arrivals_by_step else now
     for j in range(count):
-        release_successors(z, f, requests, times, successors, seats[j, at.LEAVING_REQUEST], key)
+        release_successors(s, requests, successors, slots[j].leaving_request, key)
+
+
+@compiled
+def log_is_full(s: Record, log: Array, entries: Array, preempted: Array) -> Any:
+    """Return whether the next step may not fit into the record."""
+    if s.record == at.NOTHING:
+        return False
+    if s.rows >= len(log):
+        return True
+    return s.record == at.ALL_SEQUENCES and (
+        s.logged_seqs + s.max_num_seqs > len(entries)
+        or s.logged_preempted + s.num_running > len(preempted)
+    )
+
+
+@compiled
+def log_step(
+    log: Array,
+    row: int,
+    step: int,
+    free: int,
+    decode: int,
+    prefill_seqs: int,
+    prefill_tokens: int,
+    pairs: float,
+    context: float,
+    longest: float,
+    start: float,
+) -> None:
+    """Record the composition of a step."""
+    log[row].step = step
+    log[row].num_seqs = decode + prefill_seqs
+    log[row].num_tokens = decode + prefill_tokens
+    log[row].prefill_seqs = prefill_seqs
+    log[row].prefill_tokens = prefill_tokens
+    log[row].free_blocks = free
+    log[row].start = start
+    log[row].prefill_pairs = pairs
+    log[row].context_tokens = context
+    log[row].longest_tokens = longest
+
+
+@compiled
+def log_sequences(s: Record, slots: Array, entries: Array) -> None:
+    """Record who is scheduled in the step at hand, in running order."""
+    k = s.logged_seqs
+    i = s.running_head
+    while i >= 0:
+        state = slots[i].state
+        n = 0
+        if state == at.DECODE:
+            n = 1
+        elif state == at.PREFILL:
+            n = slots[i].chunk
+        if n > 0:
+            entries[k].request = slots[i].request
+            entries[k].tokens = n
+            k += 1
+        i = slots[i].after
+    s.logged_seqs = k
+    s.logged_preempted += s.step_preemptions
+
+
+@compiled
+def mark_curve(s: Record, curve: Array) -> None:
+    """Add a point to the progress curve; when it is full, drop every other one."""
+    i = s.curve_count
+    if i == len(curve) - 1:
+        i = 0
+        for j in range(0, s.curve_count, 2):
+            curve[i] = curve[j]
+            i += 1
+        s.curve_stride *= 2
+    curve[i].time = s.clock
+    curve[i].tokens = s.first_tokens
+    curve[i].pairs = s.first_pairs
+    s.curve_count = i + 1
+    s.curve_next_row = s.rows + s.curve_stride

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from samullm_plugin.engine import layout as at
-from samullm_plugin.engine.arrays import Array
 from samullm_plugin.engine.jit import compiled
+from samullm_plugin.engine.records import Array
 
 GENERATED = 7
 """Id of every generated token, and by agreement the hash of a block of nothing else."""
@@ -41,10 +40,10 @@ def hash_token_ids(requests: Array, token_ids: Array, block: int, prompt_hash: A
         generated = mix(generated, GENERATED)
     p = 0
     for r in range(len(requests)):
-        end = p + requests[r, at.PROMPT]
-        start = requests[r, at.HASHES_FROM]
+        end = p + requests[r].prompt_tokens
+        start = requests[r].first_hash
         h = np.int64(0)
-        for j in range(start, start + requests[r, at.PROMPT] // block):
+        for j in range(start, start + requests[r].prompt_tokens // block):
             content = np.int64(0)
             for _ in range(block):
                 content = mix(content, token_ids[p])
@@ -59,7 +58,7 @@ def hash_token_ids(requests: Array, token_ids: Array, block: int, prompt_hash: A
             left -= 1
         for _ in range(left):
             content = mix(content, GENERATED)
-        requests[r, at.TAIL_HASH] = GENERATED if content == generated else content
+        requests[r].tail_hash = GENERATED if content == generated else content
 
 
 @compiled
@@ -72,8 +71,8 @@ def hash_prefixes(
     differ between any two requests.
     """
     for r in range(len(requests)):
-        prompt = requests[r, at.PROMPT]
-        start = requests[r, at.HASHES_FROM]
+        prompt = requests[r].prompt_tokens
+        start = requests[r].first_hash
         full = prompt // block
         shared = prefix_tokens[r] if prefix_id[r] >= 0 else 0
         both = min(shared // block, full)
@@ -87,14 +86,14 @@ def hash_prefixes(
         tail = own
         if shared >= prompt:
             tail = mix(mix(2 * prefix_id[r], full), prompt - full * block)
-        requests[r, at.TAIL_HASH] = tail
+        requests[r].tail_hash = tail
 
 
 @compiled
 def first_block_hashes(requests: Array, prompt_hash: Array, block: int, result: Array) -> None:
     """Fill in the hash of each request's first block, which generated tokens may complete."""
     for r in range(len(requests)):
-        if requests[r, at.PROMPT] >= block:
-            result[r] = prompt_hash[requests[r, at.HASHES_FROM]]
+        if requests[r].prompt_tokens >= block:
+            result[r] = prompt_hash[requests[r].first_hash]
         else:
-            result[r] = mix(np.int64(0), requests[r, at.TAIL_HASH])
+            result[r] = mix(np.int64(0), requests[r].tail_hash)

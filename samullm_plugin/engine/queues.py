@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from samullm_plugin.engine import layout as at
-from samullm_plugin.engine.arrays import Array
 from samullm_plugin.engine.jit import compiled
+from samullm_plugin.engine.records import Array, Record
 
 
 @compiled
@@ -15,111 +14,111 @@ def heap_push(requests: Array, size: int, key: int) -> None:
     i = size
     while i > 0:
         parent = (i - 1) >> 1
-        if requests[parent, at.RANKED] <= key:
+        if requests[parent].heap_rank <= key:
             break
-        requests[i, at.RANKED] = requests[parent, at.RANKED]
+        requests[i].heap_rank = requests[parent].heap_rank
         i = parent
-    requests[i, at.RANKED] = key
+    requests[i].heap_rank = key
 
 
 @compiled
 def heap_drop(requests: Array, size: int) -> None:
     """Remove the least of the binary heap of ``size`` ranks."""
-    last = requests[size - 1, at.RANKED]
+    last = requests[size - 1].heap_rank
     size -= 1
     i = 0
     while True:
         child = 2 * i + 1
         if child >= size:
             break
-        if child + 1 < size and requests[child + 1, at.RANKED] < requests[child, at.RANKED]:
+        if child + 1 < size and requests[child + 1].heap_rank < requests[child].heap_rank:
             child += 1
-        if requests[child, at.RANKED] >= last:
+        if requests[child].heap_rank >= last:
             break
-        requests[i, at.RANKED] = requests[child, at.RANKED]
+        requests[i].heap_rank = requests[child].heap_rank
         i = child
-    requests[i, at.RANKED] = last
+    requests[i].heap_rank = last
 
 
 @compiled
-def wait_last(z: Array, requests: Array, request: int) -> None:
+def append_waiting(s: Record, requests: Array, request: int) -> None:
     """Add an arriving request to the waiting queue."""
-    if z[at.PRIORITY]:
-        heap_push(requests, z[at.NUM_WAITING], requests[request, at.RANK])
+    if s.priority:
+        heap_push(requests, s.num_waiting, requests[request].rank)
     else:
-        requests[request, at.LINK] = -1
-        if z[at.WAIT_TAIL] >= 0:
-            requests[z[at.WAIT_TAIL], at.LINK] = request
+        requests[request].after_waiting = -1
+        if s.waiting_tail >= 0:
+            requests[s.waiting_tail].after_waiting = request
         else:
-            z[at.WAIT_HEAD] = request
-        z[at.WAIT_TAIL] = request
-    z[at.NUM_WAITING] += 1
+            s.waiting_head = request
+        s.waiting_tail = request
+    s.num_waiting += 1
 
 
 @compiled
-def wait_first(z: Array, requests: Array, request: int) -> None:
+def prepend_waiting(s: Record, requests: Array, request: int) -> None:
     """Put a preempted request back to the front of the waiting queue."""
-    if z[at.PRIORITY]:
-        heap_push(requests, z[at.NUM_WAITING], requests[request, at.RANK])
+    if s.priority:
+        heap_push(requests, s.num_waiting, requests[request].rank)
     else:
-        requests[request, at.LINK] = z[at.WAIT_HEAD]
-        z[at.WAIT_HEAD] = request
-        if z[at.WAIT_TAIL] < 0:
-            z[at.WAIT_TAIL] = request
-    z[at.NUM_WAITING] += 1
+        requests[request].after_waiting = s.waiting_head
+        s.waiting_head = request
+        if s.waiting_tail < 0:
+            s.waiting_tail = request
+    s.num_waiting += 1
 
 
 @compiled
-def peek_waiting(z: Array, requests: Array) -> Any:
+def peek_waiting(s: Record, requests: Array) -> Any:
     """Return the first request of the waiting queue."""
-    if z[at.PRIORITY]:
-        return requests[requests[0, at.RANKED], at.BY_RANK]
-    return z[at.WAIT_HEAD]
+    if s.priority:
+        return requests[requests[0].heap_rank].of_rank
+    return s.waiting_head
 
 
 @compiled
-def drop_waiting(z: Array, requests: Array) -> None:
+def pop_waiting(s: Record, requests: Array) -> None:
     """Remove the first request of the waiting queue."""
-    if z[at.PRIORITY]:
-        heap_drop(requests, z[at.NUM_WAITING])
+    if s.priority:
+        heap_drop(requests, s.num_waiting)
     else:
-        after = requests[z[at.WAIT_HEAD], at.LINK]
-        z[at.WAIT_HEAD] = after
+        after = requests[s.waiting_head].after_waiting
+        s.waiting_head = after
         if after < 0:
-            z[at.WAIT_TAIL] = -1
-    z[at.NUM_WAITING] -= 1
+            s.waiting_tail = -1
+    s.num_waiting -= 1
 
 
 @compiled
-def pend(z: Array, requests: Array, times: Array, key: float, request: int) -> None:
+def push_arrival(s: Record, requests: Array, key: float, request: int) -> None:
     """Keep a released request until ``key``; equal keys in the order of release."""
-    count = z[at.PENDING_COUNT]
-    z[at.PENDING_COUNT] += 1
-    i = z[at.NUM_PENDING]
-    z[at.NUM_PENDING] += 1
+    count = s.num_pushed
+    s.num_pushed += 1
+    i = s.num_due_later
+    s.num_due_later += 1
     while i > 0:
         parent = (i - 1) >> 1
-        if times[parent, at.PENDING_KEY] <= key:  # an equal key was released before
+        if requests[parent].due_key <= key:  # an equal key was released before
             break
-        times[i, at.PENDING_KEY] = times[parent, at.PENDING_KEY]
-        requests[i, at.PENDING_ORDER] = requests[parent, at.PENDING_ORDER]
-        requests[i, at.PENDING] = requests[parent, at.PENDING]
+        requests[i].due_key = requests[parent].due_key
+        requests[i].due_order = requests[parent].due_order
+        requests[i].due_request = requests[parent].due_request
         i = parent
-    times[i, at.PENDING_KEY] = key
-    requests[i, at.PENDING_ORDER] = count
-    requests[i, at.PENDING] = request
+    requests[i].due_key = key
+    requests[i].due_order = count
+    requests[i].due_request = request
 
 
 @compiled
-def unpend(z: Array, requests: Array, times: Array) -> int:
+def pop_arrival(s: Record, requests: Array) -> int:
     """Remove and return the first pending request."""
-    result: int = requests[0, at.PENDING]
-    z[at.NUM_PENDING] -= 1
-    size = z[at.NUM_PENDING]
+    result: int = requests[0].due_request
+    s.num_due_later -= 1
+    size = s.num_due_later
     key, count, request = (
-        times[size, at.PENDING_KEY],
-        requests[size, at.PENDING_ORDER],
-        requests[size, at.PENDING],
+        requests[size].due_key,
+        requests[size].due_order,
+        requests[size].due_request,
     )
     i = 0
     while True:
@@ -127,51 +126,51 @@ def unpend(z: Array, requests: Array, times: Array) -> int:
         if child >= size:
             break
         if child + 1 < size and (
-            times[child + 1, at.PENDING_KEY] < times[child, at.PENDING_KEY]
+            requests[child + 1].due_key < requests[child].due_key
             or (
-                times[child + 1, at.PENDING_KEY] == times[child, at.PENDING_KEY]
-                and requests[child + 1, at.PENDING_ORDER] < requests[child, at.PENDING_ORDER]
+                requests[child + 1].due_key == requests[child].due_key
+                and requests[child + 1].due_order < requests[child].due_order
             )
         ):
             child += 1
-        if key < times[child, at.PENDING_KEY] or (
-            key == times[child, at.PENDING_KEY] and count < requests[child, at.PENDING_ORDER]
+        if key < requests[child].due_key or (
+            key == requests[child].due_key and count < requests[child].due_order
         ):
             break
-        times[i, at.PENDING_KEY] = times[child, at.PENDING_KEY]
-        requests[i, at.PENDING_ORDER] = requests[child, at.PENDING_ORDER]
-        requests[i, at.PENDING] = requests[child, at.PENDING]
+        requests[i].due_key = requests[child].due_key
+        requests[i].due_order = requests[child].due_order
+        requests[i].due_request = requests[child].due_request
         i = child
-    times[i, at.PENDING_KEY] = key
-    requests[i, at.PENDING_ORDER] = count
-    requests[i, at.PENDING] = request
+    requests[i].due_key = key
+    requests[i].due_order = count
+    requests[i].due_request = request
     return result
 
 
 @compiled
-def next_arrival_key(z: Array, times: Array) -> Any:
+def next_arrival_key(s: Record, requests: Array) -> Any:
     """Return when the next request arrives, inf if none is known."""
     key = float("inf")
-    if z[at.NEXT_ARRIVAL] < z[at.NUM_ARRIVALS]:
-        key = times[z[at.NEXT_ARRIVAL], at.ARRIVAL_KEY]
-    if z[at.NUM_PENDING] > 0 and times[0, at.PENDING_KEY] < key:
-        key = times[0, at.PENDING_KEY]
+    if s.next_arrival < s.num_arrivals:
+        key = requests[s.next_arrival].arrival_key
+    if s.num_due_later > 0 and requests[0].due_key < key:
+        key = requests[0].due_key
     return key
 
 
 @compiled
-def admit_arrivals(z: Array, requests: Array, times: Array, now: float) -> None:
+def admit_arrivals(s: Record, requests: Array, now: float) -> None:
     """Move what has arrived by ``now`` to the waiting queue, in order of arrival."""
     while True:
         key = float("inf")
-        if z[at.NEXT_ARRIVAL] < z[at.NUM_ARRIVALS]:
-            key = times[z[at.NEXT_ARRIVAL], at.ARRIVAL_KEY]
-        if z[at.NUM_PENDING] > 0 and times[0, at.PENDING_KEY] < key:
-            if times[0, at.PENDING_KEY] > now:
+        if s.next_arrival < s.num_arrivals:
+            key = requests[s.next_arrival].arrival_key
+        if s.num_due_later > 0 and requests[0].due_key < key:
+            if requests[0].due_key > now:
                 break
-            wait_last(z, requests, unpend(z, requests, times))
+            append_waiting(s, requests, pop_arrival(s, requests))
         else:
             if not key <= now:
                 break
-            wait_last(z, requests, requests[z[at.NEXT_ARRIVAL], at.ARRIVING])
-            z[at.NEXT_ARRIVAL] += 1
+            append_waiting(s, requests, requests[s.next_arrival].arriving)
+            s.next_arrival += 1

@@ -7,83 +7,86 @@ from __future__ import annotations
 
 from typing import Any
 
-from samullm_plugin.engine import layout as at
-from samullm_plugin.engine.arrays import Array
-from samullm_plugin.engine.blocks import (
+from samullm_plugin.engine import records as at
+from samullm_plugin.engine.jit import compiled
+from samullm_plugin.engine.kv_cache import (
+    blocks_for,
     find_prefix,
     remember_blocks,
+    reuse_blocks,
     take_block,
+    take_blocks,
     use_block,
 )
-from samullm_plugin.engine.jit import compiled
-from samullm_plugin.engine.owned import reuse_blocks, take_blocks
-from samullm_plugin.engine.preempt import (
-    blocks_for,
-    hold,
+from samullm_plugin.engine.queues import peek_waiting, pop_waiting
+from samullm_plugin.engine.records import Array, Record
+from samullm_plugin.engine.running import (
+    add_running,
+    computed_tokens,
     last_in_priority,
     preempt,
+    skip,
 )
-from samullm_plugin.engine.queues import drop_waiting, peek_waiting
-from samullm_plugin.engine.running import computed_tokens, sit_down
 
 
 @compiled
-def plan_running(z: Array, seats: Array, classes: Array, threshold: int) -> tuple[int, int]:
+def plan_running(s: Record, slots: Array, phases: Array, threshold: int) -> tuple[int, int]:
     """Set the chunks of the prefilling sequences as if all running sequences could be scheduled.
 
     Returns:
         Their tokens, and the blocks they need.
     """
-    block = z[at.BLOCK]
-    tokens = z[at.NUM_DECODE]
-    needed = classes[z[at.RESIDUE], at.COUNT]
-    for j in range(z[at.NUM_PREFILL]):
-        s = seats[j, at.PREFILLING]
-        computed = seats[s, at.OFFSET]
-        n = seats[s, at.TARGET] - computed
+    block = s.block_size
+    tokens = s.num_decode
+    needed = phases[s.block_phase].count
+    for j in range(s.num_prefill):
+        i = slots[j].prefilling
+        computed = slots[i].offset
+        n = slots[i].target - computed
         if 0 < threshold < n:
             n = threshold
-        if j == z[at.NUM_PREFILL] - 1 and s == z[at.TAIL] and tokens < z[at.BUDGET]:
-            n = min(n, z[at.BUDGET] - tokens)  # the last of all takes what the others leave
-        seats[s, at.CHUNK] = n
+        if j == s.num_prefill - 1 and i == s.running_tail and tokens < s.max_num_batched_tokens:
+            n = min(
+                n, s.max_num_batched_tokens - tokens
+            )  # the last of all takes what the others leave
+        slots[i].chunk = n
         tokens += n
         needed += blocks_for(computed + n, block) - blocks_for(computed, block)
     return tokens, needed
 
 
 @compiled
-def blocks_needed(z: Array, seats: Array, s: int) -> Any:
-    """Return the blocks that seat ``s`` needs for what is planned for it."""
-    state = seats[s, at.STATE]
+def blocks_needed(s: Record, slots: Array, i: int) -> Any:
+    """Return the blocks that slot ``i`` needs for what is planned for it."""
+    state = slots[i].state
     if state == at.DECODE:
-        return 1 if seats[s, at.CLASS] == z[at.RESIDUE] else 0
+        return 1 if slots[i].phase == s.block_phase else 0
     if state == at.PREFILL:
-        computed = seats[s, at.OFFSET]
-        after = blocks_for(computed + seats[s, at.CHUNK], z[at.BLOCK])
-        return after - blocks_for(computed, z[at.BLOCK])
+        computed = slots[i].offset
+        after = blocks_for(computed + slots[i].chunk, s.block_size)
+        return after - blocks_for(computed, s.block_size)
     return 0
 
 
 @compiled
-def next_in_order(seats: Array, j: int, num_prefill: int, s: int) -> Any:
-    """Return the earlier of the ``j``-th prefilling seat and seat ``s``; -1: there is neither."""
+def next_in_order(slots: Array, j: int, num_prefill: int, i: int) -> Any:
+    """Return the earlier of the ``j``-th prefilling slot and slot ``i``; -1: there is neither."""
     if j >= num_prefill:
-        return s
-    prefilling = seats[j, at.PREFILLING]
-    if s < 0 or seats[prefilling, at.ORDER] < seats[s, at.ORDER]:
+        return i
+    prefilling = slots[j].prefilling
+    if i < 0 or slots[prefilling].order < slots[i].order:
         return prefilling
-    return s
+    return i
 
 
 @compiled
 def schedule_in_blocks(
-    z: Array,
+    s: Record,
     requests: Array,
-    seats: Array,
-    calendar: Array,
-    classes: Array,
-    kv: Array,
-    hashes: Array,
+    slots: Array,
+    finish_wheel: Array,
+    phases: Array,
+    blocks: Array,
     buckets: Array,
     table: Array,
     prompt_hash: Array,
@@ -94,54 +97,53 @@ def schedule_in_blocks(
     For policy fcfs with tokens for all: then only sequences that need blocks, and those that fill
     one, have to be touched.
     """
-    block, tick, residue = z[at.BLOCK], z[at.TICK], z[at.RESIDUE]
-    j, s = 0, classes[residue, at.FIRST]
+    block, step, phase = s.block_size, s.decode_step, s.block_phase
+    j, i = 0, phases[phase].first
     while True:
-        current = next_in_order(seats, j, z[at.NUM_PREFILL], s)
+        current = next_in_order(slots, j, s.num_prefill, i)
         if current < 0:
             break
-        computed = computed_tokens(z, seats, current)
+        computed = computed_tokens(s, slots, current)
         have = blocks_for(computed, block)
-        need = blocks_needed(z, seats, current)
+        need = blocks_needed(s, slots, current)
         victim = -1
-        while need > z[at.FREE_BLOCKS] and victim != current:
-            victim = z[at.TAIL]
-            preempt(z, requests, seats, calendar, classes, kv, hashes, table, preempted, victim, 0)
+        while need > s.free_blocks and victim != current:
+            victim = s.running_tail
+            preempt(s, requests, slots, finish_wheel, phases, blocks, table, preempted, victim, 0)
         if victim == current:
             break
         for b in range(have, have + need):
-            table[current, b] = take_block(z, kv, hashes, buckets)
-        if current == s:
-            s = seats[s, at.CLASS_AFTER]
+            table[current, b] = take_block(s, blocks, buckets)
+        if current == i:
+            i = slots[i].phase_after
         else:
             j += 1
     # A block gets its hash when its last token is known: asynchronously one step later.
-    ahead = 0 if z[at.ASYNC] else 1
+    ahead = 0 if s.async_scheduling else 1
     if ahead:
-        residue = residue - 1 if residue > 0 else block - 1
-    j, s = 0, classes[residue, at.FIRST]
+        phase = phase - 1 if phase > 0 else block - 1
+    j, i = 0, phases[phase].first
     while True:
-        current = next_in_order(seats, j, z[at.NUM_PREFILL], s)
+        current = next_in_order(slots, j, s.num_prefill, i)
         if current < 0:
             break
-        if current == s:
-            known = seats[s, at.OFFSET] + tick + ahead
-            s = seats[s, at.CLASS_AFTER]
+        if current == i:
+            known = slots[i].offset + step + ahead
+            i = slots[i].phase_after
         else:
-            known = seats[current, at.OFFSET] + seats[current, at.CHUNK]
+            known = slots[current].offset + slots[current].chunk
             j += 1
-        remember_blocks(z, requests, seats, kv, hashes, buckets, table, prompt_hash, current, known)
+        remember_blocks(s, requests, slots, blocks, buckets, table, prompt_hash, current, known)
 
 
 @compiled
 def schedule_one_by_one(
-    z: Array,
+    s: Record,
     requests: Array,
-    seats: Array,
-    calendar: Array,
-    classes: Array,
-    kv: Array,
-    hashes: Array,
+    slots: Array,
+    finish_wheel: Array,
+    phases: Array,
+    blocks: Array,
     buckets: Array,
     table: Array,
     prompt_hash: Array,
@@ -152,70 +154,69 @@ def schedule_one_by_one(
 
     Needed where the order decides who gets less, or which block.
     """
-    block = z[at.BLOCK]
-    budget = z[at.BUDGET]
-    s = z[at.HEAD]
-    while s >= 0:
-        seats[s, at.SCHEDULED] = 0
-        s = seats[s, at.AFTER]
-    s = z[at.HEAD]
-    while s >= 0 and budget > 0:
-        if seats[s, at.STATE] == at.FINISHING:
-            s = seats[s, at.AFTER]
+    block = s.block_size
+    budget = s.max_num_batched_tokens
+    i = s.running_head
+    while i >= 0:
+        slots[i].scheduled = 0
+        i = slots[i].after
+    i = s.running_head
+    while i >= 0 and budget > 0:
+        if slots[i].state == at.FINISHING:
+            i = slots[i].after
             continue
-        decoding = seats[s, at.STATE] == at.DECODE
-        computed = computed_tokens(z, seats, s)
-        n = 1 if decoding else seats[s, at.TARGET] - computed
+        decoding = slots[i].state == at.DECODE
+        computed = computed_tokens(s, slots, i)
+        n = 1 if decoding else slots[i].target - computed
         if 0 < threshold < n:
             n = threshold
         n = min(n, budget)
         have = blocks_for(computed, block)
         need = blocks_for(computed + n, block) - have
         victim = -1
-        while need > z[at.FREE_BLOCKS] and victim != s:
-            victim = last_in_priority(z, requests, seats) if z[at.PRIORITY] else z[at.TAIL]
-            extra = seats[victim, at.SCHEDULED]
+        while need > s.free_blocks and victim != i:
+            victim = last_in_priority(s, requests, slots) if s.priority else s.running_tail
+            extra = slots[victim].scheduled
             budget += extra
             preempt(
-                z, requests, seats, calendar, classes, kv, hashes, table, preempted, victim, extra
+                s, requests, slots, finish_wheel, phases, blocks, table, preempted, victim, extra
             )
-        if victim == s:
+        if victim == i:
             break
-        if z[at.CACHING] == at.SHARED_BLOCKS:
+        if s.caching == at.SHARED_BLOCKS:
             for j in range(have, have + need):
-                table[s, j] = take_block(z, kv, hashes, buckets)
+                table[i, j] = take_block(s, blocks, buckets)
         else:
-            take_blocks(z, requests, need)
-        if z[at.CACHING]:
+            take_blocks(s, requests, need)
+        if s.caching:
             known = computed + n
-            if z[at.ASYNC] and decoding:
-                known = computed + seats[s, at.LATE]
-                z[at.NUM_LATE] -= seats[s, at.LATE]
-                seats[s, at.LATE] = 0
-            remember_blocks(z, requests, seats, kv, hashes, buckets, table, prompt_hash, s, known)
-        seats[s, at.SCHEDULED] = n
-        seats[s, at.CHUNK] = n
+            if s.async_scheduling and decoding:
+                known = computed + slots[i].no_token_in_flight
+                s.num_no_token_in_flight -= slots[i].no_token_in_flight
+                slots[i].no_token_in_flight = 0
+            remember_blocks(s, requests, slots, blocks, buckets, table, prompt_hash, i, known)
+        slots[i].scheduled = n
+        slots[i].chunk = n
         budget -= n
-        s = seats[s, at.AFTER]
-    s = z[at.HEAD]
-    while s >= 0:
-        if seats[s, at.SCHEDULED] == 0:
-            seats[s, at.CHUNK] = 0
-            if seats[s, at.STATE] == at.DECODE:
-                hold(z, seats, calendar, classes, s)
-        s = seats[s, at.AFTER]
+        i = slots[i].after
+    i = s.running_head
+    while i >= 0:
+        if slots[i].scheduled == 0:
+            slots[i].chunk = 0
+            if slots[i].state == at.DECODE:
+                skip(s, slots, finish_wheel, phases, i)
+        i = slots[i].after
     return budget
 
 
 @compiled
 def schedule_running(
-    z: Array,
+    s: Record,
     requests: Array,
-    seats: Array,
-    calendar: Array,
-    classes: Array,
-    kv: Array,
-    hashes: Array,
+    slots: Array,
+    finish_wheel: Array,
+    phases: Array,
+    blocks: Array,
     buckets: Array,
     table: Array,
     prompt_hash: Array,
@@ -223,61 +224,58 @@ def schedule_running(
     threshold: int,
 ) -> Any:
     """Schedule the running sequences; return the tokens left of the budget."""
-    tokens, needed = plan_running(z, seats, classes, threshold)
-    in_order = tokens > z[at.BUDGET] or z[at.NUM_LATE] > 0
-    in_order |= needed > z[at.FREE_BLOCKS] and z[at.PRIORITY] != 0
+    tokens, needed = plan_running(s, slots, phases, threshold)
+    in_order = tokens > s.max_num_batched_tokens or s.num_no_token_in_flight > 0
+    in_order |= needed > s.free_blocks and s.priority != 0
     if in_order:
         return schedule_one_by_one(
-            z,
+            s,
             requests,
-            seats,
-            calendar,
-            classes,
-            kv,
-            hashes,
+            slots,
+            finish_wheel,
+            phases,
+            blocks,
             buckets,
             table,
             prompt_hash,
             preempted,
             threshold,
         )
-    if z[at.CACHING] == at.SHARED_BLOCKS:
+    if s.caching == at.SHARED_BLOCKS:
         schedule_in_blocks(
-            z,
+            s,
             requests,
-            seats,
-            calendar,
-            classes,
-            kv,
-            hashes,
+            slots,
+            finish_wheel,
+            phases,
+            blocks,
             buckets,
             table,
             prompt_hash,
             preempted,
         )
-        return z[at.BUDGET] - tokens  # not asked for after a preemption
+        return s.max_num_batched_tokens - tokens  # not asked for after a preemption
     # Preempting the last ones until the rest fits is what preempting them one by one comes to.
-    while needed > z[at.FREE_BLOCKS]:
-        last = z[at.TAIL]
-        others = needed - blocks_needed(z, seats, last)
-        if others <= z[at.FREE_BLOCKS]:
+    while needed > s.free_blocks:
+        last = s.running_tail
+        others = needed - blocks_needed(s, slots, last)
+        if others <= s.free_blocks:
             # It is the last one's own turn that blocks run out at: the others have theirs.
-            take_blocks(z, requests, others)
-            preempt(z, requests, seats, calendar, classes, kv, hashes, table, preempted, last, 0)
-            return z[at.BUDGET] - tokens
-        preempt(z, requests, seats, calendar, classes, kv, hashes, table, preempted, last, 0)
-        tokens, needed = plan_running(z, seats, classes, threshold)
-    take_blocks(z, requests, needed)
-    return z[at.BUDGET] - tokens
+            take_blocks(s, requests, others)
+            preempt(s, requests, slots, finish_wheel, phases, blocks, table, preempted, last, 0)
+            return s.max_num_batched_tokens - tokens
+        preempt(s, requests, slots, finish_wheel, phases, blocks, table, preempted, last, 0)
+        tokens, needed = plan_running(s, slots, phases, threshold)
+    take_blocks(s, requests, needed)
+    return s.max_num_batched_tokens - tokens
 
 
 @compiled
 def schedule_waiting(
-    z: Array,
+    s: Record,
     requests: Array,
-    seats: Array,
-    kv: Array,
-    hashes: Array,
+    slots: Array,
+    blocks: Array,
     buckets: Array,
     table: Array,
     prompt_hash: Array,
@@ -285,47 +283,47 @@ def schedule_waiting(
     threshold: int,
 ) -> None:
     """Move requests from the waiting queue to the running list while they fit."""
-    block = z[at.BLOCK]
-    while budget > 0 and z[at.NUM_WAITING] > 0 and z[at.NUM_RUNNING] < z[at.MAX_SEQS]:
-        request = peek_waiting(z, requests)
-        tokens = requests[request, at.PROMPT] + requests[request, at.GENERATED]
+    block = s.block_size
+    while budget > 0 and s.num_waiting > 0 and s.num_running < s.max_num_seqs:
+        request = peek_waiting(s, requests)
+        tokens = requests[request].prompt_tokens + requests[request].generated
         hits, unused = 0, 0
-        if z[at.CACHING] == at.OWN_BLOCKS:
-            hits = unused = requests[request, at.KEPT]
+        if s.caching == at.PRIVATE_BLOCKS:
+            hits = unused = requests[request].kept_blocks
             if hits > (tokens - 1) // block:
-                z[at.NOT_PREFIX] = 1
+                s.not_private = 1
                 break
-        elif z[at.CACHING]:
+        elif s.caching:
             hits, unused = find_prefix(
-                z, requests, kv, hashes, buckets, table, prompt_hash, request, tokens
+                s, requests, blocks, buckets, table, prompt_hash, request, tokens
             )
         # All its tokens must fit, though only the chunk's blocks are taken.
-        if blocks_for(tokens, block) - hits + unused > z[at.FREE_BLOCKS]:
+        if blocks_for(tokens, block) - hits + unused > s.free_blocks:
             break
         computed = hits * block
         n = tokens - computed
         if 0 < threshold < n:
             n = threshold
         n = min(n, budget)
-        drop_waiting(z, requests)
-        s = sit_down(z, seats, request)
-        seats[s, at.OFFSET] = computed
-        seats[s, at.TARGET] = tokens
-        seats[s, at.CHUNK] = n
-        seats[s, at.HASHED] = hits
-        if z[at.CACHING] == at.SHARED_BLOCKS:
+        pop_waiting(s, requests)
+        i = add_running(s, slots, request)
+        slots[i].offset = computed
+        slots[i].target = tokens
+        slots[i].chunk = n
+        slots[i].hashed_blocks = hits
+        if s.caching == at.SHARED_BLOCKS:
             for j in range(hits):
-                table[s, j] = table[len(table) - 1, j]
-                use_block(z, kv, table[len(table) - 1, j])
+                table[i, j] = table[len(table) - 1, j]
+                use_block(s, blocks, table[len(table) - 1, j])
             for j in range(hits, blocks_for(computed + n, block)):
-                table[s, j] = take_block(z, kv, hashes, buckets)
+                table[i, j] = take_block(s, blocks, buckets)
             remember_blocks(
-                z, requests, seats, kv, hashes, buckets, table, prompt_hash, s, computed + n
+                s, requests, slots, blocks, buckets, table, prompt_hash, i, computed + n
             )
         else:
-            reuse_blocks(z, requests, request)
-            take_blocks(z, requests, blocks_for(computed + n, block) - hits)
-        seats[z[at.NUM_PREFILL], at.PREFILLING] = s
-        z[at.NUM_PREFILL] += 1
-        z[at.STEP_CACHED] += computed
+            reuse_blocks(s, requests, request)
+            take_blocks(s, requests, blocks_for(computed + n, block) - hits)
+        slots[s.num_prefill].prefilling = i
+        s.num_prefill += 1
+        s.step_cached_tokens += computed
         budget -= n

@@ -8,11 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from samullm_plugin.engine import layout as at
-from samullm_plugin.engine.check import NeverFitsError, check_workload
-from samullm_plugin.engine.outside import OutsideRun, step_table
+from samullm_plugin.engine import records as at
+from samullm_plugin.engine.external_latency import ExternalRun, step_table
 from samullm_plugin.engine.state import EngineState, make_state
-from samullm_plugin.engine.workload import EngineRun, ProgressCurve, StepTrace, Workload
+from samullm_plugin.engine.workload import (
+    EngineRun,
+    NeverFitsError,
+    ProgressCurve,
+    StepTrace,
+    Workload,
+    check_workload,
+)
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.engine_config import EngineConfig
 from samullm_plugin.model.latency import StepLatency, StepModel, StepTable
@@ -61,7 +67,7 @@ def simulate_engine(
     if len(workload) == 0:
         return _nothing(record_steps, curve_points)
     inside = latency if isinstance(latency, StepLatency) else None
-    record = 2 if record_steps else int(inside is None)
+    record = at.ALL_SEQUENCES if record_steps else int(inside is None)
     for tell_blocks_apart in (False, True):
         state = make_state(
             config,
@@ -78,26 +84,26 @@ def simulate_engine(
         if inside is not None:
             why = run_state(state)
         else:
-            outside = OutsideRun(state, workload, latency, stop_s, release_delay_s, reserve_log)
-            why = outside.run()
-            state = outside.state
-            tell_seconds(outside)
-        if why != at.NOT_A_PREFIX:
+            external = ExternalRun(state, workload, latency, stop_s, release_delay_s, reserve_log)
+            why = external.run()
+            state = external.state
+            tell_seconds(external)
+        if why != at.NOT_PRIVATE:
             break
     return finished_run(state, why, curve_points, record_steps)
 
 
-def tell_seconds(outside: OutsideRun) -> None:
+def tell_seconds(run: ExternalRun) -> None:
     """Turn all moments of a run counted in steps into seconds."""
-    state = outside.state
-    rows = int(state.z[at.ROWS])
-    for column in (at.FINISH, at.FIRST_TOKEN):
-        state.times[:, column] = outside.seconds(state.times[:, column])
-    points = state.curve[: state.z[at.CURVE_COUNT]]
-    points[:, 0] = outside.seconds(points[:, 0])
-    state.log[:rows, at.LOG_START] = outside.starts[:rows]
-    state.f[at.CLOCK] = outside.ends[rows]
-    state.f[at.BUSY] = float((outside.ends[1 : rows + 1] - outside.starts[:rows]).sum())
+    state = run.state
+    rows = int(state.s.rows)
+    for name in ("finish", "first_token"):
+        state.requests[name] = run.seconds(state.requests[name])
+    points = state.curve[: state.s.curve_count]
+    points["time"] = run.seconds(points["time"])
+    state.log["start"][:rows] = run.starts[:rows]
+    state.s.clock = run.ends[rows]
+    state.s.busy = float((run.ends[1 : rows + 1] - run.starts[:rows]).sum())
 
 
 def run_state(state: EngineState) -> int:
@@ -117,22 +123,22 @@ def _grown(array: NDArray[Any], rows: int) -> NDArray[Any]:
 
 def reserve_log(state: EngineState) -> None:
     """Make room in the record of steps: first for what the lengths suggest, then twice as much."""
-    z, log = state.z, state.log
-    seqs = int(z[at.MAX_SEQS])
+    s, log = state.s, state.log
+    seqs = int(s.max_num_seqs)
     if len(log) == 0:
-        tokens = int(state.requests[:, at.OUTPUT].sum())
-        prompts = int(state.requests[:, at.PROMPT].sum())
+        tokens = int(state.requests["output_tokens"].sum())
+        prompts = int(state.requests["prompt_tokens"].sum())
         rows = 2 * (tokens + prompts) // min(seqs, len(state.requests)) + 1024
         sequences = tokens + len(state.requests) + rows + seqs
         preempted = 1024 + seqs
     else:
         rows, sequences, preempted = 2 * len(log), 2 * len(state.entries), 2 * len(state.preempted)
-    if z[at.ROWS] >= len(log):
+    if s.rows >= len(log):
         state.log = _grown(log, rows)
-    if z[at.RECORD] == 2:
-        if z[at.LOG_SEQS] + seqs > len(state.entries):
+    if s.record == at.ALL_SEQUENCES:
+        if s.logged_seqs + seqs > len(state.entries):
             state.entries = _grown(state.entries, sequences)
-        if z[at.LOG_PREEMPTED] + z[at.NUM_RUNNING] >= len(state.preempted):
+        if s.logged_preempted + s.num_running >= len(state.preempted):
             state.preempted = _grown(state.preempted, preempted)
 
 
@@ -143,67 +149,66 @@ def finished_run(state: EngineState, why: int, curve_points: int, record_steps: 
         NeverFitsError: the loop stopped for that.
         InputError: requests are left that wait for each other.
     """
-    z, f = state.z, state.f
-    finish = state.times[:, at.FINISH].copy()
-    if why == at.DONE and z[at.UNFINISHED] > 0:
-        i = int(np.argmax(state.requests[:, at.PREDECESSORS] > 0))
+    s, requests = state.s, state.requests
+    finish = requests["finish"].copy()
+    if why == at.DONE and s.num_unfinished > 0:
+        i = int(np.argmax(requests["num_predecessors"] > 0))
         raise InputError(f"request {i} waits for requests that wait for it: break the cycle")
-    generated = state.requests[:, at.GENERATED].copy()
-    seats = state.seats
-    decoding = seats[seats[:, at.STATE] == at.DECODE]
-    request = decoding[:, at.REQUEST]
-    left = decoding[:, at.TARGET] - z[at.TICK]
-    generated[request] = state.requests[request, at.OUTPUT] - left
+    generated = requests["generated"].copy()
+    decoding = state.slots[state.slots["state"] == at.DECODE]
+    request = decoding["request"]
+    left = decoding["target"] - s.decode_step
+    generated[request] = requests["output_tokens"][request] - left
     done = finish[np.isfinite(finish)]
     run = EngineRun(
         finish_s=finish,
-        first_token_s=state.times[:, at.FIRST_TOKEN].copy(),
+        first_token_s=requests["first_token"].copy(),
         generated_tokens=generated,
         makespan_s=float(done.max()) if len(done) else 0.0,
-        busy_s=float(f[at.BUSY]),
-        num_steps=int(z[at.ROWS]),
-        num_preemptions=int(z[at.PREEMPTIONS]),
-        peak_blocks=int(z[at.PEAK_BLOCKS]),
-        computed_tokens=int(z[at.COMPUTED]),
-        cached_tokens=int(z[at.CACHED]),
-        curve=_curve(state, curve_points) if curve_points else None,
+        busy_s=float(s.busy),
+        num_steps=int(s.rows),
+        num_preemptions=int(s.num_preemptions),
+        peak_blocks=int(s.peak_blocks),
+        computed_tokens=int(s.computed_tokens),
+        cached_tokens=int(s.cached_tokens),
+        curve=_curve(state) if curve_points else None,
         steps=step_trace(state) if record_steps else None,
     )
     if why == at.NEVER_FITS:
-        raise NeverFitsError(int(z[at.BAD_REQUEST]), int(z[at.BAD_BLOCKS]), int(z[at.USABLE]), run)
+        raise NeverFitsError(int(s.misfit_request), int(s.misfit_blocks), int(s.usable_blocks), run)
     return run
 
 
-def _curve(state: EngineState, points: int) -> ProgressCurve:
-    z, f = state.z, state.f
-    count = int(z[at.CURVE_COUNT])
-    rows = state.curve[:count]
-    end = (f[at.CLOCK], f[at.TOKENS], f[at.PAIRS])
-    if z[at.ROWS] > 0 and rows[-1, 0] < end[0]:
-        rows = np.vstack((rows, end))
-    return ProgressCurve(rows[:, 0].copy(), rows[:, 1].copy(), rows[:, 2].copy())
+def _curve(state: EngineState) -> ProgressCurve:
+    s = state.s
+    points = state.curve[: int(s.curve_count)]
+    if s.rows > 0 and points["time"][-1] < s.clock:
+        end = np.array([(s.clock, s.first_tokens, s.first_pairs)], points.dtype)
+        points = np.concatenate((points, end))
+    return ProgressCurve(*(points[name].copy() for name in ("time", "tokens", "pairs")))
 
 
 def step_trace(state: EngineState) -> StepTrace:
     """Return everything recorded."""
-    z = state.z
-    log = state.log[: z[at.ROWS]]
+    s = state.s
+    log = state.log[: s.rows]
+    entries = state.entries[: s.logged_seqs]
 
-    def starts(column: int) -> Ints:
-        return np.concatenate((np.zeros(1), log[:, column])).astype(np.int64)
+    def starts(name: str) -> Ints:
+        return np.concatenate((np.zeros(1, np.int64), log[name]))
 
     return StepTrace(
         table=step_table(log),
-        step=log[:, at.LOG_STEP].astype(np.int64),
-        start_s=log[:, at.LOG_START].copy(),
-        seq_indptr=starts(at.LOG_SEQ_END),
-        seq_request=state.entries[: z[at.LOG_SEQS], 0],
-        seq_tokens=state.entries[: z[at.LOG_SEQS], 1],
-        preempted_indptr=starts(at.LOG_PREEMPTED_END),
-        preempted_request=state.preempted[: z[at.LOG_PREEMPTED]],
-        finished_indptr=starts(at.LOG_FINISHED_END),
-        finished_request=state.requests[: z[at.LOG_FINISHED], at.FINISHED_REQUEST].astype(np.int32),
-        free_blocks=log[:, at.LOG_FREE].astype(np.int64),
+        step=log["step"].copy(),
+        start_s=log["start"].copy(),
+        seq_indptr=starts("seq_end"),
+        seq_request=entries["request"].copy(),
+        seq_tokens=entries["tokens"].copy(),
+        preempted_indptr=starts("preempted_end"),
+        preempted_request=state.preempted[: s.logged_preempted],
+        finished_indptr=starts("finished_end"),
+        finished_request=state.requests["finished"][: s.logged_finished].astype(np.int32),
+        free_blocks=log["free_blocks"].copy(),
     )
 
 

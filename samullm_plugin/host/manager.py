@@ -26,6 +26,7 @@ from samullm_plugin.errors import (
 from samullm_plugin.host import hookspecs
 from samullm_plugin.host.registration import (
     KINDS,
+    THIS_PROCESS,
     Kind,
     PluginProvenance,
     Registration,
@@ -208,6 +209,29 @@ class PluginHost:
                 )
             seen.add((origin.kind, origin.qualified_name))
 
+    def add(self, kind: Kind, value: object) -> str:
+        """Take a class or an instance from Python code, and return the name to use for it.
+
+        It runs in this process; one of an equal kind and name is replaced.
+
+        Raises:
+            InputError: saying which rule of plugin classes it breaks.
+        """
+        cls: Any = value if isinstance(value, type) else type(value)
+        try:
+            check_class(kind, cls)
+        except PluginError as error:
+            raise InputError(f"{kind}: {error}") from error
+        name: str = cls.name
+        origin = PluginProvenance(kind, name, THIS_PROCESS, "", cls.__module__)
+        self._registrations = [
+            r
+            for r in self._registrations
+            if (r.provenance.kind, r.provenance.qualified_name) != (kind, origin.qualified_name)
+        ]
+        self._registrations.append(Registration(origin, value))
+        return origin.qualified_name
+
     # Asking
 
     def provenance(self) -> list[PluginProvenance]:
@@ -305,6 +329,10 @@ class PluginHost:
         """
         registration = self.resolve(kind, name)
         config = self.check_options(kind, name, options)
+        if not isinstance(registration.value, type):  # an instance that Python code handed over
+            if options:
+                raise InputError(f"{kind} {name}: it is an instance and takes no options any more")
+            return registration.value
         try:
             return registration.value(config)
         except SamullmError:

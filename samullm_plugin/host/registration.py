@@ -25,6 +25,9 @@ Kind = Literal[
     "request-policy",
     "application",
 ]
+THIS_PROCESS = "this-process"
+"""Stands for a distribution in the names of what Python code hands over itself."""
+
 Status = Literal["ok", "failed", "disabled", "dropped"]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -72,13 +75,16 @@ class PluginProvenance:
 
     @property
     def shipped(self) -> bool:
-        """Return whether it comes with this project rather than from a third party."""
-        return canonical_distribution(self.distribution) == "samullm-plugin"
+        """Return whether it comes with this project, or from the caller, and not from others."""
+        return canonical_distribution(self.distribution) in ("samullm-plugin", THIS_PROCESS)
 
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """One thing a plugin offered: a class of a kind, or a command, and where it came from."""
+    """One thing a plugin offered: a class of a kind, or a command, and where it came from.
+
+    What Python code hands over itself may be an instance.
+    """
 
     provenance: PluginProvenance
     value: Any

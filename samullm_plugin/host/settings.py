@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, ValidationError, field_validator
@@ -44,6 +45,12 @@ class Settings(BaseSettings):
         default=300.0,
         gt=0,
         description="Seconds after which a third party's schedule, sample or fit call is ended.",
+    )
+
+    output_store: Path | None = Field(
+        default=None,
+        description="File in which outputs are kept for later runs (`--reuse cache`). By default "
+        "`samullm/outputs.sqlite` in the user's cache folder (`XDG_CACHE_HOME`, else `~/.cache`).",
     )
 
     @field_validator("load_plugins", "disable_plugins", mode="before")

@@ -6,7 +6,6 @@ handling on the host come on top. Two terms, one per iteration and one per seque
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 from samullm_plugin.checkpoints.gpus import bundled_gpu, known_gpus
 from samullm_plugin.checkpoints.models import bundled_architecture
 from samullm_plugin.errors import InputError
+from samullm_plugin.files import save, to_json
 from samullm_plugin.host.interfaces.latency import LatencyModel
 from samullm_plugin.model.application import EngineOptions, ModelSpec
 from samullm_plugin.model.architecture import ModelArchitecture
@@ -107,11 +107,7 @@ def write_correction(correction: Mapping[str, Any], path: Path) -> None:
     """
     kept = ("model", "tensor_parallel_size", "device", "host_s", "host_s_per_seq", "mape_pct")
     entries = [{k: e[k] for k in kept} for e in correction["entries"]]
-    text = json.dumps({"base": correction["base"], "entries": entries}, indent=1)
-    try:
-        path.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error}") from error
+    save(path, [to_json({"base": correction["base"], "entries": entries}, indent=1), b"\n"])
 
 
 def _predict(

@@ -22,8 +22,17 @@ class EngineOptions:
     enable_prefix_caching: bool = False
     async_scheduling: bool = True
     gpu_memory_utilization: float = 0.9
-    dtype: str = "bfloat16"
+    dtype: str = "auto"
     extra: tuple[tuple[str, object], ...] = ()
+
+    @property
+    def in_flight_tokens(self) -> int:
+        """Return the most tokens that are scheduled and not yet settled."""
+        return self.max_num_batched_tokens * (2 if self.async_scheduling else 1)
+
+    def given(self, name: str) -> object | None:
+        """Return an engine argument that the planner has no field for, or None."""
+        return dict(self.extra).get(name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from samullm_plugin.errors import InputError
+from samullm_plugin.model.kv_cache import KvCacheLayers
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,13 @@ class ModelArchitecture:
         vocab_size: entries of the vocabulary.
         num_experts: experts per layer, 0 for a dense model.
         num_active_experts: experts that each token passes through, 0 for a dense model.
-        dtype_bytes: bytes of one weight.
+        dtype_bytes: bytes of one weight of the layers' matrices.
+        parameters: of the whole checkpoint, as counted part by part; 0: by the sizes above, an
+            embedding and a head of their own.
+        active_parameters: matrix parameters of all layers that one token passes through; 0: by the
+            sizes above.
+        stored_bytes: bytes of all weights as an engine holds them; 0: by the sizes above.
+        kv_cache: what the layers keep, by kind; empty: keys and values of every layer.
     """
 
     num_layers: int
@@ -37,6 +44,10 @@ class ModelArchitecture:
     num_experts: int = 0
     num_active_experts: int = 0
     dtype_bytes: float = 2.0
+    parameters: int = 0
+    active_parameters: int = 0
+    stored_bytes: float = 0.0
+    kv_cache: tuple[KvCacheLayers, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse sizes no model has.
@@ -70,7 +81,9 @@ class ModelArchitecture:
 
     @property
     def active_matmul_params_per_layer(self) -> int:
-        """Return the matrix parameters of one layer that one token passes through."""
+        """Return the matrix parameters of one layer that one token passes through, on average."""
+        if self.active_parameters:
+            return self.active_parameters // self.num_layers
         experts = self.num_active_experts if self.num_experts else 1
         router = self.hidden_size * self.num_experts
         return self.attention_params_per_layer + experts * self.expert_params + router
@@ -78,13 +91,24 @@ class ModelArchitecture:
     @property
     def weight_bytes(self) -> float:
         """Return the bytes of all weights, embedding and output head included."""
+        if self.stored_bytes:
+            return self.stored_bytes
         layers = self.num_layers * self.matmul_params_per_layer
         return (layers + 2 * self.vocab_size * self.hidden_size) * self.dtype_bytes
 
     @property
+    def kv_cache_layers(self) -> tuple[KvCacheLayers, ...]:
+        """Return what the layers keep, by kind; where nothing is said, keys and values of each."""
+        if self.kv_cache:
+            return self.kv_cache
+        # Quantised weights say nothing of the cache: it is of the model's type, at least 16 bits.
+        head_bytes = 2 * self.head_dim * max(self.dtype_bytes, 2.0)
+        return (KvCacheLayers("full", self.num_layers, self.num_kv_heads, head_bytes),)
+
+    @property
     def kv_bytes_per_token(self) -> float:
         """Return the bytes of keys and values of one token over all layers, unsharded."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype_bytes
+        return sum(layers.bytes_per_token for layers in self.kv_cache_layers)
 
     def useful_flops(self, tokens: float, pairs: float, *, all_experts: bool = False) -> float:
         """Return the useful FLOPs of computing tokens (multiply and add counted as two).

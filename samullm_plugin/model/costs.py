@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from samullm_plugin.model.kv_cache import KvCacheGroup
 from samullm_plugin.model.latency import StepModel
 
 ProvenanceKind = Literal["measured", "transferred", "operator-table", "layer-profile", "assumed"]
@@ -52,12 +53,15 @@ class ModeCosts:
 
     Attributes:
         latency: seconds of an iteration.
-        kv_cache_tokens: KV-cache capacity of a replica in tokens; 0 if the weights do not fit.
+        kv_cache_tokens: KV-cache capacity of a replica: blocks of its pool times the tokens of a
+            block; 0 if the weights, or one longest sequence, do not fit.
         load: engine start.
         provenance: what the iteration latency rests on.
+        kv_cache_groups: which layers share block tables; empty: all of them, with full attention.
     """
 
     latency: StepModel
     kv_cache_tokens: int
     load: LoadTimes
     provenance: Provenance
+    kv_cache_groups: tuple[KvCacheGroup, ...] = ()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,3 +71,95 @@ class KvCacheGroup:
     block_size: int = 16
     page_bytes: int = 0
     window_tokens: int = 0
+
+    def blocks_of_longest(self, max_model_len: int, in_flight_tokens: int) -> int:
+        """Return the blocks that one sequence holds at most (vLLM's admission cap).
+
+        Args:
+            max_model_len: longest prompt plus output, in tokens.
+            in_flight_tokens: most tokens scheduled and not yet settled: those of one iteration, or
+                of two with asynchronous scheduling.
+        """
+        if self.kind == "mamba":
+            return 1
+        tokens, more = max_model_len, 0
+        if self.kind == "sliding_window":
+            tokens, more = min(self.window_tokens - 1 + in_flight_tokens, max_model_len), 1
+        elif self.kind == "chunked_local":
+            tokens = min(self.window_tokens + in_flight_tokens, max_model_len)
+        return -(-tokens // self.block_size) + more
+
+
+def blocks_per_sequence(
+    groups: Sequence[KvCacheGroup], max_model_len: int, in_flight_tokens: int
+) -> int:
+    """Return the blocks of the common pool that one longest sequence holds over all groups."""
+    return sum(g.blocks_of_longest(max_model_len, in_flight_tokens) for g in groups)
+
+
+def kv_cache_groups(
+    layers: Sequence[KvCacheLayers],
+    *,
+    block_size: int = 16,
+    tensor_parallel_size: int = 1,
+    pipeline_parallel_size: int = 1,
+) -> tuple[KvCacheGroup, ...]:
+    """Return the groups in which an engine manages what the layers keep.
+
+    As vLLM makes them (``vllm/v1/core/kv_cache_utils.py``, ``get_kv_cache_groups``): every block of
+    every group has the same bytes, so that all draw from one pool. Layers of one kind make one
+    group. Of several kinds, smaller pages get more tokens a block, or are padded, and the layers
+    are split into groups of equal size. With state-space layers, attention's blocks hold as many
+    tokens as make a page at least the size of a state.
+
+    Args:
+        layers: what the layers keep, by kind.
+        block_size: tokens of a block, before it is raised.
+        tensor_parallel_size: devices that share the heads.
+        pipeline_parallel_size: devices that share the layers; the fullest counts.
+    """
+    tp = tensor_parallel_size
+    pages: list[tuple[KvCacheLayers, int, int]] = []  # kind, tokens of a block, bytes of a page
+    states = [math.ceil(x.state_bytes / tp) for x in layers if x.kind == "mamba"]
+    tokens = [math.ceil(-(-x.num_kv_heads // tp) * x.head_bytes) for x in layers
+              if x.kind != "mamba"]  # fmt: skip
+    if states and tokens:
+        block_size *= -(-max(states) // (block_size * max(tokens)))
+    for kind in layers:
+        if kind.kind == "mamba":
+            pages.append((kind, block_size, math.ceil(kind.state_bytes / tp)))
+        else:
+            per_token = math.ceil(-(-kind.num_kv_heads // tp) * kind.head_bytes)
+            pages.append((kind, block_size, block_size * per_token))
+    counts = [-(-x.num_layers // pipeline_parallel_size) for x in layers]
+    if len({(x.kind, x.window_tokens) for x in layers}) <= 1:
+        if not pages:
+            return ()
+        # One group; layers of other head sizes lie beside each other in its blocks.
+        total = sum(n * page for n, (_, _, page) in zip(counts, pages, strict=True))
+        first = layers[0]
+        count = sum(counts)
+        return (KvCacheGroup(first.kind, count, block_size, -(-total // count),
+                             first.window_tokens),)  # fmt: skip
+    largest = max(page for _, _, page in pages)
+    size = min(counts)
+    if max(counts) < 1.5 * size:
+        size = max(counts)
+    groups = []
+    for count, (kind, usual, page) in zip(counts, pages, strict=True):
+        block = usual
+        if kind.kind != "mamba" and largest % page == 0:
+            block *= largest // page
+        parts = -(-count // size)
+        groups += [
+            KvCacheGroup(kind.kind, len(range(i, count, parts)), block, largest, kind.window_tokens)
+            for i in range(parts)
+        ]
+    return tuple(groups)
+
+
+def pool_block_bytes(groups: Sequence[KvCacheGroup]) -> int:
+    """Return the bytes of one block of the pool on one device."""
+    return max((g.num_layers for g in groups), default=0) * max(
+        (g.page_bytes for g in groups), default=0
+    )

@@ -7,8 +7,8 @@ tables of steps.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -109,6 +109,52 @@ class Curve:
         return self.at(np.arange(largest + 1))
 
 
+def iteration_seconds(
+    latency: Any,
+    by_tokens_s: Any,
+    by_seqs_s: Any,
+    host_s: Any,
+    decode_seqs: Any,
+    prefill_seqs: Any,
+    prefill_tokens: Any,
+    prefill_pairs: Any,
+    context_tokens: Any,
+    longest_tokens: Any,
+) -> Any:
+    """Return the seconds of iterations: the formula of :class:`StepLatency`.
+
+    For numbers or arrays alike, so that tables of iterations, the compiled engine loop and emulated
+    engines share it.
+
+    Args:
+        latency: has the scalar fields of a ``StepLatency`` as attributes.
+        by_tokens_s: its curve ``by_tokens`` at the scheduled tokens.
+        by_seqs_s: its curve ``by_seqs`` at the scheduled sequences.
+        host_s: its curve ``host_by_seqs`` there.
+        decode_seqs: decode sequences.
+        prefill_seqs: see :class:`StepTable`, as the others.
+        prefill_tokens: of prefill sequences.
+        prefill_pairs: query-key pairs of the prefill sequences.
+        context_tokens: of all decode sequences.
+        longest_tokens: of the longest decode sequence.
+    """
+    prefills = prefill_seqs > 0
+    lone_s = latency.longest_token_s * (decode_seqs > latency.longest_over_seqs) * longest_tokens
+    work = (
+        by_tokens_s
+        + by_seqs_s
+        + latency.prefill_token_s * prefill_tokens
+        + latency.prefill_seq_s * prefill_seqs
+        + latency.prefill_pair_s * prefill_pairs
+        + latency.prefill_step_s * prefills
+        + np.maximum(latency.context_token_s * context_tokens, lone_s)
+    )
+    # One of the two products is 0 and the other the launch time as it is.
+    launch = latency.launch_s * (prefill_seqs == 0) + latency.prefill_launch_s * prefills
+    device = np.maximum(work, launch)
+    return np.maximum(device, host_s) if latency.overlap_host else device + host_s
+
+
 @dataclass(frozen=True, slots=True)
 class StepLatency:
     """Piecewise-linear iteration latency, evaluated inside the compiled loop.
@@ -157,44 +203,31 @@ class StepLatency:
 
     def step_seconds(self, steps: StepTable) -> Floats:
         """Return the seconds of each iteration, shape ``(len(steps),)``."""
-        longest_token_s = np.where(
-            steps.num_seqs - steps.prefill_seqs > self.longest_over_seqs, self.longest_token_s, 0.0
+        seconds = iteration_seconds(
+            self,
+            self.by_tokens.at(steps.num_tokens),
+            self.by_seqs.at(steps.num_seqs),
+            self.host_by_seqs.at(steps.num_seqs),
+            steps.num_seqs - steps.prefill_seqs,
+            steps.prefill_seqs,
+            steps.prefill_tokens,
+            steps.prefill_pairs,
+            steps.context_tokens,
+            steps.longest_tokens,
         )
-        work = (
-            self.by_tokens.at(steps.num_tokens)
-            + self.by_seqs.at(steps.num_seqs)
-            + self.prefill_token_s * steps.prefill_tokens
-            + self.prefill_seq_s * steps.prefill_seqs
-            + self.prefill_pair_s * steps.prefill_pairs
-            + np.where(steps.prefill_seqs > 0, self.prefill_step_s, 0.0)
-            + np.maximum(
-                self.context_token_s * steps.context_tokens,
-                longest_token_s * steps.longest_tokens,
-            )
-        )
-        launch = np.where(steps.prefill_seqs > 0, self.prefill_launch_s, self.launch_s)
-        device = np.maximum(work, launch)
-        host = self.host_by_seqs.at(steps.num_seqs)
-        return np.asarray(np.maximum(device, host) if self.overlap_host else device + host)
+        return np.asarray(seconds)
 
     def scaled(self, factor: float) -> StepLatency:
         """Return this latency with every duration multiplied by ``factor``."""
 
-        def times(curve: Curve) -> Curve:
-            return Curve(curve.knots, tuple(v * factor for v in curve.values))
+        def times(name: str, kind: object) -> Any:
+            value = getattr(self, name)
+            if isinstance(value, Curve):
+                return Curve(value.knots, tuple(v * factor for v in value.values))
+            return value * factor if kind == "float" else value
 
-        return StepLatency(
-            times(self.by_tokens),
-            times(self.by_seqs),
-            self.prefill_token_s * factor,
-            self.prefill_pair_s * factor,
-            self.context_token_s * factor,
-            self.longest_token_s * factor,
-            times(self.host_by_seqs),
-            self.overlap_host,
-            self.prefill_seq_s * factor,
-            self.launch_s * factor,
-            self.prefill_launch_s * factor,
-            self.longest_over_seqs,
-            self.prefill_step_s * factor,
-        )
+        return StepLatency(**{f.name: times(f.name, f.type) for f in fields(self)})
+
+
+CURVES = tuple(f.name for f in fields(StepLatency) if f.type == "Curve")
+"""Fields of a :class:`StepLatency` that are curves; the others are numbers."""

@@ -11,6 +11,7 @@ from samullm_plugin.model.application import Application, ModelNode
 from samullm_plugin.model.cluster import Cluster
 from samullm_plugin.model.costs import ModeCosts
 from samullm_plugin.model.engine_config import EngineConfig
+from samullm_plugin.model.kv_cache import blocks_per_sequence
 from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.scenarios import LengthScenario
 
@@ -78,8 +79,14 @@ class Problem:
     def fits(self, node: int, key: ModeKey) -> bool:
         """Return whether vLLM would start a replica: its KV cache holds one longest sequence."""
         costs = self.costs[node].get(key)
-        return costs is not None and (
-            costs.kv_cache_tokens >= self.app.nodes[node].model.max_model_len
+        if costs is None:
+            return False
+        model = self.app.nodes[node].model
+        if not costs.kv_cache_groups:
+            return costs.kv_cache_tokens >= model.max_model_len
+        blocks = costs.kv_cache_tokens // model.engine.block_size
+        return blocks >= blocks_per_sequence(
+            costs.kv_cache_groups, model.max_model_len, model.engine.in_flight_tokens
         )
 
     def mode_key(self, parallel: ParallelConfig, devices: tuple[int, ...]) -> ModeKey:

@@ -8,7 +8,6 @@ instances, hold long arrays in the compressed form of :mod:`samullm_plugin.plann
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from samullm_plugin.errors import InputError
+from samullm_plugin.files import read_json, save
 from samullm_plugin.model.plan import Plan
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.result import PlanResult
@@ -136,24 +136,12 @@ def _write(path: Path, name: str, record: Mapping[str, Any], indent: int | None)
     head = {"format": name, "written_by": f"samullm-plugin {version('samullm-plugin')}"}
     separators = None if indent else (",", ":")
     text = json.dumps({**head, **record}, indent=indent, separators=separators, allow_nan=False)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(text + "\n", encoding="utf-8")
-        draft.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+    save(path, [text.encode(), b"\n"])
 
 
 def _read(path: Path, name: str) -> dict[str, Any]:
     """Return the fields of a file of a format."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: there is no such file") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{path}: is not JSON: {error}") from error
+    record = read_json(path)
     if not isinstance(record, dict) or not isinstance(record.get("format"), str):
         raise InputError(f"{path}: format: missing; a file of format {name} is needed")
     found = record.pop("format")

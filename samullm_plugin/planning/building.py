@@ -20,7 +20,12 @@ from samullm_plugin.model.application import (
 from samullm_plugin.model.cluster import Cluster, Gpu
 from samullm_plugin.model.costs import ModeCosts
 from samullm_plugin.model.problem import ModeKey, Problem
-from samullm_plugin.model.scenarios import LengthScenario, draw_taken, entering_tokens, make_scenario
+from samullm_plugin.model.scenarios import (
+    LengthScenario,
+    draw_taken,
+    entering_tokens,
+    make_scenario,
+)
 from samullm_plugin.model.types import Bools, Ints
 
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)

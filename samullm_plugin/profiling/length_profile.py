@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -15,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from samullm_plugin.app.fields import validate
 from samullm_plugin.errors import InputError
+from samullm_plugin.files import read_json, save, to_json
 from samullm_plugin.model.length_distributions import LengthDistribution
 from samullm_plugin.model.length_observations import LengthObservations
 
@@ -115,12 +114,7 @@ def write_length_profile(
             for seen in observations
         ],
     }
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(json.dumps(record) + "\n", encoding="utf-8")
-        draft.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+    save(path, [to_json(record), b"\n"])
 
 
 def read_length_profile(path: Path) -> LengthProfile:
@@ -129,16 +123,8 @@ def read_length_profile(path: Path) -> LengthProfile:
     Raises:
         InputError: naming the file, the field and the remedy.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{path}: there is no such length profile; make it with `samullm profile lengths`"
-        ) from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{path}: is not JSON: {error}") from error
+    missing = "there is no such length profile; make it with `samullm profile lengths`"
+    value = read_json(path, missing)
     found = value.get("format") if isinstance(value, dict) else None
     if found != FORMAT:
         raise InputError(

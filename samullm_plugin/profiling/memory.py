@@ -14,10 +14,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from samullm_plugin.errors import InputError
+from samullm_plugin.model.application import EngineOptions, ModelSpec
 from samullm_plugin.model.architecture import ModelArchitecture
+from samullm_plugin.model.kv_cache import (
+    KvCacheGroup,
+    blocks_per_sequence,
+    kv_cache_groups,
+    pool_block_bytes,
+)
 from samullm_plugin.profiling.regression import nonnegative_least_squares
 
-BLOCK_TOKENS = 16
+GRAPH_BYTES_PER_LAYER_AND_SIZE = 1.0e5
+"""Such that an engine of 32 layers and 67 sizes keeps 0.2 GB (assumed)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +148,69 @@ def fit_memory(starts: Sequence[RecordedStart]) -> MemoryModel:
     )
 
 
-def block_bytes(architecture: ModelArchitecture, parallel: int) -> float:
-    """Return the bytes of a KV block of 16 tokens on a device (heads are not split below one)."""
-    heads = max(architecture.num_kv_heads / parallel, 1.0)
-    per_token = 2 * architecture.num_layers * heads * architecture.head_dim
-    return BLOCK_TOKENS * per_token * 2
+def weight_bytes_on_device(
+    architecture: ModelArchitecture, engine: EngineOptions, num_devices: int
+) -> float:
+    """Return the bytes of weights that each device of a replica holds.
+
+    What ``cpu_offload_gb`` moves to the host's memory is not among them.
+    """
+    offload = engine.given("cpu_offload_gb")
+    moved = float(offload) * 2**30 if isinstance(offload, int | float) else 0.0
+    return max(architecture.weight_bytes / num_devices - moved, 0.0)
+
+
+def graph_bytes(architecture: ModelArchitecture, engine: EngineOptions) -> float:
+    """Return the bytes that CUDA graphs keep (assumed, of the size vLLM reports for 8B models).
+
+    They grow with the batch sizes that graphs are made of, up to twice ``max_num_seqs`` and 512;
+    ``enforce_eager`` does without them.
+    """
+    if engine.given("enforce_eager") is True:
+        return 0.0
+    sizes = 3 + min(2 * engine.max_num_seqs, 512) // 8
+    return GRAPH_BYTES_PER_LAYER_AND_SIZE * architecture.num_layers * sizes
+
+
+def replica_groups(
+    architecture: ModelArchitecture,
+    engine: EngineOptions,
+    tensor_parallel_size: int,
+    pipeline_parallel_size: int = 1,
+) -> tuple[KvCacheGroup, ...]:
+    """Return the groups in which an engine manages a model's KV cache."""
+    return kv_cache_groups(
+        architecture.kv_cache_layers,
+        block_size=engine.block_size,
+        tensor_parallel_size=tensor_parallel_size,
+        pipeline_parallel_size=pipeline_parallel_size,
+    )
+
+
+def kv_cache_pool_tokens(
+    groups: Sequence[KvCacheGroup],
+    model: ModelSpec,
+    *,
+    total_bytes: float,
+    used_bytes: float,
+    per_block_bytes: float | None = None,
+) -> int:
+    """Return the KV-cache capacity of a replica: blocks of its pool times tokens of a block.
+
+    Args:
+        groups: of the replica.
+        model: its limits count: 0 is returned if one longest sequence does not fit.
+        total_bytes: memory of a device.
+        used_bytes: of weights and everything else on a device.
+        per_block_bytes: bytes of a block as recorded; None: by the groups.
+    """
+    per_block = per_block_bytes or pool_block_bytes(groups)
+    if not per_block:
+        return 0
+    engine = model.engine
+    blocks = kv_cache_blocks(total_bytes, engine.gpu_memory_utilization, used_bytes, per_block)
+    least = blocks_per_sequence(groups, model.max_model_len, engine.in_flight_tokens)
+    return blocks * engine.block_size if blocks >= least else 0
 
 
 def kv_cache_blocks(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from samullm_plugin.app.fields import validate
 from samullm_plugin.errors import InputError, suggest
+from samullm_plugin.files import good_rows
 from samullm_plugin.model.length_observations import LengthObservations
 from samullm_plugin.model.types import Ints
 
@@ -88,25 +88,8 @@ def read_observations(paths: Sequence[Path]) -> tuple[ObservedLengths, ...]:
 
 
 def _read(path: Path) -> list[ObservationLine]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: there is no such observations file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
     lines = []
-    for number, row in enumerate(text.splitlines(), start=1):
-        if not row.strip():
-            continue
-        where = f"{path} line {number}"
-        try:
-            value = json.loads(row)
-        except ValueError as error:
-            raise InputError(
-                f"{where}: is not JSON: {error}; each line must be one JSON object"
-            ) from error
-        if not isinstance(value, dict):
-            raise InputError(f"{where}: must be a JSON object, not {type(value).__name__}")
+    for where, value in good_rows(path, "observations"):
         line = validate(ObservationLine, value, where)
         for name in line.model_extra or ():
             if close := suggest(name, ObservationLine.model_fields):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, fields
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from samullm_plugin.errors import InputError
+from samullm_plugin.files import save
 from samullm_plugin.model.architecture import ModelArchitecture
-from samullm_plugin.model.latency import Curve, StepLatency
+from samullm_plugin.model.kv_cache import KvCacheLayers
+from samullm_plugin.model.latency import CURVES, Curve, StepLatency
 from samullm_plugin.profiling.device_fit import DeviceFit, HostCoefficients
 from samullm_plugin.profiling.loading import LoadModel
 from samullm_plugin.profiling.memory import BatchLimits, MemoryModel
@@ -63,25 +66,18 @@ class LatencyData(_Strict):
     @classmethod
     def of(cls, latency: StepLatency) -> LatencyData:
         """Return the data of a latency."""
-        plain = {
-            name: _round(getattr(latency, name))
-            for name in cls.model_fields
-            if name.endswith("_s") and not name.startswith(("by", "host"))
-        }
-        return cls(
-            by_tokens=CurveData.of(latency.by_tokens),
-            by_seqs=CurveData.of(latency.by_seqs),
-            host_by_seqs=CurveData.of(latency.host_by_seqs),
-            longest_over_seqs=latency.longest_over_seqs,
-            overlap_host=latency.overlap_host,
-            **plain,
-        )
+        data: dict[str, Any] = {f.name: getattr(latency, f.name) for f in fields(latency)}
+        for name, value in data.items():
+            if isinstance(value, Curve):
+                data[name] = CurveData.of(value)
+            elif isinstance(value, float):
+                data[name] = _round(value)
+        return cls(**data)
 
     def latency(self) -> StepLatency:
         """Return the latency."""
-        curves = ("by_tokens", "by_seqs", "host_by_seqs")
-        plain = {n: getattr(self, n) for n in type(self).model_fields if n not in curves}
-        return StepLatency(**{n: getattr(self, n).curve() for n in curves}, **plain)
+        values = {n: getattr(self, n) for n in type(self).model_fields}
+        return StepLatency(**{n: v.curve() if n in CURVES else v for n, v in values.items()})
 
 
 class FittedModel(_Strict):
@@ -199,7 +195,10 @@ class Profile(_Strict):
     def architecture(self, model: str) -> ModelArchitecture | None:
         """Return the sizes of a model, if the profile holds them."""
         sizes = self.architectures.get(model)
-        return None if sizes is None else ModelArchitecture(**sizes)
+        if sizes is None:
+            return None
+        cache = tuple(KvCacheLayers(**kind) for kind in sizes.get("kv_cache") or ())
+        return ModelArchitecture(**{**sizes, "kv_cache": cache})
 
     def memory_model(self) -> MemoryModel | None:
         """Return the memory model, if any."""
@@ -212,7 +211,9 @@ class Profile(_Strict):
 
 def architecture_data(architecture: ModelArchitecture) -> dict[str, Any]:
     """Return the sizes of a model as the profile stores them."""
-    return {n: getattr(architecture, n) for n in _fields(ModelArchitecture)}
+    optional = ("parameters", "active_parameters", "stored_bytes", "kv_cache")
+    sizes = asdict(architecture)
+    return {n: v for n, v in sizes.items() if v or n not in optional}
 
 
 def read_profile(path: Path) -> Profile:
@@ -273,10 +274,7 @@ def write_profile(profile: Profile, path: Path) -> None:
             lines.append(f'"{key}": [\n{rows}\n]')
         else:
             lines.append(f'"{key}": {_compact(value)}')
-    try:
-        path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+    save(path, [("{\n" + ",\n".join(lines) + "\n}\n").encode()])
 
 
 @cache

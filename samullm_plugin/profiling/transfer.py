@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
 from samullm_plugin.model.architecture import ModelArchitecture
-from samullm_plugin.model.latency import Curve, StepLatency
+from samullm_plugin.model.latency import CURVES, Curve, StepLatency
 from samullm_plugin.profiling.device_fit import DeviceFit
 from samullm_plugin.profiling.roofline import DeviceHardware, roofline_latency
 
@@ -173,24 +174,15 @@ def average(latencies: Sequence[StepLatency]) -> StepLatency:
         return latencies[0]
     weights = [1 / len(latencies)] * len(latencies)
 
-    def mean(name: str) -> float:
-        return float(np.mean([getattr(x, name) for x in latencies]))
+    def mean(name: str) -> Any:
+        values = [getattr(x, name) for x in latencies]
+        if name in CURVES:
+            return _combined(values, weights)
+        if isinstance(values[0], bool):
+            return values[0]
+        return int(np.median(values)) if name == "longest_over_seqs" else float(np.mean(values))
 
-    return StepLatency(
-        by_tokens=_combined([x.by_tokens for x in latencies], weights),
-        by_seqs=_combined([x.by_seqs for x in latencies], weights),
-        prefill_token_s=mean("prefill_token_s"),
-        prefill_pair_s=mean("prefill_pair_s"),
-        context_token_s=mean("context_token_s"),
-        longest_token_s=mean("longest_token_s"),
-        host_by_seqs=_combined([x.host_by_seqs for x in latencies], weights),
-        overlap_host=latencies[0].overlap_host,
-        prefill_seq_s=mean("prefill_seq_s"),
-        launch_s=mean("launch_s"),
-        prefill_launch_s=mean("prefill_launch_s"),
-        prefill_step_s=mean("prefill_step_s"),
-        longest_over_seqs=int(np.median([x.longest_over_seqs for x in latencies])),
-    )
+    return StepLatency(**{f.name: mean(f.name) for f in fields(StepLatency)})
 
 
 def corrected(

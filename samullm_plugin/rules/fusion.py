@@ -118,9 +118,7 @@ def _fuse(
     node += range(len(heads), len(heads) + len(app.python))
     offset += [0] * len(app.python)
     nodes = tuple(_fused(app, members[h], node, offset, names.get(h)) for h in heads)
-    python = tuple(
-        replace(p, requests=_renumbered(p.requests, node, offset)) for p in app.python
-    )
+    python = tuple(replace(p, requests=_renumbered(p.requests, node, offset)) for p in app.python)
     return Fused(Application(app.name, nodes, app.notes, python), tuple(node), tuple(offset))
 
 
@@ -205,9 +203,7 @@ def _fused(
         return replace(first, requests=tables[0])
     gate = needed = None
     if any(t.gate is not None for t in tables):
-        gate = np.concatenate(
-            [np.full(len(t), -1) if t.gate is None else t.gate for t in tables]
-        )
+        gate = np.concatenate([np.full(len(t), -1) if t.gate is None else t.gate for t in tables])
     if any(t.input_needed is not None for t in tables):
         needed = np.concatenate(
             [

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
+from samullm_plugin.errors import PlanError
 from samullm_plugin.model.parallel import ParallelConfig
-from samullm_plugin.model.plan import Assignment
+from samullm_plugin.model.plan import Assignment, Plan, Stage, StageEnd
 from samullm_plugin.model.problem import Problem
 
 
@@ -64,3 +65,45 @@ def fitting(
     kinds = {gpus[d].name: d for d in free}
     fits = {k: problem.fits(node, problem.mode_key(parallel, (d,))) for k, d in kinds.items()}
     return free if all(fits.values()) else {d for d in free if fits[gpus[d].name]}
+
+
+def one_at_a_time(problem: Problem, nodes: Sequence[int], devices: Collection[int]) -> Plan:
+    """Return the plan that runs nodes one after another, each on as many devices as it can use.
+
+    What is left to do when nothing better is known: it needs no estimates and always finishes.
+
+    Args:
+        problem: the instance.
+        nodes: the nodes to run, each after those it waits for.
+        devices: those that may be used.
+
+    Raises:
+        PlanError: naming a node that fits on none of them.
+    """
+    stages = []
+    for node in nodes:
+        assignment = _largest(problem, node, devices)
+        if assignment is None:
+            name, model = problem.app.nodes[node].name, problem.app.nodes[node].model.name
+            raise PlanError(f"node {name}: model {model} fits on none of devices {sorted(devices)}")
+        stages.append(Stage((assignment,), StageEnd("all_finished")))
+    return Plan(tuple(stages))
+
+
+def _largest(problem: Problem, node: int, devices: Collection[int]) -> Assignment | None:
+    """Return a node on as many of the devices as it can use, smaller replicas before larger."""
+    best: tuple[tuple[int, int], Assignment] | None = None
+    for key in problem.costs[node]:
+        if not problem.fits(node, key):
+            continue
+        ranks = key.tensor_parallel_size * key.pipeline_parallel_size
+        alike = [d for d in devices if problem.cluster.gpus[d].name == key.gpu]
+        for dp in range(len(alike) // ranks, 0, -1):
+            parallel = ParallelConfig(dp, key.tensor_parallel_size, key.pipeline_parallel_size)
+            found = problem.cluster.find_devices(alike, parallel)
+            if found is not None:
+                rank = (len(found), -ranks)
+                if best is None or rank > best[0]:
+                    best = rank, Assignment(problem.app.nodes[node].name, parallel, found)
+                break
+    return best[1] if best else None

@@ -42,6 +42,7 @@ class RunState:
         finished_before: nodes that had finished when the current stage began.
         done_fraction: by node, share of its requests that are finished; needed for the nodes that
             ``node_progress`` events name.
+        barred: devices that are lost; nothing starts on them.
     """
 
     stage: int = -1
@@ -49,6 +50,7 @@ class RunState:
     finished: set[str] = field(default_factory=set)
     finished_before: set[str] = field(default_factory=set)
     done_fraction: dict[str, float] = field(default_factory=dict)
+    barred: set[int] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +162,7 @@ def _starts(
     stays: Mapping[str, Running],
 ) -> list[Running]:
     """Return the engines that can start now."""
-    free = set(range(cluster.num_gpus))
+    free = set(range(cluster.num_gpus)) - state.barred
     for running in stays.values():
         free -= set(running.devices)
     starts: list[Running] = []

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from samullm_plugin.errors import RunError
+from samullm_plugin.errors import PlanError, RunError
 from samullm_plugin.host.interfaces.executor import (
     EngineEvent,
     EngineRequest,
@@ -16,6 +16,8 @@ from samullm_plugin.host.interfaces.executor import (
 )
 from samullm_plugin.model.plan import Assignment, Plan
 from samullm_plugin.model.problem import Problem
+from samullm_plugin.planning.records import to_record
+from samullm_plugin.rules.placement import one_at_a_time
 from samullm_plugin.rules.transition import Running, RunState, next_transition, stage_ended
 from samullm_plugin.run.dispatch import Deployment, Replica
 from samullm_plugin.run.engines import Engines
@@ -24,6 +26,7 @@ from samullm_plugin.run.log import RunLog, StageTracker
 from samullm_plugin.run.prompts import PromptBuilder
 from samullm_plugin.run.recovery import ResumePoint
 from samullm_plugin.run.request_queue import RequestQueue
+from samullm_plugin.run.reuse import Reuse
 from samullm_plugin.run.view import Replanning
 from samullm_plugin.simulator.requests import NodeInputs
 from samullm_plugin.simulator.runs import PolicyCall
@@ -76,6 +79,7 @@ class Coordinator:
         replanner: Replanning | None = None,
         options: RunOptions | None = None,
         policy: PolicyCall | None = None,
+        reuse: Reuse | None = None,
     ) -> None:
         """Prepare a run; nothing is started.
 
@@ -88,6 +92,7 @@ class Coordinator:
             resume: where to take up; None: at the beginning.
             replanner: may replace the plan; None: it is kept.
             options: limits.
+            reuse: outputs of earlier runs; None: everything is asked.
             policy: order and replicas of requests; None: first come, first served, in turn.
         """
         self.problem, self.plan, self.executor, self.log = problem, plan, executor, log
@@ -96,7 +101,7 @@ class Coordinator:
         self.rule = RunState(stage=resume.stage, finished_before=set(resume.finished_before))
         self.drained = False
         self.options = options or RunOptions()
-        self.queue = RequestQueue(self.ledger, source, log, resume.moved)
+        self.queue = RequestQueue(self.ledger, source, log, resume.moved, reuse)
         self._source, self._policy = source, policy
         self._replanner = replanner
         self._app = problem.app
@@ -172,6 +177,9 @@ class Coordinator:
     def _take(self, events: Iterable[EngineEvent]) -> None:
         for event in events:
             time_s = event.time_s - self._zero_s
+            if event.kind in ("lost", "joined"):
+                self._change_devices(event, time_s)
+                continue
             if event.kind == "finished":
                 self._take_outputs(event, time_s)
                 continue
@@ -385,6 +393,57 @@ class Coordinator:
         self.engines.note_stopped(deployment, now_s, finished=False)
         self.queue.fail_node(node, reason, now_s)
 
+    def _change_devices(self, event: EngineEvent, time_s: float) -> None:
+        """Go on without devices that are lost, or with some that have come back.
+
+        Requests of lost engines continue elsewhere from the tokens heard of. Lost devices do not
+        count as failures of the nodes that were on them.
+
+        Raises:
+            RunError: if a node that is not finished fits on none of the devices that are left; the
+                run can be resumed.
+        """
+        lost = self.engines.lost
+        changed = set(event.devices) - lost if event.kind == "lost" else set(event.devices) & lost
+        if not changed:
+            return
+        self.log.add(time_s, f"devices_{event.kind}", devices=sorted(changed), reason=event.reason)
+        if event.kind == "joined":
+            lost -= changed
+            self.rule.barred = set(lost)
+            if self._replanner is not None:
+                self._replanner.devices_joined()
+            self.queue.changed = True
+            return
+        lost |= changed
+        self.rule.barred = set(lost)
+        stages = self.plan.stages[max(self.rule.stage, 0) :]
+        needed = {d for s in stages for a in s.assignments for d in a.devices}
+        held = {d for e in self.engines.deployments.values() for d in e.running.devices}
+        if lost.isdisjoint(needed | held):
+            return
+        for node, deployment in list(self.engines.deployments.items()):
+            gone = [r for r in deployment.replicas if not lost.isdisjoint(r.devices)]
+            for replica in gone:
+                self._take_back(node, replica, self.executor.stop_engine(replica.key))
+            if gone:
+                self.engines.drop(deployment, gone, self.now_s())
+        self._update_rule()
+        plan = self._replanner.replacement(self) if self._replanner is not None else None
+        if plan is None:
+            left = set(range(self.problem.cluster.num_gpus)) - lost
+            unfinished = [i for i in self._app.order if not self.ledger.settled(i)]
+            try:
+                plan = one_at_a_time(self.problem, unfinished, left)
+            except PlanError as error:
+                raise RunError(
+                    f"the run cannot go on: devices {sorted(lost)} are lost ({event.reason}); "
+                    f"{error}; resume it when they are back"
+                ) from error
+            self.log.add(self.now_s(), "plan", plan=to_record(plan), scheduler="one at a time")
+        if plan.stages:
+            self.adopt(plan)
+
     def _replan(self, *, stage_changed: bool) -> None:
         if self._replanner is None:
             return
@@ -400,7 +459,7 @@ class Coordinator:
             old = deployment.running
             planned = Assignment(old.planned.node, old.planned.parallel, old.devices)
             deployment.running = Running(planned, old.devices, 0)
-        self.rule = RunState()
+        self.rule = RunState(barred=set(self.engines.lost))
         self._transition()
 
     def _drain(self) -> None:

@@ -42,6 +42,7 @@ class Snapshot:
             is left start every request over.
         latency_factor: per node, measured by predicted iteration seconds; 1 where unknown.
         load_factor: measured by predicted seconds of engine starts; 1 if unknown.
+        devices: those that are not lost.
     """
 
     now_s: float
@@ -51,6 +52,7 @@ class Snapshot:
     running: dict[str, tuple[Running, float]]
     latency_factor: tuple[float, ...]
     load_factor: float
+    devices: tuple[int, ...]
 
 
 @dataclass(slots=True)
@@ -114,6 +116,7 @@ class DriftEstimator:
             running,
             tuple(self._latency_factor(i) for i in range(len(app.nodes))),
             factor,
+            tuple(d for d in range(run.problem.cluster.num_gpus) if d not in run.engines.lost),
         )
 
     def _latency_factor(self, node: int) -> float:

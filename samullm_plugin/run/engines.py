@@ -22,6 +22,7 @@ class Engines:
 
     Attributes:
         deployments: by node.
+        lost: devices that no engine may be started on.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Engines:
             scheduling_policy: of the engines.
         """
         self.deployments: dict[int, Deployment] = {}
+        self.lost: set[int] = set()
         self._problem, self._executor, self._inputs, self._log = problem, executor, inputs, log
         self._scheduling_policy = scheduling_policy
         self._by_key: dict[str, tuple[Deployment, Replica]] = {}
@@ -152,6 +154,7 @@ class Engines:
         for other in self.deployments.values():
             free -= set(other.running.devices)
         free |= set(replica.devices)
+        free -= self.lost
         devices = self._problem.cluster.find_devices(free, parallel, avoid=deployment.avoid)
         if devices is None or not self._problem.fits(
             deployment.node, self._problem.mode_key(parallel, devices)
@@ -165,6 +168,19 @@ class Engines:
         key = f"{name}.{self._starts[deployment.node]}.r"
         self._starts[deployment.node] += 1
         self._start_replica(deployment, key, devices, now_s)
+
+    def drop(self, deployment: Deployment, replicas: Sequence[Replica], now_s: float) -> None:
+        """Forget replicas whose devices are lost; the node goes on with those that are left."""
+        for replica in replicas:
+            self._forget(deployment, replica, now_s, finished=False)
+        if not deployment.replicas:
+            del self.deployments[deployment.node]
+            return
+        planned = deployment.running.planned
+        sizes = replace(planned.parallel, data_parallel_size=len(deployment.replicas))
+        devices = tuple(d for r in deployment.replicas for d in r.devices)
+        assignment = Assignment(planned.node, sizes, devices)
+        deployment.running = replace(deployment.running, planned=assignment, devices=devices)
 
     def barred(self, node: int) -> bool:
         """Return whether a node's engines have requests that do not survive being stopped."""

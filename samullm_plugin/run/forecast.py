@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from samullm_plugin.errors import InputError, SamullmError
+from samullm_plugin.errors import SamullmError
+from samullm_plugin.files import read_json
 from samullm_plugin.host.interfaces.executor import Executor
 from samullm_plugin.host.interfaces.length import LengthEstimator
 from samullm_plugin.model.application import Application
@@ -133,13 +133,9 @@ def read_forecast(directory: Path) -> Forecast | None:
         InputError: if the file is damaged.
     """
     path = directory / FORECAST_FILE
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except ValueError as error:
-        raise InputError(f"{path}: is not JSON: {error}") from error
-    return RecordReader(str(path)).read(Forecast, record)
+    return RecordReader(str(path)).read(Forecast, read_json(path))
 
 
 def _length_source(estimator: LengthEstimator, model: str) -> str:

@@ -290,6 +290,14 @@ def _join_parts(parts: Sequence[Path], file: Path, kind: TableFormat) -> None:
             writer.write_table(_cast(pq.read_table(path), schema))
 
 
+def concatenated(parts: Sequence[pa.Table]) -> pa.Table:
+    """Return parts of one table as one; columns that are not of one type become texts."""
+    import pyarrow as pa
+
+    schema = _common([p.schema for p in parts], flat=False)
+    return pa.concat_tables([_cast(p, schema) for p in parts]) if parts else pa.table({})
+
+
 def _common(schemas: Sequence[pa.Schema], *, flat: bool) -> pa.Schema:
     """Return one schema for all parts; columns that are not of one type become texts."""
     import pyarrow as pa

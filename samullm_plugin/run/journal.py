@@ -10,16 +10,14 @@ dropped when the journal is read or opened again.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic_core import to_json
-
 from samullm_plugin.errors import InputError, RunError
+from samullm_plugin.files import parse_json, sync_file, to_json
 
 Record = Mapping[str, Any]
 
@@ -49,7 +47,7 @@ class Journal:
         Raises:
             RunError: if the disk is full or fails, with the remedy.
         """
-        data = b"".join(to_json(record, inf_nan_mode="null") + b"\n" for record in records)
+        data = b"".join(to_json(record) + b"\n" for record in records)
         if not data:
             return
         try:
@@ -73,7 +71,7 @@ class Journal:
         """
         if self._dirty:
             try:
-                os.fdatasync(self._fd)
+                sync_file(self._fd)
             except OSError as error:
                 raise disk_error(self.path, error) from error
             self._dirty = False
@@ -101,7 +99,7 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
             if not line.endswith(b"\n"):
                 return
             try:
-                record = json.loads(line)
+                record = parse_json(line)
             except ValueError as error:
                 raise InputError(
                     f"{path} line {number}: is not JSON; the journal was damaged after it had been "

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from samullm_plugin.model.application import Application
+from samullm_plugin.model.logprobs import PositionLogprobs
 from samullm_plugin.model.types import Bools, Ints
 
 RequestId = tuple[int, int]
@@ -39,7 +40,9 @@ class Result:
         token_ids: the same as tokens.
         error: why it failed.
         stop_reason: stop string or token that ended it.
-        value: what a Python function returned, or what the text was parsed to.
+        logprobs: of each generated token, if asked for.
+        prompt_logprobs: of each token of its prompt, if asked for; the first has none.
+        value: what a Python function returned, or a check of the output.
     """
 
     num_tokens: int = 0
@@ -49,6 +52,8 @@ class Result:
     token_ids: tuple[int, ...] | None = None
     error: str | None = None
     stop_reason: int | str | None = None
+    logprobs: tuple[PositionLogprobs, ...] | None = None
+    prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
     value: Any = None
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic_core import to_json
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from samullm_plugin.app.batch import BatchOutput, batch_line
+from samullm_plugin.files import to_json
 from samullm_plugin.model.application import NodePart
 from samullm_plugin.run.ledger import Ledger, Status
 from samullm_plugin.run.prompts import PromptBuilder
@@ -28,22 +31,36 @@ def write_outputs(
     Raises:
         RunError: if the disk is full or fails.
     """
+    directory.write(f"outputs/{part.name}.jsonl", _lines(node, part, ledger, source))
+
+
+def _lines(node: int, part: NodePart, ledger: Ledger, source: PromptBuilder) -> Iterator[bytes]:
+    """Yield the lines of a node's outputs; outputs that one line asked for are its choices."""
     model = ledger.app.nodes[node].model.name
-    lines = []
-    for r, status in enumerate(ledger.status[node][part.rows].tolist()):
-        if status not in (Status.FINISHED, Status.FAILED):
-            continue
+    status = ledger.status[node][part.rows]
+    first, outputs = 0, list[BatchOutput]()
+    for r in np.flatnonzero((status == Status.FINISHED) | (status == Status.FAILED)).tolist():
+        if outputs and not source.sample(part.name, r):
+            yield _line(source.custom_id(part.name, first), model, outputs, f"{part.name}-{first}")
+            outputs = []
+        first = first if outputs else r
         result = ledger.results[node, part.start + r]
-        output = BatchOutput(
-            source.custom_id(part.name, r),
-            model,
-            result.prompt_tokens,
-            result.num_tokens,
-            result.finish_reason,
-            result.text,
-            result.error,
-            source.is_chat(part.name, r),
-            result.stop_reason,
+        outputs.append(
+            BatchOutput(
+                result.prompt_tokens,
+                result.num_tokens,
+                result.finish_reason,
+                result.text,
+                result.error,
+                source.is_chat(part.name, r),
+                result.stop_reason,
+                result.logprobs,
+                result.prompt_logprobs,
+            )
         )
-        lines.append(to_json(batch_line(output, f"{part.name}-{r}")) + b"\n")
-    directory.write_bytes(f"outputs/{part.name}.jsonl", b"".join(lines))
+    if outputs:
+        yield _line(source.custom_id(part.name, first), model, outputs, f"{part.name}-{first}")
+
+
+def _line(custom_id: str, model: str, outputs: Sequence[BatchOutput], line_id: str) -> bytes:
+    return to_json(batch_line(custom_id, model, outputs, line_id)) + b"\n"

@@ -28,6 +28,7 @@ class Prompt:
         text: the prompt, if the engine is to tokenise it.
         messages: the prompt as chat messages for the model's chat template.
         sampling: vLLM sampling parameters by name.
+        chat: what the chat template is told.
         output_tokens: what it will generate, for executors that model engines; else None.
     """
 
@@ -37,6 +38,7 @@ class Prompt:
     text: str | None = None
     messages: tuple[Mapping[str, object], ...] | None = None
     sampling: Mapping[str, object] = field(default_factory=dict)
+    chat: Mapping[str, object] = field(default_factory=dict)
     output_tokens: int | None = None
 
 
@@ -63,6 +65,11 @@ class PromptBuilder(ABC):
         del node
         return None
 
+    def sample(self, node: str, request: int) -> int:
+        """Return which of its line's outputs a request is, from 0."""
+        del node, request
+        return 0
+
     def custom_id(self, node: str, request: int) -> str:
         """Return the name of a request in the outputs.
 
@@ -73,6 +80,10 @@ class PromptBuilder(ABC):
         del node
         return f"request-{request}"
 
+    def unique_id(self, node: str, request: int) -> str:
+        """Return a name that no other request of the node has, named as in :meth:`custom_id`."""
+        return self.custom_id(node, request)
+
     def is_chat(self, node: str, request: int) -> bool:
         """Return whether a request, named as in :meth:`custom_id`, is a conversation."""
         del node, request
@@ -82,17 +93,22 @@ class PromptBuilder(ABC):
 class LengthPrompts(PromptBuilder):
     """Requests without content, for executors that model engines: lengths only."""
 
-    def __init__(self, truth: LengthScenario) -> None:
+    def __init__(
+        self, truth: LengthScenario, refused: Mapping[RequestId, str] | None = None
+    ) -> None:
         """Keep what is true.
 
         Args:
             truth: output lengths, 0 where a request is not taken.
+            refused: why requests cannot be asked.
         """
-        self._truth = truth
+        self._truth, self._refused = truth, refused or {}
         self._untaken: list[Bools] = [np.asarray(o == 0) for o in truth.output_tokens]
 
     def prepare(self, request: RequestId, ledger: Ledger) -> Prompt | Refused | None:
         """Return the lengths of a request, the outputs of its inputs included."""
+        if request in self._refused:
+            return Refused(self._refused[request])
         node, r = request
         output = int(self._truth.output_tokens[node][r])
         if output == 0:
@@ -205,6 +221,8 @@ class TextPrompts(PromptBuilder):
             ledger: the results.
         """
         node, r = self._written(request)
+        if r in self._sources[node].refused:
+            return Refused(self._sources[node].refused[r])
         inputs = [self._written(planned) for planned in ledger.inputs(request)]
         dropped = self._dropped(inputs, ledger)
         for s in {i for i, _ in inputs}:
@@ -261,6 +279,7 @@ class TextPrompts(PromptBuilder):
             text=text,
             messages=None if messages is None else tuple(messages),
             sampling=sampling,
+            chat=source.request_chat.get(r, {}),
         )
 
     def _dropped(self, inputs: Sequence[RequestId], ledger: Ledger) -> set[RequestId]:
@@ -287,9 +306,36 @@ class TextPrompts(PromptBuilder):
 
     def custom_id(self, node: str, request: int) -> str:
         """Return the id of a request."""
+        source = self._sources[self._index[node]]
+        name = source.ids[request]
+        sampled = request in source.samples or request + 1 in source.samples
+        return name.rpartition("#")[0] if sampled else name
+
+    def sample(self, node: str, request: int) -> int:
+        """Return which of its line's outputs a request is."""
+        return self._sources[self._index[node]].samples.get(request, 0)
+
+    def unique_id(self, node: str, request: int) -> str:
+        """Return the id of a request; copies and samples have their number in it."""
         return self._sources[self._index[node]].ids[request]
 
     def is_chat(self, node: str, request: int) -> bool:
         """Return whether a request is a conversation."""
         source = self._sources[self._index[node]]
         return source.chat or bool(source.own_prompt and source.fields[request].get("messages"))
+
+
+def refused_requests(loaded: LoadedApplication, app: Application) -> dict[RequestId, str]:
+    """Return why requests cannot be asked.
+
+    Args:
+        loaded: the application as its user wrote it.
+        app: the same as it is planned.
+    """
+    users = UserNodes(app)
+    return {
+        planned: reason
+        for node, source in zip(loaded.app.nodes, loaded.sources or (), strict=False)
+        for r, reason in source.refused.items()
+        if (planned := users.planned(node.name, r)) is not None
+    }

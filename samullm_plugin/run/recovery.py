@@ -9,6 +9,7 @@ from typing import Any
 from samullm_plugin.errors import InputError
 from samullm_plugin.host.interfaces.executor import RequestOutput
 from samullm_plugin.model.application import Application
+from samullm_plugin.model.logprobs import TokenLogprob
 from samullm_plugin.model.plan import Plan
 from samullm_plugin.planning.records import RecordReader
 from samullm_plugin.run.ledger import Ledger, RequestId, Result, Status
@@ -85,7 +86,7 @@ def recover(app: Application, journal: Iterable[Mapping[str, Any]], where: str) 
                 continue
             if ledger.status[request[0]][request[1]] >= Status.FINISHED:
                 raise InputError(f"{where} line {number}: the request was settled before")
-            ledger.settle(request, _SETTLED[kind], float(record["time_s"]), _result(record))
+            ledger.settle(request, _SETTLED[kind], float(record["time_s"]), result_of(record))
             moved.pop(request, None)
         elif kind == "plan":
             found.plan = RecordReader(f"{where} line {number}").read(Plan, record["plan"])
@@ -106,10 +107,12 @@ def _moved(record: Mapping[str, Any], request: int) -> RequestOutput:
         int(record["num_tokens"]),
         None if ids is None else tuple(ids),
         prompt_token_ids=None if prompt is None else tuple(prompt),
+        logprobs=_logprobs(record.get("logprobs")),
     )
 
 
-def _result(record: Mapping[str, Any]) -> Result:
+def result_of(record: Mapping[str, Any]) -> Result:
+    """Return a settled request's result as its journal record has it."""
     ids = record.get("token_ids")
     return Result(
         int(record.get("num_tokens", 0)),
@@ -119,4 +122,13 @@ def _result(record: Mapping[str, Any]) -> Result:
         None if ids is None else tuple(ids),
         record.get("error"),
         record.get("stop_reason"),
+        _logprobs(record.get("logprobs")),
+        _logprobs(record.get("prompt_logprobs")),
     )
+
+
+def _logprobs(rows: Any) -> Any:
+    """Return log probabilities as they were before they were written."""
+    if rows is None:
+        return None
+    return tuple(None if r is None else tuple(TokenLogprob(*t) for t in r) for r in rows)

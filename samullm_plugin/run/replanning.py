@@ -30,9 +30,9 @@ from samullm_plugin.run.drift import (
     length_observations,
 )
 from samullm_plugin.run.residual import (
+    Renumbering,
     ResidualWork,
     aligned,
-    as_held,
     residual_plan,
     residual_problem,
     residual_work,
@@ -135,6 +135,24 @@ class Replanner(Replanning):
         self._pool: ThreadPoolExecutor | None = None
         self._future: Future[Proposal] | None = None
         self._asked: _Question | None = None
+        self._more_devices = False
+
+    def devices_joined(self) -> None:
+        """Look at once whether the devices that have come back are of use."""
+        self._more_devices = True
+
+    def replacement(self, run: RunView) -> Plan | None:
+        """Return the best plan for the devices that are left; None if no scheduler has one."""
+        try:
+            question = self._question(run, drifted_only=False)
+            if question is None:
+                return None
+            proposal = self._propose(question)
+        except SamullmError as error:
+            logger.warning("planning for the devices that are left failed: %s", error)
+            return None
+        self._checked_s = self._planned_s = run.now_s()
+        return self._adopted(run, proposal, question)
 
     def begin(self, run: RunView) -> None:
         """Set the pace by the time the plan still takes."""
@@ -163,10 +181,13 @@ class Replanner(Replanning):
         if self._future is not None:
             return self._answer(run) if self._future.done() else None
         now_s = run.now_s()
+        stage_changed |= self._more_devices
         due = now_s - self._checked_s >= self._interval_s
         at_stage = stage_changed and now_s - self._planned_s >= self._interval_s / 2
+        at_stage |= self._more_devices
         if not (due or at_stage):
             return None
+        self._more_devices = False
         self._checked_s = now_s
         try:  # a plugin that fails here must not end the run: the plan there is goes on
             question = self._question(run, drifted_only=not at_stage)
@@ -194,8 +215,10 @@ class Replanner(Replanning):
             return None
         held = {n: r.devices for n, r in run.rule.running.items()}
         before = {n: r.devices for n, (r, _) in question.running.items()}
-        if held != before and proposal.plan is not None:
-            return None  # engines have started or ended since: the comparison does not hold
+        devices = {d for d in range(run.problem.cluster.num_gpus) if d not in run.engines.lost}
+        stale = held != before or devices != set(question.snapshot.devices)
+        if stale and proposal.plan is not None:
+            return None  # engines or devices have changed since: the comparison does not hold
         return self._adopted(run, proposal, question)
 
     def _adopted(self, run: RunView, proposal: Proposal, question: _Question) -> Plan | None:
@@ -269,34 +292,45 @@ class Replanner(Replanning):
         )
         rest = residual_problem(problem, question.left, scenarios[:count], question.snapshot)
         names = {n.name for n in rest.app.nodes}
+        numbers = Renumbering(question.snapshot.devices)
         running = {
-            n: (as_held(r), ready_s) for n, (r, ready_s) in question.running.items() if n in names
+            n: (numbers.engines(r), ready_s)
+            for n, (r, ready_s) in question.running.items()
+            if n in names
         }
         engines = {n: r for n, (r, _) in running.items()}
         simulator = PlanSimulator(rest, policy=self._policy(rest), running=running)
-        going_on = residual_plan(
-            question.plan,
-            question.stage,
-            question.left,
-            question.snapshot.status,
-            {n: r for n, (r, _) in question.running.items()},
+        going_on = numbers.residual(
+            residual_plan(
+                question.plan,
+                question.stage,
+                question.left,
+                question.snapshot.status,
+                {n: r for n, (r, _) in question.running.items()},
+            )
         )
         judged = rest.with_scenarios(scenarios[count:])
         judge = PlanSimulator(judged, policy=self._policy(judged), running=running)
-        before = _seconds(judge, going_on)
-        incumbent = None if verify(rest, going_on) else going_on
+        before = np.full(len(judged.scenarios), np.inf)  # it needs devices that are lost
+        if going_on is not None:
+            before = _seconds(judge, going_on)
+        incumbent = None if going_on is None or verify(rest, going_on) else going_on
         best, best_s = going_on, before
         for made in self._plans(rest, simulator, incumbent):
             for candidate in dict.fromkeys((made, aligned(made, rest, engines))):
                 seconds = _seconds(judge, candidate)
                 if seconds.mean() < best_s.mean() and not verify(rest, candidate):
                     best, best_s = candidate, seconds
+        if best is None or going_on is None:
+            took = time.perf_counter() - started
+            plan = None if best is None else numbers.whole(best)
+            return Proposal(plan, 0.0, float(best_s.mean()), took)
         gains = before - best_s
         gain_s, remaining_s = float(gains.mean()), float(before.mean())
         error_s = float(gains.std(ddof=1)) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
         better = gain_s > max(self.options.min_gain * remaining_s, error_s)
         took = time.perf_counter() - started
-        return Proposal(best if better else None, gain_s, remaining_s, took)
+        return Proposal(numbers.whole(best) if better else None, gain_s, remaining_s, took)
 
     def _plans(
         self, rest: Problem, simulator: PlanSimulator, incumbent: Plan | None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -29,7 +28,7 @@ from samullm_plugin.run.gantt_figure import (
 from samullm_plugin.run.journal import read_journal
 from samullm_plugin.run.log import BULKY
 from samullm_plugin.run.metrics import SETTLED, measured_engines, metrics_of
-from samullm_plugin.run.rundir import FORMAT
+from samullm_plugin.run.rundir import read_facts
 
 SHOWN_FAILURES = 50
 
@@ -72,19 +71,7 @@ def read_run(directory: Path) -> RunRecord:
     Raises:
         InputError: if the folder holds no run, or a file of it is damaged.
     """
-    path = directory / "run.json"
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(
-            f"{directory}: holds no run (there is no run.json); give the --output-dir of a "
-            "`samullm run`"
-        ) from error
-    except ValueError as error:
-        raise InputError(f"{path}: is not JSON: {error}") from error
-    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
-        found = facts.get("format") if isinstance(facts, dict) else type(facts).__name__
-        raise InputError(f"{path}: its format is {found}, this version reads {FORMAT}")
+    facts = read_facts(directory)
     journal = directory / "events.jsonl"
     if not journal.exists():
         raise InputError(f"{directory}: the run has no journal (events.jsonl): it never began")

@@ -9,9 +9,11 @@ import numpy as np
 
 from samullm_plugin.host.interfaces.executor import EngineRequest, RequestOutput
 from samullm_plugin.host.interfaces.moving import continued
+from samullm_plugin.model.logprobs import PositionLogprobs
 from samullm_plugin.run.ledger import Ledger, RequestId, Result, Status
 from samullm_plugin.run.log import RunLog
 from samullm_plugin.run.prompts import Prompt, PromptBuilder, Refused
+from samullm_plugin.run.reuse import Reuse
 from samullm_plugin.run.user_nodes import UserNodes
 
 
@@ -29,6 +31,7 @@ class RequestQueue:
         source: PromptBuilder,
         log: RunLog,
         moved: Mapping[RequestId, RequestOutput],
+        reuse: Reuse | None = None,
     ) -> None:
         """Begin with nothing admitted.
 
@@ -37,15 +40,19 @@ class RequestQueue:
             source: makes prompts.
             log: is told.
             moved: tokens that unfinished requests generated before the run was interrupted.
+            reuse: outputs of earlier runs; None: everything is asked.
         """
         self.ledger, self.changed = ledger, False
         self._source, self._log, self._moved = source, log, moved
+        self._reuse = reuse
+        self._keys: dict[RequestId, bytes] = {}
         self._users = UserNodes(ledger.app)
         self._left = {
             name: int((ledger.status[i][part.rows] < Status.FINISHED).sum())
             for name, i, part in self._users
         }
         self._requests: dict[RequestId, EngineRequest] = {}
+        self._logprobs: dict[RequestId, tuple[PositionLogprobs, ...]] = {}
         self._queue: list[list[int]] = [[] for _ in ledger.app.nodes]
 
     def queued(self, node: int) -> list[int]:
@@ -77,14 +84,24 @@ class RequestQueue:
                 continue
             decision = self._decide(request)
             if isinstance(decision, Prompt):
+                if (found := self._answered(request, decision)) is not None:
+                    waiting.extend(self._note(request, Status.FINISHED, now_s, found, reused=True))
+                    continue
                 self.ledger.status[node][r] = Status.READY
-                self._requests[request] = self._engine_request(request, decision)
+                self._requests[request] = self._taken_up(request, decision)
                 self._queue[node].append(r)
             elif decision is None:
                 waiting.extend(self._note(request, Status.SKIPPED, now_s, Result()))
             else:
                 result = Result(finish_reason="error", error=decision.reason)
                 waiting.extend(self._note(request, Status.FAILED, now_s, result))
+
+    def _answered(self, request: RequestId, prompt: Prompt) -> Result | None:
+        """Return the output of an equal request of an earlier run."""
+        if self._reuse is None:
+            return None
+        self._keys[request] = self._reuse.key(request, self.engine_request(request[1], prompt))
+        return self._reuse.find(request, self._keys[request])
 
     def _decide(self, request: RequestId) -> Prompt | Refused | None:
         inputs = self.ledger.inputs(request)
@@ -99,20 +116,30 @@ class RequestQueue:
                 return None
         return self._source.prepare(request, self.ledger)
 
-    def _engine_request(self, request: RequestId, prompt: Prompt) -> EngineRequest:
-        made = EngineRequest(
-            request[1],
+    @staticmethod
+    def engine_request(request: int, prompt: Prompt) -> EngineRequest:
+        """Return a request as engines get it."""
+        return EngineRequest(
+            request,
             prompt.token_ids,
             prompt.prompt_tokens,
             prompt.max_tokens,
             sampling=prompt.sampling,
             prompt=prompt.text,
             messages=prompt.messages,
+            chat=prompt.chat,
             output_tokens=prompt.output_tokens,
         )
+
+    def _taken_up(self, request: RequestId, prompt: Prompt) -> EngineRequest:
+        """Return a request, with what it generated before the run was interrupted."""
+        made = self.engine_request(request[1], prompt)
         if request in self._moved:
-            made = continued(made, self._moved[request])
+            moved = self._moved[request]
+            made = continued(made, moved)
             self.ledger.generated[request[0]][request[1]] = made.num_generated
+            if made.num_generated and moved.logprobs is not None:
+                self._logprobs[request] = moved.logprobs
         return made
 
     def finish(self, request: RequestId, output: RequestOutput, time_s: float) -> None:
@@ -124,7 +151,9 @@ class RequestQueue:
             self.fail(request, output.error or "the engine reported an error", time_s)
             return
         before = given.num_generated
-        ids = output.token_ids
+        ids, logprobs = output.token_ids, output.logprobs
+        if before and logprobs is not None:
+            logprobs = (*self._logprobs.pop(request, ()), *logprobs)
         if ids is not None and before and given.prompt_token_ids is not None:
             ids = (*given.prompt_token_ids[-before:], *ids)
         if output.prompt_token_ids is not None and not before:
@@ -138,6 +167,8 @@ class RequestQueue:
             output.text,
             ids,
             stop_reason=output.stop_reason,
+            logprobs=logprobs,
+            prompt_logprobs=output.prompt_logprobs,
         )
         self._admit(self._note(request, Status.FINISHED, time_s, result), time_s)
 
@@ -163,7 +194,12 @@ class RequestQueue:
             self.finish((node, output.request), output, now_s)
             return
         request = continued(given, output)
-        if request is not given:
+        key = node, output.request
+        if request is given:
+            self._logprobs.pop(key, None)
+        else:
+            if output.logprobs is not None:
+                self._logprobs[key] = (*self._logprobs.get(key, ()), *output.logprobs)
             known = given.prompt_token_ids is not None or output.prompt_token_ids is None
             name, index = self._users.written((node, output.request))
             self._log.add(
@@ -174,6 +210,7 @@ class RequestQueue:
                 num_tokens=request.num_generated,
                 token_ids=_generated_ids(request),
                 **({} if known else {"prompt_token_ids": output.prompt_token_ids}),
+                **({"logprobs": self._logprobs[key]} if key in self._logprobs else {}),
             )
         self._requests[node, output.request] = request
         self.ledger.generated[node][output.request] = request.num_generated
@@ -181,7 +218,13 @@ class RequestQueue:
         self._queue[node].append(output.request)
 
     def _note(
-        self, request: RequestId, status: Status, time_s: float, result: Result
+        self,
+        request: RequestId,
+        status: Status,
+        time_s: float,
+        result: Result,
+        *,
+        reused: bool = False,
     ) -> list[RequestId]:
         """Write a settled request down; return the requests that have all their inputs now."""
         name, index = self._users.written(request)
@@ -194,8 +237,17 @@ class RequestQueue:
                 "text": result.text,
                 "token_ids": result.token_ids if not result.text else None,
                 "stop_reason": result.stop_reason,
+                "logprobs": result.logprobs,
+                "prompt_logprobs": result.prompt_logprobs,
             }
             fields = {k: v for k, v in fields.items() if v is not None}
+            key = self._keys.pop(request, None)
+            if self._reuse is not None and key is not None:
+                if reused:
+                    fields["reused"] = True
+                else:
+                    self._reuse.keep(request, key, fields, result)
+                fields["key"] = key.hex()
         elif status is Status.FAILED:
             fields["error"] = result.error
         self._log.add(time_s, status.name.lower(), **fields)

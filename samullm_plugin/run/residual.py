@@ -177,14 +177,18 @@ def _sample_part(
 def residual_problem(
     problem: Problem, left: ResidualWork, scenarios: tuple[LengthScenario, ...], snapshot: Snapshot
 ) -> Problem:
-    """Return what is left as a problem, with latencies and load times corrected."""
+    """Return what is left as a problem, with latencies and load times corrected.
+
+    Its devices are those that are not lost, renumbered (:class:`Renumbering`).
+    """
     costs = []
     for i, _ in left.kept:
         factor = snapshot.latency_factor[i]
         costs.append(
             {k: _corrected(c, factor, snapshot.load_factor) for k, c in problem.costs[i].items()}
         )
-    return Problem(left.app, problem.cluster, scenarios, tuple(costs), problem.page_cache)
+    cluster = problem.cluster.subset(snapshot.devices)
+    return Problem(left.app, cluster, scenarios, tuple(costs), problem.page_cache)
 
 
 def _corrected(costs: ModeCosts, latency_factor: float, load_factor: float) -> ModeCosts:
@@ -197,6 +201,40 @@ def _corrected(costs: ModeCosts, latency_factor: float, load_factor: float) -> M
         cold_s=costs.load.cold_s * load_factor,
     )
     return replace(costs, latency=latency, load=load)
+
+
+class Renumbering:
+    """The devices that are not lost, as the residual problem counts them.
+
+    Args:
+        devices: those devices, by the numbers of the whole cluster.
+    """
+
+    def __init__(self, devices: Sequence[int]) -> None:
+        self._whole = tuple(devices)
+        self._residual = {d: i for i, d in enumerate(devices)}
+
+    def residual(self, plan: Plan) -> Plan | None:
+        """Return a plan of the whole cluster in the residual numbers; None if it uses lost ones."""
+        used = {d for s in plan.stages for a in s.assignments for d in a.devices}
+        return None if used - self._residual.keys() else _renumbered(plan, self._residual)
+
+    def whole(self, plan: Plan) -> Plan:
+        """Return a plan of the residual problem in the numbers of the whole cluster."""
+        return _renumbered(plan, dict(enumerate(self._whole)))
+
+    def engines(self, running: Running) -> Running:
+        """Return an engine in the residual numbers, as planned where it is."""
+        devices = tuple(self._residual[d] for d in running.devices)
+        planned = Assignment(running.planned.node, running.planned.parallel, devices)
+        return Running(planned, devices, 0)
+
+
+def _renumbered(plan: Plan, new: Mapping[int, int]) -> Plan:
+    def moved(a: Assignment) -> Assignment:
+        return Assignment(a.node, a.parallel, tuple(new[d] for d in a.devices))
+
+    return Plan(tuple(Stage(tuple(map(moved, s.assignments)), s.end) for s in plan.stages))
 
 
 def residual_plan(
@@ -247,12 +285,6 @@ def _held(assignment: Assignment, running: Mapping[str, Running]) -> Assignment:
     if engine is None or engine.planned != assignment:
         return assignment
     return Assignment(assignment.node, assignment.parallel, engine.devices)
-
-
-def as_held(running: Running) -> Running:
-    """Return an engine as if it had been planned on the devices it really holds."""
-    planned = Assignment(running.planned.node, running.planned.parallel, running.devices)
-    return Running(planned, running.devices, 0)
 
 
 def aligned(plan: Plan, problem: Problem, running: Mapping[str, Running]) -> Plan:

@@ -215,6 +215,14 @@ class RunRows:
         found: dict[str, Any] = from_json(self._journal.readline())
         return found
 
+    def failed(self) -> Iterator[tuple[str, str, str]]:
+        """Yield (node, id, reason) of the requests that failed."""
+        for i, node in enumerate(self.nodes):
+            for r in np.flatnonzero(self._place[i] >= 0).tolist():
+                record = self.record(i, r)
+                if record is not None and record["kind"] == "failed":
+                    yield node.name, node.ids[r].as_py(), str(record.get("error"))
+
     def items(self, first: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield (id, fields of the input) of the items from one on."""
         done = 0

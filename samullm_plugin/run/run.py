@@ -43,10 +43,12 @@ from samullm_plugin.run.prompts import (
     PromptBuilder,
     TextPrompts,
     TokenPrompts,
+    refused_requests,
 )
 from samullm_plugin.run.recovery import ResumePoint, recover
+from samullm_plugin.run.reuse import NO_REUSE, ReuseOptions, opened_reuse
 from samullm_plugin.run.rows import write_layout
-from samullm_plugin.run.rundir import RunDirectory, fingerprint
+from samullm_plugin.run.rundir import RunDirectory, fingerprint, read_facts
 from samullm_plugin.run.signals import defer_signals
 from samullm_plugin.run.trace import trace_json
 from samullm_plugin.run.user_nodes import UserNodes
@@ -75,6 +77,8 @@ class RunSetup:
         truth: output lengths (its first length scenario) and, on executors that imitate engines,
             costs that hold in this run. Engines that compute get prompts of random tokens and
             generate as much. None: imitated lengths are drawn, others are the engines' affair.
+        reuse: where outputs of equal requests are looked for.
+        remaining: the problem without what is found there, as it was planned; None: all of it.
     """
 
     host: PluginHost
@@ -88,6 +92,8 @@ class RunSetup:
     listener: Listener | None = None
     on_start: Callable[[Coordinator], None] | None = None
     truth: Problem | None = None
+    reuse: ReuseOptions = NO_REUSE
+    remaining: Problem | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,24 +241,27 @@ def _run(
     resume: ResumePoint,
 ) -> Coordinator:
     """Run on an open executor; return the coordinator after the run."""
-    coordinator = Coordinator(
-        setup.instance.problem,
-        plan,
-        executor,
-        source,
-        log,
-        resume=resume,
-        replanner=setup.replanner,
-        options=setup.options,
-        policy=_policy(setup),
-    )
-    log.add_listener(_output_writer(directory, coordinator.ledger, source))
-    if setup.on_start is not None:
-        setup.on_start(coordinator)
-    with live_table(setup.loaded, setup.directory) as table:
-        coordinator.run()
-        if table is not None and not coordinator.drained:
-            table.complete = True
+    app = setup.instance.problem.app
+    with opened_reuse(setup.reuse, executor.engine_version(), setup.loaded, app) as reuse:
+        coordinator = Coordinator(
+            setup.instance.problem,
+            plan,
+            executor,
+            source,
+            log,
+            resume=resume,
+            replanner=setup.replanner,
+            options=setup.options,
+            policy=_policy(setup),
+            reuse=reuse,
+        )
+        log.add_listener(_output_writer(directory, coordinator.ledger, source))
+        if setup.on_start is not None:
+            setup.on_start(coordinator)
+        with live_table(setup.loaded, setup.directory) as table:
+            coordinator.run()
+            if table is not None and not coordinator.drained:
+                table.complete = True
     return coordinator
 
 
@@ -314,7 +323,8 @@ def _prepared(setup: RunSetup) -> tuple[Executor, PromptBuilder]:
         return executor, TextPrompts(setup.loaded, setup.instance.problem.app)
     truth = setup.truth or hidden_truth(setup)
     executor.imitate(truth)
-    return executor, LengthPrompts(truth.scenarios[0])
+    refused = refused_requests(setup.loaded, setup.instance.problem.app)
+    return executor, LengthPrompts(truth.scenarios[0], refused)
 
 
 def imitates(executor: Executor) -> bool:
@@ -336,7 +346,7 @@ def hidden_truth(setup: RunSetup) -> Problem:
 
 def planned_trace(setup: RunSetup, plan: Plan) -> PlanTrace:
     """Return the plan's simulation in the length scenario nearest to the mean makespan."""
-    problem = setup.instance.problem
+    problem = setup.remaining or setup.instance.problem
     traces = PlanSimulator(problem, policy=_policy(setup)).simulate(plan)
     makespans = np.array([t.makespan_s for t in traces])
     return traces[int(np.argmin(np.abs(makespans - makespans.mean())))]
@@ -381,12 +391,4 @@ def require_resumable(directory: Path) -> str:
     Raises:
         InputError: if the folder holds no run.
     """
-    import json
-
-    try:
-        facts = json.loads((directory / "run.json").read_text())
-    except FileNotFoundError as error:
-        raise InputError(f"--resume {directory}: holds no run (there is no run.json)") from error
-    except ValueError as error:
-        raise InputError(f"--resume {directory}: run.json is not JSON: {error}") from error
-    return str(facts.get("executor", ""))
+    return str(read_facts(directory).get("executor", ""))

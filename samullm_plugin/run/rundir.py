@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic_core import to_json
-
 from samullm_plugin.errors import InputError
+from samullm_plugin.files import read_json, replace_file, to_json
 from samullm_plugin.model.application import Application
 from samullm_plugin.run.journal import disk_error
 
@@ -80,16 +78,7 @@ class RunDirectory:
             InputError: if it holds no run, another application's, or another process runs it.
         """
         directory = cls(path)
-        try:
-            facts = json.loads((path / "run.json").read_text())
-        except FileNotFoundError as error:
-            raise InputError(f"{path}: holds no run (there is no run.json)") from error
-        except ValueError as error:
-            raise InputError(f"{path / 'run.json'}: is not JSON: {error}") from error
-        if facts.get("format") != FORMAT:
-            raise InputError(
-                f"{path}: its format is {facts.get('format')}, this version reads {FORMAT}"
-            )
+        facts = read_facts(path)
         if facts.get("fingerprint") != fingerprint:
             raise InputError(
                 f"{path}: is the run of another application ({facts.get('application')}), or its "
@@ -130,26 +119,38 @@ class RunDirectory:
         Raises:
             RunError: if the disk is full or fails.
         """
-        self.write_bytes(name, to_json(value, indent=1, inf_nan_mode="null", fallback=_plain))
+        self.write(name, [to_json(value, indent=1)])
 
-    def write_bytes(self, name: str, data: bytes) -> None:
+    def write(self, name: str, parts: Iterable[bytes]) -> None:
         """Write a file in one step.
 
         Raises:
             RunError: if the disk is full or fails.
         """
         path = self.path / name
-        partial = path.with_name(path.name + ".part")
         try:
             path.parent.mkdir(exist_ok=True)  # nodes of several applications have a folder each
-            with partial.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
+            replace_file(path, parts, sync=True)
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise disk_error(path, error) from error
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return what ``run.json`` says of a run directory.
+
+    Raises:
+        InputError: if the folder holds no run of this version's format.
+    """
+    file = path / "run.json"
+    if not file.exists():
+        raise InputError(
+            f"{path}: holds no run (there is no run.json); give the --output-dir of a run"
+        )
+    facts = read_json(file)
+    found = facts.get("format") if isinstance(facts, dict) else type(facts).__name__
+    if found != FORMAT:
+        raise InputError(f"{file}: its format is {found}, this version reads {FORMAT}")
+    return dict(facts)
 
 
 def fingerprint(app: Application, *contents: bytes) -> str:
@@ -175,9 +176,3 @@ def fingerprint(app: Application, *contents: bytes) -> str:
     for content in contents:
         digest.update(len(content).to_bytes(8, "little") + content)
     return digest.hexdigest()
-
-
-def _plain(value: Any) -> object:
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} cannot be written as JSON")

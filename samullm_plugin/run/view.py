@@ -40,5 +40,13 @@ class Replanning(Protocol):
         del run, stage_changed
         return None
 
+    def replacement(self, run: RunView) -> Plan | None:
+        """Return a plan for the devices that are left, as some are lost; None if there is none."""
+        del run
+        return None
+
+    def devices_joined(self) -> None:
+        """Called when there are more devices than the plan was made for."""
+
     def end(self) -> None:
         """Called when the run is over, whatever became of it."""

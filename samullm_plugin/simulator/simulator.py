@@ -16,8 +16,8 @@ from samullm_plugin.model.result import PlanTrace
 from samullm_plugin.model.types import Floats
 from samullm_plugin.rules.transition import Running, RunState, next_transition
 from samullm_plugin.simulator.node_run import NodeWork, Progress
-from samullm_plugin.simulator.requests import NodeInputs
 from samullm_plugin.simulator.python_rows import settle_python
+from samullm_plugin.simulator.requests import NodeInputs
 from samullm_plugin.simulator.runs import NodeQuery, NodeRuns, PolicyCall
 from samullm_plugin.simulator.state import SimulationState
 

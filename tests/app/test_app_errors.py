@@ -73,7 +73,7 @@ def load(tmp_path: Path) -> Load:
         ("nodes.y.chain", "chapter", "nodes.y.chain: request '0' has no field 'chapter'"),
         ("cluster.gpus", 0, "cluster.gpus: at least one GPU is needed, not 0"),
         ("cluster.gpus", [], "cluster.gpus: at least one GPU is needed"),
-        ("cluster.gpu", "A100-80", "its memory is not known (did you mean 'A100-80GB'"),
+        ("cluster.gpu", "A100-90GB", "its memory is not known (did you mean 'A100-80GB'"),
         ("cluster.nvlink", [[0, 5]], "cluster: nvlink_groups names device 5"),
         ("cluster.machines", 3, "cluster.machines: 2 GPUs cannot be spread evenly over 3"),
         ("models.a.max_model_len", -5, "models.a.max_model_len: Input should be greater"),

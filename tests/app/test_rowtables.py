@@ -190,7 +190,7 @@ def test_values_that_json_lacks(tmp_path: Path) -> None:
         ({"file": "none.csv"}, r"none\.csv: there is no such requests file"),
         ({"file": "r.parquet", "format": "csv"}, r"r\.parquet: cannot be read as csv: .*`format`"),
         ({"file": "broken.parquet"}, r"broken\.parquet: cannot be read as parquet: .*`format`"),
-        ({"file": "r.csv", "id": "pdi"}, r"requests\.id: .*row 1 has no column 'pdi' .*'pid'"),
+        ({"file": "r.csv", "id": "pdi"}, r"rows 1-3: requests\.id: it has no column 'pdi' .*'pid'"),
         (
             {"file": "r.csv", "rename": {"prompt": "x"}},
             r"rename: .*no column 'prompt'; columns: pid",

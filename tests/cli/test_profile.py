@@ -125,7 +125,7 @@ def test_one_model_of_a_table_without_names(samullm: Run, tmp_path: Path) -> Non
                 "--architectures",
                 "config.json",
             ],
-            "trust_remote_code",
+            "not modelled",
         ),
         (["fit", "--iterations", "good.csv", "--output", "no/p.json"], "cannot be written"),
         (["check", "--iterations", "good.csv", "--profile", "bad.csv"], "bad.csv: not a profile"),
@@ -171,7 +171,7 @@ def test_what_profile_latency_cannot_measure_is_refused(samullm: Run, tmp_path: 
         (["--executor", "simulated"], "--executor simulated: its times come from a latency model"),
         (["--tp", "0"], "--tp 0: write sizes as in --tp 1,2"),
         (["--kv-cache-tokens", "100"], "--kv-cache-tokens 100: one sequence of 1024 does not fit"),
-        (["--model", "nowhere"], "nowhere: cannot be read as a model's config.json"),
+        (["--model", "nowhere"], "nowhere: there is no such file"),
     ):
         model, output = str(tmp_path / "m"), str(tmp_path / "p.json")
         ran = samullm("profile", "latency", "--model", model, "--output", output, *words)

@@ -74,7 +74,7 @@ def test_table_is_for_people(files: Files, capsys: pytest.CaptureFixture[str]) -
         ('{"id": "a", "output_tokens": 3}', "line 2: give either prompt_tokens or"),
         ('{"id": "b", "prompt_tokens": 3, "output_tokens": 3}', "line 2: id 'b' is that of line 1"),
         ('{"id": "a", ', "line 2: is not JSON"),
-        ("[]", "line 2: must be an object"),
+        ("[]", "line 2: must be a JSON object"),
         ('{"id": "a", "prompt_tokens": 3, "output_tokens": 1, "arrival_s": 1.0}', "arrival_step"),
     ],
 )

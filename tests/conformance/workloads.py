@@ -130,6 +130,14 @@ def named_cases() -> dict[str, Case]:
     begun = rng.integers(10, 99, 15)
     goes_on = np.concatenate([begun, [7], rng.integers(10, 99, 5)])
     continued = Workload(np.array([15, 21]), np.array([2, 12]), prompt_token_ids=(begun, goes_on))
+    prompts = ["7", "7777", "777", "7766", "66", "77", "7777", "7766", "7", "7", "6667", "7766"]
+    left_out = Workload(
+        np.array([len(p) for p in prompts]),
+        np.array([26, 15, 33, 17, 32, 7, 22, 27, 3, 39, 29, 2]),
+        arrival_step=np.array([26, 15, 1, 10, 23, 7, 11, 27, 30, 8, 36, 1]),
+        priority=np.array([1, 0, 2, 0, 0, 2, 0, 2, 0, 0, 2, 1]),
+        prompt_token_ids=tuple(np.array([int(c) for c in p]) for p in prompts),
+    )
     result = {
         "prompts longer than the token budget": Case(
             replace(roomy, max_num_batched_tokens=100), some(40, 900, 60)
@@ -165,6 +173,19 @@ def named_cases() -> dict[str, Case]:
         ),
         "priority, prefix caching": Case(
             replace(cached, scheduling_policy="priority"), late_and_ranked
+        ),
+        # Told apart only where a sequence that was left out, its last token known meanwhile, fills
+        # a block with the next one: found by search.
+        "priority, prefix caching, left out for lack of tokens": Case(
+            EngineConfig(
+                max_num_seqs=16,
+                max_num_batched_tokens=6,
+                max_model_len=200,
+                num_blocks=6,
+                enable_prefix_caching=True,
+                scheduling_policy="priority",
+            ),
+            left_out,
         ),
         "ending at max_model_len": Case(alone, some(30, 511, 2000)),
         "a prompt one short of max_model_len": Case(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from samullm_plugin.app import spec
+from samullm_plugin.app import sampling, spec
 from samullm_plugin.app.requests import RequestLine
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +25,7 @@ SECTIONS = [
     spec.BranchSection,
     spec.KeepSection,
     spec.ChainSection,
-    spec.SamplingSection,
+    sampling.SamplingSection,
     spec.ClusterSection,
     spec.GpuSection,
     spec.PlannerSection,

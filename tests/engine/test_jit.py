@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,8 +24,12 @@ print(int(mix(1, 2)) > 0, cache_folder())
 
 
 def test_every_compiled_module_is_part_of_the_key() -> None:
-    folder = Path(jit.__file__).parent
-    compiled = {p.stem for p in folder.glob("*.py") if "@compiled\n" in p.read_text()}
+    folder = Path(jit.__file__).parent.parent
+    compiled = {
+        str(p.relative_to(folder))
+        for p in folder.rglob("*.py")
+        if re.search(r"^@compiled$", p.read_text(), re.MULTILINE)
+    }
     assert compiled <= set(jit.COMPILED_MODULES)
 
 

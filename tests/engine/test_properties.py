@@ -180,7 +180,7 @@ def test_progress_counts_every_token_once(case: Case, points: int) -> None:
     assert len(curve.time_s) <= points
     assert curve.time_s[0] == curve.tokens[0] == curve.pairs[0] == 0
     assert (np.diff(curve.time_s) > 0).all()
-    assert (np.diff(curve.tokens) > 0).all()
+    assert (np.diff(curve.tokens) >= 0).all()  # a step may do nothing but compute again
     if complete:
         lengths = case.workload.prompt_tokens + outputs(case) - 1
         assert curve.tokens[-1] == lengths.sum()

@@ -3,15 +3,17 @@ from __future__ import annotations
 import pytest
 
 from samullm_plugin.errors import InputError
+from samullm_plugin.model.application import EngineOptions
 from samullm_plugin.model.architecture import ModelArchitecture
+from samullm_plugin.model.kv_cache import pool_block_bytes
 from samullm_plugin.profiling.loading import LoadModel, fit_loading
 from samullm_plugin.profiling.memory import (
     BatchLimits,
     MemoryModel,
     RecordedStart,
-    block_bytes,
     fit_memory,
     kv_cache_blocks,
+    replica_groups,
 )
 
 SMALL = ModelArchitecture(32, 4096, 32, 8, 128, 14336, 32000)
@@ -21,9 +23,12 @@ TRUE = MemoryModel(5e8, 1e9, 2.5e9, 33.0, 5.0, 7.0)
 
 def test_formula_and_block_sizes() -> None:
     # 16 tokens, keys and values, 32 layers, 8 heads of 128, 2 bytes.
-    assert block_bytes(SMALL, 1) == 16 * 2 * 32 * 8 * 128 * 2
-    assert block_bytes(SMALL, 4) == block_bytes(SMALL, 1) / 4
-    assert block_bytes(SMALL, 16) == block_bytes(SMALL, 8)
+    sizes = {
+        tp: pool_block_bytes(replica_groups(SMALL, EngineOptions(), tp)) for tp in (1, 4, 8, 16)
+    }
+    assert sizes[1] == 16 * 2 * 32 * 8 * 128 * 2
+    assert sizes[4] == sizes[1] / 4
+    assert sizes[16] == sizes[8]
     assert kv_cache_blocks(84986691584, 0.9, 27584561152, 13107200) == 3731
     assert kv_cache_blocks(1e9, 0.9, 2e9, 1000) == 0
 

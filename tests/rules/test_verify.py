@@ -84,7 +84,7 @@ def test_replicas_of_one_model_are_on_one_kind_of_gpu() -> None:
 
 def test_replicas_lie_on_one_machine() -> None:
     problem = make_problem([TestNode("a", [4], [4], sizes=(2,))], num_gpus=2)
-    apart = Cluster((GPU, GPU), ((0, 1),), ((0,), (1,)))
+    apart = Cluster((GPU, GPU), (), ((0,), (1,)))
     with pytest.raises(InputError, match="fits on no set of devices"):
         Problem(problem.app, apart, problem.scenarios, problem.costs)
 

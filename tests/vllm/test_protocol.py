@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import socket
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from samullm_vllm.channel import Channel, ChannelClosedError
 from samullm_vllm.protocol import (
-    LENGTHS,
+    LENGTH,
     Asleep,
     Beat,
     Exited,
@@ -30,10 +31,11 @@ from samullm_vllm.protocol import (
     Wake,
     decode,
     encode,
-    frame_size,
+    frame_bytes,
 )
 
 from samullm_plugin import EngineRequest, RequestOutput
+from samullm_plugin.model.logprobs import TokenLogprob
 
 ids = st.lists(st.integers(0, 2**31 - 1), max_size=40).map(tuple)
 number = st.integers(0, 10**9)
@@ -45,15 +47,26 @@ requests = st.builds(
     max_tokens=number,
     priority=st.integers(-5, 5),
     sampling=st.dictionaries(
-        st.text(), st.none() | st.floats(allow_nan=False) | st.text() | st.lists(st.text())
+        st.text(),
+        st.none()
+        | st.floats(allow_nan=False)
+        | st.integers(-(2**63), 2**63)
+        | st.text()
+        | st.lists(st.text())
+        | st.dictionaries(number, st.floats(allow_nan=False)),
     ),
     prompt=st.none() | st.text(),
     messages=st.none() | st.lists(st.dictionaries(st.text(), st.text())).map(tuple),
     num_generated=number,
     output_tokens=st.none() | number,
+    chat=st.dictionaries(st.text(), st.booleans() | st.dictionaries(st.text(), st.text())),
 )
 logprobs = st.none() | st.lists(
-    st.dictionaries(number, st.floats(allow_nan=False), max_size=3), max_size=3
+    st.lists(
+        st.builds(TokenLogprob, number, st.floats(allow_nan=False), st.none() | number, st.text()),
+        max_size=3,
+    ).map(tuple),
+    max_size=3,
 ).map(tuple)
 outputs = st.lists(
     st.builds(
@@ -67,6 +80,7 @@ outputs = st.lists(
         prompt_token_ids=st.none() | ids,
         stop_reason=st.none() | number | st.text(),
         logprobs=logprobs,
+        prompt_logprobs=logprobs,
     ),
     max_size=4,
 ).map(tuple)
@@ -97,10 +111,9 @@ messages = st.one_of(
 @given(messages)
 def test_round_trip(message: Message) -> None:
     frame = encode(message)
-    header, block = frame_size(frame[: LENGTHS.size])
-    body = frame[LENGTHS.size :]
-    assert len(body) == header + block
-    assert decode(body[:header], body[header:]) == message
+    body = frame[LENGTH.size :]
+    assert len(body) == frame_bytes(frame[: LENGTH.size])
+    assert decode(body) == message
 
 
 @given(st.lists(messages, max_size=5), st.integers(1, 50))
@@ -140,19 +153,27 @@ def test_sending_never_blocks_and_the_end_is_noticed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("header", "block"),
+    "data",
     [
-        (b"no json", b""),
-        (b'["Nothing",{}]', b""),
-        (b'["Ready",{"unknown":1}]', b""),
-        (b'["Finished",{"outputs":[[3,null,{"request":0,"num_tokens":3}]]}]', b"\0" * 8),
+        b"",
+        b"no msgpack",
+        msgspec.msgpack.encode({"type": "Nothing"}),
+        msgspec.msgpack.encode({"type": "Ready", "start_s": "soon"}),
+        msgspec.msgpack.encode({"type": "Finished", "outputs": [{"num_tokens": 3}]}),
+        encode(Stop())[LENGTH.size :] + b"x",
     ],
 )
-def test_anything_else_is_an_error(header: bytes, block: bytes) -> None:
+def test_anything_else_is_an_error(data: bytes) -> None:
     with pytest.raises(ProtocolError):
-        decode(header, block)
+        decode(data)
 
 
 def test_absurd_lengths_are_an_error() -> None:
     with pytest.raises(ProtocolError):
-        frame_size(b"\xff" * 8)
+        frame_bytes(b"\xff" * 4)
+
+
+@pytest.mark.parametrize("value", ["\ud800", 2**64, object()])
+def test_what_cannot_be_sent_is_told(value: object) -> None:
+    with pytest.raises(ProtocolError, match="it cannot be sent"):
+        encode(Submit((EngineRequest(0, None, 1, 1, sampling={"x": value}),)))

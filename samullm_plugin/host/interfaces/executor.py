@@ -13,6 +13,7 @@ from samullm_plugin.errors import InputError
 from samullm_plugin.host.interfaces.plugin import Plugin
 from samullm_plugin.model.application import ModelSpec
 from samullm_plugin.model.cluster import Cluster
+from samullm_plugin.model.logprobs import PositionLogprobs
 
 if TYPE_CHECKING:  # engine processes import this module, and vLLM does not stand numba beside it
     from samullm_plugin.model.costs import ModeCosts
@@ -63,6 +64,7 @@ class EngineRequest:
         sampling: vLLM sampling parameters by name.
         prompt: text to tokenise.
         messages: chat messages to put through the model's chat template.
+        chat: what the chat template is told, such as ``tools`` and ``chat_template_kwargs``.
         num_generated: how many of the last prompt tokens were generated elsewhere.
         output_tokens: how many tokens it is still to generate, whatever the engine would say:
             where lengths are modelled or imposed. None: the engine decides, up to ``max_tokens``.
@@ -78,6 +80,7 @@ class EngineRequest:
     messages: tuple[Mapping[str, object], ...] | None = None
     num_generated: int = 0
     output_tokens: int | None = None
+    chat: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,8 @@ class RequestOutput:
         error: why it failed, for ``error``.
         prompt_token_ids: the prompt, if the engine tokenised it.
         stop_reason: stop string or token that ended it, if one did.
-        logprobs: for each of ``token_ids`` the log probabilities by token id, if asked for.
+        logprobs: for each of ``token_ids`` how likely it and others were, if asked for.
+        prompt_logprobs: the same of each token of the prompt, if asked for; the first has none.
     """
 
     request: int
@@ -104,7 +108,8 @@ class RequestOutput:
     error: str | None = None
     prompt_token_ids: tuple[int, ...] | None = None
     stop_reason: int | str | None = None
-    logprobs: tuple[Mapping[int, float], ...] | None = None
+    logprobs: tuple[PositionLogprobs, ...] | None = None
+    prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,17 +118,21 @@ class EngineEvent:
 
     Attributes:
         key: the replica.
-        kind: ``ready``, ``finished`` (with outputs) or ``failed`` (with a reason).
+        kind: ``ready``, ``finished`` (with outputs), ``failed`` (with a reason), or, of devices
+            instead of a replica, ``lost`` (with a reason) and ``joined``. Engines on lost devices
+            are gone; stopping them returns at once with what was heard of their requests.
         time_s: the executor's clock when it happened.
         outputs: finished requests.
-        reason: why it failed.
+        reason: why it failed, or why devices are lost.
+        devices: those that are lost or have joined; ``key`` is empty then.
     """
 
     key: str
-    kind: Literal["ready", "finished", "failed"]
+    kind: Literal["ready", "finished", "failed", "lost", "joined"]
     time_s: float
     outputs: tuple[RequestOutput, ...] = ()
     reason: str = ""
+    devices: tuple[int, ...] = ()
 
 
 class Executor(Plugin, ABC):
@@ -156,6 +165,14 @@ class Executor(Plugin, ABC):
             truth: the application with one length scenario, which the coordinator does not see.
         """
         del truth
+
+    def engine_version(self) -> str | None:
+        """Return what generates outputs, and its version, such as ``vllm 0.32.0``.
+
+        Outputs are kept for later runs under it. None: they are not, as with executors that model
+        engines instead of computing.
+        """
+        return None
 
     def check(self, models: Sequence[ModelSpec]) -> None:
         """Refuse models that cannot be run here, before anything is started.

@@ -8,6 +8,7 @@ from samullm_plugin.host.interfaces.plugin import Plugin
 from samullm_plugin.model.application import ModelSpec
 from samullm_plugin.model.cluster import Gpu
 from samullm_plugin.model.costs import LoadTimes, ModeCosts, Provenance
+from samullm_plugin.model.kv_cache import KvCacheGroup
 from samullm_plugin.model.latency import StepModel
 
 
@@ -89,6 +90,16 @@ class LatencyModel(Plugin, ABC):
     ) -> Provenance:
         """Return what the iteration latency rests on, with its known error."""
 
+    def kv_cache_groups(
+        self,
+        model: ModelSpec,
+        gpu: Gpu,
+        tensor_parallel_size: int,
+        pipeline_parallel_size: int = 1,
+    ) -> tuple[KvCacheGroup, ...]:
+        """Return which layers share block tables; empty: all of them, with full attention."""
+        return ()
+
     def costs(
         self,
         model: ModelSpec,
@@ -103,4 +114,5 @@ class LatencyModel(Plugin, ABC):
             self.kv_cache_tokens(*size),
             self.load_times(*size),
             self.provenance(*size),
+            self.kv_cache_groups(*size),
         )

@@ -109,6 +109,8 @@ def continued(request: EngineRequest, output: RequestOutput) -> EngineRequest:
     """
     if output.num_tokens == 0 or move_rule(request.sampling) != "carry":
         return request
+    if request.sampling.get("logprobs") is not None and output.logprobs is None:
+        return request  # those of an engine that died are lost
     prompt = output.prompt_token_ids or request.prompt_token_ids
     textual = request.prompt is not None or request.messages is not None
     if (prompt is None and textual) or (prompt is not None and output.token_ids is None):

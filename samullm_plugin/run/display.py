@@ -7,8 +7,6 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from samullm_plugin.cli.logs import is_quiet
-from samullm_plugin.cli.output import console
 from samullm_plugin.host.interfaces.observer import RunEvent
 from samullm_plugin.run.progress import RunProgress
 
@@ -24,23 +22,33 @@ TOLD = ("plan", "engine_failed", "resumed", "drained", "node_finished")
 
 
 class RunDisplay:
-    """Shows the progress of a run on stderr."""
+    """Shows the progress of a run on stderr.
 
-    def __init__(self, progress: RunProgress) -> None:
-        """Show ``progress`` from ``with`` on."""
+    Attributes:
+        quiet: show nothing.
+    """
+
+    def __init__(self, progress: RunProgress, *, quiet: bool = False) -> None:
+        """Show ``progress`` from ``with`` on.
+
+        Args:
+            progress: of the run.
+            quiet: show nothing.
+        """
         self._progress = progress
         self._live: Live | None = None
-        self._quiet = is_quiet()
+        self.quiet = quiet
         self._said_at = time.monotonic()
 
     def __enter__(self) -> Self:
         """Begin to show."""
-        if not self._quiet and sys.stderr.isatty():
+        if not self.quiet and sys.stderr.isatty():
+            from rich.console import Console
             from rich.live import Live
 
             self._live = Live(
                 get_renderable=self._table,
-                console=console(),
+                console=Console(stderr=True, highlight=False),
                 refresh_per_second=4,
                 transient=True,
                 redirect_stdout=False,
@@ -61,14 +69,14 @@ class RunDisplay:
     def take(self, event: RunEvent) -> None:
         """Follow an event of the run."""
         self._progress.take(event)
-        if self._quiet or self._live is not None:
+        if self.quiet or self._live is not None:
             return
         now = time.monotonic()
         if event.kind in TOLD:
             self._say(self._told(event))
         elif now - self._said_at >= LINE_EVERY_S:
             self._said_at = now
-            self._say(self._summary())
+            self._say(self.summary())
 
     def _say(self, text: str) -> None:
         sys.stderr.write(f"samullm: {self._progress.now_s:.1f} s: {text}\n")
@@ -88,7 +96,8 @@ class RunDisplay:
             )
         return event.kind
 
-    def _summary(self) -> str:
+    def summary(self) -> str:
+        """Return how far the run is, in a line."""
         progress = self._progress
         parts = [f"stage {progress.stage}", f"{progress.settled} of {progress.total} requests"]
         if (left := remaining_text(progress)) is not None:
@@ -114,7 +123,7 @@ class RunDisplay:
                 "-" if rate is None else f"{rate:,.0f}",
                 str(node.engines) if node.engines else "-",
             )
-        return Group(Text(self._summary()), table)
+        return Group(Text(self.summary()), table)
 
 
 def remaining_text(progress: RunProgress) -> str | None:

@@ -11,16 +11,18 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable
+from dataclasses import fields
 
 import numpy as np
 
-from samullm_plugin.engine import layout as at
-from samullm_plugin.engine.queues import pend
+from samullm_plugin.engine import records as at
+from samullm_plugin.engine.queues import push_arrival
+from samullm_plugin.engine.records import Array
 from samullm_plugin.engine.state import NO_LIMIT, EngineState
 from samullm_plugin.engine.workload import Workload
 from samullm_plugin.errors import SamullmError
 from samullm_plugin.model.latency import StepModel, StepTable
-from samullm_plugin.model.types import Floats, Ints
+from samullm_plugin.model.types import Floats
 
 _MOST_ROWS = 32_768
 """Steps evaluated at once; bounds the work done in vain before an arrival or a stop."""
@@ -28,7 +30,7 @@ _WORTH_SETTING_BACK = 24
 """Fewer steps until the next arrival are run one by one, which needs no way back."""
 
 
-class OutsideRun:
+class ExternalRun:
     """One run in progress; see the module."""
 
     def __init__(
@@ -54,30 +56,30 @@ class OutsideRun:
         self._to_come: list[tuple[float, int, int, int]] = []  # time, released, order, request
         self._order = 0
         if workload.arrival_s is not None:
-            waits = state.requests[:, at.PREDECESSORS] > 0
+            waits = state.requests["num_predecessors"] > 0
             for request in np.flatnonzero(~waits).tolist():
                 self._expect(float(workload.arrival_s[request]), 0, request)
 
     def run(self) -> int:
-        """Run to the end or the stop; return which (see ``layout``)."""
+        """Run to the end or the stop; return which (see ``records``)."""
         while True:
             self._admit()
-            self.state.z[at.MORE] = bool(self._to_come)
+            self.state.s.more_to_come = bool(self._to_come)
             rows = self._rows_ahead()
             may_be_set_back = self._stop_s < math.inf or (rows > 1 and self._to_come)
             back = self.state.copy() if may_be_set_back else None
-            first = int(self.state.z[at.ROWS])
+            first = int(self.state.s.rows)
             why = self._advance(first + rows)
             self._evaluate(first)
             valid, stopped = self._valid_rows(first)
-            if valid < self.state.z[at.ROWS]:
+            if valid < self.state.s.rows:
                 assert back is not None
                 self._set_back(back, valid)
                 if stopped:
                     return at.STOPPED
                 continue
             self._expect_released()
-            if why in (at.NEVER_FITS, at.NOT_A_PREFIX) or (why == at.DONE and not self._to_come):
+            if why in (at.NEVER_FITS, at.NOT_PRIVATE) or (why == at.DONE and not self._to_come):
                 return why
             if why in (at.DONE, at.IDLE):
                 arrival_s = self._to_come[0][0]
@@ -94,8 +96,8 @@ class OutsideRun:
 
     def _now(self) -> float:
         """Return when the scheduler is called next, in seconds."""
-        call = float(self.ends[int(self.state.f[at.CALL])])
-        return max(call, self._idle_until) if self.state.z[at.NUM_RUNNING] == 0 else call
+        call = float(self.ends[int(self.state.s.next_call)])
+        return max(call, self._idle_until) if self.state.s.num_running == 0 else call
 
     def _expect(self, time_s: float, released: int, request: int) -> None:
         heapq.heappush(self._to_come, (time_s, released, self._order, request))
@@ -103,13 +105,13 @@ class OutsideRun:
 
     def _expect_released(self) -> None:
         """Note when the requests that were just released arrive."""
-        z = self.state.z
-        for j in range(int(z[at.NUM_RELEASED])):
-            request = int(self.state.requests[j, at.RELEASED_REQUEST])
-            ready = float(self.ends[int(self.state.f[at.CALL])]) + self._delay_s
+        s = self.state.s
+        for j in range(int(s.num_released)):
+            request = int(self.state.requests[j].released)
+            ready = float(self.ends[int(self.state.s.next_call)]) + self._delay_s
             own = 0.0 if self._own_s is None else float(self._own_s[request])
             self._expect(max(ready, own), 1, request)
-        z[at.NUM_RELEASED] = 0
+        s.num_released = 0
 
     def _admit(self) -> None:
         """Hand over what has arrived by the next call of the scheduler."""
@@ -117,7 +119,7 @@ class OutsideRun:
         while self._to_come and self._to_come[0][0] <= now:
             *_, request = heapq.heappop(self._to_come)
             state = self.state
-            pend(state.z, state.requests, state.times, float(state.f[at.CALL]), request)
+            push_arrival(state.s, state.requests, float(state.s.next_call), request)
 
     def _rows_ahead(self) -> int:
         """Return how many steps to run before asking the model."""
@@ -136,17 +138,17 @@ class OutsideRun:
 
     def _advance(self, most_rows: int) -> int:
         state = self.state
-        state.z[at.MAX_ROWS] = most_rows
+        state.s.max_rows = most_rows
         why = state.advance()
         while why == at.LOG_FULL:
             self._enlarge_log(state)
             why = state.advance()
-        state.z[at.MAX_ROWS] = NO_LIMIT
+        state.s.max_rows = NO_LIMIT
         return why
 
     def _evaluate(self, first: int) -> None:
         """Ask the model for the seconds of the steps since ``first``."""
-        last = int(self.state.z[at.ROWS])
+        last = int(self.state.s.rows)
         self.evaluated = last
         if last == first:
             return
@@ -168,13 +170,13 @@ class OutsideRun:
 
     def _valid_rows(self, first: int) -> tuple[int, bool]:
         """Return how many steps happened as the loop ran them, and whether the stop cut them."""
-        last = int(self.state.z[at.ROWS])
+        last = int(self.state.s.rows)
         ends = self.ends[first : last + 1]
         in_time = first + int(np.searchsorted(ends[1:], self._stop_s, side="right"))
         if self._to_come:
             # The first call of the scheduler that should have seen the arrival came after:
             seen = first + int(np.searchsorted(ends, self._to_come[0][0], side="left"))
-            if seen <= in_time and seen < min(last, self.state.f[at.CALL]):
+            if seen <= in_time and seen < min(last, self.state.s.next_call):
                 return seen, False
         return in_time, in_time < last
 
@@ -184,22 +186,10 @@ class OutsideRun:
         back.log, back.entries, back.preempted = now.log, now.entries, now.preempted
         self.state = back
         self.evaluated = row
-        if back.z[at.ROWS] < row:
+        if back.s.rows < row:
             self._advance(row)
 
 
-def step_table(log: Floats) -> StepTable:
+def step_table(log: Array) -> StepTable:
     """Return the compositions in recorded rows."""
-
-    def whole(column: int) -> Ints:
-        return log[:, column].astype(np.int64)
-
-    return StepTable(
-        num_seqs=whole(at.LOG_NUM_SEQS),
-        num_tokens=whole(at.LOG_NUM_TOKENS),
-        prefill_seqs=whole(at.LOG_PREFILL_SEQS),
-        prefill_tokens=whole(at.LOG_PREFILL_TOKENS),
-        prefill_pairs=log[:, at.LOG_PAIRS],
-        context_tokens=log[:, at.LOG_CONTEXT],
-        longest_tokens=log[:, at.LOG_LONGEST],
-    )
+    return StepTable(**{f.name: log[f.name].copy() for f in fields(StepTable)})

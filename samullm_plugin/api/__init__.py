@@ -1,0 +1,1 @@
+"""Applications from Python: describe, plan, run, and take the results as tables."""

@@ -1,0 +1,148 @@
+"""What Python code hands over: models, nodes, functions and tables, as ``app.yaml`` has them."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from samullm_plugin.app.fields import validate
+from samullm_plugin.app.spec import InputSection, ModelSection
+from samullm_plugin.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A checkpoint and how its engines are started: a section of ``models`` in ``app.yaml``.
+
+    Attributes:
+        model: name as profiles know it (hub id), or a local folder.
+        path: local folder or hub id that is loaded; ``model`` by default.
+        max_model_len: longest prompt plus output in tokens; None: as the figures say.
+        architecture: figures by name; or a Hugging Face ``config.json`` (or its folder); or the
+            name of a bundled model; None: found by ``model`` and ``path``.
+        engine_args: engine arguments by vLLM's names.
+    """
+
+    model: str
+    path: str | Path | None = None
+    max_model_len: int | None = None
+    architecture: str | Path | Mapping[str, Any] | None = None
+    engine_args: Mapping[str, Any] = field(default_factory=dict)
+
+    def section(self, where: str) -> ModelSection:
+        """Return the section.
+
+        Raises:
+            InputError: naming the field that is wrong.
+        """
+        architecture = self.architecture
+        fields = {
+            "model": self.model,
+            "path": None if self.path is None else str(self.path),
+            "max_model_len": self.max_model_len,
+            "architecture": str(architecture) if isinstance(architecture, Path) else architecture,
+            "engine_args": dict(self.engine_args) or None,
+        }
+        return validate(ModelSection, {n: v for n, v in fields.items() if v is not None}, where)
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node of an :class:`~samullm_plugin.App`; others take its outputs by it, or by its name.
+
+    Attributes:
+        name: as the application knows it; a node with several models stands for all of them.
+    """
+
+    name: str
+
+    def __getitem__(self, model: str) -> Node:
+        """Return the node of one of its models."""
+        return Node(f"{self.name}.{model}")
+
+
+def node_name(value: object, where: str) -> str:
+    """Return the name of a node that is given as itself or by its name.
+
+    Raises:
+        InputError: for anything else.
+    """
+    if isinstance(value, Node):
+        return value.name
+    if isinstance(value, str):
+        return value
+    raise InputError(
+        f"{where}: give a node, as app.llm or app.python return it, or its name, not a "
+        f"{type(value).__name__}"
+    )
+
+
+def input_sections(inputs: Mapping[str, object], where: str) -> dict[str, Any]:
+    """Return inputs with nodes by their names.
+
+    Args:
+        inputs: by the name that templates use: a node, its name, a list of nodes, or a mapping with
+            ``from`` and the other fields of an input.
+        where: for messages.
+    """
+    found: dict[str, Any] = {}
+    for label, given in inputs.items():
+        place = f"{where}.{label}"
+        if isinstance(given, InputSection):
+            found[label] = given
+        elif isinstance(given, Mapping):
+            rest = {("from" if k == "from_" else k): v for k, v in given.items()}
+            found[label] = {**rest, "from": _sources(rest.get("from"), f"{place}.from")}
+        elif isinstance(given, str | Node):
+            found[label] = node_name(given, place)
+        else:
+            found[label] = {"from": _sources(given, place)}
+    return found
+
+
+def _sources(given: object, where: str) -> str | list[str]:
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        return [node_name(g, where) for g in given]
+    return node_name(given, where)
+
+
+def written_place(value: Callable[..., Any] | type, folder: Path, where: str) -> str:
+    """Return how ``app.yaml`` names a function or class: ``module:name`` or ``file.py:name``.
+
+    Args:
+        value: what Python code handed over.
+        folder: of the ``app.yaml``.
+        where: for messages.
+
+    Raises:
+        InputError: if it cannot be found again by a name.
+    """
+    name = getattr(value, "__qualname__", "")
+    module = getattr(value, "__module__", "") or ""
+    wanted = f"{where}: {name or value!r} cannot be written down: "
+    if not name.isidentifier():
+        raise InputError(f"{wanted}it is no function or class of a module; define it in a file")
+    try:
+        file = Path(inspect.getfile(value)).resolve()
+    except (OSError, TypeError) as error:
+        raise InputError(
+            f"{wanted}it was defined in a notebook or an interactive session; put it into a file, "
+            "such as steps.py, and import it"
+        ) from error
+    if not file.is_file():
+        raise InputError(f"{wanted}its source {file} is no file; put it into one and import it")
+    if file.is_relative_to(folder.resolve()):
+        return f"{file.relative_to(folder.resolve())}:{name}"
+    known = sys.modules.get(module) if module != "__main__" else None
+    try:
+        found = getattr(known or import_module(module), name, None)
+    except ImportError:
+        found = None
+    if module == "__main__" or found is not value:
+        raise InputError(f"{wanted}{file} is neither in {folder} nor an installed module")
+    return f"{module}:{name}"

@@ -1,0 +1,271 @@
+"""One description of a model: parameters, bytes, KV cache, limits, and what is not known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from samullm_plugin.checkpoints.hf_config import ConfigFile, read_config_file
+from samullm_plugin.checkpoints.limits import derived_max_model_len
+from samullm_plugin.checkpoints.parts import Attention, Layers
+from samullm_plugin.checkpoints.quantization import (
+    DTYPE_BYTES,
+    Quantization,
+    online,
+    read_quantization,
+)
+from samullm_plugin.checkpoints.stacks import read_layers, tied
+from samullm_plugin.checkpoints.weight_files import StoredWeights, read_weights
+from samullm_plugin.errors import InputError
+from samullm_plugin.model.application import EngineOptions
+from samullm_plugin.model.architecture import ModelArchitecture
+from samullm_plugin.model.kv_cache import KvCacheLayers
+
+Source = Literal["config.json", "safetensors", "transformers", "bundled figures"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """What is known of a checkpoint.
+
+    Attributes:
+        file: the ``config.json``.
+        layers: its parts.
+        parameters: of everything an engine loads.
+        quantization: how its matrices are stored; None: in the model's type.
+        dtype: of the model, as vLLM's ``auto`` resolves it on a GPU.
+        max_model_len: as vLLM derives it.
+        stored: what the safetensors files hold; None without any.
+        source: what parameters and bytes rest on.
+        not_modelled: what an engine may need besides, one sentence each.
+    """
+
+    file: ConfigFile
+    layers: Layers
+    parameters: int
+    quantization: Quantization | None
+    dtype: str
+    max_model_len: int
+    stored: StoredWeights | None
+    source: Source
+    not_modelled: tuple[str, ...] = ()
+
+    def weight_bytes(self, engine: EngineOptions | None = None) -> float:
+        """Return the bytes of all weights as an engine holds them.
+
+        Args:
+            engine: its settings: ``dtype`` and ``quantization`` matter. None: vLLM's defaults.
+
+        Raises:
+            InputError: for a quantisation that the checkpoint cannot be loaded with.
+        """
+        engine = engine or EngineOptions()
+        wanted = _extra(engine).get("quantization")
+        dtype = self.dtype if engine.dtype == "auto" else engine.dtype
+        size = dtype_bytes(dtype, self.file.file)
+        found = self.quantization
+        if found is None and isinstance(wanted, str):
+            found = online(wanted, self.file.file)
+        elif self.stored is not None:
+            stored = self.stored
+            return stored.stored_bytes - stored.float_bytes + stored.float_numbers * size
+        if found is None:
+            return self.parameters * size
+        read = sum(found.stored_bytes(part, size) for part in self.layers.parts())
+        return read * self.parameters / self.layers.parameters
+
+    def kv_cache(self, engine: EngineOptions | None = None) -> tuple[KvCacheLayers, ...]:
+        """Return the kinds of layers by what they keep, as an engine keeps it.
+
+        Args:
+            engine: its settings: ``dtype`` and ``kv_cache_dtype`` matter. None: vLLM's defaults.
+        """
+        engine = engine or EngineOptions()
+        dtype = self.dtype if engine.dtype == "auto" else engine.dtype
+        model_bytes = dtype_bytes(dtype, self.file.file)
+        wanted = str(_extra(engine).get("kv_cache_dtype") or "auto")
+        if wanted == "auto" and self.quantization and self.quantization.kv_cache_dtype:
+            wanted = self.quantization.kv_cache_dtype
+        entry = model_bytes if wanted == "auto" else dtype_bytes(wanted, self.file.file)
+        state_dtype = str(_extra(engine).get("mamba_ssm_cache_dtype") or "auto")
+        found: dict[tuple[Any, ...], int] = {}
+        for layer in self.layers.layers:
+            if (a := layer.attention) is not None and a.keeps:
+                head_bytes = a.entry_size * entry + a.side_bytes
+                key = a.kind, a.kv_heads, head_bytes, 0.0, a.window
+                found[key] = found.get(key, 0) + 1
+            if (s := layer.state) is not None:
+                own = state_dtype if state_dtype != "auto" else s.ssm_dtype
+                ssm = model_bytes if own in ("", "auto") else dtype_bytes(own, self.file.file)
+                state = s.conv_size * model_bytes + s.ssm_size * ssm
+                key = "mamba", 1, 0.0, float(state), 0
+                found[key] = found.get(key, 0) + 1
+        return tuple(
+            KvCacheLayers(kind, count, heads, size, state, window)
+            for (kind, heads, size, state, window), count in found.items()
+        )
+
+    @property
+    def kv_cache_bytes_per_token(self) -> float:
+        """Return the bytes of one token over all layers, unsharded, at vLLM's defaults."""
+        return sum(group.bytes_per_token for group in self.kv_cache())
+
+    def architecture(self, engine: EngineOptions | None = None) -> ModelArchitecture:
+        """Return the figures that costs follow from, for an engine's settings."""
+        layers = self.layers.layers
+        attentions = [x.attention for x in layers if x.attention is not None]
+        mlps = [x.mlp for x in layers if x.mlp is not None]
+        usual = max(mlps, key=lambda m: m.experts, default=None)
+        text = self.file.text
+        hidden = text.number("hidden_size")
+        heads, kv_heads, head_dim = _heads(attentions)
+        active = sum(m.active_matrices for m in mlps) + sum(
+            p.matrices for x in layers for p in x.parts()[:-1] if "mlp" not in p.module
+        )
+        weights = self.weight_bytes(engine)
+        return ModelArchitecture(
+            num_layers=len(layers),
+            hidden_size=hidden,
+            num_heads=heads,
+            num_kv_heads=kv_heads,
+            head_dim=head_dim,
+            intermediate_size=usual.width if usual else 2 * hidden,
+            vocab_size=text.number("vocab_size"),
+            mlp="plain" if usual and _plain(self) else "gated",
+            num_experts=usual.experts if usual else 0,
+            num_active_experts=usual.active if usual else 0,
+            dtype_bytes=_matrix_bytes(self, engine, weights),
+            parameters=self.parameters,
+            active_parameters=active,
+            stored_bytes=weights,
+            kv_cache=self.kv_cache(engine),
+        )
+
+
+def _heads(attentions: Sequence[Attention]) -> tuple[int, int, int]:
+    """Return heads, key-value heads and head width of the most common attention."""
+    if not attentions:
+        return 1, 1, 1
+    usual = max(attentions, key=lambda a: sum(b.entry_size == a.entry_size for b in attentions))
+    return usual.heads, usual.kv_heads, max(usual.entry_size // 2, 1)
+
+
+def _plain(description: ModelDescription) -> bool:
+    from samullm_plugin.checkpoints.families import FAMILIES
+
+    return "plain" in FAMILIES.get(description.file.text.kind, ())
+
+
+def _matrix_bytes(
+    description: ModelDescription, engine: EngineOptions | None, weights: float
+) -> float:
+    """Return the bytes of one weight of the layers' matrices."""
+    return weights / max(description.parameters, 1)
+
+
+def _extra(engine: EngineOptions) -> Mapping[str, object]:
+    return dict(engine.extra)
+
+
+def dtype_bytes(name: str, file: Path) -> float:
+    """Return the bytes of a number.
+
+    Raises:
+        InputError: naming the types that are known.
+    """
+    found = DTYPE_BYTES.get(str(name).removeprefix("torch."))
+    if found is None:
+        raise InputError(f"{file}: type {name!r} is not known; known: {', '.join(DTYPE_BYTES)}")
+    return found
+
+
+def describe(path: Path, *, ask: bool = False) -> ModelDescription:
+    """Return what is known of a checkpoint.
+
+    Args:
+        path: its folder, or a ``config.json``.
+        ask: let transformers, where it is installed, count the parameters of a checkpoint that is
+            known by its configuration only.
+
+    Raises:
+        InputError: naming file and field, or the feature that is not modelled.
+    """
+    file = read_config_file(path)
+    counted: int | None = None
+    try:
+        layers = read_layers(file)
+    except InputError:
+        from samullm_plugin.checkpoints.meta_device import count_parameters
+
+        counted = count_parameters(file, tied(file)) if ask else None
+        if counted is None:
+            raise
+        layers = _checked_guess(file, counted)
+    stored = read_weights(file.folder, len(layers.layers)) if file.folder else None
+    quantization = read_quantization(file)
+    parameters, source = layers.parameters, "config.json"
+    if stored is not None:
+        layers, parameters = _with_head(layers, file, stored), layers.parameters
+        if not stored.packed:
+            parameters = stored.numbers
+        source = "safetensors"
+    elif ask:
+        from samullm_plugin.checkpoints.meta_device import count_parameters
+
+        counted = counted or count_parameters(file, tied(file))
+        if counted is not None:
+            parameters, source = counted, "transformers"
+    return ModelDescription(
+        file,
+        layers,
+        parameters,
+        quantization,
+        _dtype(file, stored),
+        derived_max_model_len(file),
+        stored,
+        source,  # type: ignore[arg-type]  # one of the four above
+        layers.notes,
+    )
+
+
+def _with_head(layers: Layers, file: ConfigFile, stored: StoredWeights) -> Layers:
+    """Return the layers with a head of their own, if the files hold one against the configuration.
+
+    vLLM then loads it, and ties it again only if it equals the embedding.
+    """
+    if stored.has_head == (not tied(file)) or not stored.has_head:
+        return layers
+    embedding = layers.outside[0]
+    return replace(layers, outside=(*layers.outside, replace(embedding, module="lm_head")))
+
+
+def _checked_guess(file: ConfigFile, counted: int) -> Layers:
+    """Return a model of an unknown family read as a plain decoder, if its parameters say it is one.
+
+    Raises:
+        InputError: if it is not.
+    """
+    from samullm_plugin.checkpoints.stacks import not_modelled
+
+    refusal = not_modelled(file, f"model_type {file.text.kind!r}")
+    try:
+        layers = read_layers(file, guess=True)
+    except InputError as error:
+        raise refusal from error
+    if abs(layers.parameters / counted - 1) > 0.01:
+        raise refusal
+    return layers
+
+
+def _dtype(file: ConfigFile, stored: StoredWeights | None) -> str:
+    """Return the type that vLLM's ``auto`` gives a model on a GPU: 32-bit models become 16-bit."""
+    given = (
+        file.raw.get("dtype") or file.raw.get("torch_dtype")
+        or file.text.given.get("dtype") or file.text.given.get("torch_dtype")
+    )  # fmt: skip
+    name = str(given or "").removeprefix("torch.")
+    if name in ("", "auto", "float32", "float", "float64"):
+        return "bfloat16"
+    return name

@@ -1,0 +1,58 @@
+"""Vision towers: their parameters, which an engine loads whether or not images come."""
+
+from __future__ import annotations
+
+from samullm_plugin.checkpoints.hf_config import ConfigFile, HfConfig
+from samullm_plugin.checkpoints.parts import Part, linear
+
+_GATED = frozenset({"pixtral", "qwen2_5_vl", "qwen2_5_vl_vision"})
+
+
+def vision_parts(file: ConfigFile) -> list[Part]:
+    """Return the vision tower and its projector; nothing for a model without one."""
+    v = file.vision
+    if v is None:
+        return []
+    text_hidden = file.text.number("hidden_size")
+    hidden = int(v.get("embed_dim") or v.get("hidden_size") or 1024)
+    depth = int(v.get("depth") or v.get("num_hidden_layers") or 24)
+    width = v.get("intermediate_size")
+    if width is None:
+        width = int(hidden * float(v.get("mlp_ratio") or 4))
+    gated = v.kind in _GATED or str(v.get("hidden_act")) == "silu"
+    patch = v.get("patch_size") or 14
+    patch = int(patch[0] if isinstance(patch, list) else patch)
+    channels = int(v.get("num_channels") or v.get("in_channels") or 3)
+    frames = int(v.get("temporal_patch_size") or 1)
+    size = v.get("image_size") or 0
+    size = int(size[0] if isinstance(size, list) else size)
+    positions = 0 if v.kind.startswith(("pixtral", "qwen2")) else (size // patch) ** 2
+    block = linear(
+        "vision_tower.encoder",
+        *[(hidden, hidden)] * 4,
+        *[(hidden, int(width))] * (2 if gated else 1), (int(width), hidden),
+    )  # fmt: skip
+    tower = Part(
+        "vision_tower",
+        others=depth * (block.matrices + block.outputs + 4 * hidden)
+        + channels * frames * patch * patch * hidden + positions * hidden,
+    )  # fmt: skip
+    return [
+        tower,
+        Part("multi_modal_projector", others=_projector(file.top, v, hidden, text_hidden)),
+    ]
+
+
+def _projector(top: HfConfig, v: HfConfig, hidden: int, text: int) -> int:
+    """Return the parameters of what joins both."""
+    if top.kind in ("gemma3", "shieldgemma2", "paligemma"):
+        return hidden * text
+    merge = int(v.get("spatial_merge_size") or top.get("spatial_merge_size") or 0)
+    if top.kind in ("mistral3", "lighton_ocr"):
+        return 4 * hidden * hidden + hidden * text + text * text
+    if merge:  # patches are merged before they are projected (Qwen-VL)
+        wide = hidden * merge * merge
+        out = int(v.get("out_hidden_size") or text)
+        extra = len(v.get("deepstack_visual_indexes") or ()) if v.kind.startswith("qwen3") else 0
+        return (1 + extra) * (wide * wide + wide * out)
+    return hidden * text + text * text

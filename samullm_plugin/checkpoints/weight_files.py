@@ -1,0 +1,113 @@
+"""Weights of a folder by the headers of its safetensors files, which are read and nothing else."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from samullm_plugin.errors import InputError
+
+_BITS: Mapping[str, int] = {
+    "F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16,
+    "I16": 16, "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8,
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+}  # fmt: skip
+_SIDE = re.compile(r"\.(qzeros|scales|g_idx|.*_scale(_inv|_2)?|.*absmax|.*quant_map.*|"
+                   r"weight_shape|.*_zero_point|.*_scales|quant_state.*)$")  # fmt: skip
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+_LONGEST_HEADER = 100_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWeights:
+    """What the safetensors files of a folder hold, parts that are not loaded left out.
+
+    Attributes:
+        stored_bytes: bytes of all tensors.
+        float_bytes: of these in floating-point types of 16 bits and more.
+        float_numbers: numbers of these.
+        numbers: all numbers, packed ones counted as stored; equals the parameters unless some are
+            packed.
+        packed: whether several weights are packed in one number.
+        has_head: whether a head of its own is among them.
+    """
+
+    stored_bytes: int
+    float_bytes: int
+    float_numbers: int
+    numbers: int
+    packed: bool
+    has_head: bool
+
+
+def read_weights(folder: Path, num_layers: int) -> StoredWeights | None:
+    """Return what a folder's safetensors files hold; None without any, or with some missing.
+
+    Args:
+        folder: of the model.
+        num_layers: layers with this index and above predict further tokens: engines leave them out.
+
+    Raises:
+        InputError: naming a file whose header cannot be read.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise InputError(f"{index}: cannot be read as an index of weights: {error}") from error
+        files = sorted(folder / name for name in names)
+    elif len(files) > 1:
+        files = [f for f in files if f.name != "consolidated.safetensors"]
+    if not files or not all(f.is_file() for f in files):
+        return None
+    total = floats = float_numbers = numbers = 0
+    packed = head = False
+    for file in files:
+        for name, bits, count in _tensors(file):
+            layer = _LAYER.search(name)
+            if name.startswith("mtp.") or (
+                layer and int(layer[1]) >= num_layers and "vision" not in name
+            ):
+                continue
+            size = count * bits // 8
+            total += size
+            head |= name.endswith("lm_head.weight")
+            if _SIDE.search(name):
+                continue
+            numbers += count
+            packed |= name.endswith(("qweight", "weight_packed", "_blocks")) or bits < 8
+            if bits >= 16 and not name.endswith("qweight"):
+                floats += size
+                float_numbers += count
+    return StoredWeights(total, floats, float_numbers, numbers, packed, head)
+
+
+def _tensors(file: Path) -> Iterator[tuple[str, int, int]]:
+    """Yield name, bits of a number and numbers of each tensor of a file.
+
+    Raises:
+        InputError: if it is no safetensors file.
+    """
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > _LONGEST_HEADER:
+                raise ValueError(f"a header of {length} bytes")
+            header: dict[str, Any] = json.loads(stream.read(length))
+    except (OSError, ValueError, struct.error) as error:
+        raise InputError(f"{file}: cannot be read as a safetensors file: {error}") from error
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        bits = _BITS.get(str(entry.get("dtype")))
+        if bits is None:
+            raise InputError(f"{file}: tensor {name} has the unknown type {entry.get('dtype')!r}")
+        yield name, bits, math.prod(entry["shape"])
