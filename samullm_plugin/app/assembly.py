@@ -8,6 +8,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import Any
 
 from samullm_plugin.app import drafts
 from samullm_plugin.app.badrows import bad_rows_message
@@ -335,12 +336,11 @@ class Assembly:
                 row.probability *= section.rate
             return rows, len(rows)
         made = drafts.lists(rows, index, section.max, section.rate * section.max)
-        for k, call in enumerate(rows):
+        for k in range(len(rows)):
             gate = self._gate(index, k)
             first = len(rows) + k * section.max
             for row in made[first : first + section.max]:
                 row.gate = gate
-                row.probability *= call.probability
         return made, len(rows)
 
     def _take_from_before(
@@ -374,9 +374,9 @@ class Assembly:
         section, schema = node.section, self._schemas.get(index)
         known = {"copy": 1, "index": 1}
         if section.sample is not None:
-            value = None if isinstance(section.sample, str) else section.sample
-            text = section.sample if value is None else None
-            if isinstance(text, str) and schema is not None:
+            text = section.sample if isinstance(section.sample, str) else None
+            value: Any = None if text is not None else section.sample
+            if text is not None and schema is not None:
                 try:
                     value = schema.parse(text)
                 except Reject as error:

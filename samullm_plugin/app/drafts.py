@@ -226,7 +226,7 @@ def lists(calls: Sequence[Draft], node: int, most: int, expected: float) -> list
 def all_at_once(rows: Sequence[Draft], node: int, name: str, share: float) -> list[Draft]:
     """Return the one call that takes all rows, and behind it the rows that may go on."""
     waits = {(w.node, w.request): Wait("", w.node, w.request) for r in rows for w in r.waits}
-    call = Draft(name, name, {}, None, list(waits.values()))
+    call = Draft(name, rows[0].item, {}, None, list(waits.values()))
     for row in rows:
         row.waits.append(Wait("", node, 0, needed=True))
         row.probability *= share

@@ -233,7 +233,8 @@ class PythonNode:
         whole = (rows < self.num_calls) & (len(self.requests) > self.num_calls)
         share = np.where(whole, 1.0, self.tokens_share)
         tokens = self.requests.prompt_tokens[rows] + np.rint(share * input_tokens)
-        return np.maximum(tokens, 1).astype(np.int64)
+        found: Ints = np.maximum(tokens, 1).astype(np.int64)
+        return found
 
     def call_ends_s(self, available_s: Floats) -> Floats:
         """Return when calls end whose inputs are there at these times, in the order they come."""

@@ -43,6 +43,7 @@ class Result:
         logprobs: of each generated token, if asked for.
         prompt_logprobs: of each token of its prompt, if asked for; the first has none.
         value: what a Python function returned, or a check of the output.
+        seconds: that a function took.
     """
 
     num_tokens: int = 0
@@ -55,6 +56,16 @@ class Result:
     logprobs: tuple[PositionLogprobs, ...] | None = None
     prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
     value: Any = None
+    seconds: float | None = None
+
+
+def is_call(app: Application, request: RequestId) -> bool:
+    """Return whether a request is a call of a Python node whose values are told by its rows."""
+    k = request[0] - len(app.nodes)
+    if k < 0:
+        return False
+    node = app.python[k]
+    return request[1] < node.num_calls < len(node.requests)
 
 
 class Ledger:
@@ -127,6 +138,15 @@ class Ledger:
             if self._open[i][q] == 0:
                 complete.append((i, q))
         return complete
+
+    def rows_settled(self, call: RequestId) -> bool:
+        """Return whether all rows behind a call are settled."""
+        indptr, nodes, requests = self._dependents[call[0]]
+        return all(
+            self.status[call[0]][requests[k]] >= Status.FINISHED
+            for k in range(indptr[call[1]], indptr[call[1] + 1])
+            if nodes[k] == call[0]
+        )
 
     def settled(self, node: int) -> bool:
         """Return whether all requests of a node are settled."""

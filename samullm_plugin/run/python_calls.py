@@ -19,7 +19,7 @@ MOST_ROWS = 64
 """Rows that a worker is given at once."""
 
 GRACE_S = 5.0
-"""Seconds beyond the limits of its rows after which a worker is killed; importing takes its time."""
+"""Seconds beyond the limits of its rows after which a worker is killed; it may have to import."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,7 @@ class CallRunner(ABC):
         """Return when the next call ends; inf: nobody knows."""
         return float("inf")
 
+    @abstractmethod
     def close(self) -> None:
         """Give up what has not ended; safe to call twice."""
 
@@ -130,6 +131,11 @@ class ImitatedCalls(CallRunner):
     def busy(self) -> bool:
         """Whether there are calls whose end was not reported."""
         return bool(self._ends or self._waiting)
+
+    def close(self) -> None:
+        """Forget everything."""
+        self._ends.clear()
+        self._waiting.clear()
 
 
 class WorkerCalls(CallRunner):

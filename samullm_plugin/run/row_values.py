@@ -10,6 +10,19 @@ from samullm_plugin.app.templates import Output
 from samullm_plugin.errors import InputError, Reject
 from samullm_plugin.run.ledger import Ledger, RequestId, Result, Status
 
+
+def mean_logprob(result: Result) -> float | None:
+    """Return the mean log probability of the generated tokens; None if it was not asked for."""
+    if not result.logprobs or result.token_ids is None:
+        return None
+    found = []
+    for token, position in zip(result.token_ids, result.logprobs, strict=False):
+        entry = next((e for e in position if e.token_id == token), None)
+        if entry is not None:
+            found.append(entry.logprob)
+    return sum(found) / len(found) if found else None
+
+
 _OWN = ("id", "item", "node")
 
 
@@ -54,7 +67,7 @@ class RowValues:
             "node": self._names[node],
             "finish_reason": result.finish_reason,
             "num_tokens": result.num_tokens,
-            "logprob": result.logprob,
+            "logprob": mean_logprob(result),
         }
         return Output.of(result.text if source.call is None else None, value, **known)
 
@@ -65,7 +78,7 @@ class RowValues:
         or the value it was parsed to; fields of the last value by their names as well; ``output``
         is the last text.
         """
-        node, r = request
+        node = request[0]
         source = self._sources[node]
         row = self.without_output(request, ledger)
         output = self.output(request, ledger)
