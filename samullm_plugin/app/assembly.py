@@ -372,7 +372,7 @@ class Assembly:
     def _stand_in(self, index: int) -> StandIn:
         node = self.nodes[index]
         section, schema = node.section, self._schemas.get(index)
-        known = {"copy": 1, "index": 1}
+        known: dict[str, Any] = {"copy": 1, "index": 1, "node": node.name}
         if section.sample is not None:
             text = section.sample if isinstance(section.sample, str) else None
             value: Any = None if text is not None else section.sample

@@ -30,11 +30,13 @@ class StandIn:
         node: whose output it is.
         blank: as short as it may be; its tokens are not counted.
         sample: one that looks like an output.
+        known: outputs are like the sample, because the user says so.
     """
 
     node: str
     blank: Output
     sample: Output
+    known: bool = False
 
 
 def python_node(node: NodeDraft) -> PythonNode:
@@ -231,12 +233,21 @@ class _Counting:
             used = [n for n in sorted(self.labels & self.variables) if n in self.stand_ins]
             if not used:
                 raise
+            if not any(self.stand_ins[n].known for n in used) and self._works_blank(request):
+                return
             tried = "; ".join(f"{{{{ {n} }}}} was {str(self.sample[n][0])!r}" for n in used)
             nodes = ", ".join(dict.fromkeys(self.stand_ins[n].node for n in used))
             raise InputError(
                 f"{error} (tried with request {request.id!r}; {tried}; give `sample`, an output as "
                 f"it may be, on {nodes})"
             ) from error
+
+    def _works_blank(self, request: Draft) -> bool:
+        try:
+            conversation(self.source, request.fields, self.blank, self.where)
+        except InputError:
+            return False
+        return True
 
     def prompt_tokens(self, request: Draft) -> int:
         """Return the tokens of one prompt, at least 1."""
