@@ -384,13 +384,12 @@ class Assembly:
                         f"{self._where(node)}.sample: it does not follow output_schema: {error}"
                     ) from error
             sample = Output.of(text, value, **known)
-            return StandIn(node.name, Output.of("", value, **known), sample)
+            return StandIn(node.name, Output.of("", value, **known), sample, known=True)
         if schema is not None:
             value = schema.example()
             text = value if isinstance(value, str) else None
-            return StandIn(
-                node.name, Output.of("", value, **known), Output.of(text, value, **known)
-            )
+            blank = Output.of("", value, **known)
+            return StandIn(node.name, blank, Output.of(text, value, **known), known=True)
         if isinstance(section, PythonSection) or section.pools or section.check is not None:
             return StandIn(node.name, unknown_output(), unknown_output())
         return StandIn(node.name, Output.of("", **known), Output.of(SAMPLE, **known))
