@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from samullm_plugin.app.loaded import LoadedApplication
     from samullm_plugin.host.manager import PluginHost
     from samullm_plugin.host.registration import Kind
+    from samullm_plugin.run.preview import PreviewedRequest
 
 Part = str | Mapping[str, Any] | Component | type | object
 """A plugin: its name, a mapping of ``type`` and ``options``, a class of its kind or an instance."""
@@ -634,6 +635,62 @@ class App:
         made = self.plan(executor=executor, **given) if plan is None else plan
         part = made.loaded.executor if executor is None else self._component("executor", executor)
         return AppRun.begin(made, output_dir, part, executor_options, replan=replan)
+
+    def preview(self, node: Node | str | None = None, rows: int = 3) -> list[PreviewedRequest]:
+        """Return the requests of the first rows as engines would be asked them.
+
+        Outputs of other nodes are their ``sample``, or stand-ins in angle brackets.
+
+        Args:
+            node: only this node; None: all.
+            rows: rows of each table.
+
+        Raises:
+            InputError: if the input is wrong.
+        """
+        from samullm_plugin.run.preview import previewed, with_stand_ins
+
+        loaded = self.load(rows)
+        samples = {n: s.sample for n, s in self._nodes.items() if isinstance(s.sample, str)}
+        only = None if node is None else node_name(node, "app.preview: node")
+        return list(previewed(*with_stand_ins(loaded, samples), only, loaded))
+
+    def answered(
+        self,
+        rows: int = 3,
+        *,
+        executor: Part = "vllm",
+        output_dir: str | Path | None = None,
+        gpus: int | None = None,
+    ) -> list[PreviewedRequest]:
+        """Return the requests of the first rows with what the models answer, all nodes included.
+
+        Args:
+            rows: rows of each table.
+            executor: what generates.
+            output_dir: directory of the run; None: none is kept.
+            gpus: instead of the application's cluster.
+
+        Raises:
+            InputError: if the input is wrong.
+            RunError: if the run failed.
+        """
+        from tempfile import TemporaryDirectory
+
+        from samullm_plugin.run.journal import read_journal
+        from samullm_plugin.run.preview import previewed
+        from samullm_plugin.run.recovery import recover
+
+        plan = self.plan(
+            gpus=gpus, limit=rows, executor=executor, scheduler="max-heuristic", scenarios=1,
+            fusion=False,
+        )  # fmt: skip
+        with TemporaryDirectory(prefix="samullm-preview-") as temporary:
+            target = Path(temporary) / "run" if output_dir is None else Path(output_dir)
+            self.run(plan, target, executor=executor)
+            path = target / "events.jsonl"
+            found = recover(plan.loaded.app, read_journal(path), str(path))
+            return list(previewed(plan.loaded, found.resume.ledger))
 
     def resume(self, output_dir: str | Path, *, plan: AppPlan | None = None) -> AppRun:
         """Go on with an interrupted run, to its end.

@@ -194,6 +194,7 @@ class LoadedApplication:
         output_tokens: per node the output lengths if they are known beforehand.
         path: the file it was read from.
         output: the joined table to write; None: none.
+        executor_given: whether the file says how to run, rather than nothing.
     """
 
     app: Application
@@ -204,6 +205,7 @@ class LoadedApplication:
     output_tokens: tuple[Ints, ...] | None = None
     path: Path | None = None
     output: OutputSection | None = None
+    executor_given: bool = True
 
     def conversation(
         self, node: int, request: int, output_of: OutputOf

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +14,7 @@ from samullm_plugin.cli.plan import (
     Gpus,
     Limit,
     NoFusion,
+    NoPreparedStarts,
     Reuse,
     Scenarios,
     Seed,
@@ -64,6 +61,7 @@ def run(
     seed: Seed = None,
     budget: Budget = None,
     no_fusion: NoFusion = False,
+    no_prepared_starts: NoPreparedStarts = False,
     limit: Limit = None,
     reuse: Reuse = "cache",
     fresh: Fresh = None,
@@ -77,6 +75,7 @@ def run(
     from samullm_plugin.planning.artifacts import read_plan
     from samullm_plugin.planning.instances import make_instance
     from samullm_plugin.planning.planner import PlanningOptions, make_plan
+    from samullm_plugin.planning.this_machine import usual_executor
     from samullm_plugin.run.display import RunDisplay
     from samullm_plugin.run.known import known_outputs, known_text
     from samullm_plugin.run.progress import RunProgress
@@ -84,10 +83,12 @@ def run(
     from samullm_plugin.run.reuse import ReuseOptions
     from samullm_plugin.run.run import (
         RunSetup,
+        planner_for,
         require_resumable,
         resume_run,
         start_run,
     )
+    from samullm_plugin.run.signals import draining
 
     if (output_dir is None) == (resume is None):
         raise InputError("give --output-dir DIR for a new run, or --resume DIR for an old one")
@@ -100,7 +101,14 @@ def run(
     before = require_resumable(resume) if resume is not None else ""
     host = PluginHost.from_settings()
     loaded = find_application(host, target, limit=limit)
-    planner = overridden(loaded.planner, scenarios, seed, budget, no_fusion=no_fusion)
+    planner = overridden(
+        loaded.planner,
+        scenarios,
+        seed,
+        budget,
+        no_fusion=no_fusion,
+        no_prepared_starts=no_prepared_starts,
+    )
     traces: tuple[PlanTrace, ...] = ()
     found: Plan | None = None
     chosen = scheduler or planner.scheduler.type
@@ -110,18 +118,20 @@ def run(
         found, chosen = stored.plan, stored.scheduler
     elif resume is not None:
         stored = _plan_for(loaded, resume / "plan.json")
-    name = executor or before or loaded.executor.type
+    name = executor or before or usual_executor(host, loaded)
     options: dict[str, object] = {}
     if name == loaded.executor.type:
         options |= loaded.executor.options
     options |= parsed_options(executor_option or [])
-    host.resolve("executor", name)
+    engines = host.create("executor", name, options)
+    planner = planner_for(engines, planner)
     fused = None if stored is None else stored.fused
     instance = make_instance(host, loaded, planner, gpus=gpus, fused=fused)
     problem = instance.problem
     reused = ReuseOptions(reuse, tuple(fresh or ()))
-    engine = host.create("executor", name, options).engine_version()
-    known = None if resume is not None else known_outputs(reused, engine, loaded, problem)
+    known = None
+    if resume is None:
+        known = known_outputs(reused, engines.engine_version(), loaded, problem)
     remaining = problem if known is None else known.problem
     if (text := known_text(known, problem)) is not None:
         console().print(f"{text}; they are not asked again", markup=False)
@@ -132,10 +142,10 @@ def run(
         result = make_plan(host, remaining, chosen, how, simulator=simulator)
         found, traces = result.plan, result.traces
     progress = RunProgress(problem.app, traces)
-    with RunDisplay(progress, quiet=is_quiet()) as display, _interruptible() as interruptible:
+    with RunDisplay(progress, quiet=is_quiet()) as display, draining() as interruptible:
 
         def on_start(coordinator: Coordinator) -> None:
-            interruptible(coordinator)
+            interruptible(coordinator.request_drain)
             if not traces:
                 first = read_plan(directory / "plan.json").plan
                 progress.expect(simulator.simulate(first))
@@ -179,32 +189,6 @@ def _plan_for(loaded: LoadedApplication, path: Path) -> StoredPlan:
                 "does not have: the plan was made for another one; plan again"
             )
     return stored
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[Coordinator], None]]:
-    """Let the first interruption drain the run, and the second end it.
-
-    Yields:
-        What is to be called with the coordinator before it runs.
-    """
-    running: list[Coordinator] = []
-    asked = False
-
-    def handle(number: int, frame: Any) -> None:
-        nonlocal asked
-        if asked or not running:
-            raise KeyboardInterrupt
-        asked = True
-        sys.stderr.write("samullm: stopping; once more to stop at once\n")
-        running[0].request_drain()
-
-    before = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield running.append
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _report(outcome: RunOutcome) -> None:

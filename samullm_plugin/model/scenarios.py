@@ -43,8 +43,8 @@ def draw_taken(app: Application, rng: np.random.Generator) -> tuple[Bools, ...]:
     taken = [u < t.probability for t, u in zip(tables, draws, strict=True)]
     members: dict[int, list[tuple[int, int]]] = {}
     for i, table in enumerate(tables):
-        for r in np.flatnonzero(table.choice >= 0):
-            members.setdefault(int(table.choice[r]), []).append((i, int(r)))
+        for r in np.flatnonzero(table.choice >= 0).tolist():
+            members.setdefault(int(table.choice[r]), []).append((i, r))
     for alternatives in members.values():
         weights = np.array([tables[i].probability[r] for i, r in alternatives])
         left_out = max(0.0, 1.0 - float(weights.sum()))  # no branch at all

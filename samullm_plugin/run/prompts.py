@@ -128,6 +128,16 @@ class PromptBuilder(ABC):
         """Return a name that no other request of the node has, named as in :meth:`custom_id`."""
         return self.custom_id(node, request)
 
+    def sample_text(self, request: RequestId, num_tokens: int) -> str | None:
+        """Return what stands for an output that was only modelled; None: nothing.
+
+        Args:
+            request: as it is planned.
+            num_tokens: its length.
+        """
+        del request, num_tokens
+        return None
+
     def is_chat(self, node: str, request: int) -> bool:
         """Return whether a request, named as in :meth:`custom_id`, is a conversation."""
         del node, request
@@ -137,22 +147,17 @@ class PromptBuilder(ABC):
 class LengthPrompts(PromptBuilder):
     """Requests without content, for executors that model engines: lengths only."""
 
-    def __init__(
-        self, truth: LengthScenario, refused: Mapping[RequestId, str] | None = None
-    ) -> None:
+    def __init__(self, truth: LengthScenario) -> None:
         """Keep what is true.
 
         Args:
             truth: output lengths, 0 where a request is not taken.
-            refused: why requests cannot be asked.
         """
-        self._truth, self._refused = truth, refused or {}
+        self._truth = truth
         self._untaken: list[Bools] = [np.asarray(o == 0) for o in truth.output_tokens]
 
     def prepare(self, request: RequestId, ledger: Ledger) -> Prepared:
         """Return the lengths of a request, the outputs of its inputs included."""
-        if request in self._refused:
-            return Refused(self._refused[request])
         node, r = request
         output = int(self._truth.output_tokens[node][r])
         if output == 0:
@@ -257,6 +262,11 @@ class TextPrompts(PromptBuilder):
     def _planned(self, written: RequestId) -> RequestId:
         node, part = self._users.parts[self._names[written[0]]]
         return node, part.start + written[1]
+
+    def refusal(self, planned: RequestId) -> str | None:
+        """Return why a request cannot be asked; None if it can."""
+        node, r = self._written(planned)
+        return self._sources[node].refused.get(r)
 
     def prepare(self, request: RequestId, ledger: Ledger) -> Prepared:
         """Return a request with the outputs it waited for in its template's places.
@@ -480,17 +490,52 @@ def _chat(node: Mapping[str, Any], own: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**node, **own, **({"chat_template_kwargs": kwargs} if kwargs else {})}
 
 
-def refused_requests(loaded: LoadedApplication, app: Application) -> dict[RequestId, str]:
-    """Return why requests cannot be asked.
+class SampledPrompts(LengthPrompts):
+    """Requests of an application with texts on executors that model engines.
 
-    Args:
-        loaded: the application as its user wrote it.
-        app: the same as it is planned.
+    Lengths, routers and filters are as the truth has them; ids are the application's, and outputs
+    are sample texts, so that everything behind a run (tables, reports) can be tried.
     """
-    users = UserNodes(app)
-    return {
-        planned: reason
-        for node, source in zip(loaded.app.nodes, loaded.sources or (), strict=False)
-        for r, reason in source.refused.items()
-        if (planned := users.planned(node.name, r)) is not None
-    }
+
+    def __init__(
+        self,
+        truth: LengthScenario,
+        loaded: LoadedApplication,
+        app: Application,
+    ) -> None:
+        """Keep what is true.
+
+        Args:
+            truth: output lengths, 0 where a request is not taken.
+            loaded: the application as its user wrote it.
+            app: the same as it is planned.
+        """
+        super().__init__(truth)
+        self._texts, self._written = TextPrompts(loaded, app), UserNodes(app)
+
+    def prepare(self, request: RequestId, ledger: Ledger) -> Prepared:
+        """Return the lengths of a request, if it can be asked."""
+        if (why := self._texts.refusal(request)) is not None:
+            return Refused(why)
+        return super().prepare(request, ledger)
+
+    def sample_text(self, request: RequestId, num_tokens: int) -> str | None:
+        """Return a text that says which output it stands for."""
+        node, index = self._written.written(request)
+        return f"⟨{num_tokens} tokens of {node} for {self._texts.unique_id(node, index)}⟩"
+
+    def custom_id(self, node: str, request: int) -> str:
+        """Return the id of a request."""
+        return self._texts.custom_id(node, request)
+
+    def unique_id(self, node: str, request: int) -> str:
+        """Return the id of a request; copies and samples have their number in it."""
+        return self._texts.unique_id(node, request)
+
+    def is_chat(self, node: str, request: int) -> bool:
+        """Return whether a request is a conversation."""
+        return self._texts.is_chat(node, request)
+
+    def sample(self, node: str, request: int) -> int:
+        """Return which of its line's outputs a request is."""
+        return self._texts.sample(node, request)

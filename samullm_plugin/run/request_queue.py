@@ -197,7 +197,9 @@ class RequestQueue:
             before + output.num_tokens,
             prompt_tokens,
             output.finish_reason,
-            output.text,
+            self._source.sample_text(request, before + output.num_tokens)
+            if output.text is None
+            else output.text,
             ids,
             stop_reason=output.stop_reason,
             logprobs=logprobs,

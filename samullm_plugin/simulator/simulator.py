@@ -14,6 +14,7 @@ from samullm_plugin.model.plan import Plan, StageEnd
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.result import PlanTrace
 from samullm_plugin.model.types import Floats
+from samullm_plugin.rules.preparing import wanted_ahead
 from samullm_plugin.rules.transition import Running, RunState, next_transition
 from samullm_plugin.simulator.node_run import NodeWork, Progress
 from samullm_plugin.simulator.python_rows import settle_python
@@ -172,6 +173,8 @@ class PlanSimulator:
                     + ", ".join(missing)
                 )
             if not stalled:
+                rule.running = {n: a.running for n, a in state.active.items()}
+                state.prepare(wanted_ahead(self.problem, plan, rule))
                 state.advance_to(next_s)
         return self._trace(state, stage_start)
 

@@ -1,0 +1,73 @@
+"""``samullm preview`` and simulated texts: what the models will be asked, before they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import samullm_plugin as sl
+from samullm_plugin.cli.app import main
+from tests.run.test_reuse import application
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "applications"
+
+
+def test_filters_and_joins(capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(EXAMPLES / "filter-vote" / "app.yaml")
+    assert main(["preview", path, "--rows", "2", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [r["node"] for r in rows].count("vote") == 2
+    by_node = {r["node"]: r for r in rows if r["item"] == "2"}
+    assert by_node["answer.wizard"]["only_if"] == ["filter"]
+    assert by_node["answer.wizard"]["waits_for"] == ["filter:2"]
+    assert "(2) ⟨output of answer.wizard⟩" in by_node["vote"]["prompt"]
+    assert by_node["vote"]["sampling"]["max_tokens"] == 200
+    assert not by_node["vote"]["exact"]
+    assert main(["preview", path, "--node", "vote", "--rows", "1"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.count("──") == 1
+    assert "prompt tokens (estimated: no tokenizer here)" in shown.out
+    assert "vote: 1 asked" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--node", "vot"], "--node: there is no node 'vot' (did you mean 'vote'?)"),
+        (["--executor", "vllm2"], "--output-dir and --executor go with --run"),
+    ],
+)
+def test_wrong_input(capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
+    assert main(["preview", str(EXAMPLES / "filter-vote" / "app.yaml"), *words]) == 2
+    assert message in capsys.readouterr().err
+    assert main(["preview", "routing", *words[:0]]) == 2
+    assert "has no texts to preview" in capsys.readouterr().err
+
+
+def test_simulated_runs_carry_ids_and_texts(tmp_path: Path) -> None:
+    app = sl.App.from_yaml(EXAMPLES / "filter-vote" / "app.yaml")
+    run = app.run(app.plan(scheduler="max-heuristic", limit=3), tmp_path / "run")
+    table = run.table(["id", "filter", "vote"]).head(3)
+    assert [r["id"] for r in table] == ["1", "2", "3"]
+    assert all(r["filter"].startswith("⟨") and "of filter for" in r["filter"] for r in table)
+    assert any(r["vote"] is None or "of vote for" in r["vote"] for r in table)
+    lines = (tmp_path / "run/outputs/filter.jsonl").read_text().splitlines()
+    assert json.loads(lines[0])["custom_id"] == "1"
+
+
+@pytest.mark.vllm
+def test_real_answers_to_a_few_rows(tmp_path: Path) -> None:
+    """Exact counts, and real outputs in the next prompt; a later run asks only the other rows."""
+    app = application(tmp_path)
+    shown = app.preview(rows=2)
+    assert all(r.exact for r in shown)
+    assert shown[0].prompt_tokens == 3
+    found = app.answered(2)
+    assert [r.node for r in found] == ["answer", "answer", "judge", "judge"]
+    assert found[0].output
+    assert found[2].prompt == f"w7 {found[0].output}"
+    plan = app.plan()
+    assert plan.known is not None
+    assert plan.known.counts == {"answer": 2, "judge": 2}
