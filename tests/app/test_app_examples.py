@@ -46,7 +46,7 @@ def test_examples_load(path: Path) -> None:
     assert loaded.app.name == path.parent.name
     assert loaded.cluster is not None
     assert loaded.sources is not None
-    for node, source in zip(loaded.app.nodes, loaded.sources, strict=True):
+    for node, source in zip(loaded.app.all_nodes, loaded.sources, strict=True):
         assert len(source.ids) == len(source.fields) == len(node.requests)
         assert len(source.labels) == len(node.requests.input_node)
         shown = [bool(label) for label in source.labels]
