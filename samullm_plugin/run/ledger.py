@@ -148,6 +148,34 @@ class Ledger:
             if nodes[k] == call[0]
         )
 
+    def reopen_failed(self) -> int:
+        """Make every failed request wait for its inputs again; return how many there were.
+
+        So do requests that were left out because of one: rows of a call that failed, and what
+        waited for them.
+        """
+        failed = [
+            (node, r)
+            for node, status in enumerate(self.status)
+            for r in np.flatnonzero(status == Status.FAILED).tolist()
+        ]
+        waiting = list(failed)
+        while waiting:
+            node, r = waiting.pop()
+            if self.status[node][r] == Status.WAITING:
+                continue
+            self.status[node][r] = Status.WAITING
+            self.finish_s[node][r], self.generated[node][r] = np.inf, 0
+            self.results.pop((node, r), None)
+            self._unsettled[node] += 1
+            indptr, nodes, requests = self._dependents[node]
+            for k in range(indptr[r], indptr[r + 1]):
+                i, q = int(nodes[k]), int(requests[k])
+                self._open[i][q] += 1
+                if self.status[i][q] == Status.SKIPPED:
+                    waiting.append((i, q))
+        return len(failed)
+
     def settled(self, node: int) -> bool:
         """Return whether all requests of a node are settled."""
         return self._unsettled[node] == 0
