@@ -11,6 +11,7 @@ from samullm_plugin.app.loading import load_application, looks_like_file
 from samullm_plugin.app.requests import TokenCounter
 from samullm_plugin.errors import InputError
 from samullm_plugin.host.manager import PluginHost
+from samullm_plugin.planning.user_functions import check_functions, resolve_schema
 
 
 def find_application(
@@ -38,7 +39,15 @@ def find_application(
         return build_named(host, text)
 
     if looks_like_file(name) or Path(name).is_file():
-        return load_application(Path(name), bundled=bundled, count_tokens=count_tokens, limit=limit)
+        loaded = load_application(
+            Path(name),
+            bundled=bundled,
+            count_tokens=count_tokens,
+            limit=limit,
+            resolve_schema=resolve_schema,
+        )
+        check_functions(loaded)
+        return loaded
     if limit is not None:
         raise InputError(
             f"--limit: {name} is a bundled application and has no table; give it fewer requests by "
