@@ -16,12 +16,9 @@ from samullm_plugin.app.requests import (
     TokenCounter,
     estimate_tokens,
 )
-<<<<<<< HEAD
 from samullm_plugin.app.spec import NodeSection, PythonSection
 from samullm_plugin.app.templates import Output, referenced
-=======
 from samullm_plugin.checkpoints.tokenizing import WINDOW, OwnTokenizers
->>>>>>> main
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.application import PythonNode, RequestTable
 
@@ -99,37 +96,20 @@ def request_table(
     Raises:
         InputError: if the node's limits or template are wrong.
     """
-<<<<<<< HEAD
     assert node.model is not None
     counting = _Counting(node, source, stand_ins, where, count_tokens)
-    prompts = [_checked_tokens(node, r, counting) for r in node.requests]
+    prompts: list[int] = []
+    for first in range(0, len(node.requests), WINDOW):
+        window = node.requests[first : first + WINDOW]
+        if isinstance(count_tokens, OwnTokenizers) and not counting.written:
+            texts = [prompt_text(r.fields) for r in window if r.error is None]
+            count_tokens.prime(node.model, [t for t in texts if t])
+        prompts += [_checked_tokens(node, r, counting) for r in window]
     limits = [1 if r.error else _max_tokens(node, r, where) for r in node.requests]
     table = _table(node, prompts, limits)
     lead = counting.lead_tokens()
     own = [0 if r.error else _prefix_tokens(node, r) for r in node.requests]
     table.prefix_tokens[:] = np.minimum(lead, prompts) if lead else own
-=======
-    counting = _Counting(node, where, count_tokens)
-    prompts: list[int] = []
-    for first in range(0, len(node.requests), WINDOW):
-        window = node.requests[first : first + WINDOW]
-        if isinstance(count_tokens, OwnTokenizers) and node.section.prompt is None:
-            texts = [prompt_text(r.fields) for r in window if r.error is None]
-            count_tokens.prime(node.model, [t for t in texts if t])
-        prompts += [_checked_tokens(node, r, counting) for r in window]
-    table = RequestTable.of(
-        prompts,
-        [1 if r.error else _max_tokens(node, r, where) for r in node.requests],
-        [[(w.node, w.request) for w in r.waits] for r in node.requests],
-        probability=np.array([0.0 if r.error else r.probability for r in node.requests]),
-        choice=np.array([r.choice for r in node.requests], np.int64),
-        gate=np.array([r.gate for r in node.requests], np.int64),
-        prefix_id=np.full(len(prompts), -1, np.int64),
-        prefix_tokens=np.array([_prefix_tokens(node, r) for r in node.requests], np.int64),
-    )
-    labels = [bool(w.label) for r in node.requests for w in r.waits]
-    table.input_in_prompt[:] = np.array(labels, bool)
->>>>>>> main
     notes = []
     if counting.estimated:
         notes.append(

@@ -272,12 +272,9 @@ class Application:
     python: tuple[PythonNode, ...] = ()
     order: tuple[int, ...] = field(init=False)
     upstreams: tuple[frozenset[int], ...] = field(init=False)
-<<<<<<< HEAD
     full_order: tuple[int, ...] = field(init=False)
     through_python: tuple[frozenset[int], ...] = field(init=False)
-=======
     _index: dict[str, int] = field(init=False, repr=False)
->>>>>>> main
 
     def __post_init__(self) -> None:
         """Check the graph and find a topological order of the nodes.
@@ -301,7 +298,6 @@ class Application:
                 f"application {self.name}: the nodes form a cycle: {cycle}; "
                 "a node that feeds itself must do so by requests that wait for earlier ones"
             ) from error
-<<<<<<< HEAD
         num = len(self.nodes)
         before: list[frozenset[int]] = [frozenset()] * len(direct)  # nodes of models
         passed: list[frozenset[int]] = [frozenset()] * len(direct)  # those beyond a Python node
@@ -315,11 +311,7 @@ class Application:
         object.__setattr__(self, "upstreams", tuple(before[:num]))
         object.__setattr__(self, "full_order", order)
         object.__setattr__(self, "through_python", tuple(passed[:num]))
-=======
-        object.__setattr__(self, "order", order)
-        object.__setattr__(self, "upstreams", sets)
         object.__setattr__(self, "_index", {node.name: i for i, node in enumerate(self.nodes)})
->>>>>>> main
 
     @property
     def all_nodes(self) -> tuple[ModelNode | PythonNode, ...]:

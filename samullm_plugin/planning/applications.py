@@ -40,20 +40,16 @@ def find_application(
         return build_named(host, text)
 
     if looks_like_file(name) or Path(name).is_file():
-<<<<<<< HEAD
+        counter = OwnTokenizers() if count_tokens is None else count_tokens
         loaded = load_application(
             Path(name),
             bundled=bundled,
-            count_tokens=count_tokens,
+            count_tokens=counter,
             limit=limit,
             resolve_schema=resolve_schema,
         )
         check_functions(loaded)
         return loaded
-=======
-        counter = OwnTokenizers() if count_tokens is None else count_tokens
-        return load_application(Path(name), bundled=bundled, count_tokens=counter, limit=limit)
->>>>>>> main
     if limit is not None:
         raise InputError(
             f"--limit: {name} is a bundled application and has no table; give it fewer requests by "

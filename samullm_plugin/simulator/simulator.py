@@ -13,11 +13,7 @@ from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Plan, StageEnd
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.result import PlanTrace
-<<<<<<< HEAD
-from samullm_plugin.model.types import Floats
-=======
 from samullm_plugin.model.types import Floats, Ints
->>>>>>> main
 from samullm_plugin.rules.preparing import wanted_ahead
 from samullm_plugin.rules.transition import Running, RunState, next_transition
 from samullm_plugin.simulator.coarse import calibrated_aggregate
@@ -100,13 +96,12 @@ class PlanSimulator:
         part._whole = self
         return part
 
-<<<<<<< HEAD
     def with_python(self, scenario: int, finish_s: list[Floats]) -> list[Floats]:
         """Return ``finish_s``, by node, with the entries of Python nodes filled in."""
         works, app = self.works[scenario], self.problem.app
         settle_python(app, [w.inputs for w in works], [w.taken for w in works], finish_s)
         return finish_s
-=======
+
     def coarse(self) -> PlanSimulator:
         """Return a simulator that is fast enough to try many plans.
 
@@ -125,7 +120,6 @@ class PlanSimulator:
                 self._coarse.alike = smaller.alike
                 self._coarse._coarse = self._coarse
         return self._coarse
->>>>>>> main
 
     def initial_state(self, scenario: int = 0) -> SimulationState:
         """Return the state in which plans begin."""
