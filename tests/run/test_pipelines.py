@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 
 from samullm_plugin.app.loading import build_application, read_spec
-from samullm_plugin.app.spec import ClusterSection, Component, ModelSection, PlannerSection
+from samullm_plugin.app.spec import (
+    ClusterSection,
+    Component,
+    ModelSection,
+    PlannerSection,
+    RegexSection,
+)
 from samullm_plugin.engine import Curve, StepLatency
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.costs import LoadTimes, ModeCosts, Provenance
@@ -56,9 +62,24 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def setup(models: Path, app: Path, directory: Path, **changes: Any) -> RunSetup:
-    """Return the run of an app.yaml whose models are replaced by small ones."""
+def setup(
+    models: Path, app: Path, directory: Path, schemas: Any = None, **changes: Any
+) -> RunSetup:
+    """Return the run of an app.yaml whose models are replaced by small ones.
+
+    Args:
+        models: their folder.
+        app: the file.
+        directory: of the run.
+        schemas: what outputs of nodes must be, besides what the file says.
+        changes: of the setup.
+    """
     spec = read_spec(app)
+    nodes = {
+        n: s.model_copy(update={"output_schema": schemas[n]}) if schemas and n in schemas else s
+        for n, s in spec.nodes.items()
+    }
+    spec = spec.model_copy(update={"nodes": nodes})
     small = {
         name: ModelSection(
             model=f"m{k % 2}",
@@ -129,3 +150,61 @@ def test_preference_data(models: Path, tmp_path: Path) -> None:
             assert chosen["score"] == max(mine)
             assert isinstance(chosen["generate"], str)
     assert {name for name, _, _ in outcome.failed} <= {"rate", "best", "pair"}
+
+
+LIST = RegexSection(regex=r"1\. [a-c]{4,6}\n2\. [a-c]{4,6}\n3\. [a-c]{4,6}")
+
+
+def test_evol_instruct_and_resume(models: Path, tmp_path: Path) -> None:
+    app, schemas = EXAMPLES / "evol-instruct" / "app.yaml", {"propose": LIST}
+
+    def stop(coordinator: Coordinator) -> None:
+        taken = coordinator.queue.end_calls
+
+        def end_calls(now_s: float) -> None:
+            taken(now_s)
+            if coordinator.ledger.settled(len(coordinator.problem.app.nodes)):
+                coordinator.request_drain()
+
+        coordinator.queue.end_calls = end_calls  # type: ignore[method-assign]
+
+    outcome = run(models, app, tmp_path / "r", schemas=schemas, on_start=stop)
+    assert outcome.drained
+    before = list(read_journal(tmp_path / "r/events.jsonl"))
+    outcome = resume_run(setup(models, app, tmp_path / "r", schemas=schemas))
+    assert not outcome.failed
+    records = list(read_journal(tmp_path / "r/events.jsonl"))
+    called = [(r["node"], r["request"]) for r in records if r["kind"] in ("finished", "skipped")]
+    assert len(called) == len(set(called))  # what a function returned is not computed again
+    assert any(r["node"] == "parse" for r in before if r["kind"] == "finished")
+    parsed = outputs(tmp_path / "r", "parse")
+    assert set(parsed) == {f"s{k}/{j}" for k in range(1, 5) for j in range(1, 4)}
+    texts = {v["instruction"] for v in parsed.values()}
+    assert len(outputs(tmp_path / "r", "unique")) == len({t.lower() for t in texts})
+    assert set(outputs(tmp_path / "r", "answer")) <= set(outputs(tmp_path / "r", "unique"))
+
+
+def test_judging(models: Path, tmp_path: Path) -> None:
+    outcome = run(models, EXAMPLES / "judging" / "app.yaml", tmp_path / "r")
+    assert outcome.failed == ()
+    winners = outputs(tmp_path / "r", "winner")
+    assert set(winners) == {"j1", "j2", "j3"}
+    votes = outputs(tmp_path / "r", "judge")
+    for item, found in winners.items():
+        mine = [v for k, v in votes.items() if k.startswith(f"{item}#")]
+        assert len(mine) == 3
+        assert found["winner"] in {"mistral", "wizard", "vicuna"}
+        assert found["votes"] == mine.count(found["winner"])
+
+
+def test_extraction(models: Path, tmp_path: Path) -> None:
+    outcome = run(models, EXAMPLES / "extraction" / "app.yaml", tmp_path / "r")
+    assert {name for name, _, _ in outcome.failed} <= {"extract", "page"}
+    pieces = outputs(tmp_path / "r", "pieces")
+    assert {k.partition("/")[0] for k in pieces} == {"a", "b", "c"}
+    for found in outputs(tmp_path / "r", "extract").values():
+        if isinstance(found, dict):  # rejected: the text is kept
+            assert found["message"].startswith("rejected")
+            assert found["text"]
+        else:
+            assert 0 <= json.loads(found)["year"] <= 2030
