@@ -25,7 +25,9 @@ from samullm_plugin.model.problem import ModeKey, Problem
 from samullm_plugin.planning.building import sample_scenarios
 from samullm_plugin.planning.instances import Instance
 from samullm_plugin.planning.planner import make_plan
-from samullm_plugin.run.run import RunOutcome, RunSetup, start_run
+from samullm_plugin.run.coordinator import Coordinator
+from samullm_plugin.run.journal import read_journal
+from samullm_plugin.run.run import RunOutcome, RunSetup, resume_run, start_run
 from tests.models import make_tiny_llama
 from tests.run.worlds import NoLatency, Uniform
 
@@ -47,9 +49,9 @@ ENGINE = {
 @pytest.fixture(scope="module", autouse=True)
 def forker() -> Iterator[None]:
     """Keep the process that has imported vLLM from test to test."""
-    from samullm_vllm.forking import kept_forker
+    from samullm_vllm.launching import kept_fork_server
 
-    with kept_forker():
+    with kept_fork_server():
         yield
 
 
