@@ -44,7 +44,6 @@ from samullm_plugin.run.prompts import (
     SampledPrompts,
     TextPrompts,
     TokenPrompts,
-    refused_requests,
 )
 from samullm_plugin.run.recovery import ResumePoint, recover
 from samullm_plugin.run.reuse import NO_REUSE, ReuseOptions, opened_reuse
@@ -326,11 +325,10 @@ def _prepared(setup: RunSetup) -> tuple[Executor, PromptBuilder]:
         return executor, TextPrompts(setup.loaded, setup.instance.problem.app)
     truth = setup.truth or hidden_truth(setup)
     executor.imitate(truth)
-    refused = refused_requests(setup.loaded, setup.instance.problem.app)
     if setup.loaded.sources is None:
-        return executor, LengthPrompts(truth.scenarios[0], refused)
+        return executor, LengthPrompts(truth.scenarios[0])
     app = setup.instance.problem.app
-    return executor, SampledPrompts(truth.scenarios[0], setup.loaded, app, refused)
+    return executor, SampledPrompts(truth.scenarios[0], setup.loaded, app)
 
 
 def imitates(executor: Executor) -> bool:
