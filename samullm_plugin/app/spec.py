@@ -616,6 +616,12 @@ class ClusterSection(Section):
     machines: int | list[list[int]] = Field(
         default=1, description="Number of machines with equally many GPUs, or the GPUs of each."
     )
+    host_memory_gib: float | None = Field(
+        default=None,
+        gt=0,
+        description="Memory of each machine, within which engines are prepared ahead; as much as "
+        "its GPUs have together if not given.",
+    )
 
     @field_validator("gpus")
     @classmethod
@@ -643,11 +649,21 @@ class PlannerSection(Section):
 
     scheduler: Component = Component(type="auto")
     length_estimator: Component = Component(type="ecdf")
-    latency_model: Component = Component(type="linear")
+    latency_model: Component | None = Field(
+        default=None,
+        description="Where iteration times come from. By default the best that is known of each "
+        "model and GPU: measured by runs on this machine, by a profile, transferred from other "
+        "models, operator tables, and else assumed from data sheets.",
+    )
     request_policy: Component | None = None
     fusion: bool = Field(
         default=True,
         description="Serve nodes of one model that follow one another with the same engines.",
+    )
+    prepared_starts: bool | None = Field(
+        default=None,
+        description="Do what an engine start needs no device for while others still compute. Not "
+        "given: where the executor can.",
     )
     scenarios: int = Field(default=4, ge=1, description="Independent length scenarios.")
     seed: int = Field(default=0, ge=0)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from samullm_plugin.model.result import PlanTrace
+from samullm_plugin.model.result import EngineSegment
 from samullm_plugin.run.charts import Line
 from samullm_plugin.run.metrics import Records, measured_engines
 
@@ -34,15 +34,17 @@ def measured_shares(records: Records, num_devices: int, end_s: float) -> dict[st
     return _shares(held, num_devices, end_s)
 
 
-def planned_shares(trace: PlanTrace, num_devices: int) -> dict[str, float]:
+def planned_shares(
+    segments: Sequence[EngineSegment], num_devices: int, end_s: float
+) -> dict[str, float]:
     """Return which share of all device seconds of a plan goes where."""
     held = []
-    for s in trace.segments:
+    for s in segments:
         ready = min(s.ready_s, s.end_s)
         replicas = max(1, len(s.devices) // max(1, s.parallel.devices_per_replica))
         busy_s = min(s.busy_s / replicas, s.end_s - ready)
         held.append((s.devices, s.start_s, ready, s.end_s, busy_s))
-    return _shares(held, num_devices, trace.makespan_s)
+    return _shares(held, num_devices, end_s)
 
 
 def _shares(held: _Held, num_devices: int, end_s: float) -> dict[str, float]:

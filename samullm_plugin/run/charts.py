@@ -13,7 +13,7 @@ from html import escape
 from math import floor, log10
 
 from samullm_plugin.model.cluster import Cluster
-from samullm_plugin.model.result import PlanTrace
+from samullm_plugin.model.result import EngineSegment
 from samullm_plugin.run.metrics import MeasuredEngine
 
 # Neighbours differ in hue and lightness; all are legible on white and on near-black.
@@ -63,14 +63,14 @@ class Panel:
     end_s: float | None = None
 
 
-def planned_bars(trace: PlanTrace) -> tuple[Bar, ...]:
+def planned_bars(segments: Sequence[EngineSegment]) -> tuple[Bar, ...]:
     """Return the engines of a simulated plan."""
     return tuple(
         Bar(
             s.node, s.devices, s.start_s, min(s.ready_s, s.end_s), s.end_s,
             note=f"{s.parallel}, {s.num_finished:,} requests",
         )
-        for s in trace.segments
+        for s in segments
     )  # fmt: skip
 
 

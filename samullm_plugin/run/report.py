@@ -13,7 +13,7 @@ from urllib.parse import quote
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.plan import Plan
 from samullm_plugin.planning.artifacts import read_plan
-from samullm_plugin.planning.records import RecordReader
+from samullm_plugin.planning.records import read_record
 from samullm_plugin.planning.reporting import device_list, end_event
 from samullm_plugin.run.causes import (
     CAUSES,
@@ -200,8 +200,8 @@ def _plans(run: RunRecord) -> list[dict[str, Any]]:
     found = []
     for record in run.records:
         if record["kind"] == "plan":
-            reader = RecordReader(str(run.directory / "events.jsonl"))
-            plan = reader.read(Plan, record["plan"], "plan")
+            where = f"{run.directory / 'events.jsonl'}: plan"
+            plan = read_record(Plan, record["plan"], where)
             found.append({**record, "plan": plan})
     return found
 
@@ -243,7 +243,7 @@ def _panels(run: RunRecord, metrics: Mapping[str, Any]) -> list[Panel]:
     if run.planned is not None:
         trace = run.planned.trace
         title = f"planned: {trace.makespan_s:.1f} s"
-        panels.append(Panel(title, planned_bars(trace), trace.makespan_s))
+        panels.append(Panel(title, planned_bars(trace.segments), trace.makespan_s))
     measured_s = metrics["makespan_s"]["measured"]
     title = f"measured: {measured_s:.1f} s" if run.finished else "measured so far"
     bars = measured_bars(measured_engines(run.records))
@@ -261,7 +261,15 @@ def _labels(run: RunRecord) -> list[str]:
 def _shares(run: RunRecord, last_s: float) -> dict[str, Any]:
     """Return where device time was to go and went."""
     count = int(run.facts["num_devices"])
-    rows = {} if run.planned is None else {"planned": planned_shares(run.planned.trace, count)}
+    rows = (
+        {}
+        if run.planned is None
+        else {
+            "planned": planned_shares(
+                run.planned.trace.segments, count, run.planned.trace.makespan_s
+            )
+        }
+    )
     rows["measured"] = measured_shares(run.records, count, last_s)
     bars = [[(name, share, CAUSES[name]) for name, share in row.items()] for row in rows.values()]
     legend = {

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from samullm_plugin.app.loaded import LoadedApplication
+from samullm_plugin.app.spec import PlannerSection
 from samullm_plugin.errors import InputError
 from samullm_plugin.host.interfaces.executor import Executor
 from samullm_plugin.host.interfaces.observer import RunEvent, RunInfo
@@ -26,6 +27,7 @@ from samullm_plugin.planning.instances import Instance
 from samullm_plugin.planning.policies import planned_policy
 from samullm_plugin.planning.records import to_record
 from samullm_plugin.rules.verify import require_valid
+from samullm_plugin.run.calibrating import Calibrator
 from samullm_plugin.run.coordinator import Coordinator, RunOptions
 from samullm_plugin.run.forecast import FORECAST_FILE, forecast_record, forecast_run
 from samullm_plugin.run.joined import check_output, live_table
@@ -243,6 +245,9 @@ def _run(
 ) -> Coordinator:
     """Run on an open executor; return the coordinator after the run."""
     app = setup.instance.problem.app
+    # Engines that only imitate would teach the next plan what the last one believed.
+    real = not (imitates(executor) or executor.virtual_clock)
+    calibrator = Calibrator(setup.instance.problem) if real else None
     with opened_reuse(setup.reuse, executor.engine_version(), setup.loaded, app) as reuse:
         coordinator = Coordinator(
             setup.instance.problem,
@@ -255,6 +260,7 @@ def _run(
             options=setup.options,
             policy=_policy(setup),
             reuse=reuse,
+            calibrator=calibrator,
         )
         log.add_listener(_output_writer(directory, coordinator.ledger, source))
         if setup.on_start is not None:
@@ -263,6 +269,8 @@ def _run(
             coordinator.run()
             if table is not None and not coordinator.drained:
                 table.complete = True
+    if calibrator is not None:
+        calibrator.keep(coordinator.ledger)
     return coordinator
 
 
@@ -316,6 +324,7 @@ def _output_writer(directory: RunDirectory, ledger: Ledger, source: PromptBuilde
 def _prepared(setup: RunSetup) -> tuple[Executor, PromptBuilder]:
     """Return the executor and where the requests come from, checked before anything starts."""
     executor = setup.host.create("executor", setup.executor, dict(setup.executor_options))
+    planner_for(executor, setup.instance.planner)
     executor.check([n.model for n in setup.loaded.app.nodes])
     check_output(setup.loaded)
     if not imitates(executor):
@@ -329,6 +338,22 @@ def _prepared(setup: RunSetup) -> tuple[Executor, PromptBuilder]:
         return executor, LengthPrompts(truth.scenarios[0])
     app = setup.instance.problem.app
     return executor, SampledPrompts(truth.scenarios[0], setup.loaded, app)
+
+
+def planner_for(executor: Executor, planner: PlannerSection) -> PlannerSection:
+    """Return how to plan for an executor: without prepared starts if it can prepare none.
+
+    Raises:
+        InputError: if it cannot and they were asked for.
+    """
+    if executor.can_prepare or planner.prepared_starts is False:
+        return planner
+    if planner.prepared_starts:
+        raise InputError(
+            f"planner.prepared_starts is true, but executor {executor.name} with these options "
+            "prepares no engine starts; leave it out, or take another executor or start_method"
+        )
+    return planner.model_copy(update={"prepared_starts": False})
 
 
 def imitates(executor: Executor) -> bool:

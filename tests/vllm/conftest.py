@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from samullm_vllm.executor import ProcessExecutor
-from samullm_vllm.forking import kept_forker
+from samullm_vllm.launching import kept_fork_server
 from samullm_vllm.vllm_executor import VllmExecutor, VllmOptions
 
 from samullm_plugin import (
@@ -31,7 +31,7 @@ GREEDY = {"temperature": 0.0, "ignore_eos": True}
 @pytest.fixture(scope="session", autouse=True)
 def forker() -> Iterator[None]:
     """Keep the process that has imported vLLM from test to test."""
-    with kept_forker():
+    with kept_fork_server():
         yield
 
 
@@ -89,7 +89,7 @@ class Bench:
                 assert output.request not in self.outputs
                 self.outputs[output.request] = output
 
-    def wait(self, kind: str, key: str, limit_s: float = 60.0) -> EngineEvent:
+    def wait(self, kind: str, key: str, limit_s: float = 240.0) -> EngineEvent:
         """Wait for an event of an engine."""
         deadline = time.monotonic() + limit_s
         while time.monotonic() < deadline:

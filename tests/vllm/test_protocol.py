@@ -7,7 +7,7 @@ import socket
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from samullm_vllm.channel import Channel, ChannelClosedError
 from samullm_vllm.protocol import (
@@ -19,7 +19,9 @@ from samullm_vllm.protocol import (
     Finished,
     Fork,
     Forked,
+    Go,
     Message,
+    Prepared,
     ProtocolError,
     Ready,
     Sleep,
@@ -101,13 +103,16 @@ messages = st.one_of(
     st.sampled_from(
         [
             Start("a", "/m", {"dtype": "float32", "x": [1]}, latency={"launch_s": 1.0}),
-            Stop(), Sleep(2), Wake(), Tick(step=True), Ready(1.5, 100, "0.32.0"), Asleep(),
-            Fork("a", (0, 1), 2, {"TMPDIR": "/t"}), Forked("a", (1, 2)), Exited("a", 1, -9),
+            Stop(), Sleep(2), Wake(), Tick(step=True), Asleep(),
+            Go((0, 1), {"CUDA_VISIBLE_DEVICES": "3"}), Prepared(),
+            Ready(100, "0.32.0", {"configuration": 0.1}),
+            Fork("a", 2, {"TMPDIR": "/t"}), Forked("a", (1, 2)), Exited("a", 1, -9),
         ]
     ),
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(messages)
 def test_round_trip(message: Message) -> None:
     frame = encode(message)
@@ -116,6 +121,7 @@ def test_round_trip(message: Message) -> None:
     assert decode(body) == message
 
 
+@settings(deadline=None)
 @given(st.lists(messages, max_size=5), st.integers(1, 50))
 def test_arrives_in_any_pieces(sent: list[Message], piece: int) -> None:
     ours, theirs = socket.socketpair()
