@@ -216,7 +216,7 @@ def show_plan(problem: Problem, result: PlanResult, *, explain: bool = False) ->
     import numpy as np
 
     from samullm_plugin.planning.gantt import text_gantt
-    from samullm_plugin.planning.reporting import provenance_lines, stage_lines
+    from samullm_plugin.planning.reporting import idle_lines, provenance_lines, stage_lines
 
     trace = result.traces[0]
     rows = []
@@ -253,10 +253,16 @@ def show_plan(problem: Problem, result: PlanResult, *, explain: bool = False) ->
     for note in problem.app.notes:
         out.print(f"  assumed: {note}", markup=False, style="dim", soft_wrap=True)
     show_fusion(problem)
+    if idle := idle_lines(problem, result.plan):
+        out.print("GPUs that stay idle:", style="dim")
+        for text in idle:
+            out.print(f"  {text}", markup=False, style="dim", soft_wrap=True)
     if explain:
         out.print("Why:")
         for node, text in result.explanation:
             out.print(f"  {node}: {text}", markup=False, soft_wrap=True)
+        for note in result.notes:
+            out.print(f"  ({note})", markup=False, soft_wrap=True)
         if not result.explanation:
             out.print(f"  {result.scheduler} gives no reasons", markup=False)
 
@@ -274,7 +280,7 @@ def show_fusion(problem: Problem) -> None:
 
 def plan_json(problem: Problem, result: PlanResult) -> dict[str, object]:
     """Return a plan and its figures for machines."""
-    from samullm_plugin.planning.reporting import provenance_lines
+    from samullm_plugin.planning.reporting import idle_lines, provenance_lines
 
     return {
         "application": problem.app.name,
@@ -291,7 +297,9 @@ def plan_json(problem: Problem, result: PlanResult) -> dict[str, object]:
         "idle_share": [t.idle_share for t in result.traces],
         "segments": [asdict(s) for s in result.traces[0].segments],
         "explanation": dict(result.explanation),
+        "notes": result.notes,
         "latency_rests_on": provenance_lines(problem),
         "assumptions": problem.app.notes,
         "fused": problem.app.fused,
+        "idle_gpus": idle_lines(problem, result.plan),
     }
