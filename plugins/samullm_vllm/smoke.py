@@ -99,7 +99,9 @@ def smoke_run(folder: Path, platform: Platform) -> SmokeResult:
     tokens = metrics["nodes"]["answer"]["completion_tokens"]
     if tokens != REQUESTS * TOKENS:
         return SmokeResult(f"{tokens} tokens came back, and {REQUESTS * TOKENS} were asked for")
-    return SmokeResult("", total_s, float(metrics["makespan_s"]["measured"]), _start_parts(folder / "run"))
+    return SmokeResult(
+        "", total_s, float(metrics["makespan_s"]["measured"]), _start_parts(folder / "run")
+    )
 
 
 def _start_parts(directory: Path) -> dict[str, float]:

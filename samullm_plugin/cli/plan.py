@@ -196,7 +196,7 @@ def overridden(
     return planner.model_copy(update=given)
 
 
-def parsed_options(texts: list[str]) -> dict[str, object]:
+def parsed_options(texts: list[str], option: str = "--option") -> dict[str, object]:
     """Return ``key=value`` options; values as YAML has them.
 
     Raises:
@@ -208,7 +208,7 @@ def parsed_options(texts: list[str]) -> dict[str, object]:
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise InputError(f"--option {text!r} is not key=value; write for example budget_s=10")
+            raise InputError(f"{option} {text!r} is not key=value; write for example budget_s=10")
         options[key] = yaml.safe_load(value)
     return options
 
