@@ -49,6 +49,15 @@ def own_output_store(
     monkeypatch.setenv("SAMULLM_OUTPUT_STORE", str(place))
 
 
+@pytest.fixture(autouse=True)
+def own_machine_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Let no test plan with what runs of another have measured."""
+    place = tmp_path_factory.getbasetemp() / f"cache-{uuid.uuid4().hex}"
+    monkeypatch.setenv("SAMULLM_CACHE_DIR", str(place))
+
+
 @cache
 def _has_gpu() -> bool:
     from samullm_vllm.devices import detect_platform

@@ -32,11 +32,11 @@ Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class _Strict(BaseModel):
+class _FileModel(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class RequestLine(_Strict):
+class SimulatedRequest(_FileModel):
     """One line of a requests file.
 
     Attributes:
@@ -65,14 +65,14 @@ class RequestLine(_Strict):
         return self.prompt_tokens or 0
 
 
-class LineCurve(_Strict):
+class LineCurve(_FileModel):
     """``base_s + slope_s * x``."""
 
     base_s: float
     slope_s: float
 
 
-class KnotCurve(_Strict):
+class KnotCurve(_FileModel):
     """Seconds at increasing knots, linear between them."""
 
     knots: list[float]
@@ -82,7 +82,7 @@ class KnotCurve(_Strict):
 CurveSpec = Annotated[float | LineCurve | KnotCurve, Field(union_mode="smart")]
 
 
-class LatencySpec(_Strict):
+class LatencySpec(_FileModel):
     """``latency`` of an engine file: the fields of ``StepLatency``; what is left out is 0.
 
     A curve is a number (constant), ``{base_s, slope_s}`` or ``{knots, values}``.
@@ -118,7 +118,7 @@ def _curve(spec: float | LineCurve | KnotCurve) -> Curve:
     return Curve.constant(spec)
 
 
-class EngineSpec(_Strict):
+class EngineSection(_FileModel):
     """An engine file: vLLM's engine arguments by their names, and the latency of iterations."""
 
     max_num_seqs: Positive = 256
@@ -160,7 +160,7 @@ def read_engine(path: Path) -> tuple[EngineConfig, StepLatency | None]:
     Raises:
         InputError: naming file and field.
     """
-    spec = validate(EngineSpec, read_yaml(path), str(path))
+    spec = validate(EngineSection, read_yaml(path), str(path))
     settings = spec.model_dump(exclude={"latency"})
     try:
         return EngineConfig(**settings), None if spec.latency is None else spec.latency.build()
@@ -196,9 +196,9 @@ def read_requests(path: Path, max_model_len: int) -> RequestFile:
     return RequestFile(path, tuple(lines), tuple(lines.values()), _workload(requests))
 
 
-def _read_line(value: Mapping[str, Any], where: str, max_model_len: int) -> RequestLine:
+def _read_line(value: Mapping[str, Any], where: str, max_model_len: int) -> SimulatedRequest:
     try:
-        request = RequestLine.model_validate(value)
+        request = SimulatedRequest.model_validate(value)
     except ValidationError as error:
         raise InputError(f"{where}: {describe_validation(error)}") from error
     if (request.prompt_tokens is None) == (request.prompt_token_ids is None):
@@ -211,7 +211,7 @@ def _read_line(value: Mapping[str, Any], where: str, max_model_len: int) -> Requ
     return request
 
 
-def _workload(requests: Sequence[RequestLine]) -> Workload:
+def _workload(requests: Sequence[SimulatedRequest]) -> Workload:
     prompts = np.array([r.length for r in requests], np.int64)
     arrival_s = arrival_step = token_ids = None
     if any(r.arrival_s is not None for r in requests):

@@ -21,7 +21,12 @@ from samullm_plugin.profiling.roofline import (
     roofline_latency,
     touched_experts,
 )
-from samullm_plugin.profiling.transfer import Known, LatencyTransfer, TransferErrors, average
+from samullm_plugin.profiling.transfer import (
+    FittedLatency,
+    LatencyTransfer,
+    TransferErrors,
+    average,
+)
 
 A100 = HARDWARE["A100-80GB"]
 SMALL = ModelArchitecture(32, 4096, 32, 32, 128, 11008, 32000)
@@ -155,7 +160,7 @@ def test_whether_experts_were_spread_is_found_out() -> None:
         assert fit_device([*groups, replace(group, rows=rows)], A100).same_experts is same
 
 
-def transfer(known: list[Known]) -> LatencyTransfer:
+def transfer(known: list[FittedLatency]) -> LatencyTransfer:
     errors = TransferErrors(2.0, 4.0, 6.0, 20.0)
     return LatencyTransfer(DeviceFit(DeviceCoefficients(), HOST, True), A100, known, errors)
 
@@ -163,7 +168,7 @@ def transfer(known: list[Known]) -> LatencyTransfer:
 def test_transfer_starts_from_what_is_closest() -> None:
     plain = transfer([])
     twice = plain.roofline(SMALL, 1).scaled(2.0)
-    start = transfer([Known("a/small", SMALL, 1, twice, 2.0)])
+    start = transfer([FittedLatency("a/small", SMALL, 1, twice, 2.0)])
     other_vocabulary = replace(SMALL, vocab_size=64000)
     twin = start.predict(other_vocabulary, 1)
     assert twin.latency == twice

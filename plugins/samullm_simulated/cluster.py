@@ -28,7 +28,7 @@ from samullm_plugin.simulator.requests import NodeInputs
 from samullm_simulated.engine import SimulatedEngine, Submission, requests_of
 
 
-class World:
+class SimulatedCluster:
     """Engines, clock and true lengths.
 
     Attributes:
