@@ -229,10 +229,9 @@ class Engines:
             free -= set(other.running.devices)
         free |= set(replica.devices)
         free -= self.lost
-        devices = self._problem.cluster.find_devices(free, parallel, avoid=deployment.avoid)
-        if devices is None or not self._problem.fits(
-            deployment.node, self._problem.mode_key(parallel, devices)
-        ):
+        fitting = self._problem.fitting_devices(deployment.node, parallel, free)
+        devices = self._problem.cluster.find_devices(fitting, parallel, avoid=deployment.avoid)
+        if devices is None:
             devices = replica.devices
         held = list(running.devices)
         at = held.index(replica.devices[0])

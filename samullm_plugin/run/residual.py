@@ -296,7 +296,7 @@ def aligned(plan: Plan, problem: Problem, running: Mapping[str, Running]) -> Pla
     cluster = problem.cluster
     group = {d: g for g in cluster.nvlink_groups for d in g}
     kind = {
-        g: (len(g), tuple(cluster.gpus[d].name for d in g), cluster.machine_of(g[0]))
+        g: (len(g), tuple(cluster.kinds[d] for d in g), cluster.machine_of(g[0]))
         for g in cluster.nvlink_groups
     }
     devices: dict[int, int] = {}
