@@ -34,10 +34,10 @@ NoFusion = Annotated[
         "--no-fusion", help="Plan nodes of one model that follow one another each on its own."
     ),
 ]
-NoPreparedStarts = Annotated[
-    bool,
+PreparedStarts = Annotated[
+    bool | None,
     typer.Option(
-        "--no-prepared-starts", help="Begin engine starts only when their devices are free."
+        help="Do what engine starts need no device for while others still compute, or not."
     ),
 ]
 Limit = Annotated[
@@ -75,7 +75,7 @@ def plan(
     seed: Seed = None,
     budget: Budget = None,
     no_fusion: NoFusion = False,
-    no_prepared_starts: NoPreparedStarts = False,
+    prepared_starts: PreparedStarts = None,
     limit: Limit = None,
     reuse: Reuse = "cache",
     fresh: Fresh = None,
@@ -106,7 +106,7 @@ def plan(
         seed,
         budget,
         no_fusion=no_fusion,
-        no_prepared_starts=no_prepared_starts,
+        prepared_starts=prepared_starts,
     )
     chosen = planner.scheduler
     name = scheduler or chosen.type
@@ -186,15 +186,15 @@ def overridden(
     budget_s: float | None,
     *,
     no_fusion: bool,
-    no_prepared_starts: bool,
+    prepared_starts: bool | None,
 ) -> PlannerSection:
     """Return the planner section with the options given on the command line."""
     changes = {"scenarios": scenarios, "seed": seed, "budget_s": budget_s}
     given: dict[str, object] = {k: v for k, v in changes.items() if v is not None}
     if no_fusion:
         given["fusion"] = False
-    if no_prepared_starts:
-        given["prepared_starts"] = False
+    if prepared_starts is not None:
+        given["prepared_starts"] = prepared_starts
     return planner.model_copy(update=given)
 
 
