@@ -259,6 +259,7 @@ def has_media(messages: Sequence[Mapping[str, Any]]) -> bool:
     return any(
         isinstance(part, Mapping) and part.get("type") in MEDIA_PARTS
         for message in messages
+        if isinstance(message, Mapping)
         if isinstance(content := message.get("content"), list)
         for part in content
     )
