@@ -496,12 +496,14 @@ class App:
             InputError: naming file, field or row, and the remedy.
         """
         from samullm_plugin.app.loading import build_application
+        from samullm_plugin.checkpoints.tokenizing import OwnTokenizers
         from samullm_plugin.planning.applications import build_named
 
         return build_application(
             self.spec,
             self._path,
             bundled=lambda text: build_named(self.host, text),
+            count_tokens=OwnTokenizers(),
             tables=self._tables,
             limit=limit,
         )
