@@ -80,8 +80,8 @@ class App:
             messages: turns of conversations that nodes include.
             output: the joined table to write while running: its file, or a mapping.
             applications: instead of models and nodes: other applications run together.
-            on_bad_row: what becomes of rows that cannot be asked: ``fail`` (before anything has run)
-                or ``skip`` (they are error rows); None: ``fail``.
+            on_bad_row: what becomes of rows that cannot be asked: ``fail`` (nothing is started) or
+                ``skip`` (they are error rows); None: ``fail``.
             folder: what relative paths start from.
 
         Raises:
