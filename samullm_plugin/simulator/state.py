@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
+from samullm_plugin.engine import EngineCache
 from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment
+from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.result import EngineSegment
 from samullm_plugin.model.types import Floats
 from samullm_plugin.rules.transition import Running
 from samullm_plugin.simulator.node_run import (
     NodeRun,
+    NodeWork,
     Progress,
     finished_count,
     untaken_finish_s,
 )
-from samullm_plugin.simulator.runs import NodeQuery
-
-if TYPE_CHECKING:
-    from samullm_plugin.simulator.simulator import PlanSimulator
-
+from samullm_plugin.simulator.runs import NodeQuery, NodeRuns
 
 FROM_THE_BEGINNING_S = 0.0
 """Since when engines are taken to be prepared as long as no plan says what comes next."""
@@ -71,6 +70,24 @@ class StagePreview:
     recomputed_tokens: dict[str, float]
 
 
+class Simulated(Protocol):
+    """What a simulation is of: attributes as those of the plan simulator.
+
+    Attributes:
+        problem: the instance.
+        works: by length scenario and node, the requests.
+        starts: by length scenario and node, what has been done before.
+        runs: results of engines that can be used again.
+        cache: likewise, of single replicas.
+    """
+
+    problem: Problem
+    works: list[list[NodeWork]]
+    starts: list[list[Progress]]
+    runs: NodeRuns
+    cache: EngineCache
+
+
 class SimulationState:
     """Clock, progress and engines; copies are cheap and independent.
 
@@ -81,7 +98,7 @@ class SimulationState:
         segments: engines that have ended.
     """
 
-    def __init__(self, simulator: PlanSimulator, scenario: int) -> None:
+    def __init__(self, simulator: Simulated, scenario: int) -> None:
         """Begin at time 0 with nothing running."""
         self._sim, self._scenario = simulator, scenario
         self.clock_s = 0.0
