@@ -38,6 +38,11 @@ from samullm_plugin.simulator.runs import PolicyCall
 UNFORESEEN_S = 1e9
 """Arrival that request policies are told of requests whose inputs are not there yet."""
 
+FIRST_LOAD_EVERY_S = 0.5
+LOADS_NOTED = 256
+"""After so many notes of the load, every second one is left out; so there are at most so many per
+doubling of the run's length."""
+
 WAIT_S = 0.1
 """Longest wait for events on a real clock, so that an interruption is noticed."""
 
@@ -128,6 +133,7 @@ class Coordinator:
         self._stages = StageTracker(log, stage=resume.stage, stages_run=resume.stages_run)
         self.queue.changed = True
         self._drain_requested = False
+        self._load_noted_s, self._load_every_s, self._loads_noted = 0.0, FIRST_LOAD_EVERY_S, 0
         self.engines = Engines(
             problem, executor, inputs, log, "fcfs" if policy is None else "priority"
         )
@@ -184,6 +190,7 @@ class Coordinator:
             if self.ledger.all_settled:
                 break
             self._dispatch()
+            self._note_load()
             events = self.executor.poll(wait_s)
             if not events and self.executor.virtual_clock:
                 raise RunError("the run cannot go on: nothing runs, and requests are left")
@@ -193,6 +200,29 @@ class Coordinator:
         self.engines.prepare((), self.now_s())
         self._stages.end(self.now_s(), self._finished())
         self.log.flush()
+
+    def _note_load(self) -> None:
+        """Note now and then how much is running and waiting; ever less often in a long run."""
+        now_s = self.now_s()
+        if now_s < self._load_noted_s:
+            return
+        if self._loads_noted == LOADS_NOTED:
+            self._loads_noted //= 2
+            self._load_every_s *= 2
+        self._load_noted_s = now_s + self._load_every_s
+        self._loads_noted += 1
+        tokens = sum(int(g.sum()) for g in self.ledger.generated)
+        running = held = 0
+        for deployment in self.engines.deployments.values():
+            for replica in deployment.replicas:
+                if replica.ready_s is None:
+                    continue
+                begun = self.executor.progress(replica.key)
+                tokens += sum(n for r, n in begun.items() if r in replica.outstanding)
+                held += len(replica.outstanding)
+                running += sum(1 for n in begun.values() if n) if begun else 0
+        queued = sum(len(self.queue.queued(i)) for i in range(len(self._names)))
+        self.log.add(now_s, "load", running=running, at_engines=held, waiting=queued, tokens=tokens)
 
     def _take(self, events: Iterable[EngineEvent]) -> None:
         for event in events:

@@ -84,6 +84,11 @@ class PromptBuilder(ABC):
         """Return a name that no other request of the node has, named as in :meth:`custom_id`."""
         return self.custom_id(node, request)
 
+    def rendered(self, request: RequestId, ledger: Ledger) -> Prompt | None:
+        """Return the prompt of a request with its text, for people; None if it has none."""
+        del request, ledger
+        return None
+
     def sample_text(self, request: RequestId, num_tokens: int) -> str | None:
         """Return what stands for an output that was only modelled; None: nothing.
 
@@ -314,6 +319,11 @@ class TextPrompts(PromptBuilder):
             return Refused(f"the output of router {name} matches no branch: {text[:80]!r}")
         return chosen
 
+    def rendered(self, request: RequestId, ledger: Ledger) -> Prompt | None:
+        """Return the prompt of a request with its text; None if it cannot be made."""
+        made = self.prepare(request, ledger)
+        return made if isinstance(made, Prompt) else None
+
     def custom_id(self, node: str, request: int) -> str:
         """Return the id of a request."""
         source = self._sources[self._index[node]]
@@ -368,6 +378,10 @@ class SampledPrompts(LengthPrompts):
         """Return a text that says which output it stands for."""
         node, index = self._written.written(request)
         return f"⟨{num_tokens} tokens of {node} for {self._texts.unique_id(node, index)}⟩"
+
+    def rendered(self, request: RequestId, ledger: Ledger) -> Prompt | None:
+        """Return the prompt of a request, with sample texts where outputs enter it."""
+        return self._texts.rendered(request, ledger)
 
     def custom_id(self, node: str, request: int) -> str:
         """Return the id of a request."""
