@@ -218,7 +218,12 @@ def show_plan(problem: Problem, result: PlanResult, *, explain: bool = False) ->
     import numpy as np
 
     from samullm_plugin.planning.gantt import text_gantt
-    from samullm_plugin.planning.reporting import idle_lines, provenance_lines, stage_lines
+    from samullm_plugin.planning.reporting import (
+        idle_lines,
+        makespan_band,
+        provenance_lines,
+        stage_lines,
+    )
 
     trace = result.traces[0]
     rows = []
@@ -236,8 +241,13 @@ def show_plan(problem: Problem, result: PlanResult, *, explain: bool = False) ->
     if len(result.makespan_s) > 1:
         low, high = float(np.min(result.makespan_s)), float(np.max(result.makespan_s))
         spread = f" ({low:.1f} to {high:.1f} in {len(result.makespan_s)} length scenarios)"
+    band = makespan_band(problem, result)
+    bands = []
+    if band is not None:
+        bands = [("With the latencies' errors (s):", f"{band[0]:.1f} to {band[1]:.1f}")]
     facts = [
         ("Makespan, simulated (s):", f"{result.mean_makespan_s:.1f}{spread}"),
+        *bands,
         ("Lower bound for these lengths (s):", f"{float(np.mean(result.lower_bound_s)):.1f}"),
         ("Gap (%):", f"{100 * result.gap:.1f}"),
         ("Idle share of device time (%):", f"{100 * trace.idle_share:.1f}"),
@@ -282,13 +292,14 @@ def show_fusion(problem: Problem) -> None:
 
 def plan_json(problem: Problem, result: PlanResult) -> dict[str, object]:
     """Return a plan and its figures for machines."""
-    from samullm_plugin.planning.reporting import idle_lines, provenance_lines
+    from samullm_plugin.planning.reporting import idle_lines, makespan_band, provenance_lines
 
     return {
         "application": problem.app.name,
         "scheduler": result.scheduler,
         "plan": asdict(result.plan),
         "makespan_s": result.makespan_s,
+        "makespan_band_s": makespan_band(problem, result),
         "lower_bound_s": result.lower_bound_s,
         "gap": result.gap,
         "status": result.status,

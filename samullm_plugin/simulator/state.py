@@ -4,25 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from samullm_plugin.engine import EngineCache
 from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment
-from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.result import EngineSegment
 from samullm_plugin.model.types import Floats
 from samullm_plugin.rules.transition import Running
 from samullm_plugin.simulator.node_run import (
     NodeRun,
-    NodeWork,
     Progress,
     finished_count,
     untaken_finish_s,
 )
-from samullm_plugin.simulator.runs import NodeQuery, NodeRuns
+from samullm_plugin.simulator.python_rows import python_finish_s
+from samullm_plugin.simulator.runs import NodeQuery
+
+if TYPE_CHECKING:
+    from samullm_plugin.simulator.simulator import PlanSimulator
+
 
 FROM_THE_BEGINNING_S = 0.0
 """Since when engines are taken to be prepared as long as no plan says what comes next."""
@@ -70,24 +72,6 @@ class StagePreview:
     recomputed_tokens: dict[str, float]
 
 
-class Simulated(Protocol):
-    """What a simulation is of: attributes as those of the plan simulator.
-
-    Attributes:
-        problem: the instance.
-        works: by length scenario and node, the requests.
-        starts: by length scenario and node, what has been done before.
-        runs: results of engines that can be used again.
-        cache: likewise, of single replicas.
-    """
-
-    problem: Problem
-    works: list[list[NodeWork]]
-    starts: list[list[Progress]]
-    runs: NodeRuns
-    cache: EngineCache
-
-
 class SimulationState:
     """Clock, progress and engines; copies are cheap and independent.
 
@@ -98,7 +82,7 @@ class SimulationState:
         segments: engines that have ended.
     """
 
-    def __init__(self, simulator: Simulated, scenario: int) -> None:
+    def __init__(self, simulator: PlanSimulator, scenario: int) -> None:
         """Begin at time 0 with nothing running."""
         self._sim, self._scenario = simulator, scenario
         self.clock_s = 0.0
@@ -265,7 +249,10 @@ class SimulationState:
         """
         app, works = self._sim.problem.app, self._sim.works[self._scenario]
         result = list(self.finish_s)
-        for i in app.order:
+        for i in app.full_order:
+            if i >= len(app.nodes):
+                result[i] = self._python_finish_s(i, works[i].inputs.available_s(result))
+                continue
             finish = runs[i].finish_s if i in runs else self.progress_now(i).finish_s
             available = works[i].inputs.available_s(result)
             result[i] = untaken_finish_s(works[i], available, finish)
@@ -275,10 +262,13 @@ class SimulationState:
         """Simulate again, in topological order, every engine whose inputs have changed."""
         app = self._sim.problem.app
         works = self._sim.works[self._scenario]
-        for i in app.order:
-            name, work = app.nodes[i].name, works[i]
-            engine = self.active.get(name)
+        for i in app.full_order:
+            work = works[i]
             available = work.inputs.available_s(self.finish_s)
+            if i >= len(app.nodes):
+                self._set_finish_s(i, self._python_finish_s(i, available))
+                continue
+            engine = self.active.get(app.nodes[i].name)
             if engine is None:
                 self._set_finish_s(i, untaken_finish_s(work, available, self.progress[i].finish_s))
             elif not engine.run.jobs or not _same(available, engine.available_s):
@@ -286,6 +276,13 @@ class SimulationState:
                 query = self._query(i, engine.running, engine.base, available, engine.ready_s)
                 engine.run = self._sim.runs.get(query)
                 self._set_finish_s(i, untaken_finish_s(work, available, engine.run.finish_s))
+
+    def _python_finish_s(self, node: int, available: Floats | None) -> Floats:
+        """Return when the requests of a Python node finish, given when their inputs are there."""
+        app, work = self._sim.problem.app, self._sim.works[self._scenario][node]
+        python = app.python[node - len(app.nodes)]
+        done_s = self.progress[node].finish_s
+        return python_finish_s(python, work.inputs, work.taken, available, done_s)
 
     def prepare(self, wanted: Sequence[Assignment]) -> None:
         """Have the engines of these assignments prepared from now on, and no others."""
