@@ -92,6 +92,7 @@ def plan(
     from samullm_plugin.planning.artifacts import write_plan
     from samullm_plugin.planning.instances import make_instance
     from samullm_plugin.planning.planner import PlanningOptions, make_plan
+    from samullm_plugin.planning.this_machine import check_here
     from samullm_plugin.run.known import known_outputs, known_text
     from samullm_plugin.run.reuse import ReuseOptions
 
@@ -113,6 +114,7 @@ def plan(
     options |= parsed_options(option or [])
     if no_preemption:
         options["preemption"] = False
+    check_here(host, loaded)
     instance = make_instance(host, loaded, planner, gpus=gpus)
     how = PlanningOptions(options=options, seed=planner.seed, budget_s=planner.budget_s)
     part = loaded.executor

@@ -23,6 +23,7 @@ from samullm_plugin.engine import (
 from samullm_plugin.errors import InputError, describe_validation
 from samullm_plugin.files import good_rows
 from samullm_plugin.model.engine_config import SchedulingPolicy
+from samullm_plugin.model.kv_cache import KvCacheGroup, KvCacheKind
 from samullm_plugin.model.latency import CURVES
 
 ITERATIONS_AS_SECONDS = StepLatency(Curve.constant(1.0))
@@ -118,6 +119,14 @@ def _curve(spec: float | LineCurve | KnotCurve) -> Curve:
     return Curve.constant(spec)
 
 
+class KvCacheGroupSection(_FileModel):
+    """One of ``kv_cache_groups`` of an engine file."""
+
+    kind: KvCacheKind
+    block_size: Positive = 16
+    window_tokens: Annotated[int, Field(ge=0)] = 0
+
+
 class EngineSection(_FileModel):
     """An engine file: vLLM's engine arguments by their names, and the latency of iterations."""
 
@@ -130,6 +139,8 @@ class EngineSection(_FileModel):
     async_scheduling: bool = False
     long_prefill_token_threshold: Annotated[int, Field(ge=0)] = 0
     scheduling_policy: SchedulingPolicy = "fcfs"
+    pipeline_parallel_size: Positive = 1
+    kv_cache_groups: tuple[KvCacheGroupSection, ...] = ()
     latency: LatencySpec | None = None
 
 
@@ -161,7 +172,11 @@ def read_engine(path: Path) -> tuple[EngineConfig, StepLatency | None]:
         InputError: naming file and field.
     """
     spec = validate(EngineSection, read_yaml(path), str(path))
-    settings = spec.model_dump(exclude={"latency"})
+    settings = spec.model_dump(exclude={"latency", "kv_cache_groups"})
+    settings["kv_cache_groups"] = tuple(
+        KvCacheGroup(g.kind, block_size=g.block_size, window_tokens=g.window_tokens)
+        for g in spec.kv_cache_groups
+    )
     try:
         return EngineConfig(**settings), None if spec.latency is None else spec.latency.build()
     except InputError as error:

@@ -99,8 +99,11 @@ class Problem:
         if not costs.kv_cache_groups:
             return costs.kv_cache_tokens >= model.max_model_len
         blocks = costs.kv_cache_tokens // model.engine.block_size
+        batches = key.pipeline_parallel_size + model.engine.async_scheduling
         return blocks >= blocks_per_sequence(
-            costs.kv_cache_groups, model.max_model_len, model.engine.in_flight_tokens
+            costs.kv_cache_groups,
+            model.max_model_len,
+            batches * model.engine.max_num_batched_tokens,
         )
 
     def mode_key(self, parallel: ParallelConfig, devices: tuple[int, ...]) -> ModeKey:
@@ -183,8 +186,16 @@ class Problem:
             self._fitting[key] = frozenset(k for k in kinds if self.fits(node, ModeKey(k, tp, pp)))
         return self._fitting[key]
 
-    def engine_config(self, node: int, costs: ModeCosts) -> EngineConfig:
-        """Return the scheduler settings of a replica of a node."""
+    def engine_config(
+        self, node: int, costs: ModeCosts, pipeline_parallel_size: int = 1
+    ) -> EngineConfig:
+        """Return the scheduler settings of a replica of a node.
+
+        Args:
+            node: index of the node.
+            costs: of a replica of this size.
+            pipeline_parallel_size: its pipeline stages.
+        """
         model = self.app.nodes[node].model
         options = model.engine
         return EngineConfig(
@@ -195,6 +206,8 @@ class Problem:
             num_blocks=costs.kv_cache_tokens // options.block_size + 1,  # vLLM's null block
             enable_prefix_caching=options.enable_prefix_caching,
             async_scheduling=options.async_scheduling,
+            pipeline_parallel_size=pipeline_parallel_size,
+            kv_cache_groups=costs.kv_cache_groups,
         )
 
     def load_s(self, costs: ModeCosts) -> float:

@@ -26,6 +26,7 @@ from samullm_plugin.planning.building import sample_scenarios
 from samullm_plugin.planning.instances import Instance
 from samullm_plugin.planning.policies import planned_policy
 from samullm_plugin.planning.records import to_record
+from samullm_plugin.planning.this_machine import check_runnable
 from samullm_plugin.rules.verify import require_valid
 from samullm_plugin.run.calibrating import Calibrator
 from samullm_plugin.run.coordinator import Coordinator, RunOptions
@@ -365,7 +366,7 @@ def _prepared(setup: RunSetup) -> tuple[Executor, PromptBuilder]:
     """Return the executor and where the requests come from, checked before anything starts."""
     executor = setup.host.create("executor", setup.executor, dict(setup.executor_options))
     planner_for(executor, setup.instance.planner)
-    executor.check([n.model for n in setup.loaded.app.nodes])
+    check_runnable(executor, setup.loaded)
     check_output(setup.loaded)
     if not imitates(executor):
         if setup.truth is not None:

@@ -119,7 +119,7 @@ class NodeRuns:
             query.available_s,
             query.ready_s,
             query.parallel,
-            problem.engine_config(query.node, costs),
+            problem.engine_config(query.node, costs, query.parallel.pipeline_parallel_size),
             costs,
             spread=(
                 None if self._policy is None else partial(self._policy, query.scenario, query.node)
