@@ -53,6 +53,7 @@ from samullm_plugin.run.recovery import ResumePoint, recover
 from samullm_plugin.run.reuse import NO_REUSE, ReuseOptions, opened_reuse
 from samullm_plugin.run.rows import write_layout
 from samullm_plugin.run.rundir import RunDirectory, read_facts
+from samullm_plugin.run.samples import write_samples
 from samullm_plugin.run.signals import defer_signals
 from samullm_plugin.run.trace import trace_json
 from samullm_plugin.run.user_nodes import UserNodes
@@ -316,6 +317,7 @@ def _outcome(
     users, ledger = UserNodes(problem.app), coordinator.ledger
     for _, node, part in users:
         write_outputs(directory, node, part, ledger, source)
+    write_samples(directory, ledger, source)
     metrics = run_metrics(problem.app, log.records, problem.cluster.num_gpus, planned)
     metrics |= {"open_s": open_s, "executor": figures}
     directory.write_json("metrics.json", metrics)
@@ -365,7 +367,7 @@ def _output_writer(directory: RunDirectory, ledger: Ledger, source: PromptBuilde
 def _prepared(setup: RunSetup) -> tuple[Executor, PromptBuilder]:
     """Return the executor and where the requests come from, checked before anything starts."""
     executor = setup.host.create("executor", setup.executor, dict(setup.executor_options))
-    planner_for(executor, setup.instance.planner)
+    require_preparing(executor, setup.instance.planner)
     check_runnable(executor, setup.loaded)
     check_output(setup.loaded)
     if not imitates(executor):
@@ -381,20 +383,17 @@ def _prepared(setup: RunSetup) -> tuple[Executor, PromptBuilder]:
     return executor, SampledPrompts(truth.scenarios[0], setup.loaded, app)
 
 
-def planner_for(executor: Executor, planner: PlannerSection) -> PlannerSection:
-    """Return how to plan for an executor: without prepared starts if it can prepare none.
+def require_preparing(executor: Executor, planner: PlannerSection) -> None:
+    """Refuse prepared starts on an executor that prepares none.
 
     Raises:
-        InputError: if it cannot and they were asked for.
+        InputError: naming it.
     """
-    if executor.can_prepare or planner.prepared_starts is False:
-        return planner
-    if planner.prepared_starts:
+    if planner.prepared_starts and not executor.can_prepare:
         raise InputError(
             f"planner.prepared_starts is true, but executor {executor.name} with these options "
             "prepares no engine starts; leave it out, or take another executor or start_method"
         )
-    return planner.model_copy(update={"prepared_starts": False})
 
 
 def imitates(executor: Executor) -> bool:

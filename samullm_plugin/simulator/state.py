@@ -19,14 +19,11 @@ from samullm_plugin.simulator.node_run import (
     finished_count,
     untaken_finish_s,
 )
+from samullm_plugin.simulator.python_rows import python_finish_s
 from samullm_plugin.simulator.runs import NodeQuery
 
 if TYPE_CHECKING:
     from samullm_plugin.simulator.simulator import PlanSimulator
-
-
-FROM_THE_BEGINNING_S = 0.0
-"""Since when engines are taken to be prepared as long as no plan says what comes next."""
 
 
 @dataclass(slots=True)
@@ -145,17 +142,13 @@ class SimulationState:
         rank = min(len(finish), max(1, int(np.ceil(fraction * len(finish) - 1e-9)))) - 1
         return float(np.partition(finish, rank)[rank])
 
-    def start(self, running: Running, since_s: float | None = None) -> None:
-        """Begin to start a node's engines now; ``refresh`` afterwards.
-
-        Args:
-            running: assignment and devices.
-            since_s: take them to have been prepared since then; None: as ``prepared`` says.
-        """
+    def start(self, running: Running) -> None:
+        """Begin to start a node's engines now; ``refresh`` afterwards."""
         problem, node = self._sim.problem, self._sim.problem.app.index(running.planned.node)
         costs = problem.mode(node, running.planned.parallel, running.devices)
         known = self.prepared.pop(running.planned.node, None)
-        if since_s is None and known is not None and known[0].parallel == running.planned.parallel:
+        since_s = None
+        if known is not None and known[0].parallel == running.planned.parallel:
             since_s = known[1]
         ready = problem.ready_s(costs, self.clock_s, since_s)
         base = self.progress[node]
@@ -226,8 +219,9 @@ class SimulationState:
                 the node waits for is there.
         """
         problem = self._sim.problem
-        costs = problem.mode(node, parallel, (device,))
-        ready_s = problem.ready_s(costs, self.clock_s, FROM_THE_BEGINNING_S)
+        # Whole starts, as no plan says yet what comes next: taken to be prepared, they made plans
+        # that change engines more often than there is time to prepare them.
+        ready_s = self.clock_s + problem.load_s(problem.mode(node, parallel, (device,)))
         available = None
         if finish_s is not None:
             available = self._sim.works[self._scenario][node].inputs.available_s(finish_s)
@@ -248,7 +242,10 @@ class SimulationState:
         """
         app, works = self._sim.problem.app, self._sim.works[self._scenario]
         result = list(self.finish_s)
-        for i in app.order:
+        for i in app.full_order:
+            if i >= len(app.nodes):
+                result[i] = self._python_finish_s(i, works[i].inputs.available_s(result))
+                continue
             finish = runs[i].finish_s if i in runs else self.progress_now(i).finish_s
             available = works[i].inputs.available_s(result)
             result[i] = untaken_finish_s(works[i], available, finish)
@@ -258,10 +255,13 @@ class SimulationState:
         """Simulate again, in topological order, every engine whose inputs have changed."""
         app = self._sim.problem.app
         works = self._sim.works[self._scenario]
-        for i in app.order:
-            name, work = app.nodes[i].name, works[i]
-            engine = self.active.get(name)
+        for i in app.full_order:
+            work = works[i]
             available = work.inputs.available_s(self.finish_s)
+            if i >= len(app.nodes):
+                self._set_finish_s(i, self._python_finish_s(i, available))
+                continue
+            engine = self.active.get(app.nodes[i].name)
             if engine is None:
                 self._set_finish_s(i, untaken_finish_s(work, available, self.progress[i].finish_s))
             elif not engine.run.jobs or not _same(available, engine.available_s):
@@ -269,6 +269,13 @@ class SimulationState:
                 query = self._query(i, engine.running, engine.base, available, engine.ready_s)
                 engine.run = self._sim.runs.get(query)
                 self._set_finish_s(i, untaken_finish_s(work, available, engine.run.finish_s))
+
+    def _python_finish_s(self, node: int, available: Floats | None) -> Floats:
+        """Return when the requests of a Python node finish, given when their inputs are there."""
+        app, work = self._sim.problem.app, self._sim.works[self._scenario][node]
+        python = app.python[node - len(app.nodes)]
+        done_s = self.progress[node].finish_s
+        return python_finish_s(python, work.inputs, work.taken, available, done_s)
 
     def prepare(self, wanted: Sequence[Assignment]) -> None:
         """Have the engines of these assignments prepared from now on, and no others."""
@@ -289,7 +296,7 @@ class SimulationState:
                 self.stop(name)
         for assignment in wanted.values():
             if assignment.node not in self.active:
-                self.start(Running(assignment, assignment.devices, 0), FROM_THE_BEGINNING_S)
+                self.start(Running(assignment, assignment.devices, 0))
         self.refresh()
 
     def preview(self, assignments: Sequence[Assignment]) -> StagePreview:
