@@ -154,7 +154,8 @@ def read_requests(
                 continue
             line = checked(fields, number, place)
         except RowError as wrong:
-            line = Line(place, f"line-{number}", f"line-{number}", PLAIN, row, str(wrong))
+            rest = {n: v for n, v in row.items() if n != "messages"}  # which may be anything
+            line = Line(place, f"line-{number}", f"line-{number}", PLAIN, rest, str(wrong))
         taken += 1
         for one in _chunks(line):
             if one.id in first_of:
