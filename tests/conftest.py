@@ -34,7 +34,14 @@ def own_output_store(
 
 @cache
 def _has_gpu() -> bool:
-    return Path("/proc/driver/nvidia/version").exists()
+    from samullm_vllm.devices import detect_platform
+
+    from samullm_plugin.errors import InputError
+
+    try:
+        return detect_platform() == "cuda"
+    except InputError:  # a driver that answers nothing
+        return False
 
 
 @pytest.fixture(scope="session")

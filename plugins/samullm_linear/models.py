@@ -22,6 +22,7 @@ from samullm_plugin.model.kv_cache import KvCacheGroup
 from samullm_plugin.model.latency import StepLatency
 from samullm_plugin.profiling.book import LatencyBook
 from samullm_plugin.profiling.latency_book import architecture_of, latency_book
+from samullm_plugin.profiling.loading import PROCESS_BYTES
 from samullm_plugin.profiling.memory import (
     BatchLimits,
     kv_cache_pool_tokens,
@@ -215,6 +216,7 @@ class Linear(LatencyModel):
         devices = tensor_parallel_size * pipeline_parallel_size
         start = profile.start(name, devices) if pipeline_parallel_size == 1 else None
         warm = None if start is None else start.warm_s
+        prepare = None if start is None else start.prepare_s
         loading = profile.load_model()
         if architecture is None or loading is None:
             if warm is None:
@@ -222,10 +224,16 @@ class Linear(LatencyModel):
                     f"model {model.name}: its start at tensor-parallel size {tensor_parallel_size} "
                     "was not recorded; give its architecture, and a profile with recorded starts"
                 )
-            return LoadTimes(warm_s=warm, cold_s=warm)
+            weights = 0.0 if architecture is None else architecture.weight_bytes
+            return LoadTimes(
+                warm_s=warm,
+                cold_s=warm,
+                prepare_s=min(prepare or 0.0, warm),
+                prepared_bytes=weights + PROCESS_BYTES,
+            )
         if self._options.disk_bytes_per_s is not None:
             loading = replace(loading, disk_bytes_per_s=self._options.disk_bytes_per_s)
-        return loading.times(architecture.weight_bytes, devices, warm_s=warm)
+        return loading.times(architecture.weight_bytes, devices, warm_s=warm, prepare_s=prepare)
 
     def _profile(self, gpu: Gpu) -> Profile:
         """Return the profile of a device.

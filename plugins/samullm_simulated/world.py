@@ -46,6 +46,7 @@ class World:
         self.truth = truth
         self.clock_s = 0.0
         self.engines: dict[str, SimulatedEngine] = {}
+        self._prepared: dict[str, float] = {}
         self._nodes = truth.app.nodes
         scenario = truth.scenarios[0]
         self._prompt = scenario.prompt_tokens
@@ -72,6 +73,10 @@ class World:
             raise RunError(f"executor simulated: there is no engine {key!r}")
         return self.engines[key]
 
+    def prepare(self, spec: EngineSpec) -> None:
+        """Begin with what an engine's start needs no device for."""
+        self._prepared[spec.key] = self.clock_s
+
     def start(self, spec: EngineSpec) -> None:
         """Add an engine that is ready after its load time.
 
@@ -91,7 +96,7 @@ class World:
         config = replace(
             self.truth.engine_config(spec.node, costs), scheduling_policy=spec.scheduling_policy
         )
-        ready_s = self.clock_s + self.truth.load_s(costs)
+        ready_s = self.truth.ready_s(costs, self.clock_s, self._prepared.pop(spec.key, None))
         engine = SimulatedEngine(spec, config, costs, self.clock_s, ready_s)
         if config.enable_prefix_caching:
             table = self._nodes[spec.node].requests
@@ -107,6 +112,8 @@ class World:
         Returns:
             Requests that finished but were not reported, and the unfinished with their tokens.
         """
+        if self._prepared.pop(key, None) is not None:
+            return [], []
         engine = self.engine(key)
         finished, unfinished = [], []
         for submission, tokens in engine.generated(self.clock_s):

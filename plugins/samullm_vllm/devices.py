@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,12 +48,35 @@ def cuda_devices(environment: Mapping[str, str]) -> list[str]:
         return [name.strip() for name in visible.split(",") if name.strip()]
     if find_spec("pynvml") is None:
         return [p.name.removeprefix("nvidia") for p in sorted(Path("/dev").glob("nvidia[0-9]*"))]
-    nvml = import_module("pynvml")
-    nvml.nvmlInit()
-    try:
+    with open_nvml() as nvml:
         return [str(i) for i in range(nvml.nvmlDeviceGetCount())]
-    finally:
-        nvml.nvmlShutdown()
+
+
+@contextmanager
+def open_nvml(nvml: Any = None) -> Iterator[Any]:
+    """Yield NVML for as long as the context lasts.
+
+    Args:
+        nvml: the module ``pynvml`` or what stands for it; None: import it.
+
+    Raises:
+        InputError: if NVML is not there, or the driver does not answer.
+    """
+    if nvml is None:
+        if find_spec("pynvml") is None:
+            raise InputError("reading the GPUs needs NVML: pip install nvidia-ml-py")
+        nvml = import_module("pynvml")
+    try:
+        nvml.nvmlInit()
+        try:
+            yield nvml
+        finally:
+            nvml.nvmlShutdown()
+    except nvml.NVMLError as error:
+        raise InputError(
+            f"there is an NVIDIA driver, but NVML does not answer ({error}): repair the driver "
+            "until `nvidia-smi` works, or leave GPUs out with CUDA_VISIBLE_DEVICES= (empty)"
+        ) from error
 
 
 def cpu_cores() -> list[int]:
@@ -68,34 +92,27 @@ def cuda_cluster(names: Sequence[str] | None = None, nvml: Any = None) -> Cluste
         nvml: the module ``pynvml`` or what stands for it.
 
     Raises:
-        InputError: if NVML is not there.
+        InputError: if NVML is not there or does not answer.
     """
-    if nvml is None:
-        if find_spec("pynvml") is None:
-            raise InputError("reading the GPUs needs NVML: pip install nvidia-ml-py")
-        nvml = import_module("pynvml")
-    nvml.nvmlInit()
-    try:
+    with open_nvml(nvml) as found:
         if names is None:
-            names = [str(i) for i in range(nvml.nvmlDeviceGetCount())]
+            names = [str(i) for i in range(found.nvmlDeviceGetCount())]
         handles = [
-            nvml.nvmlDeviceGetHandleByIndex(int(name))
+            found.nvmlDeviceGetHandleByIndex(int(name))
             if name.isdecimal()
-            else nvml.nvmlDeviceGetHandleByUUID(name)
+            else found.nvmlDeviceGetHandleByUUID(name)
             for name in names
         ]
         gpus = tuple(
-            Gpu(_text(nvml.nvmlDeviceGetName(h)), int(nvml.nvmlDeviceGetMemoryInfo(h).total))
+            Gpu(_text(found.nvmlDeviceGetName(h)), int(found.nvmlDeviceGetMemoryInfo(h).total))
             for h in handles
         )
         joined = {
             (i, j)
             for i in range(len(handles))
             for j in range(i)
-            if _joined(nvml, handles[i], handles[j])
+            if _joined(found, handles[i], handles[j])
         }
-    finally:
-        nvml.nvmlShutdown()
     return Cluster(gpus, tuple(_groups(len(gpus), joined)))
 
 

@@ -22,10 +22,8 @@ from samullm_plugin import (
 )
 from samullm_plugin.model.latency import CURVES, StepLatency
 from samullm_vllm.engine import engine_args
-from samullm_vllm.executor import ProcessExecutor
-from samullm_vllm.forking import ForkLauncher
-from samullm_vllm.launching import Launcher
-from samullm_vllm.options import ProcessOptions
+from samullm_vllm.executor import ProcessExecutor, ProcessOptions
+from samullm_vllm.launching import ForkLauncher, Launcher
 from samullm_vllm.protocol import Start
 from samullm_vllm.vllm_executor import check_installed
 
@@ -83,7 +81,7 @@ class EmulatedExecutor(ProcessExecutor):
         check_installed(self.name)
 
     def _make_launcher(self, log: IO[bytes], environment: Mapping[str, str]) -> Launcher:
-        return ForkLauncher(log, bind=False, environment=environment)
+        return ForkLauncher("cpu", environment, log)
 
     def _device_names(self, spec: EngineSpec) -> list[str]:
         return []
@@ -98,8 +96,15 @@ class EmulatedExecutor(ProcessExecutor):
         parallel = ParallelConfig(1, spec.tensor_parallel_size, spec.pipeline_parallel_size)
         return self._truth.mode(spec.node, parallel, spec.devices)
 
-    def _load_s(self, costs: ModeCosts) -> float:
-        return costs.load.warm_s if self._truth is None else self._truth.load_s(costs)
+    @property
+    def can_prepare(self) -> bool:
+        """Prepared starts take as much less as the costs say."""
+        return True
+
+    def _load_s(self, costs: ModeCosts) -> tuple[float, float]:
+        """Return the modelled seconds of a start: without, and with a device."""
+        load_s = costs.load.warm_s if self._truth is None else self._truth.load_s(costs)
+        return max(load_s - costs.load.warm_s, 0.0) + costs.load.prepare_s, load_s
 
     def figures(self) -> Mapping[str, float]:
         """Return ``lag_s``: modelled seconds by which iterations of all engines came late."""
@@ -112,7 +117,7 @@ class EmulatedExecutor(ProcessExecutor):
         length = int(self._truth.scenarios[0].output_tokens[spec.node][request.request])
         return replace(request, output_tokens=max(1, length - request.num_generated))
 
-    def _start_message(self, spec: EngineSpec, rendezvous: str) -> Start:
+    def _start_message(self, spec: EngineSpec, rendezvous: str, *, ahead: bool) -> Start:
         costs, options = self._costs(spec), spec.model.engine
         if not isinstance(costs.latency, StepLatency):
             raise InputError(
@@ -130,20 +135,23 @@ class EmulatedExecutor(ProcessExecutor):
             "skip_tokenizer_init": True,
         }
         folder = self._model_folder(spec)
+        prepare_s, load_s = self._load_s(costs)
         return Start(
             spec.key,
             str(folder),
             engine_args(str(folder), given, kv_tokens=spec.kv_cache_tokens, platform="cpu"),
+            ahead=ahead,
             beat_s=self.options.heartbeat_s,
             latency=latency_fields(costs.latency),
-            load_s=self._load_s(costs),
+            prepare_s=prepare_s,
+            load_s=load_s - prepare_s,
             time_scale=self.time_scale,
         )
 
     def _model_folder(self, spec: EngineSpec) -> Path:
         """Return a folder with a configuration of the model's length and nothing else."""
         assert self._files is not None
-        folder = self._files.scratch / f"model-{spec.model.max_model_len}"
+        folder = self._files.temporary / f"model-{spec.model.max_model_len}"
         folder.mkdir(exist_ok=True)
         config = {**_CONFIG, "max_position_embeddings": spec.model.max_model_len}
         (folder / "config.json").write_text(json.dumps(config))

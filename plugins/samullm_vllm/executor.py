@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import selectors
+import signal
 import sys
-import threading
 import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, ClassVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 
 from samullm_plugin import (
     Cluster,
@@ -21,25 +21,22 @@ from samullm_plugin import (
     EngineRequest,
     EngineSpec,
     Executor,
-    ModelSpec,
     RequestOutput,
     RunError,
 )
 from samullm_plugin.engine import StepTable
 from samullm_plugin.host.interfaces.moving import move_rule
 from samullm_plugin.model.types import Floats
-from samullm_vllm import weights
 from samullm_vllm.channel import ChannelClosedError
-from samullm_vllm.forking import kept_forker
-from samullm_vllm.launching import Launcher, exit_reason
-from samullm_vllm.options import ProcessOptions
-from samullm_vllm.processes import kill, strike_tree
+from samullm_vllm.launching import Launched, Launcher, kept_fork_server
+from samullm_vllm.processes import last_error
 from samullm_vllm.protocol import (
     Asleep,
     Beat,
     Fault,
     Finished,
     Message,
+    Prepared,
     ProtocolError,
     Ready,
     Start,
@@ -48,12 +45,38 @@ from samullm_vllm.protocol import (
     Submit,
 )
 from samullm_vllm.replica import Phase, Replica
-from samullm_vllm.runfiles import RunFiles
+from samullm_vllm.workdir import WorkDir
 
 logger = logging.getLogger(__name__)
 
 _TICK_S = 0.2
 _STATUS_WAIT_S = 0.2
+_KILL_S = 10.0
+
+
+class ProcessOptions(BaseModel):
+    """Options of executors whose engines are processes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    hang_timeout_s: float = Field(
+        default=120.0,
+        gt=0,
+        description="An engine that gives no sign of life for so long has failed. Must exceed "
+        "its longest iteration.",
+    )
+    load_timeout_s: float = Field(
+        default=1800.0, gt=0, description="An engine that is not ready after so long has failed."
+    )
+    stop_timeout_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="An engine that does not report its unfinished requests within this time is "
+        "killed; they then continue from what was last heard of them.",
+    )
+    heartbeat_s: float = Field(
+        default=0.25, gt=0, description="Seconds between an engine's signs of life."
+    )
 
 
 class ProcessExecutor(Executor):
@@ -62,12 +85,12 @@ class ProcessExecutor(Executor):
     Config: ClassVar[type[BaseModel]] = ProcessOptions
     time_scale = 1.0
     _launcher: Launcher | None = None
-    _files: RunFiles | None = None
+    _files: WorkDir | None = None
 
     @classmethod
     def kept_warm(cls) -> AbstractContextManager[None]:
         """Import vLLM once for all executors that fork their engines."""
-        return kept_forker()
+        return kept_fork_server()
 
     def __init__(self, config: BaseModel | None = None) -> None:
         """Keep the options; nothing is started before ``open``."""
@@ -97,8 +120,14 @@ class ProcessExecutor(Executor):
         """Return the physical devices of a replica."""
 
     @abstractmethod
-    def _start_message(self, spec: EngineSpec, rendezvous: str) -> Start:
-        """Return what a replica's engine is told first."""
+    def _start_message(self, spec: EngineSpec, rendezvous: str, *, ahead: bool) -> Start:
+        """Return what a replica's engine is told first.
+
+        Args:
+            spec: the replica.
+            rendezvous: file for its ranks to meet by.
+            ahead: its devices are not free yet.
+        """
 
     def _request(self, spec: EngineSpec, request: EngineRequest) -> EngineRequest:
         """Return a request as the engine gets it."""
@@ -114,9 +143,9 @@ class ProcessExecutor(Executor):
             RunError: if vLLM cannot be imported.
         """
         self._prepare(cluster)
-        self._files = RunFiles(run_dir)
+        self._files = WorkDir(run_dir)
         log = self._files.open_log("engines")
-        self._launcher = self._make_launcher(log, {"TMPDIR": str(self._files.scratch)})
+        self._launcher = self._make_launcher(log, {"TMPDIR": str(self._files.temporary)})
         why = self._launcher.await_ready(self.options.load_timeout_s)
         if why is not None:
             raise self._hopeless(why, log.name)
@@ -152,28 +181,42 @@ class ProcessExecutor(Executor):
             raise RunError(f"executor {self.name}: there is no engine {key!r}")
         return self._replicas[key]
 
-    def prefetch(self, model: ModelSpec) -> None:
-        """Read the weights' files into the page cache, in the background."""
-        threading.Thread(
-            target=weights.read_ahead, args=(model.path or model.name,), daemon=True
-        ).start()
+    def prepare_engine(self, spec: EngineSpec) -> bool:
+        """Do what a replica's start needs no device for; ``start_engine`` does the rest."""
+        self._launch(spec, ahead=True)
+        return True
 
     def start_engine(self, spec: EngineSpec) -> None:
         """Begin to start a replica; a ``ready`` or ``failed`` event follows."""
+        replica = self._replicas.get(spec.key)
+        if replica is None:
+            replica = self._launch(spec, ahead=False)
+        elif replica.phase in ("preparing", "prepared"):
+            replica.spec = spec
+        elif replica.phase != "failed":  # of which its event tells
+            raise RunError(f"executor {self.name}: there is an engine {spec.key!r} already")
+        if replica.phase != "failed":
+            replica.phase = "starting"
+            self._send(replica, self._running.placement(self._device_names(spec)))
+
+    def _launch(self, spec: EngineSpec, *, ahead: bool) -> Replica:
+        """Have the processes of a replica made, and tell them what to be."""
         if spec.key in self._replicas:
             raise RunError(f"executor {self.name}: there is an engine {spec.key!r} already")
         self.check([spec.model])
-        before = set(self._running.filenos())
+        launcher, before = self._running, set(self._running.filenos())
         assert self._files is not None  # as there is a launcher
         log = self._files.open_log(spec.key)
-        start = self._start_message(spec, str(self._files.rendezvous()))
-        launched = self._running.launch(spec.key, self._device_names(spec), start.num_ranks, log)
-        for number in set(self._running.filenos()) - before:  # it had to be started again
+        start = self._start_message(spec, str(self._files.rendezvous()), ahead=ahead)
+        where = launcher.placement(self._device_names(spec))
+        launched = launcher.launch(spec.key, start.num_ranks, log, where)
+        for number in set(launcher.filenos()) - before:  # it had to be started again
             self._selector.register(number, selectors.EVENT_READ, None)
-        replica = Replica(spec, launched, log.name)
+        replica = Replica(spec, launched, log.name, "preparing" if ahead else "starting")
         self._replicas[spec.key] = replica
         self._selector.register(launched.channel, selectors.EVENT_READ, replica)
         self._send(replica, start)
+        return replica
 
     def submit(self, key: str, requests: Sequence[EngineRequest]) -> None:
         """Give requests to a replica, which may still be starting."""
@@ -212,6 +255,10 @@ class ProcessExecutor(Executor):
         """Return how many tokens each unfinished request has generated, as last heard."""
         return {r: len(ids) for r, ids in self._replica(key).tokens.items()}
 
+    def start_parts(self, key: str) -> Mapping[str, float]:
+        """Return the seconds of a ready replica's start by part."""
+        return self._replica(key).start_parts
+
     def take_steps(self, key: str) -> tuple[StepTable, Floats] | None:
         """Return the iterations a replica has run since the last call, and their seconds."""
         steps, seconds = self._replica(key).take_steps()
@@ -248,9 +295,9 @@ class ProcessExecutor(Executor):
 
     def close(self) -> None:
         """Kill every engine and remove what they left; safe to call twice."""
-        for replica in self._replicas.values():
-            kill(replica.launched.processes)
         if self._launcher is not None:
+            for replica in self._replicas.values():
+                self._launcher.kill(replica.launched, _KILL_S)
             self._launcher.close()  # also ends engines whose ids are not known yet
             self._launcher = None
         for replica in self._replicas.values():
@@ -329,7 +376,12 @@ class ProcessExecutor(Executor):
         key, now_s = replica.spec.key, self.now_s()
         if isinstance(message, Ready):
             replica.phase = "ready"
+            if message.parts:
+                replica.start_parts = message.parts
             self._events.append(EngineEvent(key, "ready", now_s))
+        elif isinstance(message, Prepared):
+            if replica.phase == "preparing":  # its devices may have become free meanwhile
+                replica.phase = "prepared"
         elif isinstance(message, Finished):
             if outputs := replica.finished(message.outputs):
                 self._events.append(EngineEvent(key, "finished", now_s, outputs))
@@ -342,7 +394,7 @@ class ProcessExecutor(Executor):
             replica.phase = "asleep"
         elif isinstance(message, Fault):
             if message.of_all:
-                raise self._hopeless(f"vLLM cannot be imported: {message.reason}", replica.log)
+                raise self._hopeless(message.reason, replica.log)
             self._fail(replica, message.reason)
         else:
             self._fail(replica, f"it sent {type(message).__name__}")
@@ -356,10 +408,13 @@ class ProcessExecutor(Executor):
             if replica.phase not in ("failed", "stopped"):
                 self._fail(replica, self._how_it_ended(replica, 0.0))
             return
+        if replica.phase == "prepared":
+            return  # it waits, and says nothing
         replica.silent_s += listened_s
-        if replica.phase == "starting" and replica.silent_s > self.options.load_timeout_s:
+        coming_up = replica.phase in ("preparing", "starting")
+        if coming_up and replica.silent_s > self.options.load_timeout_s:
             self._fail(replica, f"not ready after {replica.silent_s:.0f} s (load_timeout_s)")
-        elif replica.phase != "starting" and replica.silent_s > self.options.hang_timeout_s:
+        elif not coming_up and replica.silent_s > self.options.hang_timeout_s:
             self._fail(replica, f"no sign of life for {replica.silent_s:.1f} s (hang_timeout_s)")
 
     def _how_it_ended(self, replica: Replica, timeout_s: float) -> str:
@@ -374,7 +429,7 @@ class ProcessExecutor(Executor):
         self._events.append(EngineEvent(replica.spec.key, "failed", self.now_s(), reason=reason))
         # All that is waited for here delays the news; the rest is done when the engine is stopped.
         # On CUDA the engine's workers are its children and must be struck while it is their parent.
-        strike_tree(replica.launched.processes)
+        self._running.strike(replica.launched)
         self._disconnect(replica)
 
     def _disconnect(self, replica: Replica) -> None:
@@ -385,17 +440,29 @@ class ProcessExecutor(Executor):
 
     def _end(self, replica: Replica) -> None:
         """Have the processes of a replica gone, and close its channel."""
-        self._await_ids(replica)
-        if not kill(replica.launched.processes):
+        if not self._running.kill(replica.launched, _KILL_S):
             logger.error("engine %s: processes do not end: %s", replica.spec.key, replica.launched)
         self._disconnect(replica)
 
-    def _await_ids(self, replica: Replica) -> None:
-        """Wait for the ids of processes that are just being made; they must not outlive this."""
-        deadline_s = time.monotonic() + self.options.load_timeout_s
-        launched = replica.launched
-        while not launched.pids and not launched.lost:
-            if time.monotonic() > deadline_s:
-                break
-            self._running.update()
-            time.sleep(0.005)
+
+def exit_reason(launched: Launched, timeout_s: float, launcher: Launcher, log: str) -> str:
+    """Return how an engine's processes ended, waiting a little for word of it.
+
+    Args:
+        launched: the processes.
+        timeout_s: how long to wait.
+        launcher: who started them.
+        log: path of their output.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    while not launched.exited and not launched.lost and time.monotonic() < deadline_s:
+        launcher.update()
+        time.sleep(0.002)
+    bad = {pid: s for pid, s in launched.exited.items() if s != 0} or launched.exited
+    for pid, status in bad.items():
+        if status < 0:
+            return f"engine process {pid} was ended by {signal.Signals(-status).name}"
+        said = last_error(log) if status else None
+        ended = f"engine process {pid} ended with exit status {status}"
+        return f"{ended}: {said}" if said else ended
+    return launched.why_lost or "the engine process ended"

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import re
+import signal
 import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
+
+_PR_SET_PDEATHSIG = 1
+_TAIL_BYTES = 1 << 16
+_ERROR = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)\b.*")
 
 _AGAIN_S = 0.005
 _TRACKER_S = 2.0
@@ -34,12 +43,17 @@ class RecordedProcess:
             return None
 
     def find(self) -> psutil.Process | None:
-        """Return the process if it still runs."""
+        """Return the process if it still runs, be it only in threads that outlive their leader.
+
+        Memory of a process, on devices as well, goes with its last thread.
+        """
         try:
             process = psutil.Process(self.pid)
-            same = process.create_time() == self.created
-            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-        except psutil.NoSuchProcess:
+            if process.create_time() != self.created:
+                return None
+            ended = process.status() == psutil.STATUS_ZOMBIE
+            return None if ended and len(os.listdir(f"/proc/{self.pid}/task")) <= 1 else process
+        except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
             return None
 
 
@@ -107,3 +121,35 @@ def _is_tracker(recorded: RecordedProcess) -> bool:
         return process is not None and "resource_tracker" in " ".join(process.cmdline())
     except psutil.Error:
         return False
+
+
+def end_with_parent(parent: int, *, cleaning_up: bool = False) -> None:
+    """Have the kernel end this process when the thread that started it ends, or now if it has.
+
+    Args:
+        parent: process id of whoever should have started it.
+        cleaning_up: a second later, for what this process does when it notices by itself; that it
+            may never do, if it hangs.
+    """
+    libc = ctypes.CDLL(None)
+    if cleaning_up:
+        # The handler is libc's own alarm(seconds), called with the signal's number, which is 1:
+        # nothing of Python has to run for the alarm to end the process.
+        libc.signal(signal.SIGHUP, ctypes.cast(libc.alarm, ctypes.c_void_p))
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGHUP)
+    else:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def last_error(log: str) -> str | None:
+    """Return the last line of a log that ends a traceback, or None if there is none."""
+    try:
+        with Path(log).open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TAIL_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return None
+    return next((line for line in reversed(lines) if _ERROR.match(line)), None)

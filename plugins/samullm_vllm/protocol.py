@@ -30,9 +30,11 @@ class Start(msgspec.Struct, frozen=True, tag=True):
         engine_args: vLLM's engine arguments by name.
         num_ranks: processes that share the engine, each on its own device.
         rendezvous: file by which they find each other.
+        ahead: do at once what needs no device; without it that, too, begins with :class:`Go`.
         beat_s: seconds between signs of life.
         latency: coefficients of the modelled iteration latency, if nothing is to be computed.
-        load_s: seconds the modelled start takes.
+        prepare_s: seconds that the part of a modelled start which needs no device takes.
+        load_s: seconds that the rest of it takes.
         time_scale: real seconds per modelled second.
     """
 
@@ -41,10 +43,24 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     engine_args: dict[str, Any]
     num_ranks: int = 1
     rendezvous: str = ""
+    ahead: bool = False
     beat_s: float = 0.25
     latency: dict[str, Any] | None = None
+    prepare_s: float = 0.0
     load_s: float = 0.0
     time_scale: float = 1.0
+
+
+class Go(msgspec.Struct, frozen=True, tag=True):
+    """An engine's devices are free: take them.
+
+    Attributes:
+        cores: CPU core of each rank; empty: not bound.
+        environment: variables by which libraries know the devices.
+    """
+
+    cores: tuple[int, ...]
+    environment: dict[str, str]
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
@@ -73,18 +89,22 @@ class Tick(msgspec.Struct, frozen=True, tag=True):
     step: bool
 
 
+class Prepared(msgspec.Struct, frozen=True, tag=True):
+    """All of a start that needs no device is done."""
+
+
 class Ready(msgspec.Struct, frozen=True, tag=True):
     """The engine can compute.
 
     Attributes:
-        start_s: seconds it took.
         kv_cache_tokens: its KV-cache capacity.
         vllm_version: of the library.
+        parts: seconds of its start by part, in the order they were done.
     """
 
-    start_s: float
     kv_cache_tokens: int
     vllm_version: str
+    parts: dict[str, float] = {}
 
 
 class Asleep(msgspec.Struct, frozen=True, tag=True):
@@ -142,13 +162,11 @@ class Fork(msgspec.Struct, frozen=True, tag=True):
 
     Attributes:
         key: name of the replica.
-        cores: CPU core of each rank; empty: not bound.
         num_ranks: processes to make.
         environment: variables for them.
     """
 
     key: str
-    cores: tuple[int, ...]
     num_ranks: int
     environment: dict[str, str]
 
@@ -175,8 +193,8 @@ class Exited(msgspec.Struct, frozen=True, tag=True):
 
 
 Message = (
-    Start | Submit | Stop | Sleep | Wake | Tick
-    | Ready | Asleep | Finished | Stopped | Beat | Fault
+    Start | Go | Submit | Stop | Sleep | Wake | Tick
+    | Prepared | Ready | Asleep | Finished | Stopped | Beat | Fault
     | Fork | Forked | Exited | Preloaded
 )  # fmt: skip
 

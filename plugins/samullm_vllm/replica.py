@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,7 +14,7 @@ from samullm_plugin.model.types import Floats
 from samullm_vllm.launching import Launched
 from samullm_vllm.protocol import STEP_COLUMNS, Beat
 
-Phase = Literal["starting", "ready", "asleep", "failed", "stopped"]
+Phase = Literal["preparing", "prepared", "starting", "ready", "asleep", "failed", "stopped"]
 
 
 @dataclass(slots=True, eq=False)
@@ -31,6 +31,7 @@ class Replica:
         silent_s: how long nothing was heard of it while somebody listened.
         snapshot: its answer to being stopped.
         lag_s: real seconds by which its modelled iterations have come late.
+        start_parts: seconds of its start by part.
     """
 
     spec: EngineSpec
@@ -42,6 +43,7 @@ class Replica:
     silent_s: float = 0.0
     snapshot: tuple[RequestOutput, ...] | None = None
     lag_s: float = 0.0
+    start_parts: Mapping[str, float] = field(default_factory=dict)
     _steps: list[bytes] = field(default_factory=list)
 
     def submitted(self, requests: Iterable[EngineRequest]) -> None:

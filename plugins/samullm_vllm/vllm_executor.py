@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, ClassVar, Literal
 
+import psutil
 from pydantic import BaseModel, Field
 
 from samullm_plugin import Cluster, EngineSpec, InputError, ModelSpec, RunError
-from samullm_vllm.claims import Claims
+from samullm_vllm.device_locks import DeviceLocks
+from samullm_vllm.device_memory import DeviceMemory
 from samullm_vllm.devices import (
     Platform,
     cpu_cores,
@@ -22,15 +25,15 @@ from samullm_vllm.devices import (
     detect_platform,
 )
 from samullm_vllm.engine import engine_args
-from samullm_vllm.executor import ProcessExecutor
-from samullm_vllm.forking import ForkLauncher
-from samullm_vllm.launching import FreshLauncher, Launcher
-from samullm_vllm.options import ProcessOptions
+from samullm_vllm.executor import ProcessExecutor, ProcessOptions
+from samullm_vllm.launching import ForkLauncher, FreshLauncher, Launcher
 from samullm_vllm.protocol import Sleep, Start, Wake
+from samullm_vllm.replica import Replica
 
 logger = logging.getLogger(__name__)
 
 _CPU_BLOCK = 32
+_WEIGHTS = (".safetensors", ".bin", ".pt")
 
 
 class VllmOptions(ProcessOptions):
@@ -41,8 +44,8 @@ class VllmOptions(ProcessOptions):
     )
     start_method: Literal["auto", "fork", "fresh"] = Field(
         default="auto",
-        description="How engines come up on CPUs: forked from a process that has imported vLLM "
-        "once, or as fresh interpreters. On GPUs always fresh.",
+        description="How engines come up: forked from a process that has imported vLLM once, "
+        "which auto takes, or as fresh interpreters.",
     )
     sleep_mode: bool = Field(
         default=False, description="Load engines so that they can be put to sleep (CUDA only)."
@@ -60,7 +63,8 @@ class VllmExecutor(ProcessExecutor):
     def __init__(self, config: BaseModel | None = None) -> None:
         """Keep the options; nothing is started before ``open``."""
         super().__init__(config)
-        self._claims = Claims()
+        self._locks = DeviceLocks()
+        self._memory = DeviceMemory(())
 
     @property
     def vllm_options(self) -> VllmOptions:
@@ -93,16 +97,14 @@ class VllmExecutor(ProcessExecutor):
             )
         if options.sleep_mode and self._platform == "cpu":
             raise InputError("executor vllm: sleep_mode needs CUDA; leave it out on a CPU")
-        if self._platform == "cuda" and options.start_method == "fork":
-            raise InputError(
-                "executor vllm: start_method fork is for CPUs; use auto or fresh on GPUs"
-            )
         if self._platform == "cuda":
             self._names = self._names[: cluster.num_gpus]
             self._check_links(cluster)
-        self._names = self._claimed(cluster.num_gpus)
+        self._names = self._locked(cluster.num_gpus)
+        if self._platform == "cuda":
+            self._memory = DeviceMemory(self._names)
 
-    def _claimed(self, count: int) -> list[str]:
+    def _locked(self, count: int) -> list[str]:
         """Return so many devices that are this executor's until it is closed.
 
         CPU cores are alike: those that another run holds are passed over. GPUs have their places
@@ -114,14 +116,14 @@ class VllmExecutor(ProcessExecutor):
         mine: list[str] = []
         taken: list[str] = []
         for name in self._names:
-            holder = self._claims.claim(f"{self._platform}:{name}")
+            holder = self._locks.acquire(f"{self._platform}:{name}")
             if holder is None:
                 mine.append(name)
             else:
                 taken.append(f"{name} (process {holder})")
             if len(mine) == count:
                 return mine
-        self._claims.release()
+        self._locks.release()
         what = "GPU" if self._platform == "cuda" else "CPU core"
         raise InputError(
             f"executor vllm: the cluster has {count} devices, but other runs on this machine hold "
@@ -132,7 +134,7 @@ class VllmExecutor(ProcessExecutor):
     def close(self) -> None:
         """Kill every engine, remove what they left, and let go of the devices."""
         super().close()
-        self._claims.release()
+        self._locks.release()
 
     def _check_links(self, cluster: Cluster) -> None:
         """Warn of tensor-parallel groups that the plan joins and NVLink does not."""
@@ -148,9 +150,9 @@ class VllmExecutor(ProcessExecutor):
                 )
 
     def _make_launcher(self, log: IO[bytes], environment: Mapping[str, str]) -> Launcher:
-        if self._platform == "cuda" or self.vllm_options.start_method == "fresh":
-            return FreshLauncher(cuda=self._platform == "cuda", environment=environment)
-        return ForkLauncher(log, bind=True, environment=environment)
+        if self.vllm_options.start_method == "fresh":
+            return FreshLauncher(self._platform, environment)
+        return ForkLauncher(self._platform, environment, log)
 
     def check(self, models: Sequence[ModelSpec]) -> None:
         """Refuse models whose folder is not there.
@@ -178,7 +180,7 @@ class VllmExecutor(ProcessExecutor):
             raise RunError(f"engine {spec.key}: {len(spec.devices)} devices for {ranks} ranks")
         return [self._names[d] for d in spec.devices]
 
-    def _start_message(self, spec: EngineSpec, rendezvous: str) -> Start:
+    def _start_message(self, spec: EngineSpec, rendezvous: str, *, ahead: bool) -> Start:
         model, options = spec.model, spec.model.engine
         block_size = options.block_size
         if self._platform == "cpu" and block_size % _CPU_BLOCK:
@@ -196,13 +198,11 @@ class VllmExecutor(ProcessExecutor):
             "block_size": block_size,
             "enable_prefix_caching": options.enable_prefix_caching,
             "async_scheduling": options.async_scheduling and self._platform == "cuda",
-            "gpu_memory_utilization": options.gpu_memory_utilization,
             "dtype": options.dtype,
             "scheduling_policy": spec.scheduling_policy,
             **({"enable_sleep_mode": True} if self.vllm_options.sleep_mode else {}),
             **dict(options.extra),
         }
-        forked = isinstance(self._launcher, ForkLauncher)
         return Start(
             spec.key,
             model.path or model.name,
@@ -212,13 +212,51 @@ class VllmExecutor(ProcessExecutor):
                 kv_tokens=spec.kv_cache_tokens,
                 platform=self._platform,
             ),
-            num_ranks=len(spec.devices) if forked else 1,
+            num_ranks=len(spec.devices) if self._running.rank_processes else 1,
             rendezvous=rendezvous,
+            ahead=ahead,
             beat_s=self.options.heartbeat_s,
         )
 
+    def prefetch(self, model: ModelSpec) -> None:
+        """Read the weights' files into the page cache, in the background."""
+        path = model.path or model.name
+        threading.Thread(target=read_ahead, args=(path,), daemon=True).start()
+
+    def start_engine(self, spec: EngineSpec) -> None:
+        """Begin to start a replica; a ``ready`` or ``failed`` event follows."""
+        self._memory.note_before(spec.devices)
+        super().start_engine(spec)
+
+    def _end(self, replica: Replica) -> None:
+        """Have the processes of a replica gone, and on CUDA their memory back."""
+        held = replica.phase not in ("preparing", "prepared")
+        super()._end(replica)
+        if held:
+            self._memory.await_back(replica.spec.devices)
+
     @property
-    def engines_can_sleep(self) -> bool:
+    def can_prepare(self) -> bool:
+        """Engines on CPU cores that are fresh interpreters bind themselves to their cores first."""
+        options = self.vllm_options
+        if options.start_method != "fresh":
+            return True
+        return (detect_platform() if options.platform == "auto" else options.platform) == "cuda"
+
+    def prepare_engine(self, spec: EngineSpec) -> bool:
+        """Do what a replica's start needs no device for, if the host's memory has room now."""
+        needed = 0.0 if spec.costs is None else spec.costs.load.prepared_bytes
+        free = psutil.virtual_memory().available
+        if needed > free:
+            logger.warning(
+                "engine %s is not prepared ahead: that takes %.1f GiB, and %.1f GiB of the host's "
+                "memory are free", spec.key, needed / 2**30, free / 2**30,
+            )  # fmt: skip
+            return False
+        return super().prepare_engine(spec)
+
+    @property
+    def can_sleep(self) -> bool:
         """Whether engines can be put to sleep here."""
         return self._platform == "cuda" and self.vllm_options.sleep_mode
 
@@ -228,16 +266,23 @@ class VllmExecutor(ProcessExecutor):
         Level 1 keeps the weights in host memory, level 2 drops them.
 
         Raises:
-            InputError: without ``sleep_mode`` and CUDA.
+            InputError: without ``sleep_mode`` and CUDA, or for level 2 of a model whose weights
+                are made up (``load_format: dummy``): vLLM could not load them again.
             RunError: if the replica has requests or does not get to sleep in time.
         """
         replica = self._replica(key)
-        if not self.engines_can_sleep:
+        if not self.can_sleep:
             super().sleep_engine(key, level)
+        if level == 2 and dict(replica.spec.model.engine.extra).get("load_format") == "dummy":
+            raise InputError(
+                f"engine {key}: weights of load_format dummy cannot be loaded again after sleep "
+                "level 2; use level 1"
+            )
         if replica.phase != "ready" or replica.unfinished:
             raise RunError(f"engine {key}: only an idle, ready engine can be put to sleep")
         self._send(replica, Sleep(level))
-        if not self._wait(replica, "asleep", self.options.stop_timeout_s):
+        # Weights go to host memory about as fast as they come from there.
+        if not self._wait(replica, "asleep", self.options.load_timeout_s):
             raise RunError(f"engine {key}: it does not get to sleep; log: {replica.log}")
 
     def wake_engine(self, key: str) -> None:
@@ -247,6 +292,22 @@ class VllmExecutor(ProcessExecutor):
             raise RunError(f"engine {key}: it is not asleep")
         replica.phase = "starting"
         self._send(replica, Wake())
+
+
+def read_ahead(model: str) -> None:
+    """Ask the kernel to have a model folder's weights in the page cache; nothing if there is none.
+
+    The kernel reads in the background and drops pages again if memory is short.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        return
+    for path in sorted(p for p in folder.iterdir() if p.suffix in _WEIGHTS):
+        try:
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+        except OSError:
+            continue  # the engine that loads it will say what is wrong
 
 
 def check_installed(executor: str) -> None:

@@ -1,7 +1,7 @@
 """The engine process: take requests from the coordinator, step the engine, send what it finishes.
 
 Started as ``python -m samullm_vllm.worker CHANNEL LIFELINE`` (two descriptors), or called in a
-process that :mod:`samullm_vllm.zygote` forked.
+process that :mod:`samullm_vllm.fork_server` forked.
 """
 
 from __future__ import annotations
@@ -14,18 +14,23 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from samullm_plugin import EngineRequest, RequestOutput
 from samullm_vllm import engine as engines
 from samullm_vllm import prompts, sampling, tracking
 from samullm_vllm.channel import Channel, ChannelClosedError
+from samullm_vllm.processes import end_with_parent
 from samullm_vllm.protocol import (
     Asleep,
     Beat,
     Fault,
     Finished,
+    Go,
     Message,
+    Prepared,
     Ready,
     Sleep,
     Start,
@@ -36,28 +41,26 @@ from samullm_vllm.protocol import (
     Wake,
     encode,
 )
-from samullm_vllm.scratch import remove_scratch
+from samullm_vllm.workdir import remove_temporary
 
 logger = logging.getLogger(__name__)
 
 LAST_WORDS_S = 5.0
+
+M = TypeVar("M", Start, Go)
 
 
 class Rank:
     """One rank of an engine: its engine and the requests it has.
 
     Args:
-        start: what to be.
-        rank: which of the ranks.
+        start: what it is.
+        engine: vLLM's ``LLMEngine``.
     """
 
-    def __init__(self, start: Start, rank: int) -> None:
+    def __init__(self, start: Start, engine: Any) -> None:
         self.start = start
-        self.engine = engines.build_engine(start, rank)
-        if start.num_ranks > 1:
-            from samullm_vllm.ranks import warm_up
-
-            warm_up(self.engine)
+        self.engine = engine
         skipped = bool(start.engine_args.get("skip_tokenizer_init", False))
         self.tokenizer = None if skipped else self.engine.get_tokenizer()
         from vllm.exceptions import VLLMClientError
@@ -140,33 +143,50 @@ class Leader:
     def __init__(self, channel: Channel, links: Sequence[Channel] = ()) -> None:
         self._channel = channel
         self._links = links
+        self._early: list[Message] = []
         self._beaten_s = 0.0
 
     def run(self) -> None:
         """Be an engine until told to stop, or until the coordinator is gone."""
-        start = self._expect_start()
-        began_s = time.monotonic()
+        start = self._expect(Start)
+        bringup = engines.Bringup(start, 0)
         self._lead(start)
-        rank = Rank(start, 0)
-        if start.latency is not None:
-            left_s = start.load_s * start.time_scale - (time.monotonic() - began_s)
-            time.sleep(max(0.0, left_s))
+        if start.ahead:
+            with self._modelled(start, start.prepare_s):
+                bringup.prepare()
+            self._channel.send(Prepared())
+            self._channel.flush_all(LAST_WORDS_S)
+        go = self._expect(Go)
+        self._lead(go)
+        engines.use_devices(go, 0)
+        rest_s = start.load_s if start.ahead else start.prepare_s + start.load_s
+        with self._modelled(start, rest_s):
+            rank = Rank(start, bringup.finish())
         from vllm import __version__
 
         tokens = engines.kv_cache_tokens(rank.engine)
-        self._channel.send(Ready(time.monotonic() - began_s, tokens, __version__))
+        self._channel.send(Ready(tokens, __version__, bringup.parts))
         self._beaten_s = time.monotonic()
         while self._round(rank):
             pass
 
-    def _expect_start(self) -> Start:
-        messages: list[Message] = []
-        while not messages:
-            messages = self._channel.receive(None)
-        if not isinstance(messages[0], Start):
-            raise ChannelClosedError(f"expected a start, got {messages[0]}")
-        self._early = messages[1:]
-        return messages[0]
+    @staticmethod
+    @contextmanager
+    def _modelled(start: Start, seconds: float) -> Iterator[None]:
+        """Take so many modelled seconds, if an engine only takes the time of what it does."""
+        due_s = time.monotonic() + seconds * start.time_scale
+        yield
+        if start.latency is not None:
+            time.sleep(max(0.0, due_s - time.monotonic()))
+
+    def _expect(self, kind: type[M]) -> M:
+        """Return the next message, which must be of a kind."""
+        while not self._early:
+            self._early += self._channel.receive(None)
+        message = self._early.pop(0)
+        if not isinstance(message, kind):
+            raise ChannelClosedError(f"expected a {kind.__name__}, got {message}")
+        return message
 
     def _lead(self, message: Message) -> None:
         if self._links:
@@ -193,7 +213,7 @@ class Leader:
                 self._channel.send(Asleep())
             elif isinstance(message, Wake):
                 tokens = engines.kv_cache_tokens(rank.engine)
-                self._channel.send(Ready(0.0, tokens, ""))
+                self._channel.send(Ready(tokens, ""))
         outputs: list[RequestOutput] = []
         if rank.busy:
             self._lead(Tick(step=True))
@@ -247,6 +267,8 @@ def apply(rank: Rank, message: Message) -> list[RequestOutput]:
 
 def lead(channel: Channel, links: Sequence[Channel] = ()) -> int:
     """Run the first or only rank; return the exit status."""
+    # A worker that vLLM forks from this process must not hold the channel open when this one ends.
+    os.register_at_fork(after_in_child=channel.close)
     try:
         Leader(channel, links).run()
     except ChannelClosedError:
@@ -270,11 +292,18 @@ def _give_up(channel: Channel, fault: Fault) -> int:
 def follow(link: Channel, rank_index: int) -> int:
     """Run another rank: do as the first rank does; return the exit status."""
     rank: Rank | None = None
+    start: Start | None = None
+    bringup: engines.Bringup | None = None
     try:
         while True:
             for message in link.receive(None):
                 if isinstance(message, Start):
-                    rank = Rank(message, rank_index)
+                    start, bringup = message, engines.Bringup(message, rank_index)
+                    if start.ahead:
+                        bringup.prepare()
+                elif isinstance(message, Go) and start is not None and bringup is not None:
+                    engines.use_devices(message, rank_index)
+                    rank = Rank(start, bringup.finish())
                 elif rank is None:
                     raise ChannelClosedError(f"{message} before the start")
                 elif isinstance(message, Tick):
@@ -293,7 +322,7 @@ def _end_with(lifeline: int) -> None:
 
     def watch() -> None:
         os.read(lifeline, 1)
-        remove_scratch(os.environ.get("TMPDIR", ""))
+        remove_temporary(os.environ.get("TMPDIR", ""))
         os.killpg(os.getpgid(0), signal.SIGKILL)
 
     threading.Thread(target=watch, name="lifeline", daemon=True).start()
@@ -303,12 +332,14 @@ def main(arguments: Sequence[str]) -> int:
     """Run an engine over the descriptors given: its channel and the coordinator's lifeline."""
     number, lifeline = (int(a) for a in arguments)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent(os.getppid(), cleaning_up=True)
     _end_with(lifeline)
     channel = Channel(socket.socket(fileno=number))
     try:
         engines.import_vllm()
     except Exception as error:  # an installation can be broken in any way
-        return _give_up(channel, Fault(engines.last_line(error), of_all=True))
+        reason = f"vLLM cannot be imported: {engines.last_line(error)}"
+        return _give_up(channel, Fault(reason, of_all=True))
     status = lead(channel)
     sys.stdout.flush()
     return status

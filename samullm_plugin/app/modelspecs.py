@@ -150,7 +150,8 @@ def build_cluster(section: ClusterSection, where: str) -> Cluster:
         )
     machines = _machines(section.machines, len(gpus), where)
     try:
-        return Cluster(gpus, _groups(section.nvlink, len(gpus)), machines)
+        host = None if section.host_memory_gib is None else int(section.host_memory_gib * 2**30)
+        return Cluster(gpus, _groups(section.nvlink, len(gpus)), machines, host)
     except InputError as error:
         raise InputError(f"{where}: {str(error).removeprefix('cluster: ')}") from error
 

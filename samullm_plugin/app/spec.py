@@ -616,6 +616,12 @@ class ClusterSection(Section):
     machines: int | list[list[int]] = Field(
         default=1, description="Number of machines with equally many GPUs, or the GPUs of each."
     )
+    host_memory_gib: float | None = Field(
+        default=None,
+        gt=0,
+        description="Memory of each machine, within which engines are prepared ahead; as much as "
+        "its GPUs have together if not given.",
+    )
 
     @field_validator("gpus")
     @classmethod
@@ -648,6 +654,11 @@ class PlannerSection(Section):
     fusion: bool = Field(
         default=True,
         description="Serve nodes of one model that follow one another with the same engines.",
+    )
+    prepared_starts: bool | None = Field(
+        default=None,
+        description="Do what an engine start needs no device for while others still compute. Not "
+        "given: where the executor can.",
     )
     scenarios: int = Field(default=4, ge=1, description="Independent length scenarios.")
     seed: int = Field(default=0, ge=0)

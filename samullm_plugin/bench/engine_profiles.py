@@ -158,6 +158,9 @@ class ProfileStore:
                 tensor_parallel_size=size,
                 kv_cache_tokens=capacity,
                 warm_s=round(m.start_s, 3),
+                prepare_s=round(m.prepare_s, 3),
+                first_s=round(m.start.first_s, 3),
+                parts={name: round(s, 3) for name, s in m.start.parts.items()},
             )
             for size, m in zip(sizes, measured, strict=True)
         ]

@@ -72,6 +72,7 @@ class CaseSettings:
         estimator: name of the length estimator.
         latency_model: name of the latency model.
         gpus: overrides the application's own number of GPUs.
+        prepared_starts: what engine starts need no device for can be done ahead.
     """
 
     scenarios: int = 1
@@ -81,6 +82,7 @@ class CaseSettings:
     estimator: str = "ecdf"
     latency_model: str = "linear"
     gpus: int | None = None
+    prepared_starts: bool = True
 
 
 def shifted_estimator(host: PluginHost, name: str, estimator: str) -> LengthEstimator:
@@ -138,6 +140,7 @@ def make_case(host: PluginHost, text: str, settings: CaseSettings) -> BenchCase:
         scenarios=settings.scenarios,
         rng=np.random.default_rng(streams[0]),
         true_lengths=known,
+        prepared_starts=settings.prepared_starts,
     )
     hidden = []
     if settings.seeds and known is None:

@@ -12,6 +12,7 @@ from samullm_plugin.cli.plan import (
     Budget,
     Gpus,
     NoFusion,
+    NoPreparedStarts,
     Scenarios,
     Seed,
     Svg,
@@ -35,6 +36,7 @@ def compare(
     seed: Seed = None,
     budget: Budget = None,
     no_fusion: NoFusion = False,
+    no_prepared_starts: NoPreparedStarts = False,
     gantt: Annotated[bool, typer.Option(help="Draw each plan.")] = True,
     svg: Svg = None,
     output_json: OutputJson = None,
@@ -56,7 +58,14 @@ def compare(
     for name in names:
         host.resolve("scheduler", name)
     loaded = find_application(host, target)
-    planner = overridden(loaded.planner, scenarios, seed, budget, no_fusion=no_fusion)
+    planner = overridden(
+        loaded.planner,
+        scenarios,
+        seed,
+        budget,
+        no_fusion=no_fusion,
+        no_prepared_starts=no_prepared_starts,
+    )
     instance = make_instance(host, loaded, planner, gpus=gpus)
     problem = instance.problem
     results, failed = [], {}

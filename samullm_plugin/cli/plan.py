@@ -34,6 +34,12 @@ NoFusion = Annotated[
         "--no-fusion", help="Plan nodes of one model that follow one another each on its own."
     ),
 ]
+NoPreparedStarts = Annotated[
+    bool,
+    typer.Option(
+        "--no-prepared-starts", help="Begin engine starts only when their devices are free."
+    ),
+]
 Limit = Annotated[
     int | None,
     typer.Option(help="Take no more rows than this of each table of requests.", min=1),
@@ -69,6 +75,7 @@ def plan(
     seed: Seed = None,
     budget: Budget = None,
     no_fusion: NoFusion = False,
+    no_prepared_starts: NoPreparedStarts = False,
     limit: Limit = None,
     reuse: Reuse = "cache",
     fresh: Fresh = None,
@@ -92,7 +99,14 @@ def plan(
         require_svg(svg)
     host = PluginHost.from_settings()
     loaded = find_application(host, target, limit=limit)
-    planner = overridden(loaded.planner, scenarios, seed, budget, no_fusion=no_fusion)
+    planner = overridden(
+        loaded.planner,
+        scenarios,
+        seed,
+        budget,
+        no_fusion=no_fusion,
+        no_prepared_starts=no_prepared_starts,
+    )
     chosen = planner.scheduler
     name = scheduler or chosen.type
     options: dict[str, object] = dict(chosen.options) if name == chosen.type else {}
@@ -170,12 +184,15 @@ def overridden(
     budget_s: float | None,
     *,
     no_fusion: bool,
+    no_prepared_starts: bool,
 ) -> PlannerSection:
     """Return the planner section with the options given on the command line."""
     changes = {"scenarios": scenarios, "seed": seed, "budget_s": budget_s}
     given: dict[str, object] = {k: v for k, v in changes.items() if v is not None}
     if no_fusion:
         given["fusion"] = False
+    if no_prepared_starts:
+        given["prepared_starts"] = False
     return planner.model_copy(update=given)
 
 

@@ -117,6 +117,9 @@ def latency(
             tensor_parallel_size=size,
             kv_cache_tokens=capacity,
             warm_s=round(m.start_s, 3),
+            prepare_s=round(m.prepare_s, 3),
+            first_s=round(m.start.first_s, 3),
+            parts={name: round(s, 3) for name, s in m.start.parts.items()},
         )
         for size, m in each
     ]
@@ -131,7 +134,7 @@ def latency(
             "rows": len(m.rows),
             "measuring_s": round(m.seconds, 1),
             "check_s": round(m.check_s, 1),
-            "ready_s": round(m.ready_s, 3),
+            "ready_s": round(m.start.ready_s, 3),
             "first_use_s": round(m.first_use_s, 3),
         }
         for size, m in each

@@ -18,6 +18,7 @@ from samullm_plugin.cli.plan import (
     Gpus,
     Limit,
     NoFusion,
+    NoPreparedStarts,
     Reuse,
     Scenarios,
     Seed,
@@ -64,6 +65,7 @@ def run(
     seed: Seed = None,
     budget: Budget = None,
     no_fusion: NoFusion = False,
+    no_prepared_starts: NoPreparedStarts = False,
     limit: Limit = None,
     reuse: Reuse = "cache",
     fresh: Fresh = None,
@@ -84,6 +86,7 @@ def run(
     from samullm_plugin.run.reuse import ReuseOptions
     from samullm_plugin.run.run import (
         RunSetup,
+        planner_for,
         require_resumable,
         resume_run,
         start_run,
@@ -100,7 +103,14 @@ def run(
     before = require_resumable(resume) if resume is not None else ""
     host = PluginHost.from_settings()
     loaded = find_application(host, target, limit=limit)
-    planner = overridden(loaded.planner, scenarios, seed, budget, no_fusion=no_fusion)
+    planner = overridden(
+        loaded.planner,
+        scenarios,
+        seed,
+        budget,
+        no_fusion=no_fusion,
+        no_prepared_starts=no_prepared_starts,
+    )
     traces: tuple[PlanTrace, ...] = ()
     found: Plan | None = None
     chosen = scheduler or planner.scheduler.type
@@ -115,13 +125,15 @@ def run(
     if name == loaded.executor.type:
         options |= loaded.executor.options
     options |= parsed_options(executor_option or [])
-    host.resolve("executor", name)
+    engines = host.create("executor", name, options)
+    planner = planner_for(engines, planner)
     fused = None if stored is None else stored.fused
     instance = make_instance(host, loaded, planner, gpus=gpus, fused=fused)
     problem = instance.problem
     reused = ReuseOptions(reuse, tuple(fresh or ()))
-    engine = host.create("executor", name, options).engine_version()
-    known = None if resume is not None else known_outputs(reused, engine, loaded, problem)
+    known = None
+    if resume is None:
+        known = known_outputs(reused, engines.engine_version(), loaded, problem)
     remaining = problem if known is None else known.problem
     if (text := known_text(known, problem)) is not None:
         console().print(f"{text}; they are not asked again", markup=False)

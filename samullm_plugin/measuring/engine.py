@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ _COLUMNS = (
 _READY_S = 1800.0
 _ITERATION_S = 600.0
 _MOST_PASSES = 5
+_LONG_ENOUGH = 1.5
 REPEAT_S = 20.0
 """Small models are disturbed more, and cost little to run again."""
 
@@ -50,6 +51,23 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
+class Start:
+    """Starts of an engine, one after another.
+
+    Attributes:
+        first_s: seconds of the first, which also reads files, imports and compiles.
+        ready_s: seconds of the second.
+        prepared_ready_s: seconds of a third, all that needs no device having been done before.
+        parts: seconds of the second by part, as the executor tells.
+    """
+
+    first_s: float
+    ready_s: float
+    prepared_ready_s: float
+    parts: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
     """What was measured of one model at one size.
 
@@ -58,7 +76,7 @@ class Measured:
         unseen: runs of other workloads, to check the fit on; the first kind ran twice, before and
             after everything that is fitted, so that its two runs tell how much the machine drifts
             (with prompts one token longer, lest the second be faster for having been seen).
-        ready_s: seconds until the engine was ready, its files in the page cache.
+        start: what was measured of its starts.
         first_use_s: seconds that its first iterations took longer than the same later on.
         seconds: seconds the measuring took, that of ``unseen`` not counted.
         check_s: seconds that ``unseen`` took.
@@ -66,7 +84,7 @@ class Measured:
 
     rows: Iterations
     unseen: tuple[Run, ...]
-    ready_s: float
+    start: Start
     first_use_s: float
     seconds: float
     check_s: float
@@ -74,7 +92,12 @@ class Measured:
     @property
     def start_s(self) -> float:
         """Return seconds of a start as plans count it: until iterations take their usual time."""
-        return self.ready_s + self.first_use_s
+        return self.start.ready_s + self.first_use_s
+
+    @property
+    def prepare_s(self) -> float:
+        """Return seconds of that which need no device."""
+        return max(0.0, self.start.ready_s - self.start.prepared_ready_s)
 
 
 class _Engine:
@@ -164,36 +187,45 @@ def measure(
         for size in sizes:
             began_s = time.monotonic()
             spec = EngineSpec(f"tp{size}", 0, model, tuple(range(size)), size, 1, kv_cache_tokens)
-            ready_s = _start(executor, spec)
-            report(f"tp {size}: engine ready after {ready_s:.1f} s")
+            start = _start(executor, spec)
+            report(
+                f"tp {size}: engine ready after {start.ready_s:.1f} s, prepared ahead "
+                f"{start.prepared_ready_s:.1f} s"
+            )
             engine = _Engine(executor, spec, vocab_size, temperature)
-            found.append(_measure(engine, spec, device, ready_s, began_s, repeat_s, report))
+            found.append(_measure(engine, spec, device, start, began_s, repeat_s, report))
             executor.stop_engine(spec.key)
         return found
     finally:
         executor.close()
 
 
-def _start(executor: Executor, spec: EngineSpec) -> float:
-    """Start an engine for the second time; return the seconds until it was ready.
+def _start(executor: Executor, spec: EngineSpec) -> Start:
+    """Start an engine three times; the third stays."""
 
-    The first start also reads files and imports libraries.
-    """
-    first = replace(spec, key=f"{spec.key}.first")
-    executor.start_engine(first)
-    _wait(executor, first.key, 0, _READY_S)
-    executor.stop_engine(first.key)
-    began_s = executor.now_s()
-    executor.start_engine(spec)
-    _wait(executor, spec.key, 0, _READY_S)
-    return executor.now_s() - began_s
+    def ready_after(key: str) -> float:
+        began_s = executor.now_s()
+        executor.start_engine(replace(spec, key=key))
+        _wait(executor, key, 0, _READY_S)
+        return executor.now_s() - began_s
+
+    first, second = f"{spec.key}.first", f"{spec.key}.second"
+    first_s = ready_after(first)
+    executor.stop_engine(first)
+    ready_s = ready_after(second)
+    parts = executor.start_parts(second)
+    executor.stop_engine(second)
+    if executor.can_prepare and executor.prepare_engine(spec):
+        for event in executor.poll(_LONG_ENOUGH * ready_s):  # as a rule nothing but time comes
+            raise RunError(f"engine {event.key} failed: {event.reason}")
+    return Start(first_s, ready_s, ready_after(spec.key), parts)
 
 
 def _measure(
     engine: _Engine,
     spec: EngineSpec,
     device: str,
-    ready_s: float,
+    start: Start,
     began_s: float,
     repeat_s: float,
     report: Callable[[str], None],
@@ -224,7 +256,7 @@ def _measure(
     return Measured(
         iterations_of(runs, model.name, size, device),
         (before, *after),
-        ready_s,
+        start,
         max(0.0, first_s - second_s),
         seconds,
         check_s,

@@ -32,11 +32,14 @@ class Cluster:
             replica must lie within one of them. Devices in no group form groups of one.
         machines: disjoint sets of devices, one per machine, covering all. A replica, with all its
             pipeline stages, lies on one machine.
+        host_memory_bytes: memory of each machine's host; None: taken to be that of its devices
+            together.
     """
 
     gpus: tuple[Gpu, ...]
     nvlink_groups: tuple[tuple[int, ...], ...] = ()
     machines: tuple[tuple[int, ...], ...] = ()
+    host_memory_bytes: int | None = None
     _group_index: tuple[int, ...] = field(init=False, repr=False, compare=False)
     _machine_index: tuple[int, ...] = field(init=False, repr=False, compare=False)
     _idle: dict[ParallelConfig, tuple[int, ...] | None] = field(
@@ -113,6 +116,12 @@ class Cluster:
         """Return the index of the machine of a device."""
         return self._machine_index[device]
 
+    def host_bytes(self, machine: int) -> int:
+        """Return the memory of a machine's host."""
+        if self.host_memory_bytes is not None:
+            return self.host_memory_bytes
+        return sum(self.gpus[d].memory_bytes for d in self.machines[machine])
+
     def address(self, device: int) -> str:
         """Return a device as people find it: its index, and on which machine if there are several.
 
@@ -136,7 +145,7 @@ class Cluster:
             return tuple(p for p in parts if p)
 
         gpus = tuple(self.gpus[d] for d in devices)
-        return Cluster(gpus, kept(self.nvlink_groups), kept(self.machines))
+        return Cluster(gpus, kept(self.nvlink_groups), kept(self.machines), self.host_memory_bytes)
 
     def replica_violation(self, devices: Sequence[int], tensor_parallel_size: int) -> str | None:
         """Return why these devices cannot carry one replica, or None if they can.

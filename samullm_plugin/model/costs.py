@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from samullm_plugin.errors import InputError
 from samullm_plugin.model.kv_cache import KvCacheGroup
 from samullm_plugin.model.latency import StepModel
 
@@ -37,6 +38,9 @@ class LoadTimes:
         wake1_s: waking it from there.
         sleep2_s: putting it to sleep without weights (level 2).
         wake2_s: waking it from there, weights reloaded.
+        prepare_s: part of ``warm_s`` that needs no device, so that it can be done while others
+            still compute; reading files from disk can be, too.
+        prepared_bytes: host memory of a replica of which that part is done.
     """
 
     warm_s: float
@@ -45,6 +49,19 @@ class LoadTimes:
     wake1_s: float | None = None
     sleep2_s: float | None = None
     wake2_s: float | None = None
+    prepare_s: float = 0.0
+    prepared_bytes: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse a part that is longer than the whole.
+
+        Raises:
+            InputError: naming both.
+        """
+        if not 0.0 <= self.prepare_s <= self.warm_s:
+            raise InputError(
+                f"load times: prepare_s is {self.prepare_s} s, a part of warm_s {self.warm_s} s"
+            )
 
 
 @dataclass(frozen=True, slots=True)

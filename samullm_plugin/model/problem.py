@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from samullm_plugin.errors import InputError
@@ -147,6 +147,33 @@ class Problem:
         """Return the seconds of starting an engine."""
         return costs.load.warm_s if self.page_cache == "warm" else costs.load.cold_s
 
+    def least_start_s(self, costs: ModeCosts) -> float:
+        """Return the seconds that an engine start holds its devices at least."""
+        load = costs.load
+        return load.warm_s - load.prepare_s if load.prepare_s > 0.0 else self.load_s(costs)
+
+    def ready_s(self, costs: ModeCosts, start_s: float, prepared_s: float | None) -> float:
+        """Return when an engine is ready.
+
+        Args:
+            costs: of its size.
+            start_s: when it gets its devices.
+            prepared_s: since when what needs no device is being done; None: since it got them.
+        """
+        if prepared_s is None or costs.load.prepare_s == 0.0:
+            return start_s + self.load_s(costs)
+        device_s = self.least_start_s(costs)
+        return max(start_s, prepared_s + self.load_s(costs) - device_s) + device_s
+
+    def without_prepared_starts(self) -> Problem:
+        """Return the same problem with engine starts of which no part can be done ahead."""
+
+        def whole(costs: ModeCosts) -> ModeCosts:
+            return replace(costs, load=replace(costs.load, prepare_s=0.0))
+
+        costs = tuple({k: whole(c) for k, c in sizes.items()} for sizes in self.costs)
+        return replace(self, costs=costs)
+
     def with_scenarios(self, scenarios: tuple[LengthScenario, ...]) -> Problem:
         """Return the same problem with other lengths."""
-        return Problem(self.app, self.cluster, scenarios, self.costs, self.page_cache)
+        return replace(self, scenarios=scenarios)

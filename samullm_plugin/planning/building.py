@@ -37,6 +37,7 @@ def build_problem(
     page_cache: Literal["warm", "cold"] = "warm",
     true_lengths: Sequence[Ints] | None = None,
     pipeline_parallel_sizes: Sequence[int] = (1,),
+    prepared_starts: bool = True,
 ) -> Problem:
     """Return the problem of running an application on a cluster.
 
@@ -52,6 +53,7 @@ def build_problem(
             estimator is not asked (for requests that a router or filter may drop, who is taken is
             still drawn).
         pipeline_parallel_sizes: groups of layers to consider for a replica.
+        prepared_starts: what engine starts need no device for can be done ahead.
 
     Raises:
         InputError: if a model fits nowhere, or lengths or latencies of one are not known.
@@ -68,7 +70,8 @@ def build_problem(
     costs = collect_costs(
         app, cluster, latency_model, pipeline_parallel_sizes=pipeline_parallel_sizes
     )
-    return Problem(app, cluster, lengths, costs, page_cache)
+    problem = Problem(app, cluster, lengths, costs, page_cache)
+    return problem if prepared_starts else problem.without_prepared_starts()
 
 
 def sample_scenarios(

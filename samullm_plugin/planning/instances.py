@@ -79,6 +79,29 @@ def unfused(planner: PlannerSection) -> PlannerSection:
     return planner.model_copy(update={"fusion": False})
 
 
+def _require_preparable(problem: Problem, loaded: LoadedApplication) -> None:
+    """Refuse prepared starts that were asked for where none can be.
+
+    Raises:
+        InputError: naming what is in the way.
+    """
+    where = loaded.path or f"application {loaded.app.name}"
+    loads = [c.load for costs in problem.costs for c in costs.values() if c.load.prepare_s]
+    if not loads:
+        raise InputError(
+            f"{where}: planner.prepared_starts is true, but the latency model knows of no part of "
+            "an engine start that needs no device; leave it out"
+        )
+    least = min(load.prepared_bytes for load in loads)
+    most = max(problem.cluster.host_bytes(m) for m in range(len(problem.cluster.machines)))
+    if least > most:
+        raise InputError(
+            f"{where}: planner.prepared_starts is true, but cluster.host_memory_gib "
+            f"{most / 2**30:.1f} has room for no prepared engine, of which the smallest needs "
+            f"{least / 2**30:.1f} GiB; give more, or leave prepared_starts out"
+        )
+
+
 def make_instance(
     host: PluginHost,
     loaded: LoadedApplication,
@@ -121,5 +144,8 @@ def make_instance(
         rng=np.random.default_rng(how.seed),
         page_cache=how.page_cache,
         true_lengths=known,
+        prepared_starts=how.prepared_starts is not False,
     )
+    if how.prepared_starts:
+        _require_preparable(problem, loaded)
     return Instance(problem, estimator, latency, how)

@@ -11,6 +11,12 @@ from samullm_plugin.errors import InputError
 from samullm_plugin.model.costs import LoadTimes
 from samullm_plugin.profiling.regression import least_absolute
 
+PROCESS_BYTES = 1e9
+"""Host memory of an engine process before it has weights, about as measured with vLLM 0.32."""
+
+MOST_PREPARED = 0.6
+"""Share of a start that is taken to need no device at most, where it was not measured."""
+
 
 @dataclass(frozen=True, slots=True)
 class LoadModel:
@@ -24,11 +30,17 @@ class LoadModel:
         sleep_bytes_per_s, wake_bytes_per_s: weights between device and host memory, per device.
         sleep2_s: dropping the weights.
         reload_bytes_per_s: weights from the page cache into a running engine.
+        process_s: part of a start that needs no device (process, imports, configuration), of which
+            at most :data:`MOST_PREPARED` of the whole is taken.
 
     The defaults of sleeping and waking are published figures of one model (vLLM pull request
     48337, Qwen3-8B: sleep level 1 10.57 s and wake 2.19 s, level 2 0.31 s and 6.53 s), by its
     16.4 GB; that of the disk is about the median of the first implementation's cold starts
-    (puddingfjz/vllm @ de1677dc).
+    (puddingfjz/vllm @ de1677dc). That of the process is **assumed**: reports of whole starts on
+    CUDA tell of about 25 s (vLLM issue 20264: answers after 59 s, of which the engine's own
+    initialisation with compiling and capturing takes 34 s) and 16 s (issue 44881, until the
+    configuration stands) before a device has anything to do; importing vLLM 0.32 takes 6 to 9 s on
+    two cores of an AMD EPYC.
     """
 
     start_s: float
@@ -39,9 +51,15 @@ class LoadModel:
     wake_bytes_per_s: float = 7.5e9
     sleep2_s: float = 0.31
     reload_bytes_per_s: float = 2.5e9
+    process_s: float = 5.0
 
     def times(
-        self, weight_bytes: float, parallel: int, *, warm_s: float | None = None
+        self,
+        weight_bytes: float,
+        parallel: int,
+        *,
+        warm_s: float | None = None,
+        prepare_s: float | None = None,
     ) -> LoadTimes:
         """Return the seconds for a model.
 
@@ -49,6 +67,7 @@ class LoadModel:
             weight_bytes: bytes of all weights.
             parallel: devices of a replica; they load, sleep and wake at the same time.
             warm_s: measured start with the files in the page cache, if known.
+            prepare_s: measured part of it that needs no device, if known.
         """
         start = self.start_s if parallel == 1 else self.parallel_start_s
         warm = start + weight_bytes / self.read_bytes_per_s if warm_s is None else warm_s
@@ -60,6 +79,12 @@ class LoadModel:
             wake1_s=0.1 + share / self.wake_bytes_per_s,
             sleep2_s=self.sleep2_s,
             wake2_s=0.1 + weight_bytes / self.reload_bytes_per_s,
+            prepare_s=(
+                min(self.process_s, MOST_PREPARED * warm)
+                if prepare_s is None
+                else min(prepare_s, warm)
+            ),
+            prepared_bytes=weight_bytes + PROCESS_BYTES,
         )
 
 

@@ -102,7 +102,9 @@ class EngineStart(_Strict):
     """What was recorded of engine starts of one model at one size.
 
     ``kv_cache_tokens`` is the capacity that engines were given, for machines where nobody measures
-    it (vLLM's CPU build); it stands in where peak memory was not recorded.
+    it (vLLM's CPU build); it stands in where peak memory was not recorded. ``warm_s`` is a start
+    with files and compiled code in their caches, ``prepare_s`` the part of it that needs no device,
+    ``first_s`` the first start of all, and ``parts`` the seconds of the warm one by part.
     """
 
     model: str
@@ -115,6 +117,9 @@ class EngineStart(_Strict):
     max_num_batched_tokens: int | None = None
     max_num_seqs: int | None = None
     warm_s: float | None = None
+    prepare_s: float | None = None
+    first_s: float | None = None
+    parts: dict[str, float] = Field(default_factory=dict)
 
     @property
     def limits(self) -> BatchLimits | None:

@@ -179,18 +179,20 @@ class _Demand:
     Attributes:
         work: of iterations.
         one_start: of one engine start.
-        load_s: seconds of an engine start, however many devices it takes.
+        start_s: seconds that an engine start holds a device.
+        load_s: when an engine can be ready at the earliest.
     """
 
     work: float
     one_start: float
+    start_s: float
     load_s: float
 
     def within(self, makespan_s: float) -> float:
         """Return the device seconds if all is done by ``makespan_s`` (inf: it cannot be)."""
         if makespan_s <= self.load_s:
             return float("inf")
-        starts = self.work * self.load_s / (makespan_s - self.load_s)
+        starts = self.work * self.start_s / (makespan_s - self.load_s)
         return self.work + max(self.one_start, starts)
 
 
@@ -230,8 +232,13 @@ def _device_seconds(problem: Problem, scenario: LengthScenario, node: int) -> _D
         units = np.min([v[min(variant, len(v) - 1)] for v in per_mode], axis=0)
         amounts = (work.decode, work.prefill, work.context, work.requests, work.pairs)
         best = max(best, float(np.dot(units, amounts)))
-    one_start = min(size * problem.load_s(costs) for size, costs, _ in modes)
-    return _Demand(best, one_start, min(problem.load_s(costs) for _, costs, _ in modes))
+    one_start = min(size * problem.least_start_s(costs) for size, costs, _ in modes)
+    return _Demand(
+        best,
+        one_start,
+        min(problem.least_start_s(costs) for _, costs, _ in modes),
+        min(problem.load_s(costs) for _, costs, _ in modes),
+    )
 
 
 @lru_cache(maxsize=1024)

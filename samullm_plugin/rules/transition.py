@@ -167,7 +167,7 @@ def _starts(
         free -= set(running.devices)
     starts: list[Running] = []
     stage = plan.stages[current]
-    wanted = [*_overdue(plan, current), *stage.assignments]
+    wanted = [*overdue(plan, current), *stage.assignments]
     waiting = [a for a in wanted if a.node not in state.finished and a.node not in stays]
     while waiting:
         chosen = _next_start(waiting, cluster, upstreams, free)
@@ -250,7 +250,7 @@ def _next_start(
     return None
 
 
-def _overdue(plan: Plan, current: int) -> list[Assignment]:
+def overdue(plan: Plan, current: int) -> list[Assignment]:
     """Return the last assignments of nodes that no stage from ``current`` on assigns, in order.
 
     One of them that has not finished and does not run waited for devices throughout its last stage.

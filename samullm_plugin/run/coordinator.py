@@ -18,6 +18,7 @@ from samullm_plugin.model.plan import Assignment, Plan
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.planning.records import to_record
 from samullm_plugin.rules.placement import one_at_a_time
+from samullm_plugin.rules.preparing import wanted_ahead
 from samullm_plugin.rules.transition import Running, RunState, next_transition, stage_ended
 from samullm_plugin.run.dispatch import Deployment, Replica
 from samullm_plugin.run.engines import Engines
@@ -171,6 +172,7 @@ class Coordinator:
             self._take(events)
         for node in list(self.engines.deployments):
             self._stop(node)
+        self.engines.prepare((), self.now_s())
         self._stages.end(self.now_s(), self._finished())
         self.log.flush()
 
@@ -184,8 +186,10 @@ class Coordinator:
                 self._take_outputs(event, time_s)
                 continue
             found = self.engines.find(event.key)
-            if found is None:
-                continue  # it was stopped in the meantime
+            if found is None:  # it was stopped in the meantime, or has not been started
+                if event.kind == "failed":
+                    self.engines.note_unprepared(event.key, time_s, event.reason)
+                continue
             deployment, replica = found
             if event.kind == "ready":
                 self.engines.note_ready(deployment, replica, time_s)
@@ -318,8 +322,17 @@ class Coordinator:
                     "the plan cannot finish: after its last stage these nodes wait for ever: "
                     + ", ".join(sorted(set(self._names) - self._finished()))
                 )
+        if not self.ledger.all_settled:
+            self._prepare()
         self._prefetch()
         return self.rule.stage != before
+
+    def _prepare(self) -> None:
+        """Have the engines that come next prepared, if the executor can."""
+        if self.executor.can_prepare:
+            self._update_rule()
+            wanted = wanted_ahead(self.problem, self.plan, self.rule)
+            self.engines.prepare(wanted, self.now_s())
 
     def _prefetch(self) -> None:
         """Have the weights of the next stage's models read ahead, once for each model."""
@@ -466,6 +479,7 @@ class Coordinator:
         """Stop every engine, keeping what was generated."""
         for node in list(self.engines.deployments):
             self._stop(node)
+        self.engines.prepare((), self.now_s())
         while self._late and (events := self.executor.poll(1.0)):
             self._take(events)
         self.drained = True

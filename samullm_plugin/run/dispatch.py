@@ -18,6 +18,7 @@ class Replica:
         key: its name in the run.
         devices: its devices.
         started_s: when its start began, on the run's clock.
+        planned_s: when the plan's figures have it ready.
         ready_s: when it could serve; None while it starts.
         outstanding: requests it has, by index.
         num_finished: requests it finished.
@@ -28,6 +29,7 @@ class Replica:
     key: str
     devices: tuple[int, ...]
     started_s: float
+    planned_s: float
     ready_s: float | None = None
     outstanding: dict[int, EngineRequest] = field(default_factory=dict)
     num_finished: int = 0

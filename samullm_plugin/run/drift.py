@@ -98,7 +98,8 @@ class DriftEstimator:
             costs = run.problem.mode(
                 node, deployment.running.planned.parallel, deployment.running.devices
             )
-            ready_s = deployment.started_s + factor * run.problem.load_s(costs)
+            planned_s = max((r.planned_s for r in deployment.replicas), default=now_s)
+            ready_s = deployment.started_s + factor * (planned_s - deployment.started_s)
             left_s = max(0.0, ready_s - now_s)
             if deployment.ready:
                 budget = app.nodes[node].model.engine.max_num_batched_tokens

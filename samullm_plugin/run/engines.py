@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from samullm_plugin.host.interfaces.executor import EngineSpec, Executor
@@ -17,11 +17,27 @@ from samullm_plugin.run.log import RunLog
 from samullm_plugin.simulator.requests import NodeInputs
 
 
-class Engines:
-    """The engines that hold devices.
+@dataclass(frozen=True, slots=True)
+class PreparedEngines:
+    """A node's engines that are prepared before they have devices.
 
     Attributes:
-        deployments: by node.
+        assignment: what they are for.
+        keys: of the replicas.
+        since_s: when that began, on the run's clock.
+    """
+
+    assignment: Assignment
+    keys: tuple[str, ...]
+    since_s: float
+
+
+class Engines:
+    """The engines that hold devices, and those that are prepared before they do.
+
+    Attributes:
+        deployments: by node, those that hold devices.
+        prepared: by node name, those that are prepared.
         lost: devices that no engine may be started on.
     """
 
@@ -44,6 +60,7 @@ class Engines:
         """
         self.deployments: dict[int, Deployment] = {}
         self.lost: set[int] = set()
+        self.prepared: dict[str, PreparedEngines] = {}
         self._problem, self._executor, self._inputs, self._log = problem, executor, inputs, log
         self._scheduling_policy = scheduling_policy
         self._by_key: dict[str, tuple[Deployment, Replica]] = {}
@@ -64,18 +81,88 @@ class Engines:
         deployment = Deployment(node, running, self._inputs[node], now_s)
         self.deployments[node] = deployment
         actual = Assignment(running.planned.node, running.planned.parallel, running.devices)
-        for i, devices in enumerate(actual.replicas()):
-            self._start_replica(deployment, f"{running.planned.node}.{self._starts[node]}.{i}",
-                                devices, now_s)  # fmt: skip
+        known = self.prepared.pop(running.planned.node, None)
+        if known is not None and known.assignment.parallel != running.planned.parallel:
+            self._discard(known.keys)
+            known = None
+        keys = self._new_keys(actual) if known is None else known.keys
+        since_s = None if known is None else known.since_s
+        for key, devices in zip(keys, actual.replicas(), strict=True):
+            self._start_replica(deployment, key, devices, now_s, since_s)
+
+    def _new_keys(self, assignment: Assignment) -> tuple[str, ...]:
+        node = self._problem.app.index(assignment.node)
+        number = self._starts[node]
         self._starts[node] += 1
+        count = assignment.parallel.data_parallel_size
+        return tuple(f"{assignment.node}.{number}.{i}" for i in range(count))
+
+    def prepare(self, wanted: Sequence[Assignment], now_s: float) -> None:
+        """Have the engines of these assignments prepared from now on, and no others."""
+        parallel = {a.node: a.parallel for a in wanted}
+        for name, known in list(self.prepared.items()):
+            if parallel.get(name) != known.assignment.parallel:
+                self._discard(self.prepared.pop(name).keys)
+        for assignment in wanted:
+            if assignment.node not in self.prepared:
+                self._prepare(assignment, now_s)
+
+    def _prepare(self, assignment: Assignment, now_s: float) -> None:
+        """Have the engines of an assignment prepared, all of them or none."""
+        keys = self._new_keys(assignment)
+        for i, (key, devices) in enumerate(zip(keys, assignment.replicas(), strict=True)):
+            if not self._executor.prepare_engine(self._spec(key, assignment, devices)):
+                self._discard(keys[:i])
+                return
+            self._log.add(now_s, "engine_preparing", key=key, node=assignment.node)
+        self.prepared[assignment.node] = PreparedEngines(assignment, keys, now_s)
+
+    def note_unprepared(self, key: str, time_s: float, reason: str) -> bool:
+        """Note that preparing an engine has failed: its start begins at the beginning.
+
+        Returns:
+            Whether it was being prepared.
+        """
+        for name, known in self.prepared.items():
+            if key in known.keys:
+                self._log.add(time_s, "engine_preparing_failed", key=key, node=name, reason=reason)
+                self._discard(self.prepared.pop(name).keys)
+                return True
+        return False
+
+    def _discard(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self._executor.stop_engine(key)
+
+    def _spec(self, key: str, assignment: Assignment, devices: tuple[int, ...]) -> EngineSpec:
+        parallel, node = assignment.parallel, self._problem.app.index(assignment.node)
+        costs = self._problem.mode(node, parallel, devices)
+        return EngineSpec(
+            key,
+            node,
+            self._problem.app.nodes[node].model,
+            devices,
+            parallel.tensor_parallel_size,
+            parallel.pipeline_parallel_size,
+            costs.kv_cache_tokens,
+            self._scheduling_policy,
+            costs,
+        )
 
     def _start_replica(
-        self, deployment: Deployment, key: str, devices: tuple[int, ...], now_s: float
+        self,
+        deployment: Deployment,
+        key: str,
+        devices: tuple[int, ...],
+        now_s: float,
+        since_s: float | None = None,
     ) -> None:
-        parallel = deployment.running.planned.parallel
-        model = self._problem.app.nodes[deployment.node].model
+        planned = deployment.running.planned
+        parallel = planned.parallel
+        spec = self._spec(key, planned, devices)
         costs = self._problem.mode(deployment.node, parallel, devices)
-        replica = Replica(key, devices, now_s)
+        ready_s = self._problem.ready_s(costs, now_s, since_s)
+        replica = Replica(key, devices, now_s, ready_s)
         deployment.replicas.append(replica)
         self._by_key[key] = (deployment, replica)
         self._nodes[key] = deployment.node
@@ -88,34 +175,19 @@ class Engines:
             parallel=str(parallel),
             stage=deployment.running.stage,
         )
-        self._executor.start_engine(
-            EngineSpec(
-                key,
-                deployment.node,
-                model,
-                devices,
-                parallel.tensor_parallel_size,
-                parallel.pipeline_parallel_size,
-                costs.kv_cache_tokens,
-                self._scheduling_policy,
-                costs,
-            )
-        )
+        self._executor.start_engine(spec)
 
     def note_ready(self, deployment: Deployment, replica: Replica, time_s: float) -> None:
         """Note that an engine can serve."""
         replica.ready_s = time_s
         name = deployment.running.planned.node
-        costs = self._problem.mode(
-            deployment.node, deployment.running.planned.parallel, replica.devices
-        )
         self._log.add(
             time_s,
             "engine_ready",
             key=replica.key,
             node=name,
             load_s=time_s - replica.started_s,
-            planned_load_s=self._problem.load_s(costs),
+            planned_load_s=replica.planned_s - replica.started_s,
         )
 
     def note_stopped(self, deployment: Deployment, now_s: float, *, finished: bool) -> None:

@@ -200,6 +200,7 @@ def _corrected(costs: ModeCosts, latency_factor: float, load_factor: float) -> M
         costs.load,
         warm_s=costs.load.warm_s * load_factor,
         cold_s=costs.load.cold_s * load_factor,
+        prepare_s=costs.load.prepare_s * load_factor,
     )
     return replace(costs, latency=latency, load=load)
 

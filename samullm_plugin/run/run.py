@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from samullm_plugin.app.loaded import LoadedApplication
+from samullm_plugin.app.spec import PlannerSection
 from samullm_plugin.errors import InputError
 from samullm_plugin.host.interfaces.executor import Executor
 from samullm_plugin.host.interfaces.observer import RunEvent, RunInfo
@@ -315,6 +316,7 @@ def _output_writer(directory: RunDirectory, ledger: Ledger, source: PromptBuilde
 def _prepared(setup: RunSetup) -> tuple[Executor, PromptBuilder]:
     """Return the executor and where the requests come from, checked before anything starts."""
     executor = setup.host.create("executor", setup.executor, dict(setup.executor_options))
+    planner_for(executor, setup.instance.planner)
     executor.check([n.model for n in setup.loaded.app.nodes])
     check_output(setup.loaded)
     if not imitates(executor):
@@ -329,6 +331,22 @@ def _prepared(setup: RunSetup) -> tuple[Executor, PromptBuilder]:
         return executor, LengthPrompts(truth.scenarios[0], refused)
     app = setup.instance.problem.app
     return executor, SampledPrompts(truth.scenarios[0], setup.loaded, app, refused)
+
+
+def planner_for(executor: Executor, planner: PlannerSection) -> PlannerSection:
+    """Return how to plan for an executor: without prepared starts if it can prepare none.
+
+    Raises:
+        InputError: if it cannot and they were asked for.
+    """
+    if executor.can_prepare or planner.prepared_starts is False:
+        return planner
+    if planner.prepared_starts:
+        raise InputError(
+            f"planner.prepared_starts is true, but executor {executor.name} with these options "
+            "prepares no engine starts; leave it out, or take another executor or start_method"
+        )
+    return planner.model_copy(update={"prepared_starts": False})
 
 
 def imitates(executor: Executor) -> bool:

@@ -13,6 +13,7 @@ from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Plan, StageEnd
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.result import PlanTrace
+from samullm_plugin.rules.preparing import wanted_ahead
 from samullm_plugin.rules.transition import Running, RunState, next_transition
 from samullm_plugin.simulator.node_run import NodeWork, Progress
 from samullm_plugin.simulator.requests import NodeInputs
@@ -164,6 +165,8 @@ class PlanSimulator:
                     + ", ".join(missing)
                 )
             if not stalled:
+                rule.running = {n: a.running for n, a in state.active.items()}
+                state.prepare(wanted_ahead(self.problem, plan, rule))
                 state.advance_to(next_s)
         return self._trace(state, stage_start)
 

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from samullm_plugin.simulator.simulator import PlanSimulator
 
 
+FROM_THE_BEGINNING_S = 0.0
+"""Since when engines are taken to be prepared as long as no plan says what comes next."""
+
+
 @dataclass(slots=True)
 class ActiveEngine:
     """A model's engines that hold devices.
@@ -73,6 +77,7 @@ class SimulationState:
     Attributes:
         clock_s: now.
         active: engines by node name.
+        prepared: by node name, what its engines are being prepared for, and since when.
         segments: engines that have ended.
     """
 
@@ -82,6 +87,7 @@ class SimulationState:
         self.clock_s = 0.0
         self.progress = list(simulator.starts[scenario])
         self.active: dict[str, ActiveEngine] = {}
+        self.prepared: dict[str, tuple[Assignment, float]] = {}
         self.segments: list[EngineSegment] = []
         self.finish_s: list[Floats] = [p.finish_s for p in self.progress]
         self._node_finish_s: list[float | None] = [None] * len(self.finish_s)
@@ -99,6 +105,7 @@ class SimulationState:
         new.clock_s = self.clock_s
         new.progress = list(self.progress)
         new.active = {n: replace(a) for n, a in self.active.items()}
+        new.prepared = dict(self.prepared)
         new.segments = list(self.segments)
         new.finish_s = list(self.finish_s)
         new._node_finish_s = list(self._node_finish_s)
@@ -138,11 +145,19 @@ class SimulationState:
         rank = min(len(finish), max(1, int(np.ceil(fraction * len(finish) - 1e-9)))) - 1
         return float(np.partition(finish, rank)[rank])
 
-    def start(self, running: Running) -> None:
-        """Begin to start a node's engines now; ``refresh`` afterwards."""
+    def start(self, running: Running, since_s: float | None = None) -> None:
+        """Begin to start a node's engines now; ``refresh`` afterwards.
+
+        Args:
+            running: assignment and devices.
+            since_s: take them to have been prepared since then; None: as ``prepared`` says.
+        """
         problem, node = self._sim.problem, self._sim.problem.app.index(running.planned.node)
         costs = problem.mode(node, running.planned.parallel, running.devices)
-        ready = self.clock_s + problem.load_s(costs)
+        known = self.prepared.pop(running.planned.node, None)
+        if since_s is None and known is not None and known[0].parallel == running.planned.parallel:
+            since_s = known[1]
+        ready = problem.ready_s(costs, self.clock_s, since_s)
         base = self.progress[node]
         run = NodeRun(ready, base, (), (), ())
         self.active[running.planned.node] = ActiveEngine(
@@ -211,7 +226,8 @@ class SimulationState:
                 the node waits for is there.
         """
         problem = self._sim.problem
-        ready_s = self.clock_s + problem.load_s(problem.mode(node, parallel, (device,)))
+        costs = problem.mode(node, parallel, (device,))
+        ready_s = problem.ready_s(costs, self.clock_s, FROM_THE_BEGINNING_S)
         available = None
         if finish_s is not None:
             available = self._sim.works[self._scenario][node].inputs.available_s(finish_s)
@@ -254,6 +270,16 @@ class SimulationState:
                 engine.run = self._sim.runs.get(query)
                 self._set_finish_s(i, untaken_finish_s(work, available, engine.run.finish_s))
 
+    def prepare(self, wanted: Sequence[Assignment]) -> None:
+        """Have the engines of these assignments prepared from now on, and no others."""
+        kept = {}
+        for assignment in wanted:
+            known = self.prepared.get(assignment.node)
+            if known is None or known[0].parallel != assignment.parallel:
+                known = assignment, self.clock_s
+            kept[assignment.node] = known
+        self.prepared = kept
+
     def keep_only(self, assignments: Iterable[Assignment]) -> None:
         """Stop engines that are not among the assignments and start the missing ones."""
         wanted = {a.node: a for a in assignments}
@@ -263,7 +289,7 @@ class SimulationState:
                 self.stop(name)
         for assignment in wanted.values():
             if assignment.node not in self.active:
-                self.start(Running(assignment, assignment.devices, 0))
+                self.start(Running(assignment, assignment.devices, 0), FROM_THE_BEGINNING_S)
         self.refresh()
 
     def preview(self, assignments: Sequence[Assignment]) -> StagePreview:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -42,6 +42,7 @@ class TestNode:
         token_s: seconds per scheduled token on one device.
         context_s: seconds per token of decode context on one device.
         load_s: seconds of an engine start on one device; tensor-parallel ones take as long.
+        prepare_s: part of them that needs no device; a prepared replica holds a byte of its host.
         sizes: tensor-parallel sizes that have costs.
         kv_cache_tokens: capacity of one replica.
         max_model_len: longest prompt plus output.
@@ -63,6 +64,7 @@ class TestNode:
     token_s: float = 0.0
     context_s: float = 0.0
     load_s: float = 10.0
+    prepare_s: float = 0.0
     sizes: Sequence[int] = (1,)
     kv_cache_tokens: int = 100_000
     max_model_len: int = 4096
@@ -100,7 +102,9 @@ class TestNode:
             ModeKey(GPU.name, tp): ModeCosts(
                 latency.scaled(1 / tp),
                 self.kv_cache_tokens * tp,
-                LoadTimes(self.load_s, 10 * self.load_s),
+                LoadTimes(
+                    self.load_s, 10 * self.load_s, prepare_s=self.prepare_s, prepared_bytes=1.0
+                ),
                 provenance,
             )
             for tp in self.sizes
@@ -108,7 +112,12 @@ class TestNode:
 
 
 def make_problem(
-    nodes: Sequence[TestNode], num_gpus: int = 2, *, nvlink: int = 2, num_scenarios: int = 1
+    nodes: Sequence[TestNode],
+    num_gpus: int = 2,
+    *,
+    nvlink: int = 2,
+    num_scenarios: int = 1,
+    host_memory_bytes: int | None = None,
 ) -> Problem:
     """Return the problem of hand-made nodes on one machine of equal GPUs.
 
@@ -117,6 +126,7 @@ def make_problem(
         num_gpus: GPUs.
         nvlink: neighbours joined by NVLink.
         num_scenarios: length scenarios; a node with one row of outputs has the same in all.
+        host_memory_bytes: memory of the machine's host.
     """
     app = Application("test", tuple(n.node() for n in nodes))
     scenarios = []
@@ -129,4 +139,5 @@ def make_problem(
         ]
         scenarios.append(make_scenario(app, outputs, taken))
     cluster = Cluster.uniform(GPU, num_gpus, nvlink=nvlink)
+    cluster = replace(cluster, host_memory_bytes=host_memory_bytes)
     return Problem(app, cluster, tuple(scenarios), tuple(n.costs() for n in nodes))

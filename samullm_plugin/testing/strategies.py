@@ -78,13 +78,15 @@ def problems(
         outputs = [draw(lengths) for _ in range(num_scenarios)]
         untaken = draw(st.integers(0, 4)) == 0
         max_model_len = draw(st.sampled_from([64, 96]))
+        load_s = draw(st.sampled_from([0.0, 0.5, 3.0]))
         nodes.append(
             TestNode(
                 f"n{i}",
                 draw(st.lists(st.integers(1, 40), min_size=n, max_size=n)),
                 outputs,
                 inputs,
-                load_s=draw(st.sampled_from([0.0, 0.5, 3.0])),
+                load_s=load_s,
+                prepare_s=load_s * draw(st.sampled_from([0.0, 0.4, 1.0])),
                 sizes=draw(st.sampled_from([(1,), (1, 2), (2,)])),
                 kv_cache_tokens=draw(st.sampled_from([max_model_len, 150, 4000])),
                 max_model_len=max_model_len,
@@ -96,7 +98,13 @@ def problems(
         )
         sizes.append(n)
     gpus = draw(st.sampled_from([2, 4, 8]))
-    return make_problem(nodes, gpus, nvlink=2, num_scenarios=num_scenarios)
+    return make_problem(
+        nodes,
+        gpus,
+        nvlink=2,
+        num_scenarios=num_scenarios,
+        host_memory_bytes=draw(st.sampled_from([None, 1, 3])),
+    )
 
 
 END_KINDS: tuple[EndKind, ...] = (

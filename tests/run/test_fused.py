@@ -407,9 +407,9 @@ def test_plan_and_run_from_the_command_line(
 @pytest.fixture
 def forker() -> Iterator[None]:
     """Keep the process that has imported vLLM for both runs."""
-    from samullm_vllm.forking import kept_forker
+    from samullm_vllm.launching import kept_fork_server
 
-    with kept_forker():
+    with kept_fork_server():
         yield
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from samullm_vllm.executor import ProcessExecutor
-from samullm_vllm.forking import kept_forker
+from samullm_vllm.launching import kept_fork_server
 from samullm_vllm.vllm_executor import VllmExecutor, VllmOptions
 
 from samullm_plugin import (
@@ -31,7 +31,7 @@ GREEDY = {"temperature": 0.0, "ignore_eos": True}
 @pytest.fixture(scope="session", autouse=True)
 def forker() -> Iterator[None]:
     """Keep the process that has imported vLLM from test to test."""
-    with kept_forker():
+    with kept_fork_server():
         yield
 
 

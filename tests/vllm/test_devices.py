@@ -12,9 +12,9 @@ from samullm_vllm import general
 from samullm_vllm.devices import cpu_cores, cuda_cluster, cuda_devices, detect_platform
 from samullm_vllm.engine import engine_args
 from samullm_vllm.processes import RecordedProcess, kill
-from samullm_vllm.weights import read_ahead
+from samullm_vllm.vllm_executor import read_ahead
 
-from samullm_plugin import Cluster, Gpu
+from samullm_plugin import Cluster, Gpu, InputError
 from samullm_plugin.host.manager import PluginHost
 
 
@@ -53,6 +53,18 @@ def test_groups_follow_the_visible_devices() -> None:
     assert cuda_cluster(["3", "0"], nvml).nvlink_groups == ((0,), (1,))
 
 
+def test_a_driver_that_does_not_answer_is_told() -> None:
+    """A broken driver is wrong input with a remedy, not a traceback."""
+
+    def refuse() -> None:
+        raise RuntimeError("Driver Not Loaded")
+
+    nvml = fake_nvml(set(), 1)
+    nvml.nvmlInit = refuse
+    with pytest.raises(InputError, match=r"Driver Not Loaded.*nvidia-smi"):
+        cuda_cluster(nvml=nvml)
+
+
 def test_visible_devices_are_named_as_cuda_does() -> None:
     assert cuda_devices({"CUDA_VISIBLE_DEVICES": "3, GPU-ab"}) == ["3", "GPU-ab"]
     assert cuda_devices({"CUDA_VISIBLE_DEVICES": ""}) == []
@@ -73,9 +85,9 @@ def test_blocks_are_fixed_and_one_is_never_used() -> None:
     assert args["num_gpu_blocks_override"] == 1000 // 32 + 1
     assert args["kv_cache_memory_bytes"]
     assert args["enforce_eager"]
-    assert not engine_args("m", {"block_size": 16}, kv_tokens=1000, platform="cuda")[
-        "enforce_eager"
-    ]
+    on_cuda = engine_args("m", {"block_size": 16}, kv_tokens=1000, platform="cuda")
+    assert not on_cuda["enforce_eager"]
+    assert on_cuda["gpu_memory_utilization"] < 0.1  # a start beside another's memory is no error
 
 
 def test_both_executors_are_found_without_importing_vllm() -> None:
@@ -86,7 +98,7 @@ def test_both_executors_are_found_without_importing_vllm() -> None:
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
     code = (
-        "import sys, samullm_vllm.worker, samullm_vllm.zygote, samullm_vllm.general;"
+        "import sys, samullm_vllm.worker, samullm_vllm.fork_server, samullm_vllm.general;"
         "assert not {'numba', 'llvmlite', 'vllm', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

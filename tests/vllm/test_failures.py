@@ -137,9 +137,9 @@ def test_what_a_dead_engine_started_ends_with_it(
     engine.write_text(f"#!/bin/sh\nsleep 1000 & echo $! > {tmp_path}/worker\nwait\n")
     engine.chmod(0o755)
     monkeypatch.setattr("samullm_vllm.launching.sys.executable", str(engine))
-    launcher = FreshLauncher(cuda=True, environment={})
+    launcher = FreshLauncher("cuda", {})
     with (tmp_path / "log").open("wb") as log:
-        launched = launcher.launch("a", ["0", "1"], 2, log)
+        launched = launcher.launch("a", 2, log, launcher.placement(["0", "1"]))
     try:
         deadline = time.monotonic() + 10
         while not (tmp_path / "worker").exists() or not (tmp_path / "worker").read_text():
@@ -341,6 +341,8 @@ def test_close_leaves_no_process(tiny: Path, tmp_path: Path) -> None:
     executor.close()
     assert not alive(pids)
     own = psutil.Process().children(recursive=True)
-    assert len([p for p in own if "zygote" in " ".join(p.cmdline())]) <= 1  # kept for other tests
+    assert (
+        len([p for p in own if "fork_server" in " ".join(p.cmdline())]) <= 1
+    )  # kept for other tests
     with pytest.raises(RunError, match="not open"):
         executor.start_engine(spec("a", tiny))

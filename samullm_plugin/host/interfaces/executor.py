@@ -144,12 +144,20 @@ class Executor(Plugin, ABC):
     before it was stopped may be reported by events after ``stop_engine`` has returned.
 
     Attributes:
-        can_sleep: engines can be put to sleep and woken.
         virtual_clock: time stands still but for ``poll``; nothing real happens.
     """
 
-    can_sleep: ClassVar[bool] = False
     virtual_clock: ClassVar[bool] = False
+
+    @property
+    def can_sleep(self) -> bool:
+        """Whether engines can be put to sleep and woken."""
+        return False
+
+    @property
+    def can_prepare(self) -> bool:
+        """Whether ``prepare_engine`` shortens the start that follows."""
+        return False
 
     @classmethod
     def kept_warm(cls) -> AbstractContextManager[None]:
@@ -195,7 +203,22 @@ class Executor(Plugin, ABC):
 
     @abstractmethod
     def start_engine(self, spec: EngineSpec) -> None:
-        """Begin to start a replica; a ``ready`` or ``failed`` event follows."""
+        """Begin to start a replica; a ``ready`` or ``failed`` event follows.
+
+        If it is being prepared under this key, go on from there, on the devices named now.
+        """
+
+    def prepare_engine(self, spec: EngineSpec) -> bool:
+        """Begin with what a replica's start needs no device for; ``spec.devices`` may be held yet.
+
+        ``start_engine`` under the same key follows, or ``stop_engine`` if it is not wanted after
+        all; if it fails meanwhile, a ``failed`` event and then ``stop_engine``.
+
+        Returns:
+            Whether that has begun; if not, nothing follows. Only asked if ``can_prepare``.
+        """
+        del spec
+        return False
 
     @abstractmethod
     def submit(self, key: str, requests: Sequence[EngineRequest]) -> None:
@@ -229,6 +252,11 @@ class Executor(Plugin, ABC):
         None if the executor does not record them. Works until ``stop_engine`` has returned.
         """
         return None
+
+    def start_parts(self, key: str) -> Mapping[str, float]:
+        """Return the seconds of a ready replica's start by part, in their order, if known."""
+        del key
+        return {}
 
     def figures(self) -> Mapping[str, float]:
         """Return what the executor has measured of itself, for ``metrics.json``."""

@@ -1,6 +1,6 @@
-"""Devices that runs on this machine hold, so that no two use the same one unawares.
+"""Locks on the devices that runs on this machine hold, so that no two use the same one unawares.
 
-A claim is a listening socket in Linux's abstract name space: there is no file to be left behind,
+A lock is a listening socket in Linux's abstract name space: there is no file to be left behind,
 and the end of the process ends it, however that comes about.
 """
 
@@ -13,15 +13,15 @@ from contextlib import suppress
 _CREDENTIALS = struct.Struct("iII")
 
 
-class Claims:
+class DeviceLocks:
     """The devices one executor holds."""
 
     def __init__(self) -> None:
         """Hold none."""
         self._held: list[socket.socket] = []
 
-    def claim(self, device: str) -> int | None:
-        """Claim a device; return the id of the process that holds it already, if one does.
+    def acquire(self, device: str) -> int | None:
+        """Lock a device; return the id of the process that holds it already, if one does.
 
         Args:
             device: its name on this machine, such as ``cpu:0``.

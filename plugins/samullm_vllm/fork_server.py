@@ -1,16 +1,16 @@
-"""A process that has imported vLLM once and forks engines: on a CPU a new one takes a second.
+"""A process that has imported vLLM once and forks engines.
 
-Importing vLLM takes six seconds and more, an engine's own start less than one. This process stays
-single-threaded, so that forking it is safe, and never builds an engine itself. It ends, and its
-engines with it, when the coordinator does.
+Importing vLLM takes six seconds and more; on a CPU an engine's own start takes one. This process
+touches no device and starts no thread, so that forking it is safe, and never builds an engine
+itself. It ends, and its engines with it, when the coordinator does.
 
-Run as ``python -m samullm_vllm.zygote CONTROL``, the descriptor of its end of a socket pair.
+Run as ``python -m samullm_vllm.fork_server PLATFORM CONTROL``: ``cpu`` or ``cuda``, and the
+descriptor of its end of a socket pair.
 """
 
 from __future__ import annotations
 
 import array
-import ctypes
 import gc
 import os
 import selectors
@@ -25,6 +25,7 @@ from typing import NoReturn
 
 from samullm_vllm import engine
 from samullm_vllm.channel import Channel
+from samullm_vllm.processes import end_with_parent
 from samullm_vllm.protocol import (
     LENGTH,
     Exited,
@@ -36,13 +37,12 @@ from samullm_vllm.protocol import (
     encode,
     frame_bytes,
 )
-from samullm_vllm.scratch import remove_scratch
+from samullm_vllm.workdir import remove_temporary
 
-_PR_SET_PDEATHSIG = 1
 NUM_DESCRIPTORS = 2
 
 
-class Zygote:
+class ForkServer:
     """Forks engines on request.
 
     Args:
@@ -51,9 +51,10 @@ class Zygote:
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
+        self._pid = os.getpid()
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ)
-        self._scratch: set[str] = set()
+        self._temporary: set[str] = set()
         self._children: dict[int, tuple[str, int]] = {}  # by pidfd: replica and process id
 
     def run(self) -> None:
@@ -71,8 +72,8 @@ class Zygote:
         for _, pid in self._children.values():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        for folder in self._scratch:
-            remove_scratch(folder)
+        for folder in self._temporary:
+            remove_temporary(folder)
 
     def _serve(self) -> bool:
         """Answer a message; return False if the coordinator is gone."""
@@ -89,7 +90,7 @@ class Zygote:
 
     def _fork(self, message: Fork, descriptors: list[int]) -> None:
         channel, log = descriptors
-        self._scratch.add(message.environment.get("TMPDIR", ""))
+        self._temporary.add(message.environment.get("TMPDIR", ""))
         pairs = [socket.socketpair() for _ in range(1, message.num_ranks)]
         pids = []
         for rank in range(message.num_ranks):
@@ -117,7 +118,7 @@ class Zygote:
         """Be an engine's rank, in the forked process."""
         status = 1
         try:
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            end_with_parent(self._pid)
             os.dup2(log, 1)
             os.dup2(log, 2)
             os.close(log)
@@ -127,8 +128,6 @@ class Zygote:
                 os.close(child)
             os.environ.update(message.environment)
             tempfile.tempdir = None
-            if message.cores:
-                os.sched_setaffinity(0, {message.cores[rank]})
             from samullm_vllm import worker
 
             if rank == 0:
@@ -183,25 +182,32 @@ def _receive(control: socket.socket) -> tuple[bytes | None, list[int]]:
 
 def main(arguments: Sequence[str]) -> None:
     """Import vLLM, then fork engines until the coordinator is gone."""
+    platform, number = arguments
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    control = socket.socket(fileno=int(arguments[0]))
+    control = socket.socket(fileno=int(number))
     try:
-        engine.preload()
+        engine.preload(platform)
     except Exception as error:  # an installation can be broken in any way
         traceback.print_exc()
-        control.sendall(encode(Fault(engine.last_line(error), of_all=True)))
+        reason = f"vLLM cannot be imported: {engine.last_line(error)}"
+        control.sendall(encode(Fault(reason, of_all=True)))
+        sys.exit(1)
+    if engine.cuda_in_use():
+        reason = "importing vLLM has touched CUDA, so that no engine can be forked from it; give "
+        reason += "the executor the option start_method=fresh"
+        control.sendall(encode(Fault(reason, of_all=True)))
         sys.exit(1)
     threads = len(os.listdir("/proc/self/task"))
-    if threads > 1:
+    if threads > 1 and platform == "cpu":
         print(f"{threads} threads after importing vLLM: forked engines may hang", file=sys.stderr)  # noqa: T201  # this process's log
     gc.collect()
     gc.freeze()
-    zygote = Zygote(control)
+    server = ForkServer(control)
     control.sendall(encode(Preloaded()))
     try:
-        zygote.run()
+        server.run()
     finally:
-        zygote.end()
+        server.end()
 
 
 if __name__ == "__main__":
