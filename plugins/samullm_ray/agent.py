@@ -102,19 +102,28 @@ class Agent:
         self._wake_end, self._wake_start = os.pipe()
         os.set_blocking(self._wake_end, False)
         self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._fresh = threading.Event()
 
     # --- called by the coordinator, on Ray's threads ---
 
     def hello(self, import_timeout_s: float) -> MachineFacts:
         """Get ready to start engines and say what this machine is.
 
+        Asked again, an agent ends the engines it has and begins anew, as another incarnation.
+
         Args:
             import_timeout_s: how long importing vLLM may take, where engines are forked.
         """
         import ray
 
-        fault = self._take_devices()
-        if not fault:
+        if self._thread.is_alive():
+            self._fresh.clear()
+            with self._changed:
+                self.incarnation = ""
+            os.write(self._wake_start, b"x")
+            self._fresh.wait(import_timeout_s)
+        fault = "" if self._launcher is not None else self._take_devices()
+        if not fault and self._launcher is None:
             self._launcher = self._make_launcher()
             fault = self._launcher.await_ready(import_timeout_s) or ""
         names: tuple[str, ...] = ()
@@ -229,6 +238,8 @@ class Agent:
                     _empty(self._wake_end)
                 elif picked.data is not launcher:
                     self._relay(selector, picked.data, mask)
+            if not self.incarnation:
+                self._begin_anew(selector, launcher)
             with self._changed:
                 todo, self._todo = self._todo, []
             for command in todo:
@@ -241,6 +252,18 @@ class Agent:
                 if (engine.launched.exited or engine.launched.lost) and not engine.ended:
                     self._relay(selector, key, selectors.EVENT_READ)  # it may have said why
                     self._end(selector, key, engine)
+
+    def _begin_anew(self, selector: selectors.BaseSelector, launcher: Launcher) -> None:
+        """End all engines and forget what was said of them."""
+        for engine in self._engines.values():
+            launcher.kill(engine.launched, _KILL_S)
+            self._memory.await_back(engine.devices)
+            self._forget(selector, engine)
+        self._engines.clear()
+        with self._changed:
+            self._commands, self._news, self._todo = Incoming(), Outgoing(), []
+            self.incarnation = uuid.uuid4().hex
+        self._fresh.set()
 
     def _carry_out(
         self, selector: selectors.BaseSelector, launcher: Launcher, command: Command

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import queue
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import IO, Any, ClassVar, Literal
 
 from pydantic import BaseModel
@@ -46,9 +46,32 @@ class RayExecutor(VllmExecutor):
     name = "ray"
     Config: ClassVar[type[BaseModel]] = RayOptions
 
+    _keeping: ClassVar[bool] = False
+    _kept: ClassVar[dict[tuple[object, ...], tuple[Actors, dict[int, Any]]]] = {}
+
+    @classmethod
+    @contextmanager
+    def kept_warm(cls) -> Iterator[None]:
+        """Let executors opened one after another use the same agents, which have imported vLLM."""
+        cls._keeping = True
+        try:
+            yield
+        finally:
+            cls._keeping = False
+            cls.end_kept()
+
+    @classmethod
+    def end_kept(cls) -> None:
+        """End the agents that are kept."""
+        while cls._kept:
+            actors, agents = cls._kept.popitem()[1]
+            end_agents(list(agents.values()))
+            actors.close()
+
     def __init__(self, config: BaseModel | None = None) -> None:
         """Keep the options; nothing is started before ``open``."""
         super().__init__(config)
+        self._polls = 0
         self._models: dict[str, ModelSpec] = {}
         self._places: dict[int, tuple[int, int]] = {}
         self._actors: Actors | None = None
@@ -71,11 +94,15 @@ class RayExecutor(VllmExecutor):
         options = self.ray_options
         self._connected = connect(options)
         self._cluster = cluster
-        self._actors = Actors(cluster, options)
+        kept = self._kept.pop(self._warm_key, None)
+        self._actors = Actors(cluster, options) if kept is None else kept[0]
         self._places = {
             d: (m, i) for m, ds in enumerate(cluster.machines) for i, d in enumerate(ds)
         }
-        self._agents = {m: self._actors.start(m) for m in range(len(cluster.machines))}
+        if kept is None:
+            self._agents = {m: self._actors.start(m) for m in range(len(cluster.machines))}
+        else:
+            self._agents = kept[1]
         self._facts = say_hello(list(self._agents.values()), options.load_timeout_s)
         platforms = {f.platform for f in self._facts}
         if len(platforms) > 1:
@@ -94,6 +121,12 @@ class RayExecutor(VllmExecutor):
                     f"executor ray: machine {facts.host} has no folder {missing[0]}; copy the "
                     "model there, or put it on a disk that all machines share"
                 )
+
+    @property
+    def _warm_key(self) -> tuple[object, ...]:
+        options = self.ray_options
+        sizes = tuple(len(m) for m in self._cluster.machines)
+        return options.address, options.platform, options.start_method, options.resource, sizes
 
     def _check_gpus(self, cluster: Cluster) -> None:
         """Warn of GPUs that are not what the plan takes them for."""
@@ -222,26 +255,30 @@ class RayExecutor(VllmExecutor):
 
     def figures(self) -> Mapping[str, float]:
         """Return how often machines were polled, and how many were lost and joined."""
-        machines = [] if self._launcher is None else self._remote.machines.values()
-        polls = sum(m.polls for m in machines)
+        if self._launcher is not None:
+            self._polls = sum(m.polls for m in self._remote.machines.values())
         return {
-            "ray_polls": float(polls),
+            "ray_polls": float(self._polls),
             "machines_lost": float(self._lost),
             "machines_joined": float(self._joined),
         }
 
     def close(self) -> None:
         """End every engine and agent and leave the cluster; safe to call twice."""
+        self.figures()
+        healthy = self._launcher is not None and not self._lost
         super().close()
-        end_agents(list(self._agents.values()))
-        self._agents.clear()
         if self._actors is not None:
-            self._actors.close()
-            self._actors = None
+            if self._keeping and healthy:
+                self._kept[self._warm_key] = self._actors, self._agents
+            else:
+                end_agents(list(self._agents.values()))
+                self._actors.close()
+            self._actors, self._agents = None, {}
         if self._bell >= 0:
             os.close(self._bell)
             self._bell = -1
-        if self._connected:
+        if self._connected and not self._keeping:
             import ray
 
             ray.shutdown()

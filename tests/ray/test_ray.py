@@ -77,11 +77,14 @@ class Machines:
 
 
 @pytest.fixture(scope="module")
-def machines() -> Iterator[Machines]:
+def machines(undisturbed_texts: dict[str, str]) -> Iterator[Machines]:
+    # Agents that are kept hold their cores: the local run that gave the texts came before.
+    assert undisturbed_texts
     os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     made = Machines()
-    yield made
+    with RayExecutor.kept_warm():
+        yield made
     made.close()
 
 
@@ -177,6 +180,7 @@ def test_a_machine_is_killed_and_another_joins(
 def test_a_killed_driver_resumes(
     machines: Machines, app: Path, undisturbed_texts: dict[str, str], tmp_path: Path
 ) -> None:
+    RayExecutor.end_kept()  # the driver is a process of its own and has agents of its own
     directory = tmp_path / "run"
     command = [sys.executable, str(PROGRAM), str(app), str(directory), "--ray", machines.address]
     driver = subprocess.Popen(command)
