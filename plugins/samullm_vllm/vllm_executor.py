@@ -14,7 +14,7 @@ from typing import IO, Any, ClassVar, Literal
 import psutil
 from pydantic import BaseModel, Field
 
-from samullm_plugin import Cluster, EngineSpec, InputError, ModelSpec, RunError
+from samullm_plugin import Cluster, EngineSpec, Gpu, InputError, ModelSpec, RunError
 from samullm_vllm.device_locks import DeviceLocks
 from samullm_vllm.device_memory import DeviceMemory
 from samullm_vllm.devices import (
@@ -80,6 +80,20 @@ class VllmExecutor(ProcessExecutor):
             except PackageNotFoundError:
                 continue
         return None
+
+    @classmethod
+    def local_cluster(cls) -> Cluster | None:
+        """Return this machine's GPUs, or its cores where there are none; None without vLLM.
+
+        A core stands for its share of four fifths of the memory.
+        """
+        if find_spec("vllm") is None:
+            return None
+        if detect_platform() == "cuda":
+            return cuda_cluster(cuda_devices(os.environ))
+        cores = len(cpu_cores())
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return Cluster.uniform(Gpu("core", int(0.8 * memory / cores)), cores, nvlink=cores)
 
     def _prepare(self, cluster: Cluster) -> None:
         check_installed(self.name)

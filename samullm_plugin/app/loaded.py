@@ -109,6 +109,7 @@ class LoadedApplication:
         output_tokens: per node the output lengths if they are known beforehand.
         path: the file it was read from.
         output: the joined table to write; None: none.
+        executor_given: whether the file says how to run, rather than nothing.
     """
 
     app: Application
@@ -119,6 +120,7 @@ class LoadedApplication:
     output_tokens: tuple[Ints, ...] | None = None
     path: Path | None = None
     output: OutputSection | None = None
+    executor_given: bool = True
 
     def messages(
         self, node: int, request: int, output_of: OutputOf

@@ -89,7 +89,14 @@ def build_application(
     if not spec.applications:
         app, sources = Assembly(spec, path, count_tokens, tables, limit).build()
         return LoadedApplication(
-            app, cluster, spec.planner, spec.executor, sources, path=path, output=spec.output
+            app,
+            cluster,
+            spec.planner,
+            spec.executor,
+            sources,
+            path=path,
+            output=spec.output,
+            executor_given="executor" in spec.model_fields_set,
         )
     parts = []
     for name in spec.applications:
@@ -118,6 +125,7 @@ def build_application(
         _lengths(parts),
         path,
         spec.output,
+        "executor" in spec.model_fields_set,
     )
 
 

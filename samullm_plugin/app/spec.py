@@ -649,7 +649,12 @@ class PlannerSection(Section):
 
     scheduler: Component = Component(type="auto")
     length_estimator: Component = Component(type="ecdf")
-    latency_model: Component = Component(type="linear")
+    latency_model: Component | None = Field(
+        default=None,
+        description="Where iteration times come from. By default the best that is known of each "
+        "model and GPU: measured by runs on this machine, by a profile, transferred from other "
+        "models, operator tables, and else assumed from data sheets.",
+    )
     request_policy: Component | None = None
     fusion: bool = Field(
         default=True,

@@ -18,7 +18,7 @@ from samullm_plugin.bench.engine_profiles import Measurement
 from samullm_plugin.errors import InputError, PlanError, PluginError
 from samullm_plugin.model.plan import Plan
 from samullm_plugin.planning.planner import PlanningOptions, make_plan
-from samullm_plugin.planning.records import RecordReader, to_record
+from samullm_plugin.planning.records import read_record, to_record
 from samullm_plugin.run.journal import Journal, read_journal
 from samullm_plugin.run.replanning import Replanner
 from samullm_plugin.run.run import RunSetup, start_run
@@ -225,7 +225,7 @@ class EngineBench:
     def _known_plan(self, key: str) -> PlannedCase | None:
         for record in self._records("plan"):
             if record.pop("key") == key:
-                return RecordReader(str(self._dir / RUNS_FILE)).read(PlannedCase, record)
+                return read_record(PlannedCase, record, str(self._dir / RUNS_FILE))
         return None
 
     def _known_runs(self) -> dict[str, EngineRun]:

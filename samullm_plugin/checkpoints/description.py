@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from samullm_plugin.checkpoints.hf_config import ConfigFile, read_config_file
 from samullm_plugin.checkpoints.limits import derived_max_model_len
+from samullm_plugin.checkpoints.meta_device import count_parameters
 from samullm_plugin.checkpoints.parts import Attention, Layers
 from samullm_plugin.checkpoints.quantization import (
     DTYPE_BYTES,
@@ -186,8 +187,8 @@ def describe(path: Path, *, ask: bool = False) -> ModelDescription:
 
     Args:
         path: its folder, or a ``config.json``.
-        ask: let transformers, where it is installed, count the parameters of a checkpoint that is
-            known by its configuration only.
+        ask: let transformers, where it is installed, count the parameters of a checkpoint without
+            weights here; it is asked anyway of families that are not known.
 
     Raises:
         InputError: naming file and field, or the feature that is not modelled.
@@ -197,9 +198,7 @@ def describe(path: Path, *, ask: bool = False) -> ModelDescription:
     try:
         layers = read_layers(file)
     except InputError:
-        from samullm_plugin.checkpoints.meta_device import count_parameters
-
-        counted = count_parameters(file, tied(file)) if ask else None
+        counted = count_parameters(file, tied(file))
         if counted is None:
             raise
         layers = _checked_guess(file, counted)
@@ -211,10 +210,9 @@ def describe(path: Path, *, ask: bool = False) -> ModelDescription:
         if not stored.packed:
             parameters = stored.numbers
         source = "safetensors"
-    elif ask:
-        from samullm_plugin.checkpoints.meta_device import count_parameters
-
-        counted = counted or count_parameters(file, tied(file))
+    else:
+        if ask and counted is None:
+            counted = count_parameters(file, tied(file))
         if counted is not None:
             parameters, source = counted, "transformers"
     return ModelDescription(

@@ -115,3 +115,37 @@ def bundled_gpu(name: str) -> Gpu:
             "for another kind give gpu_memory_gib as well"
         )
     return Gpu(name if name in DATA_SHEETS else known, DATA_SHEETS[known].memory_bytes)
+
+
+def described_device(name: str) -> DataSheet | None:
+    """Return what the driver says of a device of this machine, None if it has none of that name.
+
+    Bandwidth follows from the memory's clock and bus, FLOP/s from cores and clock at four times
+    the rate of 32-bit numbers, as matrix units of half precision have at least.
+    """
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            said = pynvml.nvmlDeviceGetName(handle)
+            said = said.decode() if isinstance(said, bytes) else str(said)
+            if _plain(said) != _plain(name):
+                continue
+            memory_hz = 1e6 * pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_MEM)
+            core_hz = 1e6 * pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM)
+            bus_bytes = pynvml.nvmlDeviceGetMemoryBusWidth(handle) / 8
+            cores = pynvml.nvmlDeviceGetNumGpuCores(handle)
+            return DataSheet(
+                int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
+                max(cores // 128, 1),
+                4 * 2 * cores * core_hz,
+                2 * memory_hz * bus_bytes,
+                32e9,
+            )
+    except pynvml.NVMLError:
+        return None
+    return None

@@ -9,7 +9,13 @@ from typing import Any
 
 
 def cache_folder(name: str) -> Path:
-    """Return the folder of one kind of answers, in the user's cache (``XDG_CACHE_HOME``)."""
+    """Return the folder of one kind of answers.
+
+    In the folder that the setting ``SAMULLM_CACHE_DIR`` names, by default the user's cache
+    (``XDG_CACHE_HOME``).
+    """
+    if own := os.environ.get("SAMULLM_CACHE_DIR"):
+        return Path(own) / name
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "samullm" / name
 

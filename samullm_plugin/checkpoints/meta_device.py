@@ -10,6 +10,7 @@ import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 
 from samullm_plugin.checkpoints.hf_config import ConfigFile, has_defaults
 from samullm_plugin.checkpoints.machine_cache import keep, read_kept
@@ -54,6 +55,13 @@ def count_parameters(file: ConfigFile, tied: bool) -> int | None:
     """
     installed = _transformers()
     if installed is None or file.text.kind in _DIFFERENT:
+        return None
+    package = find_spec("transformers")
+    folder = file.top.kind.replace("-", "_")
+    places = [] if package is None else package.submodule_search_locations or []
+    if not any((Path(place) / "models" / folder).is_dir() for place in places) and not (
+        has_defaults(file.top.kind)
+    ):
         return None
     if file.raw.get("auto_map") and not has_defaults(file.top.kind):
         return None  # the class comes with the model's files: its code is not run for a count

@@ -95,8 +95,12 @@ def read_checkpoint(
     return description.architecture(engine), description.max_model_len
 
 
-def described(path: Path) -> ModelDescription:
+def described(path: Path, *, ask: bool = False) -> ModelDescription:
     """Return what is known of a checkpoint, read once as long as its files stay as they are.
+
+    Args:
+        path: its folder, or a ``config.json``.
+        ask: let transformers count the parameters of a checkpoint without weights here.
 
     Raises:
         InputError: as :func:`~samullm_plugin.checkpoints.description.describe`.
@@ -110,12 +114,12 @@ def described(path: Path) -> ModelDescription:
         except OSError:
             continue
         stamps.append((name, status.st_mtime_ns, status.st_size))
-    return _described(path, tuple(stamps))
+    return _described(path, tuple(stamps), ask)
 
 
 @lru_cache(maxsize=256)
-def _described(path: Path, stamps: tuple[object, ...]) -> ModelDescription:
-    return describe(path, ask=True)
+def _described(path: Path, stamps: tuple[object, ...], ask: bool) -> ModelDescription:
+    return describe(path, ask=ask)
 
 
 def find_checkpoint(reference: str, base: Path | None = None) -> Path | None:

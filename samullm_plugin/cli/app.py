@@ -6,7 +6,7 @@ are asked for commands only if no built-in one has the name; ``samullm plugins``
 
 from __future__ import annotations
 
-import os
+import errno
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from samullm_plugin.cli.logs import configure_logging
+from samullm_plugin.cli.streams import discard, standard_streams
 from samullm_plugin.errors import InputError, SamullmError, UnknownNameError, suggest
 
 
@@ -84,7 +85,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: without the program's name; those of this process by default.
     """
-    flags, words = _split_flags(sys.argv[1:] if arguments is None else arguments)
+    with standard_streams():
+        return _main(sys.argv[1:] if arguments is None else arguments)
+
+
+def _main(arguments: Sequence[str]) -> int:
+    """Run a command line on streams that can be used."""
+    flags, words = _split_flags(arguments)
     configure_logging(
         verbosity=2 if "very_verbose" in flags else int("verbose" in flags),
         quiet="quiet" in flags,
@@ -93,17 +100,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _run(words)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read the output has left; Python would complain once more when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard(sys.stdout)  # whoever read the output has left
         return 1
     except KeyboardInterrupt:
-        typer.echo("samullm: interrupted", err=True)
+        sys.stderr.write("samullm: interrupted\n")
         return 130
     except Exception as error:
         if "traceback" in flags:
             traceback.print_exc()
         message, code = _explain(error)
-        typer.echo(f"samullm: {message}", err=True)
+        sys.stderr.write(f"samullm: {message}\n")
+        if isinstance(error, OSError) and error.filename is None:
+            discard(sys.stdout)
     return code
 
 
@@ -196,6 +204,10 @@ def _stub(name: str) -> Callable[[], None]:
     return command
 
 
+_FULL = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG)
+"""What a stream answers that takes no more; files name themselves in their errors."""
+
+
 def _explain(error: Exception) -> tuple[str, int]:
     """Return message and exit code of an error."""
     if isinstance(error, SamullmError):
@@ -217,5 +229,7 @@ def _explain(error: Exception) -> tuple[str, int]:
         return f"{error.filename}: {error.strerror}", 2
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}", 1
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return f"standard output: {error.strerror}", 1
     text = f"{type(error).__name__}: {error}".rstrip(": ")
     return f"internal error: {text}; run it again with --traceback to see where", 1

@@ -30,9 +30,12 @@ def configure_logging(verbosity: int = 0, *, quiet: bool = False) -> None:
 
 def _plugin_packages() -> set[str]:
     """Return the top-level packages of installed plugins, without importing them."""
-    from importlib.metadata import entry_points
+    from importlib.metadata import EntryPoint
 
-    return {point.module.partition(".")[0] for point in entry_points(group="samullm")}
+    from samullm_plugin.host.discovery import installed_plugins
+
+    points = [p for p in installed_plugins() if isinstance(p, EntryPoint)]
+    return {point.module.partition(".")[0] for point in points}
 
 
 def is_quiet() -> bool:

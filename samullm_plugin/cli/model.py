@@ -76,7 +76,7 @@ def _described(reference: str, longest: int | None) -> tuple[dict[str, Any], Mod
         notes: tuple[str, ...] = ()
         weights = sizes.weight_bytes
     else:
-        description = described(path)
+        description = described(path, ask=True)
         sizes = description.architecture()
         length = longest or description.max_model_len
         spec = ModelSpec(reference, length, sizes)

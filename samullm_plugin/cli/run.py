@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -79,6 +75,7 @@ def run(
     from samullm_plugin.planning.artifacts import read_plan
     from samullm_plugin.planning.instances import make_instance
     from samullm_plugin.planning.planner import PlanningOptions, make_plan
+    from samullm_plugin.planning.this_machine import usual_executor
     from samullm_plugin.run.display import RunDisplay
     from samullm_plugin.run.known import known_outputs, known_text
     from samullm_plugin.run.progress import RunProgress
@@ -91,6 +88,7 @@ def run(
         resume_run,
         start_run,
     )
+    from samullm_plugin.run.signals import draining
 
     if (output_dir is None) == (resume is None):
         raise InputError("give --output-dir DIR for a new run, or --resume DIR for an old one")
@@ -120,7 +118,7 @@ def run(
         found, chosen = stored.plan, stored.scheduler
     elif resume is not None:
         stored = _plan_for(loaded, resume / "plan.json")
-    name = executor or before or loaded.executor.type
+    name = executor or before or usual_executor(host, loaded)
     options: dict[str, object] = {}
     if name == loaded.executor.type:
         options |= loaded.executor.options
@@ -144,10 +142,10 @@ def run(
         result = make_plan(host, remaining, chosen, how, simulator=simulator)
         found, traces = result.plan, result.traces
     progress = RunProgress(problem.app, traces)
-    with RunDisplay(progress, quiet=is_quiet()) as display, _interruptible() as interruptible:
+    with RunDisplay(progress, quiet=is_quiet()) as display, draining() as interruptible:
 
         def on_start(coordinator: Coordinator) -> None:
-            interruptible(coordinator)
+            interruptible(coordinator.request_drain)
             if not traces:
                 first = read_plan(directory / "plan.json").plan
                 progress.expect(simulator.simulate(first))
@@ -191,32 +189,6 @@ def _plan_for(loaded: LoadedApplication, path: Path) -> StoredPlan:
                 "does not have: the plan was made for another one; plan again"
             )
     return stored
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[Coordinator], None]]:
-    """Let the first interruption drain the run, and the second end it.
-
-    Yields:
-        What is to be called with the coordinator before it runs.
-    """
-    running: list[Coordinator] = []
-    asked = False
-
-    def handle(number: int, frame: Any) -> None:
-        nonlocal asked
-        if asked or not running:
-            raise KeyboardInterrupt
-        asked = True
-        sys.stderr.write("samullm: stopping; once more to stop at once\n")
-        running[0].request_drain()
-
-    before = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield running.append
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _report(outcome: RunOutcome) -> None:

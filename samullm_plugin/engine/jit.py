@@ -79,12 +79,14 @@ _FOLDER = cache_folder()
 
 def compiled(function: Function) -> Function:
     """Compile ``function`` at its first call, to run without the interpreter lock; kept on disk."""
-    before = numba_config.CACHE_DIR
-    numba_config.CACHE_DIR = str(_FOLDER)
+    settings: Any = numba_config  # its names are set at run time: type checkers do not see them
+    compile_: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
+    before = settings.CACHE_DIR
+    settings.CACHE_DIR = str(_FOLDER)
     try:
-        result: Function = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+        result: Function = compile_(function)
     finally:
-        numba_config.CACHE_DIR = before
+        settings.CACHE_DIR = before
     return result
 
 

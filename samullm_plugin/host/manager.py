@@ -24,6 +24,7 @@ from samullm_plugin.errors import (
     suggest,
 )
 from samullm_plugin.host import hookspecs
+from samullm_plugin.host.discovery import GROUP, BrokenMetadata, installed_plugins
 from samullm_plugin.host.registration import (
     KINDS,
     THIS_PROCESS,
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
 
 Options = Mapping[str, object] | None
 
-GROUP = "samullm"
 NO_PLUGINS = (
     "no plugin is installed, not even those shipped with samullm-plugin: a source checkout has to "
     "be installed once, with `pip install -e .`"
@@ -88,7 +88,17 @@ class PluginHost:
             _trace_logger.setLevel(logging.DEBUG)
             self._manager.trace.root.setwriter(lambda text: _trace_logger.debug(text.rstrip()))
             self._manager.enable_tracing()
-        points = metadata.entry_points(group=GROUP) if entry_points is None else entry_points
+        points = list[metadata.EntryPoint](entry_points or ())
+        if entry_points is None:
+            for point in installed_plugins():
+                if isinstance(point, BrokenMetadata):
+                    self._provenance.append(
+                        PluginProvenance(
+                            "plugin", point.name, point.name, "", "", "failed", point.reason
+                        )
+                    )
+                else:
+                    points.append(point)
         ordered = sorted(points, key=lambda point: (_origin(point), point.name))
         for point in ordered:
             self._load(point, disabled, only)

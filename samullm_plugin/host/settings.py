@@ -53,6 +53,12 @@ class Settings(BaseSettings):
         "`samullm/outputs.sqlite` in the user's cache folder (`XDG_CACHE_HOME`, else `~/.cache`).",
     )
 
+    cache_dir: Path | None = Field(
+        default=None,
+        description="Folder for what this machine keeps between runs: what runs have measured, and "
+        "parameters counted by transformers. `~/.cache/samullm` by default.",
+    )
+
     @field_validator("load_plugins", "disable_plugins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:

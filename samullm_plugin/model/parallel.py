@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from samullm_plugin.errors import InputError
+from samullm_plugin.model.types import STORED
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -16,6 +17,8 @@ class ParallelConfig:
         tensor_parallel_size: devices that share each layer of a replica.
         pipeline_parallel_size: groups of layers of a replica.
     """
+
+    __pydantic_config__ = STORED
 
     data_parallel_size: int = 1
     tensor_parallel_size: int = 1

@@ -8,6 +8,7 @@ from typing import Literal
 
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.parallel import ParallelConfig
+from samullm_plugin.model.types import STORED
 
 EndKind = Literal["first_finisher", "node_finished", "node_progress", "all_finished"]
 
@@ -23,6 +24,8 @@ class StageEnd:
         node: the named node.
         fraction: share of the node's requests, in (0, 1].
     """
+
+    __pydantic_config__ = STORED
 
     kind: EndKind = "first_finisher"
     node: str | None = None
@@ -52,6 +55,8 @@ class Assignment:
             ``parallel.devices_per_replica`` of them.
     """
 
+    __pydantic_config__ = STORED
+
     node: str
     parallel: ParallelConfig
     devices: tuple[int, ...]
@@ -66,6 +71,8 @@ class Assignment:
 @dataclass(frozen=True, slots=True)
 class Stage:
     """Assignments that run together, and the event that ends them."""
+
+    __pydantic_config__ = STORED
 
     assignments: tuple[Assignment, ...]
     end: StageEnd = StageEnd()
@@ -87,6 +94,8 @@ class Plan:
     A node keeps its engine from stage to stage while its assignment stays equal. In its last
     stage of the plan a node runs until it has finished, whatever ends the stage.
     """
+
+    __pydantic_config__ = STORED
 
     stages: tuple[Stage, ...]
 

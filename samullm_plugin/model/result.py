@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 import numpy as np
 
@@ -63,6 +64,30 @@ class PlanTrace:
     node_finish_s: Floats
     finish_s: tuple[Floats, ...]
     idle_share: float
+
+
+class Timeline(Protocol):
+    """What is shown of a plan carried out: a :class:`PlanTrace`, or what was kept of one."""
+
+    @property
+    def makespan_s(self) -> float:
+        """When the last request finished."""
+        ...
+
+    @property
+    def segments(self) -> tuple[EngineSegment, ...]:
+        """Engines in order of their start."""
+        ...
+
+    @property
+    def stage_start_s(self) -> tuple[float, ...]:
+        """When each stage of the plan became current."""
+        ...
+
+    @property
+    def idle_share(self) -> float:
+        """Share of device seconds without an iteration."""
+        ...
 
 
 class PlanStatus(StrEnum):

@@ -39,8 +39,8 @@ def draw_taken(app: Application, rng: np.random.Generator) -> tuple[Bools, ...]:
     taken = [u < n.requests.probability for n, u in zip(app.nodes, draws, strict=True)]
     members: dict[int, list[tuple[int, int]]] = {}
     for i, node in enumerate(app.nodes):
-        for r in np.flatnonzero(node.requests.choice >= 0):
-            members.setdefault(int(node.requests.choice[r]), []).append((i, int(r)))
+        for r in np.flatnonzero(node.requests.choice >= 0).tolist():
+            members.setdefault(int(node.requests.choice[r]), []).append((i, r))
     for alternatives in members.values():
         weights = np.array([app.nodes[i].requests.probability[r] for i, r in alternatives])
         chosen = rng.choice(len(alternatives), p=weights / weights.sum())
@@ -50,7 +50,7 @@ def draw_taken(app: Application, rng: np.random.Generator) -> tuple[Bools, ...]:
         table = app.nodes[i].requests
         for level in _levels(app, i):
             waits = level[np.diff(table.input_indptr)[level] > 0]
-            for r in waits if _any_untaken(app, i, taken) else ():
+            for r in waits.tolist() if _any_untaken(app, i, taken) else ():
                 part = slice(table.input_indptr[r], table.input_indptr[r + 1])
                 pairs = zip(table.input_node[part], table.input_request[part], strict=True)
                 taken[i][r] &= any(taken[s][q] for s, q in pairs)

@@ -16,9 +16,11 @@ from samullm_plugin.host.interfaces.length import LengthEstimator
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.cluster import Cluster
 from samullm_plugin.model.problem import Problem
+from samullm_plugin.planning.best_known import best_known, seen_lengths
 from samullm_plugin.planning.building import build_problem
 from samullm_plugin.planning.estimators import make_latency_model, make_length_estimator
 from samullm_plugin.planning.policies import planned_policy
+from samullm_plugin.planning.this_machine import local_devices
 from samullm_plugin.rules.fusion import fuse_chains, fuse_groups
 from samullm_plugin.simulator import PlanSimulator
 
@@ -53,14 +55,24 @@ class Instance:
         return PlanSimulator(problem, policy=planned_policy(host, self.planner, problem))
 
 
-def cluster_of(loaded: LoadedApplication, gpus: int | None) -> Cluster:
+def cluster_of(
+    loaded: LoadedApplication, gpus: int | None, host: PluginHost | None = None
+) -> Cluster:
     """Return the application's cluster, or its first kind of GPU in another number.
+
+    Args:
+        loaded: the application.
+        gpus: the number; None: as the application says.
+        host: asked for this machine's devices where the application names none.
 
     Raises:
         InputError: if there is neither a cluster nor a number, or the number is below one.
     """
     if gpus is None:
         if loaded.cluster is None:
+            here = None if host is None or loaded.sources is None else local_devices(host)
+            if here is not None:
+                return here[1]
             where = loaded.path or f"application {loaded.app.name}"
             raise InputError(
                 f"{where}: it names no cluster; add a `cluster` section, or give --gpus"
@@ -126,7 +138,7 @@ def make_instance(
         PluginError: if an estimator or a latency model breaks its interface's rules.
     """
     how = planner or loaded.planner
-    cluster = cluster_of(loaded, gpus)
+    cluster = cluster_of(loaded, gpus, host)
     app, known = loaded.app, loaded.output_tokens
     if fused is not None:
         made = fuse_groups(app, fused)
@@ -134,7 +146,11 @@ def make_instance(
         made = fuse_chains(app, cluster.num_gpus) if how.fusion else fuse_groups(app, {})
     app, known = made.app, None if known is None else made.joined(known)
     estimator = make_length_estimator(host, how.length_estimator.type, how.length_estimator.options)
-    latency = make_latency_model(host, how.latency_model.type, how.latency_model.options)
+    if "length_estimator" not in how.model_fields_set and (seen := seen_lengths(app)):
+        estimator = estimator.fit(seen)
+    latency: LatencyModel = best_known(host)
+    if how.latency_model is not None:
+        latency = make_latency_model(host, how.latency_model.type, how.latency_model.options)
     problem = build_problem(
         app,
         cluster,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,12 +14,15 @@ from samullm_plugin.host.interfaces.executor import (
     Executor,
     RequestOutput,
 )
+from samullm_plugin.model.latency import StepTable
 from samullm_plugin.model.plan import Assignment, Plan
 from samullm_plugin.model.problem import Problem
+from samullm_plugin.model.types import Floats
 from samullm_plugin.planning.records import to_record
 from samullm_plugin.rules.placement import one_at_a_time
 from samullm_plugin.rules.preparing import wanted_ahead
 from samullm_plugin.rules.transition import Running, RunState, next_transition, stage_ended
+from samullm_plugin.run.calibrating import Calibrator
 from samullm_plugin.run.dispatch import Deployment, Replica
 from samullm_plugin.run.engines import Engines
 from samullm_plugin.run.ledger import Ledger, RequestId, Status
@@ -81,6 +84,7 @@ class Coordinator:
         options: RunOptions | None = None,
         policy: PolicyCall | None = None,
         reuse: Reuse | None = None,
+        calibrator: Calibrator | None = None,
     ) -> None:
         """Prepare a run; nothing is started.
 
@@ -95,6 +99,7 @@ class Coordinator:
             options: limits.
             reuse: outputs of earlier runs; None: everything is asked.
             policy: order and replicas of requests; None: first come, first served, in turn.
+            calibrator: gathers what engines measure; None: nobody does.
         """
         self.problem, self.plan, self.executor, self.log = problem, plan, executor, log
         resume = resume or ResumePoint(Ledger(problem.app))
@@ -105,6 +110,7 @@ class Coordinator:
         self.queue = RequestQueue(self.ledger, source, log, resume.moved, reuse)
         self._source, self._policy = source, policy
         self._replanner = replanner
+        self._calibrator = calibrator
         self._app = problem.app
         self._names = [n.name for n in self._app.nodes]
         inputs = [NodeInputs(self._app, i) for i in range(len(self._names))]
@@ -125,6 +131,16 @@ class Coordinator:
         )
 
     # --- what others may ask ---
+
+    def take_steps(
+        self, deployment: Deployment, replica: Replica
+    ) -> tuple[StepTable, Floats] | None:
+        """Return a replica's iterations since the last call; None if it does not record them."""
+        taken = self.executor.take_steps(replica.key)
+        if self._calibrator is not None and taken is not None and len(taken[0]):
+            key = self.problem.mode_key(deployment.running.planned.parallel, replica.devices)
+            self._calibrator.add_steps(deployment.node, key, *taken)
+        return taken
 
     def now_s(self) -> float:
         """Return the run's clock."""
@@ -193,6 +209,11 @@ class Coordinator:
             deployment, replica = found
             if event.kind == "ready":
                 self.engines.note_ready(deployment, replica, time_s)
+                if self._calibrator is not None:
+                    key = self.problem.mode_key(
+                        deployment.running.planned.parallel, replica.devices
+                    )
+                    self._calibrator.add_start(deployment.node, key, time_s - replica.started_s)
             else:
                 self._replace(deployment, replica, event.reason, time_s)
         end = self.plan.stages[self.rule.stage].end
@@ -361,10 +382,16 @@ class Coordinator:
         done = self.ledger.num_settled(self._app.index(end.node))
         return done < rank <= int(will.sum())
 
+    def _stop_engine(self, deployment: Deployment, replica: Replica) -> Sequence[RequestOutput]:
+        """Stop an engine, its iterations taken before; return what it had not finished."""
+        if self._calibrator is not None and replica.ready_s is not None:
+            self.take_steps(deployment, replica)
+        return self.executor.stop_engine(replica.key)
+
     def _stop(self, node: int) -> None:
         deployment = self.engines.deployments[node]
         for replica in list(deployment.replicas):
-            outputs = self.executor.stop_engine(replica.key)
+            outputs = self._stop_engine(deployment, replica)
             self._take_back(node, replica, outputs)
         self.engines.note_stopped(deployment, self.now_s(), finished=self.ledger.settled(node))
 
@@ -374,7 +401,7 @@ class Coordinator:
         """Start an engine anew that has failed, elsewhere if possible; or give its node up."""
         node = deployment.node
         held = list(replica.outstanding) if replica.ready_s is not None else []
-        self._take_back(node, replica, self.executor.stop_engine(replica.key))
+        self._take_back(node, replica, self._stop_engine(deployment, replica))
         victims = [r for r in held if self.ledger.status[node][r] == Status.READY]
         self._failures[node] += 1
         name = self._names[node]
@@ -402,7 +429,7 @@ class Coordinator:
         now_s, node = self.now_s(), deployment.node
         for replica in deployment.replicas:
             if replica is not failed:
-                self._take_back(node, replica, self.executor.stop_engine(replica.key))
+                self._take_back(node, replica, self._stop_engine(deployment, replica))
         self.engines.note_stopped(deployment, now_s, finished=False)
         self.queue.fail_node(node, reason, now_s)
 
@@ -429,6 +456,7 @@ class Coordinator:
             self.queue.changed = True
             return
         lost |= changed
+        self.engines.prepare((), self.now_s())  # it may have been for a machine that is lost
         self.rule.barred = set(lost)
         stages = self.plan.stages[max(self.rule.stage, 0) :]
         needed = {d for s in stages for a in s.assignments for d in a.devices}
@@ -438,7 +466,7 @@ class Coordinator:
         for node, deployment in list(self.engines.deployments.items()):
             gone = [r for r in deployment.replicas if not lost.isdisjoint(r.devices)]
             for replica in gone:
-                self._take_back(node, replica, self.executor.stop_engine(replica.key))
+                self._take_back(node, replica, self._stop_engine(deployment, replica))
             if gone:
                 self.engines.drop(deployment, gone, self.now_s())
         self._update_rule()

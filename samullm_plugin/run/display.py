@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -79,7 +80,8 @@ class RunDisplay:
             self._say(self.summary())
 
     def _say(self, text: str) -> None:
-        sys.stderr.write(f"samullm: {self._progress.now_s:.1f} s: {text}\n")
+        with suppress(OSError, ValueError, AttributeError):  # closed, full, or none: not shown
+            sys.stderr.write(f"samullm: {self._progress.now_s:.1f} s: {text}\n")
 
     def _told(self, event: RunEvent) -> str:
         fields = event.fields

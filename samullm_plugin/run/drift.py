@@ -69,7 +69,7 @@ class DriftEstimator:
             for replica in deployment.replicas:
                 if replica.ready_s is None:
                     continue
-                taken = run.executor.take_steps(replica.key)
+                taken = run.take_steps(deployment, replica)
                 if taken is None or not len(taken[0]):
                     continue
                 steps, seconds = taken

@@ -59,8 +59,8 @@ class Engines:
             scheduling_policy: of the engines.
         """
         self.deployments: dict[int, Deployment] = {}
-        self.lost: set[int] = set()
         self.prepared: dict[str, PreparedEngines] = {}
+        self.lost: set[int] = set()
         self._problem, self._executor, self._inputs, self._log = problem, executor, inputs, log
         self._scheduling_policy = scheduling_policy
         self._by_key: dict[str, tuple[Deployment, Replica]] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from samullm_plugin.host.interfaces.executor import Executor
 from samullm_plugin.host.interfaces.length import LengthEstimator
 from samullm_plugin.model.application import Application
 from samullm_plugin.model.problem import Problem
-from samullm_plugin.model.result import PlanTrace
-from samullm_plugin.planning.records import RecordReader, to_record
+from samullm_plugin.model.result import EngineSegment, PlanTrace
+from samullm_plugin.planning.records import read_record, to_record
 from samullm_plugin.planning.reporting import provenance_lines
 
 FORECAST_FILE = "planned.json"
@@ -44,6 +44,23 @@ class ForecastNode:
         return self.fused or self.name
 
 
+@dataclass(frozen=True, slots=True)
+class ForecastTrace:
+    """What the simulation of the first plan said, but for single requests.
+
+    Attributes:
+        makespan_s: when the last request was to finish.
+        segments: engines in order of their start.
+        stage_start_s: when each stage was to begin.
+        idle_share: share of device seconds without an iteration.
+    """
+
+    makespan_s: float
+    segments: tuple[EngineSegment, ...]
+    stage_start_s: tuple[float, ...]
+    idle_share: float
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Forecast:
     """A run as it was foreseen when it began.
@@ -51,7 +68,7 @@ class Forecast:
     Attributes:
         nodes: as their user wrote them, in the plan's order.
         gpus: kind of each device.
-        trace: the first plan's simulation, without the times of single requests.
+        trace: the first plan's simulation.
         rests_on: what the figures come from, lines for people by topic.
         virtual_clock: the executor's time is computed; nothing really ran.
         modelled_lengths: output lengths were drawn and not generated.
@@ -60,7 +77,7 @@ class Forecast:
 
     nodes: tuple[ForecastNode, ...]
     gpus: tuple[str, ...]
-    trace: PlanTrace
+    trace: ForecastTrace
     rests_on: Mapping[str, tuple[str, ...]]
     virtual_clock: bool
     modelled_lengths: bool
@@ -113,7 +130,7 @@ def forecast_run(
     return Forecast(
         forecast_nodes(problem.app, trace),
         tuple(g.name for g in problem.cluster.gpus),
-        replace(trace, finish_s=()),
+        ForecastTrace(trace.makespan_s, trace.segments, trace.stage_start_s, trace.idle_share),
         rests_on,
         executor.virtual_clock,
         type(executor).imitate is not Executor.imitate,
@@ -135,7 +152,7 @@ def read_forecast(directory: Path) -> Forecast | None:
     path = directory / FORECAST_FILE
     if not path.exists():
         return None
-    return RecordReader(str(path)).read(Forecast, read_json(path))
+    return read_record(Forecast, read_json(path), str(path))
 
 
 def _length_source(estimator: LengthEstimator, model: str) -> str:

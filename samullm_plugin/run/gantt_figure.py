@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from samullm_plugin.errors import InputError, MissingExtraError
 from samullm_plugin.model.cluster import Cluster
-from samullm_plugin.model.result import PlanTrace
+from samullm_plugin.model.result import PlanTrace, Timeline
 from samullm_plugin.run.metrics import MeasuredEngine
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Panel:
     end_s: float | None = None
 
 
-def planned_bars(trace: PlanTrace) -> tuple[Bar, ...]:
+def planned_bars(trace: Timeline) -> tuple[Bar, ...]:
     """Return the engines of a simulated plan."""
     return tuple(
         Bar(s.node, s.devices, s.start_s, min(s.ready_s, s.end_s), s.end_s) for s in trace.segments

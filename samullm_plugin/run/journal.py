@@ -13,6 +13,7 @@ import errno
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ class Journal:
         self._interval_s = sync_interval_s
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._size = _whole_lines(self._fd)
-        os.ftruncate(self._fd, self._size)
+        if os.fstat(self._fd).st_size > self._size:
+            os.ftruncate(self._fd, self._size)
         os.lseek(self._fd, self._size, os.SEEK_SET)
         self._synced_at = time.monotonic()
         self._dirty = False
@@ -55,8 +57,9 @@ class Journal:
             while written < len(data):
                 written += os.write(self._fd, data[written:])
         except OSError as error:
-            os.ftruncate(self._fd, self._size)
-            os.lseek(self._fd, self._size, os.SEEK_SET)
+            with suppress(OSError):  # a torn line is dropped when the journal is opened again
+                os.ftruncate(self._fd, self._size)
+                os.lseek(self._fd, self._size, os.SEEK_SET)
             raise disk_error(self.path, error) from error
         self._size += len(data)
         self._dirty = True
@@ -110,12 +113,16 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
 
 def disk_error(path: Path, error: OSError) -> RunError:
     """Return what to tell the user about a write that failed."""
+    folder = path.parent.parent if path.parent.name == "outputs" else path.parent
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return RunError(
             f"{path}: {error.strerror}; what is in the journal is safe: make room and continue "
-            f"with --resume {path.parent}"
+            f"with --resume {folder}"
         )
-    return RunError(f"{path}: cannot be written: {error.strerror}")
+    return RunError(
+        f"{path}: cannot be written: {error.strerror}; what is in the journal is safe: once it can "
+        f"be, continue with --resume {folder}"
+    )
 
 
 def _whole_lines(fd: int) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from samullm_plugin.model.application import Application
-from samullm_plugin.model.result import PlanTrace
+from samullm_plugin.model.result import PlanTrace, Timeline
 from samullm_plugin.run.forecast import ForecastNode, forecast_nodes
 from samullm_plugin.run.trace import Slice
 
@@ -105,7 +105,7 @@ def measured_slices(records: Records) -> list[Slice]:
     return slices
 
 
-def planned_slices(trace: PlanTrace) -> list[Slice]:
+def planned_slices(trace: Timeline) -> list[Slice]:
     """Return what every device was to do."""
     slices = []
     for segment in trace.segments:
@@ -144,7 +144,7 @@ def metrics_of(
     nodes: Sequence[ForecastNode],
     records: Records,
     num_devices: int,
-    planned: PlanTrace | None,
+    planned: Timeline | None,
 ) -> dict[str, Any]:
     """Return :func:`run_metrics` of an application of which only the nodes are known."""
     engines, end_s = measured_engines(records), makespan_s(records)
@@ -204,7 +204,7 @@ def metrics_of(
     return result
 
 
-def _stages(records: Records, end_s: float, planned: PlanTrace | None) -> list[dict[str, Any]]:
+def _stages(records: Records, end_s: float, planned: Timeline | None) -> list[dict[str, Any]]:
     """Return when each stage began and ended; planned ones until another plan was adopted."""
     starts = [r for r in records if r["kind"] == "stage"]
     found = []

@@ -103,22 +103,17 @@ class PromptBuilder(ABC):
 class LengthPrompts(PromptBuilder):
     """Requests without content, for executors that model engines: lengths only."""
 
-    def __init__(
-        self, truth: LengthScenario, refused: Mapping[RequestId, str] | None = None
-    ) -> None:
+    def __init__(self, truth: LengthScenario) -> None:
         """Keep what is true.
 
         Args:
             truth: output lengths, 0 where a request is not taken.
-            refused: why requests cannot be asked.
         """
-        self._truth, self._refused = truth, refused or {}
+        self._truth = truth
         self._untaken: list[Bools] = [np.asarray(o == 0) for o in truth.output_tokens]
 
     def prepare(self, request: RequestId, ledger: Ledger) -> Prompt | Refused | None:
         """Return the lengths of a request, the outputs of its inputs included."""
-        if request in self._refused:
-            return Refused(self._refused[request])
         node, r = request
         output = int(self._truth.output_tokens[node][r])
         if output == 0:
@@ -218,6 +213,11 @@ class TextPrompts(PromptBuilder):
         node, part = self._users.parts[self._names[written[0]]]
         return node, part.start + written[1]
 
+    def refusal(self, planned: RequestId) -> str | None:
+        """Return why a request cannot be asked; None if it can."""
+        node, r = self._written(planned)
+        return self._sources[node].refused.get(r)
+
     def _output(self, request: RequestId, ledger: Ledger) -> Result | None:
         """Return what a request generated; None if it has not finished."""
         i, q = self._planned(request)
@@ -231,8 +231,8 @@ class TextPrompts(PromptBuilder):
             ledger: the results.
         """
         node, r = self._written(request)
-        if r in self._sources[node].refused:
-            return Refused(self._sources[node].refused[r])
+        if (why := self._sources[node].refused.get(r)) is not None:
+            return Refused(why)
         inputs = [self._written(planned) for planned in ledger.inputs(request)]
         dropped = self._dropped(inputs, ledger)
         for s in {i for i, _ in inputs}:
@@ -335,22 +335,6 @@ class TextPrompts(PromptBuilder):
         return source.chat or bool(source.own_prompt and source.fields[request].get("messages"))
 
 
-def refused_requests(loaded: LoadedApplication, app: Application) -> dict[RequestId, str]:
-    """Return why requests cannot be asked.
-
-    Args:
-        loaded: the application as its user wrote it.
-        app: the same as it is planned.
-    """
-    users = UserNodes(app)
-    return {
-        planned: reason
-        for node, source in zip(loaded.app.nodes, loaded.sources or (), strict=False)
-        for r, reason in source.refused.items()
-        if (planned := users.planned(node.name, r)) is not None
-    }
-
-
 class SampledPrompts(LengthPrompts):
     """Requests of an application with texts on executors that model engines.
 
@@ -363,7 +347,6 @@ class SampledPrompts(LengthPrompts):
         truth: LengthScenario,
         loaded: LoadedApplication,
         app: Application,
-        refused: Mapping[RequestId, str] | None = None,
     ) -> None:
         """Keep what is true.
 
@@ -371,10 +354,15 @@ class SampledPrompts(LengthPrompts):
             truth: output lengths, 0 where a request is not taken.
             loaded: the application as its user wrote it.
             app: the same as it is planned.
-            refused: why requests cannot be asked.
         """
-        super().__init__(truth, refused)
+        super().__init__(truth)
         self._texts, self._written = TextPrompts(loaded, app), UserNodes(app)
+
+    def prepare(self, request: RequestId, ledger: Ledger) -> Prompt | Refused | None:
+        """Return the lengths of a request, if it can be asked."""
+        if (why := self._texts.refusal(request)) is not None:
+            return Refused(why)
+        return super().prepare(request, ledger)
 
     def sample_text(self, request: RequestId, num_tokens: int) -> str | None:
         """Return a text that says which output it stands for."""
@@ -392,3 +380,7 @@ class SampledPrompts(LengthPrompts):
     def is_chat(self, node: str, request: int) -> bool:
         """Return whether a request is a conversation."""
         return self._texts.is_chat(node, request)
+
+    def sample(self, node: str, request: int) -> int:
+        """Return which of its line's outputs a request is."""
+        return self._texts.sample(node, request)

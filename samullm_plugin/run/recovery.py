@@ -11,7 +11,7 @@ from samullm_plugin.host.interfaces.executor import RequestOutput
 from samullm_plugin.model.application import Application
 from samullm_plugin.model.logprobs import TokenLogprob
 from samullm_plugin.model.plan import Plan
-from samullm_plugin.planning.records import RecordReader
+from samullm_plugin.planning.records import read_record
 from samullm_plugin.run.ledger import Ledger, RequestId, Result, Status
 from samullm_plugin.run.log import BULKY
 from samullm_plugin.run.user_nodes import UserNodes
@@ -89,7 +89,7 @@ def recover(app: Application, journal: Iterable[Mapping[str, Any]], where: str) 
             ledger.settle(request, _SETTLED[kind], float(record["time_s"]), result_of(record))
             moved.pop(request, None)
         elif kind == "plan":
-            found.plan = RecordReader(f"{where} line {number}").read(Plan, record["plan"])
+            found.plan = read_record(Plan, record["plan"], f"{where} line {number}: plan")
             resume.stage, resume.finished_before = -1, frozenset()
         elif kind == "stage":
             resume.stage, resume.stages_run = int(record["stage"]), int(record["number"])

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.plan import Plan
 from samullm_plugin.planning.artifacts import read_plan
-from samullm_plugin.planning.records import RecordReader
+from samullm_plugin.planning.records import read_record
 from samullm_plugin.planning.reporting import device_list, end_event
 from samullm_plugin.run.forecast import Forecast, ForecastNode, read_forecast
 from samullm_plugin.run.gantt_figure import (
@@ -205,8 +205,8 @@ def _plans(run: RunRecord) -> list[dict[str, Any]]:
     found = []
     for record in run.records:
         if record["kind"] == "plan":
-            reader = RecordReader(str(run.directory / "events.jsonl"))
-            plan = reader.read(Plan, record["plan"], "plan")
+            where = f"{run.directory / 'events.jsonl'}: plan"
+            plan = read_record(Plan, record["plan"], where)
             found.append({**record, "plan": plan})
     return found
 

@@ -27,6 +27,7 @@ from samullm_plugin.planning.instances import Instance
 from samullm_plugin.planning.policies import planned_policy
 from samullm_plugin.planning.records import to_record
 from samullm_plugin.rules.verify import require_valid
+from samullm_plugin.run.calibrating import Calibrator
 from samullm_plugin.run.coordinator import Coordinator, RunOptions
 from samullm_plugin.run.forecast import FORECAST_FILE, forecast_record, forecast_run
 from samullm_plugin.run.joined import check_output, live_table
@@ -45,7 +46,6 @@ from samullm_plugin.run.prompts import (
     SampledPrompts,
     TextPrompts,
     TokenPrompts,
-    refused_requests,
 )
 from samullm_plugin.run.recovery import ResumePoint, recover
 from samullm_plugin.run.reuse import NO_REUSE, ReuseOptions, opened_reuse
@@ -244,6 +244,9 @@ def _run(
 ) -> Coordinator:
     """Run on an open executor; return the coordinator after the run."""
     app = setup.instance.problem.app
+    # Engines that only imitate would teach the next plan what the last one believed.
+    real = not (imitates(executor) or executor.virtual_clock)
+    calibrator = Calibrator(setup.instance.problem) if real else None
     with opened_reuse(setup.reuse, executor.engine_version(), setup.loaded, app) as reuse:
         coordinator = Coordinator(
             setup.instance.problem,
@@ -256,6 +259,7 @@ def _run(
             options=setup.options,
             policy=_policy(setup),
             reuse=reuse,
+            calibrator=calibrator,
         )
         log.add_listener(_output_writer(directory, coordinator.ledger, source))
         if setup.on_start is not None:
@@ -264,6 +268,8 @@ def _run(
             coordinator.run()
             if table is not None and not coordinator.drained:
                 table.complete = True
+    if calibrator is not None:
+        calibrator.keep(coordinator.ledger)
     return coordinator
 
 
@@ -326,11 +332,10 @@ def _prepared(setup: RunSetup) -> tuple[Executor, PromptBuilder]:
         return executor, TextPrompts(setup.loaded, setup.instance.problem.app)
     truth = setup.truth or hidden_truth(setup)
     executor.imitate(truth)
-    refused = refused_requests(setup.loaded, setup.instance.problem.app)
     if setup.loaded.sources is None:
-        return executor, LengthPrompts(truth.scenarios[0], refused)
+        return executor, LengthPrompts(truth.scenarios[0])
     app = setup.instance.problem.app
-    return executor, SampledPrompts(truth.scenarios[0], setup.loaded, app, refused)
+    return executor, SampledPrompts(truth.scenarios[0], setup.loaded, app)
 
 
 def planner_for(executor: Executor, planner: PlannerSection) -> PlannerSection:

@@ -7,8 +7,10 @@ the engines, ``metrics.json`` and ``trace.json`` are written at the end.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -19,6 +21,11 @@ from samullm_plugin.errors import InputError
 from samullm_plugin.files import read_json, replace_file, to_json
 from samullm_plugin.model.application import Application
 from samullm_plugin.run.journal import disk_error
+
+logger = logging.getLogger(__name__)
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+"""What file systems answer that have no ``flock``."""
 
 FORMAT = 1
 """Version of the directory's layout."""
@@ -106,6 +113,14 @@ class RunDirectory:
             os.close(self._lock)
             self._lock = -1
             raise InputError(f"{self.path}: another process runs in this directory") from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise InputError(f"{self.path}: {error.strerror}") from error
+            logger.warning(
+                "%s: its file system has no locks (%s); see that no other process runs there",
+                self.path,
+                error.strerror,
+            )
 
     def close(self) -> None:
         """Let go of the directory; safe to call twice."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Protocol
 
 from samullm_plugin.host.interfaces.executor import Executor
+from samullm_plugin.model.latency import StepTable
 from samullm_plugin.model.plan import Plan
 from samullm_plugin.model.problem import Problem
+from samullm_plugin.model.types import Floats
 from samullm_plugin.rules.transition import RunState
+from samullm_plugin.run.dispatch import Deployment, Replica
 from samullm_plugin.run.engines import Engines
 from samullm_plugin.run.ledger import Ledger
 from samullm_plugin.run.log import RunLog
@@ -26,6 +29,12 @@ class RunView(Protocol):
 
     def now_s(self) -> float:
         """Return the run's clock."""
+        ...
+
+    def take_steps(
+        self, deployment: Deployment, replica: Replica
+    ) -> tuple[StepTable, Floats] | None:
+        """Return a replica's iterations since the last call; None if it does not record them."""
         ...
 
 

@@ -51,6 +51,7 @@ def give_parts(
             held = [chosen[i].parallel.tensor_parallel_size * parts[i][g] for i in running]
             model.add(sum(held) <= len(pool.devices))
     solver = cp_model.CpSolver()
+    solver.parameters.catch_sigint_signal = False  # it would leave the default handler behind
     solver.parameters.num_workers = 1
     solver.parameters.max_deterministic_time = 5.0
     if solver.solve(model) not in (cp_model.OPTIMAL, cp_model.FEASIBLE):

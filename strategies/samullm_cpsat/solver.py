@@ -99,6 +99,7 @@ def solve(instance: Instance, first: Schedule, bound: int, options: SolveOptions
     minimise_makespan(model, v, bound)
     complete_hint(model, instance, v, first, options.units)
     solver = cp_model.CpSolver()
+    solver.parameters.catch_sigint_signal = False  # it would leave the default handler behind
     solver.parameters.num_workers = options.workers
     solver.parameters.random_seed = options.seed
     solver.parameters.max_time_in_seconds = max(0.01, options.time_limit_s)

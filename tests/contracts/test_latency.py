@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from samullm_linear.models import Linear, Transfer
+from samullm_linear.models import Assumed, Linear, Transfer
 
 from samullm_plugin.testing.latency_contract import LatencyModelContract
 
@@ -13,3 +13,7 @@ class TestLinear(LatencyModelContract):
 
 class TestTransfer(LatencyModelContract):
     latency_class = Transfer
+
+
+class TestAssumed(LatencyModelContract):
+    latency_class = Assumed

@@ -155,14 +155,19 @@ def test_names_are_found_with_and_without_organisation(name: str) -> None:
     assert draw(EcdfLengths(), query(name)).tolist() == draw(EcdfLengths(), query()).tolist()
 
 
-def test_unknown_models_are_refused_with_a_remedy() -> None:
-    with pytest.raises(InputError) as error:
-        draw(EcdfLengths(), query("lmsys/vicuna-13b-v1.4"))
-    message = str(error.value)
-    assert "did you mean" in message
-    assert "vicuna-13b-v1.5" in message
-    assert "Mixtral-8x7B-v0.1" in message
-    assert "samullm profile lengths" in message
+def test_lengths_of_unmeasured_models_are_assumed_and_say_so() -> None:
+    estimator = EcdfLengths()
+    assert "assumed: new/model was not measured" in estimator.source("new/model")
+    drawn = draw(estimator, query("new/model", count=2000, limit=512), scenarios=40)
+    assert drawn.max() <= 512
+    # Scenarios are those of one model each: their means differ as models do, not as samples do.
+    means = drawn.mean(axis=1)
+    one_model = draw(estimator, query(count=2000, limit=512), scenarios=40).mean(axis=1)
+    assert means.std() > 5 * one_model.std()
+    assert (
+        draw(estimator, query("new/model")).tolist()
+        == draw(EcdfLengths(), query("new/model")).tolist()
+    )
 
 
 def test_stand_ins_are_named() -> None:
@@ -171,8 +176,7 @@ def test_stand_ins_are_named() -> None:
     assert "mpt-7b-chat stands in" in estimator.source(name)
     same = draw(estimator, query("mosaicml/mpt-7b-chat"))
     assert draw(estimator, query(name)).tolist() == same.tolist()
-    with pytest.raises(InputError, match="no output lengths were measured"):
-        draw(EcdfLengths(EcdfOptions(stand_ins={})), query(name))
+    assert "assumed" in EcdfLengths(EcdfOptions(stand_ins={})).source(name)
 
 
 def test_draws_are_independent_over_requests_and_scenarios() -> None:

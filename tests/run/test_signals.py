@@ -9,7 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from samullm_plugin.run.signals import defer_signals
+from samullm_plugin.host.manager import PluginHost
+from samullm_plugin.planning.planner import PlanningOptions, make_plan
+from samullm_plugin.run.signals import SIGNALS, defer_signals, draining
+from tests.run.worlds import small_problem
 
 
 @pytest.fixture(autouse=True)
@@ -60,3 +63,37 @@ def test_other_threads_defer_nothing() -> None:
     thread.start()
     thread.join()
     assert seen == [signal.default_int_handler]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_first_interruption_drains_and_the_second_ends(
+    number: signal.Signals, capfd: pytest.CaptureFixture[str]
+) -> None:
+    drained = []
+    with draining() as begin:
+        begin(lambda: drained.append("drained"))
+        os.kill(os.getpid(), number)
+        assert drained == ["drained"]
+        assert "stopping; once more" in capfd.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+    assert drained == ["drained"]
+
+
+def test_before_a_run_an_interruption_ends_the_command() -> None:
+    with draining(), pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_solvers_leave_the_handlers_alone() -> None:
+    """OR-Tools sets SIGINT to its default after each solve unless told not to."""
+    problem = small_problem()
+    host = PluginHost.from_settings()
+    drained = []
+    with draining() as begin:
+        begin(lambda: drained.append("drained"))
+        for name in ("exact", "auto"):
+            make_plan(host, problem, name, PlanningOptions(seed=0, budget_s=2.0))
+            assert signal.getsignal(signal.SIGINT) is not signal.SIG_DFL
+        os.kill(os.getpid(), signal.SIGINT)
+    assert drained == ["drained"]

@@ -89,7 +89,7 @@ class Bench:
                 assert output.request not in self.outputs
                 self.outputs[output.request] = output
 
-    def wait(self, kind: str, key: str, limit_s: float = 60.0) -> EngineEvent:
+    def wait(self, kind: str, key: str, limit_s: float = 240.0) -> EngineEvent:
         """Wait for an event of an engine."""
         deadline = time.monotonic() + limit_s
         while time.monotonic() < deadline:

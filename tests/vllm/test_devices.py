@@ -123,7 +123,7 @@ def test_only_the_recorded_process_is_killed() -> None:
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
         recorded = RecordedProcess.of(process.pid)
         assert recorded is not None
-        assert kill([RecordedProcess(process.pid, recorded.created - 1)])
+        assert kill([RecordedProcess(process.pid, recorded.start_ticks - 1)])
         assert process.poll() is None
         assert kill([recorded])
         process.wait()

@@ -7,7 +7,7 @@ import socket
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from samullm_vllm.channel import Channel, ChannelClosedError
 from samullm_vllm.protocol import (
@@ -112,6 +112,7 @@ messages = st.one_of(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(messages)
 def test_round_trip(message: Message) -> None:
     frame = encode(message)
@@ -120,6 +121,7 @@ def test_round_trip(message: Message) -> None:
     assert decode(body) == message
 
 
+@settings(deadline=None)
 @given(st.lists(messages, max_size=5), st.integers(1, 50))
 def test_arrives_in_any_pieces(sent: list[Message], piece: int) -> None:
     ours, theirs = socket.socketpair()

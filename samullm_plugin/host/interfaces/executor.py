@@ -164,6 +164,11 @@ class Executor(Plugin, ABC):
         """Let executors opened one after another in this context share what is slow to start."""
         return nullcontext()
 
+    @classmethod
+    def local_cluster(cls) -> Cluster | None:
+        """Return the devices that this machine offers to its engines; None if it imitates them."""
+        return None
+
     def imitate(self, truth: Problem) -> None:
         """Be told before ``open`` how long outputs, iterations and engine starts really are.
 

@@ -1,0 +1,41 @@
+"""What this machine offers to an application that names neither devices nor an executor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from samullm_plugin.app.loaded import LoadedApplication
+from samullm_plugin.checkpoints.models import find_checkpoint
+from samullm_plugin.host.manager import PluginHost
+from samullm_plugin.model.application import ModelSpec
+from samullm_plugin.model.cluster import Cluster
+
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
+
+
+def local_devices(host: PluginHost) -> tuple[str, Cluster] | None:
+    """Return the first executor that has real engines here, and its devices; None without any."""
+    for name in sorted(host.names("executor"), key=lambda n: n != "vllm"):
+        cluster = host.resolve("executor", name).value.local_cluster()
+        if cluster is not None:
+            return name, cluster
+    return None
+
+
+def usual_executor(host: PluginHost, loaded: LoadedApplication) -> str:
+    """Return how an application runs that does not say: on real engines, if it can here."""
+    if loaded.executor_given or loaded.sources is None:
+        return loaded.executor.type
+    if not all(_loadable(n.model) for n in loaded.app.nodes):
+        return loaded.executor.type
+    found = local_devices(host)
+    return loaded.executor.type if found is None else found[0]
+
+
+def _loadable(model: ModelSpec) -> bool:
+    """Return whether an engine can load a model from files of this machine."""
+    folder: Path | None = find_checkpoint(model.path or model.name)
+    if folder is None or not folder.is_dir():
+        return False
+    dummy = model.engine.given("load_format") == "dummy"
+    return dummy or any(True for pattern in _WEIGHTS for _ in folder.glob(pattern))

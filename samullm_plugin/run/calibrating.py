@@ -1,0 +1,89 @@
+"""Collects what a run measures, and keeps it for the next plan on this machine."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from samullm_plugin.model.latency import StepTable
+from samullm_plugin.model.problem import ModeKey, Problem
+from samullm_plugin.model.types import Floats
+from samullm_plugin.profiling.calibration import (
+    Calibration,
+    LengthRow,
+    add_calibration,
+    add_lengths,
+    joined_steps,
+    setting_key,
+)
+from samullm_plugin.run.ledger import Ledger
+
+
+@dataclass(slots=True)
+class Calibrator:
+    """Gathers iterations by node and replica size while a run goes on.
+
+    Attributes:
+        problem: what is run.
+    """
+
+    problem: Problem
+    _steps: dict[tuple[int, ModeKey], list[tuple[StepTable, Floats]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    _starts: dict[tuple[int, ModeKey], list[float]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+
+    def add_steps(self, node: int, key: ModeKey, steps: StepTable, seconds: Floats) -> None:
+        """Take iterations of one replica."""
+        usable = seconds > 0
+        if usable.all():
+            self._steps[node, key].append((steps, seconds))
+
+    def add_start(self, node: int, key: ModeKey, seconds: float) -> None:
+        """Take the seconds of one engine start."""
+        self._starts[node, key].append(seconds)
+
+    def keep(self, ledger: Ledger) -> int:
+        """Keep what was gathered; return how many iterations that are."""
+        merged: dict[str, tuple[int, ModeKey, list[tuple[StepTable, Floats]], list[int]]] = {}
+        for (node, key), parts in self._steps.items():
+            model = self.problem.app.nodes[node].model
+            setting = setting_key(
+                model, key.gpu, key.tensor_parallel_size, key.pipeline_parallel_size
+            )
+            entry = merged.setdefault(setting, (node, key, [], []))
+            entry[2].extend(parts)
+            entry[3].append(node)
+        count = 0
+        for setting, (node, key, parts, nodes) in merged.items():
+            steps, seconds = joined_steps(parts)
+            starts = [s for n in nodes for s in self._starts.get((n, key), ())]
+            new = Calibration(steps, seconds, len(seconds), tuple(starts))
+            about = {
+                "model": self.problem.app.nodes[node].model.name,
+                "device": key.gpu,
+                "tensor_parallel_size": key.tensor_parallel_size,
+            }
+            if add_calibration(setting, new, about):
+                count += len(seconds)
+        for i, used in enumerate(self.problem.app.nodes):
+            if rows := self._lengths(i, ledger):
+                add_lengths(used.model, rows)
+        return count
+
+    def _lengths(self, node: int, ledger: Ledger) -> list[LengthRow]:
+        """Return the output lengths of a node's finished requests."""
+        found: list[LengthRow] = []
+        prompts = self.problem.app.nodes[node].requests.prompt_tokens
+        for part in self.problem.app.nodes[node].parts:
+            for r in range(part.start, part.stop):
+                result = ledger.results.get((node, r))
+                if result is None or result.error is not None:
+                    continue
+                tokens = int(ledger.generated[node][r])
+                if tokens > 0:
+                    cut = result.finish_reason == "length"
+                    found.append((part.task, int(prompts[r]), tokens, cut))
+        return found

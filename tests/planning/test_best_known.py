@@ -1,0 +1,133 @@
+"""Without a latency model, the best that is known of each model and device is taken, and named."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from samullm_plugin.errors import InputError
+from samullm_plugin.host.manager import PluginHost
+from samullm_plugin.model.application import EngineOptions, ModelSpec
+from samullm_plugin.model.architecture import ModelArchitecture
+from samullm_plugin.model.cluster import Gpu
+from samullm_plugin.model.latency import StepLatency, StepTable
+from samullm_plugin.planning.applications import find_application
+from samullm_plugin.planning.best_known import BestKnown, best_known
+from samullm_plugin.planning.instances import make_instance
+from samullm_plugin.profiling.calibration import (
+    Calibration,
+    add_calibration,
+    add_lengths,
+    read_calibration,
+    read_lengths,
+    setting_key,
+)
+
+H100 = Gpu("H100-80GB", 80 << 30)
+A100 = Gpu("A100-80GB", 84_986_691_584)
+SIZES = ModelArchitecture(32, 4096, 32, 8, 128, 14336, 128256)
+MINE = ModelSpec("mine", 8192, SIZES)
+
+
+@pytest.fixture(scope="module")
+def known() -> BestKnown:
+    return best_known(PluginHost.from_settings())
+
+
+def steps(count: int) -> StepTable:
+    """Return decode iterations of 1 to 8 sequences, and prompts."""
+    rng = np.random.default_rng(0)
+    seqs = rng.integers(1, 9, count)
+    prefill = (np.arange(count) % 10 == 0).astype(np.int64)
+    tokens = prefill * rng.integers(10, 200, count)
+    context = np.where(prefill == 1, 0, seqs * 100).astype(float)
+    scheduled = np.where(prefill == 1, 1, seqs)
+    return StepTable(
+        scheduled, np.where(prefill == 1, tokens, seqs), prefill, tokens,
+        tokens * (tokens + 1) / 2.0, context, context / scheduled,
+    )  # fmt: skip
+
+
+def test_a_model_nobody_measured_is_assumed_on_any_known_gpu(known: BestKnown) -> None:
+    costs = known.costs(MINE, H100, 1)
+    assert costs.provenance.kind == "assumed"
+    assert costs.provenance.error_pct == pytest.approx(28.0)
+    assert costs.kv_cache_tokens > 100_000
+    assert isinstance(costs.latency, StepLatency)
+    # One token of an 8B model reads 16 GB of weights, at 3.35 TB/s at best.
+    one = StepTable(
+        *(np.array([v]) for v in (1, 1, 0, 0)), *(np.array([float(v)]) for v in (0, 1, 1))
+    )
+    assert 0.0048 < costs.latency.step_seconds(one)[0] < 0.012
+
+
+def test_profiles_come_before_data_sheets(known: BestKnown) -> None:
+    assert known.provenance(MINE, A100, 1).kind == "transferred"
+    vicuna = ModelSpec("lmsys/vicuna-13b-v1.5", 4096)
+    assert known.provenance(vicuna, A100, 1).kind == "measured"
+    changed = replace(vicuna, engine=EngineOptions(extra=(("speculative_config", "x"),)))
+    assert known.provenance(changed, A100, 1).kind == "assumed"
+
+
+def test_what_is_not_known_names_the_remedy(known: BestKnown) -> None:
+    with pytest.raises(InputError, match="sizes are not known; give the folder"):
+        known.costs(ModelSpec("org/new", 4096), H100, 1)
+    with pytest.raises(InputError, match=r"GPU Odd-1: neither measured.*samullm profile latency"):
+        known.costs(MINE, Gpu("Odd-1", 1 << 36), 1)
+
+
+def test_runs_calibrate_the_next_plan(known: BestKnown) -> None:
+    key = setting_key(MINE, "H100-80GB", 1, 1)
+    assert read_calibration(key) is None
+    table = steps(200)
+    before = known.costs(MINE, H100, 1)
+    true = before.latency.scaled(3.0)  # type: ignore[attr-defined]  # it is data
+    seen = Calibration(table, true.step_seconds(table), 200, (12.0, 14.0))
+    assert add_calibration(key, seen, {})
+    assert add_calibration(key, seen, {})
+    after = known.costs(MINE, H100, 1)
+    assert after.provenance.source == "measured on this machine, 400 iterations"
+    assert after.provenance.error_pct == pytest.approx(0.0, abs=2.0)
+    assert after.latency.step_seconds(table) == pytest.approx(true.step_seconds(table), rel=0.1)
+    assert after.load.warm_s == 13.0
+    # Other settings, sizes and devices were not measured.
+    for other in (replace(MINE, engine=EngineOptions(max_num_seqs=8)), replace(MINE, name="x")):
+        assert known.costs(other, H100, 1).provenance.kind == "assumed"
+    assert known.costs(MINE, H100, 2).provenance.kind == "assumed"
+
+
+def test_a_broken_cache_is_no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SAMULLM_CACHE_DIR", str(tmp_path))
+    (tmp_path / "calibrations").mkdir()
+    key = setting_key(MINE, "H100-80GB", 1, 1)
+    for text in ("", "[]", '{"steps": 3}'):
+        (tmp_path / "calibrations" / f"{key}.json").write_text(text)
+        assert read_calibration(key) is None
+    monkeypatch.setenv("SAMULLM_CACHE_DIR", str(tmp_path / "calibrations" / f"{key}.json"))
+    assert not add_lengths(MINE, [("", 1, 1, False)])  # a file is no folder: nothing is lost
+
+
+def test_lengths_of_earlier_runs_are_known(tmp_path: Path) -> None:
+    rows = [("summary", 10, 30, False)] * 50
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    config = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 512,
+              "num_attention_heads": 2, "intermediate_size": 128}  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    (tmp_path / "r.jsonl").write_text('{"prompt": "a b c", "max_tokens": 500}\n')
+    (tmp_path / "app.yaml").write_text(
+        "version: 1\nname: a\nmodels: {m: {model: mine, path: mine}}\n"
+        "nodes: {n: {model: m, requests: r.jsonl}}\n"
+        "cluster: {gpus: 1, gpu: H100-80GB}\n"
+    )
+    host = PluginHost.from_settings()
+    loaded = find_application(host, str(tmp_path / "app.yaml"))
+    assert add_lengths(loaded.app.nodes[0].model, rows)
+    (seen,) = read_lengths(loaded.app.nodes[0].model)
+    assert (seen.task, seen.output_tokens.tolist()) == ("summary", [30] * 50)
+    problem = make_instance(host, loaded).problem
+    assert {int(s.output_tokens[0][0]) for s in problem.scenarios} == {30}
