@@ -131,7 +131,7 @@ def on_ray(app: Path, directory: Path, address: str, **changes: object) -> RunSe
 
 @pytest.mark.usefixtures("machines")
 def test_no_cluster_at_the_address() -> None:
-    with pytest.raises(InputError, match="no cluster at 127.0.0.1:1.*ray start"):
+    with pytest.raises(InputError, match=r"no cluster at 127\.0\.0\.1:1.*ray start"):
         RayExecutor(RayOptions(address="127.0.0.1:1")).open(TWO_MACHINES, None)
 
 
