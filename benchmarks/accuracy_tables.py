@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from samullm_plugin.profiling.architecture_tables import read_architectures
-from samullm_plugin.profiling.device_fit import Measured
+from samullm_plugin.profiling.device_fit import HostFitted
 from samullm_plugin.profiling.fit import fit_group
 from samullm_plugin.profiling.fitting import StepFit
 from samullm_plugin.profiling.iteration_tables import read_iterations
 from samullm_plugin.profiling.iterations import Iterations
-from samullm_plugin.profiling.transfer import Known
+from samullm_plugin.profiling.transfer import FittedLatency
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
@@ -63,17 +63,17 @@ class Data:
             self._fits[key] = fit_group(rows, self.architectures[rows.model])
         return self._fits[key]
 
-    def measured(self, groups: Sequence[Iterations]) -> list[Measured]:
+    def measured(self, groups: Sequence[Iterations]) -> list[HostFitted]:
         """Return groups as the device fit takes them."""
         return [
-            Measured(g, self.architectures[g.model], self.fit(g).latency.host_by_seqs)
+            HostFitted(g, self.architectures[g.model], self.fit(g).latency.host_by_seqs)
             for g in groups
         ]
 
-    def known(self, groups: Sequence[Iterations]) -> list[Known]:
+    def known(self, groups: Sequence[Iterations]) -> list[FittedLatency]:
         """Return groups as transfer takes them."""
         return [
-            Known(
+            FittedLatency(
                 g.model,
                 self.architectures[g.model],
                 g.tensor_parallel_size,

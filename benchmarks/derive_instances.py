@@ -27,7 +27,7 @@ from samullm_cpsat.instance import Instance
 from samullm_cpsat.planning import ExactResult, solve_instance
 from samullm_cpsat.plugin import ExactOptions
 
-from samullm_plugin.bench.suites import bundled_cluster
+from samullm_plugin.bench.cases import bundled_cluster
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.application import Application, RequestTable
 from samullm_plugin.model.problem import Problem

@@ -27,7 +27,8 @@ from samullm_cpsat.durations import measure
 from samullm_cpsat.instance import Instance
 
 from samullm_plugin import Application, Problem
-from samullm_plugin.bench.suites import CaseSettings, make_case, warm_up
+from samullm_plugin.bench.cases import CaseSettings, make_case
+from samullm_plugin.bench.rows import warm_up
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.application import RequestTable
 from samullm_plugin.model.scenarios import LengthScenario

@@ -22,8 +22,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from samullm_plugin import Application, Cluster, Problem
-from samullm_plugin.bench.plans import BenchCase
-from samullm_plugin.bench.suites import CaseSettings, make_case, warm_up
+from samullm_plugin.bench.cases import BenchCase, CaseSettings, make_case
+from samullm_plugin.bench.rows import warm_up
 from samullm_plugin.errors import SamullmError
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.planning.building import build_problem

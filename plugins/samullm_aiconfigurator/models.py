@@ -9,7 +9,13 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from samullm_aiconfigurator.package import Deployment, Operators, bundled, package_version, require
+from samullm_aiconfigurator.package import (
+    Operators,
+    PricedReplica,
+    bundled,
+    package_version,
+    require,
+)
 from samullm_aiconfigurator.tabulate import HostTime, OperatorSteps
 from samullm_plugin import (
     Gpu,
@@ -131,8 +137,8 @@ class OperatorTables(LatencyModel):
         require()
         path = self._options.correction
         self._correction = None if path is None else _read_correction(path)
-        self._operators: dict[Deployment, Operators] = {}
-        self._steps: dict[tuple[Deployment, int, int, int, HostTime], OperatorSteps] = {}
+        self._operators: dict[PricedReplica, Operators] = {}
+        self._steps: dict[tuple[PricedReplica, int, int, int, HostTime], OperatorSteps] = {}
 
     def step_latency(
         self,
@@ -243,7 +249,7 @@ class OperatorTables(LatencyModel):
             raise InputError(
                 f"model {model.name}: aiconfigurator has no tables for dtype {model.engine.dtype}"
             )
-        deployment = Deployment(
+        deployment = PricedReplica(
             self._name(model),
             self._system(gpu),
             size,

@@ -28,7 +28,7 @@ _Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True, slots=True)
-class Deployment:
+class PricedReplica:
     """What is priced.
 
     Attributes:
@@ -82,7 +82,7 @@ class Deployment:
 class Operators:
     """One deployment, ready to be priced; all times in seconds."""
 
-    def __init__(self, deployment: Deployment) -> None:
+    def __init__(self, deployment: PricedReplica) -> None:
         """Compile the deployment.
 
         Raises:

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from samullm_ecdf.ecdf import EcdfLengths, EcdfOptions, profile_of
-from samullm_ecdf.knowledge import by_model, estimate, within_limits
+from samullm_ecdf.prior import by_model, estimate, within_limits
 from samullm_plugin import (
     LengthDistribution,
     LengthEstimator,

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from samullm_ecdf.knowledge import (
+from samullm_ecdf.prior import (
     STAND_INS,
-    Known,
+    Prior,
     assumed,
     bundled,
     by_model,
@@ -67,8 +67,8 @@ class EcdfLengths(LengthEstimator):
             InputError: if the profile cannot be read.
         """
         super().__init__(config)
-        self._measured: dict[str, Known] = {}
-        self._fitted: dict[str, Known] = {}
+        self._measured: dict[str, Prior] = {}
+        self._fitted: dict[str, Prior] = {}
         found = profile_of(self.config)
         if found is not None:
             for model, seen in by_model(found.observations).items():
@@ -87,7 +87,7 @@ class EcdfLengths(LengthEstimator):
             fitted._fitted[name] = self._learned(model, seen, "observations")
         return fitted
 
-    def _learned(self, model: str, seen: Sequence[LengthObservations], what: str) -> Known:
+    def _learned(self, model: str, seen: Sequence[LengthObservations], what: str) -> Prior:
         """Return what observations and all that was known before them say."""
         measured = find_name(model, self._measured)
         prior = self._measured[measured] if measured else bundled(model, self.config.stand_ins)
@@ -96,9 +96,9 @@ class EcdfLengths(LengthEstimator):
         distribution = estimate(
             seen, prior.distribution if prior else None, self.config.prior_observations
         )
-        return Known(distribution, source)
+        return Prior(distribution, source)
 
-    def known(self, model: str) -> Known:
+    def known(self, model: str) -> Prior:
         """Return a model's distribution; of one nobody has measured, what is assumed."""
         for learned in (self._fitted, self._measured):
             if name := find_name(model, learned):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from samullm_ecdf.knowledge import within_limits
+from samullm_ecdf.prior import within_limits
 from samullm_plugin import (
     InputError,
     LengthEstimator,

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 
 from samullm_ecdf.ecdf import EcdfLengths, EcdfOptions, profile_of
 from samullm_ecdf.features import prompt_features
-from samullm_ecdf.knowledge import by_model, within_limits
+from samullm_ecdf.prior import by_model, within_limits
 from samullm_plugin import (
     LengthDistribution,
     LengthEstimator,

@@ -20,8 +20,8 @@ from samullm_plugin import (
 )
 from samullm_plugin.engine import StepTable
 from samullm_plugin.model.types import Floats
+from samullm_simulated.cluster import SimulatedCluster
 from samullm_simulated.engine import Submission
-from samullm_simulated.world import World
 
 
 class SimulatedExecutor(Executor):
@@ -34,7 +34,7 @@ class SimulatedExecutor(Executor):
     name = "simulated"
     virtual_clock: ClassVar[bool] = True
 
-    _world: World | None = None
+    _cluster: SimulatedCluster | None = None
     _truth: Problem | None = None
 
     def imitate(self, truth: Problem) -> None:
@@ -50,23 +50,23 @@ class SimulatedExecutor(Executor):
         del cluster, run_dir
         if self._truth is None:
             raise RunError("executor simulated: imitate() must be called before open()")
-        self._world = World(self._truth)
+        self._cluster = SimulatedCluster(self._truth)
         self._late: list[EngineEvent] = []
 
     @property
-    def world(self) -> World:
+    def cluster(self) -> SimulatedCluster:
         """Return the state of all engines.
 
         Raises:
             RunError: before ``open`` or after ``close``.
         """
-        if self._world is None:
+        if self._cluster is None:
             raise RunError("executor simulated: it is not open")
-        return self._world
+        return self._cluster
 
     def now_s(self) -> float:
         """Return the virtual clock."""
-        return self._world.clock_s if self._world is not None else 0.0
+        return self._cluster.clock_s if self._cluster is not None else 0.0
 
     @property
     def can_prepare(self) -> bool:
@@ -75,16 +75,16 @@ class SimulatedExecutor(Executor):
 
     def prepare_engine(self, spec: EngineSpec) -> bool:
         """Begin with what a replica's start needs no device for."""
-        self.world.prepare(spec)
+        self.cluster.prepare(spec)
         return True
 
     def start_engine(self, spec: EngineSpec) -> None:
         """Start a replica; it is ready after its load time."""
-        self.world.start(spec)
+        self.cluster.start(spec)
 
     def submit(self, key: str, requests: Sequence[EngineRequest]) -> None:
         """Let requests arrive now."""
-        engine = self.world.engine(key)
+        engine = self.cluster.engine(key)
         limit = engine.spec.model.max_model_len
         for request in requests:
             if request.prompt_tokens >= limit:
@@ -92,56 +92,56 @@ class SimulatedExecutor(Executor):
                     f"prompt of {request.prompt_tokens} tokens; max_model_len {limit} must be above"
                 )
                 output = RequestOutput(request.request, 0, finish_reason="error", error=reason)
-                self._late.append(EngineEvent(key, "finished", self.world.clock_s, (output,)))
+                self._late.append(EngineEvent(key, "finished", self.cluster.clock_s, (output,)))
             else:
-                self.world.submit(engine, request)
+                self.cluster.submit(engine, request)
 
     def poll(self, timeout_s: float) -> Sequence[EngineEvent]:
         """Go to the next event, at most ``timeout_s`` ahead, and return all of that moment."""
         if self._late:
             events, self._late = self._late, []
             return events
-        world = self.world
-        world.refresh()
-        at = world.next_event_s()
-        if at > world.clock_s + timeout_s:
-            world.clock_s += timeout_s
+        cluster = self.cluster
+        cluster.refresh()
+        at = cluster.next_event_s()
+        if at > cluster.clock_s + timeout_s:
+            cluster.clock_s += timeout_s
             return ()
         if not np.isfinite(at):
             return ()
-        world.clock_s = at
+        cluster.clock_s = at
         events = []
-        for engine in world.engines.values():
+        for engine in cluster.engines.values():
             if not engine.reported_ready and engine.ready_s <= at:
                 engine.reported_ready = True
                 events.append(EngineEvent(engine.spec.key, "ready", at))
             outputs = tuple(_finished(s) for s in engine.take_finished(at))
             if outputs:
-                world.note_finished(engine, outputs, at)
+                cluster.note_finished(engine, outputs, at)
                 events.append(EngineEvent(engine.spec.key, "finished", at, outputs))
         return events
 
     def stop_engine(self, key: str) -> Sequence[RequestOutput]:
         """Stop a replica; iterations that have ended by now count."""
-        finished, unfinished = self.world.stop(key)
+        finished, unfinished = self.cluster.stop(key)
         if finished:
             outputs = tuple(_finished(s) for s in finished)
-            self._late.append(EngineEvent(key, "finished", self.world.clock_s, outputs))
+            self._late.append(EngineEvent(key, "finished", self.cluster.clock_s, outputs))
         return [RequestOutput(s.request, tokens) for s, tokens in unfinished]
 
     def progress(self, key: str) -> Mapping[int, int]:
         """Return what unfinished requests have generated by now."""
-        engine = self.world.engine(key)
-        return {s.request: tokens for s, tokens in engine.generated(self.world.clock_s)}
+        engine = self.cluster.engine(key)
+        return {s.request: tokens for s, tokens in engine.generated(self.cluster.clock_s)}
 
     def take_steps(self, key: str) -> tuple[StepTable, Floats] | None:
         """Return the iterations since the last call."""
-        return self.world.engine(key).take_steps(self.world.clock_s)
+        return self.cluster.engine(key).take_steps(self.cluster.clock_s)
 
     def close(self) -> None:
         """Forget everything but the clock."""
-        if self._world is not None:
-            self._world.engines.clear()
+        if self._cluster is not None:
+            self._cluster.engines.clear()
 
 
 def _finished(submission: Submission) -> RequestOutput:

@@ -13,6 +13,7 @@ from samullm_plugin.app.requests import (
     TokenCounter,
     estimate_tokens,
 )
+from samullm_plugin.checkpoints.tokenizing import WINDOW, OwnTokenizers
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.application import RequestTable
 
@@ -28,7 +29,13 @@ def request_table(
         InputError: if the node's limits or template are wrong.
     """
     counting = _Counting(node, where, count_tokens)
-    prompts = [_checked_tokens(node, r, counting) for r in node.requests]
+    prompts: list[int] = []
+    for first in range(0, len(node.requests), WINDOW):
+        window = node.requests[first : first + WINDOW]
+        if isinstance(count_tokens, OwnTokenizers) and node.section.prompt is None:
+            texts = [prompt_text(r.fields) for r in window if r.error is None]
+            count_tokens.prime(node.model, [t for t in texts if t])
+        prompts += [_checked_tokens(node, r, counting) for r in window]
     table = RequestTable.of(
         prompts,
         [1 if r.error else _max_tokens(node, r, where) for r in node.requests],

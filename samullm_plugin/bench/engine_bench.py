@@ -9,87 +9,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from samullm_plugin.bench.cases import planning_options
 from samullm_plugin.bench.engine_cases import (
     CaseBuilder,
     EngineCase,
     digest,
 )
 from samullm_plugin.bench.engine_profiles import Measurement
-from samullm_plugin.errors import InputError, PlanError, PluginError
-from samullm_plugin.model.plan import Plan
-from samullm_plugin.planning.planner import PlanningOptions, make_plan
+from samullm_plugin.bench.rows import BenchRun, PlannedCase, try_plan
+from samullm_plugin.errors import PluginError
 from samullm_plugin.planning.records import read_record, to_record
 from samullm_plugin.run.journal import Journal, read_journal
 from samullm_plugin.run.replanning import Replanner
 from samullm_plugin.run.run import RunSetup, start_run
 
 RUNS_FILE = "bench.jsonl"
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedCase:
-    """One scheduler's plan for a case.
-
-    Attributes:
-        application: of the case.
-        scheduler: its name.
-        plan: the plan; None if there is none.
-        planned_s: its simulated makespan, mean over the length scenarios it was made for.
-        planning_s: what the scheduler took.
-        note: why there is no plan.
-        failed: a plugin is to blame for that.
-    """
-
-    application: str
-    scheduler: str
-    plan: Plan | None = None
-    planned_s: float = 0.0
-    planning_s: float = 0.0
-    note: str = ""
-    failed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class EngineRun:
-    """One run; times in seconds.
-
-    Attributes:
-        application: of the case.
-        scheduler: whose plan was run.
-        round: which hidden draw.
-        measured_s: until the last request finished, engine starts included.
-        foreseen_s: the plan simulated on the lengths that were true; None: nobody knows them.
-        engine_starts: engines started.
-        engine_failures: engines that died.
-        load_s: seconds of all engine starts together.
-        open_s: seconds before the run's clock began (importing vLLM, unless that was done before).
-        requests: requests finished, skipped and failed.
-        completion_tokens: tokens generated.
-        idle_share: device time without a request.
-        plans_adopted: plans, the first included.
-        figures: what the executor measured of itself.
-        directory: of the run, in the work directory.
-        began_at: seconds since the epoch.
-        load_average: of the machine, when it began.
-    """
-
-    application: str
-    scheduler: str
-    round: int
-    measured_s: float
-    foreseen_s: float | None
-    engine_starts: int
-    engine_failures: int
-    load_s: float
-    open_s: float
-    requests: Mapping[str, int]
-    completion_tokens: int
-    idle_share: float | None
-    plans_adopted: int
-    figures: Mapping[str, float]
-    directory: str
-    began_at: float
-    load_average: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +39,7 @@ class EngineBenchResult:
     """
 
     plans: Sequence[PlannedCase]
-    runs: Sequence[EngineRun]
+    runs: Sequence[BenchRun]
     left: int
     measurements: Sequence[Measurement] = ()
     failed: Mapping[str, str] = field(default_factory=dict)
@@ -204,14 +138,14 @@ class EngineBench:
         known = self._known_plan(key)
         if known is not None:
             return known
-        limited = {"time_limit_s": self._settings.exact_limit_s} if scheduler == "exact" else {}
-        how = PlanningOptions(options=limited, seed=self._settings.seed)
+        how = planning_options(
+            self._host, scheduler, self._settings.seed, self._settings.time_limit_s
+        )
         simulator = case.instance.simulator(self._host)
-        try:
-            made = make_plan(self._host, case.instance.problem, scheduler, how, simulator=simulator)
-        except (InputError, PlanError, PluginError) as error:
-            blame = not isinstance(error, InputError)
-            return PlannedCase(case.application, scheduler, note=str(error), failed=blame)
+        tried = try_plan(self._host, case.instance.problem, scheduler, how, simulator)
+        if tried.result is None:
+            return PlannedCase(case.application, scheduler, note=tried.note, failed=tried.failed)
+        made = tried.result
         planned = PlannedCase(
             case.application,
             scheduler,
@@ -228,8 +162,8 @@ class EngineBench:
                 return read_record(PlannedCase, record, str(self._dir / RUNS_FILE))
         return None
 
-    def _known_runs(self) -> dict[str, EngineRun]:
-        return {r.pop("key"): EngineRun(**r) for r in self._records("run")}
+    def _known_runs(self) -> dict[str, BenchRun]:
+        return {r.pop("key"): BenchRun(**r) for r in self._records("run")}
 
     def _records(self, kind: str) -> list[dict[str, Any]]:
         path = self._dir / RUNS_FILE
@@ -238,7 +172,7 @@ class EngineBench:
             del record["kind"]
         return found
 
-    def _run(self, case: EngineCase, planned: PlannedCase, number: int) -> EngineRun:
+    def _run(self, case: EngineCase, planned: PlannedCase, number: int) -> BenchRun:
         """Carry a plan out."""
         assert planned.plan is not None
         name = f"{case.loaded.app.name}-{planned.scheduler}-{number}-{case.key[:8]}"
@@ -261,7 +195,7 @@ class EngineBench:
             foreseen = simulator.simulate(planned.plan)[0].makespan_s
         began_at, load = time.time(), os.getloadavg()[0]
         metrics = start_run(setup, planned.plan, planned.scheduler).metrics
-        return EngineRun(
+        return BenchRun(
             case.application,
             planned.scheduler,
             number,

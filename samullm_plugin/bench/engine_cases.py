@@ -22,7 +22,8 @@ from samullm_plugin.model.problem import Problem
 from samullm_plugin.planning.applications import find_application
 from samullm_plugin.planning.building import sample_scenarios
 from samullm_plugin.planning.instances import Instance, cluster_of, make_instance
-from samullm_plugin.run.run import fingerprint_of, imitates
+from samullm_plugin.run.identity import identity_of
+from samullm_plugin.run.run import imitates
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class EngineBenchSettings:
             the measured or given profile.
         profile: latency profile of the devices; None: measured where engines compute.
         replan: plans may be replaced while they run.
-        exact_limit_s: seconds the scheduler ``exact`` may search.
+        time_limit_s: seconds that schedulers with such an option may search.
     """
 
     executor: str
@@ -54,7 +55,7 @@ class EngineBenchSettings:
     latency_model: str | None = None
     profile: Path | None = None
     replan: bool = False
-    exact_limit_s: float = 6.0
+    time_limit_s: float = 6.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,7 +142,7 @@ class CaseBuilder:
         instance = make_instance(self.host, loaded, planner, gpus=settings.gpus)
         key = digest(
             text,
-            fingerprint_of(loaded),
+            identity_of(loaded),
             asdict(replace(settings, rounds=0, profile=None)),
             planner.model_dump(exclude={"latency_model"}),
             instance.problem.app.fused,

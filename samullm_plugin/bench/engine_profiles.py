@@ -15,7 +15,7 @@ import numpy as np
 from samullm_plugin.checkpoints.models import read_checkpoint, short_name
 from samullm_plugin.errors import InputError
 from samullm_plugin.host.interfaces.executor import Executor
-from samullm_plugin.measuring.engine import Measured, iterations_of, measure
+from samullm_plugin.measuring.engine import MeasuredModel, iterations_of, measure
 from samullm_plugin.model.application import ModelSpec
 from samullm_plugin.model.cluster import Cluster
 from samullm_plugin.planning.building import TENSOR_PARALLEL_SIZES
@@ -207,7 +207,7 @@ def _joined(profiles: Sequence[Profile], device: str) -> Profile:
     )
 
 
-def _errors(profile: Profile, measured: Measured) -> tuple[float, float]:
+def _errors(profile: Profile, measured: MeasuredModel) -> tuple[float, float]:
     """Return a profile's mean error on single unseen iterations, and that of their sum."""
     fits = measured.rows
     rows = iterations_of(measured.unseen, fits.model, fits.tensor_parallel_size, fits.device)

@@ -61,7 +61,7 @@ class Dealt:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class World:
+class PlanExperiment:
     """An application whose requests are observations.
 
     Attributes:
@@ -156,7 +156,7 @@ class PlanBench:
 
     def deal(
         self, groups: Sequence[ObservedLengths], chosen: Sequence[int], fold: Fold, draw: int
-    ) -> World:
+    ) -> PlanExperiment:
         """Give each request a held-out observation: its output, limit and, if free, its prompt.
 
         Raises:
@@ -176,18 +176,18 @@ class PlanBench:
             dealt[node.name] = Dealt(group, rows)
         app = Application(self.app.name, tuple(nodes), self.app.notes)
         scenario = make_scenario(app, truth, draw_taken(app, rng))
-        return World(Problem(app, self._cluster, (scenario,), self._costs, "warm"), dealt)
+        return PlanExperiment(Problem(app, self._cluster, (scenario,), self._costs, "warm"), dealt)
 
-    def informed_s(self, world: World) -> float:
+    def informed_s(self, experiment: PlanExperiment) -> float:
         """Return the makespan of the plan made with the true lengths."""
         return make_plan(
-            self._host, world.problem, self._scheduler, PlanningOptions(seed=self._seed)
+            self._host, experiment.problem, self._scheduler, PlanningOptions(seed=self._seed)
         ).mean_makespan_s
 
     def effect(
         self,
         text: str,
-        worlds: Sequence[World],
+        experiments: Sequence[PlanExperiment],
         fitted: LengthEstimator | None,
         informed_s: Sequence[float],
         on_draw: Callable[[], None] = lambda: None,
@@ -196,18 +196,18 @@ class PlanBench:
 
         Args:
             text: what the user calls the estimator.
-            worlds: see :meth:`deal`.
+            experiments: see :meth:`deal`.
             fitted: fitted to what is not held out; None: the true lengths.
-            informed_s: :meth:`informed_s` of each world.
+            informed_s: :meth:`informed_s` of each experiment.
             on_draw: called as each draw starts.
         """
         planned, realised = [], []
-        for draw, world in enumerate(worlds):
+        for draw, experiment in enumerate(experiments):
             on_draw()
-            problem = world.problem
+            problem = experiment.problem
             if fitted is not None:
                 rng = np.random.default_rng([self._seed, 29, draw])
-                asked = _Asked(fitted, world.dealt)
+                asked = _Asked(fitted, experiment.dealt)
                 problem = problem.with_scenarios(
                     sample_scenarios(problem.app, asked, rng, self._scenarios)
                 )
@@ -215,7 +215,7 @@ class PlanBench:
                 self._host, problem, self._scheduler, PlanningOptions(seed=self._seed)
             )
             planned.append(result.mean_makespan_s)
-            trace = PlanSimulator(world.problem).simulate(result.plan)[0]
+            trace = PlanSimulator(experiment.problem).simulate(result.plan)[0]
             realised.append(trace.makespan_s)
         thought, took, best = (float(np.mean(v)) for v in (planned, realised, informed_s))
         return PlanEffect(text, thought, took, best, took / best - 1.0, thought / took - 1.0)

@@ -1,7 +1,8 @@
-"""The command ``samullm``: finds a command, imports it alone, and turns errors into exit codes.
+"""The command ``samullm``: a group whose commands are imported when they are chosen.
 
-``samullm --help`` must answer at once, so nothing but the chosen command is imported, and plugins
-are asked for commands only if no built-in one has the name; ``samullm plugins`` lists theirs.
+``samullm --help`` must answer at once, so no other command is imported, and plugins are asked for
+commands only if no built-in one has the name; ``samullm plugins`` lists theirs. Errors become exit
+codes: 1 the run failed, 2 the input is wrong.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import errno
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from samullm_plugin.cli.logs import configure_logging
 from samullm_plugin.cli.streams import discard, standard_streams
@@ -97,7 +99,7 @@ def _main(arguments: Sequence[str]) -> int:
         quiet="quiet" in flags,
     )
     try:
-        code = _run(words)
+        code = _run(words or ["--help"])
         sys.stdout.flush()
     except BrokenPipeError:
         discard(sys.stdout)  # whoever read the output has left
@@ -112,7 +114,17 @@ def _main(arguments: Sequence[str]) -> int:
         sys.stderr.write(f"samullm: {message}\n")
         if isinstance(error, OSError) and error.filename is None:
             discard(sys.stdout)
-    return code
+    return code if isinstance(code, int) else 0
+
+
+def _run(words: list[str]) -> object:
+    """Run the command that the words name; return what it returns, or the code it ends with."""
+    commands = typer.main.get_command(app)
+    try:
+        with commands.make_context("samullm", words) as context:
+            return commands.invoke(context)
+    except typer.Exit as end:
+        return end.exit_code
 
 
 def _split_flags(arguments: Sequence[str]) -> tuple[set[str], list[str]]:
@@ -123,51 +135,56 @@ def _split_flags(arguments: Sequence[str]) -> tuple[set[str], list[str]]:
     return flags, [*words, *arguments[end:]]
 
 
-def _run(words: list[str]) -> int:
-    """Run the command that the first word names."""
-    if not words or words[0].startswith("-"):
-        command, name, rest = typer.main.get_command(_overview()), "samullm", words or ["--help"]
-    else:
-        command, name, rest = _find(words[0]), f"samullm {words[0]}", words[1:]
-    code = command.main(args=rest, prog_name=name, standalone_mode=False)
-    return code if isinstance(code, int) else 0
+class _LazyCommand(TyperCommand):
+    """A command known by name and help, imported when it is chosen."""
 
-
-def _find(name: str) -> Any:
-    """Return a command by name: a built-in one, else a plugin's.
-
-    Raises:
-        InputError: if there is none, or more than one plugin has it.
-    """
-    if name in COMMANDS:
-        module, _, attribute = COMMANDS[name].target.partition(":")
-        target = getattr(import_module(module), attribute)
-        if not isinstance(target, typer.Typer):
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
+    ) -> Any:
+        """Import the command, and let it read its options."""
+        target = COMMANDS[str(self.name)].target
+        module, _, attribute = target.partition(":")
+        found = getattr(import_module(module), attribute)
+        if not isinstance(found, typer.Typer):
             app = typer.Typer(add_completion=False)
-            app.command(epilog=_EPILOG)(target)
-            target = app
-        return typer.main.get_command(target)
-    from samullm_plugin.host.manager import PluginHost
-
-    host = PluginHost.from_settings()
-    try:
-        return host.resolve("command", name).value
-    except UnknownNameError as error:
-        close = suggest(name, [*COMMANDS, *host.names("command")])
-        raise InputError(f"unknown command {name!r}{close}; see `samullm --help`") from error
+            app.command(epilog=_EPILOG)(found)
+            found = app
+        return typer.main.get_command(found).make_context(info_name, args, parent, **extra)
 
 
-def _overview() -> typer.Typer:
-    """Return an application of stubs that knows every built-in command's name and help."""
-    app = typer.Typer(
-        add_completion=False,
-        help="Plan, simulate and run offline inference of multi-LLM applications.",
-        epilog="`samullm plugins` also lists commands that plugins add.",
-    )
-    app.callback()(_global_options)
-    for name, command in COMMANDS.items():
-        app.command(name, help=command.help)(_stub(name))
-    return app
+class _Commands(TyperGroup):
+    """The built-in commands, and behind them those of plugins."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the built-in commands."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command by name: a built-in one, else a plugin's.
+
+        Raises:
+            InputError: if there is none, or more than one plugin has it.
+        """
+        if cmd_name in COMMANDS:
+            return _LazyCommand(cmd_name, help=COMMANDS[cmd_name].help)
+        from samullm_plugin.host.manager import PluginHost
+
+        host = PluginHost.from_settings()
+        try:
+            return host.resolve("command", cmd_name).value
+        except UnknownNameError as error:
+            close = suggest(cmd_name, [*COMMANDS, *host.names("command")])
+            raise InputError(
+                f"unknown command {cmd_name!r}{close}; see `samullm --help`"
+            ) from error
+
+
+app = typer.Typer(
+    cls=_Commands,
+    add_completion=False,
+    help="Plan, simulate and run offline inference of multi-LLM applications.",
+    epilog="`samullm plugins` also lists commands that plugins add.",
+)
 
 
 def _print_version(wanted: bool) -> None:
@@ -179,6 +196,7 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+@app.callback()
 def _global_options(
     version: Annotated[
         bool,
@@ -193,15 +211,6 @@ def _global_options(
     ] = False,
 ) -> None:
     """Describe the options of every command; all but ``--version`` were taken out before."""
-
-
-def _stub(name: str) -> Callable[[], None]:
-    """Return a function that stands for a command in the overview."""
-
-    def command() -> None:
-        raise AssertionError(f"{name} is dispatched by its name")
-
-    return command
 
 
 _FULL = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG)

@@ -15,16 +15,23 @@ import typer
 from samullm_plugin.cli import bench_engines
 from samullm_plugin.cli.bench_lengths import lengths
 from samullm_plugin.cli.bench_policies import policies
+from samullm_plugin.cli.bench_tables import (
+    LOSS,
+    least_speedup,
+    median_speedup,
+    percent,
+    seconds,
+    speedup,
+)
 from samullm_plugin.cli.output import OutputJson, console, print_table, progress, write_json
 from samullm_plugin.cli.plan import parsed_options
 from samullm_plugin.errors import InputError, PluginError
 
 if TYPE_CHECKING:
-    from samullm_plugin.bench.plans import BenchCase, BenchRow
+    from samullm_plugin.bench.cases import BenchCase
+    from samullm_plugin.bench.rows import BenchRow
     from samullm_plugin.host.manager import PluginHost
 
-LOSS = 0.995
-"""Speedups below this are losses; what rounds to 1.00x is neither."""
 SCHEDULERS = "auto,greedy,exact,max-heuristic,min-heuristic"
 ENGINES = "On engines"
 """Panel of the help text."""
@@ -129,8 +136,8 @@ def bench(
         return
     from dataclasses import asdict
 
-    from samullm_plugin.bench import suites as bench_suites
-    from samullm_plugin.bench.plans import run_case
+    from samullm_plugin.bench import cases as bench_cases
+    from samullm_plugin.bench.rows import run_case, warm_up
     from samullm_plugin.host.manager import PluginHost
     from samullm_plugin.planning.planner import PlanningOptions
 
@@ -147,7 +154,7 @@ def bench(
         host.resolve("scheduler", name)
     if suite is None:
         suite = "cores" if executor is not None and _computes(host, executor) else "default"
-    texts = apps.split() if apps is not None else list(bench_suites.suite(suite))
+    texts = apps.split() if apps is not None else list(bench_cases.suite(suite))
     if not texts:
         raise InputError("--apps is empty; write for example 'routing'")
     if executor is not None:
@@ -168,14 +175,14 @@ def bench(
                 latency_model=latency_model,
                 profile=profile,
                 replan=replan,
-                exact_limit_s=exact_limit_s,
+                time_limit_s=exact_limit_s,
             ),
             work_dir=work_dir,
             time_limit_s=time_limit_s,
             output_json=output_json,
         )
         raise typer.Exit(code)
-    settings = bench_suites.CaseSettings(
+    settings = bench_cases.CaseSettings(
         scenarios=scenarios,
         seeds=seeds,
         shifts=tuple(s.strip() for s in shifts.split(",") if s.strip()),
@@ -186,22 +193,23 @@ def bench(
     )
 
     def options(name: str) -> PlanningOptions:
-        limited = {"time_limit_s": exact_limit_s} if name == "exact" else {}
-        return PlanningOptions(options=limited, seed=seed)
+        return bench_cases.planning_options(host, name, seed, exact_limit_s)
 
-    bench_suites.warm_up(host, names)
+    warm_up(host, names)
     cases: list[BenchCase] = []
     rows: list[BenchRow] = []
     failed: dict[str, str] = {}
     with progress("bench", len(texts) * len(names)) as step:
         for text in texts:
             try:
-                case = bench_suites.make_case(host, text, settings)
+                case = bench_cases.make_case(host, text, settings)
             except PluginError as error:  # the other applications' rows still appear
                 failed[text] = str(error)
                 console().print(f"{text}: {error}", markup=False, soft_wrap=True)
                 continue
-            case_rows = run_case(host, case, names, options, partial(_announce, step, text))
+            case_rows = run_case(
+                host, case, names, options, on_start=partial(_announce, step, text)
+            )
             cases.append(case)
             rows += case_rows
             show_case(case, case_rows)
@@ -308,8 +316,6 @@ def show_case(case: BenchCase, rows: Sequence[BenchRow]) -> None:
 
 def show_summary(rows: Sequence[BenchRow], names: Sequence[str], wall_s: float) -> None:
     """Print how often each scheduler wins and loses, and what the figures mean."""
-    from statistics import median
-
     table = []
     for name in names:
         mine = [r for r in rows if r.scheduler == name]
@@ -322,10 +328,10 @@ def show_summary(rows: Sequence[BenchRow], names: Sequence[str], wall_s: float) 
                 name,
                 f"{len(done)}/{len(mine)}",
                 sum(1 for r in done if r.status is not None and r.status.value == "optimal"),
-                f"{median(over_max):.2f}x" if over_max else None,
-                f"{median(over_min):.2f}x" if over_min else None,
-                f"{min(over_max):.2f}x" if over_max else None,
-                f"{min(over_min):.2f}x" if over_min else None,
+                median_speedup(over_max),
+                median_speedup(over_min),
+                least_speedup(over_max),
+                least_speedup(over_min),
                 sum(lost) if over_max or over_min else None,
             )
         )
@@ -350,20 +356,3 @@ def _status(row: BenchRow) -> str:
 
 def _or_dash(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
-
-
-def seconds(value: float | None) -> str:
-    """Return seconds for a table."""
-    if value is None:
-        return "-"
-    return f"{value:.2f}" if value < 10 else f"{value:,.0f}" if value >= 1000 else f"{value:.1f}"
-
-
-def percent(value: float | None) -> str:
-    """Return a share for a table."""
-    return "-" if value is None else f"{100 * value:.1f} %"
-
-
-def speedup(value: float | None) -> str:
-    """Return a speedup for a table, a loss marked."""
-    return "-" if value is None else f"{value:.2f}x{' !' if value < LOSS else ''}"

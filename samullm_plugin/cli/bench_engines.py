@@ -11,6 +11,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from samullm_plugin.cli.bench_tables import least_speedup, median_speedup, speedup
 from samullm_plugin.cli.logs import is_quiet
 from samullm_plugin.cli.output import console, print_table, write_json
 from samullm_plugin.errors import InputError
@@ -19,10 +20,9 @@ if TYPE_CHECKING:
     from samullm_plugin.bench.engine_bench import EngineBenchResult
     from samullm_plugin.bench.engine_cases import EngineBenchSettings
     from samullm_plugin.bench.engine_profiles import Measurement
-    from samullm_plugin.bench.engine_rows import EngineRow, Spread
+    from samullm_plugin.bench.rows import EngineRow, Spread
     from samullm_plugin.host.manager import PluginHost
 
-LOSS = 0.995
 SCHEDULERS = "auto,greedy,max-heuristic,min-heuristic"
 
 
@@ -44,7 +44,7 @@ def bench_engines(
     """
     from samullm_plugin.bench.engine_bench import EngineBench
     from samullm_plugin.bench.engine_cases import CaseBuilder
-    from samullm_plugin.bench.engine_rows import engine_rows, mean_error_pct
+    from samullm_plugin.bench.rows import engine_rows, mean_error_pct
     from samullm_plugin.cli.collect_env import collect
 
     found = collect()
@@ -75,7 +75,10 @@ def bench_engines(
                 "mean_error_on_true_lengths_pct": mean_error_pct(rows, foreseen=True),
                 "profiles": [asdict(m) for m in result.measurements],
                 "failed": result.failed,
-                "settings": asdict(settings),
+                "settings": {
+                    "exact_limit_s" if k == "time_limit_s" else k: v
+                    for k, v in asdict(settings).items()
+                },
                 "machine": machine,
             },
             output_json,
@@ -166,8 +169,8 @@ def _show(text: str, rows: Sequence[EngineRow], rounds: int) -> None:
             _median(r.load_s),
             None if r.idle_share is None else f"{100 * r.idle_share.median:.1f} %",
             f"{r.planning_s:.2f}",
-            _speedup(r.speedup_max),
-            _speedup(r.speedup_min),
+            speedup(_middle(r.speedup_max)),
+            speedup(_middle(r.speedup_min)),
             *(_median(r.figures.get(name)) for name in figures),
         )
         for r in rows
@@ -181,9 +184,7 @@ def _show(text: str, rows: Sequence[EngineRow], rounds: int) -> None:
 
 
 def _show_summary(rows: Sequence[EngineRow], schedulers: Sequence[str]) -> None:
-    from statistics import median
-
-    from samullm_plugin.bench.engine_rows import mean_error_pct
+    from samullm_plugin.bench.rows import mean_error_pct
 
     table = []
     for name in schedulers:
@@ -195,15 +196,15 @@ def _show_summary(rows: Sequence[EngineRow], schedulers: Sequence[str]) -> None:
                 name,
                 _percent(mean_error_pct(mine)),
                 _percent(mean_error_pct(mine, foreseen=True)),
-                f"{median(over_max):.2f}x" if over_max else None,
-                f"{min(over_max):.2f}x" if over_max else None,
-                f"{median(over_min):.2f}x" if over_min else None,
-                f"{min(over_min):.2f}x" if over_min else None,
+                median_speedup(over_max),
+                least_speedup(over_max),
+                median_speedup(over_min),
+                least_speedup(over_min),
             )
         )
     table.append(
         ("all", _percent(mean_error_pct(rows)), _percent(mean_error_pct(rows, foreseen=True)))
-        + (None,) * 4
+        + ("-",) * 4
     )
     columns = (
         "scheduler", "mean error of planned", "on true lengths", "median vs max", "worst vs max",
@@ -250,7 +251,5 @@ def _range(spread: Spread | None) -> str | None:
     return None if spread is None else f"{spread.least:.1f}-{spread.most:.1f}"
 
 
-def _speedup(spread: Spread | None) -> str | None:
-    if spread is None:
-        return None
-    return f"{spread.median:.2f}x{' !' if spread.median < LOSS else ''}"
+def _middle(spread: Spread | None) -> float | None:
+    return None if spread is None else spread.median

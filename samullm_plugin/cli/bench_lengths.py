@@ -119,15 +119,19 @@ def lengths(
         from samullm_plugin.bench.length_plans import choose_groups
 
         chosen = choose_groups(plans.app, groups, notes)
-        worlds = [plans.deal(groups, chosen, parts[0], d) for d in range(draws)]
-        informed_s = [plans.informed_s(world) for world in worlds]
+        experiments = [plans.deal(groups, chosen, parts[0], d) for d in range(draws)]
+        informed_s = [plans.informed_s(experiment) for experiment in experiments]
         with progress("plans", len(fitted) * draws) as step:
             for name, estimator in fitted.items():
                 truth = name == scoring.ORACLE
                 try:
                     effects.append(
                         plans.effect(
-                            name, worlds, None if truth else estimator, informed_s, lambda: step("")
+                            name,
+                            experiments,
+                            None if truth else estimator,
+                            informed_s,
+                            lambda: step(""),
                         )
                     )
                 except (InputError, PluginError) as error:

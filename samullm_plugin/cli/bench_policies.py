@@ -54,8 +54,8 @@ def policies(
     Each policy orders and spreads the requests of the same plan, told the true lengths, the true
     lengths with noise, or lengths drawn independently of them.
     """
+    from samullm_plugin.bench import cases as bench_cases
     from samullm_plugin.bench import policy_bench
-    from samullm_plugin.bench import suites as bench_suites
     from samullm_plugin.errors import PluginError
     from samullm_plugin.host.manager import PluginHost
     from samullm_plugin.planning.applications import parse_named
@@ -71,7 +71,7 @@ def policies(
     texts = apps.split()
     if not texts:
         raise InputError("--apps is empty; write for example 'document-questions'")
-    settings = bench_suites.CaseSettings(
+    settings = bench_cases.CaseSettings(
         scenarios=draws,
         seeds=0,
         shifts=(),
@@ -84,7 +84,7 @@ def policies(
     failed: dict[str, str] = {}
     with progress("bench policies", len(texts) * len(names)) as step:
         for text in texts:
-            problem = bench_suites.make_case(host, text, settings).problem
+            problem = bench_cases.make_case(host, text, settings).problem
             plan = make_plan(host, problem, scheduler, PlanningOptions(seed=seed)).plan
             believed = {
                 kind: policy_bench.predictions(

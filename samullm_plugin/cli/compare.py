@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from samullm_plugin.cli.bench import percent, seconds
+from samullm_plugin.cli.bench_tables import percent, seconds
 from samullm_plugin.cli.output import OutputJson, console, print_table, write_json
 from samullm_plugin.cli.plan import (
     Budget,

@@ -92,6 +92,7 @@ def plan(
     from samullm_plugin.planning.artifacts import write_plan
     from samullm_plugin.planning.instances import make_instance
     from samullm_plugin.planning.planner import PlanningOptions, make_plan
+    from samullm_plugin.planning.this_machine import check_here
     from samullm_plugin.run.known import known_outputs, known_text
     from samullm_plugin.run.reuse import ReuseOptions
 
@@ -113,6 +114,7 @@ def plan(
     options |= parsed_options(option or [])
     if no_preemption:
         options["preemption"] = False
+    check_here(host, loaded)
     instance = make_instance(host, loaded, planner, gpus=gpus)
     how = PlanningOptions(options=options, seed=planner.seed, budget_s=planner.budget_s)
     part = loaded.executor
@@ -218,7 +220,7 @@ def show_plan(problem: Problem, result: PlanResult, *, explain: bool = False) ->
     import numpy as np
 
     from samullm_plugin.planning.gantt import text_gantt
-    from samullm_plugin.planning.reporting import provenance_lines, stage_lines
+    from samullm_plugin.planning.reporting import idle_lines, provenance_lines, stage_lines
 
     trace = result.traces[0]
     rows = []
@@ -255,10 +257,16 @@ def show_plan(problem: Problem, result: PlanResult, *, explain: bool = False) ->
     for note in problem.app.notes:
         out.print(f"  assumed: {note}", markup=False, style="dim", soft_wrap=True)
     show_fusion(problem)
+    if idle := idle_lines(problem, result.plan):
+        out.print("GPUs that stay idle:", style="dim")
+        for text in idle:
+            out.print(f"  {text}", markup=False, style="dim", soft_wrap=True)
     if explain:
         out.print("Why:")
         for node, text in result.explanation:
             out.print(f"  {node}: {text}", markup=False, soft_wrap=True)
+        for note in result.notes:
+            out.print(f"  ({note})", markup=False, soft_wrap=True)
         if not result.explanation:
             out.print(f"  {result.scheduler} gives no reasons", markup=False)
 
@@ -276,7 +284,7 @@ def show_fusion(problem: Problem) -> None:
 
 def plan_json(problem: Problem, result: PlanResult) -> dict[str, object]:
     """Return a plan and its figures for machines."""
-    from samullm_plugin.planning.reporting import provenance_lines
+    from samullm_plugin.planning.reporting import idle_lines, provenance_lines
 
     return {
         "application": problem.app.name,
@@ -293,7 +301,9 @@ def plan_json(problem: Problem, result: PlanResult) -> dict[str, object]:
         "idle_share": [t.idle_share for t in result.traces],
         "segments": [asdict(s) for s in result.traces[0].segments],
         "explanation": dict(result.explanation),
+        "notes": result.notes,
         "latency_rests_on": provenance_lines(problem),
         "assumptions": problem.app.notes,
         "fused": problem.app.fused,
+        "idle_gpus": idle_lines(problem, result.plan),
     }

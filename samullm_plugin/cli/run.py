@@ -26,6 +26,7 @@ from samullm_plugin.errors import InputError
 if TYPE_CHECKING:
     from samullm_plugin.app.loaded import LoadedApplication
     from samullm_plugin.model.plan import Plan
+    from samullm_plugin.model.problem import Problem
     from samullm_plugin.model.result import PlanTrace
     from samullm_plugin.planning.artifacts import StoredPlan
     from samullm_plugin.run.coordinator import Coordinator
@@ -51,6 +52,9 @@ def run(
     resume: Annotated[
         Path | None, typer.Option(help="Go on with the interrupted run in this directory.")
     ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option(help="With --resume: ask the requests again that have failed.")
+    ] = False,
     scheduler: Annotated[str | None, typer.Option(help="Name of the stage scheduler.")] = None,
     plan: Annotated[Path | None, typer.Option(help="Carry out this plan.json.")] = None,
     replan: Annotated[
@@ -72,7 +76,7 @@ def run(
     from samullm_plugin.cli.plan import parsed_options
     from samullm_plugin.host.manager import PluginHost
     from samullm_plugin.planning.applications import find_application
-    from samullm_plugin.planning.artifacts import read_plan
+    from samullm_plugin.planning.artifacts import StoredPlan, read_plan
     from samullm_plugin.planning.instances import make_instance
     from samullm_plugin.planning.planner import PlanningOptions, make_plan
     from samullm_plugin.planning.this_machine import usual_executor
@@ -96,6 +100,8 @@ def run(
         raise InputError(
             "--resume goes on with the run's own plan; leave out --plan and --scheduler"
         )
+    if retry_failed and resume is None:
+        raise InputError("--retry-failed goes with --resume DIR")
     directory = resume if resume is not None else output_dir
     assert directory is not None
     before = require_resumable(resume) if resume is not None else ""
@@ -136,7 +142,10 @@ def run(
     if (text := known_text(known, problem)) is not None:
         console().print(f"{text}; they are not asked again", markup=False)
     simulator = instance.simulator(host, remaining)
-    if found is None and resume is None:
+    replaced = stored is not None and resume is not None and _misfit(problem, stored)
+    if replaced:
+        console().print(f"the plan of the run does not fit any more ({replaced}): planning again")
+    if found is None and (resume is None or replaced):
         given = planner.scheduler.options if chosen == planner.scheduler.type else {}
         how = PlanningOptions(options=given, seed=planner.seed, budget_s=planner.budget_s)
         result = make_plan(host, remaining, chosen, how, simulator=simulator)
@@ -164,7 +173,17 @@ def run(
             reuse=reused,
             remaining=remaining,
         )
-        outcome = resume_run(setup) if found is None else start_run(setup, found, chosen)
+        if resume is None:
+            assert found is not None
+            outcome = start_run(setup, found, chosen)
+        else:
+            new = None
+            if found is not None:
+                fused = problem.app.fused
+                new = StoredPlan(
+                    found, loaded.app.name, problem.cluster.num_gpus, chosen, fused=fused
+                )
+            outcome = resume_run(setup, new, retry_failed=retry_failed)
     _report(outcome)
     if output_json is not None:
         write_json(outcome.metrics, output_json)
@@ -189,6 +208,13 @@ def _plan_for(loaded: LoadedApplication, path: Path) -> StoredPlan:
                 "does not have: the plan was made for another one; plan again"
             )
     return stored
+
+
+def _misfit(problem: Problem, stored: StoredPlan) -> str:
+    """Return why a run's plan cannot be carried out any more; empty if it can."""
+    from samullm_plugin.rules.verify import verify
+
+    return "; ".join(str(v) for v in verify(problem, stored.plan)[:1])
 
 
 def _report(outcome: RunOutcome) -> None:

@@ -23,6 +23,7 @@ from samullm_plugin.engine import (
 from samullm_plugin.errors import InputError, describe_validation
 from samullm_plugin.files import good_rows
 from samullm_plugin.model.engine_config import SchedulingPolicy
+from samullm_plugin.model.kv_cache import KvCacheGroup, KvCacheKind
 from samullm_plugin.model.latency import CURVES
 
 ITERATIONS_AS_SECONDS = StepLatency(Curve.constant(1.0))
@@ -32,11 +33,11 @@ Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class _Strict(BaseModel):
+class _FileModel(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class RequestLine(_Strict):
+class SimulatedRequest(_FileModel):
     """One line of a requests file.
 
     Attributes:
@@ -65,14 +66,14 @@ class RequestLine(_Strict):
         return self.prompt_tokens or 0
 
 
-class LineCurve(_Strict):
+class LineCurve(_FileModel):
     """``base_s + slope_s * x``."""
 
     base_s: float
     slope_s: float
 
 
-class KnotCurve(_Strict):
+class KnotCurve(_FileModel):
     """Seconds at increasing knots, linear between them."""
 
     knots: list[float]
@@ -82,7 +83,7 @@ class KnotCurve(_Strict):
 CurveSpec = Annotated[float | LineCurve | KnotCurve, Field(union_mode="smart")]
 
 
-class LatencySpec(_Strict):
+class LatencySpec(_FileModel):
     """``latency`` of an engine file: the fields of ``StepLatency``; what is left out is 0.
 
     A curve is a number (constant), ``{base_s, slope_s}`` or ``{knots, values}``.
@@ -118,7 +119,15 @@ def _curve(spec: float | LineCurve | KnotCurve) -> Curve:
     return Curve.constant(spec)
 
 
-class EngineSpec(_Strict):
+class KvCacheGroupSection(_FileModel):
+    """One of ``kv_cache_groups`` of an engine file."""
+
+    kind: KvCacheKind
+    block_size: Positive = 16
+    window_tokens: Annotated[int, Field(ge=0)] = 0
+
+
+class EngineSection(_FileModel):
     """An engine file: vLLM's engine arguments by their names, and the latency of iterations."""
 
     max_num_seqs: Positive = 256
@@ -130,6 +139,8 @@ class EngineSpec(_Strict):
     async_scheduling: bool = False
     long_prefill_token_threshold: Annotated[int, Field(ge=0)] = 0
     scheduling_policy: SchedulingPolicy = "fcfs"
+    pipeline_parallel_size: Positive = 1
+    kv_cache_groups: tuple[KvCacheGroupSection, ...] = ()
     latency: LatencySpec | None = None
 
 
@@ -160,8 +171,12 @@ def read_engine(path: Path) -> tuple[EngineConfig, StepLatency | None]:
     Raises:
         InputError: naming file and field.
     """
-    spec = validate(EngineSpec, read_yaml(path), str(path))
-    settings = spec.model_dump(exclude={"latency"})
+    spec = validate(EngineSection, read_yaml(path), str(path))
+    settings = spec.model_dump(exclude={"latency", "kv_cache_groups"})
+    settings["kv_cache_groups"] = tuple(
+        KvCacheGroup(g.kind, block_size=g.block_size, window_tokens=g.window_tokens)
+        for g in spec.kv_cache_groups
+    )
     try:
         return EngineConfig(**settings), None if spec.latency is None else spec.latency.build()
     except InputError as error:
@@ -196,9 +211,9 @@ def read_requests(path: Path, max_model_len: int) -> RequestFile:
     return RequestFile(path, tuple(lines), tuple(lines.values()), _workload(requests))
 
 
-def _read_line(value: Mapping[str, Any], where: str, max_model_len: int) -> RequestLine:
+def _read_line(value: Mapping[str, Any], where: str, max_model_len: int) -> SimulatedRequest:
     try:
-        request = RequestLine.model_validate(value)
+        request = SimulatedRequest.model_validate(value)
     except ValidationError as error:
         raise InputError(f"{where}: {describe_validation(error)}") from error
     if (request.prompt_tokens is None) == (request.prompt_token_ids is None):
@@ -211,7 +226,7 @@ def _read_line(value: Mapping[str, Any], where: str, max_model_len: int) -> Requ
     return request
 
 
-def _workload(requests: Sequence[RequestLine]) -> Workload:
+def _workload(requests: Sequence[SimulatedRequest]) -> Workload:
     prompts = np.array([r.length for r in requests], np.int64)
     arrival_s = arrival_step = token_ids = None
     if any(r.arrival_s is not None for r in requests):

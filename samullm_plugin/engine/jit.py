@@ -35,6 +35,8 @@ COMPILED_MODULES = (
     "engine/schedule.py",
     "engine/outcome.py",
     "engine/loop.py",
+    "engine/kv_groups.py",
+    "engine/batch_queue.py",
     "model/latency.py",
 )
 
@@ -91,7 +93,7 @@ def compiled(function: Function) -> Function:
 
 
 _first_use = threading.Lock()
-_announced = False
+_announced: set[str] = set()
 
 
 @contextmanager
@@ -100,12 +102,12 @@ def announced_compilation(function: Any) -> Iterator[None]:
 
     One thread at a time: a second one waits instead of compiling the same again.
     """
-    global _announced  # noqa: PLW0603  (once per process; every later call must cost nothing)
-    if _announced:
+    name = function.py_func.__name__
+    if name in _announced:
         yield
         return
     with _first_use:
-        cached = any(_FOLDER.rglob(f"*{function.py_func.__name__}*.nbi"))
+        cached = any(_FOLDER.rglob(f"*.{name}-*.nbi"))
         started = time.perf_counter()
         if not cached:
             logger.warning(
@@ -114,4 +116,4 @@ def announced_compilation(function: Any) -> Iterator[None]:
         yield
         if not cached:
             logger.warning("engine simulator compiled in %.1f s", time.perf_counter() - started)
-        _announced = True
+        _announced.add(name)

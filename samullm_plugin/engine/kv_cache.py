@@ -107,25 +107,37 @@ def use_block(s: Record, blocks: Array, b: int) -> None:
 
 
 @compiled
+def free_block(s: Record, blocks: Array, b: int, front: int) -> Any:
+    """Let one sequence less use block ``b``; return after which block the next unhashed one goes.
+
+    Args:
+        s: the state.
+        blocks: KV blocks.
+        b: the block.
+        front: where an unhashed one goes: blocks freed together keep their order at the front of
+            the free list; the last row for the first of them.
+    """
+    blocks[b].ref_cnt -= 1
+    if blocks[b].ref_cnt > 0:
+        return front
+    end = len(blocks) - 1
+    hashed = blocks[b].hash != 0
+    before = blocks[end].free_before if hashed else front
+    after = blocks[before].free_after
+    blocks[before].free_after = b
+    blocks[b].free_before = before
+    blocks[b].free_after = after
+    blocks[after].free_before = b
+    s.free_blocks += 1
+    return front if hashed else b
+
+
+@compiled
 def give_back_blocks(s: Record, blocks: Array, table: Array, i: int, count: int) -> None:
     """Free the ``count`` blocks of slot ``i``, the last one first."""
-    end = len(blocks) - 1
-    front = end  # blocks without a hash go here one after the other
+    front = len(blocks) - 1
     for j in range(count - 1, -1, -1):
-        b = table[i, j]
-        blocks[b].ref_cnt -= 1
-        if blocks[b].ref_cnt > 0:
-            continue
-        hashed = blocks[b].hash != 0
-        before = blocks[end].free_before if hashed else front
-        after = blocks[before].free_after
-        blocks[before].free_after = b
-        blocks[b].free_before = before
-        blocks[b].free_after = after
-        blocks[after].free_before = b
-        if not hashed:
-            front = b
-        s.free_blocks += 1
+        front = free_block(s, blocks, table[i, j], front)
 
 
 @compiled

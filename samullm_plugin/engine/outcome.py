@@ -49,6 +49,23 @@ def step_seconds(
 
 
 @compiled
+def prefill_work_of(
+    requests: Array, request: int, computed: int, n: int
+) -> tuple[float, int, float]:
+    """Return what ``n`` tokens of ``request`` after ``computed`` ones are to compute.
+
+    Returns:
+        Query-key pairs; tokens and pairs of those computed for the first time.
+    """
+    pairs = n * float(computed) + 0.5 * n * (n + 1)
+    seen = max(computed, requests[request].computed_before)
+    fresh = computed + n - seen
+    if fresh <= 0:
+        return pairs, 0, 0.0
+    return pairs, fresh, fresh * float(seen) + 0.5 * fresh * (fresh + 1)
+
+
+@compiled
 def prefill_work(s: Record, requests: Array, slots: Array) -> tuple[int, int, float, int, float]:
     """Return what the prefilling sequences compute in the step at hand.
 
@@ -62,15 +79,12 @@ def prefill_work(s: Record, requests: Array, slots: Array) -> tuple[int, int, fl
         n = slots[i].chunk
         if n == 0:
             continue
-        computed = slots[i].offset
         seqs += 1
         tokens += n
-        pairs += n * float(computed) + 0.5 * n * (n + 1)
-        seen = max(computed, requests[slots[i].request].computed_before)
-        fresh = computed + n - seen
-        if fresh > 0:
-            first_tokens += fresh
-            first_pairs += fresh * float(seen) + 0.5 * fresh * (fresh + 1)
+        work = prefill_work_of(requests, slots[i].request, slots[i].offset, n)
+        pairs += work[0]
+        first_tokens += work[1]
+        first_pairs += work[2]
     return seqs, tokens, pairs, first_tokens, first_pairs
 
 
@@ -262,10 +276,10 @@ def log_sequences(s: Record, slots: Array, entries: Array) -> None:
     while i >= 0:
         state = slots[i].state
         n = 0
-        if state == at.DECODE:
-            n = 1
-        elif state == at.PREFILL:
+        if state == at.PREFILL or s.with_queue:
             n = slots[i].chunk
+        elif state == at.DECODE:
+            n = 1
         if n > 0:
             entries[k].request = slots[i].request
             entries[k].tokens = n

@@ -90,6 +90,33 @@ def pop_waiting(s: Record, requests: Array) -> None:
 
 
 @compiled
+def remove_waiting(s: Record, requests: Array, request: int) -> None:
+    """Take ``request`` out of the waiting queue, wherever it is."""
+    if s.priority:
+        size = s.num_waiting
+        place = 0
+        while requests[place].heap_rank != requests[request].rank:
+            place += 1
+        while place > 0:  # to the top, then off it
+            parent = (place - 1) >> 1
+            requests[place].heap_rank = requests[parent].heap_rank
+            place = parent
+        heap_drop(requests, size)
+    else:
+        before, at_hand = -1, s.waiting_head
+        while at_hand != request:
+            before, at_hand = at_hand, requests[at_hand].after_waiting
+        after = requests[request].after_waiting
+        if before < 0:
+            s.waiting_head = after
+        else:
+            requests[before].after_waiting = after
+        if after < 0:
+            s.waiting_tail = before
+    s.num_waiting -= 1
+
+
+@compiled
 def push_arrival(s: Record, requests: Array, key: float, request: int) -> None:
     """Keep a released request until ``key``; equal keys in the order of release."""
     count = s.num_pushed

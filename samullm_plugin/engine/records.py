@@ -43,7 +43,8 @@ def _record(*columns: list[tuple[str, Any]]) -> np.dtype[Any]:
 _SETTINGS = """
     max_num_seqs max_num_batched_tokens block_size usable_blocks long_prefill_token_threshold
     priority caching async_scheduling arrivals_by_step record curve_points max_rows external_latency
-    more_to_come wheel_mask
+    more_to_come wheel_mask with_queue max_model_len hit_alignment num_specs is_simple_hybrid
+    max_batches decode_stagger
 """
 # usable_blocks: without the null block
 # caching: NO_CACHING, SHARED_BLOCKS or PRIVATE_BLOCKS
@@ -54,6 +55,11 @@ _SETTINGS = """
 # external_latency: finish times are step counts: a latency model outside turns them into seconds
 # more_to_come: more requests may arrive from outside
 
+# with_queue: run by ``batch_queue``: several batches in flight or KV cache groups
+# hit_alignment: tokens of which prefix cache hits are multiples
+# num_specs: kinds of KV cache groups; is_simple_hybrid: full attention and one other
+# max_batches: scheduled and not yet processed; decode_stagger: steps between two of a sequence
+
 _PROGRESS = """
     decode_step block_phase step rows num_running num_decode num_prefill num_finishing num_skipped
     num_no_token_in_flight num_waiting offset_sum longest_offset longest_is_stale running_head
@@ -62,6 +68,7 @@ _PROGRESS = """
     unhashed_free_blocks oldest_kept newest_kept not_private num_preemptions peak_blocks
     computed_tokens cached_tokens curve_count curve_stride curve_next_row misfit_request
     misfit_blocks step_preemptions step_cached_tokens logged_seqs logged_preempted logged_finished
+    num_batches first_batch has_finished
 """
 # block_phase: (-decode_step) mod block size: decode sequences of this phase need a block now
 # step: scheduler steps, those that schedule nothing included as vLLM's loop counts them
@@ -81,6 +88,8 @@ _CLOCKS = "clock next_call previous_end stop busy release_delay first_tokens fir
 # next_call: when the scheduler is called next
 # previous_end: asynchronous: end of the step in flight
 # first_tokens, first_pairs: tokens computed for the first time, and their query-key pairs
+
+# num_batches, first_batch: of the batch queue, a ring; has_finished: since the last step
 
 STATE = _record(
     _of_type(np.int64, _SETTINGS), _of_type(np.int64, _PROGRESS), _of_type(np.float64, _CLOCKS)
@@ -151,6 +160,26 @@ EMPTY, PREFILL, DECODE, FINISHING, SKIPPED = range(5)
 
 PHASE = _record(_of_type(np.int64, "count first last"))
 """Decode sequences whose offsets are equal modulo the block size."""
+
+# --- what only ``batch_queue`` keeps --------------------------------------------------------------
+TRACK = _record(
+    _of_type(
+        np.int64,
+        "slot computed in_flight stale sampling placeholders eligible_step passed_over",
+    )
+)
+"""One row per request."""
+# computed: tokens computed or being computed
+# in_flight: tokens being computed; stale: those of them from before a preemption
+# sampling: output tokens in flight; placeholders: those that count as tokens (asynchronous)
+# eligible_step: first step that may schedule its next token
+# passed_over: list of waiting requests that the step at hand cannot take yet
+BATCH = _record(_of_type(np.int64, "num_seqs"), _of_type(np.float64, "end"))
+BATCH_SEQ = _record(_of_type(np.int64, "request tokens samples"))
+GROUP = _record(_of_type(np.int64, "kind block_size window_tokens most_blocks spec"))
+HELD = _record(_of_type(np.int64, "num_blocks num_cached"))
+
+FULL, SLIDING_WINDOW, CHUNKED_LOCAL, PER_SEQUENCE = range(4)
 
 # --- KV blocks; the last row ties the free list into a ring ---------------------------------------
 BLOCK = _record(

@@ -48,7 +48,8 @@ def simulate_engine(
     Args:
         config: scheduler settings of the replica.
         workload: requests with known output lengths; a request ends at ``max_model_len`` tokens.
-        latency: seconds of iterations. A :class:`StepLatency` is evaluated inside the compiled
+        latency: seconds of iterations, with pipeline parallelism of one stage of them. A
+            :class:`StepLatency` is evaluated inside the compiled
             loop, anything else a table of iterations at a time.
         stop_s: iterations that end by then count.
         record_steps: keep every step.
@@ -67,6 +68,10 @@ def simulate_engine(
     if len(workload) == 0:
         return _nothing(record_steps, curve_points)
     inside = latency if isinstance(latency, StepLatency) else None
+    if inside is None and config.pipeline_parallel_size > 1:
+        raise InputError(
+            "engine: pipeline_parallel_size above 1 needs a StepLatency: the seconds of one stage"
+        )
     record = at.ALL_SEQUENCES if record_steps else int(inside is None)
     for tell_blocks_apart in (False, True):
         state = make_state(
@@ -155,10 +160,13 @@ def finished_run(state: EngineState, why: int, curve_points: int, record_steps: 
         i = int(np.argmax(requests["num_predecessors"] > 0))
         raise InputError(f"request {i} waits for requests that wait for it: break the cycle")
     generated = requests["generated"].copy()
-    decoding = state.slots[state.slots["state"] == at.DECODE]
-    request = decoding["request"]
-    left = decoding["target"] - s.decode_step
-    generated[request] = requests["output_tokens"][request] - left
+    if state.queue is not None:
+        generated += state.queue.tracks["sampling"]
+    else:
+        decoding = state.slots[state.slots["state"] == at.DECODE]
+        request = decoding["request"]
+        left = decoding["target"] - s.decode_step
+        generated[request] = requests["output_tokens"][request] - left
     done = finish[np.isfinite(finish)]
     run = EngineRun(
         finish_s=finish,

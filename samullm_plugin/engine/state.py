@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import math
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 
 import numpy as np
 
 from samullm_plugin.engine import records as at
+from samullm_plugin.engine.batch_queue import advance_queue
 from samullm_plugin.engine.jit import announced_compilation
 from samullm_plugin.engine.kv_cache import fill_pool
 from samullm_plugin.engine.loop import advance
@@ -16,7 +18,7 @@ from samullm_plugin.engine.records import Array, Record
 from samullm_plugin.engine.workload import Workload
 from samullm_plugin.model.engine_config import EngineConfig
 from samullm_plugin.model.latency import CURVES, StepLatency
-from samullm_plugin.model.types import Ints, SmallInts
+from samullm_plugin.model.types import Floats, Ints, SmallInts
 
 NO_LIMIT = 1 << 62
 LEAST_CURVE = 4
@@ -29,6 +31,35 @@ _NO_BLOCKS: Pool = (
     np.zeros((1, 1), np.int32),
     np.zeros(1, np.int64),
 )
+
+
+@dataclass(slots=True)
+class QueueState:
+    """What ``batch_queue`` needs besides, with ``k`` KV cache groups and ``d`` batches in flight.
+
+    Attributes:
+        tracks: shape ``(n,)``.
+        batches: ring of the batches in flight, shape ``(d,)``.
+        batch_seqs: their sequences, shape ``(d, m)``.
+        stages: when each pipeline stage is free.
+        groups: shape ``(k,)``.
+        held: what each group holds of each slot, and one to spare, shape ``(k, m + 1)``.
+        group_table: the blocks, shape ``(k, m + 1, most)``.
+        chain: hashes of the tokens of each slot, shape ``(m + 1, most)``.
+    """
+
+    tracks: Array
+    batches: Array
+    batch_seqs: Array
+    stages: Floats
+    groups: Array
+    held: Array
+    group_table: SmallInts
+    chain: Ints
+
+    def copy(self) -> QueueState:
+        """Return an independent copy."""
+        return QueueState(*(getattr(self, f.name).copy() for f in fields(self)))
 
 
 @dataclass(slots=True)
@@ -58,6 +89,7 @@ class EngineState:
         log: recorded steps.
         entries: request and tokens of every scheduled sequence.
         preempted: requests preempted in recorded steps.
+        queue: what only ``batch_queue`` needs, or None: ``loop`` runs the engine.
     """
 
     s: Record
@@ -76,24 +108,35 @@ class EngineState:
     log: Array
     entries: Array
     preempted: SmallInts
+    queue: QueueState | None = None
 
     def advance(self) -> int:
         """Run on until something stops the loop; return what (the last names in ``records``)."""
-        with announced_compilation(advance):
-            why: int = advance(*(getattr(self, name) for name in _ARGUMENTS))
+        why: int
+        q = self.queue
+        if q is None:
+            with announced_compilation(advance):
+                why = advance(*(getattr(self, name) for name in _ARGUMENTS))
+            return why
+        with announced_compilation(advance_queue):
+            why = advance_queue(
+                self.s, self.requests, self.slots, q.tracks, q.batches, q.batch_seqs, q.stages,
+                self.blocks, self.buckets, q.groups, q.held, q.group_table, q.chain,
+                self.prompt_hash, self.successors, self.latency, self.tables, self.curve, self.log,
+                self.entries, self.preempted,
+            )  # fmt: skip
         return why
 
     def copy(self) -> EngineState:
         """Return a state to come back to; what a run only reads or appends to is shared."""
-        return EngineState(
-            *(
-                value if name in _SHARED else value.copy()
-                for name, value in ((n, getattr(self, n)) for n in _ARGUMENTS)
-            )
+        return replace(
+            self,
+            **{name: getattr(self, name).copy() for name in _ARGUMENTS if name not in _SHARED},
+            queue=None if self.queue is None else self.queue.copy(),
         )
 
 
-_ARGUMENTS = tuple(f.name for f in fields(EngineState))
+_ARGUMENTS = tuple(f.name for f in fields(EngineState) if f.name != "queue")
 _SHARED = {"successors", "prompt_hash", "latency", "tables", "log", "entries", "preempted"}
 
 
@@ -145,11 +188,17 @@ def make_state(
     caching, prompt_hash = at.NO_CACHING, None
     if config.enable_prefix_caching:
         caching = at.PRIVATE_BLOCKS
-        if tell_blocks_apart or _may_share(workload):
-            prompt_hash = _prompt_hashes(workload, requests, config.block_size)
+        if tell_blocks_apart or _may_share(workload) or not config.is_plain:
+            prompt_hash = _prompt_hashes(workload, requests, _hash_block(config))
             caching = at.SHARED_BLOCKS
-            if not tell_blocks_apart and _is_unshared(requests, prompt_hash, config.block_size):
+            if (
+                config.is_plain
+                and not tell_blocks_apart
+                and _is_unshared(requests, prompt_hash, config.block_size)
+            ):
                 caching, prompt_hash = at.PRIVATE_BLOCKS, None
+    if not config.is_plain and prompt_hash is None:
+        prompt_hash = np.zeros(1, np.int64)
     pool = _NO_BLOCKS if prompt_hash is None else _blocks(config, requests, prompt_hash)
     slots = np.zeros(most_seqs, at.SLOT)
     slots["free_slot"] = np.arange(most_seqs - 1, -1, -1)
@@ -181,7 +230,60 @@ def make_state(
         log=np.zeros(0, at.LOG),
         entries=np.zeros(0, at.SCHEDULED),
         preempted=np.zeros(0, np.int32),
+        queue=None if config.is_plain else _queue(config, requests, s),
     )
+
+
+def _hash_block(config: EngineConfig) -> int:
+    """Return the tokens of which prefix caching keeps hashes: they divide all block sizes."""
+    return math.gcd(*(g.block_size for g in config.groups))
+
+
+def _queue(config: EngineConfig, requests: Array, s: Record) -> QueueState:
+    """Return the state of ``batch_queue``; fills in its settings."""
+    told = config.groups
+    n, seqs, depth = len(requests), int(s.num_free_slots), config.max_concurrent_batches
+    longest = int((requests["prompt_tokens"] + requests["output_tokens"]).max())
+    groups = np.zeros(len(told), at.GROUP)
+    specs: list[tuple[object, ...]] = []
+    for spec in sorted(((g.kind, g.block_size, g.window_tokens, g.page_bytes) for g in told),
+                       key=lambda spec: spec[0] != "full"):  # fmt: skip
+        if spec not in specs:
+            specs.append(spec)
+    for row, group in zip(groups, told, strict=True):
+        row["kind"] = _KINDS.index(group.kind)
+        row["block_size"] = group.block_size if group.kind != "mamba" else config.max_model_len
+        row["window_tokens"] = group.window_tokens
+        row["most_blocks"] = group.blocks_of_longest(
+            config.max_model_len, config.max_in_flight_tokens
+        )
+        row["spec"] = specs.index(
+            (group.kind, group.block_size, group.window_tokens, group.page_bytes)
+        )
+    s.with_queue = 1
+    s.max_model_len = config.max_model_len
+    s.block_size = _hash_block(config)
+    s.hit_alignment = math.lcm(*(g.block_size for g in told))
+    s.num_specs = len(specs)
+    s.is_simple_hybrid = len(specs) == 2 and specs[0][0] == "full"
+    s.max_batches = depth
+    s.decode_stagger = config.pipeline_parallel_size
+    most = max(-(-longest // int(size)) for size in groups["block_size"]) + 1
+    tracks = np.zeros(n, at.TRACK)
+    tracks["slot"] = -1
+    return QueueState(
+        tracks,
+        np.zeros(depth, at.BATCH),
+        np.zeros((depth, seqs), at.BATCH_SEQ),
+        np.zeros(config.pipeline_parallel_size),
+        groups,
+        np.zeros((len(told), seqs + 1), at.HELD),
+        np.zeros((len(told), seqs + 1, most), np.int32),
+        np.zeros((seqs + 1, longest // int(s.block_size) + 2 if s.caching else 1), np.int64),
+    )
+
+
+_KINDS = ("full", "sliding_window", "chunked_local", "mamba")
 
 
 def _first_state(config: EngineConfig, workload: Workload, caching: int) -> Record:

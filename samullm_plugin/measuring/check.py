@@ -15,7 +15,7 @@ from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment, Plan, Stage
 from samullm_plugin.model.problem import ModeKey, Problem
 from samullm_plugin.model.scenarios import LengthScenario
-from samullm_plugin.profiling.probes import Workload
+from samullm_plugin.profiling.probes import ProbeWorkload
 from samullm_plugin.simulator import PlanSimulator
 
 
@@ -58,7 +58,7 @@ def judge_runs(
 
 
 def planned_seconds(
-    latency: LatencyModel, model: ModelSpec, device: str, size: int, workload: Workload
+    latency: LatencyModel, model: ModelSpec, device: str, size: int, workload: ProbeWorkload
 ) -> float:
     """Return what the plan simulator says that a workload takes on one engine that is ready."""
     gpu = Gpu(device, 1 << 40)

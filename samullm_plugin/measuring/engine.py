@@ -17,7 +17,7 @@ from samullm_plugin.model.cluster import Cluster, Gpu
 from samullm_plugin.model.latency import StepTable
 from samullm_plugin.model.types import Floats
 from samullm_plugin.profiling.iterations import Iterations
-from samullm_plugin.profiling.probes import Limits, Workload, probes, unseen, warm_up
+from samullm_plugin.profiling.probes import Limits, ProbeWorkload, probes, unseen, warm_up
 
 _COLUMNS = (
     "device", "model", "tp", "phase", "batch_size", "context_tokens", "max_seq_len", "new_tokens",
@@ -44,7 +44,7 @@ class Run:
     """
 
     name: str
-    workload: Workload
+    workload: ProbeWorkload
     steps: StepTable
     step_s: Floats
     wall_s: float
@@ -68,7 +68,7 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MeasuredModel:
     """What was measured of one model at one size.
 
     Attributes:
@@ -119,7 +119,7 @@ class _Engine:
         self._sampling = {"temperature": temperature, "ignore_eos": True}
         self._rng = np.random.default_rng(0)
 
-    def run(self, workload: Workload, name: str = "") -> Run:
+    def run(self, workload: ProbeWorkload, name: str = "") -> Run:
         """Run a workload and return its iterations.
 
         Raises:
@@ -160,7 +160,7 @@ def measure(
     repeat_s: float = REPEAT_S,
     run_dir: Path | None = None,
     report: Callable[[str], None] = lambda text: None,
-) -> list[Measured]:
+) -> list[MeasuredModel]:
     """Start an engine of each tensor-parallel size in turn and record its iterations.
 
     Args:
@@ -229,7 +229,7 @@ def _measure(
     began_s: float,
     repeat_s: float,
     report: Callable[[str], None],
-) -> Measured:
+) -> MeasuredModel:
     """Run everything on an engine that is ready."""
     size, model = spec.tensor_parallel_size, spec.model
     limits = Limits(
@@ -253,7 +253,7 @@ def _measure(
     after = [engine.run(workload, name) for name, workload in checks]
     check_s = before.wall_s + sum(r.wall_s for r in after)
     report(f"tp {size}: {len(after)} other workloads, to check on, took {check_s:.1f} s")
-    return Measured(
+    return MeasuredModel(
         iterations_of(runs, model.name, size, device),
         (before, *after),
         start,

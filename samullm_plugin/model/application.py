@@ -200,6 +200,7 @@ class Application:
     notes: tuple[str, ...] = ()
     order: tuple[int, ...] = field(init=False)
     upstreams: tuple[frozenset[int], ...] = field(init=False)
+    _index: dict[str, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check the graph and find a topological order of the nodes.
@@ -225,6 +226,7 @@ class Application:
             ) from error
         object.__setattr__(self, "order", order)
         object.__setattr__(self, "upstreams", sets)
+        object.__setattr__(self, "_index", {node.name: i for i, node in enumerate(self.nodes)})
 
     def _check(self, index: int, node: ModelNode) -> frozenset[int]:
         """Return the other nodes this node waits for, after checking its table."""
@@ -265,9 +267,8 @@ class Application:
         Raises:
             InputError: naming the nodes there are.
         """
-        for i, node in enumerate(self.nodes):
-            if node.name == name:
-                return i
+        if name in self._index:
+            return self._index[name]
         known = ", ".join(n.name for n in self.nodes)
         raise InputError(f"application {self.name} has no node {name!r}; it has {known}")
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.parallel import ParallelConfig
+
+Place = tuple[int, int]
+"""A machine and one of its NVLink groups, by their indices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +38,20 @@ class Cluster:
             pipeline stages, lies on one machine.
         host_memory_bytes: memory of each machine's host; None: taken to be that of its devices
             together.
+        kinds: label of each device's kind: its name, and its memory too where devices of one name
+            differ in it. What a replica costs depends on it.
     """
 
     gpus: tuple[Gpu, ...]
     nvlink_groups: tuple[tuple[int, ...], ...] = ()
     machines: tuple[tuple[int, ...], ...] = ()
     host_memory_bytes: int | None = None
+    kinds: tuple[str, ...] = field(init=False, repr=False, compare=False)
     _group_index: tuple[int, ...] = field(init=False, repr=False, compare=False)
     _machine_index: tuple[int, ...] = field(init=False, repr=False, compare=False)
-    _idle: dict[ParallelConfig, tuple[int, ...] | None] = field(
+    _place: tuple[Place, ...] = field(init=False, repr=False, compare=False)
+    _places: dict[Gpu, dict[Place, list[int]]] = field(init=False, repr=False, compare=False)
+    _replicas: dict[tuple[str, int, int], list[int]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -78,15 +87,30 @@ class Cluster:
                 object.__setattr__(self, kind, (tuple(every),))
             elif rest:
                 raise InputError(f"cluster: {kind} leaves out device {rest[0]}")
+        kinds = tuple(self._label(gpu) for gpu in self.gpus)
+        object.__setattr__(self, "kinds", kinds)
         for name, sets in (("_group_index", self.nvlink_groups), ("_machine_index", self.machines)):
             index = {d: i for i, members in enumerate(sets) for d in members}
             object.__setattr__(self, name, tuple(index[d] for d in every))
+        place = tuple(zip(self._machine_index, self._group_index, strict=True))
+        places: dict[Gpu, dict[Place, list[int]]] = {}
+        for device, gpu in enumerate(self.gpus):
+            places.setdefault(gpu, {}).setdefault(place[device], []).append(device)
+        object.__setattr__(self, "_place", place)
+        object.__setattr__(self, "_places", places)
         for group in self.nvlink_groups:
             if len({self._machine_index[d] for d in group}) > 1:
                 raise InputError(
                     f"cluster: nvlink_groups joins devices {list(group)}, which are on several "
                     "machines; NVLink joins devices of one machine"
                 )
+
+    def _label(self, gpu: Gpu) -> str:
+        """Return what tells a kind of GPU from the others of the cluster."""
+        memory = {other.memory_bytes for other in self.gpus if other.name == gpu.name}
+        if len(memory) == 1:
+            return gpu.name
+        return f"{gpu.name} with {gpu.memory_bytes / 2**30:g} GiB"
 
     @classmethod
     def uniform(cls, gpu: Gpu, num_gpus: int, *, nvlink: int = 1) -> Cluster:
@@ -156,7 +180,7 @@ class Cluster:
         """
         if len({self._machine_index[d] for d in devices}) > 1:
             return f"devices {list(devices)} lie on several machines"
-        if len({self.gpus[d].name for d in devices}) > 1:
+        if len({self.kinds[d] for d in devices}) > 1:
             return f"devices {list(devices)} are of different kinds"
         for first in range(0, len(devices), tensor_parallel_size):
             part = devices[first : first + tensor_parallel_size]
@@ -181,15 +205,22 @@ class Cluster:
             return None
         return FreeDevices(self, free).take(parallel, avoid=avoid)
 
-    def idle_devices(self, parallel: ParallelConfig) -> tuple[int, ...] | None:
-        """Return :meth:`find_devices` with every device free."""
-        if parallel not in self._idle:
-            self._idle[parallel] = self.find_devices(range(self.num_gpus), parallel)
-        return self._idle[parallel]
-
-
-Place = tuple[int, int]
-"""A machine and one of its NVLink groups, by their indices."""
+    def replicas_by_machine(
+        self, kind: str, tensor_parallel_size: int, pipeline_parallel_size: int
+    ) -> list[int]:
+        """Return by machine how many replicas its devices of a kind carry when they are idle."""
+        key = kind, tensor_parallel_size, pipeline_parallel_size
+        if key not in self._replicas:
+            groups = Counter(
+                (self._machine_index[d], self._group_index[d])
+                for d in range(self.num_gpus)
+                if self.kinds[d] == kind
+            )
+            parts = [0] * len(self.machines)
+            for (machine, _), count in groups.items():
+                parts[machine] += count // tensor_parallel_size
+            self._replicas[key] = [p // pipeline_parallel_size for p in parts]
+        return self._replicas[key]
 
 
 class FreeDevices:
@@ -203,12 +234,10 @@ class FreeDevices:
         """Begin with some devices of a cluster."""
         free = set(free)
         self._gpus = cluster.gpus
-        self._place = tuple(zip(cluster._machine_index, cluster._group_index, strict=True))
+        self._place = cluster._place
         self._by_kind: dict[Gpu, dict[Place, list[int]]] = {}
-        for device, gpu in enumerate(cluster.gpus):
-            members = self._by_kind.setdefault(gpu, {}).setdefault(self._place[device], [])
-            if device in free:
-                members.append(device)
+        for gpu, places in cluster._places.items():
+            self._by_kind[gpu] = {p: [d for d in of if d in free] for p, of in places.items()}
         self.count = len(free)
 
     def take(
@@ -267,6 +296,18 @@ def _replicas(
     """
     tp = parallel.tensor_parallel_size
     chosen: list[int] = []
+    if parallel.pipeline_parallel_size == 1 and not shunned:
+        # The fullest place stays the fullest until it has no more room: each is gone through once.
+        missing = parallel.data_parallel_size
+        for place in sorted(places, key=lambda p: (len(places[p]), places[p][:1])):
+            taken = min(missing, len(places[place]) // tp) * tp
+            if taken:
+                chosen += places[place][:taken]
+                places[place] = places[place][taken:]
+                missing -= taken // tp
+            if not missing:
+                return tuple(chosen)
+        return None
     for _ in range(parallel.data_parallel_size):
         home: int | None = None  # all pipeline stages of a replica lie on one machine
         for _ in range(parallel.pipeline_parallel_size):

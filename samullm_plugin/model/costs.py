@@ -69,7 +69,7 @@ class ModeCosts:
     """Costs of one replica of a model at one tensor- and pipeline-parallel size.
 
     Attributes:
-        latency: seconds of an iteration.
+        latency: seconds of an iteration; with pipeline parallelism, of one of its stages.
         kv_cache_tokens: KV-cache capacity of a replica: blocks of its pool times the tokens of a
             block; 0 if the weights, or one longest sequence, do not fit.
         load: engine start.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from samullm_plugin.errors import InputError
+from samullm_plugin.model.kv_cache import KvCacheGroup
 
 SchedulingPolicy = Literal["fcfs", "priority"]
 
@@ -26,6 +27,9 @@ class EngineConfig:
         async_scheduling: the next step is scheduled before the previous one's output is known.
         long_prefill_token_threshold: most prompt tokens of one request per step; 0 is no limit.
         scheduling_policy: ``fcfs`` or ``priority`` (lower number first, then arrival).
+        pipeline_parallel_size: stages that a batch goes through; as many batches are in flight.
+        kv_cache_groups: layers that cache alike, all of which draw blocks from one pool; none: all
+            layers have full attention and blocks of ``block_size``.
     """
 
     max_num_seqs: int = 256
@@ -37,6 +41,8 @@ class EngineConfig:
     async_scheduling: bool = False
     long_prefill_token_threshold: int = 0
     scheduling_policy: SchedulingPolicy = "fcfs"
+    pipeline_parallel_size: int = 1
+    kv_cache_groups: tuple[KvCacheGroup, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse settings no engine can run with.
@@ -51,6 +57,7 @@ class EngineConfig:
             ("block_size", 1),
             ("num_blocks", 2),
             ("long_prefill_token_threshold", 0),
+            ("pipeline_parallel_size", 1),
         ):
             value = getattr(self, field)
             if value < least:
@@ -59,3 +66,49 @@ class EngineConfig:
             raise InputError(
                 f"engine: scheduling_policy is {self.scheduling_policy!r}; write fcfs or priority"
             )
+        kinds = {g.kind for g in self.kv_cache_groups}
+        if self.enable_prefix_caching and "mamba" in kinds:
+            raise InputError(
+                "engine: enable_prefix_caching is not simulated for models with state-space "
+                "layers; turn it off"
+            )
+        for group in self.kv_cache_groups:
+            if (group.kind in ("sliding_window", "chunked_local")) != (group.window_tokens > 0):
+                raise InputError(
+                    f"engine: kv_cache_groups: window_tokens is {group.window_tokens} for kind "
+                    f"{group.kind}; sliding_window and chunked_local need it, others have none"
+                )
+        chunks_cached = self.enable_prefix_caching and "chunked_local" in kinds
+        if chunks_cached and len({g.block_size for g in self.kv_cache_groups}) > 1:
+            raise InputError(
+                "engine: with prefix caching and chunked attention all kv_cache_groups must have "
+                "blocks of one size"
+            )
+
+    @property
+    def max_concurrent_batches(self) -> int:
+        """Return how many batches are scheduled before the outcome of the first is known."""
+        if self.async_scheduling:
+            return self.pipeline_parallel_size + 1
+        return self.pipeline_parallel_size
+
+    @property
+    def max_in_flight_tokens(self) -> int:
+        """Return the most tokens that are scheduled and whose outcome is not known."""
+        return self.max_concurrent_batches * self.max_num_batched_tokens
+
+    @property
+    def groups(self) -> tuple[KvCacheGroup, ...]:
+        """Return the KV cache groups, one of full attention where none is told."""
+        return self.kv_cache_groups or (KvCacheGroup("full", block_size=self.block_size),)
+
+    @property
+    def is_plain(self) -> bool:
+        """Return whether no pipeline is there, and all layers have full attention in one group."""
+        groups = self.groups
+        return (
+            self.pipeline_parallel_size == 1
+            and len(groups) == 1
+            and groups[0].kind == "full"
+            and groups[0].block_size == self.block_size
+        )

@@ -7,7 +7,7 @@ tables of steps.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -216,6 +216,27 @@ class StepLatency:
             steps.longest_tokens,
         )
         return np.asarray(seconds)
+
+    def aggregated(self, factor: float) -> StepLatency:
+        """Return the latency of iterations whose every sequence and token counts ``factor`` times.
+
+        The longest sequence is as long as it was.
+        """
+
+        def of(curve: Curve) -> Curve:
+            return Curve(tuple(k / factor for k in curve.knots), curve.values)
+
+        return replace(
+            self,
+            by_tokens=of(self.by_tokens),
+            by_seqs=of(self.by_seqs),
+            host_by_seqs=of(self.host_by_seqs),
+            prefill_token_s=self.prefill_token_s * factor,
+            prefill_pair_s=self.prefill_pair_s * factor,
+            prefill_seq_s=self.prefill_seq_s * factor,
+            context_token_s=self.context_token_s * factor,
+            longest_over_seqs=round(self.longest_over_seqs / factor),
+        )
 
     def scaled(self, factor: float) -> StepLatency:
         """Return this latency with every duration multiplied by ``factor``."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Literal
 
 from samullm_plugin.errors import InputError
@@ -15,13 +16,17 @@ from samullm_plugin.model.kv_cache import blocks_per_sequence
 from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.scenarios import LengthScenario
 
+EVERY_SIZE, NEXT_SIZE, EVEN_SHARES = 16, 1.15, 8
+"""Up to how many replicas every number is offered; the least ratio of two numbers beyond; parts of
+the cluster that are offered whatever their size."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModeKey:
     """What the costs of one replica depend on besides the model.
 
     Attributes:
-        gpu: name of the kind of GPU.
+        gpu: label of the kind of GPU (:attr:`Cluster.kinds`).
         tensor_parallel_size: devices per layer.
         pipeline_parallel_size: groups of layers.
     """
@@ -49,6 +54,15 @@ class Problem:
     scenarios: tuple[LengthScenario, ...]
     costs: tuple[Mapping[ModeKey, ModeCosts], ...]
     page_cache: Literal["warm", "cold"] = "warm"
+    _configs: dict[int, tuple[ParallelConfig, ...]] = field(
+        default_factory=dict, init=False, repr=False
+    )
+    _fitting: dict[tuple[int, int, int], frozenset[str]] = field(
+        default_factory=dict, init=False, repr=False
+    )
+    _idle: dict[tuple[frozenset[str], ParallelConfig], tuple[int, ...] | None] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         """Check that there is a scenario and that every node fits somewhere.
@@ -85,14 +99,17 @@ class Problem:
         if not costs.kv_cache_groups:
             return costs.kv_cache_tokens >= model.max_model_len
         blocks = costs.kv_cache_tokens // model.engine.block_size
+        batches = key.pipeline_parallel_size + model.engine.async_scheduling
         return blocks >= blocks_per_sequence(
-            costs.kv_cache_groups, model.max_model_len, model.engine.in_flight_tokens
+            costs.kv_cache_groups,
+            model.max_model_len,
+            batches * model.engine.max_num_batched_tokens,
         )
 
     def mode_key(self, parallel: ParallelConfig, devices: tuple[int, ...]) -> ModeKey:
         """Return the key of the costs of a replica on these devices."""
         return ModeKey(
-            self.cluster.gpus[devices[0]].name,
+            self.cluster.kinds[devices[0]],
             parallel.tensor_parallel_size,
             parallel.pipeline_parallel_size,
         )
@@ -112,25 +129,73 @@ class Problem:
         return self.costs[node][key]
 
     def parallel_configs(self, node: int) -> tuple[ParallelConfig, ...]:
-        """Return every parallel configuration of a node that can be placed on the idle cluster.
+        """Return the parallel configurations of a node that are worth considering.
 
+        All have a place on the idle cluster. Every number of replicas is among them on small
+        clusters; beyond ``EVERY_SIZE`` replicas they grow by ``NEXT_SIZE``, and those that fill one
+        or several machines, or the cluster or an even share of it, are there as well.
         Ordered by devices, then by tensor-parallel size.
         """
-        found = []
-        for key in self.costs[node]:
-            if not self.fits(node, key):
-                continue
-            for dp in range(1, self.cluster.num_gpus + 1):
-                parallel = ParallelConfig(dp, key.tensor_parallel_size, key.pipeline_parallel_size)
-                if parallel.num_devices > self.cluster.num_gpus:
-                    break
-                if self.cluster.idle_devices(parallel) is None:
-                    break
-                found.append(parallel)
-        return tuple(sorted(set(found), key=lambda p: (p.num_devices, p.tensor_parallel_size)))
+        if node not in self._configs:
+            found = {
+                ParallelConfig(dp, key.tensor_parallel_size, key.pipeline_parallel_size)
+                for key in self.costs[node]
+                if self.fits(node, key)
+                for dp in _replicas_offered(
+                    self.cluster.replicas_by_machine(
+                        key.gpu, key.tensor_parallel_size, key.pipeline_parallel_size
+                    )
+                )
+            }
+            self._configs[node] = tuple(
+                sorted(found, key=lambda p: (p.num_devices, p.tensor_parallel_size))
+            )
+        return self._configs[node]
 
-    def engine_config(self, node: int, costs: ModeCosts) -> EngineConfig:
-        """Return the scheduler settings of a replica of a node."""
+    def fitting_devices(
+        self, node: int, parallel: ParallelConfig, free: Collection[int]
+    ) -> Collection[int]:
+        """Return the devices among ``free`` of kinds on which replicas of a node fit."""
+        kinds = self.cluster.kinds
+        sizes = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
+        fitting = self._fitting_kinds(node, *sizes)
+        if fitting.issuperset(kinds):
+            return free
+        return {d for d in free if kinds[d] in fitting}
+
+    def find_devices(
+        self, node: int, parallel: ParallelConfig, free: Collection[int]
+    ) -> tuple[int, ...] | None:
+        """Return free devices on which all replicas of a node fit, or None if there are none."""
+        return self.cluster.find_devices(self.fitting_devices(node, parallel, free), parallel)
+
+    def idle_devices(self, node: int, parallel: ParallelConfig) -> tuple[int, ...] | None:
+        """Return :meth:`find_devices` with every device free."""
+        sizes = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
+        key = self._fitting_kinds(node, *sizes), parallel
+        if key not in self._idle:
+            free = [d for d, kind in enumerate(self.cluster.kinds) if kind in key[0]]
+            self._idle[key] = self.cluster.find_devices(free, parallel)
+        return self._idle[key]
+
+    def _fitting_kinds(self, node: int, tp: int, pp: int) -> frozenset[str]:
+        """Return the kinds of GPU on which replicas of these sizes fit."""
+        key = node, tp, pp
+        if key not in self._fitting:
+            kinds = set(self.cluster.kinds)
+            self._fitting[key] = frozenset(k for k in kinds if self.fits(node, ModeKey(k, tp, pp)))
+        return self._fitting[key]
+
+    def engine_config(
+        self, node: int, costs: ModeCosts, pipeline_parallel_size: int = 1
+    ) -> EngineConfig:
+        """Return the scheduler settings of a replica of a node.
+
+        Args:
+            node: index of the node.
+            costs: of a replica of this size.
+            pipeline_parallel_size: its pipeline stages.
+        """
         model = self.app.nodes[node].model
         options = model.engine
         return EngineConfig(
@@ -141,6 +206,8 @@ class Problem:
             num_blocks=costs.kv_cache_tokens // options.block_size + 1,  # vLLM's null block
             enable_prefix_caching=options.enable_prefix_caching,
             async_scheduling=options.async_scheduling,
+            pipeline_parallel_size=pipeline_parallel_size,
+            kv_cache_groups=costs.kv_cache_groups,
         )
 
     def load_s(self, costs: ModeCosts) -> float:
@@ -177,3 +244,20 @@ class Problem:
     def with_scenarios(self, scenarios: tuple[LengthScenario, ...]) -> Problem:
         """Return the same problem with other lengths."""
         return replace(self, scenarios=scenarios)
+
+
+def _replicas_offered(by_machine: Sequence[int]) -> list[int]:
+    """Return the numbers of replicas to consider.
+
+    Args:
+        by_machine: how many have a place on each machine.
+    """
+    whole = sum(by_machine)
+    filled = list(accumulate(sorted(by_machine, reverse=True)))
+    filling = {whole // parts for parts in range(1, EVEN_SHARES + 1)}
+    filling |= {filled[2**k - 1] for k in range(len(filled).bit_length())}
+    kept: list[int] = []
+    for n in range(1, whole + 1):
+        if n <= EVERY_SIZE or n in filling or n >= NEXT_SIZE * kept[-1]:
+            kept.append(n)
+    return kept

@@ -126,6 +126,7 @@ class PlanResult:
         structure_objective_s: the scheduler's own objective for this plan in that structure.
         planning_s: seconds the scheduler took.
         explanation: by node, why it is where it is, if the scheduler says so.
+        notes: what the scheduler gave up or left out on the way.
     """
 
     scheduler: str
@@ -138,6 +139,7 @@ class PlanResult:
     structure_objective_s: float | None
     planning_s: float
     explanation: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def mean_makespan_s(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
@@ -206,8 +207,8 @@ def collect_costs(
         InputError: if the latency model knows nothing of a model.
     """
     sizes = [
-        (gpu, tp, pp)
-        for gpu, largest in _largest_groups(cluster).items()
+        (device, tp, pp)
+        for device, largest in _largest_groups(cluster).items()
         for tp in tensor_parallel_sizes
         for pp in pipeline_parallel_sizes
         if tp <= largest and tp * pp <= cluster.num_gpus
@@ -217,7 +218,7 @@ def collect_costs(
     for node in app.nodes:
         costs = next((c for model, c in known if model == node.model), None)
         if costs is None:
-            costs = _model_costs(node, sizes, latency_model.costs)
+            costs = _model_costs(node, cluster, sizes, latency_model.costs)
             known.append((node.model, costs))
         per_node.append(costs)
     return tuple(per_node)
@@ -225,18 +226,20 @@ def collect_costs(
 
 def _model_costs(
     node: ModelNode,
-    sizes: Sequence[tuple[Gpu, int, int]],
+    cluster: Cluster,
+    sizes: Sequence[tuple[int, int, int]],
     costs_of: Callable[[ModelSpec, Gpu, int, int], ModeCosts],
 ) -> Mapping[ModeKey, ModeCosts]:
     """Return the costs of one model by size."""
     found: dict[ModeKey, ModeCosts] = {}
     refusal: InputError | None = None
     architecture = node.model.architecture
-    for gpu, tp, pp in sizes:
+    for device, tp, pp in sizes:
         if architecture and (architecture.num_heads % tp or pp > architecture.num_layers):
             continue
         try:
-            found[ModeKey(gpu.name, tp, pp)] = costs_of(node.model, gpu, tp, pp)
+            key = ModeKey(cluster.kinds[device], tp, pp)
+            found[key] = costs_of(node.model, cluster.gpus[device], tp, pp)
         except InputError as error:
             refusal = refusal or error
     if not found and refusal is not None:
@@ -244,12 +247,15 @@ def _model_costs(
     return found
 
 
-def _largest_groups(cluster: Cluster) -> dict[Gpu, int]:
-    """Return, by kind of GPU, the most of them in one NVLink group on one machine."""
-    largest: dict[Gpu, int] = {}
-    for group in cluster.nvlink_groups:
-        for device in group:
-            gpu, home = cluster.gpus[device], cluster.machine_of(device)
-            alike = [d for d in group if cluster.gpus[d] == gpu and cluster.machine_of(d) == home]
-            largest[gpu] = max(largest.get(gpu, 0), len(alike))
+def _largest_groups(cluster: Cluster) -> dict[int, int]:
+    """Return, by the first device of each kind, the most in one NVLink group on one machine."""
+    sizes = Counter(
+        (cluster.kinds[device], number, cluster.machine_of(device))
+        for number, group in enumerate(cluster.nvlink_groups)
+        for device in group
+    )
+    largest: dict[int, int] = {}
+    for kind in dict.fromkeys(cluster.kinds):
+        first = cluster.kinds.index(kind)
+        largest[first] = max(count for (of_kind, _, _), count in sizes.items() if of_kind == kind)
     return largest

@@ -94,6 +94,7 @@ def make_plan(
         structure_objective_s=report.objective_s,
         planning_s=planning_s,
         explanation=tuple(report.explanation.items()),
+        notes=tuple(report.notes),
     )
 
 

@@ -138,6 +138,26 @@ def fusion_lines(app: Application) -> list[str]:
     return found
 
 
+def idle_lines(problem: Problem, plan: Plan) -> list[str]:
+    """Return which GPUs a plan never uses, by kind, and why they cannot be used if they cannot."""
+    used = {d for stage in plan.stages for a in stage.assignments for d in a.devices}
+    idle: dict[str, list[int]] = {}
+    for device, kind in enumerate(problem.cluster.kinds):
+        if device not in used:
+            idle.setdefault(kind, []).append(device)
+    lines = []
+    for kind, devices in idle.items():
+        keys = [[k for k in costs if k.gpu == kind] for costs in problem.costs]
+        if not any(keys):
+            why = "there are no latency figures of these models on it"
+        elif not any(problem.fits(i, k) for i, of_node in enumerate(keys) for k in of_node):
+            why = "no model of the application fits on it"
+        else:
+            why = "this plan is not shorter with it"
+        lines.append(f"GPU {device_list(devices)} ({kind}): {why}")
+    return lines
+
+
 def provenance_lines(problem: Problem) -> list[str]:
     """Return per model what its iteration latencies rest on, with their known error."""
     lines: dict[str, str] = {}

@@ -11,11 +11,11 @@ from samullm_plugin.errors import InputError
 from samullm_plugin.model.architecture import ModelArchitecture
 from samullm_plugin.model.costs import Provenance
 from samullm_plugin.model.latency import Curve, StepLatency
-from samullm_plugin.profiling.device_fit import Measured, fit_device
+from samullm_plugin.profiling.device_fit import HostFitted, fit_device
 from samullm_plugin.profiling.iterations import Iterations
 from samullm_plugin.profiling.roofline import DeviceHardware
 from samullm_plugin.profiling.transfer import (
-    Known,
+    FittedLatency,
     LatencyTransfer,
     TransferErrors,
     kind_key,
@@ -131,8 +131,8 @@ def row_errors(rows: Iterations, latency: StepLatency) -> np.ndarray:
 
 
 def transfer_errors(
-    groups: Sequence[Measured],
-    known: Sequence[Known],
+    groups: Sequence[HostFitted],
+    known: Sequence[FittedLatency],
     hardware: DeviceHardware,
     *,
     same_experts: bool,

@@ -48,7 +48,7 @@ class HostCoefficients:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class HostFitted:
     """Iterations of one model at one size with what a device fit needs.
 
     Attributes:
@@ -79,7 +79,7 @@ class DeviceFit:
 
 
 def fit_device(
-    groups: Sequence[Measured], hardware: DeviceHardware, *, same_experts: bool | None = None
+    groups: Sequence[HostFitted], hardware: DeviceHardware, *, same_experts: bool | None = None
 ) -> DeviceFit:
     """Return the coefficients that fit all groups best.
 
@@ -105,7 +105,7 @@ def fit_device(
 
 
 def _fit_coefficients(
-    groups: Sequence[Measured], hardware: DeviceHardware, same_experts: bool
+    groups: Sequence[HostFitted], hardware: DeviceHardware, same_experts: bool
 ) -> tuple[float, DeviceCoefficients, bool]:
     """Return the remaining cost, the coefficients, and the assumption about experts."""
     shapes, target = _stack(groups, same_experts)
@@ -127,7 +127,7 @@ def _fit_coefficients(
     return float(rest @ rest), DeviceCoefficients.from_logarithms(found), same_experts
 
 
-def _informed(groups: Sequence[Measured]) -> np.ndarray:
+def _informed(groups: Sequence[HostFitted]) -> np.ndarray:
     """Return which coefficients some group depends on."""
     names = [f.name for f in fields(DeviceCoefficients)]
     gated = {g.architecture.mlp == "gated" for g in groups}
@@ -148,7 +148,7 @@ def _informed(groups: Sequence[Measured]) -> np.ndarray:
     return np.array([n not in absent for n in names])
 
 
-def _stack(groups: Sequence[Measured], same_experts: bool) -> tuple[Shapes, Floats]:
+def _stack(groups: Sequence[HostFitted], same_experts: bool) -> tuple[Shapes, Floats]:
     """Return a sample of all groups' rows, and their device seconds."""
     shapes, targets = [], []
     for group in groups:
@@ -181,7 +181,7 @@ def _stack(groups: Sequence[Measured], same_experts: bool) -> tuple[Shapes, Floa
     return Shapes(steps=steps, **rest), np.concatenate(targets)
 
 
-def _fit_host(groups: Sequence[Measured]) -> HostCoefficients:
+def _fit_host(groups: Sequence[HostFitted]) -> HostCoefficients:
     """Return host time by size and vocabulary, robustly at each knot."""
     parallel = np.array([g.rows.tensor_parallel_size > 1 for g in groups])
     vocab = np.array([g.architecture.vocab_size for g in groups], dtype=np.float64)
@@ -207,10 +207,10 @@ def fit_architectures(
     groups: Sequence[Iterations],
     hosts: Mapping[tuple[str, int], Curve],
     architectures: Mapping[str, ModelArchitecture],
-) -> list[Measured]:
+) -> list[HostFitted]:
     """Return the groups whose architecture is known, ready for :func:`fit_device`."""
     return [
-        Measured(g, architectures[g.model], hosts[g.model, g.tensor_parallel_size])
+        HostFitted(g, architectures[g.model], hosts[g.model, g.tensor_parallel_size])
         for g in groups
         if g.model in architectures
     ]

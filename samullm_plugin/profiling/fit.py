@@ -27,7 +27,7 @@ from samullm_plugin.profiling.profile_files import (
     architecture_data,
 )
 from samullm_plugin.profiling.roofline import HARDWARE, DeviceHardware
-from samullm_plugin.profiling.transfer import Known
+from samullm_plugin.profiling.transfer import FittedLatency
 
 _LONGEST_WORK = 160.0
 _LONGEST_BLOCKS = 512
@@ -157,9 +157,9 @@ def _learn(
 
 def _known(
     fits: Mapping[tuple[str, int], StepFit], known: Mapping[str, ModelArchitecture]
-) -> list[Known]:
+) -> list[FittedLatency]:
     return [
-        Known(model, known[model], size, fit.latency, fit.mape_pct)
+        FittedLatency(model, known[model], size, fit.latency, fit.mape_pct)
         for (model, size), fit in fits.items()
         if model in known
     ]

@@ -8,7 +8,7 @@ from samullm_plugin.checkpoints.models import bundled_architecture, find_name
 from samullm_plugin.model.architecture import ModelArchitecture
 from samullm_plugin.profiling.book import LatencyBook
 from samullm_plugin.profiling.profile_files import Profile
-from samullm_plugin.profiling.transfer import Known, LatencyTransfer
+from samullm_plugin.profiling.transfer import FittedLatency, LatencyTransfer
 
 
 def architecture_of(model: str, given: Mapping[str, ModelArchitecture]) -> ModelArchitecture | None:
@@ -36,7 +36,7 @@ def latency_book(
                 model, architectures or {}
             )
             if architecture is not None:
-                entries.append(Known(model, architecture, size, latency, error))
+                entries.append(FittedLatency(model, architecture, size, latency, error))
         transfer = LatencyTransfer(
             data.device(), data.device_hardware(), tuple(entries), data.errors()
         )

@@ -35,7 +35,7 @@ class LengthProfile:
     source: str
 
 
-class _Group(BaseModel):
+class _ModelLengths(BaseModel):
     """Outputs of one model and task; ``summary`` is for people and not read."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -47,7 +47,7 @@ class _Group(BaseModel):
     censored: list[bool]
 
     @model_validator(mode="after")
-    def _same_length(self) -> _Group:
+    def _same_length(self) -> _ModelLengths:
         if not len(self.prompt_tokens) == len(self.output_tokens) == len(self.censored):
             raise ValueError(
                 f"prompt_tokens, output_tokens and censored have {len(self.prompt_tokens)}, "
@@ -64,7 +64,7 @@ class _File(BaseModel):
     format: Literal["samullm-lengths-1"]
     written_by: str = ""
     source: str
-    lengths: list[_Group] = Field(min_length=1)
+    lengths: list[_ModelLengths] = Field(min_length=1)
 
 
 def fitted(seen: LengthObservations) -> LengthDistribution:

@@ -28,7 +28,7 @@ _LADDER_BUDGETS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Workload:
+class ProbeWorkload:
     """Requests that are submitted together.
 
     Attributes:
@@ -41,7 +41,7 @@ class Workload:
     output_tokens: tuple[int, ...]
     shape: str = "uniform"
 
-    def longer(self, tokens: int) -> Workload:
+    def longer(self, tokens: int) -> ProbeWorkload:
         """Return the workload with so many tokens more in every prompt."""
         return replace(self, prompt_tokens=tuple(p + tokens for p in self.prompt_tokens))
 
@@ -72,7 +72,7 @@ class Limits:
         return max(1, min(self.max_num_seqs, self.kv_cache_tokens // (length + 64)))
 
 
-def warm_up(limits: Limits) -> Workload:
+def warm_up(limits: Limits) -> ProbeWorkload:
     """Return a workload that meets everything once: a full batch, and then every batch size.
 
     The first batch of a kind may compile or allocate something; the first of a size generates
@@ -84,10 +84,10 @@ def warm_up(limits: Limits) -> Workload:
     step = -(-count // _SWEPT)
     room = max(1, limits.longest - budget)
     outputs = tuple(min(1 + k // step, room) for k in range(count))
-    return Workload((budget, *[prompt] * (count - 1)), outputs)
+    return ProbeWorkload((budget, *[prompt] * (count - 1)), outputs)
 
 
-def probes(limits: Limits, variant: int = 0) -> list[Workload]:
+def probes(limits: Limits, variant: int = 0) -> list[ProbeWorkload]:
     """Return the workloads to measure.
 
     Args:
@@ -102,20 +102,20 @@ def probes(limits: Limits, variant: int = 0) -> list[Workload]:
 
     result = [_ladder(limits, about(n)) for n in (16 + 2 * variant, longest // 8, longest // 3)]
     lengths = sorted({int(budget * share) for share in (1, 0.5, 0.25, 0.1, 0.04, 0.01)})
-    result += [Workload((about(n, 2 * variant + k),), (1,)) for n in lengths for k in (0, 1)]
+    result += [ProbeWorkload((about(n, 2 * variant + k),), (1,)) for n in lengths for k in (0, 1)]
     part = about(budget // 4)
     many = min(limits.most(part), 8)
-    result.append(Workload((part,) * many, (2,) * many))
+    result.append(ProbeWorkload((part,) * many, (2,) * many))
     # Short ones decode while a long prompt is still being prefilled.
     few = min(limits.max_num_seqs - 1, 8)
     if few > 0 and longest > 48:
         prompts = (8,) * few + (about(longest - 40),)
-        result.append(Workload(prompts, (24,) * (few + 1), shape="skew"))
+        result.append(ProbeWorkload(prompts, (24,) * (few + 1), shape="skew"))
     result.append(_stream(limits, variant))
     return result
 
 
-def _ladder(limits: Limits, prompt_tokens: int) -> Workload:
+def _ladder(limits: Limits, prompt_tokens: int) -> ProbeWorkload:
     """Return requests that end group by group, so that every batch size is decoded for a while."""
     hold = max(1, min(_HOLD, (limits.longest - prompt_tokens) // _RUNGS))
     fit = limits.most(prompt_tokens + hold * _RUNGS)
@@ -124,22 +124,22 @@ def _ladder(limits: Limits, prompt_tokens: int) -> Workload:
     lasts = np.zeros(count, dtype=int)
     for k, size in enumerate(sizes[::-1], start=1):
         lasts[:size] = k * hold
-    return Workload((prompt_tokens,) * count, tuple(lasts.tolist()))
+    return ProbeWorkload((prompt_tokens,) * count, tuple(lasts.tolist()))
 
 
-def _stream(limits: Limits, variant: int) -> Workload:
+def _stream(limits: Limits, variant: int) -> ProbeWorkload:
     """Return more requests than run at once: prompts are prefilled beside whoever decodes."""
     count = 2 * min(limits.max_num_seqs, 48)
     prompts = np.geomspace(8, max(8, limits.longest // 3), 7).astype(int)
     prompts[1:] = np.maximum(prompts[1:] - variant, 1)
     outputs = np.minimum((12, 34, 22, 62, 8), max(1, limits.longest // 3))
-    return Workload(
+    return ProbeWorkload(
         tuple(int(prompts[i % 7]) for i in range(count)),
         tuple(int(outputs[i % 5]) for i in range(count)),
     )
 
 
-def unseen(limits: Limits, rng: np.random.Generator) -> Mapping[str, Workload]:
+def unseen(limits: Limits, rng: np.random.Generator) -> Mapping[str, ProbeWorkload]:
     """Return workloads of different kinds, none like :func:`probes`, to measure a fit's error on.
 
     ``mixed``: more requests than run at once, of very different lengths. ``long prompts``: read
@@ -152,10 +152,12 @@ def unseen(limits: Limits, rng: np.random.Generator) -> Mapping[str, Workload]:
         drawn = rng.lognormal(np.log(max(median, 1.0)), spread, count)
         return tuple(int(n) for n in np.clip(drawn, 1, max(1, most)))
 
-    def workload(count: int, prompt: tuple[float, float], output: tuple[float, float]) -> Workload:
+    def workload(
+        count: int, prompt: tuple[float, float], output: tuple[float, float]
+    ) -> ProbeWorkload:
         """Return requests of lengths with the given medians and spreads of their logarithm."""
         prompts = lengths(*prompt, count, longest // 2)
-        return Workload(prompts, lengths(*output, count, longest // 2), "unseen")
+        return ProbeWorkload(prompts, lengths(*output, count, longest // 2), "unseen")
 
     return {
         "mixed": workload(seqs * 3 // 2 + 1, (longest / 16, 0.9), (longest / 32, 0.7)),

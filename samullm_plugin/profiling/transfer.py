@@ -15,7 +15,7 @@ from samullm_plugin.profiling.roofline import DeviceHardware, roofline_latency
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class FittedLatency:
     """A fitted latency of a known architecture.
 
     Attributes:
@@ -82,7 +82,7 @@ class LatencyTransfer:
 
     device: DeviceFit
     hardware: DeviceHardware
-    known: Sequence[Known] = ()
+    known: Sequence[FittedLatency] = ()
     errors: TransferErrors = TransferErrors()
 
     def roofline(

@@ -83,7 +83,7 @@ def _modes(problem: Problem, node: int) -> list[tuple[int, ModeCosts, EngineConf
         (
             key.tensor_parallel_size * key.pipeline_parallel_size,
             costs,
-            problem.engine_config(node, costs),
+            problem.engine_config(node, costs, key.pipeline_parallel_size),
         )
         for key, costs in problem.costs[node].items()
         if problem.fits(node, key)

@@ -41,30 +41,19 @@ def _around(
     kept: Mapping[str, Assignment],
 ) -> tuple[Assignment, ...] | None:
     """Return assignments for all wanted models with ``kept`` where they are, or None."""
-    cluster = problem.cluster
-    free = set(range(cluster.num_gpus))
+    free = set(range(problem.cluster.num_gpus))
     for assignment in kept.values():
         free -= set(assignment.devices)
     result = dict(kept)
     # Large replicas first: small ones fit into what is left of the groups.
     others = [n for n in wanted if n not in kept]
     for name in sorted(others, key=lambda n: -wanted[n].tensor_parallel_size):
-        devices = cluster.find_devices(fitting(problem, name, wanted[name], free), wanted[name])
+        devices = problem.find_devices(problem.app.index(name), wanted[name], free)
         if devices is None:
             return None
         free -= set(devices)
         result[name] = Assignment(name, wanted[name], devices)
     return tuple(result[n] for n in wanted)
-
-
-def fitting(
-    problem: Problem, name: str, parallel: ParallelConfig, free: Collection[int]
-) -> Collection[int]:
-    """Return the devices among ``free`` of kinds on which a node's replicas fit."""
-    node, gpus = problem.app.index(name), problem.cluster.gpus
-    kinds = {gpus[d].name: d for d in free}
-    fits = {k: problem.fits(node, problem.mode_key(parallel, (d,))) for k, d in kinds.items()}
-    return free if all(fits.values()) else {d for d in free if fits[gpus[d].name]}
 
 
 def one_at_a_time(problem: Problem, nodes: Sequence[int], devices: Collection[int]) -> Plan:
@@ -97,7 +86,7 @@ def _largest(problem: Problem, node: int, devices: Collection[int]) -> Assignmen
         if not problem.fits(node, key):
             continue
         ranks = key.tensor_parallel_size * key.pipeline_parallel_size
-        alike = [d for d in devices if problem.cluster.gpus[d].name == key.gpu]
+        alike = [d for d in devices if problem.cluster.kinds[d] == key.gpu]
         for dp in range(len(alike) // ranks, 0, -1):
             parallel = ParallelConfig(dp, key.tensor_parallel_size, key.pipeline_parallel_size)
             found = problem.cluster.find_devices(alike, parallel)

@@ -110,7 +110,7 @@ def _assignment(problem: Problem, stage: str, assignment: Assignment) -> list[Vi
     if len(devices) != parallel.num_devices:
         message = f"{parallel} needs {parallel.num_devices} devices, it has {len(devices)}"
         return [*found, Violation("shape", where, message)]
-    kinds = {problem.cluster.gpus[d].name for d in devices}
+    kinds = {problem.cluster.kinds[d] for d in devices}
     if len(kinds) > 1:  # one model, one set of costs
         message = f"its replicas are on GPUs of different kinds: {', '.join(sorted(kinds))}"
         found.append(Violation("shape", where, message))

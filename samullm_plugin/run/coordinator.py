@@ -69,6 +69,7 @@ class Coordinator:
         queue: the requests on their way.
         log: the events.
         drained: the run was interrupted and can be resumed.
+        stopped: why it stopped by itself, drained; None if it did not.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Coordinator:
         self.ledger = resume.ledger
         self.rule = RunState(stage=resume.stage, finished_before=set(resume.finished_before))
         self.drained = False
+        self.stopped: str | None = None
         self.options = options or RunOptions()
         self.queue = RequestQueue(self.ledger, source, log, resume.moved, reuse)
         self._source, self._policy = source, policy
@@ -410,6 +412,9 @@ class Coordinator:
             failures=self._failures[node],
         )  # fmt: skip
         if self._failures[node] >= self.options.max_engine_failures:
+            if replica.ready_s is None:
+                self._stop_unstarted(deployment, replica, reason)
+                return
             self._give_up(
                 deployment,
                 replica,
@@ -423,6 +428,16 @@ class Coordinator:
                 why = f"{deaths} engines died under it; the last: {reason}"
                 self.queue.fail((node, r), why, time_s)
         self.engines.restart(deployment, replica, time_s)
+
+    def _stop_unstarted(self, deployment: Deployment, failed: Replica, reason: str) -> None:
+        """Have the run stop so that it can be resumed: a node's engines do not come up."""
+        name = self._names[deployment.node]
+        self.stopped = (
+            f"engines of {name} do not start ({self._failures[deployment.node]} in a row); the "
+            f"last: {reason}"
+        )
+        self.engines.forget(deployment, failed, self.now_s(), finished=False)
+        self._drain_requested = True
 
     def _give_up(self, deployment: Deployment, failed: Replica, reason: str) -> None:
         """Fail every request of a node that is not settled, and stop its engines."""

@@ -193,12 +193,13 @@ class Engines:
     def note_stopped(self, deployment: Deployment, now_s: float, *, finished: bool) -> None:
         """Note that all engines of a node have been stopped."""
         for replica in list(deployment.replicas):
-            self._forget(deployment, replica, now_s, finished=finished)
+            self.forget(deployment, replica, now_s, finished=finished)
         del self.deployments[deployment.node]
 
-    def _forget(
+    def forget(
         self, deployment: Deployment, replica: Replica, now_s: float, *, finished: bool
     ) -> None:
+        """Note that one engine has been stopped."""
         replica.note_busy(now_s)
         deployment.drop(replica)
         del self._by_key[replica.key]
@@ -220,17 +221,16 @@ class Engines:
             running.planned.parallel.tensor_parallel_size,
             running.planned.parallel.pipeline_parallel_size,
         )
-        self._forget(deployment, replica, now_s, finished=False)
+        self.forget(deployment, replica, now_s, finished=False)
         deployment.avoid |= set(replica.devices)
         free = set(range(self._problem.cluster.num_gpus))
         for other in self.deployments.values():
             free -= set(other.running.devices)
         free |= set(replica.devices)
         free -= self.lost
-        devices = self._problem.cluster.find_devices(free, parallel, avoid=deployment.avoid)
-        if devices is None or not self._problem.fits(
-            deployment.node, self._problem.mode_key(parallel, devices)
-        ):
+        fitting = self._problem.fitting_devices(deployment.node, parallel, free)
+        devices = self._problem.cluster.find_devices(fitting, parallel, avoid=deployment.avoid)
+        if devices is None:
             devices = replica.devices
         held = list(running.devices)
         at = held.index(replica.devices[0])
@@ -244,7 +244,7 @@ class Engines:
     def drop(self, deployment: Deployment, replicas: Sequence[Replica], now_s: float) -> None:
         """Forget replicas whose devices are lost; the node goes on with those that are left."""
         for replica in replicas:
-            self._forget(deployment, replica, now_s, finished=False)
+            self.forget(deployment, replica, now_s, finished=False)
         if not deployment.replicas:
             del self.deployments[deployment.node]
             return

@@ -113,6 +113,21 @@ class Ledger:
                 complete.append((i, q))
         return complete
 
+    def reopen_failed(self) -> int:
+        """Make every failed request wait for its inputs again; return how many there were."""
+        count = 0
+        for node, status in enumerate(self.status):
+            indptr, nodes, requests = self._dependents[node]
+            for r in np.flatnonzero(status == Status.FAILED).tolist():
+                status[r] = Status.WAITING
+                self.finish_s[node][r], self.generated[node][r] = np.inf, 0
+                self.results.pop((node, r), None)
+                self._unsettled[node] += 1
+                count += 1
+                for k in range(indptr[r], indptr[r + 1]):
+                    self._open[int(nodes[k])][int(requests[k])] += 1
+        return count
+
     def settled(self, node: int) -> bool:
         """Return whether all requests of a node are settled."""
         return self._unsettled[node] == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,22 @@ from samullm_plugin.run.journal import Journal
 
 BULKY = ("text", "token_ids", "prompt_token_ids", "logprobs", "prompt_logprobs")
 """Fields that are written to the journal but not kept in memory."""
+
+
+def without_retried(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return events without the failures of requests that were asked again afterwards."""
+    found: list[dict[str, Any]] = []
+    for record in records:
+        if record["kind"] == "retry":
+            reopened = {r["node"] for r in found if r["kind"] == "failed"}
+            found = [
+                r
+                for r in found
+                if r["kind"] != "failed"
+                and not (r["kind"] == "node_finished" and r["node"] in reopened)
+            ]
+        found.append(dict(record))
+    return found
 
 
 class RunLog:

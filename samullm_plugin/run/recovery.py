@@ -13,7 +13,7 @@ from samullm_plugin.model.logprobs import TokenLogprob
 from samullm_plugin.model.plan import Plan
 from samullm_plugin.planning.records import read_record
 from samullm_plugin.run.ledger import Ledger, RequestId, Result, Status
-from samullm_plugin.run.log import BULKY
+from samullm_plugin.run.log import BULKY, without_retried
 from samullm_plugin.run.user_nodes import UserNodes
 
 _SETTLED = {s.name.lower(): s for s in (Status.FINISHED, Status.SKIPPED, Status.FAILED)}
@@ -56,6 +56,19 @@ class Recovered:
     records: list[dict[str, Any]] = field(default_factory=list)
     finished: bool = False
 
+    def begin_plan(self, plan: Plan | None) -> None:
+        """Go on at the first stage of a plan; None: of the run's first one."""
+        self.plan = plan
+        self.resume.stage, self.resume.finished_before = -1, frozenset()
+
+    def reopen_failed(self) -> int:
+        """Make the failed requests be asked again, by the run's first plan; return how many."""
+        count = self.resume.ledger.reopen_failed()
+        if count:
+            self.begin_plan(None)
+            self.finished = False
+        return count
+
 
 def recover(app: Application, journal: Iterable[Mapping[str, Any]], where: str) -> Recovered:
     """Replay a journal.
@@ -89,8 +102,11 @@ def recover(app: Application, journal: Iterable[Mapping[str, Any]], where: str) 
             ledger.settle(request, _SETTLED[kind], float(record["time_s"]), result_of(record))
             moved.pop(request, None)
         elif kind == "plan":
-            found.plan = read_record(Plan, record["plan"], f"{where} line {number}: plan")
-            resume.stage, resume.finished_before = -1, frozenset()
+            place = f"{where} line {number}: plan"
+            found.begin_plan(read_record(Plan, record["plan"], place))
+        elif kind == "retry":
+            found.reopen_failed()
+            found.records[:] = without_retried(found.records)
         elif kind == "stage":
             resume.stage, resume.stages_run = int(record["stage"]), int(record["number"])
             resume.finished_before = frozenset(

@@ -26,7 +26,7 @@ from samullm_plugin.run.gantt_figure import (
     require_matplotlib,
 )
 from samullm_plugin.run.journal import read_journal
-from samullm_plugin.run.log import BULKY
+from samullm_plugin.run.log import BULKY, without_retried
 from samullm_plugin.run.metrics import SETTLED, measured_engines, metrics_of
 from samullm_plugin.run.rundir import read_facts
 
@@ -75,7 +75,8 @@ def read_run(directory: Path) -> RunRecord:
     journal = directory / "events.jsonl"
     if not journal.exists():
         raise InputError(f"{directory}: the run has no journal (events.jsonl): it never began")
-    records = tuple({k: v for k, v in r.items() if k not in BULKY} for r in read_journal(journal))
+    events = ({k: v for k, v in r.items() if k not in BULKY} for r in read_journal(journal))
+    records = tuple(without_retried(events))
     planned = read_forecast(directory)
     makespan_s = planned.trace.makespan_s if planned is not None else None
     if planned is not None:

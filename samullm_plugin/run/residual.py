@@ -297,7 +297,7 @@ def aligned(plan: Plan, problem: Problem, running: Mapping[str, Running]) -> Pla
     """
     cluster = problem.cluster
     group = {d: g for g in cluster.nvlink_groups for d in g}
-    kind = {g: (len(g), tuple(cluster.gpus[d].name for d in g)) for g in cluster.nvlink_groups}
+    kind = {g: (len(g), tuple(cluster.kinds[d] for d in g)) for g in cluster.nvlink_groups}
     on_machine: dict[int, list[tuple[int, ...]]] = {m: [] for m in range(len(cluster.machines))}
     for g in cluster.nvlink_groups:
         on_machine[cluster.machine_of(g[0])].append(g)

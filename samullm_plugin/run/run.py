@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,26 +14,28 @@ import numpy as np
 
 from samullm_plugin.app.loaded import LoadedApplication
 from samullm_plugin.app.spec import PlannerSection
-from samullm_plugin.errors import InputError
+from samullm_plugin.errors import InputError, RunError
 from samullm_plugin.host.interfaces.executor import Executor
 from samullm_plugin.host.interfaces.observer import RunEvent, RunInfo
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.plan import Plan
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.result import PlanTrace
-from samullm_plugin.planning.artifacts import read_plan, write_plan
+from samullm_plugin.planning.artifacts import StoredPlan, read_plan, write_plan
 from samullm_plugin.planning.building import sample_scenarios
 from samullm_plugin.planning.instances import Instance
 from samullm_plugin.planning.policies import planned_policy
 from samullm_plugin.planning.records import to_record
+from samullm_plugin.planning.this_machine import check_runnable
 from samullm_plugin.rules.verify import require_valid
 from samullm_plugin.run.calibrating import Calibrator
 from samullm_plugin.run.coordinator import Coordinator, RunOptions
 from samullm_plugin.run.forecast import FORECAST_FILE, forecast_record, forecast_run
+from samullm_plugin.run.identity import identity_of
 from samullm_plugin.run.joined import check_output, live_table
 from samullm_plugin.run.journal import Journal, read_journal
 from samullm_plugin.run.ledger import Ledger
-from samullm_plugin.run.log import RunLog
+from samullm_plugin.run.log import RunLog, without_retried
 from samullm_plugin.run.metrics import (
     measured_slices,
     planned_slices,
@@ -50,7 +52,7 @@ from samullm_plugin.run.prompts import (
 from samullm_plugin.run.recovery import ResumePoint, recover
 from samullm_plugin.run.reuse import NO_REUSE, ReuseOptions, opened_reuse
 from samullm_plugin.run.rows import write_layout
-from samullm_plugin.run.rundir import RunDirectory, fingerprint, read_facts
+from samullm_plugin.run.rundir import RunDirectory, read_facts
 from samullm_plugin.run.signals import defer_signals
 from samullm_plugin.run.trace import trace_json
 from samullm_plugin.run.user_nodes import UserNodes
@@ -137,8 +139,9 @@ def start_run(setup: RunSetup, plan: Plan, scheduler: str = "") -> RunOutcome:
         "executor": setup.executor,
         "scheduler": scheduler,
         "num_devices": problem.cluster.num_gpus,
+        "app_file": None if setup.loaded.path is None else str(setup.loaded.path.resolve()),
     }
-    directory = RunDirectory.create(setup.directory, fingerprint_of(setup.loaded), facts)
+    directory = RunDirectory.create(setup.directory, identity_of(setup.loaded), facts)
     try:
         write_layout(setup.directory, setup.loaded)
         if setup.loaded.path is not None and setup.loaded.path.is_file():
@@ -172,31 +175,56 @@ def start_run(setup: RunSetup, plan: Plan, scheduler: str = "") -> RunOutcome:
         directory.close()
 
 
-def resume_run(setup: RunSetup) -> RunOutcome:
+def resume_run(
+    setup: RunSetup, plan: StoredPlan | None = None, *, retry_failed: bool = False
+) -> RunOutcome:
     """Go on with an interrupted run: what its journal holds is not done again.
+
+    Args:
+        setup: the run.
+        plan: a new plan, where the run's own does not fit the cluster or models any more.
+        retry_failed: ask the requests again that have failed, and those that waited for them.
 
     Raises:
         InputError: if the directory holds no run of this application, or another process runs it.
         RunError: if the run failed.
     """
-    directory = RunDirectory.reopen(setup.directory, fingerprint_of(setup.loaded))
+    problem = setup.instance.problem
+    directory = RunDirectory.reopen(setup.directory, identity_of(setup.loaded))
     try:
         journal = Journal(directory.journal_path)
         try:
             path = directory.journal_path
-            app = setup.instance.problem.app
-            found = recover(app, read_journal(path), str(path))
+            found = recover(problem.app, read_journal(path), str(path))
+            if plan is not None:
+                write_plan(
+                    setup.directory / "plan.json",
+                    plan.plan,
+                    application=plan.application,
+                    num_gpus=plan.num_gpus,
+                    scheduler=plan.scheduler,
+                    fused=plan.fused,
+                )
             first = read_plan(setup.directory / "plan.json").plan
-            plan = found.plan or first
-            require_valid(setup.instance.problem, first, str(setup.directory / "plan.json"))
+            require_valid(problem, first, str(setup.directory / "plan.json"))
+            if found.plan is not None and not _can_be_carried_out(problem, found.plan):
+                found.begin_plan(None)  # made for a cluster or models that are others now
             executor, source = _prepared(setup)
             log = _log(setup, journal)
             log.records.extend(found.records)
             interrupted_s = found.resume.clock_s
             log.add(interrupted_s, "resumed", interrupted_s=interrupted_s)
+            if retry_failed and (count := found.reopen_failed()):
+                log.add(interrupted_s, "retry", requests=count)
+                log.records[:] = without_retried(log.records)
+            if plan is not None:
+                log.add(interrupted_s, "plan", plan=to_record(first), scheduler=plan.scheduler)
+                found.begin_plan(first)
             planned = planned_trace(setup, first)
             with _opened(setup, executor) as open_s:
-                run = _run(setup, plan, executor, source, log, directory, found.resume)
+                run = _run(
+                    setup, found.plan or first, executor, source, log, directory, found.resume
+                )
             figures = executor.figures()
             return _outcome(setup, run, source, log, directory, planned, open_s, figures)
         finally:
@@ -304,7 +332,22 @@ def _outcome(
         if result.error is not None
         for name, index in (users.written(request),)
     )
+    if coordinator.stopped is not None:
+        raise RunError(
+            f"{coordinator.stopped}. Nothing is lost: correct the cause and continue with "
+            f"--resume {setup.directory}"
+        )
     return RunOutcome(metrics, coordinator.drained, failed, setup.directory)
+
+
+def _can_be_carried_out(problem: Problem, plan: Plan) -> bool:
+    """Return whether a plan's engines fit on devices that there are."""
+    return all(
+        max(a.devices, default=0) < problem.cluster.num_gpus
+        and problem.fits(problem.app.index(a.node), problem.mode_key(a.parallel, a.devices))
+        for stage in plan.stages
+        for a in stage.assignments
+    )
 
 
 def _output_writer(directory: RunDirectory, ledger: Ledger, source: PromptBuilder) -> Listener:
@@ -323,7 +366,7 @@ def _prepared(setup: RunSetup) -> tuple[Executor, PromptBuilder]:
     """Return the executor and where the requests come from, checked before anything starts."""
     executor = setup.host.create("executor", setup.executor, dict(setup.executor_options))
     planner_for(executor, setup.instance.planner)
-    executor.check([n.model for n in setup.loaded.app.nodes])
+    check_runnable(executor, setup.loaded)
     check_output(setup.loaded)
     if not imitates(executor):
         if setup.truth is not None:
@@ -390,26 +433,6 @@ def _log(setup: RunSetup, journal: Journal) -> RunLog:
     if setup.listener is not None:
         log.add_listener(setup.listener)
     return log
-
-
-def fingerprint_of(loaded: LoadedApplication) -> str:
-    """Return a hash of the application and its texts."""
-    contents: list[bytes] = []
-    for source in loaded.sources or ():
-        parts: Sequence[object] = (
-            source.ids,
-            source.fields,
-            source.labels,
-            source.template,
-            source.chat,
-            source.sampling,
-            source.request_sampling,
-            source.prompt_token_ids,
-            [(b.node, b.when.pattern if b.when else None) for b in source.branches],
-            source.keep.pattern if source.keep else None,
-        )
-        contents.append(repr(parts).encode())
-    return fingerprint(loaded.app, *contents)
 
 
 def require_resumable(directory: Path) -> str:

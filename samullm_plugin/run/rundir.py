@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import logging
 import os
 import shutil
@@ -19,7 +18,7 @@ from typing import Any
 
 from samullm_plugin.errors import InputError
 from samullm_plugin.files import read_json, replace_file, to_json
-from samullm_plugin.model.application import Application
+from samullm_plugin.run.identity import SHOWN, differences
 from samullm_plugin.run.journal import disk_error
 
 logger = logging.getLogger(__name__)
@@ -47,12 +46,14 @@ class RunDirectory:
     outputs_path = property(lambda self: self.path / "outputs", doc="Results by node.")
 
     @classmethod
-    def create(cls, path: Path, fingerprint: str, facts: Mapping[str, Any]) -> RunDirectory:
+    def create(
+        cls, path: Path, identity: Mapping[str, str], facts: Mapping[str, Any]
+    ) -> RunDirectory:
         """Make a new run directory.
 
         Args:
             path: must not hold a run yet.
-            fingerprint: of the application.
+            identity: of the application, field by field.
             facts: what else ``run.json`` is to say.
 
         Raises:
@@ -70,27 +71,30 @@ class RunDirectory:
                 raise InputError(f"{path}: is not empty; give an --output-dir that is")
             directory.lock()
             (path / "outputs").mkdir(exist_ok=True)
-            directory.write_json(
-                "run.json", {"format": FORMAT, "fingerprint": fingerprint, **facts}
-            )
+            directory.write_json("run.json", {"format": FORMAT, **facts, "identity": identity})
         except OSError as error:
             raise InputError(f"{path}: {error.strerror}") from error
         return directory
 
     @classmethod
-    def reopen(cls, path: Path, fingerprint: str) -> RunDirectory:
+    def reopen(cls, path: Path, identity: Mapping[str, str]) -> RunDirectory:
         """Open the directory of a run that is to go on.
 
         Raises:
-            InputError: if it holds no run, another application's, or another process runs it.
+            InputError: if it holds no run, another process runs it, or the application differs from
+                the run's in fields that its journal depends on.
         """
         directory = cls(path)
         facts = read_facts(path)
-        if facts.get("fingerprint") != fingerprint:
+        if changed := differences(facts.get("identity") or {}, identity):
+            more = f"; and {len(changed) - SHOWN} more nodes" if len(changed) > SHOWN else ""
+            where = facts.get("app_file")
             raise InputError(
-                f"{path}: is the run of another application ({facts.get('application')}), or its "
-                "models, requests or templates have changed since; give the application it was "
-                "started with (a copy of its app.yaml is in the folder), or another --output-dir"
+                f"{path}: is a run of {facts.get('application')}, which has changed since in "
+                f"{'; '.join(changed[:SHOWN])}{more}. Engine arguments, paths, cluster and planner "
+                "may be repaired before a run goes on, requests and what they ask may not: give "
+                f"the application as it was{f' ({where})' if where else ''}, or another "
+                "--output-dir"
             )
         directory.lock()
         return directory
@@ -166,28 +170,3 @@ def read_facts(path: Path) -> dict[str, Any]:
     if found != FORMAT:
         raise InputError(f"{file}: its format is {found}, this version reads {FORMAT}")
     return dict(facts)
-
-
-def fingerprint(app: Application, *contents: bytes) -> str:
-    """Return a hash of what a run's journal depends on.
-
-    Args:
-        app: nodes, models and request tables.
-        contents: texts of prompts and templates.
-    """
-    digest = hashlib.sha256()
-    for node in app.nodes:
-        digest.update(repr((node.name, node.model.name, node.model.path)).encode())
-        table = node.requests
-        for column in (
-            table.prompt_tokens,
-            table.max_tokens,
-            table.input_indptr,
-            table.input_node,
-            table.input_request,
-            table.input_in_prompt,
-        ):
-            digest.update(str(column.shape).encode() + column.tobytes())
-    for content in contents:
-        digest.update(len(content).to_bytes(8, "little") + content)
-    return digest.hexdigest()

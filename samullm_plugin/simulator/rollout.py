@@ -76,16 +76,25 @@ class Rollout:
         Args:
             modes: node names and configurations; they are simulated at once.
         """
-        problem = self.problem
+        problem, known = self.problem, self._simulator.runs.alone_s
+        asked = [
+            (state.scenario, problem.app.index(name), parallel, state)
+            for name, parallel in modes
+            for state in self.states
+        ]
+        bases = [state.progress_now(node) for _, node, _, state in asked]
+        keys = [(s, i, p, id(base)) for (s, i, p, _), base in zip(asked, bases, strict=True)]
+        missing = {k: a for k, a in zip(keys, asked, strict=True) if k not in known}
         queries = []
-        for name, parallel in modes:
-            devices = problem.cluster.idle_devices(parallel)
+        for _, node, parallel, state in missing.values():
+            devices = problem.idle_devices(node, parallel)
             assert devices is not None, f"{parallel} has no place on the idle cluster"
-            node = problem.app.index(name)
-            queries += [s.restart_query(node, parallel, devices[0]) for s in self.states]
+            queries.append(state.restart_query(node, parallel, devices[0]))
         runs = self._simulator.runs.get_many(queries)
-        clocks = [s.clock_s for s in self.states] * len(modes)
-        took = [max(r.end_s - c, 0.0) if r.jobs else 0.0 for r, c in zip(runs, clocks, strict=True)]
+        for key, (_, _, _, state), run in zip(missing, missing.values(), runs, strict=True):
+            # What is there at the start does not depend on when that is.
+            known[key] = (max(run.end_s - state.clock_s, 0.0) if run.jobs else 0.0), run.base
+        took = [known[k][0] for k in keys]
         n = len(self.states)
         return [sum(took[i * n : (i + 1) * n]) / n for i in range(len(modes))]
 
@@ -155,10 +164,10 @@ def _insert(problem: Problem, plan: Plan, position: int, node: int) -> Plan:
     going_on = [a for a in before if a in after]
     parallel = problem.parallel_configs(node)[0]
     free = set(range(problem.cluster.num_gpus)) - {d for a in going_on for d in a.devices}
-    devices = problem.cluster.find_devices(free, parallel)
+    devices = problem.find_devices(node, parallel, free)
     if devices is None:
         going_on = []
-        devices = problem.cluster.find_devices(range(problem.cluster.num_gpus), parallel)
+        devices = problem.idle_devices(node, parallel)
     assert devices is not None  # ``parallel_configs`` gives only what has a place
     mine = Assignment(problem.app.nodes[node].name, parallel, devices)
     stage = Stage((mine, *going_on))

@@ -60,6 +60,10 @@ class NodeRuns:
 
     A run whose inputs are all there depends on nothing but when it is ready, so it is kept relative
     to that.
+
+    Attributes:
+        alone_s: by scenario, node, sizes and id of the progress they start from, the seconds of
+            engines started anew with all inputs there, and that progress.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class NodeRuns:
         self._policy = policy
         self._kept: OrderedDict[tuple[object, ...], NodeRun] = OrderedDict()
         self._num_kept_requests = 0
+        self.alone_s: dict[tuple[int, int, ParallelConfig, int], tuple[float, Progress]] = {}
 
     def get(self, query: NodeQuery) -> NodeRun:
         """Return one run."""
@@ -114,7 +119,7 @@ class NodeRuns:
             query.available_s,
             query.ready_s,
             query.parallel,
-            problem.engine_config(query.node, costs),
+            problem.engine_config(query.node, costs, query.parallel.pipeline_parallel_size),
             costs,
             spread=(
                 None if self._policy is None else partial(self._policy, query.scenario, query.node)
@@ -135,7 +140,7 @@ class NodeRuns:
             after = arrivals_after(query.available_s[todo], query.ready_s)
             if after.any():
                 arrivals = hashlib.blake2b(after.data, digest_size=16).digest()
-        gpu = self._problem.cluster.gpus[query.device].name
+        gpu = self._problem.cluster.kinds[query.device]
         return (query.scenario, query.node, query.parallel, gpu, id(query.base), arrivals)
 
     def _keep(self, key: tuple[object, ...], run: NodeRun) -> None:

@@ -13,12 +13,17 @@ from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Plan, StageEnd
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.result import PlanTrace
+from samullm_plugin.model.types import Floats, Ints
 from samullm_plugin.rules.preparing import wanted_ahead
 from samullm_plugin.rules.transition import Running, RunState, next_transition
+from samullm_plugin.simulator.coarse import calibrated_aggregate
 from samullm_plugin.simulator.node_run import NodeWork, Progress
 from samullm_plugin.simulator.requests import NodeInputs
 from samullm_plugin.simulator.runs import NodeQuery, NodeRuns, PolicyCall
 from samullm_plugin.simulator.state import SimulationState
+
+COARSE_REQUESTS = 20_000
+"""Requests of all nodes that are simulated for every plan that is considered, about."""
 
 
 class PlanSimulator:
@@ -31,6 +36,8 @@ class PlanSimulator:
         running: engines that run when plans begin.
         runs: simulations of single nodes, shared by everything this simulator is asked.
         cache: results of engine simulations behind them.
+        alike: by node, for how many requests of the whole problem one stands; 1 unless this is a
+            :meth:`coarse` simulator.
     """
 
     def __init__(
@@ -69,6 +76,10 @@ class PlanSimulator:
             for works in self.works
         ]
         self.runs = NodeRuns(problem, self.works, self.cache, policy)
+        self.alike: tuple[float, ...] = (1.0,) * len(inputs)
+        self._policy = policy
+        self._whole: PlanSimulator | None = None
+        self._coarse: PlanSimulator | None = None
         self._upstreams = {
             node.name: tuple(problem.app.nodes[u].name for u in sorted(problem.app.upstreams[i]))
             for i, node in enumerate(problem.app.nodes)
@@ -76,10 +87,32 @@ class PlanSimulator:
 
     def with_first_scenarios(self, count: int) -> PlanSimulator:
         """Return a simulator of the first length scenarios alone that shares all results."""
+        if count >= len(self.problem.scenarios):
+            return self
         part: PlanSimulator = copy(self)
         part.problem = self.problem.with_scenarios(self.problem.scenarios[:count])
         part.works, part.starts = self.works[:count], self.starts[:count]
+        part._whole = self
         return part
+
+    def coarse(self) -> PlanSimulator:
+        """Return a simulator that is fast enough to try many plans.
+
+        It is this one unless the problem has so many requests that requests alike are aggregated
+        (:mod:`samullm_plugin.rules.aggregation`). Plans are valid for both, and so are the names
+        and indices of nodes and scenarios; seconds are close, and to be confirmed here.
+        """
+        if self._whole is not None:
+            return self._whole.coarse().with_first_scenarios(len(self.problem.scenarios))
+        if self._coarse is None:
+            smaller = calibrated_aggregate(self.problem, COARSE_REQUESTS, self.cache)
+            self._coarse = self
+            if smaller is not None:
+                policy = None if self._policy is None else _on_kept(self._policy, smaller.kept)
+                self._coarse = PlanSimulator(smaller.problem, self.cache, policy, self.running)
+                self._coarse.alike = smaller.alike
+                self._coarse._coarse = self._coarse
+        return self._coarse
 
     def initial_state(self, scenario: int = 0) -> SimulationState:
         """Return the state in which plans begin."""
@@ -105,8 +138,7 @@ class PlanSimulator:
         self, scenario: int, modes: Sequence[tuple[int, ParallelConfig]]
     ) -> list[float]:
         """Return :meth:`alone_s` of several nodes and configurations, simulated at once."""
-        cluster = self.problem.cluster
-        found = [cluster.idle_devices(p) for _, p in modes]
+        found = [self.problem.idle_devices(i, p) for i, p in modes]
         queries = [
             NodeQuery(
                 scenario,
@@ -196,3 +228,14 @@ class PlanSimulator:
             tuple(state.finish_s),
             1.0 - busy / total if total > 0 else 0.0,
         )
+
+
+def _on_kept(policy: PolicyCall, kept: Sequence[Ints]) -> PolicyCall:
+    """Return a request policy that is asked about some of the requests it knows."""
+
+    def call(
+        scenario: int, node: int, requests: Ints, arrivals_s: Floats | None, replicas: int
+    ) -> tuple[Ints | None, Ints | None]:
+        return policy(scenario, node, kept[node][requests], arrivals_s, replicas)
+
+    return call

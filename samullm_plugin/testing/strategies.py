@@ -146,11 +146,11 @@ def plans(draw: st.DrawFn, problem: Problem, *, max_extra_stages: int = 3) -> Pl
             else:
                 configs = problem.parallel_configs(i)
                 parallel: ParallelConfig = draw(st.sampled_from(configs))
-                devices = cluster.find_devices(free, parallel)
+                devices = problem.find_devices(i, parallel, free)
                 if devices is None:
                     stages += _closed(draw, chosen)
                     chosen, free = [], set(range(cluster.num_gpus))
-                    devices = cluster.find_devices(free, parallel)
+                    devices = problem.find_devices(i, parallel, free)
                     assert devices is not None
                 assignment = Assignment(app.nodes[i].name, parallel, devices)
             chosen.append(assignment)

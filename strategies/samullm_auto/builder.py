@@ -1,13 +1,12 @@
-"""From a recipe to a plan, by list scheduling on the host's simulation."""
+"""From a solution to a plan, by list scheduling on the host's simulation."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from samullm_auto.recipe import Recipe, Split, by_shape
-from samullm_auto.rehearsal import GROWN, WORTHWHILE
+from samullm_auto.decoder import GROWN, WORTHWHILE
+from samullm_auto.solution import Solution, Split, by_shape
 from samullm_plugin import Assignment, ParallelConfig, Plan, Problem, Stage, StageEnd
-from samullm_plugin.rules.placement import fitting
 from samullm_plugin.simulator import PlanSimulator, SimulationState, with_idle_nodes
 
 Event = tuple[float, StageEnd]
@@ -16,9 +15,9 @@ Event = tuple[float, StageEnd]
 class Builder:
     """Builds plans in one length scenario.
 
-    Whenever something happens (a model finishes, or has done a share that the recipe names), models
-    start in the recipe's order on the devices that are free; nobody is moved unless the recipe
-    says so.
+    Whenever something happens (a model finishes, or has done a share that the solution names),
+    models start in the solution's order on the devices that are free; nobody is moved unless the
+    solution says so.
     """
 
     def __init__(
@@ -40,12 +39,12 @@ class Builder:
         self._names = [n.name for n in problem.app.nodes]
         self._shapes = [by_shape(of_node) for of_node in modes]
 
-    def build(self, recipe: Recipe) -> Plan:
-        """Return the recipe's plan."""
+    def build(self, solution: Solution) -> Plan:
+        """Return the solution's plan."""
         state = self._simulator.initial_state(self._scenario)
         stages: list[Stage] = []
         held: dict[str, Assignment] = {}
-        splits = list(recipe.splits)
+        splits = list(solution.splits)
         started: set[int] = set()
         while True:
             finished = state.finished()
@@ -53,19 +52,19 @@ class Builder:
             for split in [s for s in splits if self._is_due(state, held, s)]:
                 splits.remove(split)
                 self._resize(held, split.node, split.parallel)
-            self._start(recipe, state, finished, held, started)
+            self._start(solution, state, finished, held, started)
             if not held:
                 return with_idle_nodes(self._problem, stages)
-            if recipe.grow and len(started) == len(self._names):
+            if solution.grow and len(started) == len(self._names):
                 self._grow(state, held)
             state.keep_only(held.values())
-            time_s, end = self._next(recipe, state, held, started, splits)
+            time_s, end = self._next(solution, state, held, started, splits)
             stages.append(Stage(tuple(held.values()), end))
             state.advance_to(time_s)
 
     def _start(
         self,
-        recipe: Recipe,
+        solution: Solution,
         state: SimulationState,
         finished: set[str],
         held: dict[str, Assignment],
@@ -74,7 +73,7 @@ class Builder:
         """Give free devices to models in order, in place."""
         app = self._problem.app
         free = self._free(held)
-        for i in recipe.order:
+        for i in solution.order:
             if i in started:
                 continue
             if self._names[i] in finished:
@@ -84,16 +83,16 @@ class Builder:
             upstreams = app.upstreams[i]
             if not upstreams <= started or any(
                 self._names[u] not in finished
-                and (state.done_fraction(u) < recipe.starts[i] - 1e-9)
+                and (state.done_fraction(u) < solution.starts[i] - 1e-9)
                 for u in upstreams
             ):
                 continue
-            devices = self._find(i, recipe.modes[i], free)
+            devices = self._find(i, solution.modes[i], free)
             if devices is None:
-                if recipe.strict:
+                if solution.strict:
                     return
                 continue
-            held[self._names[i]] = Assignment(self._names[i], recipe.modes[i], devices)
+            held[self._names[i]] = Assignment(self._names[i], solution.modes[i], devices)
             free -= set(devices)
             started.add(i)
 
@@ -148,7 +147,7 @@ class Builder:
 
     def _next(
         self,
-        recipe: Recipe,
+        solution: Solution,
         state: SimulationState,
         held: dict[str, Assignment],
         started: set[int],
@@ -164,8 +163,8 @@ class Builder:
         ends_s = state.node_finish_s(app.index(first))
         events: list[Event] = [(ends_s, StageEnd("node_finished", first))]
         shares = {(s.node, s.fraction) for s in splits if self._names[s.node] in held}
-        for i in set(recipe.order) - started:
-            shares |= {(u, recipe.starts[i]) for u in app.upstreams[i]}
+        for i in set(solution.order) - started:
+            shares |= {(u, solution.starts[i]) for u in app.upstreams[i]}
         for node, fraction in shares:
             if self._names[node] in held and 0.0 < fraction < 1.0:
                 time_s = state.time_of_fraction(node, fraction)
@@ -178,5 +177,4 @@ class Builder:
         return set(range(self._problem.cluster.num_gpus)) - taken
 
     def _find(self, node: int, parallel: ParallelConfig, free: set[int]) -> tuple[int, ...] | None:
-        devices = fitting(self._problem, self._names[node], parallel, free)
-        return self._problem.cluster.find_devices(devices, parallel)
+        return self._problem.find_devices(node, parallel, free)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from samullm_plugin import ParallelConfig, Plan, Problem
+from samullm_auto.search import Candidate
+from samullm_plugin import ParallelConfig, Problem
 from samullm_plugin.host.interfaces.scheduler import SchedulingContext
 from samullm_plugin.model.result import PlanTrace
 
 
-def explain(problem: Problem, context: SchedulingContext, plan: Plan) -> dict[str, str]:
+def explain(problem: Problem, context: SchedulingContext, best: Candidate) -> dict[str, str]:
     """Return by node name what it got, when, and what the fastest alternative would have been."""
-    trace = context.simulator.simulate_scenario(plan, 0)
+    simulator = context.simulator.coarse()
+    trace = simulator.simulate_scenario(best.plan, 0)
     result = {}
     for i, node in enumerate(problem.app.nodes):
         segments = [s for s in trace.segments if s.node == node.name]
@@ -23,7 +25,7 @@ def explain(problem: Problem, context: SchedulingContext, plan: Plan) -> dict[st
             for s in segments
         ]
         configs = _extremes(problem.parallel_configs(i))
-        times = context.simulator.alone_many_s(0, [(i, p) for p in configs])
+        times = simulator.alone_many_s(0, [(i, p) for p in configs])
         fastest = min(range(len(configs)), key=times.__getitem__)
         gpu_s = [t * p.num_devices for t, p in zip(times, configs, strict=True)]
         cheapest = min(range(len(configs)), key=gpu_s.__getitem__)

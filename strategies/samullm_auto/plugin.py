@@ -6,14 +6,15 @@ from collections.abc import Callable
 from time import monotonic
 from typing import ClassVar
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from samullm_auto.annealing import compile_ahead
+from samullm_auto.budget import Budget
 from samullm_auto.explain import explain
-from samullm_auto.judging import judge
-from samullm_auto.pace import Pace
+from samullm_auto.neighbourhood import compile_ahead
 from samullm_auto.risk import Risk, RiskMeasure
-from samullm_auto.search import Purse, Search
+from samullm_auto.search import Search
+from samullm_auto.selection import confirm, select_on_holdout
 from samullm_plugin import Plan, Problem, SamullmError, StageScheduler, hookimpl
 from samullm_plugin.host.interfaces.scheduler import SchedulingContext
 from samullm_plugin.model.result import PlanStatus
@@ -21,33 +22,37 @@ from samullm_plugin.rules.bounds import lower_bound
 
 Start = tuple[str, dict[str, object]]
 
-HEURISTICS: tuple[Start, ...] = (("min-heuristic", {}), ("max-heuristic", {}))
-
-EXACT_SHARE, HEURISTICS_SHARE, GREEDY_SHARE = 0.4, 0.15, 0.05
-"""Share of the time left that each of the other schedulers may take."""
-
-GIVE_UP_SHARE = 0.3
-"""Share of the time until the deadline after which a heuristic without a plan is given up."""
-
-WORTH, WORTH_SHORT, SHORT_S = 0.003, 0.01, 0.3
-"""Share of the lower bound that planning may take before it has saved anything; in short runs so
-much more, up to so many seconds."""
-
-HEURISTIC_SCENARIOS = 2
-"""Length scenarios that the heuristics see, at most; they look at times no closer than that."""
-
-FAR_OFF = 0.04
-"""Share of what a plan takes beyond twice the bound that is surely to be saved by searching."""
-
-JUDGING, JUDGING_S = 0.001, 0.05
-"""Share of the makespan that judging the last candidates may take, or so many seconds."""
+HEURISTICS: tuple[Start, ...] = (("min-heuristic", {}), ("max-heuristic", {}), ("greedy", {}))
 
 GREEDY: tuple[Start, ...] = (
-    ("greedy", {}),
     ("greedy", {"preemption": False}),
     ("greedy", {"objective": "corrected"}),
     ("greedy", {"objective": "tokens"}),
 )
+
+GREEDY_UP_TO, GREEDY_SHARE, GREEDY_STEP_S = 2000, 0.3, 2e-4
+"""Nodes times GPUs up to which greedy is asked; share of the allowance that each of its variants
+may take; reference seconds of a step that greedy considers, beside simulating."""
+
+WORTH, WORTH_SHORT, SHORT_S, WORTH_S = 0.003, 0.01, 0.3, 30.0
+"""Share of the lower bound that searching may take before it has saved anything; in short runs so
+much more, up to so many seconds; and at most in all."""
+
+FAR_OFF = 0.04
+"""Share of what a plan takes beyond twice the bound that is surely to be saved by searching."""
+
+EXACT_NODES_PER_S, EXACT_S, EXACT_MOST_S = 400_000, 0.4, 5.0
+"""Nodes of branch and bound in a second; least and most reference seconds that exact may take."""
+
+PAIRS_S = 4.0
+"""Reference seconds of timing all pairs of modes beyond which exact is not asked."""
+
+FUSE, FUSE_S = 20.0, 60.0
+"""How many times the allowance the clock may show before it ends a search without a limit of its
+own, and at least so many seconds."""
+
+CONFIRMED_REQUESTS = 200_000
+"""Requests up to which the last candidates are simulated whole in all scenarios searched on."""
 
 
 class AutoOptions(BaseModel):
@@ -55,11 +60,16 @@ class AutoOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    budget_s: float = Field(default=4.0, gt=0, description="seconds of searching, at most")
+    budget_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="reference seconds of searching, at most; none: what is at stake decides, "
+        "unless the host has a budget",
+    )
     economical: bool = Field(
         default=True,
-        description="stop when searching on is likely to take longer than what it saves; false: "
-        "use up the budget, for plans that are made ahead",
+        description="stop when searching on is likely to cost more than it saves; false: only when "
+        "the budget is spent or nothing is found any more, for plans that are made ahead",
     )
     risk: RiskMeasure = Field(
         default="mean", description="what of the scenarios' makespans is made small"
@@ -73,12 +83,14 @@ class AutoOptions(BaseModel):
 
 
 class AutoScheduler(StageScheduler):
-    """The best plan found within a few seconds, by the host's simulation.
+    """The best plan found for the work it is worth, by the host's simulation.
 
     Starts from the plans of the other schedulers and improves on them by a search over the order of
     models, their configurations, when consumers start, and models resized on the way. It never
-    returns worse than any of its starts, and stops when its plan meets the lower bound, when time
-    is up, or when searching on would cost more time than it saves.
+    returns worse than any of its starts, and stops when its plan meets the lower bound, when the
+    budget is spent, or when searching on would cost more than it saves. Work is counted, not
+    time, so a seed gives the same plan whatever else the machine does. Where there are very many
+    requests, candidates are judged on aggregated ones, and the best are simulated whole.
     """
 
     name: ClassVar[str] = "auto"
@@ -89,86 +101,104 @@ class AutoScheduler(StageScheduler):
         options = self.config
         assert isinstance(options, AutoOptions)
         compile_ahead()
-        deadline_s = min(monotonic() + options.budget_s, context.deadline_s)
-        bound_s = lower_bound(problem, problem.scenarios[0]).value_s
-        worth_s = WORTH * bound_s + min(WORTH_SHORT * bound_s, SHORT_S)
-        purse = Purse(deadline_s, worth_s if options.economical else float("inf"))
+        simulator = context.simulator.coarse()
+        bounds = np.array([lower_bound(problem, s).value_s for s in problem.scenarios])
+        budget = _budget(options, context, float(bounds[0]))
         risk = Risk(options.risk, options.level)
-        pace = Pace(problem, context.simulator)
-        search = Search(problem, context, risk, purse, pace)
+        search = Search(simulator, context, risk, budget, bounds)
         search.begin()
-        self._offer_starts(search, context, options.exact_up_to, pace)
+        self._offer_starts(search, context, options.exact_up_to)
         if not search.done:
             search.improve()
         assert search.best is not None
-        until_s = min(deadline_s, monotonic() + max(JUDGING * search.best.value_s, JUDGING_S))
-        if not options.economical:
-            until_s = deadline_s
+        notes = search.log.notes
         rest = range(search.num_scenarios, len(problem.scenarios))
-        best = judge(search.candidates, context.simulator, rest, risk, until_s)
-        context.report.explanation.update(explain(problem, context, best.plan))
+        best = select_on_holdout(search.candidates, simulator, rest, risk)
+        if simulator is not context.simulator:
+            every = problem.app.num_requests <= CONFIRMED_REQUESTS
+            scenarios = range(search.num_scenarios if every else 1)
+            best = confirm(best, search.candidates, context.simulator, scenarios, risk)
+            notes.append(
+                f"candidates were judged on {simulator.problem.app.num_requests:,} of "
+                f"{problem.app.num_requests:,} requests, the best of them on all"
+            )
+        if budget.blown:
+            notes.append("the time limit ended the search: another run may find another plan")
+        context.report.explanation.update(explain(problem, context, best))
+        context.report.notes += notes
         context.report.objective_s = best.value_s
         if search.optimal and best is search.best and not rest:
             context.report.status = PlanStatus.OPTIMAL
         return best.plan
 
-    def _offer_starts(
-        self,
-        search: Search,
-        context: SchedulingContext,
-        exact_up_to: int,
-        pace: Pace,
-    ) -> None:
-        """Let the search begin with the plans of the other schedulers, as far as time allows."""
-        purse, problem, searched = search.purse, context.simulator.problem, search.num_scenarios
+    def _offer_starts(self, search: Search, context: SchedulingContext, exact_up_to: int) -> None:
+        """Let the search begin with the plans of the other schedulers.
+
+        The heuristics are asked whatever the budget; what is left out is noted.
+        """
+        budget, notes = search.budget, search.log.notes
+        problem = context.simulator.problem
         if context.incumbent is not None:
             search.log.values["incumbent"] = search.offer(context.incumbent, "incumbent")
         size = len(problem.app.nodes) * problem.cluster.num_gpus
-        exact_s = EXACT_SHARE * purse.left_s
-        timing_s = max(search.untimed_s + search.pairs_s, 1e-6)
-        timed = min(search.num_timed, int(0.5 * exact_s / timing_s))
-        if size <= exact_up_to and timed:
-            self._start(search, context, "exact", {}, exact_s, timed)
-        took_s = 0.0
-        for start in HEURISTICS:
-            if not search.optimal:
-                share_s = HEURISTICS_SHARE * purse.left_s
-                scenarios = min(searched, HEURISTIC_SCENARIOS)
-                took_s = max(took_s, self._start(search, context, *start, share_s, scenarios))
+        for name, options in HEURISTICS:
+            if name == "greedy" and size > GREEDY_UP_TO:
+                notes.append(f"greedy was left out: {size:,} nodes times GPUs are too many for it")
+            elif not search.optimal:
+                self._start(search, context, name, options)
+        if size > exact_up_to:
+            notes.append(f"exact was left out: {size:,} nodes times GPUs are over {exact_up_to:,}")
+        elif search.pairs_s * search.num_timed > PAIRS_S:
+            notes.append("exact was left out: timing all pairs of configurations takes too long")
+        elif not search.optimal:
+            exact_s = min(max(EXACT_S, 0.3 * budget.left_s), EXACT_MOST_S)
+            limits: dict[str, object] = {
+                "workers": 1,
+                "branch_nodes": int(EXACT_NODES_PER_S * exact_s),
+                "deterministic_limit": exact_s / 2,
+                "time_limit_s": 3600.0,
+            }
+            self._start(search, context, "exact", limits)
         assert search.best is not None
-        purse.earn(FAR_OFF * max(0.0, search.best.value_s - 2 * search.bound_s))
-        for start in GREEDY:  # each takes about as long as the slower heuristic, or twice that
-            if not search.optimal and took_s < GREEDY_SHARE * purse.left_s:
-                took_s = self._start(search, context, *start, purse.left_s / 2, searched)
+        budget.earn(FAR_OFF * max(0.0, search.best.value_s - 2 * search.bound_s))
+        configs = sum(len(problem.parallel_configs(i)) for i in range(len(problem.app.nodes)))
+        step_s = GREEDY_STEP_S * len(problem.scenarios)
+        greedy_s = configs * len(problem.app.nodes) * step_s + 4 * search.costs.plan_s
+        if greedy_s > GREEDY_SHARE * budget.left_s:
+            notes.append("greedy's other variants were left out: they take longer than is at stake")
+            return
+        for name, options in GREEDY:
+            if not search.optimal:
+                self._start(search, context, name, options)
 
     def _start(
-        self,
-        search: Search,
-        context: SchedulingContext,
-        name: str,
-        options: dict[str, object],
-        budget_s: float,
-        scenarios: int,
-    ) -> float:
-        """Offer another scheduler's plan, note why if there is none; return the seconds it took."""
-        label = " ".join([name, *(f"{k}={v}" for k, v in options.items())])
-        began_s = monotonic()
+        self, search: Search, context: SchedulingContext, name: str, options: dict[str, object]
+    ) -> None:
+        """Offer another scheduler's plan, note why if there is none."""
+        shown = options if name == "greedy" else {}
+        label = " ".join([name, *(f"{k}={v}" for k, v in shown.items())])
         if context.schedule_with is None:
             search.log.notes.append(f"{label}: the host offers no other schedulers")
-            return 0.0
+            return
         try:
             plan = context.schedule_with(
-                name,
-                options=options,
-                budget_s=max(budget_s, 0.05),
-                give_up_s=GIVE_UP_SHARE * search.purse.until_deadline_s,
-                scenarios=scenarios,
+                name, options=options, budget_s=float("inf"), scenarios=search.start_scenarios
             )
         except SamullmError as error:  # not installed, or the instance is beyond it
             search.log.notes.append(f"{label}: {error}")
         else:
             search.log.values[label] = search.offer(plan, label)
-        return monotonic() - began_s
+
+
+def _budget(options: AutoOptions, context: SchedulingContext, bound_s: float) -> Budget:
+    """Return the work that may be spent."""
+    worth_s = min(WORTH * bound_s + min(WORTH_SHORT * bound_s, SHORT_S), WORTH_S)
+    limited = context.remaining_s < float("inf")
+    given = [b for b in (options.budget_s, context.remaining_s if limited else None) if b]
+    economical = options.economical and not given
+    allowance_s = min(given) if given else worth_s if economical else WORTH_S
+    fuse_s = monotonic() + max(FUSE_S, FUSE * allowance_s)
+    return Budget(allowance_s, min(fuse_s, context.deadline_s), economical=economical)
 
 
 @hookimpl

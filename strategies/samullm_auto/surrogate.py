@@ -1,4 +1,4 @@
-"""A fast stand-in for the simulation: models timed alone, put together by rehearsals."""
+"""A fast stand-in for the simulation: models timed alone, put together by decodings."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from samullm_auto.cooling import cool
-from samullm_auto.recipe import Recipe, Split, by_shape
-from samullm_auto.rehearsal import EARLY, NEVER, Encoded, Tables, rehearse, value_s
+from samullm_auto.chains import annealing_chains, encoded_columns
+from samullm_auto.decoder import EARLY, NEVER, EncodedSolution, Tables, decode, value_s
+from samullm_auto.solution import Solution, Split, by_shape
 from samullm_plugin import ParallelConfig, Problem
 from samullm_plugin.model.types import Floats
 from samullm_plugin.simulator import NodeQuery, NodeRun, PlanSimulator
@@ -25,14 +25,14 @@ TAIL = 0.02
 
 
 class Surrogate:
-    """Estimates makespans of recipes, and improves recipes by its estimate.
+    """Estimates makespans of solutions, and improves solutions by its estimate.
 
     A model that is resized goes on where the new configuration has finished the same share of the
     requests; a consumer that starts while its producer runs ends at the earliest its *tail* after
     it, which is simulated for both of them alone. Devices are given as the builder gives them.
 
     Attributes:
-        judged: recipes rehearsed while annealing.
+        judged: solutions decoded while annealing.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Surrogate:
             problem: the instance.
             simulator: the host's simulator.
             scenarios: indices of the length scenarios to average over.
-            modes: the configurations that recipes may name, by node, in the order of devices.
+            modes: the configurations that solutions may name, by node, in the order of devices.
             pairs: simulate what consumers need after their producers (in the first scenario).
             full: in how many of the scenarios, at least one, every configuration is timed; None: in
                 all.
@@ -77,29 +77,29 @@ class Surrogate:
         mode = self._mode(node, parallel)
         return float(np.mean(self.tables.load_s[:, mode] + self.tables.work_s[:, mode, -1]))
 
-    def value_s(self, recipe: Recipe) -> float:
+    def value_s(self, solution: Solution) -> float:
         """Return the estimated makespan, plus a little of the mean finish of all models."""
         return float(
-            value_s(self.tables, self.encode(recipe), NEVER, np.zeros(len(self._scenarios)))
+            value_s(self.tables, self.encode(solution), NEVER, np.zeros(len(self._scenarios)))
         )
 
     def anneal(
         self,
-        starts: Sequence[Recipe],
+        starts: Sequence[Solution],
         weights: Floats,
-        until_s: float,
-        most: int,
+        steps: int,
+        fuse_s: float,
         count: int,
         rng: np.random.Generator,
-    ) -> list[Recipe]:
-        """Return recipes of different value that are good by the estimate, best first.
+    ) -> list[Solution]:
+        """Return solutions of different value that are good by the estimate, best first.
 
         Args:
             starts: where to start; the best of them is.
             weights: how likely each node is changed.
-            until_s: when to stop, on the clock of ``time.monotonic``.
-            most: recipes to rehearse at most.
-            count: recipes to return at most.
+            steps: solutions to decode.
+            fuse_s: when to stop at the latest, on the clock of ``time.monotonic``.
+            count: solutions to return at most.
             rng: randomness.
         """
         values = {s: self.value_s(s) for s in starts}
@@ -107,15 +107,15 @@ class Surrogate:
         start = self.encode(best)
         least_s = np.zeros(len(self._scenarios))
         for s in range(len(least_s)):
-            makespan_s, finishes_s = rehearse(self.tables, start, s, NEVER)
+            makespan_s, finishes_s = decode(self.tables, start, s, NEVER)
             least_s[s] = makespan_s + EARLY * finishes_s / len(self._modes)
         moments = np.array(MOMENTS)
-        chains = cool(
-            self.tables, start, values[best], least_s, weights, moments, until_s, most, count, rng
+        chains = annealing_chains(
+            self.tables, start, values[best], least_s, weights, moments, steps, fuse_s, count, rng
         )
         self.judged += sum(k.judged for k in chains)
         found = [
-            (float(v), self._decode(columns))
+            (float(v), self.solution(encoded_columns(columns)))
             for k in chains
             for v, columns in zip(k.value_s, k.columns, strict=True)
             if v < np.inf
@@ -124,28 +124,30 @@ class Surrogate:
         ranked = sorted(found, key=lambda pair: pair[0])
         return list(dict.fromkeys(r for _, r in ranked))[:count]
 
-    def encode(self, recipe: Recipe) -> Encoded:
-        """Return a recipe in arrays."""
-        count = len(recipe.order)
-        mode = np.array([self._mode(i, p) for i, p in enumerate(recipe.modes)], np.int64)
+    def encode(self, solution: Solution) -> EncodedSolution:
+        """Return a solution in arrays."""
+        count = len(solution.order)
+        mode = np.array([self._mode(i, p) for i, p in enumerate(solution.modes)], np.int64)
         split, then = np.zeros(count), mode.copy()
-        for s in recipe.splits:
+        for s in solution.splits:
             split[s.node], then[s.node] = s.fraction, self._mode(s.node, s.parallel)
-        flags = np.array([recipe.strict, recipe.grow], np.int64)
-        order = np.array(recipe.order, np.int64)
-        return Encoded(order, mode, np.array(recipe.starts, float), split, then, flags)
+        flags = np.array([solution.strict, solution.grow], np.int64)
+        order = np.array(solution.order, np.int64)
+        return EncodedSolution(order, mode, np.array(solution.starts, float), split, then, flags)
 
-    def _decode(self, kept: Floats) -> Recipe:
-        """Return the recipe of one kept by annealing."""
-        order = tuple(int(i) for i in kept[:, 0])
+    def solution(self, encoded: EncodedSolution) -> Solution:
+        """Return the solution in arrays as it was."""
+        order, mode, start, split, then, flags = encoded
+        nodes = range(len(order))
         splits = tuple(
-            Split(i, float(kept[i, 3]), self._parallel(i, int(kept[i, 4])))
-            for i in range(len(order))
-            if kept[i, 3] > 0 and kept[i, 4] != kept[i, 1]
+            Split(i, float(split[i]), self._parallel(i, int(then[i])))
+            for i in nodes
+            if split[i] > 0 and then[i] != mode[i]
         )
-        modes = tuple(self._parallel(i, int(kept[i, 1])) for i in range(len(order)))
-        starts = tuple(float(x) for x in kept[:, 2])
-        return Recipe(order, modes, starts, splits, bool(kept[0, 5]), bool(kept[0, 6]))
+        modes = tuple(self._parallel(i, int(mode[i])) for i in nodes)
+        ranked = tuple(int(i) for i in order)
+        starts = tuple(float(x) for x in start)
+        return Solution(ranked, modes, starts, splits, bool(flags[0]), bool(flags[1]))
 
     def _parallel(self, node: int, mode: int) -> ParallelConfig:
         return self._modes[node][mode - int(self._first[node])]
@@ -168,7 +170,7 @@ class Surrogate:
         self, scenario: int, node: int, parallel: ParallelConfig, available: Floats | None = None
     ) -> NodeQuery:
         problem, starts = self._problem, self._simulator.starts
-        devices = problem.cluster.idle_devices(parallel)
+        devices = problem.idle_devices(node, parallel)
         assert devices is not None, f"{parallel} has no place on the idle cluster"
         load_s = problem.load_s(problem.mode(node, parallel, devices))
         base = starts[scenario][node]

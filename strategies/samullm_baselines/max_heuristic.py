@@ -23,7 +23,9 @@ class MaxHeuristic(StageScheduler):
 
     def schedule(self, problem: Problem, context: SchedulingContext) -> Plan:
         """Return the plan; with several length scenarios, mean times decide."""
-        rollout = Rollout(context.simulator, context.give_up_s)
+        simulator = context.simulator.coarse()
+        problem = simulator.problem
+        rollout = Rollout(simulator, context.give_up_s)
         while unfinished := rollout.unfinished():
             name = rollout.ready(unfinished, ())[0]
             parallel, ends_s = self._fastest(problem, rollout, name)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
+
 from samullm_plugin import Assignment, ParallelConfig, Plan, Problem, StageScheduler
 from samullm_plugin.errors import OutOfTimeError
 from samullm_plugin.host.interfaces.scheduler import SchedulingContext
 from samullm_plugin.rules.placement import place
-from samullm_plugin.simulator import Rollout
+from samullm_plugin.simulator import PlanSimulator, Rollout
 
 Order = Literal["given", "longest", "shortest"]
 Resplit = Literal["always", "if-sooner", "never"]
@@ -42,6 +45,9 @@ VARIANTS = tuple(
     for order in ("given", "longest", "shortest")
 )
 
+LARGE, FEW_VARIANTS = 300, (Variant("longest", "if-sooner"), Variant("longest", "never"))
+"""Nodes times GPUs beyond which only these variants are tried."""
+
 
 class MinHeuristic(StageScheduler):
     """As many models at a time as possible, GPUs split evenly (the paper's Min-heuristic).
@@ -53,25 +59,27 @@ class MinHeuristic(StageScheduler):
     and tensor-parallel sizes that finish it first. Where the first model finishes, the GPUs are
     split anew, which may resize running models (they pay an engine start).
 
-    The best of the variants of order and re-splitting is returned, by simulated makespan; after
-    the deadline, if there is one, no further variant is tried.
+    The best of the variants of order and re-splitting is returned, by simulated makespan (of two on
+    large problems); after the deadline, if there is one, no further variant is tried.
     """
 
     name: ClassVar[str] = "min-heuristic"
 
     def schedule(self, problem: Problem, context: SchedulingContext) -> Plan:
         """Return the best variant's plan; with several length scenarios, mean times decide."""
+        simulator = context.simulator.coarse()
         best: tuple[float, Variant, Plan] | None = None
-        for variant in VARIANTS:
+        large = len(problem.app.nodes) * problem.cluster.num_gpus > LARGE
+        for variant in FEW_VARIANTS if large else VARIANTS:
             if best is not None and context.remaining_s <= 0:
                 break
             try:
-                plan = self._plan(problem, context, variant)
+                plan = self._plan(simulator, context.give_up_s, variant)
             except OutOfTimeError:
                 if best is None:
                     raise
                 break
-            makespan_s = context.mean_makespan_s(plan)
+            makespan_s = float(np.mean([t.makespan_s for t in simulator.simulate(plan)]))
             if best is None or makespan_s < best[0]:
                 best = makespan_s, variant, plan
         assert best is not None
@@ -79,9 +87,9 @@ class MinHeuristic(StageScheduler):
             context.report.explanation[node.name] = f"an even share of the GPUs ({best[1]})"
         return best[2]
 
-    def _plan(self, problem: Problem, context: SchedulingContext, variant: Variant) -> Plan:
-        rollout = Rollout(context.simulator, context.give_up_s)
-        split = EvenSplit(problem, rollout)
+    def _plan(self, simulator: PlanSimulator, give_up_s: float, variant: Variant) -> Plan:
+        rollout = Rollout(simulator, give_up_s)
+        split = EvenSplit(simulator.problem, rollout)
         while unfinished := rollout.unfinished():
             rollout.run_stage(split.stage(unfinished, variant))
         return rollout.plan()
@@ -127,9 +135,11 @@ class EvenSplit:
             names.sort(key=lambda n: times[n], reverse=order == "longest")
         shares = dict(fixed)
         while True:
-            ready = self._rollout.ready(unfinished, shares)
+            ready = set(self._rollout.ready(unfinished, shares))
             added = False
             for name in names:
+                if self._num_free(shares) == 0:
+                    return shares
                 if name in shares or name not in ready:
                     continue
                 trial = {**shares, name: smallest[name]}
@@ -138,6 +148,10 @@ class EvenSplit:
             if not added:
                 return shares
 
+    def _num_free(self, shares: Mapping[str, ParallelConfig]) -> int:
+        """Return the GPUs that nobody has."""
+        return self._problem.cluster.num_gpus - sum(p.num_devices for p in shares.values())
+
     def _enlarge(
         self, shares: dict[str, ParallelConfig], fixed: Mapping[str, ParallelConfig]
     ) -> None:
@@ -145,7 +159,7 @@ class EvenSplit:
         open_ones = [n for n in shares if n not in fixed]
         pairs = [(n, shares[n]) for n in open_ones]
         times = dict(zip(open_ones, self._rollout.alone_s(pairs), strict=True))
-        while open_ones:
+        while open_ones and self._num_free(shares) > 0:
             open_ones.sort(key=lambda n: (shares[n].num_devices, -times[n]))
             for name in open_ones:
                 larger = self._next_larger(shares, name, fixed)
@@ -163,12 +177,12 @@ class EvenSplit:
         fixed: Mapping[str, ParallelConfig],
     ) -> ParallelConfig | None:
         """Return the next larger configuration of a model that has a place, or None."""
-        mine = shares[name].num_devices
-        larger = [p for p in self._configs[name] if p.num_devices > mine]
-        for p in larger:
-            if p.num_devices == larger[0].num_devices and self._has_place(
-                {**shares, name: p}, fixed
-            ):
+        mine, configs = shares[name].num_devices, self._configs[name]
+        first = bisect_right(configs, mine, key=lambda p: p.num_devices)
+        for p in configs[first:]:
+            if p.num_devices > configs[first].num_devices:
+                return None
+            if self._has_place({**shares, name: p}, fixed):
                 return p
         return None
 

@@ -64,7 +64,7 @@ def candidates(problem: Problem) -> list[list[Candidate]]:
         InputError: naming the node, the model and the memory it lacks.
     """
     cluster, pools = problem.cluster, pools_of(problem.cluster)
-    first = {gpu.name: d for d, gpu in reversed(list(enumerate(cluster.gpus)))}
+    first = {kind: d for d, kind in reversed(list(enumerate(cluster.kinds)))}
     idle = Instance("", (), (), pools)
     found = []
     for i, node in enumerate(problem.app.nodes):
@@ -125,7 +125,7 @@ def measure(problem: Problem, simulator: PlanSimulator, ticks: int) -> Timings:
         for c, duration_s in zip(modes[i], seconds[i], strict=True):
             duration = max(1, _up(duration_s, tick_s))
             load = min(duration, _up(c.load_s, tick_s))
-            gpu = problem.cluster.gpus[c.device].name
+            gpu = problem.cluster.kinds[c.device]
             of_task.append(Mode(c.parallel, load, duration, gpu))
         tasks.append(Task(node.name, tuple(of_task)))
     lags = tuple(

@@ -261,7 +261,7 @@ def pools_of(cluster: Cluster) -> tuple[Pool, ...]:
     found: dict[tuple[int, str, int], list[int]] = {}
     for number, group in enumerate(cluster.nvlink_groups):
         for device in group:
-            key = (number, cluster.gpus[device].name, cluster.machine_of(device))
+            key = (number, cluster.kinds[device], cluster.machine_of(device))
             found.setdefault(key, []).append(device)
     return tuple(Pool(tuple(d), gpu, machine) for (_, gpu, machine), d in found.items())
 

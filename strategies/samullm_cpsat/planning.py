@@ -58,7 +58,8 @@ def plan_exactly(problem: Problem, context: SchedulingContext, options: ExactOpt
         options: structure and limits.
     """
     deadline_s = min(monotonic() + options.time_limit_s, context.deadline_s)
-    timings = measure(problem, context.simulator, options.ticks)
+    simulator = context.simulator.coarse()
+    timings = measure(simulator.problem, simulator, options.ticks)
     incumbent = context.incumbent
     if options.start_from is not None and context.schedule_with is not None:
         incumbent = context.schedule_with(options.start_from)

@@ -50,10 +50,11 @@ class GreedyScheduler(StageScheduler):
         """
         options = self.config
         assert isinstance(options, GreedyOptions)
-        meter = WorkMeter(problem, options.objective)
+        simulator = context.simulator.coarse()
+        meter = WorkMeter(simulator.problem, options.objective, simulator.alike)
         search = Greedy(
-            problem,
-            context.simulator,
+            simulator.problem,
+            simulator,
             meter,
             preemption=options.preemption,
             give_up_s=context.give_up_s,

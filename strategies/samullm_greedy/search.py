@@ -10,10 +10,14 @@ from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment, Plan
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.rules.placement import place
-from samullm_plugin.simulator import PlanSimulator, Rollout
+from samullm_plugin.simulator import PlanSimulator, Progress, Rollout
 
 Stage = Mapping[str, ParallelConfig]
 """A stage in the making: configuration by node name."""
+
+EVERY_STEP, SHORTLIST = 128, 12
+"""Steps of a stage that are all judged; of more, so many by nodes that are in the stage, and so
+many by others, those of largest throughput alone per GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,9 @@ class Greedy:
         self.reasons: dict[str, str] = {}
         self._problem, self._simulator, self._meter = problem, simulator, meter
         self._preemption, self._give_up_s = preemption, give_up_s
+        self._drafts: dict[tuple[str, ParallelConfig], Assignment] = {}
+        self._alone: dict[tuple[object, ...], tuple[float, list[Progress]]] = {}
+        self._by_rank: dict[tuple[str, ParallelConfig], float] = {}
         self._configs = {
             node.name: problem.parallel_configs(i) for i, node in enumerate(problem.app.nodes)
         }
@@ -77,6 +84,7 @@ class Greedy:
     def _next_stage(self, rollout: Rollout, unfinished: list[str]) -> tuple[Assignment, ...]:
         """Return the stage that begins now, grown from nothing (or from what may not change)."""
         views = [StageView(self._simulator, s, self._meter) for s in rollout.states]
+        self._by_rank.clear()
         fixed: dict[str, ParallelConfig] = {}
         if not self._preemption:
             fixed = {n: a.parallel for n, a in rollout.held.items() if n in unfinished}
@@ -115,10 +123,15 @@ class Greedy:
         Candidates are judged as if whoever goes on stayed where it is; only those that would win
         get devices, and are judged again if somebody had to move for them.
         """
-        candidates = list(self._candidates(stage, ready, fixed))
-        drafts = [self._draft(rollout, c) for _, c in candidates]
+        steps = list(self._steps(stage, ready, fixed))
+        if len(steps) > EVERY_STEP:
+            steps = self._shortlist(rollout, views, stage, steps)
+        candidates = [(n, {**stage, n: p}) for n, p in steps]
+        here = {n: self._draft(rollout, n, p) for n, p in stage.items()}
+        new = [self._draft(rollout, n, p) for n, p in steps]
+        drafts = [tuple({**here, a.node: a}.values()) for a in new]
         for view in views:
-            view.prefetch([a for draft in drafts for a in draft])
+            view.prefetch([*here.values(), *new])
         used = sum(p.num_devices for p in stage.values())
 
         def judged(node: str, grown: Stage, assignments: tuple[Assignment, ...]) -> Choice:
@@ -140,10 +153,10 @@ class Greedy:
                 best = real
         return best
 
-    def _candidates(
+    def _steps(
         self, stage: Stage, ready: list[str], fixed: Stage
-    ) -> Iterator[tuple[str, Stage]]:
-        """Yield stages with one ready node more, or one node on more GPUs than it has."""
+    ) -> Iterator[tuple[str, ParallelConfig]]:
+        """Yield one ready node more, or one node on more GPUs than it has."""
         free = self._problem.cluster.num_gpus - sum(p.num_devices for p in stage.values())
         for node in ready:
             if node in fixed:
@@ -151,23 +164,52 @@ class Greedy:
             has = stage[node].num_devices if node in stage else 0
             for parallel in self._configs[node]:
                 if has < parallel.num_devices <= has + free:
-                    yield node, {**stage, node: parallel}
+                    yield node, parallel
 
-    def _draft(self, rollout: Rollout, stage: Stage) -> tuple[Assignment, ...]:
-        """Return assignments before devices are chosen: those held if equal, else anywhere."""
-        draft = []
-        for name, parallel in stage.items():
-            mine = rollout.held.get(name)
-            if mine is None or mine.parallel != parallel:
-                mine = Assignment(name, parallel, (self._some_device(name, parallel),))
-            draft.append(mine)
-        return tuple(draft)
+    def _shortlist(
+        self,
+        rollout: Rollout,
+        views: list[StageView],
+        stage: Stage,
+        steps: list[tuple[str, ParallelConfig]],
+    ) -> list[tuple[str, ParallelConfig]]:
+        """Return steps of the stage's own nodes, and those of others that do most alone."""
+        if not self._by_rank:
+            new = [s for s in steps if self._alone_key(rollout, *s) not in self._alone]
+            drafts = [self._draft(rollout, n, p) for n, p in new]
+            for view in views:
+                view.prefetch(drafts)
+            for step, draft in zip(new, drafts, strict=True):
+                bases = [s.progress[self._problem.app.index(step[0])] for s in rollout.states]
+                value = mean_throughput(views, (draft,)) / step[1].num_devices
+                self._alone[self._alone_key(rollout, *step)] = value, bases
+            for step in steps:
+                self._by_rank[step] = self._alone[self._alone_key(rollout, *step)][0]
+        own = [s for s in steps if s[0] in stage]
+        ranked = sorted(own, key=lambda s: -self._by_rank.get(s, 0.0))[:SHORTLIST]
+        others = [s for s in steps if s[0] not in stage]
+        ranked += sorted(others, key=lambda s: -self._by_rank.get(s, 0.0))[:SHORTLIST]
+        return ranked
 
-    def _some_device(self, name: str, parallel: ParallelConfig) -> int:
-        """Return a device of a kind on which the configuration fits."""
-        problem, node = self._problem, self._problem.app.index(name)
-        devices = range(problem.cluster.num_gpus)
-        return next(d for d in devices if problem.fits(node, problem.mode_key(parallel, (d,))))
+    def _alone_key(
+        self, rollout: Rollout, name: str, parallel: ParallelConfig
+    ) -> tuple[object, ...]:
+        """Return what the throughput of a node started alone depends on."""
+        node = self._problem.app.index(name)
+        running = tuple(s.clock_s for s in rollout.states if name in s.active)
+        return name, parallel, running, tuple(id(s.progress[node]) for s in rollout.states)
+
+    def _draft(self, rollout: Rollout, name: str, parallel: ParallelConfig) -> Assignment:
+        """Return an assignment before devices are chosen: the one held if equal, else anywhere."""
+        held = rollout.held.get(name)
+        if held is not None and held.parallel == parallel:
+            return held
+        key = name, parallel
+        if key not in self._drafts:
+            devices = self._problem.idle_devices(self._problem.app.index(name), parallel)
+            assert devices is not None  # ``parallel_configs`` gives only what has a place
+            self._drafts[key] = Assignment(name, parallel, devices[:1])
+        return self._drafts[key]
 
 
 def _still(

@@ -28,8 +28,13 @@ class WorkMeter:
     tokens and needs no architecture.
     """
 
-    def __init__(self, problem: Problem, objective: Objective) -> None:
+    def __init__(self, problem: Problem, objective: Objective, alike: Sequence[float]) -> None:
         """Look up every model's architecture.
+
+        Args:
+            problem: the instance.
+            objective: what counts.
+            alike: by node, for how many requests one stands.
 
         Raises:
             InputError: naming the models that have none.
@@ -51,6 +56,9 @@ class WorkMeter:
                 flops = model.architecture.useful_flops
                 self._per_token[i] = flops(1.0, 0.0, all_experts=all_experts)
                 self._per_pair[i] = flops(0.0, 1.0, all_experts=all_experts)
+        self.curves: dict[int, tuple[tuple[EngineRun, ...], WorkCurve]] = {}
+        self._per_token *= alike
+        self._per_pair *= alike
 
     def work(self, node: int, tokens: Floats, pairs: Floats) -> Floats:
         """Return what these tokens and query-key pairs of a node count for, element by element."""
@@ -113,13 +121,17 @@ class StageView:
         self._state, self._meter = state, meter
         self._scenario_works = simulator.works[state.scenario]
         self._done = state.finished()
-        self._curves: dict[int, tuple[tuple[EngineRun, ...], WorkCurve]] = {}
+        self._rank = {node: k for k, node in enumerate(self._app.order)}
+        self._fetched: set[tuple[str, ParallelConfig]] = set()
         self._members: dict[tuple[str, ParallelConfig, bool], Member] = {}
 
     def prefetch(self, assignments: Sequence[Assignment]) -> None:
         """Simulate starts of models whose inputs are all there, on all cores."""
         queries = []
         for a in assignments:
+            if (a.node, a.parallel) in self._fetched:
+                continue
+            self._fetched.add((a.node, a.parallel))
             node = self._app.index(a.node)
             new = a.node not in self._done and not self._goes_on(a)
             if new and self._all_there(node):
@@ -140,7 +152,7 @@ class StageView:
 
     def _stage_members(self, stage: Sequence[Assignment]) -> list[Member]:
         active = {a.node: a for a in stage if a.node not in self._done}
-        order = [i for i in self._app.order if self._app.nodes[i].name in active]
+        order = sorted(map(self._app.index, active), key=self._rank.__getitem__)
         changed: dict[int, NodeRun] = {}  # what consumers in the stage must be told of
         members: dict[int, Member] = {}
         for i in order:
@@ -174,10 +186,10 @@ class StageView:
         return self._members[key]
 
     def _member(self, node: int, run: NodeRun, goes_on: bool) -> Member:
-        kept = self._curves.get(id(run.runs))
+        kept = self._meter.curves.get(id(run.runs))
         if kept is None:
             kept = run.runs, WorkCurve.of(self._meter, node, run.runs)
-            self._curves[id(run.runs)] = kept
+            self._meter.curves[id(run.runs)] = kept
         curve = kept[1]
         before = curve.at(self._state.clock_s - run.ready_s) if goes_on else 0.0
         return Member(run, curve, before, self._again(node, run) if self._meter.once else 0.0)

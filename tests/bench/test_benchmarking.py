@@ -7,8 +7,8 @@ import json
 import pytest
 
 from samullm_plugin import InputError, PluginHost
-from samullm_plugin.bench.plans import BenchRow, _with_speedups, run_case
-from samullm_plugin.bench.suites import SUITES, CaseSettings, make_case, suite
+from samullm_plugin.bench.cases import SUITES, CaseSettings, make_case, planning_options, suite
+from samullm_plugin.bench.rows import BASELINES, run_case, speedups
 from samullm_plugin.cli.app import main
 from samullm_plugin.planning.planner import PlanningOptions
 
@@ -62,10 +62,18 @@ def test_a_scheduler_that_fails_gets_a_row_that_says_so(host, case):
     assert rows[1].simulated_s > 0
 
 
-def test_speedups_without_the_heuristics_are_unknown():
-    rows = _with_speedups([BenchRow("x", 2, "greedy", total_s=5.0)])
-    assert rows[0].speedup_max is None
-    assert rows[0].speedup_min is None
+def test_speedups_compare_the_same_rounds_and_nobody_with_itself():
+    seconds = {"mine": {0: 5.0, 1: 4.0}, "max-heuristic": {0: 10.0, 2: 1.0}}
+    over = speedups(seconds, "mine", BASELINES)
+    assert {k: (s.median, s.least, s.most) for k, s in over.items()} == {
+        "speedup_max": (2.0, 2.0, 2.0)
+    }
+    assert speedups(seconds, "max-heuristic", BASELINES) == {}
+
+
+def test_a_time_limit_goes_to_schedulers_that_have_one(host):
+    assert planning_options(host, "exact", 3, 7.5).options == {"time_limit_s": 7.5}
+    assert planning_options(host, "greedy", 3, 7.5).options == {}
 
 
 @pytest.mark.parametrize("name", SUITES)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from samullm_plugin import InputError, PluginHost
-from samullm_plugin.bench.engine_bench import EngineBench, EngineRun, PlannedCase
+from samullm_plugin.bench.engine_bench import EngineBench
 from samullm_plugin.bench.engine_cases import CaseBuilder, EngineBenchSettings
-from samullm_plugin.bench.engine_rows import engine_rows, mean_error_pct
+from samullm_plugin.bench.rows import BenchRun, PlannedCase, engine_rows, mean_error_pct
 from samullm_plugin.checkpoints.models import bundled_model, bundled_models, read_checkpoint
 from samullm_plugin.checkpoints.random_models import random_model
 from samullm_plugin.cli.app import main
@@ -65,8 +65,8 @@ def test_a_call_goes_on_where_another_stopped(tmp_path: Path) -> None:
 def test_rows_pair_rounds() -> None:
     """Speedups compare what ran on the same lengths, not medians of different rounds."""
 
-    def run(scheduler: str, number: int, seconds: float) -> EngineRun:
-        return EngineRun(
+    def run(scheduler: str, number: int, seconds: float) -> BenchRun:
+        return BenchRun(
             "app", scheduler, number, seconds, seconds * 0.9, 3, 0, 2.0, 0.0, {"finished": 1}, 1,
             0.1, 1, {}, "", 0.0, 0.0,
         )  # fmt: skip

@@ -162,16 +162,16 @@ def test_plans_are_carried_out_on_what_was_held_out(host):
         scenarios=1,
         seed=0,
     )
-    world = bench.deal(groups, chosen, folds[0], 0)
-    truth = world.problem.scenarios[0].output_tokens
+    experiment = bench.deal(groups, chosen, folds[0], 0)
+    truth = experiment.problem.scenarios[0].output_tokens
     held = groups[0].observations.output_tokens[folds[0].test[0]]
     assert set(truth[0]) <= set(held)
     assert truth[1].min() >= 200
-    informed = [bench.informed_s(world)]
-    best = bench.effect("oracle", [world], None, informed)
+    informed = [bench.informed_s(experiment)]
+    best = bench.effect("oracle", [experiment], None, informed)
     assert (best.loss, best.error) == (0.0, 0.0)
     fixed = scoring.create(host, "fixed", groups)
-    worst = bench.effect("fixed", [world], fixed, informed)
+    worst = bench.effect("fixed", [experiment], fixed, informed)
     assert worst.error > 0.1  # all outputs at their limits are too long
     assert worst.informed_s == best.realised_s
 

@@ -8,13 +8,16 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
 
 from samullm_plugin.engine import CHECKED_VLLM_VERSIONS
 from tests.conformance.compare import Case, Comparison, compare
-from tests.conformance.workloads import cases, named_cases
+from tests.conformance.workloads import cases, named_cases, queue_cases
 
 
-def compare_random(count: int, start: int, shrink: bool = True) -> list[Comparison]:
+def compare_random(
+    count: int, start: int, shrink: bool = True, drawn: st.SearchStrategy[Case] | None = None
+) -> list[Comparison]:
     """Compare ``count`` drawn workloads; at a difference raise with the smallest found."""
     done: list[Comparison] = []
     phases = (Phase.generate, Phase.shrink) if shrink else (Phase.generate,)
@@ -27,7 +30,7 @@ def compare_random(count: int, start: int, shrink: bool = True) -> list[Comparis
         phases=phases,
         suppress_health_check=list(HealthCheck),
     )
-    @given(cases())
+    @given(cases() if drawn is None else drawn)
     def same(case: Case) -> None:
         result = compare(case)
         done.append(result)
@@ -49,7 +52,12 @@ def _installed() -> str:
 def main() -> int:
     """Run the comparison and print its size."""
     parser = argparse.ArgumentParser(prog="python -m tests.conformance", description=__doc__)
-    parser.add_argument("--count", type=int, default=2000, help="random workloads")
+    parser.add_argument(
+        "--count",
+        type=int,
+        default=2000,
+        help="random workloads, and half as many of hybrid models and pipelines",
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     print(f"{_installed()}; checked before: {', '.join(CHECKED_VLLM_VERSIONS)}")
@@ -62,6 +70,7 @@ def main() -> int:
             print(f"{name}: {result.difference}")
     try:
         done += compare_random(options.count, options.seed)
+        done += compare_random(options.count // 2, options.seed, drawn=queue_cases())
         differing = sum(r.difference is not None for r in done)
     except AssertionError as error:
         print(f"a random workload differs: {error}", *getattr(error, "__notes__", ()), sep="\n")

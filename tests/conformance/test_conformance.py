@@ -9,7 +9,7 @@ import pytest
 
 from samullm_plugin.engine import CHECKED_VLLM_VERSIONS
 from tests.conformance.compare import Case, compare, simulate
-from tests.conformance.workloads import named_cases
+from tests.conformance.workloads import named_cases, queue_cases
 
 NAMED = named_cases()
 
@@ -40,6 +40,15 @@ def test_random_workloads(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(done) >= 500
     assert sum(r.preemptions for r in done) > 300
     assert sum(r.never_fits for r in done) > 5
+
+
+@pytest.mark.slow
+def test_random_hybrid_models_and_pipelines() -> None:
+    from tests.conformance.__main__ import compare_random
+
+    done = compare_random(count=300, start=2026, drawn=queue_cases())
+    assert len(done) >= 250
+    assert sum(r.preemptions for r in done) > 100
 
 
 def test_checked_versions_name_the_installed_one() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from samullm_plugin.engine import EngineConfig, Workload
+from samullm_plugin.model.kv_cache import KvCacheGroup
 
 GENERATED_TOKEN = 7
 _STUCK_AFTER = 4  # schedules in a row with nothing to do and nothing to come
@@ -90,11 +92,10 @@ def _hash_function(name: str) -> Any:
 
 def make_scheduler(config: EngineConfig) -> tuple[Any, Any]:
     """Return vLLM's scheduler for these settings, and its block hasher or None."""
-    import torch
     from vllm.v1.core.kv_cache_utils import get_request_block_hasher
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
     from vllm.v1.core.sched.scheduler import Scheduler
-    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+    from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec
     from vllm.v1.structured_output import StructuredOutputManager
 
     vllm_config = copy.deepcopy(_base_config())
@@ -111,27 +112,65 @@ def make_scheduler(config: EngineConfig) -> tuple[Any, Any]:
     caching.block_size = config.block_size
     caching.enable_prefix_caching = config.enable_prefix_caching
     caching.num_gpu_blocks = config.num_blocks
-    spec = FullAttentionSpec(
-        block_size=config.block_size, num_kv_heads=1, head_size=16, dtype=torch.bfloat16
-    )
+    vllm_config.parallel_config.pipeline_parallel_size = config.pipeline_parallel_size
+    sizes = [_spec(g, config).block_size for g in config.groups]
+    if config.pipeline_parallel_size > 1 and config.async_scheduling:
+        # vLLM schedules this asynchronously with its second model runner only.
+        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
+    else:
+        os.environ.pop("VLLM_USE_V2_MODEL_RUNNER", None)
+    assert vllm_config.max_concurrent_batches == config.max_concurrent_batches
     scheduler = (AsyncScheduler if config.async_scheduling else Scheduler)(
         vllm_config=vllm_config,
         kv_cache_config=KVCacheConfig(
             num_blocks=config.num_blocks,
             kv_cache_tensors=[],
-            kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)],
+            kv_cache_groups=[
+                KVCacheGroupSpec([f"layer.{i}"], _spec(group, config))
+                for i, group in enumerate(config.groups)
+            ],
         ),
         structured_output_manager=StructuredOutputManager(vllm_config),
-        block_size=config.block_size,
-        hash_block_size=config.block_size,
+        block_size=math.lcm(*sizes),
+        hash_block_size=math.gcd(*sizes),
         log_stats=False,
     )
     hasher = None
     if config.enable_prefix_caching:
         hasher = get_request_block_hasher(
-            config.block_size, _hash_function(caching.prefix_caching_hash_algo)
+            math.gcd(*sizes), _hash_function(caching.prefix_caching_hash_algo)
         )
     return scheduler, hasher
+
+
+def _spec(group: KvCacheGroup, config: EngineConfig) -> Any:
+    """Return vLLM's description of a KV cache group; a state takes one block a sequence."""
+    import torch
+    from vllm.v1.kv_cache_interface import (
+        ChunkedLocalAttentionSpec,
+        FullAttentionSpec,
+        MambaSpec,
+        SlidingWindowSpec,
+    )
+
+    if group.kind == "mamba":
+        return MambaSpec(
+            block_size=config.max_model_len,
+            shapes=((4, 4),),
+            dtypes=(torch.float32,),
+            mamba_cache_mode="none",
+        )
+    size = {
+        "block_size": group.block_size,
+        "num_kv_heads": 1,
+        "head_size": 16,
+        "dtype": torch.bfloat16,
+    }
+    if group.kind == "sliding_window":
+        return SlidingWindowSpec(sliding_window=group.window_tokens, **size)
+    if group.kind == "chunked_local":
+        return ChunkedLocalAttentionSpec(attention_chunk_size=group.window_tokens, **size)
+    return FullAttentionSpec(**size)
 
 
 def make_requests(workload: Workload, hasher: Any) -> list[Any]:
@@ -176,7 +215,8 @@ def _invented_prompt(workload: Workload, i: int) -> list[int]:
 def run_vllm(config: EngineConfig, workload: Workload) -> Outcome:
     """Run the workload to its end, or until nothing can be scheduled any more."""
     scheduler, hasher = make_scheduler(config)
-    return _Loop(scheduler, config, workload, make_requests(workload, hasher)).run()
+    loop = _Loop if config.is_plain else _BatchQueue
+    return loop(scheduler, config, workload, make_requests(workload, hasher)).run()
 
 
 class _Loop:
@@ -185,6 +225,7 @@ class _Loop:
     ) -> None:
         self.scheduler = scheduler
         self.in_flight_limit = 1 if config.async_scheduling else 0
+        self.batches = config.max_concurrent_batches
         self.requests = requests
         self.successors, self.predecessors = _chains(workload)
         self.arrival = [0] * len(workload)
@@ -274,6 +315,36 @@ class _Loop:
             else:
                 self.to_come.append(i)
                 self.to_come.sort(key=lambda j: self.arrival[j])
+
+
+class _BatchQueue(_Loop):
+    """``step_with_batch_queue`` of vllm/v1/engine/core.py; with a queue of one ``step``."""
+
+    def run(self) -> Outcome:
+        limit, idle = self.batches, 0
+        while (
+            self.to_come
+            or self.released
+            or self.in_flight
+            or self.scheduler.has_unfinished_requests()
+        ):
+            self._admit()
+            if self.scheduler.has_requests():
+                output = self.scheduler.schedule()
+                self.step += 1
+                tokens = output.total_num_scheduled_tokens
+                working = tokens or any(row for *_, row in self.in_flight)
+                idle = 0 if working or output.preempted_req_ids else idle + 1
+                if idle >= _STUCK_AFTER * limit and not self.to_come:
+                    return Outcome(self.rows, stuck=True)
+                self.in_flight.append(self._send(output) if tokens else (output, {}, None))
+                if len(self.in_flight) < limit and (tokens or self.scheduler.has_requests()):
+                    continue
+            elif not self.in_flight:
+                self.step += 1
+                continue
+            self._answer(*self.in_flight.pop(0))
+        return Outcome(self.rows, stuck=False)
 
 
 def _chains(workload: Workload) -> tuple[list[list[int]], list[int]]:

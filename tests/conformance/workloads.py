@@ -8,9 +8,50 @@ import numpy as np
 from hypothesis import strategies as st
 
 from samullm_plugin.engine import EngineConfig, Workload
+from samullm_plugin.model.kv_cache import KvCacheGroup
 from tests.conformance.compare import Case
 
 BLOCK_SIZES = (16, 32, 128)
+
+
+def _groups(draw: st.DrawFn) -> tuple[KvCacheGroup, ...]:
+    """Draw the KV cache groups of a model whose layers do not all cache alike."""
+    window = draw(st.sampled_from((1, 5, 16, 17, 40, 100)))
+    full = KvCacheGroup("full")
+    sliding = KvCacheGroup("sliding_window", window_tokens=window)
+    return draw(
+        st.sampled_from(
+            (
+                (full, sliding),
+                (sliding,),
+                (sliding, sliding, full),
+                (full, sliding, replace(sliding, window_tokens=window + 20)),
+                (replace(full, block_size=32), sliding),
+                (full, KvCacheGroup("chunked_local", window_tokens=window)),
+                (full, KvCacheGroup("mamba")),
+            )
+        )
+    )
+
+
+@st.composite
+def queue_cases(draw: st.DrawFn) -> Case:
+    """Draw settings with KV cache groups or pipeline parallelism or both, and requests."""
+    case = draw(cases())
+    groups: tuple[KvCacheGroup, ...] = ()
+    stages = draw(st.sampled_from((1, 2, 3, 4)))
+    if stages == 1 or draw(st.booleans()):
+        groups = _groups(draw)
+    config = replace(
+        case.config,
+        block_size=16,
+        num_blocks=1 + (case.config.num_blocks - 1) * max(len(groups), 1),
+        enable_prefix_caching=case.config.enable_prefix_caching
+        and all(g.kind != "mamba" for g in groups),
+        pipeline_parallel_size=stages,
+        kv_cache_groups=groups,
+    )
+    return Case(config, case.workload)
 
 
 @st.composite
@@ -202,6 +243,30 @@ def named_cases() -> dict[str, Case]:
         result[f"blocks of {block}"] = Case(
             replace(tight, block_size=block, num_blocks=70 * 16 // block), some(50, 400, 120)
         )
+    full, sliding = KvCacheGroup("full"), KvCacheGroup("sliding_window", window_tokens=40)
+    for name, groups in (
+        ("full and sliding window", (full, sliding, sliding)),
+        ("full and chunks", (full, KvCacheGroup("chunked_local", window_tokens=64))),
+        ("full and state space", (full, KvCacheGroup("mamba"))),
+        ("sliding windows of smaller blocks", (replace(full, block_size=32), sliding)),
+    ):
+        hybrid = replace(tight, kv_cache_groups=groups, num_blocks=160)
+        result[name] = Case(hybrid, some(60, 300, 150))
+        if groups[-1].kind != "mamba":
+            result[f"{name}, prefix caching"] = Case(
+                replace(hybrid, enable_prefix_caching=True),
+                some(
+                    60, 400, 120, prefix_id=rng.integers(-1, 4, 60), prefix_tokens=np.full(60, 250)
+                ),
+            )
+    result["2 pipeline stages"] = Case(replace(roomy, pipeline_parallel_size=2), arriving)
+    result["4 pipeline stages, few blocks, priority, prefix caching"] = Case(
+        replace(cached, scheduling_policy="priority", pipeline_parallel_size=4), late_and_ranked
+    )
+    result["2 pipeline stages, full and sliding window"] = Case(
+        replace(tight, kv_cache_groups=(full, sliding), num_blocks=100, pipeline_parallel_size=2),
+        some(60, 300, 150),
+    )
     for name, case in list(result.items()):
         result[f"{name}, asynchronous"] = replace(
             case, config=replace(case.config, async_scheduling=True)

@@ -11,7 +11,7 @@ from samullm_plugin.errors import InputError
 from samullm_plugin.model.architecture import ModelArchitecture
 from samullm_plugin.model.latency import Curve, StepTable
 from samullm_plugin.profiling.book import LatencyBook, spread_experts
-from samullm_plugin.profiling.device_fit import DeviceFit, HostCoefficients, Measured, fit_device
+from samullm_plugin.profiling.device_fit import DeviceFit, HostCoefficients, HostFitted, fit_device
 from samullm_plugin.profiling.iterations import Iterations
 from samullm_plugin.profiling.roofline import (
     HARDWARE,
@@ -21,7 +21,12 @@ from samullm_plugin.profiling.roofline import (
     roofline_latency,
     touched_experts,
 )
-from samullm_plugin.profiling.transfer import Known, LatencyTransfer, TransferErrors, average
+from samullm_plugin.profiling.transfer import (
+    FittedLatency,
+    LatencyTransfer,
+    TransferErrors,
+    average,
+)
 
 A100 = HARDWARE["A100-80GB"]
 SMALL = ModelArchitecture(32, 4096, 32, 32, 128, 11008, 32000)
@@ -89,7 +94,7 @@ def test_touched_experts_grow_to_all_of_them() -> None:
     assert touched[2] == pytest.approx(np.mean(drawn), rel=0.02)
 
 
-def made_up(a: ModelArchitecture, size: int, c: DeviceCoefficients, name: str) -> Measured:
+def made_up(a: ModelArchitecture, size: int, c: DeviceCoefficients, name: str) -> HostFitted:
     batch = np.repeat(np.array([1, 4, 16, 32, 64, 96, 128, 192, 256, 320, 384, 448, 512]), 4)
     kind = np.tile(np.arange(4), 13)
     is_prefill = kind == 3
@@ -118,7 +123,7 @@ def made_up(a: ModelArchitecture, size: int, c: DeviceCoefficients, name: str) -
         device + 0.001,
         device,
     )
-    return Measured(rows, a, NO_HOST)
+    return HostFitted(rows, a, NO_HOST)
 
 
 def test_coefficients_learned_from_some_models_predict_another() -> None:
@@ -155,7 +160,7 @@ def test_whether_experts_were_spread_is_found_out() -> None:
         assert fit_device([*groups, replace(group, rows=rows)], A100).same_experts is same
 
 
-def transfer(known: list[Known]) -> LatencyTransfer:
+def transfer(known: list[FittedLatency]) -> LatencyTransfer:
     errors = TransferErrors(2.0, 4.0, 6.0, 20.0)
     return LatencyTransfer(DeviceFit(DeviceCoefficients(), HOST, True), A100, known, errors)
 
@@ -163,7 +168,7 @@ def transfer(known: list[Known]) -> LatencyTransfer:
 def test_transfer_starts_from_what_is_closest() -> None:
     plain = transfer([])
     twice = plain.roofline(SMALL, 1).scaled(2.0)
-    start = transfer([Known("a/small", SMALL, 1, twice, 2.0)])
+    start = transfer([FittedLatency("a/small", SMALL, 1, twice, 2.0)])
     other_vocabulary = replace(SMALL, vocab_size=64000)
     twin = start.predict(other_vocabulary, 1)
     assert twin.latency == twice

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from samullm_simulated.executor import SimulatedExecutor
 
-from samullm_plugin.bench.suites import CaseSettings, make_case
+from samullm_plugin.bench.cases import CaseSettings, make_case
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.plan import Plan
 from samullm_plugin.model.problem import Problem

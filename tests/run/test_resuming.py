@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,57 @@ def test_a_finished_run_is_not_done_again(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "events.jsonl").stat().st_size < size + 200
 
 
+def test_failed_requests_are_asked_again_when_that_is_wanted(tmp_path: Path) -> None:
+    """With those that waited for them; the journal stays readable, and counts each once."""
+    problem = small_problem()
+    directory = tmp_path / "run"
+    start_run(setup_run(problem, directory), small_plan())
+    path, broken = directory / "events.jsonl", {("a", 3), ("a", 7), ("judge", 3), ("judge", 7)}
+    records = journal(directory)
+    for record in records:
+        if record["kind"] == "finished" and (record["node"], record["request"]) in broken:
+            for name in [n for n in record if n not in ("time_s", "node", "request")]:
+                del record[name]
+            record |= {"kind": "failed", "error": "an engine died"}
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    shutil.rmtree(directory / "outputs")
+    outcome = resume_run(setup_run(problem, directory))
+    assert len(outcome.failed) == 4
+    assert sum(line["error"] is not None for line in outputs(directory)["a"]) == 2
+    for _ in range(2):
+        outcome = resume_run(setup_run(problem, directory), retry_failed=True)
+        assert not outcome.failed
+        assert outcome.metrics["requests"] == {
+            "finished": problem.app.num_requests, "skipped": 0, "failed": 0,
+        }  # fmt: skip
+        found = outputs(directory)
+        for i, node in enumerate(problem.app.nodes):
+            assert len(found[node.name]) == len(problem.scenarios[0].output_tokens[i])
+            assert not any(line["error"] for line in found[node.name])
+    kinds = Counter(r["kind"] for r in journal(directory))
+    assert kinds["retry"] == 1
+    assert kinds["failed"] == 4
+    assert kinds["finished"] == problem.app.num_requests
+
+
+def test_how_requests_are_served_may_be_repaired(tmp_path: Path) -> None:
+    """Other engine arguments and another path are no other run; another model is."""
+    problem = small_problem()
+    directory = tmp_path / "run"
+    start_run(setup_run(problem, directory), small_plan())
+
+    def changed(**fields: Any) -> Problem:
+        first = problem.app.nodes[0]
+        node = replace(first, model=replace(first.model, **fields))
+        return replace(problem, app=replace(problem.app, nodes=(node, *problem.app.nodes[1:])))
+
+    engine = replace(problem.app.nodes[0].model.engine, max_num_seqs=3)
+    repaired = changed(path="/elsewhere", engine=engine)
+    check_complete(directory, problem, resume_run(setup_run(repaired, directory)))
+    with pytest.raises(InputError, match=r"has changed since in nodes\.a: model\. Engine"):
+        resume_run(setup_run(changed(name="another"), directory))
+
+
 def test_wrong_directories_are_refused(tmp_path: Path) -> None:
     problem = small_problem()
     directory = tmp_path / "run"
@@ -208,7 +260,9 @@ def test_wrong_directories_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds a run already; continue it with --resume"):
         start_run(setup_run(problem, directory), small_plan())
     other = small_problem(seed=5, n=21)
-    with pytest.raises(InputError, match="is the run of another application"):
+    with pytest.raises(
+        InputError, match=r"is a run of test, which has changed since in nodes\.a: .*requests"
+    ):
         resume_run(setup_run(other, directory))
     with pytest.raises(InputError, match=r"holds no run \(there is no run.json\)"):
         resume_run(setup_run(problem, tmp_path / "nothing"))

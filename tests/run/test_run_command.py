@@ -89,7 +89,7 @@ def test_another_application_cannot_resume(
 ) -> None:
     assert run(APP, "--output-dir", tmp_path / "run") == 0
     assert run("small-2", "--resume", tmp_path / "run") == 2
-    assert "is the run of another application (small-1)" in capsys.readouterr().err
+    assert "is a run of small-1, which has changed since in nodes." in capsys.readouterr().err
     assert run(APP, "--resume", tmp_path / "run") == 0
 
 

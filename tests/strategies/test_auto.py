@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from time import monotonic, process_time
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
+from samullm_auto import budget, chains
 from samullm_auto.plugin import AutoOptions, AutoScheduler
 from samullm_auto.risk import Risk
 
@@ -61,11 +63,10 @@ def test_better_than_the_heuristics_where_there_is_something_to_gain(host: Plugi
 @given(problem=problems(max_scenarios=2))
 def test_never_worse_than_its_starts(host: PluginHost, problem: Problem) -> None:
     simulator = PlanSimulator(problem)
-    how = PlanningOptions(options={"budget_s": 20.0})
-    auto = make_plan(host, problem, "auto", how, simulator=simulator)
+    auto = make_plan(host, problem, "auto", simulator=simulator)
     starts = [
         make_plan(host, problem, name, simulator=simulator)
-        for name in ("max-heuristic", "min-heuristic")
+        for name in ("max-heuristic", "min-heuristic", "exact")
     ]
     assert verify(problem, auto.plan) == ()
     assert auto.mean_makespan_s <= min(s.mean_makespan_s for s in starts) * (1 + 1e-9)
@@ -148,3 +149,45 @@ def test_risk_changes_the_plan() -> None:
         plan = AutoScheduler(options).schedule(problem, context)
         worst[risk] = max(t.makespan_s for t in context.simulate(plan))
     assert worst["cvar"] <= worst["mean"]
+
+
+def test_a_seed_gives_one_plan_however_slow_the_machine(
+    host: PluginHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Work is counted: a clock that runs ten times as fast changes nothing."""
+    problem = puzzle()
+    calm = make_plan(host, problem, "auto")
+    real = time.monotonic
+    for module in (budget, chains):
+        monkeypatch.setattr(module, "monotonic", lambda: 10.0 * real())
+    busy = make_plan(host, problem, "auto")
+    assert busy.plan == calm.plan
+    assert not any("time limit" in note for note in calm.notes)
+
+
+def test_what_is_left_out_is_noted(host: PluginHost) -> None:
+    how = PlanningOptions(options={"exact_up_to": 0})
+    notes = make_plan(host, puzzle(), "auto", how).notes
+    assert any(n.startswith("exact was left out") for n in notes)
+
+
+def test_very_many_requests_are_planned_on_a_part_and_confirmed(host: PluginHost) -> None:
+    rng = np.random.default_rng(3)
+    engine = EngineOptions(async_scheduling=False)
+    nodes = [
+        TestNode(
+            name,
+            rng.integers(20, 200, 25_000).tolist(),
+            np.ceil(rng.lognormal(3.0, 0.7, 25_000)).astype(int).clip(1, 400).tolist(),
+            step_s=step_s,
+            token_s=0.0002,
+            engine=engine,
+        )
+        for name, step_s in (("a", 0.02), ("b", 0.03), ("c", 0.01))
+    ]
+    problem = make_problem(nodes, num_gpus=8)
+    simulator = PlanSimulator(problem)
+    auto = make_plan(host, problem, "auto", simulator=simulator)
+    others = [make_plan(host, problem, n, simulator=simulator).mean_makespan_s for n in OTHERS]
+    assert auto.mean_makespan_s <= 1.001 * min(others)
+    assert any("requests" in note for note in auto.notes)

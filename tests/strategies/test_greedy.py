@@ -50,7 +50,7 @@ def schedule(problem: Problem, **options: object) -> Plan:
 def test_by_hand_step_by_step() -> None:
     problem = two_models()
     simulator = PlanSimulator(problem)
-    meter = WorkMeter(problem, "tokens")
+    meter = WorkMeter(problem, "tokens", [1.0] * len(problem.app.nodes))
     state = simulator.initial_state()
 
     def throughput(*stage: Assignment) -> float:
@@ -102,7 +102,7 @@ def test_the_papers_objective_counts_all_experts() -> None:
     problem = make_problem([TestNode("m", [4], [4], architecture=mixture)])
     one = np.ones(1)
     paper, corrected = (
-        WorkMeter(problem, o).work(0, one, 0 * one)[0] for o in ("paper", "corrected")
+        WorkMeter(problem, o, [1.0]).work(0, one, 0 * one)[0] for o in ("paper", "corrected")
     )  # type: ignore[arg-type]
     expert = 2 * 2 * mixture.expert_params  # two FLOPs per parameter, two layers
     assert paper - corrected == pytest.approx(6 * expert)

@@ -26,12 +26,14 @@ class SchedulingReport:
         bound: a bound it proved, with the structure for which it holds.
         objective_s: its own objective for the returned plan in that structure.
         explanation: by node, why it is where it is.
+        notes: what was given up or left out on the way, for people.
     """
 
     status: PlanStatus = PlanStatus.HEURISTIC
     bound: Bound | None = None
     objective_s: float | None = None
     explanation: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 class ScheduleWith(Protocol):
@@ -123,8 +125,7 @@ class StageScheduler(Plugin, ABC):
                 stages = []
                 for node in problem.app.order:
                     parallel = problem.parallel_configs(node)[0]
-                    free = range(problem.cluster.num_gpus)
-                    devices = problem.cluster.find_devices(free, parallel)
+                    devices = problem.idle_devices(node, parallel)
                     name = problem.app.nodes[node].name
                     stages.append(Stage((Assignment(name, parallel, devices),)))
                 return Plan(tuple(stages))

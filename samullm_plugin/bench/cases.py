@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from samullm_plugin.bench.plans import BenchCase, HiddenDraw, run_case
 from samullm_plugin.checkpoints.gpus import bundled_gpu
-from samullm_plugin.errors import InputError, SamullmError, suggest
+from samullm_plugin.errors import InputError, suggest
 from samullm_plugin.host.interfaces.application import ApplicationSource
 from samullm_plugin.host.interfaces.length import LengthEstimator
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.cluster import Cluster
 from samullm_plugin.model.costs import ModeCosts
-from samullm_plugin.model.problem import ModeKey
+from samullm_plugin.model.problem import ModeKey, Problem
 from samullm_plugin.planning.applications import parse_named
 from samullm_plugin.planning.building import build_problem, sample_scenarios
 from samullm_plugin.planning.estimators import make_latency_model, make_length_estimator
@@ -58,6 +56,38 @@ SUITES: Mapping[str, tuple[str, ...]] = {
     "full": (*_FULL, *(f"{spec}{',' if ':' in spec else ':'}gpus=4" for spec in _FULL), *SMALL),
 }
 """Suites by name: applications with their options, as on the command line."""
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenDraw:
+    """One set of output lengths on which plans are carried out; no scheduler saw them.
+
+    Attributes:
+        label: ``same`` (other draws of the planner's own distribution) or the name of a shift.
+        problem: the same application and costs with these lengths.
+    """
+
+    label: str
+    problem: Problem
+
+
+@dataclass(frozen=True, slots=True)
+class BenchCase:
+    """One application on one cluster.
+
+    Attributes:
+        application: what was asked for, such as ``ensembling:requests=1000``.
+        num_gpus: devices.
+        problem: what schedulers see.
+        hidden: the lengths on which their plans are carried out.
+        provenance: by model, what its latency rests on.
+    """
+
+    application: str
+    num_gpus: int
+    problem: Problem
+    hidden: tuple[HiddenDraw, ...]
+    provenance: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +147,7 @@ def bundled_cluster(source: ApplicationSource, gpus: int | None) -> Cluster:
 
 
 def make_case(host: PluginHost, text: str, settings: CaseSettings) -> BenchCase:
-    """Build the problem of a bundled application and the hidden worlds for its plans.
+    """Build the problem of a bundled application and the hidden lengths for its plans.
 
     Raises:
         InputError: for an unknown application, option, estimator or shift.
@@ -180,14 +210,14 @@ def suite(name: str) -> Sequence[str]:
     return SUITES[name]
 
 
-def warm_up(host: PluginHost, schedulers: Sequence[str]) -> None:
-    """Let the shipped schedulers plan two small instances, so that all are timed alike afterwards.
+def planning_options(
+    host: PluginHost, scheduler: str, seed: int, limit_s: float
+) -> PlanningOptions:
+    """Return how a scheduler plans; one that has an option ``time_limit_s`` gets the limit.
 
-    After an installation the first call of anything compiled would otherwise pay for compiling it.
-    What goes wrong here goes wrong again where it is reported.
+    Raises:
+        InputError: for an unknown scheduler.
     """
-    shipped = [n for n in schedulers if host.resolve("scheduler", n).provenance.shipped]
-    for text in ("small-1", "small-4") if shipped else ():
-        with suppress(SamullmError):
-            case = make_case(host, text, CaseSettings(seeds=1, shifts=()))
-            run_case(host, case, shipped, lambda name: PlanningOptions())
+    fields = host.resolve("scheduler", scheduler).value.Config.model_fields
+    limited = {"time_limit_s": limit_s} if "time_limit_s" in fields else {}
+    return PlanningOptions(options=limited, seed=seed)

@@ -28,7 +28,7 @@ from samullm_plugin.simulator.requests import NodeInputs
 from samullm_simulated.engine import SimulatedEngine, Submission, requests_of
 
 
-class World:
+class SimulatedCluster:
     """Engines, clock and true lengths.
 
     Attributes:
@@ -94,7 +94,8 @@ class World:
         parallel = ParallelConfig(1, spec.tensor_parallel_size, spec.pipeline_parallel_size)
         costs = self.truth.mode(spec.node, parallel, spec.devices)
         config = replace(
-            self.truth.engine_config(spec.node, costs), scheduling_policy=spec.scheduling_policy
+            self.truth.engine_config(spec.node, costs, spec.pipeline_parallel_size),
+            scheduling_policy=spec.scheduling_policy,
         )
         ready_s = self.truth.ready_s(costs, self.clock_s, self._prepared.pop(spec.key, None))
         engine = SimulatedEngine(spec, config, costs, self.clock_s, ready_s)

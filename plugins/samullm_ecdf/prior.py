@@ -32,7 +32,7 @@ own; they get those of three different chat models."""
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class Prior:
     """A distribution and what it rests on.
 
     Attributes:
@@ -47,24 +47,24 @@ class Known:
     models: tuple[LengthDistribution, ...] = ()
 
 
-def bundled(model: str, stand_ins: Mapping[str, str]) -> Known | None:
+def bundled(model: str, stand_ins: Mapping[str, str]) -> Prior | None:
     """Return the bundled distribution of a model or of its stand-in, None if there is none."""
     if table := measured_lengths(model):
-        return Known(table.distribution, f"{table.model}: {table.source}")
+        return Prior(table.distribution, f"{table.model}: {table.source}")
     if (name := find_name(model, stand_ins)) and (table := measured_lengths(stand_ins[name])):
         note = f"{model} was not measured; {table.model} stands in: {table.source}"
-        return Known(table.distribution, note)
+        return Prior(table.distribution, note)
     return None
 
 
-def assumed(model: str) -> Known:
+def assumed(model: str) -> Prior:
     """Return what is assumed of a model nobody has measured: the bundled models, pooled."""
     distributions, pooled = _pool()
     source = (
         f"assumed: {model} was not measured; the lengths of {len(distributions)} measured models "
         "pooled, each scenario those of one of them"
     )
-    return Known(pooled, source, distributions)
+    return Prior(pooled, source, distributions)
 
 
 @cache

@@ -1,6 +1,6 @@
-"""Recipes rehearsed, compiled.
+"""Solutions decoded, compiled.
 
-A rehearsal goes through a recipe from event to event as the builder does, with each model's
+A decoding goes through a solution from event to event as the builder does, with each model's
 progress read off the table of its run alone. Tens of thousands take a second.
 """
 
@@ -24,7 +24,7 @@ GROWN = 8
 """Models that finish last and are considered for devices that nobody else can use."""
 
 SURELY = 0.98
-"""Share of the least value known in a scenario that any recipe is taken to need there."""
+"""Share of the least value known in a scenario that any solution is taken to need there."""
 
 NEVER = 1e300
 SLACK = 1e-9
@@ -73,8 +73,8 @@ class Tables(NamedTuple):
     topological: Ints
 
 
-class Encoded(NamedTuple):
-    """A recipe in arrays, by node (``order`` by position).
+class EncodedSolution(NamedTuple):
+    """A solution in arrays, by node (``order`` by position).
 
     Attributes:
         order: nodes.
@@ -164,12 +164,12 @@ def _tail(t, entry, producer, its_mode, node, mode, total_s):  # type: ignore[no
 
 
 @numba.njit(cache=True, nogil=True)
-def rehearse(t, recipe, s, limit_s):  # type: ignore[no-untyped-def]  # as above
+def decode(t, solution, s, limit_s):  # type: ignore[no-untyped-def]  # as above
     """Return the makespan and the sum of all finishes in scenario ``s``.
 
     Both are ``NEVER`` if the makespan is seen to exceed ``limit_s``.
     """
-    order, modes, starts, splits, then, flags = recipe
+    order, modes, starts, splits, then, flags = solution
     count = len(order)
     state = np.zeros(count, np.int64)
     mode = modes.copy()
@@ -310,20 +310,20 @@ def _resize(  # type: ignore[no-untyped-def]  # as above
 
 
 @numba.njit(cache=True, nogil=True)
-def value_s(t, recipe, limit_s, least_s):  # type: ignore[no-untyped-def]  # as above
-    """Return the mean makespan of a recipe, plus a little of the mean finish of all models.
+def value_s(t, solution, limit_s, least_s):  # type: ignore[no-untyped-def]  # as above
+    """Return the mean makespan of a solution, plus a little of the mean finish of all models.
 
     Args:
         t: the problem.
-        recipe: the recipe.
-        limit_s: recipes of a higher value may be given up: ``NEVER`` is returned for them.
+        solution: the solution.
+        limit_s: solutions of a higher value may be given up: ``NEVER`` is returned for them.
         least_s: by scenario, the least value known; made smaller, in place, where this one's is.
     """
-    count, scenarios = len(recipe.order), t.load_s.shape[0]
+    count, scenarios = len(solution.order), t.load_s.shape[0]
     total, rest = 0.0, SURELY * least_s.sum()
     for s in range(scenarios):
         rest -= SURELY * least_s[s]
-        makespan, finishes = rehearse(t, recipe, s, limit_s * scenarios - total - rest)
+        makespan, finishes = decode(t, solution, s, limit_s * scenarios - total - rest)
         value = makespan + EARLY * finishes / count
         total += value
         if total + rest > limit_s * scenarios:

@@ -1,11 +1,11 @@
-"""Recipes improved by simulated annealing on their rehearsals, compiled."""
+"""Solutions improved by simulated annealing on their decodings, compiled."""
 
 from __future__ import annotations
 
 import numba
 import numpy as np
 
-from samullm_auto.rehearsal import NEVER, Encoded, Tables, value_s
+from samullm_auto.decoder import NEVER, EncodedSolution, Tables, value_s
 
 
 @numba.njit(cache=True, nogil=True)
@@ -19,9 +19,9 @@ def _pick(weights, rng):  # type: ignore[no-untyped-def]  # typed by numba from 
 
 
 @numba.njit(cache=True, nogil=True)
-def move(t, recipe, weights, moments, rng):  # type: ignore[no-untyped-def]  # as above
-    """Change a recipe at random, in place."""
-    order, mode, start, split, then, flags = recipe
+def move(t, solution, weights, moments, rng):  # type: ignore[no-untyped-def]  # as above
+    """Change a solution at random, in place."""
+    order, mode, start, split, then, flags = solution
     count = len(order)
     kind = rng.random()
     node = _pick(weights, rng)
@@ -70,7 +70,7 @@ def move(t, recipe, weights, moments, rng):  # type: ignore[no-untyped-def]  # a
 
 @numba.njit(cache=True, nogil=True)
 def _copy(source, target):  # type: ignore[no-untyped-def]  # as above
-    """Write one recipe into another."""
+    """Write one solution into another."""
     for i in range(len(source.order)):
         target.order[i], target.mode[i] = source.order[i], source.mode[i]
         target.start[i], target.split[i] = source.start[i], source.split[i]
@@ -88,13 +88,13 @@ def anneal(  # type: ignore[no-untyped-def]  # as above
         t: the problem.
         current: where it stands, changed in place.
         value: of ``current``.
-        trial: a recipe to write into.
+        trial: a solution to write into.
         weights: cumulative weights of the nodes.
         moments: shares at which something may change.
         heat: difference that is accepted with probability 1/e.
-        steps: recipes to rehearse.
-        kept: the best recipes so far, of different values, changed in place: by recipe and node,
-            the six columns of an encoded recipe (flags in the first two rows of the last).
+        steps: solutions to decode.
+        kept: the best solutions so far, of different values, changed in place: by solution and
+            node, the columns of an encoded solution (flags in the first row of the last two).
         kept_s: their values.
         least_s: by scenario, the least value known; changed in place.
         rng: randomness.
@@ -149,9 +149,9 @@ def compile_ahead() -> None:
         topological=np.zeros(1, np.int64),
     )
     zero = np.zeros(1, np.int64)
-    recipe = Encoded(zero, zero, np.zeros(1), np.zeros(1), zero, np.zeros(2, np.int64))
+    solution = EncodedSolution(zero, zero, np.zeros(1), np.zeros(1), zero, np.zeros(2, np.int64))
     rng, ones = np.random.default_rng(0), np.ones(1)
     least_s = np.full(1, np.inf)
-    value = float(value_s(tables, recipe, NEVER, np.zeros(1)))
+    value = float(value_s(tables, solution, NEVER, np.zeros(1)))
     kept, kept_s = np.zeros((1, 1, 7)), np.full(1, np.inf)
-    anneal(tables, recipe, value, recipe, ones, ones, 1.0, 1, kept, kept_s, least_s, rng)
+    anneal(tables, solution, value, solution, ones, ones, 1.0, 1, kept, kept_s, least_s, rng)

@@ -1,4 +1,4 @@
-"""A plan's recipe: who comes first, spread how, when consumers start, what is resized."""
+"""A plan's solution: who comes first, spread how, when consumers start, what is resized."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class Solution:
     """From which a :class:`~samullm_auto.builder.Builder` makes a plan.
 
     Attributes:
@@ -52,27 +52,27 @@ class Recipe:
     strict: bool = False
     grow: bool = True
 
-    def with_mode(self, node: int, parallel: ParallelConfig) -> Recipe:
-        """Return the recipe with another configuration of one node."""
+    def with_mode(self, node: int, parallel: ParallelConfig) -> Solution:
+        """Return the solution with another configuration of one node."""
         modes = tuple(parallel if i == node else p for i, p in enumerate(self.modes))
-        return Recipe(self.order, modes, self.starts, self.splits, self.strict, self.grow)
+        return Solution(self.order, modes, self.starts, self.splits, self.strict, self.grow)
 
-    def with_order(self, order: tuple[int, ...]) -> Recipe:
-        """Return the recipe with another order."""
-        return Recipe(order, self.modes, self.starts, self.splits, self.strict, self.grow)
+    def with_order(self, order: tuple[int, ...]) -> Solution:
+        """Return the solution with another order."""
+        return Solution(order, self.modes, self.starts, self.splits, self.strict, self.grow)
 
-    def with_start(self, node: int, fraction: float) -> Recipe:
-        """Return the recipe with another start of one node."""
+    def with_start(self, node: int, fraction: float) -> Solution:
+        """Return the solution with another start of one node."""
         starts = tuple(fraction if i == node else f for i, f in enumerate(self.starts))
-        return Recipe(self.order, self.modes, starts, self.splits, self.strict, self.grow)
+        return Solution(self.order, self.modes, starts, self.splits, self.strict, self.grow)
 
-    def with_splits(self, splits: tuple[Split, ...]) -> Recipe:
-        """Return the recipe with other splits."""
-        return Recipe(self.order, self.modes, self.starts, splits, self.strict, self.grow)
+    def with_splits(self, splits: tuple[Split, ...]) -> Solution:
+        """Return the solution with other splits."""
+        return Solution(self.order, self.modes, self.starts, splits, self.strict, self.grow)
 
-    def with_flags(self, *, strict: bool, grow: bool) -> Recipe:
-        """Return the recipe with other rules for devices that are left."""
-        return Recipe(self.order, self.modes, self.starts, self.splits, strict, grow)
+    def with_flags(self, *, strict: bool, grow: bool) -> Solution:
+        """Return the solution with other rules for devices that are left."""
+        return Solution(self.order, self.modes, self.starts, self.splits, strict, grow)
 
 
 def by_shape(configs: Iterable[ParallelConfig]) -> list[list[ParallelConfig]]:
@@ -83,8 +83,8 @@ def by_shape(configs: Iterable[ParallelConfig]) -> list[list[ParallelConfig]]:
     return list(shapes.values())
 
 
-def recipes_of(problem: Problem, plan: Plan) -> list[Recipe]:
-    """Return recipes that resemble a plan: first starts, first configurations.
+def solutions_of(problem: Problem, plan: Plan) -> list[Solution]:
+    """Return solutions that resemble a plan: first starts, first configurations.
 
     Models that start together come in the order of their devices, so that a builder puts them
     together as the plan does: which of them share an NVLink group decides when it is free again.
@@ -105,13 +105,13 @@ def recipes_of(problem: Problem, plan: Plan) -> list[Recipe]:
         over = [plan.last_stage(nodes[u].name) < number for u in upstreams]
         starts[i] = 1.0 if over and all(over) else 0.0
     order = sorted(first, key=first.__getitem__)
-    lenient = Recipe(tuple(order), tuple(modes), tuple(starts))
+    lenient = Solution(tuple(order), tuple(modes), tuple(starts))
     return [lenient, lenient.with_flags(strict=True, grow=True)]
 
 
-def list_recipes(
+def list_solutions(
     app: Application, modes: Sequence[Sequence[ParallelConfig]], surrogate: Surrogate
-) -> list[Recipe]:
+) -> list[Solution]:
     """Return list schedules, the best by the surrogate first.
 
     For each of several durations, every model gets the configuration of least device time that
@@ -124,7 +124,7 @@ def list_recipes(
     """
     times = [[surrogate.seconds(i, p) for p in of_node] for i, of_node in enumerate(modes)]
     longest = max(max(of_node) for of_node in times)
-    found: dict[Recipe, float] = {}
+    found: dict[Solution, float] = {}
     for step in range(NUM_DURATIONS):
         limit_s = longest * DURATION_STEP**step
         chosen = []
@@ -144,6 +144,6 @@ def list_recipes(
         picked = tuple(of_node[k] for of_node, k in zip(modes, chosen, strict=True))
         for start in {0.0, 1.0} if any(app.upstreams) else {0.0}:
             starts = tuple(start if up else 0.0 for up in app.upstreams)
-            recipe = Recipe(order, picked, starts)
-            found.setdefault(recipe, surrogate.value_s(recipe))
+            solution = Solution(order, picked, starts)
+            found.setdefault(solution, surrogate.value_s(solution))
     return sorted(found, key=found.__getitem__)

@@ -1,0 +1,92 @@
+"""Which of the last candidates to return: by further length scenarios, and by the whole problem."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from samullm_auto.risk import Risk
+from samullm_auto.search import Candidate
+from samullm_plugin.model.types import Floats
+from samullm_plugin.simulator import PlanSimulator
+
+CONTENDERS = 3
+"""Starts, and plans that were found, that are judged at most."""
+
+NEAR, NEAR_COARSE = 0.02, 0.06
+"""Starts worse than the best candidate by this share are not judged; where candidates were judged
+on aggregated requests, by the second."""
+
+
+def contenders_of(candidates: Sequence[Candidate], near: float, most: int) -> list[Candidate]:
+    """Return the candidates that may be the best, starts first."""
+    ranked = sorted(candidates, key=lambda c: c.value_s)
+    limit_s = ranked[0].value_s * (1 + near)
+    starts = [c for c in ranked if c.start]
+    close = [c for c in starts if c.value_s <= limit_s] or starts[:1]
+    found = [c for c in ranked if not c.start and c.value_s <= limit_s]
+    return close[:most] + found[:CONTENDERS]
+
+
+def select_on_holdout(
+    candidates: Sequence[Candidate], simulator: PlanSimulator, scenarios: Sequence[int], risk: Risk
+) -> Candidate:
+    """Return the candidate to trust.
+
+    A plan that was searched for in some scenarios looks better in them than it is. So the last
+    candidates are simulated in further ones, the same for all (common random numbers), and a plan
+    that was found replaces the best start only if it is better there by more than the standard
+    error of the paired difference.
+
+    Args:
+        candidates: simulated in the scenarios that were searched on; one start at least.
+        simulator: of the problem that was searched on.
+        scenarios: indices of the length scenarios nobody searched on.
+        risk: what is to be small.
+    """
+    contenders = contenders_of(candidates, NEAR, CONTENDERS)
+    rows = [
+        [simulator.simulate_scenario(c.plan, s).makespan_s for c in contenders] for s in scenarios
+    ]
+    further = np.array(rows).reshape(len(rows), len(contenders))
+    makespans = [np.append(c.makespan_s, further[:, k]) for k, c in enumerate(contenders)]
+    values = [risk.of(m) for m in makespans]
+    starts = [k for k, c in enumerate(contenders) if c.start]
+    chosen = min(starts, key=values.__getitem__)
+    for k in sorted(set(range(len(contenders))) - set(starts), key=values.__getitem__):
+        if values[k] < values[chosen] and _trusted(further[:, chosen] - further[:, k], risk):
+            return contenders[k]
+    return contenders[chosen]
+
+
+def confirm(
+    chosen: Candidate,
+    candidates: Sequence[Candidate],
+    whole: PlanSimulator,
+    scenarios: Sequence[int],
+    risk: Risk,
+) -> Candidate:
+    """Return the candidate that is best on the whole problem, of those that may be.
+
+    Args:
+        chosen: the best by aggregated requests.
+        candidates: all, with values by aggregated requests.
+        whole: the simulator of the whole problem.
+        scenarios: indices of the length scenarios to simulate.
+        risk: what is to be small.
+    """
+    contenders = contenders_of(candidates, NEAR_COARSE, len(candidates))
+    plans = {c.plan: c for c in [*contenders, chosen]}
+    values = {
+        plan: risk.of(np.array([whole.simulate_scenario(plan, s).makespan_s for s in scenarios]))
+        for plan in plans
+    }
+    return plans[min(values, key=values.__getitem__)]
+
+
+def _trusted(gains_s: Floats, risk: Risk) -> bool:
+    """Return whether a gain in further scenarios is more than chance."""
+    if len(gains_s) < 2 or risk.measure != "mean":
+        return True
+    return bool(gains_s.mean() > gains_s.std(ddof=1) / np.sqrt(len(gains_s)))
