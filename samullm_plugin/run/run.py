@@ -53,6 +53,7 @@ from samullm_plugin.run.recovery import ResumePoint, recover
 from samullm_plugin.run.reuse import NO_REUSE, ReuseOptions, opened_reuse
 from samullm_plugin.run.rows import write_layout
 from samullm_plugin.run.rundir import RunDirectory, read_facts
+from samullm_plugin.run.samples import write_samples
 from samullm_plugin.run.signals import defer_signals
 from samullm_plugin.run.trace import trace_json
 from samullm_plugin.run.user_nodes import UserNodes
@@ -316,6 +317,7 @@ def _outcome(
     users, ledger = UserNodes(problem.app), coordinator.ledger
     for _, node, part in users:
         write_outputs(directory, node, part, ledger, source)
+    write_samples(directory, ledger, source)
     metrics = run_metrics(problem.app, log.records, problem.cluster.num_gpus, planned)
     metrics |= {"open_s": open_s, "executor": figures}
     directory.write_json("metrics.json", metrics)
