@@ -12,7 +12,7 @@ CONFORMANCE_PYTHON ?= $(TEST_VENV)/bin/python
 TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help bench dev test lint pytest test-versions conformance soak vllm-cpu clean
+.PHONY: help bench dev test lint pytest site test-versions conformance soak vllm-cpu clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -58,6 +58,9 @@ pytest: $(TEST_VENV)/.installed
 test-versions: $(TEST_VENV)/.installed ## lowest and newest packages, and every Python at hand
 	$(TEST_VENV)/bin/python -m pip install --quiet uv
 	$(TEST_VENV)/bin/python tests/packaging/versions.py
+
+site: $(TEST_VENV)/.installed ## build the documentation as a site, into site/
+	$(TEST_VENV)/bin/python -m mkdocs build --strict
 
 conformance: $(TEST_VENV)/.installed ## compare the engine simulation with an installed vLLM's scheduler
 	$(CONFORMANCE_PYTHON) -m tests.conformance

@@ -77,10 +77,11 @@ def test_a_bad_line_costs_that_line(tmp_path: Path, line: bytes, message: str) -
     [
         (None, "there is no such requests file"),
         ("\ufeff{}".encode("utf-16-le"), "is UTF-16; write it as UTF-8"),
-        (gzip.compress(LINES * 100)[:-12], "the gzip file is damaged"),
-        (gzip.compress(LINES)[:12] + b"\xff" * 30, "damaged"),
+        (gzip.compress(LINES * 100, mtime=0)[:-12], "the gzip file is damaged"),
+        (gzip.compress(LINES, mtime=0)[:12] + b"\xff" * 30, "damaged"),
         (b"\x28\xb5\x2f\xfd" + b"\x00" * 50, "cannot be read"),
     ],
+    ids=["missing", "utf-16", "gzip-cut", "gzip-damaged", "zstd-damaged"],
 )
 def test_unreadable_files_are_named(tmp_path: Path, data: bytes | None, message: str) -> None:
     path = tmp_path / "r"

@@ -15,6 +15,7 @@ import psutil
 from pydantic import BaseModel, Field
 
 from samullm_plugin import Cluster, EngineSpec, Gpu, InputError, ModelSpec, RunError
+from samullm_vllm.arguments import check_model, check_sampling, check_tokenizer
 from samullm_vllm.device_locks import DeviceLocks
 from samullm_vllm.device_memory import DeviceMemory
 from samullm_vllm.devices import (
@@ -187,6 +188,15 @@ class VllmExecutor(ProcessExecutor):
                 raise InputError(
                     f"model {model.name}: there is no folder {path}; correct the model's path"
                 )
+            check_model(model)
+
+    def check_node(
+        self, model: ModelSpec, sampling: Mapping[str, object], *, texts: bool, chat: bool
+    ) -> None:
+        """Refuse sampling parameters vLLM does not have, and texts without a tokenizer."""
+        check_sampling(sampling, f"model {model.name}: sampling_params")
+        if texts:
+            check_tokenizer(model, chat=chat)
 
     def _device_names(self, spec: EngineSpec) -> list[str]:
         ranks = spec.tensor_parallel_size * spec.pipeline_parallel_size

@@ -197,11 +197,11 @@ def describe(path: Path, *, ask: bool = False) -> ModelDescription:
     counted: int | None = None
     try:
         layers = read_layers(file)
-    except InputError:
+    except InputError as refusal:
         counted = count_parameters(file, tied(file))
         if counted is None:
             raise
-        layers = _checked_guess(file, counted)
+        layers = _checked_guess(file, counted, refusal)
     stored = read_weights(file.folder, len(layers.layers)) if file.folder else None
     quantization = read_quantization(file)
     parameters, source = layers.parameters, "config.json"
@@ -239,15 +239,12 @@ def _with_head(layers: Layers, file: ConfigFile, stored: StoredWeights) -> Layer
     return replace(layers, outside=(*layers.outside, replace(embedding, module="lm_head")))
 
 
-def _checked_guess(file: ConfigFile, counted: int) -> Layers:
+def _checked_guess(file: ConfigFile, counted: int, refusal: InputError) -> Layers:
     """Return a model of an unknown family read as a plain decoder, if its parameters say it is one.
 
     Raises:
         InputError: if it is not.
     """
-    from samullm_plugin.checkpoints.stacks import not_modelled
-
-    refusal = not_modelled(file, f"model_type {file.text.kind!r}")
     try:
         layers = read_layers(file, guess=True)
     except InputError as error:

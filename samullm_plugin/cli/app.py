@@ -58,6 +58,7 @@ COMMANDS = {
     "profile": Command(
         "samullm_plugin.cli.profile:app", "Learn models from measurements, and check them."
     ),
+    "init": Command("samullm_plugin.cli.init:init", "Write an application to start from."),
     "preview": Command("samullm_plugin.cli.preview:preview", "Show what the models will be asked."),
     "cache": Command("samullm_plugin.cli.cache:app", "Outputs that are kept for later runs."),
     "schema": Command("samullm_plugin.cli.schema:schema", "Print the JSON Schema of app.yaml."),

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from samullm_plugin.bench.cases import BenchCase
     from samullm_plugin.bench.rows import BenchRow
     from samullm_plugin.host.manager import PluginHost
+    from samullm_plugin.run.pages import Table
 
 SCHEDULERS = "auto,greedy,exact,max-heuristic,min-heuristic"
 ENGINES = "On engines"
@@ -124,6 +125,9 @@ def bench(
             "--replan", help="Let plans be replaced while they run.", rich_help_panel=ENGINES
         ),
     ] = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the tables as one page.")
+    ] = None,
     output_json: OutputJson = None,
 ) -> None:
     """Compare schedulers on the bundled applications.
@@ -215,6 +219,20 @@ def bench(
             show_case(case, case_rows)
     wall_s = perf_counter() - start
     show_summary(rows, names, wall_s)
+    if html is not None:
+        from samullm_plugin.run.pages import write_tables
+
+        by_case = [(c, [r for r in rows if r.application == c.application]) for c in cases]
+        notes = [
+            *dict.fromkeys(
+                note for c in cases for note in (f"{m}: {p}" for m, p in c.provenance.items())
+            )
+        ]
+        notes += [f"{name}: {reason}" for name, reason in failed.items()]
+        subtitle = f"Seconds on lengths that no plan has seen; {wall_s:.0f} s of computing."
+        tables = [case_table(*pair) for pair in by_case]
+        write_tables(html, "Schedulers side by side", subtitle, tables, notes=notes)
+        console().print(f"page written to {html}", markup=False)
     if output_json is not None:
         write_json(
             {
@@ -271,8 +289,10 @@ def _announce(step: Callable[[str], None], text: str, name: str) -> None:
     step(f"{text} {name}")
 
 
-def show_case(case: BenchCase, rows: Sequence[BenchRow]) -> None:
-    """Print one application's table."""
+def case_table(case: BenchCase, rows: Sequence[BenchRow]) -> Table:
+    """Return one application's table."""
+    from samullm_plugin.run.pages import Table
+
     shifts = sorted({s for r in rows for s in r.shifted_s})
     numbers = (
         "planned s", "realised s", *shifts, "planning s", "total s", "idle", "bound s", "gap",
@@ -301,7 +321,13 @@ def show_case(case: BenchCase, rows: Sequence[BenchRow]) -> None:
                 speedup(r.speedup_min),
             )
         )
-    print_table(("scheduler", "status", *numbers), table, title=title, numbers=numbers)
+    return Table(title, ("scheduler", "status", *numbers), table, numbers)
+
+
+def show_case(case: BenchCase, rows: Sequence[BenchRow]) -> None:
+    """Print one application's table."""
+    table = case_table(case, rows)
+    print_table(table.columns, table.rows, title=table.title, numbers=table.numbers)
     for r in rows:
         if r.note:
             console().print(f"  {r.scheduler}: {r.note}", markup=False, soft_wrap=True)

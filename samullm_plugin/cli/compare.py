@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,8 +20,9 @@ from samullm_plugin.cli.plan import (
     Target,
     draw_plans,
     overridden,
+    panels_of,
     plan_json,
-    require_svg,
+    require_folder,
     show_fusion,
 )
 from samullm_plugin.errors import InputError, SamullmError
@@ -39,6 +41,9 @@ def compare(
     no_prepared_starts: NoPreparedStarts = False,
     gantt: Annotated[bool, typer.Option(help="Draw each plan.")] = True,
     svg: Svg = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write tables and charts as one page.")
+    ] = None,
     output_json: OutputJson = None,
 ) -> None:
     """Plan with several schedulers; show where the plans differ and what that costs."""
@@ -48,9 +53,12 @@ def compare(
     from samullm_plugin.planning.instances import make_instance
     from samullm_plugin.planning.planner import PlanningOptions, make_plan
     from samullm_plugin.planning.reporting import differences
+    from samullm_plugin.run.pages import Table
 
     if svg is not None:
-        require_svg(svg)
+        require_folder(svg, "--svg")
+    if html is not None:
+        require_folder(html, "--html")
     host = PluginHost.from_settings()
     names = list(dict.fromkeys(s.strip() for s in schedulers.split(",") if s.strip()))
     if not names:
@@ -98,6 +106,7 @@ def compare(
     numbers = ("makespan s", "over best", "gap", "planning s", "idle", "stages")
     title = f"{problem.app.name} on {problem.cluster.num_gpus} GPUs"
     print_table(("scheduler", "status", *numbers), rows, title=title, numbers=numbers)
+    tables = [Table(None, ("scheduler", "status", *numbers), rows, numbers)]
     compared = {}
     for r in results:
         if r is best:
@@ -114,12 +123,10 @@ def compare(
             for d in found
         ]
         if table:
-            print_table(
-                ("node", best.scheduler, r.scheduler, "device s more"),
-                table,
-                title=f"where {r.scheduler} differs from {best.scheduler}",
-                numbers=("device s more",),
-            )
+            columns = ("node", best.scheduler, r.scheduler, "device s more")
+            heading = f"where {r.scheduler} differs from {best.scheduler}"
+            print_table(columns, table, title=heading, numbers=columns[3:])
+            tables.append(Table(heading, columns, table, columns[3:]))
         else:
             out.print(f"{r.scheduler} runs every node as {best.scheduler} does\n", markup=False)
     show_fusion(problem)
@@ -130,6 +137,17 @@ def compare(
             out.print(chart + "\n", markup=False, soft_wrap=True)
     if svg is not None:
         draw_plans(problem, results, svg)
+    if html is not None:
+        from samullm_plugin.planning.reporting import provenance_lines
+        from samullm_plugin.run.charts import device_names
+        from samullm_plugin.run.pages import write_tables
+
+        notes = [*provenance_lines(problem), *problem.app.notes]
+        notes += [f"{name}: no plan: {reason}" for name, reason in failed.items()]
+        panels, labels = panels_of(results), device_names(problem.cluster)
+        subtitle = "Predicted makespans of plans by several schedulers; charts: first scenario."
+        write_tables(html, title, subtitle, tables, panels, labels, notes)
+        out.print(f"page written to {html}", markup=False)
     if output_json is not None:
         write_json(
             {

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from samullm_plugin.app.spec import PlannerSection
     from samullm_plugin.model.problem import Problem
     from samullm_plugin.model.result import PlanResult
+    from samullm_plugin.run.charts import Panel
 
 Target = Annotated[
     str,
@@ -56,9 +57,7 @@ Fresh = Annotated[
     list[str] | None,
     typer.Option(metavar="NODE", help="Ask everything of this node again; repeatable."),
 ]
-Svg = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Draw a Gantt chart as SVG (extra report).")
-]
+Svg = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw a Gantt chart as SVG.")]
 
 
 def plan(
@@ -92,11 +91,12 @@ def plan(
     from samullm_plugin.planning.artifacts import write_plan
     from samullm_plugin.planning.instances import make_instance
     from samullm_plugin.planning.planner import PlanningOptions, make_plan
+    from samullm_plugin.planning.this_machine import check_here
     from samullm_plugin.run.known import known_outputs, known_text
     from samullm_plugin.run.reuse import ReuseOptions
 
     if svg is not None:
-        require_svg(svg)
+        require_folder(svg, "--svg")
     host = PluginHost.from_settings()
     loaded = find_application(host, target, limit=limit)
     planner = overridden(
@@ -113,6 +113,7 @@ def plan(
     options |= parsed_options(option or [])
     if no_preemption:
         options["preemption"] = False
+    check_here(host, loaded)
     instance = make_instance(host, loaded, planner, gpus=gpus)
     how = PlanningOptions(options=options, seed=planner.seed, budget_s=planner.budget_s)
     part = loaded.executor
@@ -144,36 +145,35 @@ def plan(
         write_json(record, output_json)
 
 
-def require_svg(path: Path) -> None:
-    """Refuse before planning what could not be drawn after it.
+def require_folder(path: Path, option: str) -> None:
+    """Refuse before planning what could not be written after it.
 
     Raises:
-        MissingExtraError: without matplotlib.
         InputError: if the file's folder is not there.
     """
-    from samullm_plugin.run.gantt_figure import require_matplotlib
-
-    require_matplotlib("--svg")
     if not path.parent.is_dir():
-        raise InputError(f"--svg {path}: there is no folder {path.parent}")
+        raise InputError(f"{option} {path}: there is no folder {path.parent}")
 
 
-def draw_plans(problem: Problem, results: Sequence[PlanResult], path: Path) -> None:
-    """Write Gantt charts of plans, side by side, in each plan's first length scenario."""
-    from samullm_plugin.run.gantt_figure import (
-        Panel,
-        device_names,
-        gantt_figure,
-        planned_bars,
-        write_svg,
-    )
+def panels_of(results: Sequence[PlanResult]) -> list[Panel]:
+    """Return a Gantt chart per plan, in its first length scenario."""
+    from samullm_plugin.run.charts import Panel, planned_bars
 
     panels = []
     for r in results:
         trace = r.traces[0]
         title = f"{r.scheduler}: {trace.makespan_s:.1f} s"
-        panels.append(Panel(title, planned_bars(trace), trace.makespan_s))
-    write_svg(gantt_figure(panels, device_names(problem.cluster)), path)
+        panels.append(Panel(title, planned_bars(trace.segments), trace.makespan_s))
+    return panels
+
+
+def draw_plans(problem: Problem, results: Sequence[PlanResult], path: Path) -> None:
+    """Write Gantt charts of plans, one above the other, in each plan's first length scenario."""
+    from samullm_plugin.run.charts import device_names, gantt_svg
+    from samullm_plugin.run.pages import write_page
+
+    svg = gantt_svg(panels_of(results), device_names(problem.cluster))
+    write_page(svg, path, "--svg")
     console().print(f"chart written to {path}", markup=False)
 
 
@@ -218,7 +218,12 @@ def show_plan(problem: Problem, result: PlanResult, *, explain: bool = False) ->
     import numpy as np
 
     from samullm_plugin.planning.gantt import text_gantt
-    from samullm_plugin.planning.reporting import idle_lines, provenance_lines, stage_lines
+    from samullm_plugin.planning.reporting import (
+        idle_lines,
+        makespan_band,
+        provenance_lines,
+        stage_lines,
+    )
 
     trace = result.traces[0]
     rows = []
@@ -236,8 +241,13 @@ def show_plan(problem: Problem, result: PlanResult, *, explain: bool = False) ->
     if len(result.makespan_s) > 1:
         low, high = float(np.min(result.makespan_s)), float(np.max(result.makespan_s))
         spread = f" ({low:.1f} to {high:.1f} in {len(result.makespan_s)} length scenarios)"
+    band = makespan_band(problem, result)
+    bands = []
+    if band is not None:
+        bands = [("With the latencies' errors (s):", f"{band[0]:.1f} to {band[1]:.1f}")]
     facts = [
         ("Makespan, simulated (s):", f"{result.mean_makespan_s:.1f}{spread}"),
+        *bands,
         ("Lower bound for these lengths (s):", f"{float(np.mean(result.lower_bound_s)):.1f}"),
         ("Gap (%):", f"{100 * result.gap:.1f}"),
         ("Idle share of device time (%):", f"{100 * trace.idle_share:.1f}"),
@@ -282,13 +292,14 @@ def show_fusion(problem: Problem) -> None:
 
 def plan_json(problem: Problem, result: PlanResult) -> dict[str, object]:
     """Return a plan and its figures for machines."""
-    from samullm_plugin.planning.reporting import idle_lines, provenance_lines
+    from samullm_plugin.planning.reporting import idle_lines, makespan_band, provenance_lines
 
     return {
         "application": problem.app.name,
         "scheduler": result.scheduler,
         "plan": asdict(result.plan),
         "makespan_s": result.makespan_s,
+        "makespan_band_s": makespan_band(problem, result),
         "lower_bound_s": result.lower_bound_s,
         "gap": result.gap,
         "status": result.status,

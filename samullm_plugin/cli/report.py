@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from samullm_plugin.cli.output import console
+from samullm_plugin.errors import InputError
 
 
 def report(
@@ -16,10 +17,24 @@ def report(
         Path | None,
         typer.Option("--output", "-o", help="Page to write; report.html in the run directory."),
     ] = None,
+    serve: Annotated[
+        bool,
+        typer.Option("--serve", help="Show the page on 127.0.0.1 while the run goes on."),
+    ] = False,
+    port: Annotated[
+        int, typer.Option(help="Port for --serve; 0: any that is free.", min=0, max=65535)
+    ] = 0,
 ) -> None:
     """Show a run on one page: planned against measured, failures, and what figures rest on."""
     from samullm_plugin.run.report import read_run, write_report
 
+    if serve:
+        from samullm_plugin.run.report_server import serve_report
+
+        if output is not None:
+            raise InputError("--serve writes no file; leave out --output")
+        serve_report(run_dir, port, lambda text: console().print(text, markup=False))
+        return
     run = read_run(run_dir)
     path = output if output is not None else run_dir / "report.html"
     write_report(run, path)

@@ -72,16 +72,19 @@ class KvCacheGroup:
     page_bytes: int = 0
     window_tokens: int = 0
 
-    def blocks_of_longest(self, max_model_len: int, in_flight_tokens: int) -> int:
+    def blocks_of_longest(
+        self, max_model_len: int, in_flight_tokens: int, *, prefix_caching: bool = False
+    ) -> int:
         """Return the blocks that one sequence holds at most (vLLM's admission cap).
 
         Args:
             max_model_len: longest prompt plus output, in tokens.
             in_flight_tokens: most tokens scheduled and not yet settled: those of one iteration, or
                 of two with asynchronous scheduling.
+            prefix_caching: states are kept at the ends of blocks: the last one and the present one.
         """
         if self.kind == "mamba":
-            return 1
+            return 2 if prefix_caching else 1
         tokens, more = max_model_len, 0
         if self.kind == "sliding_window":
             tokens, more = min(self.window_tokens - 1 + in_flight_tokens, max_model_len), 1
@@ -91,10 +94,17 @@ class KvCacheGroup:
 
 
 def blocks_per_sequence(
-    groups: Sequence[KvCacheGroup], max_model_len: int, in_flight_tokens: int
+    groups: Sequence[KvCacheGroup],
+    max_model_len: int,
+    in_flight_tokens: int,
+    *,
+    prefix_caching: bool = False,
 ) -> int:
     """Return the blocks of the common pool that one longest sequence holds over all groups."""
-    return sum(g.blocks_of_longest(max_model_len, in_flight_tokens) for g in groups)
+    return sum(
+        g.blocks_of_longest(max_model_len, in_flight_tokens, prefix_caching=prefix_caching)
+        for g in groups
+    )
 
 
 def kv_cache_groups(

@@ -104,6 +104,7 @@ class Problem:
             costs.kv_cache_groups,
             model.max_model_len,
             batches * model.engine.max_num_batched_tokens,
+            prefix_caching=model.engine.enable_prefix_caching,
         )
 
     def mode_key(self, parallel: ParallelConfig, devices: tuple[int, ...]) -> ModeKey:

@@ -9,8 +9,10 @@ import yaml
 from samullm_plugin.app.loaded import LoadedApplication
 from samullm_plugin.app.loading import load_application, looks_like_file
 from samullm_plugin.app.requests import TokenCounter
+from samullm_plugin.checkpoints.tokenizing import OwnTokenizers
 from samullm_plugin.errors import InputError
 from samullm_plugin.host.manager import PluginHost
+from samullm_plugin.planning.user_functions import check_functions, resolve_schema
 
 
 def find_application(
@@ -26,7 +28,7 @@ def find_application(
         host: knows the bundled applications and those of other plugins.
         name: path of an ``app.yaml``, or a name, with options as in
             ``ensembling:requests=10000,max_tokens=512``.
-        count_tokens: counts tokens where a tokenizer is at hand.
+        count_tokens: counts tokens; None: by the models' own tokenizers, where they are here.
         limit: take no more rows than this of each table of requests.
 
     Raises:
@@ -38,7 +40,16 @@ def find_application(
         return build_named(host, text)
 
     if looks_like_file(name) or Path(name).is_file():
-        return load_application(Path(name), bundled=bundled, count_tokens=count_tokens, limit=limit)
+        counter = OwnTokenizers() if count_tokens is None else count_tokens
+        loaded = load_application(
+            Path(name),
+            bundled=bundled,
+            count_tokens=counter,
+            limit=limit,
+            resolve_schema=resolve_schema,
+        )
+        check_functions(loaded)
+        return loaded
     if limit is not None:
         raise InputError(
             f"--limit: {name} is a bundled application and has no table; give it fewer requests by "

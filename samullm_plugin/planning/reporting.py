@@ -173,3 +173,27 @@ def provenance_lines(problem: Problem) -> list[str]:
         text = "; ".join(f"{', '.join(sizes)} {kind}" for kind, sizes in parts.items())
         lines[node.model.name] = f"{node.model.name}: {text}"
     return list(lines.values())
+
+
+def makespan_band(problem: Problem, result: PlanResult) -> tuple[float, float] | None:
+    """Return between which seconds the makespan lies if latencies err as they are known to.
+
+    The errors of the nodes' latencies count by the device seconds in which their engines compute;
+    None if no error is known.
+    """
+    trace = result.traces[0]
+    total = errors = 0.0
+    known = False
+    for segment in trace.segments:
+        devices = len(segment.devices)
+        total += devices * (segment.end_s - segment.start_s)
+        costs = problem.mode(problem.app.index(segment.node), segment.parallel, segment.devices)
+        if costs.provenance.error_pct is not None:
+            known = True
+            computing_s = segment.end_s - min(segment.ready_s, segment.end_s)
+            errors += devices * computing_s * costs.provenance.error_pct / 100
+    if not known or total <= 0:
+        return None
+    factor = 1 + errors / total
+    low, high = min(result.makespan_s), max(result.makespan_s)
+    return low / factor, high * factor

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from samullm_plugin.app.loaded import LoadedApplication
 from samullm_plugin.checkpoints.models import find_checkpoint
+from samullm_plugin.errors import InputError
+from samullm_plugin.host.interfaces.executor import Executor
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.application import ModelSpec
 from samullm_plugin.model.cluster import Cluster
@@ -32,6 +34,18 @@ def usual_executor(host: PluginHost, loaded: LoadedApplication) -> str:
     return loaded.executor.type if found is None else found[0]
 
 
+def check_here(host: PluginHost, loaded: LoadedApplication) -> None:
+    """Refuse what could not run, where this machine has the models' files to tell by.
+
+    Raises:
+        InputError: naming the model, the field and the remedy.
+    """
+    if loaded.sources is not None and all(_loadable(n.model) for n in loaded.app.nodes):
+        name = usual_executor(host, loaded)
+        options = loaded.executor.options if name == loaded.executor.type else {}
+        check_runnable(host.create("executor", name, options), loaded)
+
+
 def _loadable(model: ModelSpec) -> bool:
     """Return whether an engine can load a model from files of this machine."""
     folder: Path | None = find_checkpoint(model.path or model.name)
@@ -39,3 +53,22 @@ def _loadable(model: ModelSpec) -> bool:
         return False
     dummy = model.engine.given("load_format") == "dummy"
     return dummy or any(True for pattern in _WEIGHTS for _ in folder.glob(pattern))
+
+
+def check_runnable(executor: Executor, loaded: LoadedApplication) -> None:
+    """Refuse what an executor cannot run here, before anything is started.
+
+    Raises:
+        InputError: naming the model, the field and the remedy.
+    """
+    nodes = loaded.app.nodes
+    executor.check([n.model for n in nodes])
+    for node, source in zip(nodes, loaded.sources or (), strict=False):
+        first = source.fields[0] if source.fields else {}
+        given = bool(source.prompt_token_ids) and len(source.prompt_token_ids) == len(source.ids)
+        own_template = any("chat_template" in c for c in source.request_chat.values())
+        chat = (source.chat or "messages" in first) and not own_template
+        try:
+            executor.check_node(node.model, source.sampling, texts=not given, chat=chat)
+        except InputError as error:
+            raise InputError(f"node {node.name}: {error}") from error

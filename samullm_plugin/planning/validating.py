@@ -10,6 +10,7 @@ from samullm_plugin.app.loaded import LoadedApplication
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.planning.estimators import make_length_estimator
 from samullm_plugin.planning.instances import make_instance, unfused
+from samullm_plugin.planning.this_machine import check_here
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ def validate_application(host: PluginHost, loaded: LoadedApplication) -> Applica
     planner = loaded.planner
     host.check_options("scheduler", planner.scheduler.type, planner.scheduler.options)
     host.check_options("executor", loaded.executor.type, loaded.executor.options)
+    check_here(host, loaded)
     if planner.request_policy is not None:
         policy = planner.request_policy
         host.check_options("request-policy", policy.type, policy.options)

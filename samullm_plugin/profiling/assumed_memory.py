@@ -67,6 +67,11 @@ def tokens_held(groups: tuple[KvCacheGroup, ...], model: ModelSpec, pool_tokens:
         pool_tokens: blocks of the pool times tokens of a block.
     """
     engine = model.engine
-    per_sequence = blocks_per_sequence(groups, model.max_model_len, engine.in_flight_tokens)
+    per_sequence = blocks_per_sequence(
+        groups,
+        model.max_model_len,
+        engine.in_flight_tokens,
+        prefix_caching=engine.enable_prefix_caching,
+    )
     blocks = pool_tokens // engine.block_size
     return blocks * model.max_model_len // max(per_sequence, 1)

@@ -209,7 +209,12 @@ def kv_cache_pool_tokens(
         return 0
     engine = model.engine
     blocks = kv_cache_blocks(total_bytes, engine.gpu_memory_utilization, used_bytes, per_block)
-    least = blocks_per_sequence(groups, model.max_model_len, engine.in_flight_tokens)
+    least = blocks_per_sequence(
+        groups,
+        model.max_model_len,
+        engine.in_flight_tokens,
+        prefix_caching=engine.enable_prefix_caching,
+    )
     return blocks * engine.block_size if blocks >= least else 0
 
 

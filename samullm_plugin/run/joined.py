@@ -118,7 +118,7 @@ class JoinedTable:
             for item, (name, fields) in zip(
                 range(first, last), self.rows.items(first), strict=False
             ):
-                yield self._row(name, fields, lambda i, item=item: self._of_item(i, item), {})
+                yield self._row(name, fields, lambda i, item=item: self.of_item(i, item), {})
             return
         node = self.rows.nodes[self._row_node]
         inputs = _Items(self.rows)
@@ -128,11 +128,12 @@ class JoinedTable:
             above = self.rows.ancestors(self._row_node, r)
 
             def requests(i: int, above: Any = above, item: int = item) -> list[int]:
-                return above[i] if i in above else self._of_item(i, item)
+                return above[i] if i in above else self.of_item(i, item)
 
             yield self._row(node.ids[r].as_py(), fields, requests, above)
 
-    def _of_item(self, node: int, item: int) -> list[int]:
+    def of_item(self, node: int, item: int) -> list[int]:
+        """Return the requests of a node that belong to an item."""
         order, starts = self._groups[node]
         found: list[int] = order[starts[item] : starts[item + 1]].tolist()
         return found

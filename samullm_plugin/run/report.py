@@ -1,4 +1,4 @@
-"""A run directory as one page: planned against measured, from its journal (extra ``report``)."""
+"""A run directory as one page: planned against measured, from its journal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,19 +15,23 @@ from samullm_plugin.model.plan import Plan
 from samullm_plugin.planning.artifacts import read_plan
 from samullm_plugin.planning.records import read_record
 from samullm_plugin.planning.reporting import device_list, end_event
-from samullm_plugin.run.forecast import Forecast, ForecastNode, read_forecast
-from samullm_plugin.run.gantt_figure import (
-    Panel,
-    figure_svg,
-    gantt_figure,
-    measured_bars,
-    planned_bars,
-    require_matplotlib,
+from samullm_plugin.run.causes import (
+    CAUSES,
+    cut_shares,
+    grouped_failures,
+    load_lines,
+    measured_shares,
+    planned_shares,
 )
+from samullm_plugin.run.charts import Panel, lines_svg, measured_bars, planned_bars, shares_svg
+from samullm_plugin.run.forecast import Forecast, ForecastNode, read_forecast
 from samullm_plugin.run.journal import read_journal
 from samullm_plugin.run.log import BULKY, without_retried
 from samullm_plugin.run.metrics import SETTLED, measured_engines, metrics_of
+from samullm_plugin.run.pages import gantt_facts, render_page, write_page
+from samullm_plugin.run.rows import FOLDER, RunRows
 from samullm_plugin.run.rundir import read_facts
+from samullm_plugin.run.samples import sample_rows
 
 SHOWN_FAILURES = 50
 
@@ -98,43 +101,31 @@ def read_run(directory: Path) -> RunRecord:
     return RunRecord(directory, facts, records, planned, makespan_s, nodes, finished)
 
 
-def report_html(run: RunRecord, output: Path) -> str:
+def report_html(run: RunRecord, output: Path | None, refresh_ms: int = 0) -> str:
     """Return the page: one file that needs no other.
 
     Args:
         run: the run.
-        output: where it will be, so that links to the run's files lead there.
+        output: where it will be, so that links to the run's files lead there; None: no links.
+        refresh_ms: the page asks for itself anew so often while the run goes on; 0: never.
 
     Raises:
-        MissingExtraError: without matplotlib.
         InputError: if the journal's plans cannot be read.
     """
-    require_matplotlib("samullm report")
-    import jinja2
-
-    template = (files("samullm_plugin") / "data" / "report.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"s": _seconds, "pct": _percent, "n": _number}
-    return environment.from_string(template).render(report_facts(run, output))
+    refresh_ms = 0 if run.finished else refresh_ms
+    return render_page("report.html.j2", report_facts(run, output), refresh_ms)
 
 
 def write_report(run: RunRecord, output: Path) -> None:
     """Write the page.
 
     Raises:
-        MissingExtraError: without matplotlib.
         InputError: if the file cannot be written.
     """
-    page = report_html(run, output)
-    try:
-        output.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--output {output}: {error.strerror}") from error
+    write_page(report_html(run, output), output)
 
 
-def report_facts(run: RunRecord, output: Path) -> dict[str, Any]:
+def report_facts(run: RunRecord, output: Path | None) -> dict[str, Any]:
     """Return everything the page shows."""
     trace = None if run.planned is None else run.planned.trace
     metrics = metrics_of(
@@ -164,19 +155,22 @@ def report_facts(run: RunRecord, output: Path) -> dict[str, Any]:
         "nodes": _nodes(run, metrics),
         "plans": _plans(run),
         "stages": _stages(run, metrics),
-        "chart": _chart(run, metrics),
+        **gantt_facts(_panels(run, metrics), _labels(run)),
+        **_shares(run, last_s),
+        "load_charts": _load_charts(run, last_s),
+        "samples": sample_rows(run.directory),
         "engine_failures": [r for r in run.records if r["kind"] == "engine_failed"],
-        "failed": [r for r in run.records if r["kind"] == "failed"][:SHOWN_FAILURES],
+        "failed": _failures(run),
         "moved": Counter(r["node"] for r in run.records if r["kind"] == "moved"),
         "interruptions": [r for r in run.records if r["kind"] == "resumed"],
-        "links": _links(run.directory, output),
+        "links": [] if output is None else _links(run.directory, output),
     }
 
 
 def _nodes(run: RunRecord, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return a row per node."""
     sizes = {} if run.planned is None else {n.name: n for n in run.planned.nodes}
-    rows = []
+    rows, cut = [], cut_shares(run.records)
     for name, node in metrics["nodes"].items():
         finish, requests = node["finish_s"], node["requests"]
         planned, measured = finish.get("planned"), finish["measured"]
@@ -196,6 +190,7 @@ def _nodes(run: RunRecord, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "tokens": node["completion_tokens"],
                 "tokens_per_s": node["tokens_per_s"],
                 "loads": node["load_s"],
+                "cut": cut.get(name),
             }
         )
     return rows
@@ -243,22 +238,73 @@ def _stages(run: RunRecord, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _chart(run: RunRecord, metrics: Mapping[str, Any]) -> str:
-    """Return planned and measured engines, one above the other on one axis of time."""
+def _panels(run: RunRecord, metrics: Mapping[str, Any]) -> list[Panel]:
+    """Return planned and measured engines."""
     panels = []
     if run.planned is not None:
         trace = run.planned.trace
         title = f"planned: {trace.makespan_s:.1f} s"
-        panels.append(Panel(title, planned_bars(trace), trace.makespan_s))
+        panels.append(Panel(title, planned_bars(trace.segments), trace.makespan_s))
     measured_s = metrics["makespan_s"]["measured"]
     title = f"measured: {measured_s:.1f} s" if run.finished else "measured so far"
     bars = measured_bars(measured_engines(run.records))
     panels.append(Panel(title, bars, measured_s if run.finished else None))
+    return panels
+
+
+def _labels(run: RunRecord) -> list[str]:
+    """Return a label per device."""
     gpus = run.planned.gpus if run.planned is not None else ()
     several = len(set(gpus)) > 1
+    return [f"{i} {gpus[i]}" if several else str(i) for i in range(int(run.facts["num_devices"]))]
+
+
+def _shares(run: RunRecord, last_s: float) -> dict[str, Any]:
+    """Return where device time was to go and went."""
     count = int(run.facts["num_devices"])
-    labels = [f"{i} {gpus[i]}" if several else str(i) for i in range(count)]
-    return figure_svg(gantt_figure(panels, labels, columns=1, width=10.0))
+    rows = (
+        {}
+        if run.planned is None
+        else {
+            "planned": planned_shares(
+                run.planned.trace.segments, count, run.planned.trace.makespan_s
+            )
+        }
+    )
+    rows["measured"] = measured_shares(run.records, count, last_s)
+    bars = [[(name, share, CAUSES[name]) for name, share in row.items()] for row in rows.values()]
+    legend = {
+        f"{name}: {' / '.join(f'{100 * row[name]:.0f}' for row in rows.values())} %": color
+        for name, color in CAUSES.items()
+    }
+    return {"shares": shares_svg(bars), "share_rows": list(rows), "share_legend": legend}
+
+
+def _load_charts(run: RunRecord, last_s: float) -> list[tuple[str, str, dict[str, str]]]:
+    """Return charts over time: title, drawing, legend."""
+    lines = load_lines(run.records)
+    if not lines:
+        return []
+    return [
+        (title, lines_svg(some, last_s, unit), {n.name: n.color for n in some})
+        for title, unit, some in (
+            ("output tokens per second", "tokens/s", lines[:1]),
+            ("requests", "", lines[1:]),
+        )
+    ]
+
+
+def _failures(run: RunRecord) -> list[dict[str, Any]]:
+    """Return the kinds of failures, the requests by the names they have in the outputs."""
+    found = grouped_failures(run.records)[:SHOWN_FAILURES]
+    if found and (run.directory / FOLDER / "items.parquet").is_file():
+        rows = RunRows(run.directory)
+        names = {n.name: n.ids for n in rows.nodes}
+        rows.close()
+        for row in found:
+            if row["node"] in names:
+                row["request"] = names[row["node"]][row["request"] - 1].as_py()
+    return found
 
 
 def _links(directory: Path, output: Path) -> list[tuple[str, str, str]]:
@@ -280,15 +326,3 @@ def _error(planned: float | None, measured: float | None) -> float | None:
     if planned is None or not measured:
         return None
     return 100.0 * (planned / measured - 1.0)
-
-
-def _seconds(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.1f}"
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.1f} %"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.0f}"

@@ -26,6 +26,7 @@ from samullm_plugin.planning.building import sample_scenarios
 from samullm_plugin.planning.instances import Instance
 from samullm_plugin.planning.policies import planned_policy
 from samullm_plugin.planning.records import to_record
+from samullm_plugin.planning.this_machine import check_runnable
 from samullm_plugin.rules.verify import require_valid
 from samullm_plugin.run.calibrating import Calibrator
 from samullm_plugin.run.coordinator import Coordinator, RunOptions
@@ -52,6 +53,7 @@ from samullm_plugin.run.recovery import ResumePoint, recover
 from samullm_plugin.run.reuse import NO_REUSE, ReuseOptions, opened_reuse
 from samullm_plugin.run.rows import write_layout
 from samullm_plugin.run.rundir import RunDirectory, read_facts
+from samullm_plugin.run.samples import write_samples
 from samullm_plugin.run.signals import defer_signals
 from samullm_plugin.run.trace import trace_json
 from samullm_plugin.run.user_nodes import UserNodes
@@ -315,6 +317,7 @@ def _outcome(
     users, ledger = UserNodes(problem.app), coordinator.ledger
     for _, node, part in users:
         write_outputs(directory, node, part, ledger, source)
+    write_samples(directory, ledger, source)
     metrics = run_metrics(problem.app, log.records, problem.cluster.num_gpus, planned)
     metrics |= {"open_s": open_s, "executor": figures}
     directory.write_json("metrics.json", metrics)
@@ -365,7 +368,7 @@ def _prepared(setup: RunSetup) -> tuple[Executor, PromptBuilder]:
     """Return the executor and where the requests come from, checked before anything starts."""
     executor = setup.host.create("executor", setup.executor, dict(setup.executor_options))
     planner_for(executor, setup.instance.planner)
-    executor.check([n.model for n in setup.loaded.app.nodes])
+    check_runnable(executor, setup.loaded)
     check_output(setup.loaded)
     if not imitates(executor):
         if setup.truth is not None:

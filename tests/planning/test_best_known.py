@@ -18,6 +18,8 @@ from samullm_plugin.model.latency import StepLatency, StepTable
 from samullm_plugin.planning.applications import find_application
 from samullm_plugin.planning.best_known import BestKnown, best_known
 from samullm_plugin.planning.instances import make_instance
+from samullm_plugin.planning.planner import PlanningOptions, make_plan
+from samullm_plugin.planning.reporting import makespan_band
 from samullm_plugin.profiling.calibration import (
     Calibration,
     add_calibration,
@@ -131,3 +133,22 @@ def test_lengths_of_earlier_runs_are_known(tmp_path: Path) -> None:
     assert (seen.task, seen.output_tokens.tolist()) == ("summary", [30] * 50)
     problem = make_instance(host, loaded).problem
     assert {int(s.output_tokens[0][0]) for s in problem.scenarios} == {30}
+
+
+def test_plans_carry_the_error_into_the_makespan(tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_text('{"prompt": "a b c", "max_tokens": 500}\n' * 200)
+    (tmp_path / "app.yaml").write_text(
+        "version: 1\nname: a\n"
+        "models: {m: {model: meta-llama/Llama-3.1-8B, max_model_len: 4096}}\n"
+        "nodes: {n: {model: m, requests: r.jsonl}}\n"
+        "cluster: {gpus: 1, gpu: H100-80GB}\n"
+    )
+    host = PluginHost.from_settings()
+    instance = make_instance(host, find_application(host, str(tmp_path / "app.yaml")))
+    result = make_plan(host, instance.problem, "greedy", PlanningOptions())
+    band = makespan_band(instance.problem, result)
+    assert band is not None
+    low, high = band
+    assert low < min(result.makespan_s) <= max(result.makespan_s) < high
+    # Engine starts are not iterations: the band is narrower than the error of an iteration.
+    assert high < 1.28 * max(result.makespan_s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from samullm_plugin.profiling.probes import Limits, Workload, probes, unseen, warm_up
+from samullm_plugin.profiling.probes import Limits, ProbeWorkload, probes, unseen, warm_up
 
 LIMITS = [
     Limits(64, 2048, 4096, 65_536),
@@ -17,7 +17,7 @@ LIMITS = [
 ]
 
 
-def decoded(workload: Workload) -> set[int]:
+def decoded(workload: ProbeWorkload) -> set[int]:
     """Return the batch sizes that are decoded if all requests run at once."""
     outputs = np.array(workload.output_tokens)
     return {int((outputs > t).sum()) for t in range(1, outputs.max())}

@@ -11,7 +11,7 @@ from samullm_plugin.errors import InputError
 from samullm_plugin.model.architecture import ModelArchitecture
 from samullm_plugin.model.latency import Curve, StepTable
 from samullm_plugin.profiling.book import LatencyBook, spread_experts
-from samullm_plugin.profiling.device_fit import DeviceFit, HostCoefficients, Measured, fit_device
+from samullm_plugin.profiling.device_fit import DeviceFit, HostCoefficients, HostFitted, fit_device
 from samullm_plugin.profiling.iterations import Iterations
 from samullm_plugin.profiling.roofline import (
     HARDWARE,
@@ -94,7 +94,7 @@ def test_touched_experts_grow_to_all_of_them() -> None:
     assert touched[2] == pytest.approx(np.mean(drawn), rel=0.02)
 
 
-def made_up(a: ModelArchitecture, size: int, c: DeviceCoefficients, name: str) -> Measured:
+def made_up(a: ModelArchitecture, size: int, c: DeviceCoefficients, name: str) -> HostFitted:
     batch = np.repeat(np.array([1, 4, 16, 32, 64, 96, 128, 192, 256, 320, 384, 448, 512]), 4)
     kind = np.tile(np.arange(4), 13)
     is_prefill = kind == 3
@@ -123,7 +123,7 @@ def made_up(a: ModelArchitecture, size: int, c: DeviceCoefficients, name: str) -
         device + 0.001,
         device,
     )
-    return Measured(rows, a, NO_HOST)
+    return HostFitted(rows, a, NO_HOST)
 
 
 def test_coefficients_learned_from_some_models_predict_another() -> None:

@@ -194,6 +194,21 @@ class Executor(Plugin, ABC):
             InputError: naming the model and the remedy.
         """
 
+    def check_node(
+        self, model: ModelSpec, sampling: Mapping[str, object], *, texts: bool, chat: bool
+    ) -> None:
+        """Refuse what a node asks of its model and cannot be done here, before anything is started.
+
+        Args:
+            model: the node's.
+            sampling: its sampling parameters, by vLLM's names.
+            texts: whether requests are texts, for which a tokenizer is needed.
+            chat: whether they are sent through the model's own chat template.
+
+        Raises:
+            InputError: naming the field and the remedy.
+        """
+
     @abstractmethod
     def open(self, cluster: Cluster, run_dir: Path | None) -> None:
         """Prepare for a run; logs go to ``run_dir`` if there is one.

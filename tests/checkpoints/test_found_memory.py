@@ -1,0 +1,39 @@
+"""Predicted memory against what real CPU engines hold: a plain, a tied and a hybrid model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from samullm_plugin.checkpoints.models import read_checkpoint
+from samullm_plugin.model.application import EngineOptions, ModelSpec
+from samullm_plugin.profiling.assumed_memory import tokens_held
+from samullm_plugin.profiling.memory import replica_groups
+from tests.checkpoints.found_memory import BLOCKS, KINDS, MAX_MODEL_LEN
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_engines_hold_what_is_predicted(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / kind
+    program = Path(__file__).with_name("found_memory.py")
+    done = subprocess.run(
+        [sys.executable, str(program), str(folder)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((folder / "found.json").read_text())
+    engine = EngineOptions(
+        max_num_seqs=16, max_num_batched_tokens=512, block_size=32, async_scheduling=False
+    )
+    sizes, longest = read_checkpoint(folder, engine)
+    assert longest == 2048
+    assert sizes.weight_bytes == pytest.approx(found["weight_bytes"], rel=0.001)
+    groups = replica_groups(sizes, engine, 1)
+    assert [[g.num_layers, g.block_size, g.page_bytes] for g in groups] == found["groups"]
+    spec = ModelSpec(kind, MAX_MODEL_LEN, sizes, engine=engine)
+    assert tokens_held(groups, spec, BLOCKS * 32) == found["tokens"]

@@ -1,0 +1,42 @@
+"""Prompts are counted by the model's own tokenizer where it is here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from samullm_plugin.checkpoints.tokenizing import OwnTokenizers
+from samullm_plugin.host.manager import PluginHost
+from samullm_plugin.model.application import EngineOptions, ModelSpec
+from samullm_plugin.planning.applications import find_application
+from tests.models import make_tiny_llama
+
+
+def test_tokens_are_those_of_the_models_tokenizer(tmp_path: Path) -> None:
+    folder = make_tiny_llama(tmp_path / "m", tokenizer=True)
+    bare = make_tiny_llama(tmp_path / "bare")
+    (tmp_path / "r.jsonl").write_text(
+        "".join(json.dumps({"prompt": "w5 " * n, "max_tokens": 4}) + "\n" for n in (1, 7, 100))
+    )
+    (tmp_path / "app.yaml").write_text(
+        "version: 1\nname: a\n"
+        "models: {m: {model: m, max_model_len: 64}, bare: {model: bare, max_model_len: 64}}\n"
+        "nodes:\n  n: {model: m, requests: r.jsonl}\n  b: {model: bare, requests: r.jsonl}\n"
+        "on_bad_row: skip\n"
+    )
+    loaded = find_application(PluginHost.from_settings(), str(tmp_path / "app.yaml"))
+    counted, estimated = loaded.app.nodes
+    assert counted.requests.prompt_tokens[:2].tolist() == [1, 7]
+    assert loaded.sources is not None
+    # 100 tokens are too many of 64: known to be so, one request is refused, and that one only.
+    assert list(loaded.sources[0].refused) == [2]
+    assert estimated.requests.prompt_tokens.tolist() == [1, 6, 63]
+    assert not loaded.sources[1].refused
+    assert any("node b: prompt tokens of 3 of 3" in note for note in loaded.app.notes)
+
+    counter = OwnTokenizers()
+    assert counter(ModelSpec("x", 64, path=str(bare)), "w5 w6") is None
+    told = EngineOptions(extra=(("tokenizer", str(folder)),))
+    assert counter(ModelSpec("x", 64, path=str(bare), engine=told), "w5 w6") == 2
+    counter.prime(ModelSpec("x", 64, path=str(folder)), ["w5", "w5 w6 w7", "w5"])
+    assert counter(ModelSpec("x", 64, path=str(folder)), "w5 w6 w7") == 3

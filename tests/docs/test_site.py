@@ -1,0 +1,18 @@
+"""The documentation builds as a site, strictly: every page is in it, every link leads somewhere."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_site_builds(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    api = (tmp_path / "api" / "index.html").read_text()
+    for name in ("App.llm", "App.python", "AppPlan.gantt", "AppRun.cancel", "RunTable.save"):
+        assert f".{name}" in api, name

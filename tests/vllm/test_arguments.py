@@ -1,0 +1,90 @@
+"""What vLLM would refuse is refused before anything starts, without importing it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from samullm_vllm.arguments import (
+    architectures,
+    check_model,
+    check_sampling,
+    check_tokenizer,
+    class_fields,
+)
+
+from samullm_plugin import EngineOptions, InputError, ModelSpec
+
+pytestmark = pytest.mark.vllm
+
+
+def model(folder: Path, **engine: object) -> ModelSpec:
+    dtype = str(engine.pop("dtype", "auto"))
+    options = EngineOptions(dtype=dtype, extra=tuple(engine.items()))
+    return ModelSpec("mine", 512, path=str(folder), engine=options)
+
+
+def test_fields_are_those_of_the_installed_vllm() -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    read = class_fields("engine/arg_utils.py", "EngineArgs")
+    assert set(EngineArgs.__dataclass_fields__) == set(read)
+    assert {"LlamaForCausalLM", "Qwen3MoeForCausalLM"} <= architectures()
+    assert "temperature" in class_fields("sampling_params.py", "SamplingParams")
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        ({"enforce_eagr": True}, "enforce_eagr: the installed vLLM has no such field"),
+        ({"enforce_eager": "yes"}, "enforce_eager: 'yes' is not one of"),
+        ({"seed": 1.5}, "seed: 1.5 is not one of"),
+        ({"dtype": "float7"}, "dtype: 'float7' is not one of: auto, half"),
+        ({"kv_cache_dtype": "fp9"}, "kv_cache_dtype: 'fp9' is not one of: auto"),
+    ],
+)
+def test_wrong_engine_arguments(tmp_path: Path, engine: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_model(model(tmp_path, **engine))
+
+
+def test_right_engine_arguments(tmp_path: Path) -> None:
+    check_model(
+        model(
+            tmp_path, enforce_eager=True, seed=3, dtype="float32", kv_cache_dtype="auto",
+            tokenizer=None, quantization="fp8", load_format="dummy", cpu_offload_gb=2,
+        )
+    )  # fmt: skip
+
+
+def test_architectures_that_vllm_does_not_serve(tmp_path: Path) -> None:
+    config = {"model_type": "odd", "architectures": ["OddForCausalLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="OddForCausalLM, which the installed vLLM does not serve"):
+        check_model(model(tmp_path))
+
+
+def test_sampling_parameters() -> None:
+    check_sampling({"temperature": 0.5, "top_k": 3, "stop": ["a"], "seed": None}, "n")
+    with pytest.raises(InputError, match="temprature: the installed vLLM has no such field"):
+        check_sampling({"temprature": 1.0}, "n")
+    with pytest.raises(InputError, match="ignore_eos: 'no' is not one of: bool"):
+        check_sampling({"ignore_eos": "no"}, "n")
+
+
+def test_tokenizers_and_chat_templates(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no tokenizer in .*engine_args\.tokenizer"):
+        check_tokenizer(model(tmp_path), chat=False)
+    check_tokenizer(model(tmp_path, skip_tokenizer_init=True), chat=False)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "tokenizer.json").write_text("{}")
+    given = model(tmp_path, tokenizer=str(other))
+    check_tokenizer(given, chat=False)
+    with pytest.raises(InputError, match="holds no chat template"):
+        check_tokenizer(given, chat=True)
+    (other / "chat_template.jinja").write_text("{{ messages }}")
+    check_tokenizer(given, chat=True)
+    (tmp_path / "tekken.json").write_text("{}")
+    check_tokenizer(model(tmp_path, tokenizer_mode="mistral"), chat=True)
