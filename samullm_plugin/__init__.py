@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from samullm_plugin.errors import MissingExtraError as MissingExtraError
     from samullm_plugin.errors import PlanError as PlanError
     from samullm_plugin.errors import PluginError as PluginError
+    from samullm_plugin.errors import Reject as Reject
     from samullm_plugin.errors import RunError as RunError
     from samullm_plugin.errors import SamullmError as SamullmError
     from samullm_plugin.host.hookspecs import INTERFACE_VERSION as INTERFACE_VERSION
@@ -111,6 +112,7 @@ _PUBLIC = {
         "MissingExtraError",
         "PlanError",
         "PluginError",
+        "Reject",
         "RunError",
         "SamullmError",
     ),

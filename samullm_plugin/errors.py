@@ -59,6 +59,10 @@ class RunError(SamullmError):
     """A run failed after it had started."""
 
 
+class Reject(Exception):
+    """Raised by a user's function: this row will not do. The message says why."""
+
+
 class _Findings(Protocol):
     """What is used of pydantic's ``ValidationError``, which rooms below do not import."""
 

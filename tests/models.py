@@ -22,6 +22,7 @@ def make_tiny_llama(
     dtype: str = "float32",
     max_position_embeddings: int = 2048,
     tokenizer: bool = False,
+    characters: bool = False,
     **sizes: int,
 ) -> Path:
     """Write a Llama of a few thousand weights and return its folder.
@@ -32,6 +33,7 @@ def make_tiny_llama(
         dtype: in which they are stored.
         max_position_embeddings: longest sequence.
         tokenizer: also write one, of words w3, w4, ... and the usual three special ones.
+        characters: also write one, of single printable characters, which can spell anything.
         sizes: configuration fields to set otherwise than ``LLAMA_SIZES``.
     """
     import torch
@@ -79,18 +81,23 @@ def make_tiny_llama(
         **config,
     }
     (folder / "config.json").write_text(json.dumps(fields))
-    if tokenizer:
-        _write_tokenizer(folder, vocab)
+    if tokenizer or characters:
+        _write_tokenizer(folder, vocab, characters=characters)
     return folder
 
 
-def _write_tokenizer(folder: Path, vocab_size: int) -> None:
-    """Write a tokenizer of whole words, with a chat template that joins the messages."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
+def _write_tokenizer(folder: Path, vocab_size: int, *, characters: bool) -> None:
+    """Write a tokenizer of whole words or characters, and a chat template that joins messages."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-    words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, vocab_size)}
+    spelled = [chr(c) for c in range(32, 127)] + ["\n"]
+    names = spelled if characters else [f"w{i}" for i in range(3, vocab_size)]
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {w: i for i, w in enumerate(names, 3)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))  # no password
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if characters:
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        tokenizer.decoder = decoders.Fuse()
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",

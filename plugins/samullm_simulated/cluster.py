@@ -24,6 +24,7 @@ from samullm_plugin import (
 )
 from samullm_plugin.engine import EngineCache
 from samullm_plugin.model.types import Floats
+from samullm_plugin.simulator.python_rows import python_finish_s
 from samullm_plugin.simulator.requests import NodeInputs
 from samullm_simulated.engine import SimulatedEngine, Submission, requests_of
 
@@ -57,8 +58,8 @@ class SimulatedCluster:
         self._generated = [np.zeros_like(o) for o in self._output]
         self._done_s = [np.full(len(o), np.inf) for o in self._output]
         self.finish_s: list[Floats] = [d.copy() for d in self._done_s]
-        self._available: list[Floats | None] = [None] * len(self._nodes)
-        self._stale = set(range(len(self._nodes)))
+        self._available: list[Floats | None] = [None] * len(self._output)
+        self._stale = set(range(len(self._output)))
         self._turn: dict[int, int] = {}
         self._chain_at: dict[tuple[int, int], str] = {}
         self._cache = EngineCache(200_000)
@@ -191,11 +192,16 @@ class SimulatedCluster:
                 self._stale.add(engine.spec.node)
         if not self._stale:
             return
-        for i in self.truth.app.order:
+        for i in self.truth.app.full_order:
             available = self._inputs[i].available_s(self.finish_s)
             if i not in self._stale and _same(available, self._available[i]):
                 continue
             self._available[i] = available
+            if i >= len(self._nodes):
+                node = self.truth.app.python[i - len(self._nodes)]
+                taken, nothing = self._taken[i], self._done_s[i]
+                self.finish_s[i] = python_finish_s(node, self._inputs[i], taken, available, nothing)
+                continue
             self._refresh_node(i, available)
         self._stale.clear()
 

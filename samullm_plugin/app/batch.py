@@ -26,6 +26,7 @@ class BatchOutput:
         stop_reason: stop string or token that ended it (vLLM's extension).
         logprobs: of each generated token, if asked for.
         prompt_logprobs: of each token of the prompt, if asked for; the first has none.
+        value: what a function or a pooling model returned.
     """
 
     prompt_tokens: int
@@ -37,6 +38,7 @@ class BatchOutput:
     stop_reason: int | str | None = None
     logprobs: Sequence[PositionLogprobs] | None = None
     prompt_logprobs: Sequence[PositionLogprobs | None] | None = None
+    value: Any = None
 
 
 def batch_line(
@@ -52,13 +54,16 @@ def batch_line(
         line_id: unique in the file.
     """
     failed = {k: o.error for k, o in enumerate(outputs) if o.error is not None}
-    error = None
+    error: dict[str, Any] | None = None
     if failed:
         message = next(iter(failed.values()))
         if len(outputs) > 1:
             which = ", ".join(map(str, failed))
             message = f"choices {which} of {len(outputs)}: {message}"
         error = {"code": "request_failed", "message": message}
+        texts = [o.text for o in outputs if o.error is not None and o.text is not None]
+        if texts:  # rejected, and kept
+            error["text"] = texts[0]
     response = None
     done = {k: o for k, o in enumerate(outputs) if o.error is None}
     if done:
@@ -69,6 +74,8 @@ def batch_line(
 
 def _body(model: str, outputs: dict[int, BatchOutput], line_id: str) -> dict[str, Any]:
     first = next(iter(outputs.values()))
+    if not model:
+        return {"id": line_id, "object": "value", "value": first.value}
     prompt_tokens = first.prompt_tokens
     completion_tokens = sum(o.completion_tokens for o in outputs.values())
     body: dict[str, Any] = {
@@ -89,6 +96,8 @@ def _body(model: str, outputs: dict[int, BatchOutput], line_id: str) -> dict[str
 
 def _choice(index: int, output: BatchOutput) -> dict[str, Any]:
     choice: dict[str, Any] = {"index": index}
+    if output.value is not None:
+        choice["value"] = output.value
     if output.chat:
         choice["message"] = {"role": "assistant", "content": output.text}
     else:

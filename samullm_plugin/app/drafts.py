@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from samullm_plugin.app.expressions import parsed
+from samullm_plugin.app.loaded import Condition
 from samullm_plugin.app.requests import Line
-from samullm_plugin.app.spec import InputSection, NodeSection
+from samullm_plugin.app.spec import InputSection, NodeBase, NodeSection, PythonSection
 from samullm_plugin.errors import InputError, suggest
 from samullm_plugin.model.application import ModelSpec
 
@@ -22,16 +25,34 @@ class Wait:
         label: name of the input; empty if it is only waited for.
         node: index of the node.
         request: index of the request in that node.
+        needed: the request is left out if that one is.
+        fallback: the output is taken only where the others of its label are missing.
     """
 
     label: str
     node: int
     request: int
+    needed: bool = False
+    fallback: bool = False
 
 
 @dataclass(slots=True)
 class Draft:
-    """One request before it becomes a row of a table."""
+    """One request before it becomes a row of a table.
+
+    Attributes:
+        id: unique in its node.
+        item: the line it comes from.
+        fields: of the row.
+        line: that it is made of; None: another node's row.
+        waits: what it waits for.
+        probability: as in the table.
+        choice: as in the table.
+        gate: as in the table.
+        parent: node and request whose row it goes on with.
+        sample: which of the outputs that its line asks for, from 0.
+        error: why it cannot be asked.
+    """
 
     id: str
     item: str
@@ -41,6 +62,7 @@ class Draft:
     probability: float = 1.0
     choice: int = -1
     gate: int = -1
+    parent: tuple[int, int] | None = None
     sample: int = 0
     error: str | None = None
 
@@ -72,18 +94,27 @@ class NodeDraft:
         name: of the node; ``section/model`` where the section lists several models.
         section_name: name in the file.
         section: its fields.
-        model: the checkpoint.
+        model: the checkpoint; None: it is a Python node.
         requests: filled in topological order.
+        num_calls: of a Python node, how many of them, at the beginning, are calls.
     """
 
     name: str
     section_name: str
-    section: NodeSection
-    model: ModelSpec
+    section: NodeSection | PythonSection
+    model: ModelSpec | None
     requests: list[Draft] = field(default_factory=list)
+    num_calls: int = 0
+
+    @property
+    def rows(self) -> Iterator[tuple[int, Draft]]:
+        """Yield the requests that others see, with their places."""
+        hidden = self.num_calls if len(self.requests) > self.num_calls else 0
+        for k in range(hidden, len(self.requests)):
+            yield k, self.requests[k]
 
 
-def pick(lines: Sequence[Line], section: NodeSection, where: str) -> list[Draft]:
+def pick(lines: Sequence[Line], section: NodeBase, where: str) -> list[Draft]:
     """Return the lines of a requests file that a node takes.
 
     Raises:
@@ -112,8 +143,15 @@ def pick(lines: Sequence[Line], section: NodeSection, where: str) -> list[Draft]
 def one_for_each(node: int, upstream: NodeDraft, label: str, prefix: str = "") -> list[Draft]:
     """Return one request per request of a node, with its output under ``label``."""
     return [
-        Draft(prefix + r.id, r.item, r.fields, None, [Wait(label, node, k)])
-        for k, r in enumerate(upstream.requests)
+        Draft(
+            prefix + r.id,
+            r.item,
+            r.fields,
+            None,
+            [Wait(label, node, k, needed=True)],
+            parent=(node, k),
+        )
+        for k, r in upstream.rows
     ]
 
 
@@ -121,7 +159,7 @@ def one_for_each_value(upstream: Sequence[NodeDraft], by: str, where: str) -> li
     """Return one request per value of a field of upstream requests, in order of appearance."""
     first: dict[str, Draft] = {}
     for node in upstream:
-        for request in node.requests:
+        for _, request in node.rows:
             value = request.value(by, where)
             if value not in first and request.error is None:
                 first[value] = Draft(value, value, request.fields, None)
@@ -133,9 +171,9 @@ def copied(requests: list[Draft], copies: int) -> list[Draft]:
     if copies == 1:
         return requests
     return [
-        Draft(f"{r.id}#{k + 1}", r.item, r.fields, r.line, list(r.waits))
+        replace(r, id=f"{r.id}#{k}", fields={**r.fields, "copy": k}, waits=list(r.waits))
         for r in requests
-        for k in range(copies)
+        for k in range(1, copies + 1)
     ]
 
 
@@ -155,8 +193,44 @@ def sampled(requests: list[Draft], default: int) -> list[Draft]:
             continue
         for k in range(count):
             one = replace(request, id=f"{request.id}#{k + 1}", waits=list(request.waits), sample=k)
+            one.fields = {**request.fields, "copy": k + 1}
             found.append(one)
     return found
+
+
+def lists(calls: Sequence[Draft], node: int, most: int, expected: float) -> list[Draft]:
+    """Return calls, and behind them the rows that the list of each may become.
+
+    Ids of rows are ``id/1``, ``id/2``, ...; templates see the number as ``index``. That there are
+    more than ``j`` rows has the probability of a binomial number with the expected mean.
+    """
+    share = expected / most
+    chance = [math.comb(most, k) * share**k * (1 - share) ** (most - k) for k in range(most + 1)]
+    more = [min(1.0, sum(chance[j + 1 :])) for j in range(most)]
+    rows = [
+        Draft(
+            f"{call.id}/{j + 1}",
+            call.item,
+            {**call.fields, "index": j + 1},
+            None,
+            [Wait("call", node, k, needed=True)],
+            probability=more[j],
+            parent=call.parent,
+        )
+        for k, call in enumerate(calls)
+        for j in range(most)
+    ]
+    return [*calls, *rows]
+
+
+def all_at_once(rows: Sequence[Draft], node: int, name: str, share: float) -> list[Draft]:
+    """Return the one call that takes all rows, and behind it the rows that may go on."""
+    waits = {(w.node, w.request): Wait("", w.node, w.request) for r in rows for w in r.waits}
+    call = Draft(name, rows[0].item, {}, None, list(waits.values()))
+    for row in rows:
+        row.waits.append(Wait("", node, 0, needed=True))
+        row.probability *= share
+    return [call, *rows]
 
 
 def join(
@@ -173,7 +247,7 @@ def join(
     """
     matches: dict[str, list[tuple[int, int]]] = {}
     for index, node in upstream:
-        for k, request in enumerate(node.requests):
+        for k, request in node.rows:
             matches.setdefault(request.value(edge.by, where), []).append((index, k))
     for request in requests:
         if request.error is not None:
@@ -211,7 +285,7 @@ def named_waits(requests: Sequence[Draft], nodes: Mapping[str, tuple[int, NodeDr
                     f"{suggest(node, nodes)}"
                 )
             index, draft = nodes[node]
-            known = ids.setdefault(node, {r.id: k for k, r in enumerate(draft.requests)})
+            known = ids.setdefault(node, {r.id: k for k, r in draft.rows})
             if wanted not in known:
                 hint = suggest(wanted, known)
                 raise InputError(f"{where}: node {node} has no request {wanted!r}{hint}")
@@ -255,7 +329,7 @@ def gate_requests(
     for request in requests:
         dropped: dict[int, list[tuple[int, int]]] = {}
         for wait in request.waits:
-            if wait.node in filters:
+            if wait.node in filters and not wait.fallback:
                 dropped.setdefault(wait.node, []).append((wait.node, wait.request))
         for node, items in dropped.items():
             request.probability *= 1.0 - (1.0 - filters[node]) ** len(set(items))
@@ -264,6 +338,28 @@ def gate_requests(
             request.gate = gate_of(*gates[0])
 
 
-def compiled(pattern: str | None) -> re.Pattern[str] | None:
-    """Return a checked pattern, compiled."""
-    return None if pattern is None else re.compile(pattern)
+def mark_fallbacks(
+    requests: Sequence[Draft], passing: AbstractSet[int], before: Sequence[AbstractSet[int]]
+) -> None:
+    """Mark outputs that a filter or router lets pass, where one from behind it may be there.
+
+    Args:
+        requests: of a node.
+        passing: nodes that let pass what they do not keep.
+        before: per node, all nodes it comes after.
+    """
+    for request in requests:
+        for wait in request.waits:
+            if wait.label and wait.node in passing:
+                wait.fallback = any(
+                    w.label == wait.label and wait.node in before[w.node] for w in request.waits
+                )
+
+
+def condition(when: str | None, expr: str | None) -> Condition | None:
+    """Return what a filter or branch asks for; None: nothing."""
+    if when is None and expr is None:
+        return None
+    return Condition(
+        None if when is None else re.compile(when), None if expr is None else parsed(expr)
+    )

@@ -3,24 +3,50 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import jinja2.sandbox
-
 from samullm_plugin.app.bodies import content_text
+from samullm_plugin.app.expressions import Expression
+from samullm_plugin.app.functions import Function, Scope
+from samullm_plugin.app.schemas import Schema
 from samullm_plugin.app.spec import Component, OutputSection, PlannerSection
+from samullm_plugin.app.templates import Output, render
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.application import Application
 from samullm_plugin.model.cluster import Cluster
 from samullm_plugin.model.types import Ints
 
-OutputOf = Callable[[int, int], str | None]
-"""Text of the output of (node, request); None if that request was not needed."""
+OutputOf = Callable[[int, int], Output | None]
+"""The output of (node, request); None if that request was not needed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What an output must be like: a match of a pattern, or a true expression; either or both None.
+
+    Attributes:
+        pattern: searched for in the output's text.
+        expression: of the row's fields.
+    """
+
+    pattern: re.Pattern[str] | None = None
+    expression: Expression | None = None
+
+    def holds(self, fields: Mapping[str, Any]) -> bool:
+        """Return whether it does.
+
+        Args:
+            fields: of the row, its output as ``output``.
+
+        Raises:
+            ExpressionError: if the expression has no value.
+        """
+        if self.expression is not None:
+            return bool(self.expression.value(fields))
+        return self.pattern is None or self.pattern.search(fields["output"]) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +55,34 @@ class Branch:
 
     Attributes:
         node: index of the node.
-        when: searched for in the router's output; None: if no other branch matches.
+        when: what the router's output is like; None: no other branch matches.
     """
 
     node: int
-    when: re.Pattern[str] | None
+    when: Condition | None
+
+
+@dataclass(frozen=True, slots=True)
+class PythonCall:
+    """How a Python node's function is called.
+
+    Attributes:
+        function: the function.
+        scope: what it is given.
+        most: rows that one may become; None: it is not asked for lists.
+        batch_size: rows per call, with scope ``batch``.
+        timeout_s: seconds a row (with scope ``all``, a call) may take.
+        workers: processes.
+        num_calls: how many of the node's requests are calls; the rest are rows behind them.
+    """
+
+    function: Function
+    scope: Scope
+    most: int | None
+    batch_size: int
+    timeout_s: float
+    workers: int
+    num_calls: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,23 +90,39 @@ class NodeSource:
     """Texts and parameters of a node's requests, in the order of its request table.
 
     Attributes:
+        name: of the node as it is written, without a model's name.
         ids: unique per request.
         items: line of the requests file each comes from; copies and chunks share it.
         fields: of the line, for templates.
         labels: name of the input each entry of the table's ``input_node`` belongs to; ``previous``
             within chains and empty where an output is only waited for.
         inputs: names of all inputs, whether or not a request has any.
+        parents: per request, node and request whose row it goes on with; None: it begins one.
+        fallback: of the entries of ``input_node``, those that enter only where the others of their
+            label are missing.
         template: Jinja2 text of the prompt; None: the line's prompt, then the inputs.
+        turns: instead of a template, role and template of each turn; role ``history`` for a
+            field of the row that holds turns.
         own_prompt: whether without a template the line's prompt is part of the prompt.
         chat: the prompt is sent through the chat template.
+        chat_options: ``chat_template`` and ``chat_template_kwargs``, if given.
         sampling: vLLM sampling parameters of the node.
         request_sampling: those of single requests, which come first; by request.
-        request_chat: what the chat template is told of single requests.
+        request_chat: what the chat template is told of single requests, which comes first.
         samples: which output of its line a request is, from 0, where a line asks for several.
         refused: why a request cannot be asked.
         prompt_token_ids: token ids given instead of a text, by request.
         branches: where this node, as a router, may send its requests.
-        keep: what the output of a kept item contains, for a filter.
+        keep: what the output of a kept item is like, for a filter.
+        passes: outputs that are not kept, or match no branch, may be taken by joins.
+        call: how the node's function is called; None: it has a model.
+        schema: what outputs must be.
+        check: function that may reject outputs.
+        retries: how often a rejected output is asked for again.
+        retry_temperature: what is added to the temperature each time.
+        lora: folder of an adapter.
+        pair: template of a second text.
+        task: of a pooling model.
     """
 
     ids: tuple[str, ...]
@@ -65,9 +130,14 @@ class NodeSource:
     fields: tuple[Mapping[str, Any], ...]
     labels: tuple[str, ...]
     inputs: tuple[str, ...] = ()
+    name: str = ""
+    parents: tuple[tuple[int, int] | None, ...] = ()
+    fallback: frozenset[int] = frozenset()
     template: str | None = None
+    turns: tuple[tuple[str, str], ...] = ()
     own_prompt: bool = True
     chat: bool = False
+    chat_options: Mapping[str, Any] = field(default_factory=dict)
     sampling: Mapping[str, object] = field(default_factory=dict)
     request_sampling: Mapping[int, Mapping[str, object]] = field(default_factory=dict)
     request_chat: Mapping[int, Mapping[str, object]] = field(default_factory=dict)
@@ -75,25 +145,40 @@ class NodeSource:
     refused: Mapping[int, str] = field(default_factory=dict)
     prompt_token_ids: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     branches: tuple[Branch, ...] = ()
-    keep: re.Pattern[str] | None = None
+    keep: Condition | None = None
+    passes: bool = False
+    call: PythonCall | None = None
+    schema: Schema | None = None
+    check: Function | None = None
+    retries: int = 0
+    retry_temperature: float = 0.0
+    lora: str | None = None
+    pair: str | None = None
+    task: str = ""
 
     def sampling_params(self, request: int) -> dict[str, object]:
         """Return the sampling parameters of one request."""
         return {**self.sampling, **self.request_sampling.get(request, {})}
 
-    def branch(self, output: str) -> int | None:
-        """Return the node a router's output chooses, or None if no branch matches."""
+    def parent(self, request: int) -> tuple[int, int] | None:
+        """Return node and request whose row a request goes on with."""
+        return self.parents[request] if self.parents else None
+
+    def branch(self, fields: Mapping[str, Any]) -> int | None:
+        """Return the node a router chooses for a row, or None if no branch matches."""
         otherwise = None
         for branch in self.branches:
             if branch.when is None:
                 otherwise = branch.node
-            elif branch.when.search(output):
+            elif branch.when.holds(fields):
                 return branch.node
         return otherwise
 
-    def keeps(self, output: str) -> bool:
-        """Return whether a filter's output lets its item through."""
-        return self.keep is None or self.keep.search(output) is not None
+    def with_nodes(self, place: Sequence[int]) -> NodeSource:
+        """Return the same with nodes named by other indices."""
+        branches = tuple(Branch(place[b.node], b.when) for b in self.branches)
+        parents = tuple(None if p is None else (place[p[0]], p[1]) for p in self.parents)
+        return replace(self, branches=branches, parents=parents)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,93 +207,130 @@ class LoadedApplication:
     output: OutputSection | None = None
     executor_given: bool = True
 
+    def conversation(
+        self, node: int, request: int, output_of: OutputOf
+    ) -> str | list[dict[str, object]]:
+        """Return a request's prompt: a text, or the turns of a conversation.
+
+        Args:
+            node: index of the node.
+            request: index of the request.
+            output_of: the outputs it waits for.
+
+        Raises:
+            InputError: if the application has no texts or a template fails.
+        """
+        if self.sources is None:
+            raise InputError(f"application {self.app.name} has no prompts: it can only be planned")
+        source = self.sources[node]
+        where = f"node {self.app.nodes[node].name}, request {source.ids[request]}"
+        inputs = self.inputs(node, request, output_of)
+        return conversation(source, source.fields[request], inputs, where)
+
     def messages(
         self, node: int, request: int, output_of: OutputOf
     ) -> list[dict[str, object]] | None:
         """Return a request's conversation, or None if its prompt is a plain text.
 
-        Arguments and errors as of :meth:`prompt`.
+        Arguments and errors as of :meth:`conversation`.
         """
         if self.sources is None:
             return None
-        source = self.sources[node]
-        own = source.fields[request].get("messages") if source.own_prompt else None
-        if own and source.template is None:
-            rest = replace(source, own_prompt=False)
-            text = self._render(rest, node, request, output_of)
-            return [*own, {"role": "user", "content": text}] if text else list(own)
-        if own or source.chat:
-            return [{"role": "user", "content": self.prompt(node, request, output_of)}]
-        return None
+        made = self.conversation(node, request, output_of)
+        return None if isinstance(made, str) else made
 
     def prompt(self, node: int, request: int, output_of: OutputOf) -> str:
-        """Return the text of a request's prompt.
+        """Return the text of a request's prompt; that of all turns of a conversation.
 
-        Args:
-            node: index of the node.
-            request: index of the request.
-            output_of: texts of the outputs it waits for.
-
-        Raises:
-            InputError: if the application has no texts or the template fails.
+        Arguments and errors as of :meth:`conversation`.
         """
-        if self.sources is None:
-            raise InputError(f"application {self.app.name} has no prompts: it can only be planned")
-        return self._render(self.sources[node], node, request, output_of)
+        made = self.conversation(node, request, output_of)
+        return made if isinstance(made, str) else "\n\n".join(str(m["content"]) for m in made)
 
-    def _render(self, source: NodeSource, node: int, request: int, output_of: OutputOf) -> str:
-        """Return a prompt with its inputs in place."""
-        table = self.app.nodes[node].requests
-        names = (*source.inputs, *source.labels)
-        inputs: dict[str, list[str]] = {name: [] for name in names if name}
-        part = range(int(table.input_indptr[request]), int(table.input_indptr[request + 1]))
-        for entry in part:
-            text = output_of(int(table.input_node[entry]), int(table.input_request[entry]))
-            if source.labels[entry] and text is not None:
-                inputs[source.labels[entry]].append(text)
-        where = f"node {self.app.nodes[node].name}, request {source.ids[request]}"
-        return render(source.template, source.fields[request], inputs, source.own_prompt, where)
+    def inputs(self, node: int, request: int, output_of: OutputOf) -> dict[str, list[Output]]:
+        """Return the outputs that a request is given, by the names of its inputs."""
+        assert self.sources is not None
+        source, table = self.sources[node], self.app.all_nodes[node].requests
+        found: dict[str, list[Output]] = {name: [] for name in source.inputs}
+        spare: dict[str, list[Output]] = {}
+        for entry in range(*table.input_indptr[request : request + 2].tolist()):
+            label = source.labels[entry]
+            if not label:
+                continue
+            output = output_of(int(table.input_node[entry]), int(table.input_request[entry]))
+            place = spare if entry in source.fallback else found
+            mine = place.setdefault(label, [])
+            if output is not None:
+                mine.append(output)
+        for label, outputs in spare.items():
+            if not found.get(label):
+                found[label] = outputs
+        return found
 
 
-_ENVIRONMENT = jinja2.sandbox.ImmutableSandboxedEnvironment(
-    undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
-)
-
-
-def render(
-    template: str | None,
+def conversation(
+    source: NodeSource,
     fields: Mapping[str, Any],
-    inputs: Mapping[str, list[str]],
-    own_prompt: bool,
+    inputs: Mapping[str, Sequence[Output]],
     where: str,
-) -> str:
-    """Return a prompt.
+) -> str | list[dict[str, object]]:
+    """Return a prompt: a text, or the turns of a conversation.
 
     Args:
-        template: Jinja2 text, or None: the line's prompt, then the inputs, by empty lines.
-        fields: of the line.
-        inputs: texts by input name; a template sees each as one text under its name and as a list
-            under ``inputs.name``.
-        own_prompt: whether without a template the line's own prompt is used.
+        source: of the node.
+        fields: of the row.
+        inputs: outputs by input name; a template sees each under its name (several as one text)
+            and as a list under ``inputs.name``.
         where: node and request, for messages.
 
     Raises:
         InputError: naming the template's node and what is wrong.
     """
-    if template is None:
-        own = [prompt_text(fields)] if own_prompt else []
-        return "\n\n".join(t for t in (*own, *(t for ts in inputs.values() for t in ts)) if t)
-    joined = {name: "\n\n".join(texts) for name, texts in inputs.items()}
-    values = {"previous": "", "prompt": prompt_text(fields), **fields, **joined, "inputs": inputs}
-    try:
-        return _compiled(template).render(values)
-    except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-        raise InputError(f"{where}: prompt template: {error}") from error
+    joined: dict[str, Any] = {
+        name: outputs[0] if len(outputs) == 1 else "\n\n".join(outputs)
+        for name, outputs in inputs.items()
+    }
+    own = list(fields.get("messages") or ()) if source.own_prompt else []
+    last_user = own[-1] if own and own[-1].get("role") == "user" else None
+    asked = prompt_text({"messages": [last_user]} if last_user is not None else fields)
+    values = {"previous": "", "prompt": asked, **fields, **joined, "inputs": inputs}
+    if source.turns:
+        made: list[dict[str, object]] = []
+        for role, template in source.turns:
+            if role == "history":
+                made += history(fields, template, where)
+            else:
+                made.append({"role": role, "content": render(template, values, where)})
+        return made
+    if source.template is None:
+        asked = prompt_text(fields) if source.own_prompt and not own else ""
+        text = "\n\n".join(t for t in (asked, *(o for os in inputs.values() for o in os)) if t)
+        if own:
+            return [*own, {"role": "user", "content": text}] if text else own
+    else:
+        text = render(source.template, values, where)
+        if own:  # the template makes the last turn; those before it stay what they are
+            earlier = own[:-1] if last_user is not None else own
+            return [*earlier, {"role": "user", "content": text}]
+    return [{"role": "user", "content": text}] if source.chat else text
 
 
-@lru_cache(maxsize=256)
-def _compiled(template: str) -> jinja2.Template:
-    return _ENVIRONMENT.from_string(template)
+def history(fields: Mapping[str, Any], name: str, where: str) -> list[dict[str, object]]:
+    """Return the turns that a field of a row holds.
+
+    Raises:
+        InputError: if it holds none.
+    """
+    turns = fields.get(name)
+    good = isinstance(turns, list) and all(
+        isinstance(t, Mapping) and isinstance(t.get("role"), str) and "content" in t for t in turns
+    )
+    if not good:
+        raise InputError(
+            f"{where}: messages: the field {name!r} holds no turns; it must be a list of mappings "
+            "with role and content"
+        )
+    return [dict(t) for t in turns or ()]
 
 
 def prompt_text(fields: Mapping[str, Any]) -> str:
@@ -217,23 +339,3 @@ def prompt_text(fields: Mapping[str, Any]) -> str:
         return str(fields["prompt"])
     messages = fields.get("messages") or ()
     return "\n".join(content_text(m.get("content")) for m in messages)
-
-
-def referenced(template: str, where: str) -> set[str]:
-    """Return the variables a template uses, and ``inputs.x`` for each list of inputs it uses.
-
-    Raises:
-        InputError: if it is not Jinja2.
-    """
-    from jinja2 import meta, nodes
-
-    try:
-        tree = _ENVIRONMENT.parse(template)
-        lists = {
-            f"inputs.{part.attr}"
-            for part in tree.find_all(nodes.Getattr)
-            if isinstance(part.node, nodes.Name) and part.node.name == "inputs"
-        }
-        return meta.find_undeclared_variables(tree) | lists
-    except jinja2.TemplateSyntaxError as error:
-        raise InputError(f"{where}: line {error.lineno} of the template: {error}") from error

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from samullm_plugin.app.assembly import Assembly
 from samullm_plugin.app.fields import read_yaml, validate
-from samullm_plugin.app.loaded import Branch, LoadedApplication, NodeSource
+from samullm_plugin.app.loaded import LoadedApplication, NodeSource
 from samullm_plugin.app.modelspecs import build_cluster
 from samullm_plugin.app.requests import TokenCounter
+from samullm_plugin.app.schemas import SchemaResolver
 from samullm_plugin.app.spec import AppSpec
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.mixing import mix_applications
@@ -33,6 +33,7 @@ def load_application(
     bundled: Bundled | None = None,
     count_tokens: TokenCounter | None = None,
     limit: int | None = None,
+    resolve_schema: SchemaResolver | None = None,
 ) -> LoadedApplication:
     """Return the application of a file.
 
@@ -42,12 +43,20 @@ def load_application(
         count_tokens: counts tokens where a tokenizer is at hand; lengths of other texts are
             estimated, and the application's notes say so.
         limit: take no more rows than this of each table of requests.
+        resolve_schema: returns the JSON schema of a class; None: it is imported here.
 
     Raises:
         InputError: naming file, field or line, and the remedy.
     """
     spec = read_spec(path)
-    return build_application(spec, path, bundled=bundled, count_tokens=count_tokens, limit=limit)
+    return build_application(
+        spec,
+        path,
+        bundled=bundled,
+        count_tokens=count_tokens,
+        limit=limit,
+        resolve_schema=resolve_schema,
+    )
 
 
 def read_spec(path: Path) -> AppSpec:
@@ -68,6 +77,7 @@ def build_application(
     tables: Mapping[str, object] | None = None,
     limit: int | None = None,
     above: tuple[Path, ...] = (),
+    resolve_schema: SchemaResolver | None = None,
 ) -> LoadedApplication:
     """Return the application that an ``app.yaml``, or Python, describes.
 
@@ -79,6 +89,7 @@ def build_application(
         tables: tables in memory, by the name of the file that they stand for.
         limit: take no more rows than this of each table of requests.
         above: files that this one is a part of.
+        resolve_schema: as in :func:`load_application`.
 
     Raises:
         InputError: naming file, field or line, and the remedy.
@@ -87,7 +98,7 @@ def build_application(
         raise InputError(f"{path}: applications: it contains itself")
     cluster = build_cluster(spec.cluster, f"{path}: cluster") if spec.cluster else None
     if not spec.applications:
-        app, sources = Assembly(spec, path, count_tokens, tables, limit).build()
+        app, sources = Assembly(spec, path, count_tokens, tables, limit, resolve_schema).build()
         return LoadedApplication(
             app,
             cluster,
@@ -110,6 +121,7 @@ def build_application(
                     count_tokens=count_tokens,
                     limit=limit,
                     above=(*above, path.resolve()),
+                    resolve_schema=resolve_schema,
                 )
             )
         elif bundled is None:
@@ -131,15 +143,19 @@ def build_application(
 
 def _sources(parts: list[LoadedApplication]) -> tuple[NodeSource, ...] | None:
     """Return the texts of all parts, or None if one has none."""
-    found: list[NodeSource] = []
+    models: list[NodeSource] = []
+    python: list[NodeSource] = []
+    total = sum(len(part.app.nodes) for part in parts)
     for part in parts:
         if part.sources is None:
             return None
-        first = len(found)
-        for source in part.sources:
-            branches = tuple(Branch(b.node + first, b.when) for b in source.branches)
-            found.append(replace(source, branches=branches))
-    return tuple(found)
+        num = len(part.app.nodes)
+        place = [len(models) + i for i in range(num)]
+        place += [total + len(python) + k for k in range(len(part.app.python))]
+        moved = [source.with_nodes(place) for source in part.sources]
+        models += moved[:num]
+        python += moved[num:]
+    return (*models, *python)
 
 
 def _lengths(parts: list[LoadedApplication]) -> tuple[Ints, ...] | None:

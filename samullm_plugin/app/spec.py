@@ -456,7 +456,7 @@ class NodeSection(NodeBase):
         "or is rejected by `check`, each time with another seed.",
     )
     retry_temperature: float = Field(
-        default=0.0, ge=0, description="What each retry adds to the temperature."
+        default=0.2, ge=0, description="What each retry adds to the temperature."
     )
     reject_rate: Probability = Field(
         default=0.05, description="Share of outputs expected to be rejected."
@@ -482,11 +482,6 @@ class NodeSection(NodeBase):
         return (self.model,) if isinstance(self.model, str) else tuple(self.model)
 
     @property
-    def samples(self) -> int:
-        """Return how many requests are made of each."""
-        return self.copies * self.n
-
-    @property
     def pools(self) -> bool:
         """Whether the model gives numbers instead of text."""
         return self.task in POOLING_TASKS
@@ -507,7 +502,7 @@ class NodeSection(NodeBase):
             raise ValueError("give copies or n, not both")
         if self.retries and self.output_schema is None and self.check is None:
             raise ValueError("retries: nothing can be rejected without output_schema or check")
-        if self.retry_temperature and not self.retries:
+        if "retry_temperature" in self.model_fields_set and not self.retries:
             raise ValueError("retry_temperature: there are no retries")
         if self.pair is not None and self.task != "score":
             raise ValueError("pair: only nodes of `task: score` compare two texts")

@@ -2,52 +2,114 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
 
 from samullm_plugin.app.bodies import has_media
 from samullm_plugin.app.drafts import Draft, NodeDraft
-from samullm_plugin.app.loaded import prompt_text, referenced, render
+from samullm_plugin.app.loaded import NodeSource, conversation, prompt_text
 from samullm_plugin.app.requests import (
     CHARACTERS_PER_TOKEN,
     RowError,
     TokenCounter,
     estimate_tokens,
 )
+from samullm_plugin.app.spec import NodeSection, PythonSection
+from samullm_plugin.app.templates import Output, referenced
 from samullm_plugin.checkpoints.tokenizing import WINDOW, OwnTokenizers
 from samullm_plugin.errors import InputError
-from samullm_plugin.model.application import RequestTable
+from samullm_plugin.model.application import PythonNode, RequestTable
+
+
+@dataclass(frozen=True, slots=True)
+class StandIn:
+    """What templates are tried with in place of an output.
+
+    Attributes:
+        node: whose output it is.
+        blank: as short as it may be; its tokens are not counted.
+        sample: one that looks like an output.
+        known: outputs are like the sample, because the user says so.
+    """
+
+    node: str
+    blank: Output
+    sample: Output
+    known: bool = False
+
+
+def python_node(node: NodeDraft) -> PythonNode:
+    """Return a Python node with its table."""
+    section = node.section
+    assert isinstance(section, PythonSection)
+    share = 1.0
+    if section.max is not None:
+        share = min(1.0, 1.0 / max(section.rate * section.max, 1.0))
+    if section.tokens is not None:
+        share = 0.0
+    tokens = np.full(len(node.requests), section.tokens or 0, np.int64)
+    table = _table(node, tokens, [1] * len(tokens))
+    return PythonNode(
+        node.name, table, node.num_calls, section.seconds, section.workers, share,
+        section.scope == "all",
+    )  # fmt: skip
+
+
+def _table(node: NodeDraft, prompts: object, limits: list[int]) -> RequestTable:
+    """Return a table with these lengths."""
+    requests = node.requests
+    waits = [w for r in requests for w in r.waits]
+    needed = np.array([w.needed for w in waits], bool)
+    table = RequestTable.of(
+        prompts,  # type: ignore[arg-type]  # lists and arrays
+        limits,
+        [[(w.node, w.request) for w in r.waits] for r in requests],
+        probability=np.array([0.0 if r.error else r.probability for r in requests]),
+        choice=np.array([r.choice for r in requests], np.int64),
+        gate=np.array([r.gate for r in requests], np.int64),
+        needed=needed if needed.any() else None,
+    )
+    table.input_in_prompt[:] = np.array([bool(w.label) for w in waits], bool)
+    return table
 
 
 def request_table(
-    node: NodeDraft, where: str, count_tokens: TokenCounter | None
+    node: NodeDraft,
+    source: NodeSource,
+    stand_ins: Mapping[str, StandIn],
+    where: str,
+    count_tokens: TokenCounter | None,
 ) -> tuple[RequestTable, list[str]]:
-    """Return a node's table, and remarks about its prompt lengths.
+    """Return the table of a model's node, and remarks about its prompt lengths.
 
     What is wrong with single requests is noted in them; they count as never taken.
+
+    Args:
+        node: the node.
+        source: its texts.
+        stand_ins: by the name of an input, what to try templates with.
+        where: file and field, for messages.
+        count_tokens: counts tokens where a tokenizer is at hand.
 
     Raises:
         InputError: if the node's limits or template are wrong.
     """
-    counting = _Counting(node, where, count_tokens)
+    assert node.model is not None
+    counting = _Counting(node, source, stand_ins, where, count_tokens)
     prompts: list[int] = []
     for first in range(0, len(node.requests), WINDOW):
         window = node.requests[first : first + WINDOW]
-        if isinstance(count_tokens, OwnTokenizers) and node.section.prompt is None:
+        if isinstance(count_tokens, OwnTokenizers) and not counting.written:
             texts = [prompt_text(r.fields) for r in window if r.error is None]
             count_tokens.prime(node.model, [t for t in texts if t])
         prompts += [_checked_tokens(node, r, counting) for r in window]
-    table = RequestTable.of(
-        prompts,
-        [1 if r.error else _max_tokens(node, r, where) for r in node.requests],
-        [[(w.node, w.request) for w in r.waits] for r in node.requests],
-        probability=np.array([0.0 if r.error else r.probability for r in node.requests]),
-        choice=np.array([r.choice for r in node.requests], np.int64),
-        gate=np.array([r.gate for r in node.requests], np.int64),
-        prefix_id=np.full(len(prompts), -1, np.int64),
-        prefix_tokens=np.array([_prefix_tokens(node, r) for r in node.requests], np.int64),
-    )
-    labels = [bool(w.label) for r in node.requests for w in r.waits]
-    table.input_in_prompt[:] = np.array(labels, bool)
+    limits = [1 if r.error else _max_tokens(node, r, where) for r in node.requests]
+    table = _table(node, prompts, limits)
+    lead = counting.lead_tokens()
+    own = [0 if r.error else _prefix_tokens(node, r) for r in node.requests]
+    table.prefix_tokens[:] = np.minimum(lead, prompts) if lead else own
     notes = []
     if counting.estimated:
         notes.append(
@@ -68,6 +130,7 @@ def _checked_tokens(node: NodeDraft, request: Draft, counting: _Counting) -> int
     Only a length that is known refuses a prompt as too long; an estimate is cut to what fits, and
     the engine decides.
     """
+    assert node.model is not None
     if request.error is not None:
         return 1
     before = counting.estimated
@@ -99,7 +162,9 @@ def _max_tokens(node: NodeDraft, request: Draft, where: str) -> int:
         values = request.line.values
         if values.max_tokens is not None:
             return values.max_tokens
-    limit = node.section.sampling_params.max_tokens
+    section = node.section
+    assert isinstance(section, NodeSection)
+    limit = 1 if section.pools else section.sampling_params.max_tokens
     if limit is None:
         raise InputError(
             f"{where}.sampling_params.max_tokens: missing, and request {request.id!r} has no "
@@ -113,44 +178,95 @@ def _prefix_tokens(node: NodeDraft, request: Draft) -> int:
     values = request.line.values if request.line else None
     if values and values.prefix_id is not None:
         return values.prefix_tokens
+    assert isinstance(node.section, NodeSection)
     return node.section.prefix_tokens
+
+
+def constant_lead(source: NodeSource) -> str:
+    """Return the text of the turns at the beginning that are the same in all conversations."""
+    texts = []
+    for role, template in source.turns:
+        if role == "history" or referenced(template):
+            break
+        texts.append(template)
+    return "\n".join(texts)
 
 
 class _Counting:
     """Counts the tokens of a node's prompts without upstream outputs."""
 
-    def __init__(self, node: NodeDraft, where: str, count_tokens: TokenCounter | None) -> None:
-        self.node, self.where, self.count_tokens = node, where, count_tokens
+    def __init__(
+        self,
+        node: NodeDraft,
+        source: NodeSource,
+        stand_ins: Mapping[str, StandIn],
+        where: str,
+        count_tokens: TokenCounter | None,
+    ) -> None:
+        assert isinstance(node.section, NodeSection)
+        assert node.model is not None
+        self.section, self.model, self.source = node.section, node.model, source
+        self.where, self.count_tokens = where, count_tokens
         self.estimated = self.too_long = 0
-        section = node.section
         self.labels = {w.label for r in node.requests for w in r.waits if w.label}
-        self.labels |= set(section.edges)
-        self.variables = (
-            referenced(section.prompt, f"{where}.prompt") if section.prompt is not None else set()
-        )
-        self._constant: int | None = section.template_tokens
-        if section.prompt is not None:
-            known = {"prompt", "previous", "inputs", *self.labels}
-            for request in [r for r in node.requests if r.error is None][:1]:
-                plain = {v for v in self.variables if "." not in v}
-                for name in sorted(plain - known - set(request.fields)):
-                    raise InputError(
-                        f"{where}.prompt: {{{{ {name} }}}} is neither a field of request "
-                        f"{request.id!r} nor an input; inputs: "
-                        f"{', '.join(sorted(self.labels)) or 'none'}"
-                    )
+        self.labels |= set(self.section.edges)
+        self.blank = {n: [stand_ins[n].blank] for n in self.labels if n in stand_ins}
+        self.sample = {n: [stand_ins[n].sample] for n in self.labels if n in stand_ins}
+        self.stand_ins = stand_ins
+        templates = [source.template] if source.template is not None else []
+        templates += [text for role, text in source.turns if role != "history"]
+        templates += [source.pair] if source.pair is not None else []
+        self.written = bool(templates)
+        self.variables: set[str] = set().union(*(referenced(t) for t in templates))
+        self._constant: int | None = self.section.template_tokens
+        good = [r for r in node.requests if r.error is None] if self.written else []
+        for request in good[:1]:
+            self._check(request)
+
+    def _check(self, request: Draft) -> None:
+        """Refuse templates that use what is not there, or fail on outputs as they may be."""
+        field = "messages" if self.source.turns else "prompt"
+        known = {"prompt", "previous", "inputs", *self.labels}
+        plain = {v for v in self.variables if "." not in v}
+        for name in sorted(plain - known - set(request.fields)):
+            raise InputError(
+                f"{self.where}.{field}: {{{{ {name} }}}} is neither a field of request "
+                f"{request.id!r} nor an input nor a node before; inputs: "
+                f"{', '.join(sorted(self.labels)) or 'none'}"
+            )
+        try:
+            conversation(self.source, request.fields, self.sample, f"{self.where}.{field}")
+        except InputError as error:
+            used = [n for n in sorted(self.labels & self.variables) if n in self.stand_ins]
+            if not used:
+                raise
+            if not any(self.stand_ins[n].known for n in used) and self._works_blank(request):
+                return
+            tried = "; ".join(f"{{{{ {n} }}}} was {str(self.sample[n][0])!r}" for n in used)
+            nodes = ", ".join(dict.fromkeys(self.stand_ins[n].node for n in used))
+            raise InputError(
+                f"{error} (tried with request {request.id!r}; {tried}; give `sample`, an output as "
+                f"it may be, on {nodes})"
+            ) from error
+
+    def _works_blank(self, request: Draft) -> bool:
+        try:
+            conversation(self.source, request.fields, self.blank, self.where)
+        except InputError:
+            return False
+        return True
 
     def prompt_tokens(self, request: Draft) -> int:
         """Return the tokens of one prompt, at least 1."""
-        section, values = self.node.section, request.line.values if request.line else None
+        section, values = self.section, request.line.values if request.line else None
         if values and values.prompt_token_ids:
             return len(values.prompt_token_ids)
         counted = self._own_count(request)
-        uses_own = "prompt" in self.variables if section.prompt else section.requests is not None
-        if section.prompt is None and section.requests is None:
+        uses_own = "prompt" in self.variables if self.written else section.requests is not None
+        if not self.written and section.requests is None:
             return max(section.template_tokens or 0, 1)
         media = has_media(request.fields.get("messages") or ())
-        if media and section.prompt is not None:
+        if media and self.source.template is not None:
             raise RowError("its messages hold images, audio or video, which no `prompt` can take")
         if uses_own and counted is None and not media and not prompt_text(request.fields):
             raise RowError(
@@ -158,10 +274,23 @@ class _Counting:
             )
         if counted is not None and (uses_own or not self.variables - self.labels):
             return max((counted if uses_own else 0) + self._template(request), 1)
-        blank: dict[str, list[str]] = {label: [] for label in self.labels}
-        text = render(section.prompt, request.fields, blank, uses_own, self.where)
-        extra = (section.template_tokens or 0) if section.prompt is None else 0
-        return max(self._count(text) + extra, 1)
+        extra = 0 if self.written else (section.template_tokens or 0)
+        return max(self._tried(request.fields) + extra, 1)
+
+    def lead_tokens(self) -> int:
+        """Return the tokens of the turns that all conversations begin with."""
+        text = constant_lead(self.source)
+        return self._count(text, estimates=0) if text else 0
+
+    def _tried(self, fields: Mapping[str, object], estimates: int = 1) -> int:
+        """Return the tokens of a prompt without those of outputs."""
+        try:
+            made = conversation(self.source, fields, self.blank, self.where)
+        except InputError:  # it takes something out of an output
+            made = conversation(self.source, fields, self.sample, self.where)
+            taken = sum(len(s[0]) for n, s in self.sample.items() if n in self.variables)
+            return max(self._count(_text(made), estimates) - estimate_tokens("x" * taken), 1)
+        return self._count(_text(made), estimates)
 
     def _own_count(self, request: Draft) -> int | None:
         """Return the tokens the line states for its own text."""
@@ -171,18 +300,20 @@ class _Counting:
         """Return the tokens that the template adds to a stated count, counted once."""
         if self._constant is None:
             self._constant = 0
-            if self.node.section.prompt is not None:
-                blank: dict[str, list[str]] = {label: [] for label in self.labels}
+            if self.written:
                 fields = {**request.fields, "prompt": "", "messages": ()}
-                text = render(self.node.section.prompt, fields, blank, True, self.where)
-                self._constant = self._count(text, estimates=0)
+                self._constant = self._tried(fields, estimates=0)
         return self._constant
 
     def _count(self, text: str, estimates: int = 1) -> int:
         """Return the tokens of a text, by a tokenizer if there is one."""
         if self.count_tokens is not None:
-            exact = self.count_tokens(self.node.model, text)
+            exact = self.count_tokens(self.model, text)
             if exact is not None:
                 return exact
         self.estimated += estimates
         return estimate_tokens(text)
+
+
+def _text(made: str | list[dict[str, object]]) -> str:
+    return made if isinstance(made, str) else "\n".join(str(m["content"]) for m in made)

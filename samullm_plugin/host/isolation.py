@@ -151,6 +151,11 @@ class IsolatedWorker:
             raise InputError(answer.failure.text)
         raise PluginError(f"{name} {answer.failure.text}")
 
+    def kill(self) -> None:
+        """End the child now; a call of another thread that waits for it has died."""
+        if (child := self._child) is not None:
+            _kill(child)
+
     def close(self) -> None:
         """End the child; the next call starts another."""
         with self._lock:

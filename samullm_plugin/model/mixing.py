@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from samullm_plugin.errors import InputError
-from samullm_plugin.model.application import Application, ModelNode, RequestTable
+from samullm_plugin.model.application import Application, ModelNode, PythonNode, RequestTable
 from samullm_plugin.model.types import Ints
 
 
@@ -30,23 +30,31 @@ def mix_applications(name: str, parts: Sequence[Application]) -> Application:
     if twice := next((n for n in names if names.count(n) > 1), None):
         raise InputError(f"application {name}: two of its applications are named {twice!r}")
     nodes: list[ModelNode] = []
+    python: list[PythonNode] = []
+    num_nodes = sum(len(part.nodes) for part in parts)
     offsets = {"choice": 0, "gate": 0, "prefix_id": 0}
     for part in parts:
-        first = len(nodes)
-        for node in part.nodes:
-            table = _shifted(node.requests, first, offsets)
-            fused = tuple(replace(p, name=f"{part.name}/{p.name}") for p in node.fused)
+        place = np.array(
+            [len(nodes) + i for i in range(len(part.nodes))]
+            + [num_nodes + len(python) + k for k in range(len(part.python))]
+        )
+        for node in part.all_nodes:
+            table = _shifted(node.requests, place, offsets)
             own = f"{part.name}/{node.name}"
+            if isinstance(node, PythonNode):
+                python.append(replace(node, name=own, requests=table))
+                continue
+            fused = tuple(replace(p, name=f"{part.name}/{p.name}") for p in node.fused)
             nodes.append(replace(node, name=own, requests=table, fused=fused))
         for field in offsets:
-            ids = [getattr(n.requests, field) for n in part.nodes]
+            ids = [getattr(n.requests, field) for n in part.all_nodes]
             top = max((int(i.max(initial=-1)) for i in ids if i is not None), default=-1)
             offsets[field] += top + 1
     notes = tuple(f"{part.name}: {note}" for part in parts for note in part.notes)
-    return Application(name, tuple(nodes), notes)
+    return Application(name, tuple(nodes), notes, tuple(python))
 
 
-def _shifted(table: RequestTable, first_node: int, offsets: dict[str, int]) -> RequestTable:
+def _shifted(table: RequestTable, place: Ints, offsets: dict[str, int]) -> RequestTable:
     """Return the table with node indices and shared ids moved out of the other parts' way."""
 
     def moved(ids: Ints, by: int) -> Ints:
@@ -54,7 +62,7 @@ def _shifted(table: RequestTable, first_node: int, offsets: dict[str, int]) -> R
 
     return replace(
         table,
-        input_node=table.input_node + first_node,
+        input_node=place[table.input_node],
         choice=moved(table.choice, offsets["choice"]),
         prefix_id=moved(table.prefix_id, offsets["prefix_id"]),
         gate=None if table.gate is None else moved(table.gate, offsets["gate"]),

@@ -18,12 +18,12 @@ def program_ids(app: Application) -> tuple[Ints, ...]:
     Returns:
         Per node, shape ``(n,)``.
     """
-    sizes = [len(n.requests) for n in app.nodes]
+    sizes = [len(n.requests) for n in app.all_nodes]
     first = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     label = np.arange(first[-1])
     edges = [
         (first[i] + n.requests.input_row, first[n.requests.input_node] + n.requests.input_request)
-        for i, n in enumerate(app.nodes)
+        for i, n in enumerate(app.all_nodes)
         if len(n.requests.input_node)
     ]
     if edges:
@@ -51,9 +51,9 @@ def tokens_before(app: Application, lengths: LengthScenario) -> tuple[Ints, ...]
     Returns:
         Per node, shape ``(n,)``.
     """
-    before: list[Ints] = [np.zeros(len(n.requests), np.int64) for n in app.nodes]
-    for i in app.order:
-        table, rows = app.nodes[i].requests, app.nodes[i].requests.input_row
+    before: list[Ints] = [np.zeros(len(n.requests), np.int64) for n in app.all_nodes]
+    for i in app.full_order:
+        table, rows = app.all_nodes[i].requests, app.all_nodes[i].requests.input_row
         own = table.input_node == i
         for source in np.unique(table.input_node[~own]):
             part = table.input_node == source

@@ -12,6 +12,7 @@ from samullm_plugin.app.requests import TokenCounter
 from samullm_plugin.checkpoints.tokenizing import OwnTokenizers
 from samullm_plugin.errors import InputError
 from samullm_plugin.host.manager import PluginHost
+from samullm_plugin.planning.user_functions import check_functions, resolve_schema
 
 
 def find_application(
@@ -40,7 +41,15 @@ def find_application(
 
     if looks_like_file(name) or Path(name).is_file():
         counter = OwnTokenizers() if count_tokens is None else count_tokens
-        return load_application(Path(name), bundled=bundled, count_tokens=counter, limit=limit)
+        loaded = load_application(
+            Path(name),
+            bundled=bundled,
+            count_tokens=counter,
+            limit=limit,
+            resolve_schema=resolve_schema,
+        )
+        check_functions(loaded)
+        return loaded
     if limit is not None:
         raise InputError(
             f"--limit: {name} is a bundled application and has no table; give it fewer requests by "

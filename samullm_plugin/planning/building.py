@@ -21,7 +21,12 @@ from samullm_plugin.model.application import (
 from samullm_plugin.model.cluster import Cluster, Gpu
 from samullm_plugin.model.costs import ModeCosts
 from samullm_plugin.model.problem import ModeKey, Problem
-from samullm_plugin.model.scenarios import LengthScenario, draw_taken, make_scenario
+from samullm_plugin.model.scenarios import (
+    LengthScenario,
+    draw_taken,
+    entering_tokens,
+    make_scenario,
+)
 from samullm_plugin.model.types import Bools, Ints
 
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
@@ -108,8 +113,17 @@ def sample_outputs(
         rng: its randomness.
         taken: per node which requests are needed; None: all.
     """
-    outputs = [np.zeros(len(n.requests), np.int64) for n in app.nodes]
-    for i in app.order:
+    outputs = [np.zeros(len(n.requests), np.int64) for n in app.all_nodes]
+    for i in app.full_order:
+        if i >= len(app.nodes):
+            python, rows = app.python[i - len(app.nodes)], np.arange(len(outputs[i]))
+            entering = entering_tokens(app, i, outputs)
+            calls = np.arange(python.num_calls)
+            outputs[i][calls] = python.value_tokens(calls, entering[calls])
+            outputs[i] = python.value_tokens(rows, entering_tokens(app, i, outputs))
+            if taken is not None:
+                outputs[i][~taken[i]] = 0
+            continue
         node = app.nodes[i]
         mask = np.ones(len(node.requests), bool) if taken is None else taken[i]
         for part in node.parts:
@@ -118,7 +132,7 @@ def sample_outputs(
                 prompts = _prompts(app, i, outputs)[part.rows]
                 sampled = _sample_part(node, part, prompts, estimator, rng)
                 outputs[i][part.rows] = np.where(mask[part.rows], sampled, 0)
-    return tuple(np.maximum(o, 1) for o in outputs)
+    return tuple(np.maximum(o, 1) for o in outputs[: len(app.nodes)])
 
 
 def _is_chain(table: RequestTable, i: int, part: NodePart) -> bool:
@@ -130,12 +144,7 @@ def _is_chain(table: RequestTable, i: int, part: NodePart) -> bool:
 
 def _prompts(app: Application, i: int, outputs: Sequence[Ints]) -> Ints:
     """Return the prompt lengths of node ``i`` as far as its inputs have been sampled."""
-    table = app.nodes[i].requests
-    prompts = table.prompt_tokens.copy()
-    for source in np.unique(table.input_node):
-        part = (table.input_node == source) & table.input_in_prompt
-        added = outputs[source][table.input_request[part]]
-        np.add.at(prompts, table.input_row[part], added)
+    prompts = app.nodes[i].requests.prompt_tokens + entering_tokens(app, i, outputs)
     fitting: Ints = np.minimum(prompts, app.nodes[i].model.max_model_len - 1)
     return fitting
 

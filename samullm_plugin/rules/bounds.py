@@ -23,6 +23,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from samullm_plugin.model.application import PythonNode
 from samullm_plugin.model.costs import ModeCosts
 from samullm_plugin.model.engine_config import EngineConfig
 from samullm_plugin.model.latency import StepLatency
@@ -283,13 +284,16 @@ def _unit_costs(size: int, latency: StepLatency, config: EngineConfig) -> list[F
 def _critical_path_s(problem: Problem, scenario: LengthScenario) -> float:
     """Return when the last request can finish at the earliest, devices being unlimited."""
     app = problem.app
-    finish: list[Floats] = [np.empty(0)] * len(app.nodes)
-    for i in app.order:
-        table = app.nodes[i].requests
-        modes = _modes(problem, i)
-        load = min(problem.load_s(costs) for _, costs, _ in modes)
-        alone = np.min([_alone_s(scenario, i, c.latency, e) for _, c, e in modes], axis=0)
+    finish: list[Floats] = [np.empty(0)] * len(app.all_nodes)
+    for i in app.full_order:
+        node, table = app.all_nodes[i], app.all_nodes[i].requests
         taken = scenario.output_tokens[i] > 0
+        if isinstance(node, PythonNode):
+            load, alone = 0.0, np.where(np.arange(len(table)) < node.num_calls, node.seconds, 0.0)
+        else:
+            modes = _modes(problem, i)
+            load = min(problem.load_s(costs) for _, costs, _ in modes)
+            alone = np.min([_alone_s(scenario, i, c.latency, e) for _, c, e in modes], axis=0)
         ready = np.where(taken, load, 0.0)
         own = table.input_node == i
         outside = np.flatnonzero(~own)

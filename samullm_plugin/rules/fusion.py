@@ -34,7 +34,7 @@ class Fused:
     def joined(self, arrays: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], ...]:
         """Return by new node what ``arrays`` hold by old node, a value per request."""
         found = []
-        for i in range(len(self.app.nodes)):
+        for i in range(len(self.app.all_nodes)):
             mine = [k for k in range(len(self.node)) if self.node[k] == i]
             mine.sort(key=lambda k: self.offset[k])
             found.append(np.concatenate([arrays[k] for k in mine]))
@@ -115,8 +115,11 @@ def _fuse(
         for i in members[head]:
             node[i], offset[i] = k, start
             start += len(app.nodes[i].requests)
+    node += range(len(heads), len(heads) + len(app.python))
+    offset += [0] * len(app.python)
     nodes = tuple(_fused(app, members[h], node, offset, names.get(h)) for h in heads)
-    return Fused(Application(app.name, nodes, app.notes), tuple(node), tuple(offset))
+    python = tuple(replace(p, requests=_renumbered(p.requests, node, offset)) for p in app.python)
+    return Fused(Application(app.name, nodes, app.notes, python), tuple(node), tuple(offset))
 
 
 @dataclass(slots=True)
@@ -163,6 +166,8 @@ def _join(
             continue
         if not before - {head} <= groups[head].upstream:
             continue
+        if app.through_python[i] & set(groups[head].members):
+            continue  # it would wait for a Python node that waits for it
         group = groups[head].with_node(app, i)
         even = 2 * num_devices * group.chains.most_beside <= len(group.chains)
         if even or num_devices == 1:
@@ -196,11 +201,15 @@ def _fused(
     tables = [_renumbered(app.nodes[i].requests, node, offset) for i in members]
     if len(tables) == 1:
         return replace(first, requests=tables[0])
-    gates = [t.gate for t in tables]
-    gate = None
-    if any(g is not None for g in gates):
-        gate = np.concatenate(
-            [np.full(len(t), -1) if g is None else g for t, g in zip(tables, gates, strict=True)]
+    gate = needed = None
+    if any(t.gate is not None for t in tables):
+        gate = np.concatenate([np.full(len(t), -1) if t.gate is None else t.gate for t in tables])
+    if any(t.input_needed is not None for t in tables):
+        needed = np.concatenate(
+            [
+                np.zeros(len(t.input_node), bool) if t.input_needed is None else t.input_needed
+                for t in tables
+            ]
         )
     counts = np.concatenate([np.diff(t.input_indptr) for t in tables])
 
@@ -219,6 +228,7 @@ def _fused(
         probability=joined(lambda t: t.probability),
         choice=joined(lambda t: t.choice),
         gate=gate,
+        input_needed=needed,
     )
     parts = tuple(
         replace(p, start=p.start + offset[i], stop=p.stop + offset[i])

@@ -38,6 +38,9 @@ from samullm_plugin.simulator.runs import PolicyCall
 UNFORESEEN_S = 1e9
 """Arrival that request policies are told of requests whose inputs are not there yet."""
 
+CALL_WAIT_S = 0.01
+"""The same while Python functions are being called."""
+
 FIRST_LOAD_EVERY_S = 0.5
 LOADS_NOTED = 256
 """After so many notes of the load, every second one is left out; so there are at most so many per
@@ -114,7 +117,7 @@ class Coordinator:
         self.drained = False
         self.stopped: str | None = None
         self.options = options or RunOptions()
-        self.queue = RequestQueue(self.ledger, source, log, resume.moved, reuse)
+        self.queue = RequestQueue(self.ledger, source, log, resume.moved, reuse, resume.rejected)
         self._source, self._policy = source, policy
         self._replanner = replanner
         self._calibrator = calibrator
@@ -169,6 +172,7 @@ class Coordinator:
         try:
             self._run()
         finally:
+            self.queue.calls.close()
             if self._replanner is not None:
                 self._replanner.end()
 
@@ -191,8 +195,8 @@ class Coordinator:
                 break
             self._dispatch()
             self._note_load()
-            events = self.executor.poll(wait_s)
-            if not events and self.executor.virtual_clock:
+            events = self.executor.poll(self._wait_s(wait_s))
+            if not events and self.executor.virtual_clock and not self.queue.calls.busy:
                 raise RunError("the run cannot go on: nothing runs, and requests are left")
             self._take(events)
         for node in list(self.engines.deployments):
@@ -200,6 +204,15 @@ class Coordinator:
         self.engines.prepare((), self.now_s())
         self._stages.end(self.now_s(), self._finished())
         self.log.flush()
+
+    def _wait_s(self, longest_s: float) -> float:
+        """Return how long to wait for the engines: not beyond the end of a call."""
+        calls = self.queue.calls
+        if not calls.busy:
+            return longest_s
+        if not self.executor.virtual_clock:
+            longest_s = min(longest_s, CALL_WAIT_S)
+        return max(0.0, min(longest_s, calls.next_s() - self.now_s()))
 
     def _note_load(self) -> None:
         """Note now and then how much is running and waiting; ever less often in a long run."""
@@ -248,6 +261,7 @@ class Coordinator:
                     self._calibrator.add_start(deployment.node, key, time_s - replica.started_s)
             else:
                 self._replace(deployment, replica, event.reason, time_s)
+        self.queue.end_calls(self.now_s())
         end = self.plan.stages[self.rule.stage].end
         if end.kind == "node_progress":
             self._update_rule()
@@ -346,10 +360,12 @@ class Coordinator:
         """Stop and start engines; return whether another stage is current now."""
         self.queue.changed = False
         before, stalled = self.rule.stage, False
-        while not self.ledger.all_settled:
+        while True:
             for node in [i for i in self.engines.deployments if self.ledger.settled(i)]:
                 self._stop(node)
             self._update_rule()
+            if len(self.rule.finished) == len(self._names):
+                break  # what is left is for Python nodes
             stuck = stalled and self.rule.stage == len(self.plan.stages) - 1
             move = next_transition(
                 self.plan, self.problem.cluster, self._upstreams, self.rule, stalled=stalled
@@ -402,9 +418,10 @@ class Coordinator:
         if self._late:
             return True
         running = set(self.engines.deployments)
-        untaken = [self._source.untaken(i) for i in range(len(self._names))]
+        untaken = [self._source.untaken(i) for i in range(len(self._app.all_nodes))]
         foreseen = self.ledger.foreseen(running, untaken)
-        if any(f.all() and not self.ledger.settled(i) for i, f in enumerate(foreseen)):
+        mine = range(len(self._names))
+        if any(foreseen[i].all() and not self.ledger.settled(i) for i in mine):
             return True
         end = self.plan.stages[self.rule.stage].end
         if end.kind != "node_progress" or end.node is None:

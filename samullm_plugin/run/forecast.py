@@ -11,7 +11,7 @@ from samullm_plugin.errors import SamullmError
 from samullm_plugin.files import read_json
 from samullm_plugin.host.interfaces.executor import Executor
 from samullm_plugin.host.interfaces.length import LengthEstimator
-from samullm_plugin.model.application import Application
+from samullm_plugin.model.application import Application, ModelNode, PythonNode
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.result import EngineSegment, PlanTrace
 from samullm_plugin.planning.records import read_record, to_record
@@ -94,12 +94,12 @@ def forecast_nodes(app: Application, trace: PlanTrace | None) -> tuple[ForecastN
     return tuple(
         ForecastNode(
             part.name,
-            node.model.name,
+            "" if isinstance(node, PythonNode) else node.model.name,
             len(part),
-            node.name if node.fused else "",
+            node.name if isinstance(node, ModelNode) and node.fused else "",
             None if trace is None else float(trace.finish_s[i][part.rows].max()),
         )
-        for i, node in enumerate(app.nodes)
+        for i, node in enumerate(app.all_nodes)
         for part in node.parts
     )
 

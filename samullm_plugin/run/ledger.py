@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +42,8 @@ class Result:
         stop_reason: stop string or token that ended it.
         logprobs: of each generated token, if asked for.
         prompt_logprobs: of each token of its prompt, if asked for; the first has none.
+        value: what a Python function returned, or a check of the output.
+        seconds: that a function took.
     """
 
     num_tokens: int = 0
@@ -52,6 +55,17 @@ class Result:
     stop_reason: int | str | None = None
     logprobs: tuple[PositionLogprobs, ...] | None = None
     prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
+    value: Any = None
+    seconds: float | None = None
+
+
+def is_call(app: Application, request: RequestId) -> bool:
+    """Return whether a request is a call of a Python node whose values are told by its rows."""
+    k = request[0] - len(app.nodes)
+    if k < 0:
+        return False
+    node = app.python[k]
+    return request[1] < node.num_calls < len(node.requests)
 
 
 class Ledger:
@@ -68,12 +82,12 @@ class Ledger:
     def __init__(self, app: Application) -> None:
         """Begin with every request waiting."""
         self.app = app
-        sizes = [len(n.requests) for n in app.nodes]
+        sizes = [len(n.requests) for n in app.all_nodes]
         self.status = [np.zeros(n, np.int8) for n in sizes]
         self.generated = [np.zeros(n, np.int64) for n in sizes]
         self.finish_s = [np.full(n, np.inf) for n in sizes]
         self.results: dict[RequestId, Result] = {}
-        self._open = [np.diff(n.requests.input_indptr).astype(np.int64) for n in app.nodes]
+        self._open = [np.diff(n.requests.input_indptr).astype(np.int64) for n in app.all_nodes]
         self._unsettled = list(sizes)
         self._dependents = _dependents(app)
 
@@ -85,10 +99,22 @@ class Ledger:
 
     def inputs(self, request: RequestId) -> list[RequestId]:
         """Return the requests whose outputs a request waits for, in the table's order."""
-        table = self.app.nodes[request[0]].requests
+        table = self.app.all_nodes[request[0]].requests
         part = slice(table.input_indptr[request[1]], table.input_indptr[request[1] + 1])
         nodes, requests = table.input_node[part].tolist(), table.input_request[part].tolist()
         return list(zip(nodes, requests, strict=True))
+
+    def lacks(self, request: RequestId) -> bool:
+        """Return whether an input that a request needs was not taken."""
+        table = self.app.all_nodes[request[0]].requests
+        if table.input_needed is None:
+            return False
+        start, stop = table.input_indptr[request[1] : request[1] + 2].tolist()
+        return any(
+            table.input_needed[k]
+            and self.status[table.input_node[k]][table.input_request[k]] == Status.SKIPPED
+            for k in range(start, stop)
+        )
 
     def settle(
         self, request: RequestId, status: Status, time_s: float, result: Result
@@ -113,20 +139,42 @@ class Ledger:
                 complete.append((i, q))
         return complete
 
+    def rows_settled(self, call: RequestId) -> bool:
+        """Return whether all rows behind a call are settled."""
+        indptr, nodes, requests = self._dependents[call[0]]
+        return all(
+            self.status[call[0]][requests[k]] >= Status.FINISHED
+            for k in range(indptr[call[1]], indptr[call[1] + 1])
+            if nodes[k] == call[0]
+        )
+
     def reopen_failed(self) -> int:
-        """Make every failed request wait for its inputs again; return how many there were."""
-        count = 0
-        for node, status in enumerate(self.status):
+        """Make every failed request wait for its inputs again; return how many there were.
+
+        So do requests that were left out because of one: rows of a call that failed, and what
+        waited for them.
+        """
+        failed = [
+            (node, r)
+            for node, status in enumerate(self.status)
+            for r in np.flatnonzero(status == Status.FAILED).tolist()
+        ]
+        waiting = list(failed)
+        while waiting:
+            node, r = waiting.pop()
+            if self.status[node][r] == Status.WAITING:
+                continue
+            self.status[node][r] = Status.WAITING
+            self.finish_s[node][r], self.generated[node][r] = np.inf, 0
+            self.results.pop((node, r), None)
+            self._unsettled[node] += 1
             indptr, nodes, requests = self._dependents[node]
-            for r in np.flatnonzero(status == Status.FAILED).tolist():
-                status[r] = Status.WAITING
-                self.finish_s[node][r], self.generated[node][r] = np.inf, 0
-                self.results.pop((node, r), None)
-                self._unsettled[node] += 1
-                count += 1
-                for k in range(indptr[r], indptr[r + 1]):
-                    self._open[int(nodes[k])][int(requests[k])] += 1
-        return count
+            for k in range(indptr[r], indptr[r + 1]):
+                i, q = int(nodes[k]), int(requests[k])
+                self._open[i][q] += 1
+                if self.status[i][q] == Status.SKIPPED:
+                    waiting.append((i, q))
+        return len(failed)
 
     def settled(self, node: int) -> bool:
         """Return whether all requests of a node are settled."""
@@ -152,12 +200,12 @@ class Ledger:
             running: nodes with engines.
             untaken: per node which requests are known to be left out; they settle by themselves.
         """
-        found: list[Bools] = [np.zeros(0, bool)] * len(self.app.nodes)
-        for i in self.app.order:
-            table = self.app.nodes[i].requests
+        found: list[Bools] = [np.zeros(0, bool)] * len(self.app.all_nodes)
+        for i in self.app.full_order:
+            table, python = self.app.all_nodes[i].requests, i >= len(self.app.nodes)
             done = self.status[i] >= Status.FINISHED
             left_out = untaken[i]
-            able = np.ones(len(table), bool) if i in running else np.zeros(len(table), bool)
+            able = np.full(len(table), i in running or python)
             if left_out is not None:
                 able |= left_out
             rows, own = table.input_row, table.input_node == i
@@ -175,7 +223,7 @@ class Ledger:
 def _dependents(app: Application) -> list[tuple[list[int], Ints, Ints]]:
     """Return per node and request who waits for it: starts, nodes and requests."""
     rows = [np.empty(0, np.int64)] * 4
-    for i, node in enumerate(app.nodes):
+    for i, node in enumerate(app.all_nodes):
         table = node.requests
         columns = (
             table.input_node,
@@ -186,7 +234,7 @@ def _dependents(app: Application) -> list[tuple[list[int], Ints, Ints]]:
         rows = [np.concatenate(pair) for pair in zip(rows, columns, strict=True)]
     source, request, target, target_request = rows
     result = []
-    for i, node in enumerate(app.nodes):
+    for i, node in enumerate(app.all_nodes):
         mine = np.flatnonzero(source == i)
         mine = mine[np.argsort(request[mine], kind="stable")]
         counts = np.bincount(request[mine], minlength=len(node.requests))

@@ -11,7 +11,7 @@ from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.plan import Plan, Stage
 from samullm_plugin.run.journal import Journal
 
-BULKY = ("text", "token_ids", "prompt_token_ids", "logprobs", "prompt_logprobs")
+BULKY = ("text", "token_ids", "prompt_token_ids", "logprobs", "prompt_logprobs", "value")
 """Fields that are written to the journal but not kept in memory."""
 
 

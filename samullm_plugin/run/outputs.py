@@ -8,7 +8,7 @@ import numpy as np
 
 from samullm_plugin.app.batch import BatchOutput, batch_line
 from samullm_plugin.files import to_json
-from samullm_plugin.model.application import NodePart
+from samullm_plugin.model.application import NodePart, PythonNode
 from samullm_plugin.run.ledger import Ledger, Status
 from samullm_plugin.run.prompts import PromptBuilder
 from samullm_plugin.run.rundir import RunDirectory
@@ -36,8 +36,12 @@ def write_outputs(
 
 def _lines(node: int, part: NodePart, ledger: Ledger, source: PromptBuilder) -> Iterator[bytes]:
     """Yield the lines of a node's outputs; outputs that one line asked for are its choices."""
-    model = ledger.app.nodes[node].model.name
-    status = ledger.status[node][part.rows]
+    served = ledger.app.all_nodes[node]
+    model = "" if isinstance(served, PythonNode) else served.model.name
+    status = ledger.status[node][part.rows].copy()
+    if isinstance(served, PythonNode) and served.num_calls < len(served.requests):
+        calls = status[: served.num_calls]  # their rows tell what they gave
+        calls[calls == Status.FINISHED] = Status.SKIPPED
     first, outputs = 0, list[BatchOutput]()
     for r in np.flatnonzero((status == Status.FINISHED) | (status == Status.FAILED)).tolist():
         if outputs and not source.sample(part.name, r):
@@ -56,6 +60,7 @@ def _lines(node: int, part: NodePart, ledger: Ledger, source: PromptBuilder) -> 
                 result.stop_reason,
                 result.logprobs,
                 result.prompt_logprobs,
+                result.value,
             )
         )
     if outputs:

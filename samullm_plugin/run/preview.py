@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from samullm_plugin.app.loaded import LoadedApplication
+from samullm_plugin.app.loaded import LoadedApplication, NodeSource
 from samullm_plugin.app.requests import estimate_tokens
+from samullm_plugin.app.templates import text_of
 from samullm_plugin.checkpoints.token_counts import count_prompt_tokens
 from samullm_plugin.errors import InputError, suggest
 from samullm_plugin.host.interfaces.executor import RequestOutput
 from samullm_plugin.host.interfaces.observer import RunInfo
 from samullm_plugin.run.ledger import Ledger, Status
 from samullm_plugin.run.log import RunLog
-from samullm_plugin.run.prompts import Prompt, Refused, TextPrompts
+from samullm_plugin.run.prompts import Prepared, Prompt, Refused, TextPrompts
 from samullm_plugin.run.request_queue import RequestQueue
 
 
@@ -68,8 +70,8 @@ def with_stand_ins(
     """
     app = loaded.app
     sources = tuple(
-        source if _sample(samples, node.name) else replace(source, keep=None, branches=())
-        for node, source in zip(app.nodes, loaded.sources or (), strict=True)
+        source if _sample(samples, node.name) else _opened(source)
+        for node, source in zip(app.all_nodes, loaded.sources or (), strict=True)
     )
     loaded = replace(loaded, sources=sources)
     ledger = Ledger(app)
@@ -81,13 +83,30 @@ def with_stand_ins(
         going_on = False
         for i, node in enumerate(app.nodes):
             for request in queue.take_queue(i) if queue.queued(i) else ():
-                text = _sample(samples, node.name) or f"⟨output of {node.name}⟩"
+                text = _sample(samples, node.name) or _stand_in(sources[i], node.name)
                 output = RequestOutput(
                     request.request, estimate_tokens(text), text=text, finish_reason="stop"
                 )
                 queue.finish((i, request.request), output, 0.0)
                 going_on = True
+        if queue.calls.busy:  # functions are called as in a run
+            time.sleep(0.01)
+            queue.end_calls(0.0)
+            going_on = True
+    queue.calls.close()
     return loaded, ledger
+
+
+def _opened(source: NodeSource) -> NodeSource:
+    """Return a node that lets everything pass and accepts every output."""
+    return replace(source, keep=None, branches=(), check=None, retries=0)
+
+
+def _stand_in(source: NodeSource, name: str) -> str:
+    """Return an output: one that follows the node's schema, or one that names the node."""
+    if source.schema is None:
+        return f"⟨output of {name}⟩"
+    return text_of(source.schema.example())
 
 
 def _sample(samples: Mapping[str, str], node: str) -> str | None:
@@ -113,7 +132,7 @@ def previewed(
     """
     app, prompts = loaded.app, TextPrompts(loaded)
     assert loaded.sources is not None
-    names = [n.name for n in app.nodes]
+    names = [n.name for n in app.all_nodes]
     if node is not None and node not in {*names, *(n.rpartition(".")[0] for n in names)}:
         raise InputError(
             f"--node: there is no node {node!r}{suggest(node, names) or '; nodes: '}"
@@ -160,13 +179,11 @@ def _settled(ledger: Ledger, waits: Sequence[tuple[int, int]]) -> bool:
     return all(s >= Status.FINISHED for s in states) and Status.FAILED not in states
 
 
-def _with_prompt(
-    known: PreviewedRequest, made: Prompt | Refused | None, place: str
-) -> PreviewedRequest:
+def _with_prompt(known: PreviewedRequest, made: Prepared, place: str) -> PreviewedRequest:
     """Return a request with its prompt and the tokens of that."""
     if isinstance(made, Refused):
         return replace(known, status="failed", error=made.reason)
-    if made is None or known.status == "skipped":
+    if not isinstance(made, Prompt) or known.status == "skipped":
         return known
     if made.token_ids is not None:
         tokens, exact = len(made.token_ids), True

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
-from samullm_plugin.app.loaded import LoadedApplication
-from samullm_plugin.errors import InputError
+from samullm_plugin.app.expressions import ExpressionError
+from samullm_plugin.app.functions import Function, Row
+from samullm_plugin.app.loaded import LoadedApplication, PythonCall
+from samullm_plugin.app.requests import estimate_tokens
+from samullm_plugin.app.templates import Output, text_of
+from samullm_plugin.errors import InputError, Reject
 from samullm_plugin.model.application import Application
 from samullm_plugin.model.scenarios import LengthScenario
 from samullm_plugin.model.types import Bools
 from samullm_plugin.run.ledger import Ledger, RequestId, Result, Status
+from samullm_plugin.run.python_calls import Call, CallRunner, ImitatedCalls, WorkerCalls
+from samullm_plugin.run.row_values import RowValues
 from samullm_plugin.run.user_nodes import UserNodes
 
 
@@ -49,16 +56,53 @@ class Refused:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A request whose result is there without an engine or a call.
+
+    Attributes:
+        value: its value; None in imitations.
+        num_tokens: of the value in prompts.
+    """
+
+    value: Any
+    num_tokens: int
+
+
+Prepared = Prompt | Call | Given | Refused | None
+"""What is to be done for a request; None: it is not taken."""
+
+
 class PromptBuilder(ABC):
     """Makes prompts from what is in the ledger."""
 
     @abstractmethod
-    def prepare(self, request: RequestId, ledger: Ledger) -> Prompt | Refused | None:
+    def prepare(self, request: RequestId, ledger: Ledger) -> Prepared:
         """Return the prompt of a request whose inputs are all settled and did not fail.
 
         Returns:
             None if the request is not taken: a router chose another or a filter dropped it.
         """
+
+    def call_runner(self) -> CallRunner:
+        """Return what runs the calls of Python nodes."""
+        return ImitatedCalls()
+
+    def judge(self, request: RequestId, result: Result, ledger: Ledger) -> str | Call | None:
+        """Return why an output is rejected, or a call that is to decide; None: it is accepted."""
+        del request, result, ledger
+        return None
+
+    def again(self, request: RequestId, prompt: Prompt, attempt: int) -> Prompt | None:
+        """Return how a rejected request is asked again; None: it is not.
+
+        Args:
+            request: as it is planned.
+            prompt: as it was asked first.
+            attempt: how often it was rejected.
+        """
+        del request, prompt, attempt
+        return None
 
     def untaken(self, node: int) -> Bools | None:
         """Return which requests are known beforehand not to be taken; None if nobody knows."""
@@ -117,12 +161,17 @@ class LengthPrompts(PromptBuilder):
         self._truth = truth
         self._untaken: list[Bools] = [np.asarray(o == 0) for o in truth.output_tokens]
 
-    def prepare(self, request: RequestId, ledger: Ledger) -> Prompt | Refused | None:
+    def prepare(self, request: RequestId, ledger: Ledger) -> Prepared:
         """Return the lengths of a request, the outputs of its inputs included."""
         node, r = request
         output = int(self._truth.output_tokens[node][r])
         if output == 0:
             return None
+        if node >= len(ledger.app.nodes):
+            python = ledger.app.python[node - len(ledger.app.nodes)]
+            if r < python.num_calls:
+                return Call(workers=python.workers, seconds=python.seconds, value=output)
+            return Given(None, output)
         table, model = ledger.app.nodes[node].requests, ledger.app.nodes[node].model
         part = slice(table.input_indptr[r], table.input_indptr[r + 1])
         tokens = int(table.prompt_tokens[r])
@@ -155,7 +204,7 @@ class TokenPrompts(LengthPrompts):
         super().__init__(truth)
         self._seed = seed
 
-    def prepare(self, request: RequestId, ledger: Ledger) -> Prompt | Refused | None:
+    def prepare(self, request: RequestId, ledger: Ledger) -> Prepared:
         """Return a request whose prompt holds its own random tokens, then its inputs' outputs."""
         prompt = super().prepare(request, ledger)
         if not isinstance(prompt, Prompt):
@@ -205,7 +254,8 @@ class TextPrompts(PromptBuilder):
             )
         self._loaded, self._sources = loaded, loaded.sources
         self._users = UserNodes(loaded.app if app is None else app)
-        self._names = [n.name for n in loaded.app.nodes]
+        self._names = [n.name for n in loaded.app.all_nodes]
+        self._rows = RowValues(loaded, self._planned)
         self._index = {name: i for i, name in enumerate(self._names)}
 
     # From here on, requests are named as the user wrote them where nothing else is said.
@@ -223,12 +273,7 @@ class TextPrompts(PromptBuilder):
         node, r = self._written(planned)
         return self._sources[node].refused.get(r)
 
-    def _output(self, request: RequestId, ledger: Ledger) -> Result | None:
-        """Return what a request generated; None if it has not finished."""
-        i, q = self._planned(request)
-        return ledger.results[i, q] if ledger.status[i][q] == Status.FINISHED else None
-
-    def prepare(self, request: RequestId, ledger: Ledger) -> Prompt | Refused | None:
+    def prepare(self, request: RequestId, ledger: Ledger) -> Prepared:
         """Return a request with the outputs it waited for in its template's places.
 
         Args:
@@ -236,32 +281,131 @@ class TextPrompts(PromptBuilder):
             ledger: the results.
         """
         node, r = self._written(request)
-        if (why := self._sources[node].refused.get(r)) is not None:
-            return Refused(why)
-        inputs = [self._written(planned) for planned in ledger.inputs(request)]
-        dropped = self._dropped(inputs, ledger)
-        for s in {i for i, _ in inputs}:
-            source = self._sources[s]
-            mine = [q for i, q in inputs if i == s]
-            if source.keep is not None and all((s, q) in dropped for q in mine):
-                return None
-            if node in {b.node for b in source.branches}:
-                chosen = self._chosen((s, mine[0]), ledger)
+        source = self._sources[node]
+        if r in source.refused:
+            return Refused(source.refused[r])
+        if source.call is not None and r >= source.call.num_calls:
+            return self._row_of_call((node, r), request, ledger)
+        if source.call is not None and source.call.scope == "all":
+            return self._call_of_all(node, source.call, ledger)
+        try:
+            outputs = self._inputs((node, r), ledger)
+        except ExpressionError as error:
+            return Refused(str(error))
+        if outputs is None or isinstance(outputs, Refused):
+            return outputs
+        if source.call is not None:
+            row = self._rows.given((node, r), ledger, _among(outputs))
+            return _call(source.call.function, source.call, (row,))
+        return self._prompt((node, r), ledger, _among(outputs))
+
+    def _inputs(
+        self, request: RequestId, ledger: Ledger
+    ) -> dict[RequestId, Output | None] | Refused | None:
+        """Return the outputs that a request waited for, without those that a filter dropped.
+
+        None if it is not taken: a filter kept none of them, or a router chose another node.
+
+        Raises:
+            ExpressionError: if a filter's or router's expression has no value.
+        """
+        node, r = request
+        table, fallback = self._loaded.app.all_nodes[node].requests, self._sources[node].fallback
+        entries = range(*table.input_indptr[r : r + 2].tolist())
+        found: dict[RequestId, Output | None] = {}
+        kept: dict[int, bool] = {}
+        for entry in entries:
+            at = int(table.input_node[entry]), int(table.input_request[entry])
+            found[at] = self._rows.output(at, ledger)
+            source = self._sources[at[0]]
+            if source.keep is None or entry in fallback:
+                continue
+            keeps = found[at] is not None and source.keep.holds(self._rows.context(at, ledger))
+            if not keeps:
+                found[at] = None
+            kept[at[0]] = kept.get(at[0], False) or keeps
+        if not all(kept.values()):
+            return None
+        for at in found:
+            if node in {b.node for b in self._sources[at[0]].branches}:
+                chosen = self._chosen(at, ledger)
                 if isinstance(chosen, Refused):
                     return chosen
                 if chosen != node:
                     return None
+        return found
 
-        def output_of(i: int, q: int) -> str | None:
-            if (i, q) in dropped:
-                return None
-            output = self._output((i, q), ledger)
-            return None if output is None else output.text
+    def _call_of_all(self, node: int, call: PythonCall, ledger: Ledger) -> Prepared:
+        """Return the call that takes every row that is there."""
+        rows = []
+        for r in range(call.num_calls, len(self._sources[node].ids)):
+            planned = self._planned((node, r))
+            mine = ledger.inputs(planned)[:-1]  # the last one is the call
+            states = {int(ledger.status[i][q]) for i, q in mine}
+            if Status.FAILED in states or (mine and states == {Status.SKIPPED}):
+                continue
+            try:
+                outputs = self._inputs((node, r), ledger)
+            except ExpressionError:
+                continue  # the row says so itself
+            if outputs is None or isinstance(outputs, Refused) or ledger.lacks(planned):
+                continue
+            rows.append(self._rows.given((node, r), ledger, _among(outputs)))
+        return _call(call.function, call, tuple(rows)) if rows else None
 
-        return self._prompt((node, r), ledger, output_of)
+    def _row_of_call(self, written: RequestId, planned: RequestId, ledger: Ledger) -> Prepared:
+        """Return what a call has made of one of its rows."""
+        node, r = written
+        call = self._sources[node].call
+        assert call is not None
+        at = ledger.inputs(planned)[-1]
+        if ledger.status[at[0]][at[1]] != Status.FINISHED:
+            return None  # its failure is told once, by the call
+        value = ledger.results[at].value
+        if call.scope == "all":
+            name = self._sources[node].ids[r]
+            return _given(value[name]) if name in value else None
+        k = (r - call.num_calls) % (call.most or 1)
+        return _given(value[k]) if k < len(value) else None
+
+    def call_runner(self) -> CallRunner:
+        """Return what runs the calls of Python nodes."""
+        return WorkerCalls()
+
+    def judge(self, request: RequestId, result: Result, ledger: Ledger) -> str | Call | None:
+        """Return why an output is rejected, or the call that decides; None: it is accepted."""
+        node, r = self._written(request)
+        source = self._sources[node]
+        value: Any = None
+        if source.schema is not None and result.text is not None:
+            try:
+                value = source.schema.parse(result.text)
+            except Reject as error:
+                cut = "; it was cut at max_tokens" if result.finish_reason == "length" else ""
+                return f"the output {error}{cut}"
+        if source.check is None:
+            return None
+        row = self._rows.without_output((node, r), ledger)
+        value = result.text if value is None else value
+        if isinstance(value, Mapping):
+            row.update(value)
+        row |= {source.name: value, "output": result.text, "node": self._names[node]}
+        return Call(source.check, (row,))
+
+    def again(self, request: RequestId, prompt: Prompt, attempt: int) -> Prompt | None:
+        """Return a rejected request with another seed and a higher temperature."""
+        source = self._sources[self._written(request)[0]]
+        if attempt > source.retries:
+            return None
+        sampling = dict(prompt.sampling)
+        if isinstance(seed := sampling.get("seed"), int):
+            sampling["seed"] = seed + attempt
+        warmer = source.retry_temperature * attempt
+        sampling["temperature"] = float(str(sampling.get("temperature", 1.0))) + warmer
+        return replace(prompt, sampling=sampling)
 
     def _prompt(
-        self, request: RequestId, ledger: Ledger, output_of: Callable[[int, int], str | None]
+        self, request: RequestId, ledger: Ledger, output_of: Callable[[int, int], Output | None]
     ) -> Prompt | Refused:
         node, r = request
         source, table = self._sources[node], self._loaded.app.nodes[node].requests
@@ -283,8 +427,8 @@ class TextPrompts(PromptBuilder):
             tokens = len(ids)
         else:
             try:
-                messages = self._loaded.messages(node, r, output_of)
-                text = None if messages else self._loaded.prompt(node, r, output_of)
+                made = self._loaded.conversation(node, r, output_of)
+                text, messages = (made, None) if isinstance(made, str) else (None, made)
             except Exception as error:  # a template can raise anything
                 return Refused(f"its prompt cannot be made: {error}")
         return Prompt(
@@ -294,28 +438,17 @@ class TextPrompts(PromptBuilder):
             text=text,
             messages=None if messages is None else tuple(messages),
             sampling=sampling,
-            chat=source.request_chat.get(r, {}),
+            chat=_chat(source.chat_options, source.request_chat.get(r, {})),
         )
 
-    def _dropped(self, inputs: Sequence[RequestId], ledger: Ledger) -> set[RequestId]:
-        """Return the inputs that a filter has not kept."""
-        found = set()
-        for request in inputs:
-            source = self._sources[request[0]]
-            if source.keep is None:
-                continue
-            output = self._output(request, ledger)
-            if output is None or not source.keeps(output.text or ""):
-                found.add(request)
-        return found
-
-    def _chosen(self, router: RequestId, ledger: Ledger) -> int | Refused:
-        """Return the node that a router's output chooses."""
-        source, output = self._sources[router[0]], self._output(router, ledger)
-        text = "" if output is None else output.text or ""
-        chosen = source.branch(text)
-        if chosen is None:
+    def _chosen(self, router: RequestId, ledger: Ledger) -> int | Refused | None:
+        """Return the node that a router's output chooses; None: it passes them all."""
+        source = self._sources[router[0]]
+        fields = self._rows.context(router, ledger)
+        chosen = source.branch({"output": "", **fields})
+        if chosen is None and not source.passes:
             name = f"{self._names[router[0]]} ({source.ids[router[1]]})"
+            text = str(fields.get("output", ""))
             return Refused(f"the output of router {name} matches no branch: {text[:80]!r}")
         return chosen
 
@@ -345,6 +478,28 @@ class TextPrompts(PromptBuilder):
         return source.chat or bool(source.own_prompt and source.fields[request].get("messages"))
 
 
+def _among(outputs: Mapping[RequestId, Output | None]) -> Callable[[int, int], Output | None]:
+    return lambda node, request: outputs.get((node, request))
+
+
+def _call(function: Function, call: PythonCall, rows: tuple[Row, ...]) -> Call:
+    return Call(
+        function, rows, call.scope, call.timeout_s, call.most, call.batch_size, call.workers
+    )
+
+
+def _given(value: Any) -> Given:
+    return Given(value, estimate_tokens(text_of(value)))
+
+
+def _chat(node: Mapping[str, Any], own: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what the chat template is told: a request's own before its node's."""
+    if not node:
+        return own
+    kwargs = {**node.get("chat_template_kwargs", {}), **own.get("chat_template_kwargs", {})}
+    return {**node, **own, **({"chat_template_kwargs": kwargs} if kwargs else {})}
+
+
 class SampledPrompts(LengthPrompts):
     """Requests of an application with texts on executors that model engines.
 
@@ -368,7 +523,7 @@ class SampledPrompts(LengthPrompts):
         super().__init__(truth)
         self._texts, self._written = TextPrompts(loaded, app), UserNodes(app)
 
-    def prepare(self, request: RequestId, ledger: Ledger) -> Prompt | Refused | None:
+    def prepare(self, request: RequestId, ledger: Ledger) -> Prepared:
         """Return the lengths of a request, if it can be asked."""
         if (why := self._texts.refusal(request)) is not None:
             return Refused(why)

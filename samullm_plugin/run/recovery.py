@@ -12,7 +12,7 @@ from samullm_plugin.model.application import Application
 from samullm_plugin.model.logprobs import TokenLogprob
 from samullm_plugin.model.plan import Plan
 from samullm_plugin.planning.records import read_record
-from samullm_plugin.run.ledger import Ledger, RequestId, Result, Status
+from samullm_plugin.run.ledger import Ledger, RequestId, Result, Status, is_call
 from samullm_plugin.run.log import BULKY, without_retried
 from samullm_plugin.run.user_nodes import UserNodes
 
@@ -30,6 +30,7 @@ class ResumePoint:
         stage: index of the current stage of the plan; -1 before the first.
         finished_before: nodes that had finished when that stage began.
         stages_run: stages that have ended, over all plans.
+        rejected: how often outputs of requests were rejected.
     """
 
     ledger: Ledger
@@ -38,6 +39,7 @@ class ResumePoint:
     stage: int = -1
     finished_before: frozenset[str] = frozenset()
     stages_run: int = 0
+    rejected: dict[RequestId, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -86,19 +88,27 @@ def recover(app: Application, journal: Iterable[Mapping[str, Any]], where: str) 
     resume = ResumePoint(ledger, moved)
     found = Recovered(resume)
     users = UserNodes(app)
+    calls: dict[RequestId, tuple[float, Result]] = {}
     for number, record in enumerate(journal, 1):
         resume.clock_s = max(resume.clock_s, float(record["time_s"]))
         kind = record["kind"]
         found.records.append({k: v for k, v in record.items() if k not in BULKY})
-        if kind in _SETTLED or kind == "moved":
+        if kind in _SETTLED or kind in ("moved", "rejected"):
             request = users.planned(record["node"], int(record["request"]))
             if request is None:
                 raise InputError(f"{where} line {number}: there is no such request")
+            if kind == "rejected":
+                resume.rejected[request] = int(record["attempt"])
+                moved.pop(request, None)
+                continue
             if kind == "moved":
                 moved[request] = _moved(record, request[1])
                 continue
             if ledger.status[request[0]][request[1]] >= Status.FINISHED:
                 raise InputError(f"{where} line {number}: the request was settled before")
+            if is_call(app, request) and kind == "finished":
+                calls[request] = float(record["time_s"]), result_of(record)
+                continue
             ledger.settle(request, _SETTLED[kind], float(record["time_s"]), result_of(record))
             moved.pop(request, None)
         elif kind == "plan":
@@ -106,12 +116,16 @@ def recover(app: Application, journal: Iterable[Mapping[str, Any]], where: str) 
             found.begin_plan(read_record(Plan, record["plan"], place))
         elif kind == "retry":
             found.reopen_failed()
+            resume.rejected.clear()
             found.records[:] = without_retried(found.records)
         elif kind == "stage":
             resume.stage, resume.stages_run = int(record["stage"]), int(record["number"])
             resume.finished_before = frozenset(
                 n.name for i, n in enumerate(app.nodes) if ledger.settled(i)
             )
+    for request, (time_s, result) in calls.items():
+        if ledger.rows_settled(request):  # else it is called again: its values were not written
+            ledger.settle(request, Status.FINISHED, time_s, result)
     found.finished = ledger.all_settled
     return found
 
@@ -140,6 +154,8 @@ def result_of(record: Mapping[str, Any]) -> Result:
         record.get("stop_reason"),
         _logprobs(record.get("logprobs")),
         _logprobs(record.get("prompt_logprobs")),
+        record.get("value"),
+        record.get("seconds"),
     )
 
 

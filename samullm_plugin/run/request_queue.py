@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
+from samullm_plugin.app.functions import Returned
+from samullm_plugin.app.requests import estimate_tokens
+from samullm_plugin.app.templates import text_of
 from samullm_plugin.host.interfaces.executor import EngineRequest, RequestOutput
 from samullm_plugin.host.interfaces.moving import continued
 from samullm_plugin.model.logprobs import PositionLogprobs
-from samullm_plugin.run.ledger import Ledger, RequestId, Result, Status
+from samullm_plugin.run.ledger import Ledger, RequestId, Result, Status, is_call
 from samullm_plugin.run.log import RunLog
-from samullm_plugin.run.prompts import Prompt, PromptBuilder, Refused
+from samullm_plugin.run.prompts import Given, Prepared, Prompt, PromptBuilder, Refused
+from samullm_plugin.run.python_calls import Call, ImitatedCalls
 from samullm_plugin.run.reuse import Reuse
 from samullm_plugin.run.user_nodes import UserNodes
 
@@ -23,6 +28,7 @@ class RequestQueue:
     Attributes:
         ledger: what has become of every request.
         changed: a node has been settled since this was last set to False.
+        calls: the calls of Python nodes, and those that check outputs.
     """
 
     def __init__(
@@ -32,6 +38,7 @@ class RequestQueue:
         log: RunLog,
         moved: Mapping[RequestId, RequestOutput],
         reuse: Reuse | None = None,
+        rejected: Mapping[RequestId, int] | None = None,
     ) -> None:
         """Begin with nothing admitted.
 
@@ -41,6 +48,7 @@ class RequestQueue:
             log: is told.
             moved: tokens that unfinished requests generated before the run was interrupted.
             reuse: outputs of earlier runs; None: everything is asked.
+            rejected: how often outputs were rejected before the run was interrupted.
         """
         self.ledger, self.changed = ledger, False
         self._source, self._log, self._moved = source, log, moved
@@ -53,6 +61,10 @@ class RequestQueue:
         }
         self._requests: dict[RequestId, EngineRequest] = {}
         self._logprobs: dict[RequestId, tuple[PositionLogprobs, ...]] = {}
+        self.calls = source.call_runner()
+        self._prompts: dict[RequestId, Prompt] = {}
+        self._rejected = dict(rejected or {})
+        self._checked: dict[RequestId, Result] = {}
         self._queue: list[list[int]] = [[] for _ in ledger.app.nodes]
 
     def queued(self, node: int) -> list[int]:
@@ -84,12 +96,27 @@ class RequestQueue:
                 continue
             decision = self._decide(request)
             if isinstance(decision, Prompt):
-                if (found := self._answered(request, decision)) is not None:
+                found = self._answered(request, decision)
+                judgement = found and self._source.judge(request, found, self.ledger)
+                if found is not None and isinstance(judgement, Call):
+                    self.ledger.status[node][r] = Status.SUBMITTED
+                    self._checked[request] = found
+                    self.calls.submit(request, judgement, now_s)
+                    continue
+                if found is not None and judgement is None:
                     waiting.extend(self._note(request, Status.FINISHED, now_s, found, reused=True))
                     continue
                 self.ledger.status[node][r] = Status.READY
                 self._requests[request] = self._taken_up(request, decision)
+                if self._source.again(request, decision, 1) is not None:
+                    self._prompts[request] = decision
                 self._queue[node].append(r)
+            elif isinstance(decision, Call):
+                self.ledger.status[node][r] = Status.SUBMITTED
+                self.calls.submit(request, decision, now_s)
+            elif isinstance(decision, Given):
+                result = Result(decision.num_tokens, finish_reason="stop", value=decision.value)
+                waiting.extend(self._note(request, Status.FINISHED, now_s, result))
             elif decision is None:
                 waiting.extend(self._note(request, Status.SKIPPED, now_s, Result()))
             else:
@@ -103,16 +130,22 @@ class RequestQueue:
         self._keys[request] = self._reuse.key(request, self.engine_request(request[1], prompt))
         return self._reuse.find(request, self._keys[request])
 
-    def _decide(self, request: RequestId) -> Prompt | Refused | None:
+    def _decide(self, request: RequestId) -> Prepared:
         inputs = self.ledger.inputs(request)
-        if inputs:
+        node, num_models = request[0], len(self.ledger.app.nodes)
+        python = self.ledger.app.python[node - num_models] if node >= num_models else None
+        if python is not None and request[1] >= python.num_calls:
+            call = inputs[-1]
+            if self.ledger.status[call[0]][call[1]] == Status.FAILED:
+                return None  # that is told once, by the call
+        if inputs and not (python is not None and python.at_once and request[1] == 0):
             states = [self.ledger.status[i][q] for i, q in inputs]
             if Status.FAILED in states:
                 failed = inputs[states.index(Status.FAILED)]
-                node, index = self._users.written(failed)
-                name = self._source.custom_id(node, index)
-                return Refused(f"its input {name} of node {node} failed")
-            if all(s == Status.SKIPPED for s in states):
+                where, index = self._users.written(failed)
+                name = self._source.custom_id(where, index)
+                return Refused(f"its input {name} of node {where} failed")
+            if all(s == Status.SKIPPED for s in states) or self.ledger.lacks(request):
                 return None
         return self._source.prepare(request, self.ledger)
 
@@ -172,7 +205,67 @@ class RequestQueue:
             logprobs=logprobs,
             prompt_logprobs=output.prompt_logprobs,
         )
-        self._admit(self._note(request, Status.FINISHED, time_s, result), time_s)
+        judgement = self._source.judge(request, result, self.ledger)
+        if isinstance(judgement, Call):
+            self._checked[request] = result
+            self.calls.submit(request, judgement, time_s)
+        elif judgement is not None:
+            self._reject(request, result, judgement, time_s)
+        else:
+            self._admit(self._note(request, Status.FINISHED, time_s, result), time_s)
+
+    def _reject(self, request: RequestId, result: Result, reason: str, time_s: float) -> None:
+        """Ask a request again whose output will not do, or give it up."""
+        attempt = self._rejected[request] = self._rejected.get(request, 0) + 1
+        first = self._prompts.get(request)
+        again = None if first is None else self._source.again(request, first, attempt)
+        if again is None:
+            tries = f" ({attempt} times)" if attempt > 1 else ""
+            failed = replace(result, finish_reason="error", error=f"rejected{tries}: {reason}")
+            self._admit(self._note(request, Status.FAILED, time_s, failed), time_s)
+            return
+        name, index = self._users.written(request)
+        self._log.add(
+            time_s, "rejected", node=name, request=index, attempt=attempt, reason=reason,
+            num_tokens=result.num_tokens, text=result.text,
+        )  # fmt: skip
+        self._requests[request] = self.engine_request(request[1], again)
+        self.ledger.generated[request[0]][request[1]] = 0
+        self.ledger.status[request[0]][request[1]] = Status.READY
+        self._queue[request[0]].append(request[1])
+
+    def end_calls(self, now_s: float) -> None:
+        """Settle requests whose calls have ended."""
+        for end in self.calls.take(now_s):
+            returned, request = end.returned, end.request
+            time_s = now_s if end.time_s is None else end.time_s
+            if self.ledger.status[request[0]][request[1]] >= Status.FINISHED:
+                continue  # its node was given up in the meantime
+            checked = self._checked.pop(request, None)
+            if checked is not None and returned.kind == "rejected":
+                self._reject(request, checked, returned.reason, time_s)
+                continue
+            if returned.kind in ("failed", "rejected"):
+                rejected = "rejected: " if returned.kind == "rejected" else ""
+                text = f"{rejected}{returned.reason}"
+                result = replace(checked or Result(), finish_reason="error", error=text)
+                self._admit(self._note(request, Status.FAILED, time_s, result), time_s)
+                continue
+            if returned.kind == "dropped" and checked is None:
+                self._admit(self._note(request, Status.SKIPPED, time_s, Result()), time_s)
+                continue
+            if checked is not None:
+                result = replace(checked, value=returned.value)
+            else:
+                result = self._called(request, returned)
+            self._admit(self._note(request, Status.FINISHED, time_s, result), time_s)
+
+    def _called(self, request: RequestId, returned: Returned) -> Result:
+        """Return the result of a call; in imitations its value is a number of tokens."""
+        if isinstance(self.calls, ImitatedCalls):
+            return Result(int(returned.value), finish_reason="stop")
+        tokens = estimate_tokens(text_of(returned.value))
+        return Result(tokens, finish_reason="stop", value=returned.value, seconds=returned.seconds)
 
     def fail(self, request: RequestId, reason: str, time_s: float) -> None:
         """Settle a request that cannot be served; so are those that wait for it."""
@@ -241,6 +334,8 @@ class RequestQueue:
                 "stop_reason": result.stop_reason,
                 "logprobs": result.logprobs,
                 "prompt_logprobs": result.prompt_logprobs,
+                "value": None if is_call(self.ledger.app, request) else result.value,
+                "seconds": result.seconds,
             }
             fields = {k: v for k, v in fields.items() if v is not None}
             key = self._keys.pop(request, None)
@@ -252,6 +347,8 @@ class RequestQueue:
                 fields["key"] = key.hex()
         elif status is Status.FAILED:
             fields["error"] = result.error
+            if result.text is not None:
+                fields["text"] = result.text
         self._log.add(time_s, status.name.lower(), **fields)
         self._requests.pop(request, None)
         complete = self.ledger.settle(request, status, time_s, result)

@@ -10,7 +10,13 @@ from numpy.typing import NDArray
 
 from samullm_plugin.engine import StepLatency
 from samullm_plugin.host.interfaces.length import LengthEstimator, LengthQuery
-from samullm_plugin.model.application import Application, ModelNode, NodePart, RequestTable
+from samullm_plugin.model.application import (
+    Application,
+    ModelNode,
+    NodePart,
+    PythonNode,
+    RequestTable,
+)
 from samullm_plugin.model.costs import ModeCosts
 from samullm_plugin.model.plan import Assignment, Plan, Stage, StageEnd
 from samullm_plugin.model.problem import Problem
@@ -20,6 +26,9 @@ from samullm_plugin.planning.building import check_lengths
 from samullm_plugin.rules.transition import Running
 from samullm_plugin.run.drift import Snapshot
 from samullm_plugin.run.ledger import Status
+
+ENOUGH_DECIDED = 20
+"""Requests that were taken or left out from which a rate is believed."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,10 +52,12 @@ class ResidualWork:
 def residual_work(app: Application, snapshot: Snapshot) -> ResidualWork | None:
     """Return what is left of an application; None if nothing is."""
     left = [np.flatnonzero(s < Status.FINISHED) for s in snapshot.status]
-    kept = [i for i, rows in enumerate(left) if len(rows)]
+    num = len(app.nodes)
+    kept = [i for i, rows in enumerate(left[:num]) if len(rows)]
     if not kept:
         return None
-    place = {i: k for k, i in enumerate(kept)}
+    calling = [i for i in range(num, len(left)) if len(left[i])]
+    place = {i: k for k, i in enumerate((*kept, *calling))}
     position = []
     for i, rows in enumerate(left):
         at = np.full(len(snapshot.status[i]), -1, np.int64)
@@ -60,12 +71,39 @@ def residual_work(app: Application, snapshot: Snapshot) -> ResidualWork | None:
         )
         for i in kept
     ]
+    python = [
+        replace(
+            app.python[i - num],
+            requests=_table(app, i, left[i], place, position, snapshot),
+            num_calls=int((left[i] < app.python[i - num].num_calls).sum()),
+        )
+        for i in calling
+    ]
     return ResidualWork(
-        Application(app.name, tuple(nodes)),
+        Application(app.name, tuple(nodes), python=tuple(python)),
         tuple((i, left[i]) for i in kept),
         tuple(snapshot.generated[i][left[i]] for i in kept),
         tuple(_written(app.nodes[i], left[i]) for i in kept),
     )
+
+
+def taken_rate(app: Application, i: int, snapshot: Snapshot) -> float:
+    """Return how many times more requests of a node were taken so far than was expected.
+
+    Filters, lists that functions return and the like decide it; alternatives of routers are left
+    out. 1 until there is enough to go by.
+    """
+    table, status = app.all_nodes[i].requests, snapshot.status[i]
+    decided = np.zeros(len(table), bool)  # by an input that is there
+    for source in np.unique(table.input_node):
+        part = table.input_node == source
+        there = snapshot.status[source][table.input_request[part]] == Status.FINISHED
+        decided[table.input_row[part][there]] = True
+    decided &= (table.probability < 1) & (table.choice < 0) & (status >= Status.FINISHED)
+    expected = float(table.probability[decided].sum())
+    if decided.sum() < ENOUGH_DECIDED or expected <= 0:
+        return 1.0
+    return float((status[decided] != Status.SKIPPED).sum()) / expected
 
 
 def _written(node: ModelNode, rows: Ints) -> Ints:
@@ -95,7 +133,7 @@ def _table(
     snapshot: Snapshot,
 ) -> RequestTable:
     """Return the requests left of a node; settled inputs have entered their prompts."""
-    node = app.nodes[i]
+    node = app.all_nodes[i]
     table = node.requests
     at = position[i]
     own = table.input_row
@@ -110,12 +148,17 @@ def _table(
     )
     generated = snapshot.generated[i][rows]
     prompt = table.prompt_tokens[rows] + generated
-    np.add.at(prompt, targets[~open_ & enters], tokens[~open_ & enters])
-    waiting = snapshot.status[i][rows] == Status.WAITING
+    entered = np.zeros(len(rows), np.int64)
+    np.add.at(entered, targets[~open_ & enters], tokens[~open_ & enters])
+    if isinstance(node, PythonNode):
+        prompt = table.prompt_tokens[rows] + np.rint(node.tokens_share * entered).astype(np.int64)
+    else:
+        prompt = np.minimum(prompt + entered, node.model.max_model_len - 1)
+    waiting, chance = snapshot.status[i][rows] == Status.WAITING, table.probability[rows]
     counts = np.bincount(targets[open_], minlength=len(rows))
     gate = None if table.gate is None else np.where(waiting, table.gate[rows], -1)
     return RequestTable(
-        np.minimum(prompt, node.model.max_model_len - 1),
+        prompt,
         np.maximum(table.max_tokens[rows] - generated, 1),
         table.prefix_id[rows],
         table.prefix_tokens[rows],
@@ -126,9 +169,10 @@ def _table(
             np.int64,
         ),
         enters[open_],
-        np.where(waiting, table.probability[rows], 1.0),
+        np.where(waiting, np.minimum(taken_rate(app, i, snapshot) * chance, 1.0), 1.0),
         np.where(waiting, table.choice[rows], -1),
         gate,
+        None if table.input_needed is None else table.input_needed[mine][open_],
     )
 
 

@@ -71,7 +71,7 @@ def write_layout(folder: Path, loaded: LoadedApplication) -> None:
     numbers: dict[tuple[str, str], int] = {}
     origin: list[tuple[int, int]] = []
     items: list[Ints] = []
-    for index, (node, source) in enumerate(zip(loaded.app.nodes, loaded.sources, strict=True)):
+    for index, (node, source) in enumerate(zip(loaded.app.all_nodes, loaded.sources, strict=True)):
         part = node.name.rpartition("/")[0]  # equal ids of applications run together are others
         mine = np.empty(len(source.items), np.int64)
         for k, item in enumerate(source.items):
@@ -94,7 +94,7 @@ def write_layout(folder: Path, loaded: LoadedApplication) -> None:
         "input_request": pa.list_(pa.int64()),
     }
     kind = pa.schema(columns)
-    for index, (node, source) in enumerate(zip(loaded.app.nodes, loaded.sources, strict=True)):
+    for index, (node, source) in enumerate(zip(loaded.app.all_nodes, loaded.sources, strict=True)):
         described = kind.with_metadata({"node": node.name})
         path = place / f"requests-{index:04d}.parquet"
         table = node.requests

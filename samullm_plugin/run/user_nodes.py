@@ -22,10 +22,10 @@ class UserNodes:
     def __init__(self, app: Application) -> None:
         """Take the names from an application as it is planned."""
         self.parts: dict[str, tuple[int, NodePart]] = {
-            p.name: (i, p) for i, node in enumerate(app.nodes) for p in node.parts
+            p.name: (i, p) for i, node in enumerate(app.all_nodes) for p in node.parts
         }
-        self._names = [[p.name for p in node.parts] for node in app.nodes]
-        self._starts = [[p.start for p in node.parts] for node in app.nodes]
+        self._names = [[p.name for p in node.parts] for node in app.all_nodes]
+        self._starts = [[p.start for p in node.parts] for node in app.all_nodes]
 
     def __iter__(self) -> Iterator[tuple[str, int, NodePart]]:
         """Yield each of the user's nodes, the planned node it is in, and its part of that."""

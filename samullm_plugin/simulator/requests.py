@@ -26,14 +26,19 @@ class NodeInputs:
     """
 
     def __init__(self, app: Application, node: int) -> None:
-        """Lay out the inputs of ``app.nodes[node]``."""
-        table = app.nodes[node].requests
+        """Lay out the inputs of ``app.all_nodes[node]``."""
+        table = app.all_nodes[node].requests
         self._num = len(table)
         rows = table.input_row
         own = table.input_node == node
         self.own_row, self.own_request = rows[own], table.input_request[own]
-        self.has_chain = bool(own.any())
-        self.chain = chains_of(self._num, self.own_row, self.own_request).first
+        # Rows of a Python node that wait for its calls are dealt to no replica.
+        self.has_chain = node < len(app.nodes) and bool(own.any())
+        self.chain = (
+            chains_of(self._num, self.own_row, self.own_request).first
+            if self.has_chain
+            else np.arange(self._num)
+        )
         outside = ~own
         self._rows = rows[outside]
         self._sources = [

@@ -18,6 +18,7 @@ from samullm_plugin.rules.preparing import wanted_ahead
 from samullm_plugin.rules.transition import Running, RunState, next_transition
 from samullm_plugin.simulator.coarse import calibrated_aggregate
 from samullm_plugin.simulator.node_run import NodeWork, Progress
+from samullm_plugin.simulator.python_rows import settle_python
 from samullm_plugin.simulator.requests import NodeInputs
 from samullm_plugin.simulator.runs import NodeQuery, NodeRuns, PolicyCall
 from samullm_plugin.simulator.state import SimulationState
@@ -60,7 +61,7 @@ class PlanSimulator:
         self.problem = problem
         self.running = dict(running or {})
         self.cache = EngineCache() if cache is None else cache
-        inputs = [NodeInputs(problem.app, i) for i in range(len(problem.app.nodes))]
+        inputs = [NodeInputs(problem.app, i) for i in range(len(problem.app.all_nodes))]
         self.works = [
             [
                 NodeWork(inputs[i], scenario.prompt_tokens[i], scenario.output_tokens[i])
@@ -94,6 +95,12 @@ class PlanSimulator:
         part.works, part.starts = self.works[:count], self.starts[:count]
         part._whole = self
         return part
+
+    def with_python(self, scenario: int, finish_s: list[Floats]) -> list[Floats]:
+        """Return ``finish_s``, by node, with the entries of Python nodes filled in."""
+        works, app = self.works[scenario], self.problem.app
+        settle_python(app, [w.inputs for w in works], [w.taken for w in works], finish_s)
+        return finish_s
 
     def coarse(self) -> PlanSimulator:
         """Return a simulator that is fast enough to try many plans.

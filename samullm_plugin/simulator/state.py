@@ -19,6 +19,7 @@ from samullm_plugin.simulator.node_run import (
     finished_count,
     untaken_finish_s,
 )
+from samullm_plugin.simulator.python_rows import python_finish_s
 from samullm_plugin.simulator.runs import NodeQuery
 
 if TYPE_CHECKING:
@@ -248,7 +249,10 @@ class SimulationState:
         """
         app, works = self._sim.problem.app, self._sim.works[self._scenario]
         result = list(self.finish_s)
-        for i in app.order:
+        for i in app.full_order:
+            if i >= len(app.nodes):
+                result[i] = self._python_finish_s(i, works[i].inputs.available_s(result))
+                continue
             finish = runs[i].finish_s if i in runs else self.progress_now(i).finish_s
             available = works[i].inputs.available_s(result)
             result[i] = untaken_finish_s(works[i], available, finish)
@@ -258,10 +262,13 @@ class SimulationState:
         """Simulate again, in topological order, every engine whose inputs have changed."""
         app = self._sim.problem.app
         works = self._sim.works[self._scenario]
-        for i in app.order:
-            name, work = app.nodes[i].name, works[i]
-            engine = self.active.get(name)
+        for i in app.full_order:
+            work = works[i]
             available = work.inputs.available_s(self.finish_s)
+            if i >= len(app.nodes):
+                self._set_finish_s(i, self._python_finish_s(i, available))
+                continue
+            engine = self.active.get(app.nodes[i].name)
             if engine is None:
                 self._set_finish_s(i, untaken_finish_s(work, available, self.progress[i].finish_s))
             elif not engine.run.jobs or not _same(available, engine.available_s):
@@ -269,6 +276,13 @@ class SimulationState:
                 query = self._query(i, engine.running, engine.base, available, engine.ready_s)
                 engine.run = self._sim.runs.get(query)
                 self._set_finish_s(i, untaken_finish_s(work, available, engine.run.finish_s))
+
+    def _python_finish_s(self, node: int, available: Floats | None) -> Floats:
+        """Return when the requests of a Python node finish, given when their inputs are there."""
+        app, work = self._sim.problem.app, self._sim.works[self._scenario][node]
+        python = app.python[node - len(app.nodes)]
+        done_s = self.progress[node].finish_s
+        return python_finish_s(python, work.inputs, work.taken, available, done_s)
 
     def prepare(self, wanted: Sequence[Assignment]) -> None:
         """Have the engines of these assignments prepared from now on, and no others."""

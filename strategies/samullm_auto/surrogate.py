@@ -247,7 +247,9 @@ class Surrogate:
             run = runs[self._mode(producer, p)]
             finish = [np.zeros(len(w.output_tokens)) for w in works]
             finish[producer] = np.where(np.isfinite(run.finish_s), run.finish_s, 0.0)
-            available = works[consumer].inputs.available_s(finish)
+            available = works[consumer].inputs.available_s(
+                self._simulator.with_python(scenario, finish)
+            )
             queries = [self._query(scenario, consumer, q, available) for q in its]
             ends = [r.end_s for r in self._simulator.runs.get_many(queries)]
             rows.append(np.maximum(0.0, np.array(ends) - float(finish[producer].max())))

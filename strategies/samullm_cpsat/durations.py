@@ -203,7 +203,7 @@ def _tails(
         for s, works in enumerate(simulator.works):
             finish = [np.zeros(len(w.output_tokens)) for w in works]
             finish[producer] = alone[producer][p][s]
-            available = works[consumer].inputs.available_s(finish)
+            available = works[consumer].inputs.available_s(simulator.with_python(s, finish))
             end_s = float(finish[producer].max())
             runs = simulator.runs.get_many(
                 [

@@ -46,7 +46,7 @@ def test_examples_load(path: Path) -> None:
     assert loaded.app.name == path.parent.name
     assert loaded.cluster is not None
     assert loaded.sources is not None
-    for node, source in zip(loaded.app.nodes, loaded.sources, strict=True):
+    for node, source in zip(loaded.app.all_nodes, loaded.sources, strict=True):
         assert len(source.ids) == len(source.fields) == len(node.requests)
         assert len(source.labels) == len(node.requests.input_node)
         shown = [bool(label) for label in source.labels]
@@ -98,7 +98,7 @@ def test_run_time_routing_takes_one_branch() -> None:
     assert abs(np.mean(shares) - 0.25) < 0.05
     assert loaded.sources is not None
     router = loaded.sources[0]
-    assert [router.branch(text) for text in ("Math.", "other", "")] == [1, 2, 2]
+    assert [router.branch({"output": text}) for text in ("Math.", "other", "")] == [1, 2, 2]
 
 
 def test_chain_waits_for_the_previous_chunk() -> None:
@@ -161,8 +161,10 @@ def test_filter_drops_an_item_everywhere() -> None:
         kept.append(taken[1].mean())
     assert abs(np.mean(kept) - 0.6) < 0.05
     assert loaded.sources is not None
-    assert loaded.sources[0].keeps("Yes, it can.")
-    assert not loaded.sources[0].keeps("No.")
+    keep = loaded.sources[0].keep
+    assert keep is not None
+    assert keep.holds({"output": "Yes, it can."})
+    assert not keep.holds({"output": "No."})
 
 
 def test_mixed_keeps_parts_apart() -> None:

@@ -1,0 +1,156 @@
+"""What outputs must be: from ``output_schema`` to vLLM's structured outputs, and back to values."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+from samullm_plugin.app.functions import Function, load
+from samullm_plugin.errors import InputError, Reject
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """A schema of outputs.
+
+    Attributes:
+        kind: vLLM's name of the constraint.
+        text: the JSON schema as JSON, the regular expression, or the choices as a JSON list.
+    """
+
+    kind: Literal["json", "regex", "choice"]
+    text: str
+
+    @property
+    def structured_outputs(self) -> dict[str, object]:
+        """Return vLLM's ``structured_outputs``."""
+        return {self.kind: self.text if self.kind == "regex" else json.loads(self.text)}
+
+    @property
+    def properties(self) -> frozenset[str] | None:
+        """Return the fields that values have; None if they may have any."""
+        if self.kind == "regex":
+            return frozenset(re.compile(self.text).groupindex)
+        if self.kind == "choice":
+            return frozenset()
+        schema = json.loads(self.text)
+        if schema.get("type") != "object" or "properties" not in schema:
+            return None
+        return frozenset(schema["properties"])
+
+    def parse(self, text: str) -> Any:
+        """Return the value of an output.
+
+        Raises:
+            Reject: if the output does not follow the schema.
+        """
+        if self.kind == "regex":
+            match = re.fullmatch(self.text, text, re.DOTALL)
+            if match is None:
+                raise Reject(f"does not match the regular expression {self.text!r}")
+            return match.groupdict() or text
+        if self.kind == "choice":
+            choices = json.loads(self.text)
+            if text not in choices:
+                raise Reject(f"is none of {', '.join(map(repr, choices))}")
+            return text
+        try:
+            value = json.loads(text)
+        except ValueError as error:
+            raise Reject(f"is not JSON: {error}") from error
+        finding = next(iter(_validator(self.text).iter_errors(value)), None)
+        if finding is not None:
+            at = ".".join(str(p) for p in finding.absolute_path)
+            raise Reject(f"{at}: {finding.message}" if at else finding.message)
+        return value
+
+    def example(self) -> Any:
+        """Return a value as small as the schema lets one be."""
+        if self.kind == "regex":
+            return dict.fromkeys(re.compile(self.text).groupindex, "") or ""
+        if self.kind == "choice":
+            return json.loads(self.text)[0]
+        schema = json.loads(self.text)
+        return _example(schema, schema)
+
+
+SchemaResolver = Callable[[Function, str], Mapping[str, Any]]
+"""Returns the JSON schema of the class in a place; the text names file and field."""
+
+
+def schema_of_class(place: Function, where: str) -> Mapping[str, Any]:
+    """Return the JSON schema of a pydantic model.
+
+    Raises:
+        InputError: if there is none in this place.
+    """
+    try:
+        found = load(place.place, place.attribute, place.pickled)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    if not hasattr(found, "model_json_schema"):
+        raise InputError(
+            f"{where}: {place.name} is a {type(found).__name__}, not a pydantic model; give a "
+            "subclass of pydantic.BaseModel, or a JSON schema"
+        )
+    schema: Mapping[str, Any] = found.model_json_schema()
+    return schema
+
+
+@lru_cache(maxsize=64)
+def _validator(text: str) -> Any:
+    from jsonschema.validators import validator_for
+
+    schema = json.loads(text)
+    return validator_for(schema)(schema)
+
+
+def json_schema(schema: Mapping[str, Any], where: str) -> Schema:
+    """Return a JSON schema after checking it.
+
+    Raises:
+        InputError: naming what is wrong with it.
+    """
+    from jsonschema.exceptions import SchemaError
+    from jsonschema.validators import validator_for
+
+    plain = json.loads(json.dumps(schema))
+    try:
+        validator_for(plain).check_schema(plain)
+    except SchemaError as error:
+        at = ".".join(str(p) for p in error.absolute_path)
+        raise InputError(
+            f"{where}{f'.{at}' if at else ''}: is not a JSON schema: {error.message}"
+        ) from error
+    known = {"type", "properties", "enum", "const", "anyOf", "oneOf", "allOf", "$ref", "items"}
+    if not known & plain.keys():
+        raise InputError(
+            f"{where}: a JSON schema says at least a type; or give regex, choice, or the place of "
+            "a pydantic model as module:Class"
+        )
+    return Schema("json", json.dumps(plain, sort_keys=True))
+
+
+def _example(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Any:
+    """Return a small value of a schema; what it says beyond kinds and choices is not looked at."""
+    if "$ref" in schema:
+        found: Any = root
+        for part in str(schema["$ref"]).removeprefix("#/").split("/"):
+            found = found.get(part, {}) if isinstance(found, Mapping) else {}
+        return _example(found, root) if found is not schema else ""
+    if "const" in schema or "enum" in schema:
+        return schema.get("const", (schema.get("enum") or [""])[0])
+    for several in ("anyOf", "oneOf", "allOf"):
+        if schema.get(several):
+            return _example(schema[several][0], root)
+    kind = schema.get("type")
+    kind = kind[0] if isinstance(kind, list) else kind
+    if kind == "object" or "properties" in schema:
+        return {k: _example(v, root) for k, v in schema.get("properties", {}).items()}
+    if kind == "array":
+        return [_example(schema.get("items", {}), root)] * int(schema.get("minItems", 0))
+    return {"integer": 0, "number": 0.0, "boolean": False, "null": None}.get(str(kind), "")
