@@ -19,9 +19,14 @@ _DRIVER = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")
 """One of these is there where an NVIDIA driver is; the last one in Windows' subsystem for Linux."""
 
 
+def has_driver() -> bool:
+    """Return whether there is an NVIDIA driver, whatever it answers."""
+    return any(Path(p).exists() for p in _DRIVER)
+
+
 def detect_platform() -> Platform:
     """Return ``cuda`` if there is an NVIDIA driver and vLLM is not its CPU build."""
-    if not any(Path(p).exists() for p in _DRIVER) or not cuda_devices(os.environ):
+    if not has_driver() or not cuda_devices(os.environ):
         return "cpu"
     return "cpu" if _is_cpu_build() else "cuda"
 

@@ -1,10 +1,14 @@
-"""Registers the executors whose engines are processes."""
+"""Registers the executors whose engines are processes, and ``samullm doctor``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from samullm_plugin import Executor, hookimpl
+
+if TYPE_CHECKING:  # listing plugins imports nothing for their commands
+    import typer
 
 
 @hookimpl
@@ -15,3 +19,11 @@ def register_executors(register: Callable[[type[Executor]], None]) -> None:
 
     register(VllmExecutor)
     register(EmulatedExecutor)
+
+
+@hookimpl
+def register_commands(app: typer.Typer) -> None:
+    """Add ``samullm doctor``."""
+    from samullm_vllm.doctor import doctor
+
+    app.command("doctor")(doctor)

@@ -262,10 +262,14 @@ class VllmExecutor(ProcessExecutor):
     @property
     def can_prepare(self) -> bool:
         """Engines on CPU cores that are fresh interpreters bind themselves to their cores first."""
-        options = self.vllm_options
-        if options.start_method != "fresh":
-            return True
-        return (detect_platform() if options.platform == "auto" else options.platform) == "cuda"
+        return self.vllm_options.start_method != "fresh" or self.devices_are == "gpu"
+
+    @property
+    def devices_are(self) -> Literal["gpu", "cpu"]:
+        """GPUs if there are any, or what the options say."""
+        platform = self.vllm_options.platform
+        found = detect_platform() if platform == "auto" else platform
+        return "gpu" if found == "cuda" else "cpu"
 
     def prepare_engine(self, spec: EngineSpec) -> bool:
         """Do what a replica's start needs no device for, if the host's memory has room now."""

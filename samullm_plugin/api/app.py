@@ -66,6 +66,7 @@ class App:
         messages: Mapping[str, Sequence[Mapping[str, str] | MessageSection]] | None = None,
         output: str | Mapping[str, Any] | OutputSection | None = None,
         applications: Sequence[str] = (),
+        on_bad_row: Literal["fail", "skip"] | None = None,
         folder: str | Path = ".",
     ) -> None:
         """Describe an application; fields are those of ``app.yaml``.
@@ -79,6 +80,8 @@ class App:
             messages: turns of conversations that nodes include.
             output: the joined table to write while running: its file, or a mapping.
             applications: instead of models and nodes: other applications run together.
+            on_bad_row: what becomes of rows that cannot be asked: ``fail`` (nothing is started) or
+                ``skip`` (they are error rows); None: ``fail``.
             folder: what relative paths start from.
 
         Raises:
@@ -106,6 +109,8 @@ class App:
             self._fields["output"] = {"file": output} if isinstance(output, str) else output
         if applications:
             self._fields["applications"] = list(applications)
+        if on_bad_row is not None:
+            self._fields["on_bad_row"] = on_bad_row
         self.name = name
         rest = {n: v for n, v in self._fields.items() if n != "models"}
         validate(AppSpec, {**rest, "applications": list(applications) or [name]}, where)
@@ -496,12 +501,14 @@ class App:
             InputError: naming file, field or row, and the remedy.
         """
         from samullm_plugin.app.loading import build_application
+        from samullm_plugin.checkpoints.tokenizing import OwnTokenizers
         from samullm_plugin.planning.applications import build_named
 
         return build_application(
             self.spec,
             self._path,
             bundled=lambda text: build_named(self.host, text),
+            count_tokens=OwnTokenizers(),
             tables=self._tables,
             limit=limit,
         )

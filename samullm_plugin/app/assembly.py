@@ -70,6 +70,12 @@ class Assembly:
         for name, section in spec.nodes.items():
             if isinstance(section, PythonSection):
                 continue
+            if section.pools or section.lora is not None:
+                field = "lora" if section.lora is not None else "task"
+                raise InputError(
+                    f"{path}: nodes.{name}.{field}: pooling tasks and adapters are part of the "
+                    "format but cannot be planned or run yet; leave it out"
+                )
             for model in section.models:
                 if model not in models:
                     hint = suggest(model, models) or f"; models: {', '.join(models) or 'none'}"

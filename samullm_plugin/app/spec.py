@@ -655,10 +655,9 @@ class PlannerSection(Section):
         default=True,
         description="Serve nodes of one model that follow one another with the same engines.",
     )
-    prepared_starts: bool | None = Field(
-        default=None,
-        description="Do what an engine start needs no device for while others still compute. Not "
-        "given: where the executor can.",
+    prepared_starts: bool = Field(
+        default=False,
+        description="Do what an engine start needs no device for while others still compute.",
     )
     scenarios: int = Field(default=4, ge=1, description="Independent length scenarios.")
     seed: int = Field(default=0, ge=0)

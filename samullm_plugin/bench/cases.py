@@ -112,7 +112,7 @@ class CaseSettings:
     estimator: str = "ecdf"
     latency_model: str = "linear"
     gpus: int | None = None
-    prepared_starts: bool = True
+    prepared_starts: bool = False
 
 
 def shifted_estimator(host: PluginHost, name: str, estimator: str) -> LengthEstimator:

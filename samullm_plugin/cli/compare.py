@@ -13,7 +13,7 @@ from samullm_plugin.cli.plan import (
     Budget,
     Gpus,
     NoFusion,
-    NoPreparedStarts,
+    PreparedStarts,
     Scenarios,
     Seed,
     Svg,
@@ -38,7 +38,7 @@ def compare(
     seed: Seed = None,
     budget: Budget = None,
     no_fusion: NoFusion = False,
-    no_prepared_starts: NoPreparedStarts = False,
+    prepared_starts: PreparedStarts = None,
     gantt: Annotated[bool, typer.Option(help="Draw each plan.")] = True,
     svg: Svg = None,
     html: Annotated[
@@ -72,7 +72,7 @@ def compare(
         seed,
         budget,
         no_fusion=no_fusion,
-        no_prepared_starts=no_prepared_starts,
+        prepared_starts=prepared_starts,
     )
     instance = make_instance(host, loaded, planner, gpus=gpus)
     problem = instance.problem

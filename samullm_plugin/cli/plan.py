@@ -35,10 +35,10 @@ NoFusion = Annotated[
         "--no-fusion", help="Plan nodes of one model that follow one another each on its own."
     ),
 ]
-NoPreparedStarts = Annotated[
-    bool,
+PreparedStarts = Annotated[
+    bool | None,
     typer.Option(
-        "--no-prepared-starts", help="Begin engine starts only when their devices are free."
+        help="Do what engine starts need no device for while others still compute, or not."
     ),
 ]
 Limit = Annotated[
@@ -74,7 +74,7 @@ def plan(
     seed: Seed = None,
     budget: Budget = None,
     no_fusion: NoFusion = False,
-    no_prepared_starts: NoPreparedStarts = False,
+    prepared_starts: PreparedStarts = None,
     limit: Limit = None,
     reuse: Reuse = "cache",
     fresh: Fresh = None,
@@ -105,7 +105,7 @@ def plan(
         seed,
         budget,
         no_fusion=no_fusion,
-        no_prepared_starts=no_prepared_starts,
+        prepared_starts=prepared_starts,
     )
     chosen = planner.scheduler
     name = scheduler or chosen.type
@@ -184,19 +184,19 @@ def overridden(
     budget_s: float | None,
     *,
     no_fusion: bool,
-    no_prepared_starts: bool,
+    prepared_starts: bool | None,
 ) -> PlannerSection:
     """Return the planner section with the options given on the command line."""
     changes = {"scenarios": scenarios, "seed": seed, "budget_s": budget_s}
     given: dict[str, object] = {k: v for k, v in changes.items() if v is not None}
     if no_fusion:
         given["fusion"] = False
-    if no_prepared_starts:
-        given["prepared_starts"] = False
+    if prepared_starts is not None:
+        given["prepared_starts"] = prepared_starts
     return planner.model_copy(update=given)
 
 
-def parsed_options(texts: list[str]) -> dict[str, object]:
+def parsed_options(texts: list[str], option: str = "--option") -> dict[str, object]:
     """Return ``key=value`` options; values as YAML has them.
 
     Raises:
@@ -208,7 +208,7 @@ def parsed_options(texts: list[str]) -> dict[str, object]:
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise InputError(f"--option {text!r} is not key=value; write for example budget_s=10")
+            raise InputError(f"{option} {text!r} is not key=value; write for example budget_s=10")
         options[key] = yaml.safe_load(value)
     return options
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,26 @@ import typer
 
 from samullm_plugin.cli.output import OutputJson, print_table, write_json
 from samullm_plugin.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class _Usual:
+    """What engines on a kind of device are usually told.
+
+    Attributes:
+        num_seqs: sequences at once.
+        batched_tokens: tokens of an iteration.
+        block_size: tokens of a KV block.
+        sequences: longest sequences that the KV cache holds.
+    """
+
+    num_seqs: int
+    batched_tokens: int
+    block_size: int
+    sequences: int
+
+
+_USUAL = {"gpu": _Usual(256, 8192, 16, 64), "cpu": _Usual(64, 2048, 32, 16)}
 
 
 def latency(
@@ -33,12 +54,25 @@ def latency(
     ] = None,
     dtype: Annotated[str, typer.Option(help="Data type of the weights.")] = "bfloat16",
     max_model_len: Annotated[int | None, typer.Option(help="Longest sequence.", min=64)] = None,
-    max_num_seqs: Annotated[int, typer.Option(help="Sequences at once.", min=1)] = 64,
+    max_num_seqs: Annotated[
+        int | None, typer.Option(help="Sequences at once; 256 on GPUs, 64 on CPUs.", min=1)
+    ] = None,
     max_num_batched_tokens: Annotated[
-        int, typer.Option(help="Tokens of an iteration.", min=1)
-    ] = 2048,
+        int | None, typer.Option(help="Tokens of an iteration; 8192 on GPUs, 2048 on CPUs.", min=1)
+    ] = None,
     kv_cache_tokens: Annotated[
-        int | None, typer.Option(help="KV-cache capacity; for 16 longest sequences.", min=1)
+        int | None,
+        typer.Option(
+            help="KV-cache capacity; for 64 longest sequences on GPUs, 16 on CPUs.",
+            min=1,
+        ),
+    ] = None,
+    engine_arg: Annotated[
+        list[str] | None,
+        typer.Option(help="Argument of vLLM's engine, as key=value; repeatable."),
+    ] = None,
+    executor_option: Annotated[
+        list[str] | None, typer.Option(help="Option of the executor, as key=value; repeatable.")
     ] = None,
     temperature: Annotated[
         float,
@@ -58,6 +92,7 @@ def latency(
     fitted: what a plan says they take is compared with the seconds they took.
     """
     from samullm_plugin.checkpoints.models import read_checkpoint
+    from samullm_plugin.cli.plan import parsed_options
     from samullm_plugin.host.manager import PluginHost
     from samullm_plugin.measuring.check import judge_runs
     from samullm_plugin.measuring.engine import (
@@ -74,23 +109,27 @@ def latency(
     architecture, longest = read_checkpoint(Path(model))
     length = max_model_len or min(longest, 4096)
     called = name or Path(model).resolve().name
+    host = PluginHost.from_settings()
+    engines = host.create("executor", executor, parsed_options(executor_option or []))
+    usual = _USUAL[engines.devices_are]
+    seqs = max_num_seqs or usual.num_seqs
+    extra = parsed_options(engine_arg or [], "--engine-arg")
     spec = ModelSpec(
         called,
         length,
         architecture,
         path=str(model),
         engine=EngineOptions(
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-            block_size=32,
+            max_num_seqs=seqs,
+            max_num_batched_tokens=max_num_batched_tokens or usual.batched_tokens,
+            block_size=int(extra.pop("block_size", usual.block_size)),  # type: ignore[call-overload]  # as given
             dtype=dtype,
+            extra=tuple(extra.items()),
         ),
     )
-    capacity = kv_cache_tokens or 16 * length
+    capacity = kv_cache_tokens or usual.sequences * length
     if capacity < length + 64:
         raise InputError(f"--kv-cache-tokens {capacity}: one sequence of {length} does not fit")
-    host = PluginHost.from_settings()
-    engines = host.create("executor", executor)
     if imitates(engines):
         raise InputError(
             f"--executor {executor}: its times come from a latency model, so there is nothing to "

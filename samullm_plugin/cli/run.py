@@ -14,7 +14,7 @@ from samullm_plugin.cli.plan import (
     Gpus,
     Limit,
     NoFusion,
-    NoPreparedStarts,
+    PreparedStarts,
     Reuse,
     Scenarios,
     Seed,
@@ -65,7 +65,7 @@ def run(
     seed: Seed = None,
     budget: Budget = None,
     no_fusion: NoFusion = False,
-    no_prepared_starts: NoPreparedStarts = False,
+    prepared_starts: PreparedStarts = None,
     limit: Limit = None,
     reuse: Reuse = "cache",
     fresh: Fresh = None,
@@ -87,7 +87,7 @@ def run(
     from samullm_plugin.run.reuse import ReuseOptions
     from samullm_plugin.run.run import (
         RunSetup,
-        planner_for,
+        require_preparing,
         require_resumable,
         resume_run,
         start_run,
@@ -113,7 +113,7 @@ def run(
         seed,
         budget,
         no_fusion=no_fusion,
-        no_prepared_starts=no_prepared_starts,
+        prepared_starts=prepared_starts,
     )
     traces: tuple[PlanTrace, ...] = ()
     found: Plan | None = None
@@ -130,7 +130,7 @@ def run(
         options |= loaded.executor.options
     options |= parsed_options(executor_option or [])
     engines = host.create("executor", name, options)
-    planner = planner_for(engines, planner)
+    require_preparing(engines, planner)
     fused = None if stored is None else stored.fused
     instance = make_instance(host, loaded, planner, gpus=gpus, fused=fused)
     problem = instance.problem

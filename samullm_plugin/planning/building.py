@@ -43,7 +43,7 @@ def build_problem(
     page_cache: Literal["warm", "cold"] = "warm",
     true_lengths: Sequence[Ints] | None = None,
     pipeline_parallel_sizes: Sequence[int] = (1,),
-    prepared_starts: bool = True,
+    prepared_starts: bool = False,
 ) -> Problem:
     """Return the problem of running an application on a cluster.
 

@@ -160,7 +160,7 @@ def make_instance(
         rng=np.random.default_rng(how.seed),
         page_cache=how.page_cache,
         true_lengths=known,
-        prepared_starts=how.prepared_starts is not False,
+        prepared_starts=how.prepared_starts,
     )
     if how.prepared_starts:
         _require_preparable(problem, loaded)

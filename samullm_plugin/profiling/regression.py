@@ -1,4 +1,4 @@
-"""Small robust regressions in plain numpy: the tables have ten columns, not thousands."""
+"""Small robust regressions: the tables have ten columns, not thousands."""
 
 from __future__ import annotations
 
@@ -10,48 +10,20 @@ from samullm_plugin.model.types import Floats
 
 
 def nonnegative_least_squares(matrix: Floats, target: Floats) -> Floats:
-    """Return ``x >= 0`` that minimises ``|matrix @ x - target|``, by the active-set method.
+    """Return ``x >= 0`` that minimises ``|matrix @ x - target|``, whatever the columns' scales.
 
     Args:
-        matrix: shape ``(n, k)`` with ``k`` small.
+        matrix: shape ``(n, k)``.
         target: shape ``(n,)``.
 
     Returns:
         Array of shape ``(k,)``; columns of zeros get 0.
     """
+    from scipy.optimize import nnls
+
     scale = np.sqrt(np.einsum("ij,ij->j", matrix, matrix))
     scale[scale == 0] = 1.0
-    scaled = matrix / scale
-    gram, moment = scaled.T @ scaled, scaled.T @ target
-    k = gram.shape[0]
-    x: Floats = np.zeros(k)
-    active = np.zeros(k, dtype=bool)
-    tolerance = 1e-10 * max(1.0, float(np.abs(moment).max(initial=0.0)))
-    for _ in range(6 * k):
-        gradient = moment - gram @ x
-        gradient[active] = -np.inf
-        entering = int(np.argmax(gradient))
-        if gradient[entering] <= tolerance:
-            break
-        active[entering] = True
-        while True:
-            index = np.flatnonzero(active)
-            trial = np.linalg.lstsq(gram[np.ix_(index, index)], moment[index], rcond=1e-12)[0]
-            if (trial > 0).all():
-                x[:] = 0.0
-                x[index] = trial
-                break
-            blocked = trial <= 0
-            old = x[index[blocked]]
-            step = float(np.min(old / np.maximum(old - trial[blocked], 1e-300)))
-            x[index] += step * (trial - x[index])
-            dropped = index[blocked][old - step * (old - trial[blocked]) <= 1e-14]
-            active[dropped] = False
-            x[dropped] = 0.0
-            if not len(dropped) or not active.any():
-                x[~active] = 0.0
-                break
-    return np.asarray(x / scale)
+    return np.asarray(nnls(matrix / scale, target)[0] / scale, dtype=np.float64)
 
 
 def least_absolute(matrix: Floats, target: Floats, *, floor: float, rounds: int = 20) -> Floats:

@@ -27,7 +27,7 @@ from samullm_plugin.model.application import PythonNode
 from samullm_plugin.model.costs import ModeCosts
 from samullm_plugin.model.engine_config import EngineConfig
 from samullm_plugin.model.latency import StepLatency
-from samullm_plugin.model.problem import Problem
+from samullm_plugin.model.problem import ModeKey, Problem
 from samullm_plugin.model.scenarios import LengthScenario
 from samullm_plugin.model.types import Floats
 
@@ -353,3 +353,23 @@ def _least_step_s(latency: StepLatency, config: EngineConfig) -> Floats:
     work_s = floor_s + seqs_s + np.minimum(read_s, again_s)
     host_s = max(0.0, float(tables.host.min()))
     return np.asarray(np.maximum(work_s, tables.launch) + host_s)
+
+
+def least_held_s(
+    problem: Problem, scenario: LengthScenario, node: int, key: ModeKey, replicas: int
+) -> float:
+    """Return the seconds that a node holds its devices at least if it runs once, in one size.
+
+    Whatever its inputs' arrivals: the iterations of all replicas cost at least what its tokens cost
+    at the best batch, shared evenly at best; and its longest request runs after an engine start.
+    """
+    costs = problem.costs[node][key]
+    start_s, work = problem.least_start_s(costs), _work(problem, scenario, node)
+    if work.requests == 0 or not isinstance(costs.latency, StepLatency):
+        return start_s
+    config = problem.engine_config(node, costs)
+    amounts = (work.decode, work.prefill, work.context, work.requests, work.pairs)
+    shared = max(float(np.dot(u, amounts)) for u in _unit_costs(1, costs.latency, config))
+    taken = scenario.output_tokens[node] > 0
+    alone = _alone_s(scenario, node, costs.latency, config)[taken]
+    return start_s + max(shared / replicas, float(alone.max()))

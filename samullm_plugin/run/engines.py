@@ -188,6 +188,7 @@ class Engines:
             node=name,
             load_s=time_s - replica.started_s,
             planned_load_s=replica.planned_s - replica.started_s,
+            parts=dict(self._executor.start_parts(replica.key)),
         )
 
     def note_stopped(self, deployment: Deployment, now_s: float, *, finished: bool) -> None:

@@ -367,7 +367,7 @@ def _output_writer(directory: RunDirectory, ledger: Ledger, source: PromptBuilde
 def _prepared(setup: RunSetup) -> tuple[Executor, PromptBuilder]:
     """Return the executor and where the requests come from, checked before anything starts."""
     executor = setup.host.create("executor", setup.executor, dict(setup.executor_options))
-    planner_for(executor, setup.instance.planner)
+    require_preparing(executor, setup.instance.planner)
     check_runnable(executor, setup.loaded)
     check_output(setup.loaded)
     if not imitates(executor):
@@ -383,20 +383,17 @@ def _prepared(setup: RunSetup) -> tuple[Executor, PromptBuilder]:
     return executor, SampledPrompts(truth.scenarios[0], setup.loaded, app)
 
 
-def planner_for(executor: Executor, planner: PlannerSection) -> PlannerSection:
-    """Return how to plan for an executor: without prepared starts if it can prepare none.
+def require_preparing(executor: Executor, planner: PlannerSection) -> None:
+    """Refuse prepared starts on an executor that prepares none.
 
     Raises:
-        InputError: if it cannot and they were asked for.
+        InputError: naming it.
     """
-    if executor.can_prepare or planner.prepared_starts is False:
-        return planner
-    if planner.prepared_starts:
+    if planner.prepared_starts and not executor.can_prepare:
         raise InputError(
             f"planner.prepared_starts is true, but executor {executor.name} with these options "
             "prepares no engine starts; leave it out, or take another executor or start_method"
         )
-    return planner.model_copy(update={"prepared_starts": False})
 
 
 def imitates(executor: Executor) -> bool:

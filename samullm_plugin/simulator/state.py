@@ -26,10 +26,6 @@ if TYPE_CHECKING:
     from samullm_plugin.simulator.simulator import PlanSimulator
 
 
-FROM_THE_BEGINNING_S = 0.0
-"""Since when engines are taken to be prepared as long as no plan says what comes next."""
-
-
 @dataclass(slots=True)
 class ActiveEngine:
     """A model's engines that hold devices.
@@ -146,17 +142,13 @@ class SimulationState:
         rank = min(len(finish), max(1, int(np.ceil(fraction * len(finish) - 1e-9)))) - 1
         return float(np.partition(finish, rank)[rank])
 
-    def start(self, running: Running, since_s: float | None = None) -> None:
-        """Begin to start a node's engines now; ``refresh`` afterwards.
-
-        Args:
-            running: assignment and devices.
-            since_s: take them to have been prepared since then; None: as ``prepared`` says.
-        """
+    def start(self, running: Running) -> None:
+        """Begin to start a node's engines now; ``refresh`` afterwards."""
         problem, node = self._sim.problem, self._sim.problem.app.index(running.planned.node)
         costs = problem.mode(node, running.planned.parallel, running.devices)
         known = self.prepared.pop(running.planned.node, None)
-        if since_s is None and known is not None and known[0].parallel == running.planned.parallel:
+        since_s = None
+        if known is not None and known[0].parallel == running.planned.parallel:
             since_s = known[1]
         ready = problem.ready_s(costs, self.clock_s, since_s)
         base = self.progress[node]
@@ -227,8 +219,9 @@ class SimulationState:
                 the node waits for is there.
         """
         problem = self._sim.problem
-        costs = problem.mode(node, parallel, (device,))
-        ready_s = problem.ready_s(costs, self.clock_s, FROM_THE_BEGINNING_S)
+        # Whole starts, as no plan says yet what comes next: taken to be prepared, they made plans
+        # that change engines more often than there is time to prepare them.
+        ready_s = self.clock_s + problem.load_s(problem.mode(node, parallel, (device,)))
         available = None
         if finish_s is not None:
             available = self._sim.works[self._scenario][node].inputs.available_s(finish_s)
@@ -303,7 +296,7 @@ class SimulationState:
                 self.stop(name)
         for assignment in wanted.values():
             if assignment.node not in self.active:
-                self.start(Running(assignment, assignment.devices, 0), FROM_THE_BEGINNING_S)
+                self.start(Running(assignment, assignment.devices, 0))
         self.refresh()
 
     def preview(self, assignments: Sequence[Assignment]) -> StagePreview:

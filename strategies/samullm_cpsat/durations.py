@@ -40,10 +40,12 @@ class Timings:
         instance: the scheduling instance; task ``i`` is node ``i``.
         finish_s: by task and mode, when each request finishes after the start, alone, in the first
             scenario, sorted.
+        end_s: by task and mode, when the last does, shape ``(scenarios,)``.
     """
 
     instance: Instance
     finish_s: tuple[tuple[Floats, ...], ...]
+    end_s: tuple[tuple[Floats, ...], ...]
 
     def finished_share(self, task: int, parallel: ParallelConfig, gpu: str, done: float) -> float:
         """Return the share of a task's requests that is finished when a share of its work is."""
@@ -135,7 +137,10 @@ def measure(problem: Problem, simulator: PlanSimulator, ticks: int) -> Timings:
     )
     instance = Instance(problem.app.name, tuple(tasks), lags, pools_of(problem.cluster), tick_s)
     finish = tuple(tuple(np.sort(of_mode[0]) for of_mode in of_node) for of_node in alone)
-    return Timings(instance, finish)
+    ends = tuple(
+        tuple(np.array([f.max() for f in of_mode]) for of_mode in of_node) for of_node in alone
+    )
+    return Timings(instance, finish, ends)
 
 
 def _alone(simulator: PlanSimulator, scenario: int, of_node: list[Candidate]) -> list[Floats]:

@@ -121,7 +121,6 @@ def test_functions_by_name(tmp_path: Path) -> None:
         (lambda a: sl.App("t", {"m": {"modle": "x"}}), r"App\('t'\)\.models\.m: .*modle: unknown"),
         (lambda a: sl.App("t", planner={"scheduler": int}), "does not derive from StageScheduler"),
         (lambda a: a.plan(gpus=2, scheduler="greedi"), "did you mean 'greedy'"),
-        (lambda a: a.plan(), "it names no cluster; add a `cluster` section, or give --gpus"),
         (lambda a: sl.App("two words"), "use letters, digits"),
         (lambda a: sl.App.from_yaml("none/app.yaml"), "there is no such file"),
     ],

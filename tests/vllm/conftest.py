@@ -115,7 +115,7 @@ class Bench:
         assert len(self.outputs) == count
         return self.outputs
 
-    def until(self, condition: Callable[[], bool], limit_s: float = 30.0) -> None:
+    def until(self, condition: Callable[[], bool], limit_s: float = 180.0) -> None:
         """Poll until a condition holds."""
         deadline = time.monotonic() + limit_s
         while not condition():

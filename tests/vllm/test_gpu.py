@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -74,3 +76,42 @@ def test_moved_is_as_undisturbed_and_sleeping_frees_memory(sleeper: Bench, model
     for i, tokens in expected.items():
         before = cut[i].token_ids or () if i in cut else ()
         assert (*before, *(outputs[i].token_ids or ())) == tokens
+
+
+def test_memory_is_back_after_a_stop_and_after_a_kill(sleeper: Bench, model: Path) -> None:
+    """What an engine held is free again when ``stop_engine`` returns, however the engine ended."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+    before = pynvml.nvmlDeviceGetMemoryInfo(handle).used
+    for key in ("stopped", "killed"):
+        sleeper.start(gpu_spec(key, model))
+        assert pynvml.nvmlDeviceGetMemoryInfo(handle).used > before + (256 << 20)
+        if key == "killed":
+            os.kill(sleeper.pids(key)[0], signal.SIGKILL)
+            sleeper.failure(key)
+        sleeper.executor.stop_engine(key)
+        assert pynvml.nvmlDeviceGetMemoryInfo(handle).used <= before + (256 << 20)
+
+
+def test_prepared_engines_are_ready_sooner_and_hold_no_memory(sleeper: Bench, model: Path) -> None:
+    """Forked from a process that has imported vLLM, an engine waits without touching the GPU."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+    began_s = sleeper.executor.now_s()
+    sleeper.start(gpu_spec("whole", model))
+    whole_s = sleeper.executor.now_s() - began_s
+    sleeper.executor.stop_engine("whole")
+    before = pynvml.nvmlDeviceGetMemoryInfo(handle).used
+    assert sleeper.executor.prepare_engine(gpu_spec("ahead", model))
+    replica = sleeper.executor._replicas["ahead"]
+    sleeper.until(lambda: replica.phase == "prepared")
+    assert pynvml.nvmlDeviceGetMemoryInfo(handle).used <= before + (64 << 20)
+    began_s = sleeper.executor.now_s()
+    sleeper.start(gpu_spec("ahead", model))
+    assert sleeper.executor.now_s() - began_s < whole_s
+    sleeper.executor.submit("ahead", [request(0, 20)])
+    assert sleeper.gather(1)[0].num_tokens == 20

@@ -150,6 +150,11 @@ class Executor(Plugin, ABC):
     virtual_clock: ClassVar[bool] = False
 
     @property
+    def devices_are(self) -> Literal["gpu", "cpu"]:
+        """What engines compute on here."""
+        return "gpu"
+
+    @property
     def can_sleep(self) -> bool:
         """Whether engines can be put to sleep and woken."""
         return False
