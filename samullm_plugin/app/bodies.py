@@ -245,6 +245,8 @@ def _check_part(part: Any) -> str | None:
     if isinstance(part, str):
         return None
     kind = part.get("type") if isinstance(part, Mapping) else None
+    if not isinstance(kind, str):
+        return "type: missing"
     if kind in MEDIA_PARTS:
         return None
     if kind not in TEXT_PARTS:
@@ -257,6 +259,7 @@ def has_media(messages: Sequence[Mapping[str, Any]]) -> bool:
     return any(
         isinstance(part, Mapping) and part.get("type") in MEDIA_PARTS
         for message in messages
+        if isinstance(message, Mapping)
         if isinstance(content := message.get("content"), list)
         for part in content
     )

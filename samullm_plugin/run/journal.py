@@ -103,12 +103,64 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
                 return
             try:
                 record = parse_json(line)
-            except ValueError as error:
+                wrong = _wrong(record)
+            except ValueError:
+                wrong = "is not JSON"
+            if wrong is not None:
                 raise InputError(
-                    f"{path} line {number}: is not JSON; the journal was damaged after it had been "
+                    f"{path} line {number}: {wrong}; the journal was damaged after it had been "
                     "written, and the run cannot be resumed from it"
-                ) from error
+                )
             yield record
+
+
+_TYPES: Mapping[str, type | tuple[type, ...]] = {
+    "time_s": (int, float),
+    "kind": str,
+    "node": str,
+    "key": str,
+    "reason": str,
+    "request": int,
+    "num_tokens": int,
+    "number": int,
+    "stage": int,
+    "num_finished": int,
+    "busy_s": (int, float),
+    "load_s": (int, float),
+    "devices": list,
+    "plan": dict,
+}
+"""What the fields of records hold on which others rely."""
+
+_NEEDED: Mapping[str, tuple[str, ...]] = {
+    "engine_started": ("key", "node", "devices"),
+    "engine_ready": ("key", "node", "load_s"),
+    "engine_stopped": ("key", "node", "busy_s", "num_finished"),
+    "engine_failed": ("key", "node", "reason"),
+    "node_finished": ("node",),
+    "finished": ("node", "request", "num_tokens"),
+    "failed": ("node", "request"),
+    "skipped": ("node", "request"),
+    "moved": ("node", "request", "num_tokens"),
+    "stage": ("stage", "number"),
+    "plan": ("plan",),
+}
+"""Fields that records of a kind must have."""
+
+_LARGEST = 2**62
+
+
+def _wrong(record: Any) -> str | None:
+    """Return what is wrong with a record, or None."""
+    if not isinstance(record, dict):
+        return "is no record"
+    for name in ("time_s", "kind", *_NEEDED.get(str(record.get("kind")), ())):
+        value = record.get(name)
+        if not isinstance(value, _TYPES[name]) or isinstance(value, bool):
+            return f"{name} is missing or wrong"
+        if isinstance(value, int | float) and not -_LARGEST < value < _LARGEST:  # nor NaN
+            return f"{name} is wrong"
+    return None
 
 
 def disk_error(path: Path, error: OSError) -> RunError:

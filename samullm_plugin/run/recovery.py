@@ -90,39 +90,42 @@ def recover(app: Application, journal: Iterable[Mapping[str, Any]], where: str) 
     users = UserNodes(app)
     calls: dict[RequestId, tuple[float, Result]] = {}
     for number, record in enumerate(journal, 1):
-        resume.clock_s = max(resume.clock_s, float(record["time_s"]))
-        kind = record["kind"]
-        found.records.append({k: v for k, v in record.items() if k not in BULKY})
-        if kind in _SETTLED or kind in ("moved", "rejected"):
-            request = users.planned(record["node"], int(record["request"]))
-            if request is None:
-                raise InputError(f"{where} line {number}: there is no such request")
-            if kind == "rejected":
-                resume.rejected[request] = int(record["attempt"])
+        try:
+            resume.clock_s = max(resume.clock_s, float(record["time_s"]))
+            kind = record["kind"]
+            found.records.append({k: v for k, v in record.items() if k not in BULKY})
+            if kind in _SETTLED or kind in ("moved", "rejected"):
+                request = users.planned(record["node"], int(record["request"]))
+                if request is None:
+                    raise InputError(f"{where} line {number}: there is no such request")
+                if kind == "rejected":
+                    resume.rejected[request] = int(record["attempt"])
+                    moved.pop(request, None)
+                    continue
+                if kind == "moved":
+                    moved[request] = _moved(record, request[1])
+                    continue
+                if ledger.status[request[0]][request[1]] >= Status.FINISHED:
+                    raise InputError(f"{where} line {number}: the request was settled before")
+                if is_call(app, request) and kind == "finished":
+                    calls[request] = float(record["time_s"]), result_of(record)
+                    continue
+                ledger.settle(request, _SETTLED[kind], float(record["time_s"]), result_of(record))
                 moved.pop(request, None)
-                continue
-            if kind == "moved":
-                moved[request] = _moved(record, request[1])
-                continue
-            if ledger.status[request[0]][request[1]] >= Status.FINISHED:
-                raise InputError(f"{where} line {number}: the request was settled before")
-            if is_call(app, request) and kind == "finished":
-                calls[request] = float(record["time_s"]), result_of(record)
-                continue
-            ledger.settle(request, _SETTLED[kind], float(record["time_s"]), result_of(record))
-            moved.pop(request, None)
-        elif kind == "plan":
-            place = f"{where} line {number}: plan"
-            found.begin_plan(read_record(Plan, record["plan"], place))
-        elif kind == "retry":
-            found.reopen_failed()
-            resume.rejected.clear()
-            found.records[:] = without_retried(found.records)
-        elif kind == "stage":
-            resume.stage, resume.stages_run = int(record["stage"]), int(record["number"])
-            resume.finished_before = frozenset(
-                n.name for i, n in enumerate(app.nodes) if ledger.settled(i)
-            )
+            elif kind == "plan":
+                place = f"{where} line {number}: plan"
+                found.begin_plan(read_record(Plan, record["plan"], place))
+            elif kind == "retry":
+                found.reopen_failed()
+                resume.rejected.clear()
+                found.records[:] = without_retried(found.records)
+            elif kind == "stage":
+                resume.stage, resume.stages_run = int(record["stage"]), int(record["number"])
+                resume.finished_before = frozenset(
+                    n.name for i, n in enumerate(app.nodes) if ledger.settled(i)
+                )
+        except (KeyError, TypeError, ValueError, OverflowError, IndexError) as error:
+            raise InputError(f"{where} line {number}: is damaged: {error!r}") from error
     for request, (time_s, result) in calls.items():
         if ledger.rows_settled(request):  # else it is called again: its values were not written
             ledger.settle(request, Status.FINISHED, time_s, result)

@@ -210,6 +210,8 @@ def resume_run(
             require_valid(problem, first, str(setup.directory / "plan.json"))
             if found.plan is not None and not _can_be_carried_out(problem, found.plan):
                 found.begin_plan(None)  # made for a cluster or models that are others now
+            if found.resume.stage >= len((found.plan or first).stages):
+                raise InputError(f"{path}: tells of a stage that the run's plan does not have")
             executor, source = _prepared(setup)
             log = _log(setup, journal)
             log.records.extend(found.records)

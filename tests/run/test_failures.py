@@ -31,7 +31,7 @@ class Mortal(SimulatedExecutor):
     def poll(self, timeout_s: float) -> Sequence[EngineEvent]:
         self.polls += 1
         events = list(super().poll(timeout_s))
-        for key, engine in self.world.engines.items():
+        for key, engine in self._cluster.engines.items():
             if key not in self.failed and self.dies(self, engine.spec):
                 self.failed.add(key)
                 events.append(EngineEvent(key, "failed", self.now_s(), reason="killed"))
@@ -41,7 +41,7 @@ class Mortal(SimulatedExecutor):
         outputs = super().stop_engine(key)
         if key in self.failed and self.forgets:  # nobody knows what it had generated
             for o in outputs:
-                self.world._generated[self.spec_node[key]][o.request] -= o.num_tokens
+                self._cluster._generated[self.spec_node[key]][o.request] -= o.num_tokens
             return [RequestOutput(o.request, 0) for o in outputs]
         return outputs
 
@@ -126,14 +126,14 @@ def test_a_model_that_never_starts_stops_the_run_resumable() -> None:
     failures = [r for r in coordinator.log.records if r["kind"] == "engine_failed"]
     assert len(failures) == 3
     assert coordinator.log.records[-1]["kind"] == "drained"
-    assert not executor.world.engines
+    assert not executor._cluster.engines
 
 
 def test_a_model_whose_engines_die_at_work_is_given_up_and_the_rest_goes_on() -> None:
     problem = small_problem()
 
     def dies(executor: Mortal, spec: EngineSpec) -> bool:
-        engine = executor.world.engine(spec.key)
+        engine = executor._cluster.engine(spec.key)
         return spec.node == 1 and bool(list(engine.generated(executor.now_s())))
 
     coordinator = run(problem, small_plan(), Mortal(dies, forgets=True))
@@ -154,7 +154,7 @@ def test_a_request_that_kills_engines_is_given_up_alone() -> None:
     def dies(executor: Mortal, spec: EngineSpec) -> bool:
         if spec.node != 0:
             return False
-        running = executor.world.engine(spec.key).generated(executor.now_s())
+        running = executor._cluster.engine(spec.key).generated(executor.now_s())
         return any(s.request == poison and tokens >= 2 for s, tokens in running)
 
     executor = Mortal(dies, forgets=True)
@@ -173,7 +173,7 @@ def test_every_engine_dies_once(forgets: bool) -> None:
 
     def dies(executor: Mortal, spec: EngineSpec) -> bool:
         name = spec.key.split(".")[0]
-        if name in seen or not executor.world.engine(spec.key).submitted:
+        if name in seen or not executor._cluster.engine(spec.key).submitted:
             return False
         seen.add(name)
         return True

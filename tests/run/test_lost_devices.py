@@ -45,7 +45,7 @@ class Vanishing(SimulatedExecutor):
             events.append(
                 EngineEvent("", kind, self.now_s(), reason="unplugged", devices=devices)  # type: ignore[arg-type]
             )
-            for key, engine in self.world.engines.items():
+            for key, engine in self._cluster.engines.items():
                 if kind == "lost" and not self.gone.isdisjoint(engine.spec.devices):
                     self.dead.add(key)
                     events.append(EngineEvent(key, "failed", self.now_s(), reason="unplugged"))

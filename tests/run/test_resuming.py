@@ -119,7 +119,7 @@ class Interrupting(SimulatedExecutor):
         return super().poll(timeout_s)
 
     def submit(self, key: str, requests: Sequence[EngineRequest]) -> None:
-        node = self.world.engine(key).spec.node
+        node = self._cluster.engine(key).spec.node
         self.submitted += [(node, r.request, r.num_generated) for r in requests]
         super().submit(key, requests)
 

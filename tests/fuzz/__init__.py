@@ -1,0 +1,1 @@
+"""Files changed at random: nothing may end in a traceback, or in part of its outputs unsaid."""
