@@ -6,6 +6,7 @@ import select
 import socket
 from collections import deque
 from contextlib import suppress
+from typing import Protocol
 
 from samullm_vllm.protocol import LENGTH, Message, decode, encode, frame_bytes
 
@@ -14,6 +15,35 @@ _READ_BYTES = 1 << 20
 
 class ChannelClosedError(Exception):
     """The other side is gone."""
+
+
+class MessageChannel(Protocol):
+    """What carries messages to and from an engine, wherever it is."""
+
+    @property
+    def wants_write(self) -> bool:
+        """Whether something waits to be sent."""
+        ...
+
+    def fileno(self) -> int:
+        """Return a descriptor for selectors; negative once this end is closed."""
+        ...
+
+    def send(self, message: Message) -> None:
+        """Send a message; raise :class:`ChannelClosedError` if the other side is gone."""
+        ...
+
+    def flush(self) -> None:
+        """Send what can be sent now; raise :class:`ChannelClosedError` as ``send`` does."""
+        ...
+
+    def receive(self) -> list[Message]:
+        """Return what has arrived; raise :class:`ChannelClosedError` if nothing more will come."""
+        ...
+
+    def close(self) -> None:
+        """Close this end."""
+        ...
 
 
 class Channel:

@@ -22,7 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, ClassVar
 
-from samullm_vllm.channel import Channel, ChannelClosedError
+from samullm_vllm.channel import Channel, ChannelClosedError, MessageChannel
 from samullm_vllm.devices import Platform
 from samullm_vllm.processes import RecordedProcess, kill, strike_tree
 from samullm_vllm.protocol import Exited, Fault, Fork, Forked, Go, Message, Preloaded, encode
@@ -50,7 +50,7 @@ class Launched:
         why_lost: why not, if that is known.
     """
 
-    channel: Channel
+    channel: MessageChannel
     pids: tuple[int, ...] = ()
     processes: list[RecordedProcess] = field(default_factory=list)
     exited: dict[int, int] = field(default_factory=dict)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from samullm_plugin.checkpoints.families import FAMILIES, NOT_MODELLED, VISION_NOT_MODELLED
 from samullm_plugin.checkpoints.hf_config import ConfigFile, read_config_file
 from samullm_plugin.checkpoints.limits import derived_max_model_len
 from samullm_plugin.checkpoints.meta_device import count_parameters
@@ -25,6 +26,9 @@ from samullm_plugin.model.architecture import ModelArchitecture
 from samullm_plugin.model.kv_cache import KvCacheLayers
 
 Source = Literal["config.json", "safetensors", "transformers", "bundled figures"]
+
+
+_UNLIKE = frozenset({*NOT_MODELLED, *VISION_NOT_MODELLED, "bert", "whisper", "roberta", "bart"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +158,6 @@ def _heads(attentions: Sequence[Attention]) -> tuple[int, int, int]:
 
 
 def _plain(description: ModelDescription) -> bool:
-    from samullm_plugin.checkpoints.families import FAMILIES
-
     return "plain" in FAMILIES.get(description.file.text.kind, ())
 
 
@@ -198,6 +200,8 @@ def describe(path: Path, *, ask: bool = False) -> ModelDescription:
     try:
         layers = read_layers(file)
     except InputError as refusal:
+        if file.text.kind in _UNLIKE or file.top.kind in _UNLIKE:
+            raise  # known not to be a plain decoder: a count says no more
         counted = count_parameters(file, tied(file))
         if counted is None:
             raise

@@ -115,7 +115,10 @@ def schedule_running_tracked(
                 s, requests, slots, tracks, blocks, groups, held, group_table, preempted, victim
             )
         if victim == i:
-            break
+            if s.self_preemption_ends_step:
+                break
+            i = slots[i].after  # left as it was when the slot was given up
+            continue
         grow(s, blocks, buckets, groups, held, group_table, i, t.computed + n)
         if s.caching:
             cache_tokens(

@@ -182,7 +182,10 @@ def schedule_one_by_one(
                 s, requests, slots, finish_wheel, phases, blocks, table, preempted, victim, extra
             )
         if victim == i:
-            break
+            if s.self_preemption_ends_step:
+                break
+            i = slots[i].after  # left as it was when the slot was given up
+            continue
         if s.caching == at.SHARED_BLOCKS:
             for j in range(have, have + need):
                 table[i, j] = take_block(s, blocks, buckets)

@@ -24,7 +24,7 @@ from samullm_plugin.model.engine_config import EngineConfig
 from samullm_plugin.model.latency import StepLatency, StepModel, StepTable
 from samullm_plugin.model.types import Ints
 
-CHECKED_VLLM_VERSIONS = ("0.32.0",)
+CHECKED_VLLM_VERSIONS = ("0.32.0", "0.33.0")
 """Versions of vLLM whose own scheduler the conformance suite found no difference to."""
 
 

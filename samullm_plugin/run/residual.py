@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -335,51 +336,50 @@ def _held(assignment: Assignment, running: Mapping[str, Running]) -> Assignment:
 def aligned(plan: Plan, problem: Problem, running: Mapping[str, Running]) -> Plan:
     """Return the same plan on other devices, so that running engines can stay where they are.
 
-    Whole NVLink groups change places with groups of their kind, and devices within a group.
+    Machines change places with machines of their shape, NVLink groups with groups of their kind on
+    the machine that took their machine's place, and devices within a group.
     """
     cluster = problem.cluster
     group = {d: g for g in cluster.nvlink_groups for d in g}
-    kind = {
-        g: (len(g), tuple(cluster.kinds[d] for d in g), cluster.machine_of(g[0]))
-        for g in cluster.nvlink_groups
-    }
+    kind = {g: (len(g), tuple(cluster.kinds[d] for d in g)) for g in cluster.nvlink_groups}
+    on_machine: dict[int, list[tuple[int, ...]]] = {m: [] for m in range(len(cluster.machines))}
+    for g in cluster.nvlink_groups:
+        on_machine[cluster.machine_of(g[0])].append(g)
+    shape = {m: sorted(kind[g] for g in groups) for m, groups in on_machine.items()}
     devices: dict[int, int] = {}
     groups: dict[tuple[int, ...], tuple[int, ...]] = {}
+    machines: dict[int, int] = {}
     first = plan.stages[0].assignments
     for assignment in sorted(first, key=lambda a: -len(a.devices)):
         held = running.get(assignment.node)
         if held is None or held.planned.parallel != assignment.parallel:
             continue
-        wish, wish_groups = dict(devices), dict(groups)
+        wish, wish_groups, wish_machines = dict(devices), dict(groups), dict(machines)
         for old, new in zip(assignment.devices, held.devices, strict=True):
-            fits = kind[group[old]] == kind[group[new]]
+            here, there = cluster.machine_of(old), cluster.machine_of(new)
+            fits = shape[here] == shape[there] and kind[group[old]] == kind[group[new]]
             fits &= wish.setdefault(old, new) == new
             fits &= wish_groups.setdefault(group[old], group[new]) == group[new]
+            fits &= wish_machines.setdefault(here, there) == there
             if not fits:
                 break
         else:
-            injective = len(set(wish.values())) == len(wish)
-            if injective and len(set(wish_groups.values())) == len(wish_groups):
-                devices, groups = wish, wish_groups
+            maps: tuple[Mapping[Any, Any], ...] = (wish, wish_groups, wish_machines)
+            if all(len(set(m.values())) == len(m) for m in maps):
+                devices, groups, machines = wish, wish_groups, wish_machines
+    for machine in on_machine:
+        if machine not in machines:
+            taken = set(machines.values())
+            alike = [m for m in on_machine if m not in taken and shape[m] == shape[machine]]
+            machines[machine] = machine if machine in alike else alike[0]
     for old_group in cluster.nvlink_groups:
         if old_group not in groups:
-            taken = set(groups.values())
-            groups[old_group] = next(
-                g for g in cluster.nvlink_groups if g not in taken and kind[g] == kind[old_group]
-            )
+            used = set(groups.values())
+            target = on_machine[machines[cluster.machine_of(old_group[0])]]
+            open_ = [g for g in target if g not in used and kind[g] == kind[old_group]]
+            groups[old_group] = old_group if old_group in open_ else open_[0]
         free = iter([d for d in groups[old_group] if d not in devices.values()])
         for device in old_group:
             if device not in devices:
                 devices[device] = next(free)
-    return Plan(
-        tuple(
-            Stage(
-                tuple(
-                    Assignment(a.node, a.parallel, tuple(devices[d] for d in a.devices))
-                    for a in stage.assignments
-                ),
-                stage.end,
-            )
-            for stage in plan.stages
-        )
-    )
+    return _renumbered(plan, devices)

@@ -6,7 +6,7 @@ from samullm_plugin.simulator.node_run import NodeRun, Progress
 from samullm_plugin.simulator.rollout import Rollout, with_idle_nodes
 from samullm_plugin.simulator.runs import NodeQuery
 from samullm_plugin.simulator.simulator import PlanSimulator
-from samullm_plugin.simulator.state import SimulationState, StagePreview
+from samullm_plugin.simulator.state import SimulationState
 
 __all__ = [
     "NodeQuery",
@@ -15,6 +15,5 @@ __all__ = [
     "Progress",
     "Rollout",
     "SimulationState",
-    "StagePreview",
     "with_idle_nodes",
 ]

@@ -98,20 +98,6 @@ class NodeRun:
             generated[part] += run.generated_tokens
         return Progress(cut.finish_s, generated), cut
 
-    def work_until(self, time_s: float) -> tuple[float, float]:
-        """Return tokens computed and query-key pairs by ``time_s`` on the plan's clock.
-
-        Counted from the start of this run; tokens computed again after a preemption inside an
-        engine count once.
-        """
-        tokens = pairs = 0.0
-        for run in self.runs:
-            if run.curve is not None and time_s > self.ready_s:
-                after = time_s - self.ready_s
-                tokens += float(np.interp(after, run.curve.time_s, run.curve.tokens))
-                pairs += float(np.interp(after, run.curve.time_s, run.curve.pairs))
-        return tokens, pairs
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NodeWork:

@@ -48,26 +48,6 @@ class ActiveEngine:
     cut: tuple[float, NodeRun, Progress, NodeRun] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class StagePreview:
-    """What would happen if certain assignments ran from now on.
-
-    Attributes:
-        end_s: when the first of their nodes would finish, on the plan's clock; inf if none would.
-        first: name of that node.
-        finish_s: by node name, when it would finish.
-        work: by node name, (tokens, query-key pairs) computed between now and ``end_s``.
-        recomputed_tokens: by node name, how many of these tokens had been computed in an earlier
-            stage and are prefilled again because their KV cache was lost (they resume first).
-    """
-
-    end_s: float
-    first: str | None
-    finish_s: dict[str, float]
-    work: dict[str, tuple[float, float]]
-    recomputed_tokens: dict[str, float]
-
-
 class SimulationState:
     """Clock, progress and engines; copies are cheap and independent.
 
@@ -298,31 +278,6 @@ class SimulationState:
             if assignment.node not in self.active:
                 self.start(Running(assignment, assignment.devices, 0))
         self.refresh()
-
-    def preview(self, assignments: Sequence[Assignment]) -> StagePreview:
-        """Return what would happen if these assignments ran from now until one node finishes."""
-        trial = self.copy()
-        trial.keep_only(assignments)
-        app = self._sim.problem.app
-        finish = {a.node: trial.node_finish_s(app.index(a.node)) for a in assignments}
-        end_s = min(finish.values(), default=float("inf"))
-        first = min(finish, key=lambda n: finish[n]) if np.isfinite(end_s) else None
-        work, recomputed = {}, {}
-        for a in assignments:
-            engine = trial.active[a.node]
-            tokens, pairs = engine.run.work_until(end_s)
-            before = engine.run.work_until(self.clock_s)
-            work[a.node] = (tokens - before[0], pairs - before[1])
-            recomputed[a.node] = min(tokens, trial._lost_tokens(app.index(a.node), engine))
-        return StagePreview(end_s, first, finish, work, recomputed)
-
-    def _lost_tokens(self, node: int, engine: ActiveEngine) -> float:
-        """Return the tokens of earlier stages that an engine started now prefills again."""
-        if engine.start_s < self.clock_s or not engine.base.generated.any():
-            return 0.0
-        work = self._sim.works[self._scenario][node]
-        begun = (engine.base.generated > 0) & ~np.isfinite(engine.base.finish_s)
-        return float((work.prompt_tokens[begun] + engine.base.generated[begun] - 1).sum())
 
     def advance_to(self, time_s: float) -> None:
         """Set the clock; engines of nodes that finish by then end at their finish.

@@ -51,6 +51,13 @@ def test_random_hybrid_models_and_pipelines() -> None:
     assert sum(r.preemptions for r in done) > 100
 
 
+def test_the_workload_that_versions_part_at() -> None:
+    """Drawn by this seed, one sequence preempts itself and those after it might still fit."""
+    from tests.conformance.__main__ import compare_random
+
+    assert len(compare_random(count=150, start=991)) >= 100
+
+
 def test_checked_versions_name_the_installed_one() -> None:
     import vllm
 

@@ -189,3 +189,27 @@ def test_threads_give_what_one_does() -> None:
     together = simulate_engines(jobs, max_workers=4)
     alone = [job.run() for job in jobs]
     assert [r.makespan_s for r in together] == [r.makespan_s for r in alone]
+
+
+def test_what_comes_after_a_sequence_that_preempts_itself() -> None:
+    """Before vLLM 0.33 the step ended there; since then the sequences after it go on."""
+    rng = np.random.default_rng(2)
+    workload = Workload(
+        rng.integers(1, 40, 60),
+        rng.integers(1, 60, 60),
+        priority=rng.integers(-1, 3, 60),
+        arrival_step=rng.integers(0, 60, 60),
+    )
+    tight = EngineConfig(
+        max_num_seqs=5, max_num_batched_tokens=16, num_blocks=8, scheduling_policy="priority"
+    )
+    runs = [
+        simulate_engine(
+            replace(tight, self_preemption_ends_step=ends),
+            workload,
+            StepLatency(Curve.constant(0.01)),
+        )
+        for ends in (True, False)
+    ]
+    assert runs[1].num_steps != runs[0].num_steps
+    assert np.isfinite(runs[1].finish_s).all()

@@ -82,7 +82,9 @@ def test_lists_of_packages_in_the_project_file_agree() -> None:
     assert plugins <= set(
         contracts["the host knows no plugin and no heavy library"]["forbidden_modules"]
     )
-    assert plugins == set(contracts["plugins do not know each other"]["modules"])
+    # The engines of the executor ray are those of the executor vllm: a contract of its own.
+    apart = set(contracts["plugins do not know each other"]["modules"])
+    assert plugins - {"samullm_ray"} == apart
     assert plugins == set(contracts["plugins use what is public"]["source_modules"])
 
 

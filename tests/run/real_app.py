@@ -1,6 +1,7 @@
 """A small application on real engines: two models answer, one of them in chains, a third judges.
 
-Also a program: ``python real_app.py FOLDER RUN [--resume]`` runs it, for tests that kill it.
+Also a program: ``python real_app.py FOLDER RUN [--resume] [--ray ADDRESS]`` runs it, for tests that
+kill it.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -132,8 +134,15 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("run", type=Path)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--ray", help="address of a Ray cluster with two machines")
     arguments = parser.parse_args()
     ready = setup(arguments.folder, arguments.run)
+    if arguments.ray:
+        options = {"heartbeat_s": 0.05, "address": arguments.ray}
+        cluster = Cluster((GPU, GPU), (), ((0,), (1,)))
+        problem = replace(ready.instance.problem, cluster=cluster)
+        instance = replace(ready.instance, problem=problem)
+        ready = replace(ready, executor="ray", executor_options=options, instance=instance)
     outcome = resume_run(ready) if arguments.resume else start_run(ready, plan())
     return int(outcome.drained or bool(outcome.failed))
 

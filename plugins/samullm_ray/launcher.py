@@ -1,0 +1,241 @@
+"""Engines on other machines, launched and spoken to as if they were here."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import IO
+
+from samullm_vllm.channel import ChannelClosedError
+from samullm_vllm.launching import Launched, Launcher
+from samullm_vllm.protocol import Go, Message
+
+from samullm_ray.machine import Machine
+from samullm_ray.messages import Ended, Kill, Launch, News, Place, Said, Send
+
+_WAIT_S = 0.002
+
+
+class RemoteGo(Go, frozen=True):
+    """Devices of another machine; its agent knows what they are called there.
+
+    Attributes:
+        machine: number of the machine.
+        devices: its devices, counted from 0.
+    """
+
+    machine: int = 0
+    devices: tuple[int, ...] = ()
+
+
+class RemoteChannel:
+    """Messages to and from an engine of another machine.
+
+    Args:
+        machine: the machine.
+        key: the replica.
+    """
+
+    wants_write = False
+
+    def __init__(self, machine: Machine, key: str) -> None:
+        self._machine, self._key = machine, key
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK)
+        self._heard: deque[Message] = deque()
+        self._ended = False
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when something has arrived."""
+        return self._bell
+
+    def send(self, message: Message) -> None:
+        """Send a message.
+
+        Raises:
+            ChannelClosedError: if the machine is lost.
+        """
+        if self._machine.lost:
+            raise ChannelClosedError(self._machine.lost)
+        if isinstance(message, RemoteGo):
+            self._machine.tell(Place(self._key, message.devices))
+        else:
+            self._machine.tell(Send(self._key, message))
+
+    def flush(self) -> None:
+        """Do nothing: what is sent is on its way."""
+
+    def feed(self, messages: Sequence[Message]) -> None:
+        """Take in what the engine said."""
+        self._heard.extend(messages)
+        self._ring()
+
+    def end(self) -> None:
+        """Note that nothing more will come."""
+        self._ended = True
+        self._ring()
+
+    def _ring(self) -> None:
+        if self._bell >= 0:
+            os.eventfd_write(self._bell, 1)
+
+    def receive(self) -> list[Message]:
+        """Return what has arrived; never waits.
+
+        Raises:
+            ChannelClosedError: if nothing is left and nothing more will come.
+        """
+        if self._bell < 0:
+            raise ChannelClosedError("this end is closed")
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._bell)
+        messages = list(self._heard)
+        self._heard.clear()
+        if self._ended:
+            if not messages:
+                raise ChannelClosedError("the other side is gone")
+            self._ring()  # the end is still to be read
+        return messages
+
+    def close(self) -> None:
+        """Close this end."""
+        if self._bell >= 0:
+            os.close(self._bell)
+            self._bell = -1
+
+
+@dataclass(slots=True, eq=False)
+class _RemoteEngine:
+    """An engine of another machine.
+
+    Attributes:
+        launched: what the executor knows of it.
+        channel: to it.
+        machine: where it is.
+        log: takes its output when it ends.
+    """
+
+    launched: Launched
+    channel: RemoteChannel
+    machine: Machine
+    log: IO[bytes]
+
+    def lose(self, why: str) -> None:
+        """Note that nothing more will be heard of it."""
+        if not self.launched.lost:
+            self.launched.lost, self.launched.why_lost = True, why
+            self.channel.end()
+
+
+class RemoteLauncher(Launcher):
+    """Launches engines through the agents of their machines.
+
+    Devices are named ``MACHINE/DEVICE``, both counted from 0.
+
+    Args:
+        bell: descriptor of an eventfd that rings when an agent has answered.
+        on_lost: is called once with each machine that is lost.
+        rank_processes: see :class:`Launcher`.
+
+    Attributes:
+        machines: by their number in the plan's cluster.
+    """
+
+    def __init__(
+        self, bell: int, on_lost: Callable[[Machine], None], *, rank_processes: bool
+    ) -> None:
+        self._bell, self._on_lost = bell, on_lost
+        self.rank_processes = rank_processes  # type: ignore[misc]  # of the agents' launchers
+        self._reported: set[Machine] = set()
+        self.machines: dict[int, Machine] = {}
+        self._engines: dict[str, _RemoteEngine] = {}
+        self._killed: set[str] = set()
+
+    def placement(self, devices: Sequence[str]) -> RemoteGo:
+        """Return where an engine is to run."""
+        places = [tuple(int(n) for n in d.split("/")) for d in devices]
+        return RemoteGo((), {}, places[0][0], tuple(d for _, d in places))
+
+    def launch(self, key: str, num_ranks: int, log: IO[bytes], where: Go) -> Launched:
+        """Ask a machine for an engine; its output comes to ``log`` when it ends."""
+        assert isinstance(where, RemoteGo)  # from placement
+        machine = self.machines[where.machine]
+        channel = RemoteChannel(machine, key)
+        engine = _RemoteEngine(Launched(channel), channel, machine, log)
+        self._engines[key] = engine
+        self._killed.discard(key)
+        machine.tell(Launch(key, where.devices, num_ranks))
+        if machine.lost:
+            engine.lose(machine.lost)
+        return engine.launched
+
+    def filenos(self) -> list[int]:
+        """Return the descriptor that rings when an agent has answered."""
+        return [self._bell]
+
+    def update(self) -> None:
+        """Take in what the agents have said, and find machines that are lost."""
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._bell)
+        now_s = time.monotonic()
+        for machine in list(self.machines.values()):
+            for news in machine.update(now_s):
+                self._take(news)
+            if machine.lost and machine not in self._reported:
+                self._reported.add(machine)
+                self._on_lost(machine)
+            if machine.lost:
+                for engine in self._engines.values():
+                    if engine.machine is machine:
+                        engine.lose(machine.lost)
+
+    def _take(self, news: News) -> None:
+        engine = self._engines.get(news.key)
+        if engine is None:
+            return
+        if isinstance(news, Said):
+            engine.channel.feed(news.messages)
+            return
+        engine.log.write(news.log)
+        engine.log.flush()
+        if isinstance(news, Ended):
+            engine.lose(news.reason)
+        else:
+            self._killed.add(news.key)
+
+    def _key(self, launched: Launched) -> str | None:
+        return next((k for k, e in self._engines.items() if e.launched is launched), None)
+
+    def strike(self, launched: Launched) -> None:
+        """Have an engine's processes killed and do not wait."""
+        key = self._key(launched)
+        if key is not None:
+            self._engines[key].machine.tell(Kill(key))
+
+    def kill(self, launched: Launched, timeout_s: float) -> bool:
+        """Have an engine's processes killed; return whether they are known to be gone.
+
+        A machine that does not answer in time is given up, so that its devices are never used by
+        two; its engines end with its agent.
+        """
+        key = self._key(launched)
+        if key is None:
+            return True
+        machine = self._engines[key].machine
+        if key not in self._killed:
+            machine.tell(Kill(key))
+        deadline_s = time.monotonic() + timeout_s
+        while key not in self._killed and not machine.lost:
+            if time.monotonic() > deadline_s:
+                machine.give_up(f"engine {key} did not end in {timeout_s:.0f} s")
+            self.update()
+            time.sleep(_WAIT_S)
+        del self._engines[key]
+        return True
+
+    def close(self) -> None:
+        """Forget the engines; their machines' agents end them when they are stopped."""
+        self._engines.clear()

@@ -1,0 +1,36 @@
+"""What the executor ``ray`` can be told."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from samullm_vllm.vllm_executor import VllmOptions
+
+
+class RayOptions(VllmOptions):
+    """Options of the executor ``ray``."""
+
+    address: str | None = Field(
+        default=None,
+        description="Address of the Ray cluster, `auto` for the one this machine belongs to. "
+        "Without: a cluster of this machine alone is started and ended with the run.",
+    )
+    resource: str | None = Field(
+        default=None,
+        description="Ray resource that counts a machine's devices. Without: GPU where the cluster "
+        "has GPUs, else CPU.",
+    )
+    join_timeout_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="Machines that are not to be had within this time are missing.",
+    )
+    lost_timeout_s: float = Field(
+        default=20.0,
+        gt=0,
+        description="A machine of which nothing is heard for so long is given up.",
+    )
+    linger_s: float = Field(
+        default=0.02,
+        ge=0,
+        description="Under load, how long a machine gathers outputs before it answers.",
+    )

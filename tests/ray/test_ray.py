@@ -1,0 +1,228 @@
+"""The executor ``ray`` on a real Ray cluster: two raylets of this machine, each with one core."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from samullm_plugin import Cluster, EngineOptions, Gpu, InputError, ModelSpec
+from samullm_plugin.host.interfaces.observer import RunEvent
+from samullm_plugin.run.run import RunSetup, start_run
+from samullm_plugin.testing.executor_contract import ExecutorContract
+from tests.models import make_tiny_llama
+from tests.run.real_app import make_files, plan, setup
+
+pytest.importorskip("ray")
+pytestmark = [pytest.mark.vllm, pytest.mark.xdist_group("engines"), pytest.mark.timeout(600)]
+
+from samullm_ray.executor import RayExecutor, RayOptions  # noqa: E402  # needs Ray
+
+GPU = Gpu("core", 1 << 30)
+TWO_MACHINES = Cluster((GPU, GPU), (), ((0,), (1,)))
+PROGRAM = Path(__file__).parents[1] / "run" / "real_app.py"
+
+
+class Machines:
+    """A Ray cluster of raylets that stand for machines.
+
+    Attributes:
+        address: of the cluster.
+    """
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster as LocalCluster
+
+        self._cluster = LocalCluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 1,
+                "object_store_memory": 100 << 20,
+                "include_dashboard": False,
+            },
+        )
+        self.address = self._cluster.address
+        self._second = self._add()
+
+    def _add(self) -> Any:
+        return self._cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
+
+    def kill_second(self) -> None:
+        """Kill the second machine's raylet, as a power cut would."""
+        for processes in self._second.all_processes.values():
+            for info in processes:
+                info.process.kill()
+                info.process.wait()  # a zombie would look alive to its workers
+        self._cluster.remove_node(self._second, allow_graceful=False)
+
+    def add_second(self) -> None:
+        """Start another machine in its place."""
+        self._second = self._add()
+
+    def close(self) -> None:
+        """End all of them."""
+        import ray
+
+        ray.shutdown()
+        self._cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def machines(undisturbed_texts: dict[str, str]) -> Iterator[Machines]:
+    # Agents that are kept hold their cores: the local run that gave the texts came before.
+    assert undisturbed_texts
+    os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    made = Machines()
+    with RayExecutor.kept_warm():
+        yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("app")
+    make_files(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed_texts(app: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What the application says on local engines."""
+    directory = tmp_path_factory.mktemp("local") / "run"
+    outcome = start_run(setup(app, directory), plan())
+    assert not outcome.failed
+    return texts(directory)
+
+
+def texts(directory: Path) -> dict[str, str]:
+    """Return the texts of a run by request; every request is there once."""
+    found: dict[str, str] = {}
+    for path in sorted((directory / "outputs").rglob("*.jsonl")):
+        for line in path.read_text().splitlines():
+            record = json.loads(line)
+            key = f"{path.stem}:{record['custom_id']}"
+            assert key not in found
+            choice = record["response"]["body"]["choices"][0]
+            found[key] = choice["message"]["content"] if "message" in choice else choice["text"]
+    return found
+
+
+def on_ray(app: Path, directory: Path, address: str, **changes: object) -> RunSetup:
+    ready = setup(
+        app,
+        directory,
+        executor="ray",
+        executor_options={"address": address, "heartbeat_s": 0.05, "lost_timeout_s": 10.0},
+        **changes,
+    )
+    problem = replace(ready.instance.problem, cluster=TWO_MACHINES)
+    return replace(ready, instance=replace(ready.instance, problem=problem))
+
+
+@pytest.mark.usefixtures("machines")
+def test_no_cluster_at_the_address() -> None:
+    with pytest.raises(InputError, match=r"no cluster at 127\.0\.0\.1:1.*ray start"):
+        RayExecutor(RayOptions(address="127.0.0.1:1")).open(TWO_MACHINES, None)
+
+
+@pytest.fixture(scope="module")
+def contract(machines: Machines, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = make_tiny_llama(tmp_path_factory.mktemp("models") / "tiny")
+    engine = EngineOptions(
+        max_num_seqs=8, max_num_batched_tokens=512, block_size=32, dtype="float32"
+    )
+    TestRay.options = {"address": machines.address, "stop_timeout_s": 10.0}
+    TestRay.model = ModelSpec("tiny", 512, path=str(folder), engine=engine)
+
+
+@pytest.mark.usefixtures("contract")
+class TestRay(ExecutorContract):
+    executor_class = RayExecutor
+    cluster = TWO_MACHINES
+    limit_s = 180.0
+
+
+def test_texts_are_those_of_local_engines(
+    machines: Machines, app: Path, undisturbed_texts: dict[str, str], tmp_path: Path
+) -> None:
+    outcome = start_run(on_ray(app, tmp_path / "run", machines.address), plan())
+    assert not outcome.failed
+    assert texts(tmp_path / "run") == undisturbed_texts
+    assert outcome.metrics["executor"]["ray_polls"] > 0
+
+
+def test_a_machine_is_killed_and_another_joins(
+    machines: Machines, app: Path, undisturbed_texts: dict[str, str], tmp_path: Path
+) -> None:
+    seen: list[RunEvent] = []
+
+    def listen(event: RunEvent) -> None:
+        seen.append(event)
+        if sum(e.kind == "finished" for e in seen) == 8 and event.kind == "finished":
+            machines.kill_second()
+        if event.kind == "devices_lost":
+            machines.add_second()
+
+    ready = on_ray(app, tmp_path / "run", machines.address, listener=listen)
+    outcome = start_run(ready, plan())
+    assert not outcome.failed
+    assert texts(tmp_path / "run") == undisturbed_texts
+    lost = [e for e in seen if e.kind == "devices_lost"]
+    assert [len(e.fields["devices"]) for e in lost] == [1]
+    assert "machine" in lost[0].fields["reason"]
+    assert not any(e.kind == "engine_failed" for e in seen)
+
+
+def test_a_killed_driver_resumes(
+    machines: Machines, app: Path, undisturbed_texts: dict[str, str], tmp_path: Path
+) -> None:
+    RayExecutor.end_kept()  # the driver is a process of its own and has agents of its own
+    directory = tmp_path / "run"
+    command = [sys.executable, str(PROGRAM), str(app), str(directory), "--ray", machines.address]
+    driver = subprocess.Popen(command)
+    journal = directory / "journal.jsonl"
+    deadline_s = time.monotonic() + 180
+    while time.monotonic() < deadline_s:
+        if journal.exists() and journal.read_bytes().count(b'"finished"') >= 5:
+            break
+        assert driver.poll() is None
+        time.sleep(0.05)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    assert subprocess.run([*command, "--resume"], check=False, timeout=300).returncode == 0
+    assert texts(directory) == undisturbed_texts
+
+
+def test_more_machines_than_there_are(machines: Machines) -> None:
+    RayExecutor.end_kept()
+    executor = RayExecutor(RayOptions(address=machines.address, join_timeout_s=2.0))
+    try:
+        with pytest.raises(InputError, match=r"needs 3 machine.*the cluster has 2 machine"):
+            executor.open(Cluster((GPU,) * 3, (), ((0,), (1,), (2,))), None)
+    finally:
+        executor.close()
+
+
+def test_one_process_is_in_one_cluster(machines: Machines) -> None:
+    with pytest.raises(InputError, match="this process belongs to the cluster at"):
+        RayExecutor(RayOptions(address="127.0.0.1:1")).open(TWO_MACHINES, None)
+
+
+def test_a_model_that_is_not_there_is_named_with_its_machine(machines: Machines) -> None:
+    executor = RayExecutor(RayOptions(address=machines.address))
+    executor.check([ModelSpec("gone", 512, path="/nowhere/gone")])
+    try:
+        with pytest.raises(InputError, match="has no folder /nowhere/gone"):
+            executor.open(TWO_MACHINES, None)
+    finally:
+        executor.close()
