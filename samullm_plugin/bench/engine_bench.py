@@ -19,7 +19,7 @@ from samullm_plugin.bench.engine_profiles import Measurement
 from samullm_plugin.bench.rows import BenchRun, PlannedCase, try_plan
 from samullm_plugin.errors import PluginError
 from samullm_plugin.planning.records import read_record, to_record
-from samullm_plugin.run.journal import Journal, read_journal
+from samullm_plugin.run.journal import Journal, read_appended
 from samullm_plugin.run.replanning import Replanner
 from samullm_plugin.run.run import RunSetup, start_run
 
@@ -167,7 +167,7 @@ class EngineBench:
 
     def _records(self, kind: str) -> list[dict[str, Any]]:
         path = self._dir / RUNS_FILE
-        found = [r for r in read_journal(path) if r["kind"] == kind] if path.exists() else []
+        found = [r for r in read_appended(path) if r["kind"] == kind] if path.exists() else []
         for record in found:
             del record["kind"]
         return found

@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,26 @@ class Journal:
 
 
 def read_journal(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of a journal, without a torn last line.
+    """Yield the records of a run's journal, without a torn last line.
+
+    Raises:
+        InputError: naming the line that is damaged.
+    """
+    return read_appended(path, _wrong)
+
+
+def _not_an_object(record: object) -> str | None:
+    return None if isinstance(record, dict) else "is no JSON object"
+
+
+def read_appended(
+    path: Path, wrong_with: Callable[[Any], str | None] = _not_an_object
+) -> Iterator[dict[str, Any]]:
+    """Yield what was appended to a file of records, without a torn last line.
+
+    Args:
+        path: the file.
+        wrong_with: what is wrong with a record, or None.
 
     Raises:
         InputError: naming the line that is damaged.
@@ -103,7 +122,7 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
                 return
             try:
                 record = parse_json(line)
-                wrong = _wrong(record)
+                wrong = wrong_with(record)
             except ValueError:
                 wrong = "is not JSON"
             if wrong is not None:
