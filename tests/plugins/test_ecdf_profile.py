@@ -47,10 +47,10 @@ def test_lengths_of_the_profile_are_drawn(name: str, profile: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_without_a_profile_nothing_changes(name: str) -> None:
+def test_without_a_profile_a_model_gets_the_pooled_lengths_and_they_say_so(name: str) -> None:
     estimator = HOST.create("length-estimator", name, {})
-    with pytest.raises(InputError, match="own-model"):
-        drawn(estimator, "own-model")
+    assert "assumed" in estimator.source("own-model")
+    assert len(np.unique(drawn(estimator, "own-model"))) > 20
 
 
 @pytest.mark.parametrize("name", NAMES)
