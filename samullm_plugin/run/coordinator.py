@@ -42,7 +42,7 @@ CALL_WAIT_S = 0.01
 """The same while Python functions are being called."""
 
 FIRST_LOAD_EVERY_S = 0.5
-LOADS_NOTED = 256
+LOADS_NOTED = 100
 """After so many notes of the load, every second one is left out; so there are at most so many per
 doubling of the run's length."""
 
