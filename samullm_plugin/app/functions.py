@@ -380,8 +380,18 @@ def _described(error: Exception) -> str:
 
 
 def _candidates(row: Row) -> list[Row]:
-    """Return the rows among which a function chooses: those of its only input."""
-    lists = [v for v in row.values() if isinstance(v, list) and v and isinstance(v[0], Mapping)]
+    """Return the rows among which a function chooses: those of its only input.
+
+    A row's own conversation is a list of mappings as well, and no input.
+    """
+    lists = [
+        v
+        for v in row.values()
+        if isinstance(v, list)
+        and v
+        and isinstance(v[0], Mapping)
+        and not {"role", "content"} <= v[0].keys()
+    ]
     if len(lists) != 1:
         raise ValueError(f"it chooses among the rows of one input, and there are {len(lists)}")
     return list(lists[0])

@@ -365,6 +365,8 @@ class TextPrompts(PromptBuilder):
         if call.scope == "all":
             name = self._sources[node].ids[r]
             return _given(value[name]) if name in value else None
+        if value is None:
+            return None  # the call dropped its row
         k = (r - call.num_calls) % (call.most or 1)
         return _given(value[k]) if k < len(value) else None
 

@@ -14,9 +14,10 @@ import numpy as np
 import psutil
 import pytest
 
+from samullm_plugin.errors import InputError
 from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment, Plan, Stage
-from samullm_plugin.run.coordinator import Coordinator, RunOptions
+from samullm_plugin.run.coordinator import Coordinator
 from samullm_plugin.run.journal import read_journal
 from samullm_plugin.run.replanning import Replanner, ReplanOptions
 from samullm_plugin.run.run import resume_run, start_run
@@ -126,21 +127,18 @@ def test_a_prompt_that_is_too_long_fails_alone(folder: Path, tmp_path: Path) -> 
     assert outcome.metrics["requests"]["finished"] == 94
 
 
-def test_a_model_that_does_not_load_is_reported(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_without_tokenizer_is_refused_before_anything_starts(
+    folder: Path, tmp_path: Path
+) -> None:
     app = edited(folder, tmp_path / "app", "requests.jsonl", {})
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_bytes((folder / "two/config.json").read_bytes())
     text = (app / "app.yaml").read_text().replace(f"path: {folder}/two", f"path: {broken}")
     (app / "app.yaml").write_text(text)
-    limits = RunOptions(max_engine_failures=2)
-    outcome = start_run(setup(app, tmp_path / "run", options=limits), plan())
-    nodes = {node for node, _, _ in outcome.failed}
-    assert nodes == {"chain", "judge"}
-    assert "2 engines of chain failed in a row; the last:" in outcome.failed[0][2]
-    assert outcome.metrics["nodes"]["answer"]["requests"]["finished"] == ITEMS
-    lines = (tmp_path / "run/outputs/chain.jsonl").read_text().splitlines()
-    assert all(json.loads(line)["error"] for line in lines)
+    with pytest.raises(InputError, match="node chain: model two: there is no tokenizer"):
+        start_run(setup(app, tmp_path / "run"), plan())
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_engine_that_hangs_is_replaced(
