@@ -190,7 +190,7 @@ def test_a_killed_driver_resumes(
     directory = tmp_path / "run"
     command = [sys.executable, str(PROGRAM), str(app), str(directory), "--ray", machines.address]
     driver = subprocess.Popen(command)
-    journal = directory / "journal.jsonl"
+    journal = directory / "events.jsonl"
     deadline_s = time.monotonic() + 180
     while time.monotonic() < deadline_s:
         if journal.exists() and journal.read_bytes().count(b'"finished"') >= 5:
