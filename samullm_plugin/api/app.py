@@ -10,21 +10,16 @@ from pydantic import BaseModel
 
 from samullm_plugin.api.nodes import Model, Node, input_sections, node_name, written_place
 from samullm_plugin.app.fields import validate
+from samullm_plugin.app.nodespec import MessageSection, NodeSection, PythonSection
+from samullm_plugin.app.rowspec import BranchSection, KeepSection, NodeBase, RequestsSection
 from samullm_plugin.app.sampling import SamplingSection
 from samullm_plugin.app.spec import (
     AppSpec,
-    BranchSection,
     ClusterSection,
     Component,
-    KeepSection,
-    MessageSection,
     ModelSection,
-    NodeBase,
-    NodeSection,
     OutputSection,
     PlannerSection,
-    PythonSection,
-    RequestsSection,
 )
 from samullm_plugin.errors import InputError
 
