@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from samullm_plugin import EngineRequest, RequestOutput
 from samullm_vllm import engine as engines
-from samullm_vllm import prompts, sampling, tracking
+from samullm_vllm import pooling, prompts, sampling, tracking
 from samullm_vllm.channel import Channel, ChannelClosedError
 from samullm_vllm.processes import end_with_parent
 from samullm_vllm.protocol import (
@@ -85,8 +85,11 @@ class Rank:
         self._arrivals += 1.0  # the same on all ranks, unlike the time
         try:
             if self.start.latency is None:
-                prompt = prompts.engine_prompt(request, self.engine, self.tokenizer)
-                params = sampling.sampling_params(request, self.tokenizer)
+                if request.task is not None:
+                    prompt, params = pooling.prompt_and_params(request, self.engine, self.tokenizer)
+                else:
+                    prompt = prompts.engine_prompt(request, self.engine, self.tokenizer)
+                    params = sampling.sampling_params(request, self.tokenizer)
             else:
                 prompt = prompts.modelled_prompt(request)
                 params = sampling.modelled_params(request)
@@ -128,7 +131,8 @@ class Rank:
         for output in self.engine.step():
             if output.finished:
                 tracked = self.tracked.pop(int(output.request_id))
-                outputs.append(sampling.request_output(tracked, output, self.tokenizer))
+                made = pooling.request_output if tracked.request.task else sampling.request_output
+                outputs.append(made(tracked, output, self.tokenizer))
         return outputs
 
 

@@ -162,7 +162,8 @@ class Assembly:
         if isinstance(section, NodeSection):
             requests = drafts.copied(requests, section.copies)
             samples = section.n if section.n > 1 else section.sampling_params.n or 1
-            requests = drafts.sampled(requests, samples)
+            if not section.pools:
+                requests = drafts.sampled(requests, samples)
         for name, edge in section.edges.items():
             field = f"{where}.inputs.{name}"
             upstream = [
@@ -190,8 +191,20 @@ class Assembly:
                 self.notes.append(
                     f"node {node.name}: the template does not use {label}: it is only waited for"
                 )
+        self._refuse_vectors(node, requests)
         node.requests = requests
         drafts.mark_fallbacks(requests, self._passing, self._graph.before)
+
+    def _refuse_vectors(self, node: NodeDraft, requests: Sequence[Draft]) -> None:
+        """Refuse prompts that embeddings would enter as text."""
+        for wait in (w for r in requests for w in r.waits if w.label):
+            section = self.nodes[wait.node].section
+            if isinstance(section, NodeSection) and section.task == "embed":
+                raise InputError(
+                    f"{self._graph.where(node)}: its prompt takes the output of "
+                    f"{self.nodes[wait.node].name}, which is a vector; work on vectors in a node "
+                    "with `python`, or only wait for it with in_prompt: false"
+                )
 
     def _python_requests(
         self, index: int, section: PythonSection, rows: list[Draft]

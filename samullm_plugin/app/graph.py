@@ -8,6 +8,7 @@ from pathlib import Path
 
 from samullm_plugin.app.drafts import NodeDraft
 from samullm_plugin.app.nodespec import PythonSection
+from samullm_plugin.app.pooling import check_generates, pooling_model
 from samullm_plugin.app.spec import AppSpec
 from samullm_plugin.errors import InputError, suggest
 from samullm_plugin.model.application import ModelSpec
@@ -39,11 +40,10 @@ class NodeGraph:
         for name, section in spec.nodes.items():
             if isinstance(section, PythonSection):
                 continue
-            if section.pools or section.lora is not None:
-                field = "lora" if section.lora is not None else "task"
+            if section.lora is not None:
                 raise InputError(
-                    f"{path}: nodes.{name}.{field}: pooling tasks and adapters are part of the "
-                    "format but cannot be planned or run yet; leave it out"
+                    f"{path}: nodes.{name}.lora: adapters are part of the format but cannot be "
+                    "planned or run yet; leave it out"
                 )
             for model in section.models:
                 if model not in models:
@@ -51,7 +51,13 @@ class NodeGraph:
                     raise InputError(f"{path}: nodes.{name}.model: no model {model!r}{hint}")
                 full = name if isinstance(section.model, str) else f"{name}.{model}"
                 self.members.setdefault(name, []).append(len(self.nodes))
-                self.nodes.append(NodeDraft(full, name, section, models[model]))
+                served, given = models[model], spec.models[model].engine_args
+                where = f"{path}: nodes.{name}"
+                if section.pools:
+                    served = pooling_model(served, section.task, given, f"{where}.task")
+                else:
+                    check_generates(served, given, where)
+                self.nodes.append(NodeDraft(full, name, section, served))
         for name, section in spec.nodes.items():
             if isinstance(section, PythonSection):
                 self.members[name] = [len(self.nodes)]

@@ -198,8 +198,17 @@ class NodeSection(NodeBase):
             raise ValueError("retry_temperature: there are no retries")
         if self.pair is not None and self.task != "score":
             raise ValueError("pair: only nodes of `task: score` compare two texts")
+        if self.task == "score" and self.pair is None:
+            raise ValueError("pair: missing; `task: score` compares two texts, prompt and pair")
         if self.pools:
-            given = {"output_schema", "check", "retries", "n", "chain"} & self.model_fields_set
+            given = {
+                "output_schema",
+                "check",
+                "retries",
+                "n",
+                "chain",
+                "lora",
+            } & self.model_fields_set
             given |= {"sampling_params"} if self.sampling_params.given() else set()
             if given:
                 names = ", ".join(sorted(given))

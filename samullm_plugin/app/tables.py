@@ -9,7 +9,7 @@ import numpy as np
 
 from samullm_plugin.app.bodies import has_media
 from samullm_plugin.app.drafts import Draft, NodeDraft
-from samullm_plugin.app.loaded import NodeSource, conversation, prompt_text
+from samullm_plugin.app.loaded import NodeSource, conversation, pair_text, prompt_text
 from samullm_plugin.app.nodespec import NodeSection, PythonSection
 from samullm_plugin.app.requests import (
     CHARACTERS_PER_TOKEN,
@@ -158,13 +158,15 @@ def _checked_tokens(node: NodeDraft, request: Draft, counting: _Counting) -> int
 
 def _max_tokens(node: NodeDraft, request: Draft, where: str) -> int:
     """Return a request's limit: its line's, else the node's."""
+    section = node.section
+    assert isinstance(section, NodeSection)
+    if section.pools:
+        return 1
     if request.line is not None:
         values = request.line.values
         if values.max_tokens is not None:
             return values.max_tokens
-    section = node.section
-    assert isinstance(section, NodeSection)
-    limit = 1 if section.pools else section.sampling_params.max_tokens
+    limit = section.sampling_params.max_tokens
     if limit is None:
         raise InputError(
             f"{where}.sampling_params.max_tokens: missing, and request {request.id!r} has no "
@@ -236,6 +238,8 @@ class _Counting:
             )
         try:
             conversation(self.source, request.fields, self.sample, f"{self.where}.{field}")
+            if self.source.pair is not None:
+                pair_text(self.source, request.fields, self.sample, self.where)
         except InputError as error:
             used = [n for n in sorted(self.labels & self.variables) if n in self.stand_ins]
             if not used:
@@ -290,7 +294,13 @@ class _Counting:
             made = conversation(self.source, fields, self.sample, self.where)
             taken = sum(len(s[0]) for n, s in self.sample.items() if n in self.variables)
             return max(self._count(_text(made), estimates) - estimate_tokens("x" * taken), 1)
-        return self._count(_text(made), estimates)
+        if self.source.pair is None:
+            return self._count(_text(made), estimates)
+        try:
+            second = pair_text(self.source, fields, self.blank, self.where)
+        except InputError:
+            second = pair_text(self.source, fields, self.sample, self.where)
+        return self._count(_text(made), estimates) + self._count(second, 0)
 
     def _own_count(self, request: Draft) -> int | None:
         """Return the tokens the line states for its own text."""

@@ -28,7 +28,7 @@ from samullm_plugin.model.kv_cache import KvCacheLayers
 Source = Literal["config.json", "safetensors", "transformers", "bundled figures"]
 
 
-_UNLIKE = frozenset({*NOT_MODELLED, *VISION_NOT_MODELLED, "bert", "whisper", "roberta", "bart"})
+_UNLIKE = frozenset({*NOT_MODELLED, *VISION_NOT_MODELLED, "whisper", "bart"})
 
 
 @dataclass(frozen=True, slots=True)

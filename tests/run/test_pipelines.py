@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 
 from samullm_plugin.app.loading import build_application, read_spec
 from samullm_plugin.app.nodespec import RegexSection
-from samullm_plugin.app.spec import ClusterSection, Component, ModelSection, PlannerSection
+from samullm_plugin.app.spec import AppSpec, ClusterSection, Component, ModelSection, PlannerSection
 from samullm_plugin.engine import Curve, StepLatency
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.costs import LoadTimes, ModeCosts, Provenance
@@ -88,8 +88,15 @@ def setup(
         )
         for k, name in enumerate(spec.models)
     }
+    return setup_of(spec, small, app, directory, **changes)
+
+
+def setup_of(
+    spec: AppSpec, models: Mapping[str, ModelSection], app: Path, directory: Path, **changes: Any
+) -> RunSetup:
+    """Return the run of an app.yaml with other models, on two cores."""
     cluster = ClusterSection(gpus=2, gpu="core", gpu_memory_gib=1, nvlink=2)
-    spec = spec.model_copy(update={"models": small, "cluster": cluster})
+    spec = spec.model_copy(update={"models": models, "cluster": cluster})
     loaded = build_application(spec, app)
     assert loaded.cluster is not None
     scenarios = sample_scenarios(loaded.app, Uniform(100), np.random.default_rng(0), 1)
@@ -117,6 +124,9 @@ def outputs(directory: Path, node: str) -> dict[str, Any]:
             found[row["custom_id"]] = row["error"]
             continue
         body = row["response"]["body"]
+        if "data" in body:
+            found[row["custom_id"]] = body["data"][0]
+            continue
         if "choices" not in body:
             found[row["custom_id"]] = body["value"]
             continue
