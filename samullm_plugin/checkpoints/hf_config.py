@@ -185,8 +185,8 @@ def read_config_file(path: Path) -> ConfigFile:
         )
     if isinstance(thinker := raw.get("thinker_config"), Mapping):
         kind = f"{kind}_thinker"  # the part that writes; engines leave out the one that speaks
-        shared = {k: raw[k] for k in ("dtype", "torch_dtype", "quantization_config") if k in raw}
-        raw = {**shared, **thinker, "model_type": kind}
+        shared = ("dtype", "torch_dtype", "quantization_config")
+        raw = {**{k: v for k, v in raw.items() if k in shared}, **thinker, "model_type": kind}
     flat = dict(raw)
     for name in ("attn_config", "ffn_config"):  # DBRX and MPT nest what others do not
         if isinstance(raw.get(name), Mapping):
