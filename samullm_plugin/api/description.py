@@ -19,20 +19,10 @@ from samullm_plugin.api.nodes import (
 )
 from samullm_plugin.api.plugins import HandedOver, Part
 from samullm_plugin.app.fields import validate
+from samullm_plugin.app.nodespec import MessageSection, NodeSection, PythonSection
+from samullm_plugin.app.rowspec import BranchSection, KeepSection, NodeBase, RequestsSection
 from samullm_plugin.app.sampling import SamplingSection
-from samullm_plugin.app.spec import (
-    AppSpec,
-    BranchSection,
-    ClusterSection,
-    KeepSection,
-    MessageSection,
-    NodeBase,
-    NodeSection,
-    OutputSection,
-    PlannerSection,
-    PythonSection,
-    RequestsSection,
-)
+from samullm_plugin.app.spec import AppSpec, ClusterSection, OutputSection, PlannerSection
 from samullm_plugin.errors import InputError
 
 

@@ -18,8 +18,8 @@ from samullm_plugin.app.bodies import (
     from_batch,
 )
 from samullm_plugin.app.fields import describe
+from samullm_plugin.app.rowspec import RequestsSection
 from samullm_plugin.app.sampling import LARGEST, SamplingSection, TokenId
-from samullm_plugin.app.spec import RequestsSection
 from samullm_plugin.errors import InputError, suggest
 from samullm_plugin.files import read_rows
 from samullm_plugin.model.application import ModelSpec

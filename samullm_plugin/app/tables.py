@@ -10,13 +10,13 @@ import numpy as np
 from samullm_plugin.app.bodies import has_media
 from samullm_plugin.app.drafts import Draft, NodeDraft
 from samullm_plugin.app.loaded import NodeSource, conversation, prompt_text
+from samullm_plugin.app.nodespec import NodeSection, PythonSection
 from samullm_plugin.app.requests import (
     CHARACTERS_PER_TOKEN,
     RowError,
     TokenCounter,
     estimate_tokens,
 )
-from samullm_plugin.app.spec import NodeSection, PythonSection
 from samullm_plugin.app.templates import Output, referenced
 from samullm_plugin.checkpoints.tokenizing import WINDOW, OwnTokenizers
 from samullm_plugin.errors import InputError
