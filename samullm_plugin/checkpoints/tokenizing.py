@@ -7,7 +7,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from samullm_plugin.checkpoints.machine_cache import keep, read_kept
