@@ -7,17 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from samullm_plugin.checkpoints.families import FAMILIES, NOT_MODELLED, VISION_NOT_MODELLED
+from samullm_plugin.checkpoints.families import FAMILIES, NOT_MODELLED
 from samullm_plugin.checkpoints.hf_config import ConfigFile, read_config_file
 from samullm_plugin.checkpoints.limits import derived_max_model_len
 from samullm_plugin.checkpoints.meta_device import count_parameters
-from samullm_plugin.checkpoints.parts import Attention, Layers
+from samullm_plugin.checkpoints.parts import Attention, Layers, Part
 from samullm_plugin.checkpoints.quantization import (
     DTYPE_BYTES,
     Quantization,
     online,
     read_quantization,
 )
+from samullm_plugin.checkpoints.refusals import NotModelledError
 from samullm_plugin.checkpoints.stacks import read_layers, tied
 from samullm_plugin.checkpoints.weight_files import StoredWeights, read_weights
 from samullm_plugin.errors import InputError
@@ -28,7 +29,7 @@ from samullm_plugin.model.kv_cache import KvCacheLayers
 Source = Literal["config.json", "safetensors", "transformers", "bundled figures"]
 
 
-_UNLIKE = frozenset({*NOT_MODELLED, *VISION_NOT_MODELLED, "whisper", "bart"})
+_UNLIKE = frozenset({*NOT_MODELLED, "whisper", "bart"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,13 +200,16 @@ def describe(path: Path, *, ask: bool = False) -> ModelDescription:
     counted: int | None = None
     try:
         layers = read_layers(file)
-    except InputError as refusal:
+    except NotModelledError as refusal:
         if file.text.kind in _UNLIKE or file.top.kind in _UNLIKE:
             raise  # known not to be a plain decoder: a count says no more
         counted = count_parameters(file, tied(file))
         if counted is None:
             raise
-        layers = _checked_guess(file, counted, refusal)
+        if refusal.only_towers:
+            layers = _counted_towers(file, counted, refusal)
+        else:
+            layers = _checked_guess(file, counted, refusal)
     stored = read_weights(file.folder, len(layers.layers)) if file.folder else None
     quantization = read_quantization(file)
     parameters, source = layers.parameters, "config.json"
@@ -241,6 +245,19 @@ def _with_head(layers: Layers, file: ConfigFile, stored: StoredWeights) -> Layer
         return layers
     embedding = layers.outside[0]
     return replace(layers, outside=(*layers.outside, replace(embedding, module="lm_head")))
+
+
+def _counted_towers(file: ConfigFile, counted: int, refusal: NotModelledError) -> Layers:
+    """Return a language model, and as its towers what a count of the whole leaves over.
+
+    Raises:
+        NotModelledError: if the count is less than the language model, so of something else.
+    """
+    language = read_layers(file, towers=False)
+    towers = counted - language.parameters
+    if towers < 0:
+        raise refusal
+    return replace(language, outside=(*language.outside, Part("towers", others=towers)))
 
 
 def _checked_guess(file: ConfigFile, counted: int, refusal: InputError) -> Layers:
