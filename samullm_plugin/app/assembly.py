@@ -175,6 +175,7 @@ class Assembly:
         filters = {
             i: n.section.keep.probability for i, n in enumerate(self.nodes) if n.section.keep
         }
+        drafts.mark_fallbacks(requests, self._passing, self._graph.before)  # these are no gates
         drafts.gate_requests(requests, filters, self._gate)
         if isinstance(section, PythonSection):
             node.requests, node.num_calls = self._python_requests(index, section, requests)
@@ -198,7 +199,6 @@ class Assembly:
     ) -> tuple[list[Draft], int]:
         """Return the requests of a Python node, and how many of them are calls."""
         node = self.nodes[index]
-        drafts.mark_fallbacks(rows, self._passing, self._graph.before)
         if section.scope == "all":
             return drafts.all_at_once(rows, index, node.name, section.rate), 1
         if section.max is None:

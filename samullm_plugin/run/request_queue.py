@@ -263,7 +263,8 @@ class RequestQueue:
     def _called(self, request: RequestId, returned: Returned) -> Result:
         """Return the result of a call; in imitations its value is a number of tokens."""
         if isinstance(self.calls, ImitatedCalls):
-            return Result(int(returned.value), finish_reason="stop")
+            text = self._source.sample_text(request, int(returned.value))
+            return Result(int(returned.value), finish_reason="stop", text=text)
         tokens = estimate_tokens(text_of(returned.value))
         return Result(tokens, finish_reason="stop", value=returned.value, seconds=returned.seconds)
 
