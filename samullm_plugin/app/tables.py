@@ -293,14 +293,27 @@ class _Counting:
         except InputError:  # it takes something out of an output
             made = conversation(self.source, fields, self.sample, self.where)
             taken = sum(len(s[0]) for n, s in self.sample.items() if n in self.variables)
-            return max(self._count(_text(made), estimates) - estimate_tokens("x" * taken), 1)
+            return max(self._made(made, estimates) - estimate_tokens("x" * taken), 1)
         if self.source.pair is None:
-            return self._count(_text(made), estimates)
+            return self._made(made, estimates)
         try:
             second = pair_text(self.source, fields, self.blank, self.where)
         except InputError:
             second = pair_text(self.source, fields, self.sample, self.where)
-        return self._count(_text(made), estimates) + self._count(second, 0)
+        return self._made(made, estimates) + self._count(second, 0)
+
+    def _made(self, made: str | list[dict[str, object]], estimates: int) -> int:
+        """Return the tokens of a prompt, those that the chat template adds included."""
+        tokens = self._count(_text(made), estimates)
+        if isinstance(made, list):
+            messages = made
+        elif self.source.chat:
+            messages = [{"role": "user", "content": made}]
+        else:
+            return tokens
+        if isinstance(self.count_tokens, OwnTokenizers):
+            tokens += self.count_tokens.framing(self.model, messages, self.source.chat_options)
+        return tokens
 
     def _own_count(self, request: Draft) -> int | None:
         """Return the tokens the line states for its own text."""
