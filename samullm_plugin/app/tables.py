@@ -289,8 +289,21 @@ class _Counting:
         except InputError:  # it takes something out of an output
             made = conversation(self.source, fields, self.sample, self.where)
             taken = sum(len(s[0]) for n, s in self.sample.items() if n in self.variables)
-            return max(self._count(_text(made), estimates) - estimate_tokens("x" * taken), 1)
-        return self._count(_text(made), estimates)
+            return max(self._made(made, estimates) - estimate_tokens("x" * taken), 1)
+        return self._made(made, estimates)
+
+    def _made(self, made: str | list[dict[str, object]], estimates: int) -> int:
+        """Return the tokens of a prompt, those that the chat template adds included."""
+        tokens = self._count(_text(made), estimates)
+        if isinstance(made, list):
+            messages = made
+        elif self.source.chat:
+            messages = [{"role": "user", "content": made}]
+        else:
+            return tokens
+        if isinstance(self.count_tokens, OwnTokenizers):
+            tokens += self.count_tokens.framing(self.model, messages, self.source.chat_options)
+        return tokens
 
     def _own_count(self, request: Draft) -> int | None:
         """Return the tokens the line states for its own text."""

@@ -18,7 +18,7 @@ class NotModelledError(InputError):
         """Name the file, the feature and the remedies."""
         super().__init__(
             f"{file.file}: {feature} is not modelled, so its sizes would be a guess; give them "
-            "under `architecture` in app.yaml, or install transformers in a version that knows the "
-            "model"
+            "under `architecture` in app.yaml, or install transformers or vLLM in a version that "
+            "knows the model"
         )
         self.feature, self.only_towers = feature, only_towers

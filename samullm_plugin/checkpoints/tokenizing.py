@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 WINDOW = 4096
 """Texts that are counted side by side, in all of the library's threads."""
-_KEPT_CHARACTERS = 1_000_000
+_KEPT_CHARACTERS = 100_000
 """Counts of windows with as many characters are kept for the next command."""
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tekken.json", "vocab.json")
 
@@ -31,7 +31,7 @@ class OwnTokenizers:
     def __init__(self) -> None:
         """Know no counts yet."""
         self._counted: dict[tuple[str, str], int] = {}
-        self._framing: dict[tuple[str, ...], int | None] = {}
+        self._framing: dict[tuple[str, ...], int] = {}
 
     def __call__(self, model: ModelSpec, text: str) -> int | None:
         """Return the tokens of a text; None without a tokenizer of the model here."""
@@ -65,7 +65,8 @@ class OwnTokenizers:
             options: ``chat_template`` and ``chat_template_kwargs``, if given.
 
         Returns:
-            0 where neither tokenizer nor template are here.
+            0 where tokenizer or template are missing; less than 0 for a template that leaves out
+            what the tokenizer puts before every text.
         """
         place = _place(model)
         key = (place, repr(sorted(options.items())), *(str(m.get("role")) for m in messages))
@@ -73,8 +74,8 @@ class OwnTokenizers:
             own = own_tokenizer(place)
             whole = own.count_conversation(messages, options)
             texts = own.count("\n".join(str(m.get("content") or "") for m in messages))
-            self._framing[key] = None if whole is None or texts is None else whole - texts
-        return max(self._framing[key] or 0, 0)
+            self._framing[key] = 0 if whole is None or texts is None else whole - texts
+        return self._framing[key]
 
 
 def count_prompt_tokens(
@@ -197,5 +198,5 @@ def own_tokenizer(place: str) -> OwnTokenizer:
 
 
 def _place(model: ModelSpec) -> str:
-    """Return where the tokenizer of a model is: with its files, unless the engine is told else."""
+    """Return where the tokenizer of a model is: with its files, or where engine arguments say."""
     return str(model.engine.given("tokenizer") or model.path or model.name)
