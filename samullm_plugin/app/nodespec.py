@@ -120,8 +120,8 @@ class NodeSection(NodeBase):
     )
     chat_template_kwargs: Mapping[str, JsonValue] = Field(
         default={},
-        description="What the chat template is told, such as `enable_thinking: false`; a line's "
-        "own come first.",
+        description="Variables passed to the chat template, such as `enable_thinking: false`; a "
+        "line's own come first.",
     )
     template_tokens: int | None = Field(
         default=None, ge=0, description="Tokens that templates add; else they are counted."

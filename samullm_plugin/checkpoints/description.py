@@ -46,7 +46,7 @@ class ModelDescription:
         dtype: of the model, as vLLM's ``auto`` resolves it on a GPU.
         max_model_len: as vLLM derives it.
         stored: what the safetensors files hold; None without any.
-        source: what parameters and bytes rest on.
+        source: where parameters and bytes come from.
         not_modelled: what an engine may need besides, one sentence each.
     """
 

@@ -198,5 +198,5 @@ def own_tokenizer(place: str) -> OwnTokenizer:
 
 
 def _place(model: ModelSpec) -> str:
-    """Return where the tokenizer of a model is: with its files, unless the engine is told else."""
+    """Return where the tokenizer of a model is: with its files, or where engine arguments say."""
     return str(model.engine.given("tokenizer") or model.path or model.name)

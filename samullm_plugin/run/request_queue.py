@@ -45,7 +45,7 @@ class RequestQueue:
         Args:
             ledger: may hold settled requests already.
             source: makes prompts.
-            log: is told.
+            log: where events are recorded.
             moved: tokens that unfinished requests generated before the run was interrupted.
             reuse: outputs of earlier runs; None: everything is asked.
             rejected: how often outputs were rejected before the run was interrupted.
@@ -137,7 +137,7 @@ class RequestQueue:
         if python is not None and request[1] >= python.num_calls:
             call = inputs[-1]
             if self.ledger.status[call[0]][call[1]] == Status.FAILED:
-                return None  # that is told once, by the call
+                return None  # reported once, by the call
         if inputs and not (python is not None and python.at_once and request[1] == 0):
             states = [self.ledger.status[i][q] for i, q in inputs]
             if Status.FAILED in states:

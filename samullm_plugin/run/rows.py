@@ -38,7 +38,7 @@ class NodeRows:
         input_node: node of each output that a request waits for, concatenated.
         input_request: that output's request.
         input_indptr: where each request's part of these begins, shape ``(n + 1,)``.
-        calls: so many of the first requests are calls whose values are told by the others.
+        calls: so many of the first requests are calls whose values are kept by the others.
     """
 
     name: str
@@ -255,7 +255,7 @@ class RunRows:
         return order, np.searchsorted(item[order], np.arange(self.num_items + 1))
 
     def ancestors(self, node: int, request: int) -> dict[int, list[int]]:
-        """Return by node the requests whose outputs a request rests on, itself included."""
+        """Return by node the requests that led to a request, itself included."""
         found: dict[int, list[int]] = {node: [request]}
         open_ = [(node, request)]
         while open_:

@@ -21,11 +21,10 @@ COORDINATOR = (
     "tests/run/test_failures.py",
     "tests/run/test_resuming.py",
     "tests/run/test_lost_devices.py",
-    "tests/run/test_coordinator_equals_simulator.py",
 )
 QUEUE = (*COORDINATOR, "tests/run/test_functions.py", "tests/run/test_texts.py")
 REUSE = ("tests/run/test_reuse.py", "tests/run/test_store.py")
-REPLANNING = ("tests/run/test_replanning.py",)
+REPLANNING = ("tests/run/test_residual.py", "tests/run/test_replanning.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +301,7 @@ CHANGES = (
         "a gain within the standard error is trusted",
         "return bool(gains_s.mean() > gains_s.std(ddof=1) / np.sqrt(len(gains_s)))",
         "return True",
-        ("tests/strategies/test_auto.py",),
+        ("tests/strategies/test_auto_selection.py",),
     ),
     # --- runs ---
     Change(
