@@ -112,8 +112,8 @@ def make_tiny_adapter(folder: Path, *, seed: int = 0, rank: int = 4, **sizes: in
     for layer in range(config["num_hidden_layers"]):
         for module, (out, into) in modules.items():
             at = f"base_model.model.model.layers.{layer}.{module}"
-            weights[f"{at}.lora_A.weight"] = torch.randn(rank, into, generator=generator)
-            weights[f"{at}.lora_B.weight"] = torch.randn(out, rank, generator=generator)
+            weights[f"{at}.lora_A.weight"] = 0.3 * torch.randn(rank, into, generator=generator)
+            weights[f"{at}.lora_B.weight"] = 0.3 * torch.randn(out, rank, generator=generator)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights, folder / "adapter_model.safetensors")
     fields = {

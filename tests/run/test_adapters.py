@@ -108,7 +108,8 @@ def test_adapters_share_an_engine(place: Path, tmp_path: Path) -> None:
     started = [r for r in read_journal(tmp_path / "r/events.jsonl") if r["kind"] == "engine_ready"]
     assert {r["node"] for r in started} == {"n0..n3"}
     for node, adapter in (("n0", "one"), ("n1", "two"), ("n2", None), ("n3", "one")):
-        assert outputs(tmp_path / "r", node) == generated(place, adapter)
+        given = {k: v or "" for k, v in outputs(tmp_path / "r", node).items()}
+        assert given == generated(place, adapter), node
 
 
 def test_engines_hold_all_adapters(place: Path) -> None:
