@@ -92,6 +92,38 @@ def make_tiny_llama(
     return folder
 
 
+def make_tiny_adapter(folder: Path, *, seed: int = 0, rank: int = 4, **sizes: int) -> Path:
+    """Write a LoRA adapter of :func:`make_tiny_llama`, as PEFT does; return its folder.
+
+    Args:
+        folder: where.
+        seed: of the weights.
+        rank: of its matrices.
+        sizes: of the model, where they are other than ``LLAMA_SIZES``.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    config = {**LLAMA_SIZES, **sizes}
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    modules = {"self_attn.q_proj": (hidden, hidden), "mlp.down_proj": (hidden, inner)}
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for layer in range(config["num_hidden_layers"]):
+        for module, (out, into) in modules.items():
+            at = f"base_model.model.model.layers.{layer}.{module}"
+            weights[f"{at}.lora_A.weight"] = 0.3 * torch.randn(rank, into, generator=generator)
+            weights[f"{at}.lora_B.weight"] = 0.3 * torch.randn(out, rank, generator=generator)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(weights, folder / "adapter_model.safetensors")
+    fields = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 2 * rank,
+        "target_modules": ["q_proj", "down_proj"], "bias": "none",
+    }  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(fields))
+    return folder
+
+
 def make_tiny_encoder(folder: Path, *, labels: int = 0, seed: int = 0) -> Path:
     """Write a BERT of a few thousand weights that reads characters; return its folder.
 

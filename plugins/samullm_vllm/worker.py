@@ -69,6 +69,7 @@ class Rank:
             prompts.RequestError, VLLMClientError, ValueError, TypeError, NotImplementedError
         )  # fmt: skip
         self.tracked: dict[int, tracking.Tracked] = {}
+        self._adapters: dict[str, int] = {}
         self._arrivals = 0.0
         self._sleeps_at = 0
 
@@ -98,6 +99,7 @@ class Rank:
                 prompt.inputs,
                 params,
                 arrival_time=self._arrivals,
+                lora_request=self._adapter(request.lora),
                 priority=request.priority,
             )
         except self._refusals as error:
@@ -109,6 +111,15 @@ class Rank:
         own = tuple(prompt.token_ids) if tokenised and request.prompt_token_ids is None else None
         self.tracked[request.request] = tracking.Tracked(request, own, prompt.media)
         return None
+
+    def _adapter(self, folder: str | None) -> Any:
+        """Return vLLM's name of an adapter; they are numbered as they come."""
+        if folder is None or self.start.latency is not None:
+            return None
+        from vllm.lora.request import LoRARequest
+
+        number = self._adapters.setdefault(folder, len(self._adapters) + 1)
+        return LoRARequest(f"adapter-{number}", number, folder)
 
     def sleep(self, level: int) -> None:
         """Free the device's memory."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from samullm_plugin.app import drafts
+from samullm_plugin.app.adapters import adapter_folder
 from samullm_plugin.app.drafts import NodeDraft
 from samullm_plugin.app.expressions import parsed
 from samullm_plugin.app.functions import function_of
@@ -181,7 +182,7 @@ def _with_texts(
         check=check,
         retries=section.retries,
         retry_temperature=section.retry_temperature,
-        lora=section.lora,
+        lora=None if section.lora is None else str(adapter_folder(section.lora, graph.path)),
         pair=section.pair,
         task=section.task if section.pools else "",
         class_names=class_names(node.model) if section.task == "classify" and node.model else (),

@@ -18,6 +18,7 @@ from samullm_plugin.app.requests import (
     estimate_tokens,
 )
 from samullm_plugin.app.templates import Output, referenced
+from samullm_plugin.checkpoints.models import find_checkpoint, reads_text_only
 from samullm_plugin.checkpoints.tokenizing import WINDOW, OwnTokenizers
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.application import PythonNode, RequestTable
@@ -220,6 +221,8 @@ class _Counting:
         templates += [source.pair] if source.pair is not None else []
         self.written = bool(templates)
         self.variables: set[str] = set().union(*(referenced(t) for t in templates))
+        folder = find_checkpoint(self.model.path or self.model.name)
+        self._reads_text_only = folder is not None and reads_text_only(folder)
         self._constant: int | None = self.section.template_tokens
         good = [r for r in node.requests if r.error is None] if self.written else []
         for request in good[:1]:
@@ -270,6 +273,11 @@ class _Counting:
         if not self.written and section.requests is None:
             return max(section.template_tokens or 0, 1)
         media = has_media(request.fields.get("messages") or ())
+        if media and self._reads_text_only:
+            raise RowError(
+                f"its messages hold images, audio or video, and model {self.model.name} reads text "
+                "only; take a model that reads them, or leave them out"
+            )
         if media and self.source.template is not None:
             raise RowError("its messages hold images, audio or video, which no `prompt` can take")
         if uses_own and counted is None and not media and not prompt_text(request.fields):

@@ -40,6 +40,7 @@ class Prompt:
         output_tokens: what it will generate, for executors that model engines; else None.
         task: of a pooling model; None: text is generated.
         pair: the second text, for ``task: score``.
+        lora: folder of its adapter.
     """
 
     prompt_tokens: int
@@ -52,6 +53,7 @@ class Prompt:
     output_tokens: int | None = None
     task: str | None = None
     pair: str | None = None
+    lora: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -459,6 +461,7 @@ class TextPrompts(PromptBuilder):
             chat=_chat(source.chat_options, source.request_chat.get(r, {})),
             task=source.task or None,
             pair=pair,
+            lora=source.lora,
         )
 
     def _chosen(self, router: RequestId, ledger: Ledger) -> int | Refused | None:

@@ -164,6 +164,7 @@ class RequestQueue:
             output_tokens=prompt.output_tokens,
             task=prompt.task,
             pair=prompt.pair,
+            lora=prompt.lora,
         )
 
     def _taken_up(self, request: RequestId, prompt: Prompt) -> EngineRequest:

@@ -71,6 +71,7 @@ class EngineRequest:
         task: of a pooling model: ``embed``, ``score``, ``classify`` or ``reward``; None: text is
             generated.
         pair: the second text, for ``score``.
+        lora: folder of the adapter it is computed with; None: without one.
     """
 
     request: int
@@ -86,6 +87,7 @@ class EngineRequest:
     chat: Mapping[str, object] = field(default_factory=dict)
     task: str | None = None
     pair: str | None = None
+    lora: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
