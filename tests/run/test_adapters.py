@@ -143,9 +143,9 @@ def test_memory_of_adapters() -> None:
     [
         (
             {"hidden_size": 128},
-            "of another model: its q_proj of layer 0 (reads|writes) 128",
+            "of another model: its down_proj of layer 0 writes 128",
         ),
-        ({"num_hidden_layers": 3}, "another model: it has q_proj of layer 2, and base has 2 lay"),
+        ({"num_hidden_layers": 3}, "another model: it has down_proj of layer 2, and base has 2 l"),
         (
             {"intermediate_size": 100},
             "down_proj of layer 0 reads 100 numbers, that of base 128",
