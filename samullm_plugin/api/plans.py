@@ -284,7 +284,7 @@ def compare(
         InputError: for an unknown scheduler or wrong input.
         SamullmError: if none of them made a plan.
     """
-    names = [app.scheduler_name(s) for s in schedulers]
+    names = [app.plugins.scheduler_name(s) for s in schedulers]
     plans: dict[str, AppPlan] = {}
     failed: dict[str, str] = {}
     for name in dict.fromkeys(names):

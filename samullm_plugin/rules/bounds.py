@@ -143,7 +143,7 @@ def _hull(values: Floats, knots: tuple[float, ...]) -> list[tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Tables:
+class _IterationParts:
     """Seconds of the parts of an iteration, at 1, 2, ... tokens or sequences.
 
     Attributes:
@@ -159,7 +159,7 @@ class _Tables:
     launch: float
 
 
-def _tables(latency: StepLatency, config: EngineConfig) -> _Tables:
+def _tables(latency: StepLatency, config: EngineConfig) -> _IterationParts:
     tokens = latency.by_tokens.table(config.max_num_batched_tokens)[1:]
     credit = min(0.0, latency.prefill_token_s) + min(0.0, latency.prefill_seq_s)
     if credit < 0:  # prefill tokens and sequences are at most all scheduled tokens
@@ -170,7 +170,7 @@ def _tables(latency: StepLatency, config: EngineConfig) -> _Tables:
     if latency.overlap_host:
         host = np.zeros_like(host)
     launch = max(0.0, min(latency.launch_s, latency.prefill_launch_s))
-    return _Tables(tokens, seqs, host, launch)
+    return _IterationParts(tokens, seqs, host, launch)
 
 
 @dataclass(frozen=True, slots=True)

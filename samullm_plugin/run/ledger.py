@@ -189,10 +189,6 @@ class Ledger:
         """Return how many requests of a node are settled."""
         return len(self.status[node]) - self._unsettled[node]
 
-    def with_status(self, node: int, status: Status) -> Ints:
-        """Return the requests of a node with a status, in order."""
-        return np.flatnonzero(self.status[node] == status)
-
     def foreseen(self, running: set[int], untaken: list[Bools | None]) -> list[Bools]:
         """Return per node which requests are settled or will be if nothing else is started.
 

@@ -15,9 +15,10 @@ from samullm_plugin.app.loaded import LoadedApplication
 from samullm_plugin.app.loading import load_application
 from samullm_plugin.cli.app import main
 from samullm_plugin.errors import InputError
-from samullm_plugin.run import joined
-from samullm_plugin.run.joined import JoinedTable, TableParts, check_output, export_table
+from samullm_plugin.run import table_files
+from samullm_plugin.run.joined import JoinedTable
 from samullm_plugin.run.rows import RunRows, write_layout
+from samullm_plugin.run.table_files import TableParts, check_output, export_table
 
 APP = """
 version: 1
@@ -119,7 +120,7 @@ def test_columns_and_rows_of_a_node(run: Path) -> None:
 def test_a_run_that_goes_on_is_written_in_parts(
     tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(joined, "PART_ROWS", 2)
+    monkeypatch.setattr(table_files, "PART_ROWS", 2)
     whole = (run / "events.jsonl").read_text().splitlines(keepends=True)
     rows = RunRows(run)
     parts = TableParts(JoinedTable(rows), run / "parts")
@@ -156,7 +157,7 @@ def test_a_run_in_the_middle_has_nulls(tmp_path: Path, run: Path) -> None:
 def test_columns_of_changing_types_become_texts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(joined, "PART_ROWS", 2)
+    monkeypatch.setattr(table_files, "PART_ROWS", 2)
     (tmp_path / "run").mkdir()
     loaded = application(tmp_path)
     values = [1, 2.5, "three", {"four": 4}, None]

@@ -27,7 +27,8 @@ from samullm_plugin.planning.instances import Instance
 from samullm_plugin.planning.planner import make_plan
 from samullm_plugin.run.coordinator import Coordinator
 from samullm_plugin.run.journal import read_journal
-from samullm_plugin.run.run import RunOutcome, RunSetup, resume_run, start_run
+from samullm_plugin.run.run import RunOutcome, resume_run, start_run
+from samullm_plugin.run.setup import RunSetup
 from tests.models import make_tiny_llama
 from tests.run.worlds import NoLatency, Uniform
 
