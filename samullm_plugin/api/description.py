@@ -19,20 +19,10 @@ from samullm_plugin.api.nodes import (
 )
 from samullm_plugin.api.plugins import HandedOver, Part
 from samullm_plugin.app.fields import validate
+from samullm_plugin.app.nodespec import MessageSection, NodeSection, PythonSection
+from samullm_plugin.app.rowspec import BranchSection, KeepSection, NodeBase, RequestsSection
 from samullm_plugin.app.sampling import SamplingSection
-from samullm_plugin.app.spec import (
-    AppSpec,
-    BranchSection,
-    ClusterSection,
-    KeepSection,
-    MessageSection,
-    NodeBase,
-    NodeSection,
-    OutputSection,
-    PlannerSection,
-    PythonSection,
-    RequestsSection,
-)
+from samullm_plugin.app.spec import AppSpec, ClusterSection, OutputSection, PlannerSection
 from samullm_plugin.errors import InputError
 
 
@@ -257,7 +247,7 @@ class Description:
             sample: an output as the node may give it, to try templates with.
             chat: send the prompt through the chat template.
             chat_template: instead of the model's own.
-            chat_template_kwargs: what the chat template is told.
+            chat_template_kwargs: variables passed to the chat template.
             template_tokens: tokens that templates add; None: they are counted.
             prefix_tokens: tokens at the start that all prompts share.
             lora: folder of an adapter.
@@ -346,7 +336,7 @@ class Description:
         return self._add(PythonSection, name, f"app.python({name!r})", fields)
 
     def _add(self, kind: type[NodeBase], name: str, place: str, fields: dict[str, Any]) -> Node:
-        """Add a node; its table, and the nodes it refers to, are told by their names."""
+        """Add a node; its table and the nodes it refers to are replaced by their names."""
         if name in self._nodes:
             raise InputError(f"{place}: there is a node {name!r} already")
         self._find_requests(name, place, fields)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from samullm_plugin.app.fields import validate
-from samullm_plugin.app.spec import InputSection, ModelSection
+from samullm_plugin.app.rowspec import InputSection
+from samullm_plugin.app.spec import ModelSection
 from samullm_plugin.errors import InputError
 
 

@@ -84,7 +84,7 @@ class CaseBuilder:
         host: the plugins.
         settings: how to plan and run.
         work_dir: models and profiles are kept there.
-        tell: is told what happens, for people.
+        tell: called with lines of progress, for people.
         measurements: how the latency profiles in use were measured, by model.
     """
 

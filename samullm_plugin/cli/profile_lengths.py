@@ -203,7 +203,7 @@ def _prepared(
     kv_cache_tokens: int | None,
     seed: int,
 ) -> tuple[PromptBuilder, EngineSetup, str]:
-    """Return prompts and engines; executors that imitate are told what is true.
+    """Return prompts and engines; executors that imitate engines get the true lengths.
 
     Returns:
         Where prompts come from, how engines are started, and a note on what the lengths are.

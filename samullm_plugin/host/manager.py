@@ -249,7 +249,7 @@ class PluginHost:
 
     @property
     def has_observers(self) -> bool:
-        """Whether anyone wants to be told about a run."""
+        """Whether there are observers of runs."""
         return any(row.status == "ok" for row in self._observers.values())
 
     def before_stage_run(self, run: RunInfo, stage: Stage) -> None:

@@ -36,7 +36,7 @@ from samullm_plugin.simulator.requests import NodeInputs
 from samullm_plugin.simulator.runs import PolicyCall
 
 UNFORESEEN_S = 1e9
-"""Arrival that request policies are told of requests whose inputs are not there yet."""
+"""Arrival time that request policies see for requests whose inputs are not there yet."""
 
 CALL_WAIT_S = 0.01
 """The same while Python functions are being called."""
@@ -102,7 +102,7 @@ class Coordinator:
             plan: a valid plan of it.
             executor: open.
             source: makes prompts.
-            log: is told what happens.
+            log: where events are recorded.
             resume: where to take up; None: at the beginning.
             replanner: may replace the plan; None: it is kept.
             options: limits.

@@ -60,7 +60,7 @@ class Result:
 
 
 def is_call(app: Application, request: RequestId) -> bool:
-    """Return whether a request is a call of a Python node whose values are told by its rows."""
+    """Return whether a request is a call of a Python node whose values are kept by its rows."""
     k = request[0] - len(app.nodes)
     if k < 0:
         return False

@@ -256,10 +256,12 @@ def check_output(loaded: LoadedApplication) -> None:
             f"{where}: output.file: {output.file!r} leads out of the run's directory; name a file "
             "in it (samullm export writes elsewhere)"
         )
-    fields = [n for n in loaded.sources[0].fields[0] if n != "id"] if loaded.sources else []
+    sources = loaded.sources
+    first = next((s for s in sources if s.ids[:1] == s.items[:1]), sources[0])
+    fields = [n for n in first.fields[0] if n != "id"]
     try:
         table_format(path)
-        find_columns(output.columns, [n.name for n in loaded.app.nodes], fields, output.rows)
+        find_columns(output.columns, [n.name for n in loaded.app.all_nodes], fields, output.rows)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
 

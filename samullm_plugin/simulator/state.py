@@ -231,7 +231,8 @@ class SimulationState:
                 result[i] = self._python_finish_s(i, works[i].inputs.available_s(result))
                 continue
             finish = runs[i].finish_s if i in runs else self.progress_now(i).finish_s
-            available = works[i].inputs.available_s(result)
+            # When inputs are there matters to requests that are not taken alone.
+            available = None if works[i].all_taken else works[i].inputs.available_s(result)
             result[i] = untaken_finish_s(works[i], available, finish)
         return result
 
@@ -241,12 +242,15 @@ class SimulationState:
         works = self._works
         for i in app.full_order:
             work = works[i]
-            available = work.inputs.available_s(self.finish_s)
-            if i >= len(app.nodes):
-                self._set_finish_s(i, self._python_finish_s(i, available))
+            python = i >= len(app.nodes)
+            engine = None if python else self.active.get(app.nodes[i].name)
+            if engine is None and not python and work.all_taken:
+                self._set_finish_s(i, self.progress[i].finish_s)
                 continue
-            engine = self.active.get(app.nodes[i].name)
-            if engine is None:
+            available = work.inputs.available_s(self.finish_s)
+            if python:
+                self._set_finish_s(i, self._python_finish_s(i, available))
+            elif engine is None:
                 self._set_finish_s(i, untaken_finish_s(work, available, self.progress[i].finish_s))
             elif not engine.run.jobs or not _same(available, engine.available_s):
                 engine.available_s = available

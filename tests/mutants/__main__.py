@@ -21,7 +21,7 @@ from tests.mutants.changes import CHANGES, Change
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("samullm_plugin", "plugins", "strategies", "tests", "examples", "docs")
 FILES = ("pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "mkdocs.yml")
-LONGEST_S = 1800
+LONGEST_S = 900
 """Seconds after which a change that makes the tests hang is taken to be noticed."""
 
 
@@ -40,7 +40,7 @@ def run_tests(tree: Path, tests: Sequence[str]) -> subprocess.CompletedProcess[s
     return subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"),
-            *("--timeout", "120", "--no-header", "--tb", "line", *tests),
+            *("--timeout", "0", "--no-header", "--tb", "line", *tests),
         ],
         cwd=tree,
         env={**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},

@@ -172,7 +172,7 @@ def test_recorded_starts_have_exactly_their_blocks(shared_data: Path) -> None:
 
 
 def test_a_given_capacity_stands_in_where_memory_was_not_recorded(tmp_path: Path) -> None:
-    """As on machines without a GPU, whose engines are told their capacity."""
+    """As on machines without a GPU, whose engines are given their capacity."""
     bundled = next(iter(bundled_profiles().values()))
     start = EngineStart(model="mine", tensor_parallel_size=1, kv_cache_tokens=9000, warm_s=2.0)
     profile = bundled.model_copy(

@@ -11,6 +11,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
+import samullm_plugin as sl
 from samullm_plugin.app.loaded import LoadedApplication
 from samullm_plugin.app.loading import load_application
 from samullm_plugin.cli.app import main
@@ -207,3 +208,19 @@ def test_a_simulated_run_writes_its_table(
     assert "holds no run (there is no run.json)" in capsys.readouterr().err
     assert main(["export", str(out), "--columns", "ids"]) == 2
     assert "there is no 'ids' (did you mean 'id'?)" in capsys.readouterr().err
+
+
+def test_functions_are_columns(tmp_path: Path) -> None:
+    """Values of functions and elements of lists; the call that made a list is no element."""
+    app = sl.App("lists", models={"m": "THUDM/chatglm3-6b"}, folder=tmp_path)
+    words = app.python("words", split, data=[{"id": "x", "text": "a b"}], max=3, expected=2)
+    app.llm("say", model="m", for_each=words, prompt="{{ words }}", max_tokens=4)
+    plan = app.plan(gpus=1, scheduler="max-heuristic")
+    table = app.run(plan, tmp_path / "run").table(["id", "text", "words", "say"])
+    (row,) = table
+    assert row["text"] == "a b"
+    assert len(row["words"]) == len(row["say"]) == 3
+
+
+def split(row: dict[str, str]) -> list[str]:
+    return row["text"].split()

@@ -11,13 +11,8 @@ import numpy as np
 import pytest
 
 from samullm_plugin.app.loading import build_application, read_spec
-from samullm_plugin.app.spec import (
-    ClusterSection,
-    Component,
-    ModelSection,
-    PlannerSection,
-    RegexSection,
-)
+from samullm_plugin.app.nodespec import RegexSection
+from samullm_plugin.app.spec import ClusterSection, Component, ModelSection, PlannerSection
 from samullm_plugin.engine import Curve, StepLatency
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.costs import LoadTimes, ModeCosts, Provenance
@@ -50,7 +45,7 @@ ENGINE = {
 @pytest.fixture(scope="module", autouse=True)
 def forker() -> Iterator[None]:
     """Keep the process that has imported vLLM from test to test."""
-    from samullm_vllm.launching import kept_fork_server
+    from samullm_vllm.fork_launching import kept_fork_server
 
     with kept_fork_server():
         yield
