@@ -168,14 +168,14 @@ def test_an_engine_that_hangs_is_replaced(
 
 
 @pytest.mark.slow
-def test_twenty_kills(folder: Path, reference: dict[str, list[str]]) -> None:
+def test_eight_kills(folder: Path, reference: dict[str, list[str]]) -> None:
     """SIGKILL to engines and coordinators at random moments; ``make soak`` does it for longer."""
     seed = int(os.environ.get("CHAOS_SEED", np.random.default_rng().integers(1 << 30)))
     print(f"CHAOS_SEED={seed}")
     chaos = Chaos(folder, np.random.default_rng(seed), reference=reference, pause_s=0.6)
-    while chaos.kills < 20:
-        chaos.run_once(20)
-    assert chaos.engines >= 10
+    while chaos.kills < 8:
+        chaos.run_once(8)
+    assert chaos.engines >= 4
     assert chaos.runs >= 1
 
 
@@ -189,6 +189,6 @@ def test_planning_again_changes_no_token(
     assert not outcome.failed
     assert replanner.proposals
     assert read_texts(tmp_path / "run") == reference
-    observed = replanner._observer._seconds
+    observed = replanner._drift._seconds
     assert observed
     assert all(0 < measured < 60 for measured, _ in observed.values())
