@@ -89,8 +89,8 @@ def test_a_live_engine_is_profiled_and_its_other_runs_are_predicted(
 @pytest.mark.timeout(900)
 def test_several_models_come_into_one_profile_and_are_kept_for_plans(tmp_path: Path) -> None:
     folders = [
-        make_tiny_llama(tmp_path / name, dtype="bfloat16", **SIZES, seed=i)
-        for i, name in enumerate(("one", "other"))
+        make_tiny_llama(tmp_path / name, dtype="bfloat16", **{**SIZES, "num_hidden_layers": layers})
+        for name, layers in (("one", 2), ("other", 3))
     ]
     words = ["profile", "latency", "--max-model-len", "256", "--max-num-seqs", "8",
              "--max-num-batched-tokens", "128", "--output", str(tmp_path / "p.json")]  # fmt: skip
