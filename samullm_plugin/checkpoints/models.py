@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from samullm_plugin.checkpoints.description import ModelDescription, describe, dtype_bytes
+from samullm_plugin.checkpoints.families import FAMILIES
+from samullm_plugin.checkpoints.hf_config import read_config_file
 from samullm_plugin.checkpoints.parts import Part
 from samullm_plugin.checkpoints.quantization import online
 from samullm_plugin.errors import InputError, suggest
@@ -65,10 +67,10 @@ def bundled_architecture(
 def _as_loaded(sizes: ModelArchitecture, engine: EngineOptions, name: Path) -> ModelArchitecture:
     """Return figures of 16 bits as an engine holds them with these settings."""
     method, cache = engine.given("quantization"), str(engine.given("kv_cache_dtype") or "auto")
-    if engine.dtype == "auto" and not method and cache == "auto":
-        return sizes
     size = sizes.dtype_bytes if engine.dtype == "auto" else dtype_bytes(engine.dtype, name)
     entry = size if cache == "auto" else dtype_bytes(cache, name)
+    if not method and size == entry == sizes.dtype_bytes:
+        return sizes
     outside = 2 * sizes.vocab_size * sizes.hidden_size
     experts = sizes.num_layers * sizes.num_experts * sizes.expert_params
     others = sizes.num_layers * sizes.matmul_params_per_layer - experts
@@ -158,6 +160,20 @@ def described(path: Path, *, ask: bool = False) -> ModelDescription:
 @lru_cache(maxsize=256)
 def _described(path: Path, stamps: tuple[object, ...], ask: bool) -> ModelDescription:
     return describe(path, ask=ask)
+
+
+def reads_text_only(path: Path) -> bool:
+    """Return whether a checkpoint is of a language model that takes no images, audio or video.
+
+    Args:
+        path: its folder, or a ``config.json``.
+
+    Raises:
+        InputError: if its configuration cannot be read.
+    """
+    file = read_config_file(path)
+    marks = ("vision", "image", "video", "audio", "visual", "mm_", "img_")
+    return file.text.kind in FAMILIES and not any(k.startswith(marks) for k in file.raw)
 
 
 def find_checkpoint(reference: str, base: Path | None = None) -> Path | None:

@@ -76,14 +76,15 @@ class Calibrator:
     def _lengths(self, node: int, ledger: Ledger) -> list[LengthRow]:
         """Return the output lengths of a node's finished requests."""
         found: list[LengthRow] = []
-        prompts = self.problem.app.nodes[node].requests.prompt_tokens
+        table = self.problem.app.nodes[node].requests
+        prompts = table.prompt_tokens
         for part in self.problem.app.nodes[node].parts:
             for r in range(part.start, part.stop):
                 result = ledger.results.get((node, r))
                 if result is None or result.error is not None:
                     continue
                 tokens = int(ledger.generated[node][r])
-                if tokens > 0:
+                if tokens > 0 and table.max_tokens[r] > 1:  # else there is nothing to learn
                     cut = result.finish_reason == "length"
                     found.append((part.task, int(prompts[r]), tokens, cut))
         return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from samullm_plugin.app.expressions import ExpressionError
 from samullm_plugin.app.functions import Function, Row
 from samullm_plugin.app.loaded import LoadedApplication, PythonCall
+from samullm_plugin.app.pooling import pooled_value
 from samullm_plugin.app.requests import estimate_tokens
 from samullm_plugin.app.templates import Output, text_of
 from samullm_plugin.errors import InputError, Reject
@@ -37,6 +38,9 @@ class Prompt:
         sampling: vLLM sampling parameters by name.
         chat: variables passed to the chat template.
         output_tokens: what it will generate, for executors that model engines; else None.
+        task: of a pooling model; None: text is generated.
+        pair: the second text, for ``task: score``.
+        lora: folder of its adapter.
     """
 
     prompt_tokens: int
@@ -47,6 +51,9 @@ class Prompt:
     sampling: Mapping[str, object] = field(default_factory=dict)
     chat: Mapping[str, object] = field(default_factory=dict)
     output_tokens: int | None = None
+    task: str | None = None
+    pair: str | None = None
+    lora: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +99,11 @@ class PromptBuilder(ABC):
         """Return why an output is rejected, or a call that is to decide; None: it is accepted."""
         del request, result, ledger
         return None
+
+    def pooled(self, request: RequestId, numbers: Sequence[float]) -> Any:
+        """Return the value of an output of a pooling model."""
+        del request
+        return list(numbers)
 
     def again(self, request: RequestId, prompt: Prompt, attempt: int) -> Prompt | None:
         """Return how a rejected request is asked again; None: it is not.
@@ -362,11 +374,11 @@ class TextPrompts(PromptBuilder):
         if ledger.status[at[0]][at[1]] != Status.FINISHED:
             return None  # its failure is reported once, by the call
         value = ledger.results[at].value
+        if value is None:
+            return None  # the call dropped its row, or was made before the run was resumed
         if call.scope == "all":
             name = self._sources[node].ids[r]
             return _given(value[name]) if name in value else None
-        if value is None:
-            return None  # the call dropped its row
         k = (r - call.num_calls) % (call.most or 1)
         return _given(value[k]) if k < len(value) else None
 
@@ -393,6 +405,11 @@ class TextPrompts(PromptBuilder):
             row.update(value)
         row |= {source.name: value, "output": result.text, "node": self._names[node]}
         return Call(source.check, (row,))
+
+    def pooled(self, request: RequestId, numbers: Sequence[float]) -> Any:
+        """Return the fields of an output of a pooling model."""
+        source = self._sources[self._written(request)[0]]
+        return pooled_value(source.task, numbers, source.class_names)
 
     def again(self, request: RequestId, prompt: Prompt, attempt: int) -> Prompt | None:
         """Return a rejected request with another seed and a higher temperature."""
@@ -421,7 +438,7 @@ class TextPrompts(PromptBuilder):
         tokens = int(table.prompt_tokens[r]) + sum(int(ledger.generated[i][q]) for i, q in inputs)
         sampling = source.sampling_params(r)
         sampling.pop("max_tokens", None)
-        text = messages = None
+        text = messages = pair = None
         ids = source.prompt_token_ids.get(r)
         if ids is not None:  # outputs enter as token ids, behind the request's own
             known = [ledger.results[p].token_ids or () for p in inputs if p in ledger.results]
@@ -431,6 +448,7 @@ class TextPrompts(PromptBuilder):
             try:
                 made = self._loaded.conversation(node, r, output_of)
                 text, messages = (made, None) if isinstance(made, str) else (None, made)
+                pair = self._loaded.pair(node, r, output_of)
             except Exception as error:  # a template can raise anything
                 return Refused(f"its prompt cannot be made: {error}")
         return Prompt(
@@ -441,6 +459,9 @@ class TextPrompts(PromptBuilder):
             messages=None if messages is None else tuple(messages),
             sampling=sampling,
             chat=_chat(source.chat_options, source.request_chat.get(r, {})),
+            task=source.task or None,
+            pair=pair,
+            lora=source.lora,
         )
 
     def _chosen(self, router: RequestId, ledger: Ledger) -> int | Refused | None:
@@ -458,6 +479,10 @@ class TextPrompts(PromptBuilder):
         """Return the prompt of a request with its text; None if it cannot be made."""
         made = self.prepare(request, ledger)
         return made if isinstance(made, Prompt) else None
+
+    def task(self, node: str) -> str:
+        """Return what a node's pooling model is asked for; empty: it generates text."""
+        return self._sources[self._index[node]].task
 
     def custom_id(self, node: str, request: int) -> str:
         """Return the id of a request."""
@@ -534,7 +559,8 @@ class SampledPrompts(LengthPrompts):
     def sample_text(self, request: RequestId, num_tokens: int) -> str | None:
         """Return a text that says which output it stands for."""
         node, index = self._written.written(request)
-        return f"⟨{num_tokens} tokens of {node} for {self._texts.unique_id(node, index)}⟩"
+        what = self._texts.task(node) or f"{num_tokens} tokens"
+        return f"⟨{what} of {node} for {self._texts.unique_id(node, index)}⟩"
 
     def rendered(self, request: RequestId, ledger: Ledger) -> Prompt | None:
         """Return the prompt of a request, with sample texts where outputs enter it."""

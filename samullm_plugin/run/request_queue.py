@@ -162,6 +162,9 @@ class RequestQueue:
             messages=prompt.messages,
             chat=prompt.chat,
             output_tokens=prompt.output_tokens,
+            task=prompt.task,
+            pair=prompt.pair,
+            lora=prompt.lora,
         )
 
     def _taken_up(self, request: RequestId, prompt: Prompt) -> EngineRequest:
@@ -204,6 +207,7 @@ class RequestQueue:
             stop_reason=output.stop_reason,
             logprobs=logprobs,
             prompt_logprobs=output.prompt_logprobs,
+            value=None if output.numbers is None else self._source.pooled(request, output.numbers),
         )
         judgement = self._source.judge(request, result, self.ledger)
         if isinstance(judgement, Call):

@@ -68,6 +68,10 @@ class EngineRequest:
         num_generated: how many of the last prompt tokens were generated elsewhere.
         output_tokens: how many tokens it is still to generate, whatever the engine would say:
             where lengths are modelled or imposed. None: the engine decides, up to ``max_tokens``.
+        task: of a pooling model: ``embed``, ``score``, ``classify`` or ``reward``; None: text is
+            generated.
+        pair: the second text, for ``score``.
+        lora: folder of the adapter it is computed with; None: without one.
     """
 
     request: int
@@ -81,6 +85,9 @@ class EngineRequest:
     num_generated: int = 0
     output_tokens: int | None = None
     chat: Mapping[str, object] = field(default_factory=dict)
+    task: str | None = None
+    pair: str | None = None
+    lora: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +105,7 @@ class RequestOutput:
         stop_reason: stop string or token that ended it, if one did.
         logprobs: for each of ``token_ids`` how likely it and others were, if asked for.
         prompt_logprobs: the same of each token of the prompt, if asked for; the first has none.
+        numbers: what a pooling model gave; such an output counts as one token.
     """
 
     request: int
@@ -110,6 +118,7 @@ class RequestOutput:
     stop_reason: int | str | None = None
     logprobs: tuple[PositionLogprobs, ...] | None = None
     prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
+    numbers: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
