@@ -174,7 +174,10 @@ def _read(file: ConfigFile, answer: Mapping[str, Any]) -> Layers | None:
         mine, routed = _share(rest, i, len(ours)), _share(experts, i, len(ours))
         used = mine + (routed * active // kinds if kinds else routed)
         mlp = Mlp(
-            (Part(f"layers.{i}.mlp", matrices=mine), Part(f"layers.{i}.mlp.experts", matrices=routed, experts=True)),
+            (
+                Part(f"layers.{i}.mlp", matrices=mine),
+                Part(f"layers.{i}.mlp.experts", matrices=routed, experts=True),
+            ),
             text.number("moe_intermediate_size", 0) or text.number("intermediate_size", 1),
             kinds, active, used,
         )  # fmt: skip
