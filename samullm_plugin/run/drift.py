@@ -106,14 +106,11 @@ class DriftEstimator:
                 held_s = np.mean([_prefill_s(costs.latency, h, budget) for h in held[node]])
                 left_s = -float(held_s) * self._latency_factor(node)
             running[app.nodes[node].name] = (deployment.running, left_s)
-        cut = [np.zeros(len(g), bool) for g in generated]
-        for (i, r), result in ledger.results.items():
-            cut[i][r] = result.finish_reason == "length"
         return Snapshot(
             now_s,
             tuple(s.copy() for s in ledger.status),
             tuple(generated),
-            tuple(cut),
+            tuple(c.copy() for c in ledger.cut),
             running,
             tuple(self._latency_factor(i) for i in range(len(app.nodes))),
             factor,

@@ -82,7 +82,7 @@ def with_stand_ins(
     while going_on:
         going_on = False
         for i, node in enumerate(app.nodes):
-            for request in queue.take_queue(i) if queue.queued(i) else ():
+            for request in queue.take_given(i, 0.0) if queue.queued(i) else ():
                 text = _sample(samples, node.name) or _stand_in(sources[i], node.name)
                 output = RequestOutput(
                     request.request, estimate_tokens(text), text=text, finish_reason="stop"

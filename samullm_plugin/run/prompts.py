@@ -18,8 +18,9 @@ from samullm_plugin.errors import InputError, Reject
 from samullm_plugin.model.application import Application
 from samullm_plugin.model.scenarios import LengthScenario
 from samullm_plugin.model.types import Bools
-from samullm_plugin.run.ledger import Ledger, RequestId, Result, Status
+from samullm_plugin.run.ledger import Ledger, Status
 from samullm_plugin.run.python_calls import Call, CallRunner, ImitatedCalls, WorkerCalls
+from samullm_plugin.run.results import RequestId, Result
 from samullm_plugin.run.row_values import RowValues
 from samullm_plugin.run.user_nodes import UserNodes
 
@@ -72,6 +73,9 @@ class Given:
 Prepared = Prompt | Call | Given | Refused | None
 """What is to be done for a request; None: it is not taken."""
 
+A_PROMPT = Prompt(0, 0)
+"""Some prompt, where it is enough that there is one."""
+
 
 class PromptBuilder(ABC):
     """Makes prompts from what is in the ledger."""
@@ -83,6 +87,18 @@ class PromptBuilder(ABC):
         Returns:
             None if the request is not taken: a router chose another or a filter dropped it.
         """
+
+    @property
+    def with_token_ids(self) -> bool:
+        """Whether outputs enter prompts as tokens, so that texts alone do not do."""
+        return False
+
+    def decide(self, request: RequestId, ledger: Ledger) -> Prepared:
+        """Return what :meth:`prepare` would, but a prompt without content.
+
+        Prompts are made when engines have room for them. One that cannot be made then has failed.
+        """
+        return self.prepare(request, ledger)
 
     def call_runner(self) -> CallRunner:
         """Return what runs the calls of Python nodes."""
@@ -163,15 +179,11 @@ class LengthPrompts(PromptBuilder):
 
     def prepare(self, request: RequestId, ledger: Ledger) -> Prepared:
         """Return the lengths of a request, the outputs of its inputs included."""
+        decision = self.decide(request, ledger)
+        if decision is not A_PROMPT:
+            return decision
         node, r = request
         output = int(self._truth.output_tokens[node][r])
-        if output == 0:
-            return None
-        if node >= len(ledger.app.nodes):
-            python = ledger.app.python[node - len(ledger.app.nodes)]
-            if r < python.num_calls:
-                return Call(workers=python.workers, seconds=python.seconds, value=output)
-            return Given(None, output)
         table, model = ledger.app.nodes[node].requests, ledger.app.nodes[node].model
         part = slice(table.input_indptr[r], table.input_indptr[r + 1])
         tokens = int(table.prompt_tokens[r])
@@ -182,6 +194,19 @@ class LengthPrompts(PromptBuilder):
         tokens = min(tokens, model.max_model_len - 1)
         limit = min(int(table.max_tokens[r]), model.max_model_len - tokens)
         return Prompt(tokens, limit, output_tokens=min(output, limit))
+
+    def decide(self, request: RequestId, ledger: Ledger) -> Prepared:
+        """Return whether a request is taken, by its length."""
+        node, r = request
+        output = int(self._truth.output_tokens[node][r])
+        if output == 0:
+            return None
+        if node >= len(ledger.app.nodes):
+            python = ledger.app.python[node - len(ledger.app.nodes)]
+            if r < python.num_calls:
+                return Call(workers=python.workers, seconds=python.seconds, value=output)
+            return Given(None, output)
+        return A_PROMPT
 
     def untaken(self, node: int) -> Bools | None:
         """Return which requests are not taken."""
@@ -203,6 +228,11 @@ class TokenPrompts(LengthPrompts):
         """
         super().__init__(truth)
         self._seed = seed
+
+    @property
+    def with_token_ids(self) -> bool:
+        """Outputs enter prompts as tokens."""
+        return True
 
     def prepare(self, request: RequestId, ledger: Ledger) -> Prepared:
         """Return a request whose prompt holds its own random tokens, then its inputs' outputs."""
@@ -257,6 +287,7 @@ class TextPrompts(PromptBuilder):
         self._names = [n.name for n in loaded.app.all_nodes]
         self._rows = RowValues(loaded, self._planned)
         self._index = {name: i for i, name in enumerate(self._names)}
+        self._with_token_ids = any(s.prompt_token_ids for s in loaded.sources)
 
     # From here on, requests are named as the user wrote them where nothing else is said.
 
@@ -280,6 +311,21 @@ class TextPrompts(PromptBuilder):
             request: as it is planned.
             ledger: the results.
         """
+        decision = self.decide(request, ledger)
+        if decision is not A_PROMPT:
+            return decision
+        written = self._written(request)
+        outputs = self._inputs(written, ledger)
+        assert isinstance(outputs, dict)  # as it was decided
+        return self._prompt(written, ledger, _among(outputs))
+
+    @property
+    def with_token_ids(self) -> bool:
+        """Whether any prompt is given as tokens, to which outputs are added as tokens."""
+        return self._with_token_ids
+
+    def decide(self, request: RequestId, ledger: Ledger) -> Prepared:
+        """Return what is to be done for a request; its prompt is not made."""
         node, r = self._written(request)
         source = self._sources[node]
         if r in source.refused:
@@ -297,7 +343,7 @@ class TextPrompts(PromptBuilder):
         if source.call is not None:
             row = self._rows.given((node, r), ledger, _among(outputs))
             return _call(source.call.function, source.call, (row,))
-        return self._prompt((node, r), ledger, _among(outputs))
+        return A_PROMPT
 
     def _inputs(
         self, request: RequestId, ledger: Ledger
@@ -525,11 +571,11 @@ class SampledPrompts(LengthPrompts):
         super().__init__(truth)
         self._texts, self._written = TextPrompts(loaded, app), UserNodes(app)
 
-    def prepare(self, request: RequestId, ledger: Ledger) -> Prepared:
-        """Return the lengths of a request, if it can be asked."""
+    def decide(self, request: RequestId, ledger: Ledger) -> Prepared:
+        """Return whether a request is taken, if it can be asked."""
         if (why := self._texts.refusal(request)) is not None:
             return Refused(why)
-        return super().prepare(request, ledger)
+        return super().decide(request, ledger)
 
     def sample_text(self, request: RequestId, num_tokens: int) -> str | None:
         """Return a text that says which output it stands for."""

@@ -25,11 +25,11 @@ def test_a_new_plan_begins_before_its_first_stage() -> None:
         *finished("a", 20, 5.0),
         {"time_s": 5.0, "kind": "stage", "stage": 1, "number": 1},
     ]
-    before = recover(app, journal, "events.jsonl").resume
+    before = recover(app, enumerate(journal), "events.jsonl", journal.__getitem__).resume
     assert (before.stage, before.stages_run) == (1, 1)
     assert before.finished_before == {"a"}
     journal.append({"time_s": 6.0, "kind": "plan", "plan": plan})
-    after = recover(app, journal, "events.jsonl")
+    after = recover(app, enumerate(journal), "events.jsonl", journal.__getitem__)
     assert (after.resume.stage, after.resume.finished_before) == (-1, frozenset())
     assert after.resume.stages_run == 1
     assert after.plan == small_plan()
