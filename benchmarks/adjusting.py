@@ -38,7 +38,8 @@ from samullm_plugin.planning.building import sample_scenarios
 from samullm_plugin.planning.planner import make_plan
 from samullm_plugin.run.journal import Journal, read_journal
 from samullm_plugin.run.replanning import Replanner
-from samullm_plugin.run.run import RunSetup, start_run
+from samullm_plugin.run.run import start_run
+from samullm_plugin.run.setup import RunSetup
 
 APPLICATIONS = {
     "simulated": (

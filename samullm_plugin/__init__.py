@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from samullm_plugin.api.plans import AppPlan as AppPlan
     from samullm_plugin.api.plans import Comparison as Comparison
     from samullm_plugin.api.plans import compare as compare
+    from samullm_plugin.api.run_table import RunTable as RunTable
     from samullm_plugin.api.runs import AppRun as AppRun
-    from samullm_plugin.api.runs import RunTable as RunTable
     from samullm_plugin.api.tasks import Task as Task
     from samullm_plugin.checkpoints.gpus import bundled_gpu as bundled_gpu
     from samullm_plugin.checkpoints.models import bundled_model as bundled_model
@@ -90,7 +90,8 @@ _PUBLIC = {
     "api.app": ("App",),
     "api.nodes": ("Model", "Node"),
     "api.plans": ("AppPlan", "Comparison", "compare"),
-    "api.runs": ("AppRun", "RunTable"),
+    "api.run_table": ("RunTable",),
+    "api.runs": ("AppRun",),
     "api.tasks": ("Task",),
     "model.application": ("Application", "EngineOptions", "ModelNode", "ModelSpec", "RequestTable"),
     "model.architecture": ("ModelArchitecture",),

@@ -1,9 +1,15 @@
-"""Tiny models with random weights, written in the format vLLM loads."""
+"""The bundled models, and tiny ones with random weights in the format that vLLM loads."""
 
 from __future__ import annotations
 
 import json
+from importlib.resources import files
 from pathlib import Path
+
+BUNDLED = tuple(
+    json.loads((files("samullm_plugin") / "data" / "models.json").read_text())["models"]
+)
+"""Names of the models whose figures are bundled."""
 
 LLAMA_SIZES = {
     "hidden_size": 64,

@@ -211,7 +211,7 @@ class OperatorTables(LatencyModel):
         tensor_parallel_size: int,
         pipeline_parallel_size: int = 1,
     ) -> Provenance:
-        """Return which tables the iteration latency rests on, and how far they were measured.
+        """Return the tables that the iteration latency comes from, and how far they were measured.
 
         Raises:
             InputError: as :meth:`step_latency`.

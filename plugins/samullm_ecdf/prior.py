@@ -33,7 +33,7 @@ own; they get those of three different chat models."""
 
 @dataclass(frozen=True, slots=True)
 class Prior:
-    """A distribution and what it rests on.
+    """A distribution and where it comes from.
 
     Attributes:
         distribution: of the output lengths.

@@ -148,7 +148,7 @@ class ProxyLengths(LengthEstimator):
         return within_limits(drawn, query)
 
     def source(self, model: str) -> str:
-        """Return what a model's lengths rest on."""
+        """Return where a model's lengths come from."""
         learned = find_name(model, self._regressors) is not None
         return ("regression on prompts; " if learned else "") + self._pooled.source(model)
 

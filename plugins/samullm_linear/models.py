@@ -128,7 +128,7 @@ class Linear(LatencyModel):
         tensor_parallel_size: int,
         pipeline_parallel_size: int = 1,
     ) -> Provenance:
-        """Return what the iteration latency rests on, with its known error.
+        """Return where the iteration latency comes from, with its known error.
 
         Raises:
             InputError: as :meth:`step_latency`.
@@ -372,7 +372,7 @@ class Assumed(LatencyModel):
         tensor_parallel_size: int,
         pipeline_parallel_size: int = 1,
     ) -> Provenance:
-        """Return which data sheet the figures rest on, with their known error."""
+        """Return the data sheet that the figures come from, with their known error."""
         return sheet_of(gpu)[1]
 
 

@@ -62,7 +62,7 @@ class _Engine:
         launched: its processes.
         log: their output.
         devices: its devices, counted on this machine.
-        ended: the coordinator has been told that it ended.
+        ended: the coordinator knows that it ended.
     """
 
     launched: Launched

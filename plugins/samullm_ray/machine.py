@@ -1,4 +1,4 @@
-"""A machine as the coordinator sees it: what was told to its agent and what was heard of it.
+"""A machine as the coordinator sees it: messages to its agent and what was heard of it.
 
 Nothing here waits: calls are made in the background, and ``update`` takes in what has come back.
 """

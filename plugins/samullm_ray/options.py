@@ -1,4 +1,4 @@
-"""What the executor ``ray`` can be told."""
+"""Options of the executor ``ray``."""
 
 from __future__ import annotations
 

@@ -230,7 +230,7 @@ class SimulatedCluster:
             )
 
     def _reported_until(self, engine: SimulatedEngine) -> float:
-        """Return the clock, once the coordinator has heard of the engine: all before is told."""
+        """Return the clock once the coordinator has heard of the engine and of all before."""
         return self.clock_s if engine.reported_ready else -1.0
 
     def _expected_s(self, engine: SimulatedEngine, s: Submission, finish: Floats) -> float:

@@ -25,7 +25,7 @@ from samullm_simulated.engine import Submission
 
 
 class SimulatedExecutor(Executor):
-    """Runs an application on simulated engines: the lengths and latencies it was told are true.
+    """Runs an application on simulated engines with given lengths and latencies.
 
     The clock stands still between calls and jumps to the next event in ``poll``, so that a run of
     an hour takes seconds. What the coordinator learns is what it would learn of real engines.

@@ -42,7 +42,7 @@ PRELOADED: Mapping[str, tuple[str, ...]] = {
 """What a first engine would import, so that a process can import it once and fork engines."""
 
 SHARE_OF_GPU = 0.05
-"""What vLLM is told as ``gpu_memory_utilization`` on CUDA. As the KV cache is a number of blocks,
+"""The ``gpu_memory_utilization`` given to vLLM on CUDA. As the KV cache is a number of blocks,
 vLLM uses it for one thing: to refuse to start when less than that share of the whole device is
 free. A plan's own figure would keep engines from starting beside another process's or a sleeping
 engine's memory, whatever they need themselves."""

@@ -121,7 +121,7 @@ class ProcessExecutor(Executor):
 
     @abstractmethod
     def _start_message(self, spec: EngineSpec, rendezvous: str, *, ahead: bool) -> Start:
-        """Return what a replica's engine is told first.
+        """Return the first message to a replica's engine.
 
         Args:
             spec: the replica.

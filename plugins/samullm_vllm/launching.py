@@ -100,7 +100,7 @@ class Launcher(ABC):
             key: the engine's.
             num_ranks: its ranks.
             log: takes the output.
-            where: its devices as far as they are known; the engine is told again by a message.
+            where: its devices as far as they are known; a message names them to the engine again.
         """
 
     @abstractmethod

@@ -158,7 +158,7 @@ def _write_model(folder: Path) -> None:
 
 
 def _profile() -> dict[str, object]:
-    """Return figures of a device that nobody has; nothing rests on them but the plan."""
+    """Return figures of a device that nobody has; only the plan uses them."""
     flat = {"knots": [0.0], "values": [0.01]}
     none = {"knots": [0.0], "values": [0.0]}
     latency = {"by_tokens": flat, "by_seqs": none, "host_by_seqs": none}

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from samullm_plugin.app.fields import validate
-from samullm_plugin.app.spec import InputSection, ModelSection
+from samullm_plugin.app.rowspec import InputSection
+from samullm_plugin.app.spec import ModelSection
 from samullm_plugin.errors import InputError
 
 
@@ -146,3 +147,23 @@ def written_place(value: Callable[..., Any] | type, folder: Path, where: str) ->
     if module == "__main__" or found is not value:
         raise InputError(f"{wanted}{file} is neither in {folder} nor an installed module")
     return f"{module}:{name}"
+
+
+def model_section(value: object, where: str) -> ModelSection:
+    """Return a section of ``models``."""
+    if isinstance(value, Model):
+        return value.section(where)
+    if isinstance(value, str):
+        return Model(value).section(where)
+    return validate(ModelSection, value, where)
+
+
+def write_table(table: object, path: Path) -> None:
+    """Write a table in memory as Parquet."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from samullm_plugin.app.rowtables import memory_batches
+
+    batches = [batch for _, batch in memory_batches(table, path.name)]
+    pq.write_table(pa.Table.from_batches(batches), path, compression="zstd")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AppPlan:
-    """A verified plan of an application, with what its figures rest on.
+    """A verified plan of an application, with where its figures come from.
 
     Attributes:
         app: the application.
@@ -80,7 +80,7 @@ class AppPlan:
 
     @property
     def rests_on(self) -> list[str]:
-        """Return what the predicted times rest on, a line per model."""
+        """Return where the predicted times come from, a line per model."""
         return [*provenance_lines(self.instance.problem), *self.instance.problem.app.notes]
 
     def gantt(self, width: int = 72) -> str:
@@ -284,7 +284,7 @@ def compare(
         InputError: for an unknown scheduler or wrong input.
         SamullmError: if none of them made a plan.
     """
-    names = [app.scheduler_name(s) for s in schedulers]
+    names = [app.plugins.scheduler_name(s) for s in schedulers]
     plans: dict[str, AppPlan] = {}
     failed: dict[str, str] = {}
     for name in dict.fromkeys(names):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 SHOWN = 20
-"""So many different things that are wrong are told; of the rest, where they are."""
+"""So many different findings are listed in full; of the rest, only where they are."""
 
 _PLACE = re.compile(r"(.*) (line|row) (\d+)(.*)", re.DOTALL)
 

@@ -22,7 +22,7 @@ CHAT_OPTIONS = frozenset(
         "tools",
     }
 )
-"""What the chat template of a conversation is told."""
+"""Variables passed to the chat template of a conversation."""
 WITHOUT_EFFECT = frozenset(
     {
         "include_reasoning",  # outputs are what the model wrote
@@ -204,7 +204,7 @@ _CHAT_TYPES: Mapping[str, tuple[type, str]] = {
 
 
 def check_chat(options: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with what a chat template is told, or None."""
+    """Return what is wrong with the variables of a chat template, or None."""
     for name, value in options.items():
         kind, wanted = _CHAT_TYPES[name]
         if not isinstance(value, kind):

@@ -11,8 +11,9 @@ from typing import Any
 
 from samullm_plugin.app.expressions import parsed
 from samullm_plugin.app.loaded import Condition
+from samullm_plugin.app.nodespec import NodeSection, PythonSection
 from samullm_plugin.app.requests import Line
-from samullm_plugin.app.spec import InputSection, NodeBase, NodeSection, PythonSection
+from samullm_plugin.app.rowspec import InputSection, NodeBase
 from samullm_plugin.errors import InputError, suggest
 from samullm_plugin.model.application import ModelSpec
 

@@ -108,7 +108,7 @@ class NodeSource:
         chat_options: ``chat_template`` and ``chat_template_kwargs``, if given.
         sampling: vLLM sampling parameters of the node.
         request_sampling: those of single requests, which come first; by request.
-        request_chat: what the chat template is told of single requests, which comes first.
+        request_chat: variables of the chat template for single requests, which comes first.
         samples: which output of its line a request is, from 0, where a line asks for several.
         refused: why a request cannot be asked.
         prompt_token_ids: token ids given instead of a text, by request.

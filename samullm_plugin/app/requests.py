@@ -18,8 +18,8 @@ from samullm_plugin.app.bodies import (
     from_batch,
 )
 from samullm_plugin.app.fields import describe
+from samullm_plugin.app.rowspec import RequestsSection
 from samullm_plugin.app.sampling import LARGEST, SamplingSection, TokenId
-from samullm_plugin.app.spec import RequestsSection
 from samullm_plugin.errors import InputError, suggest
 from samullm_plugin.files import read_rows
 from samullm_plugin.model.application import ModelSpec
@@ -67,7 +67,7 @@ class LineValues:
         max_tokens: limit of its output.
         n: how many outputs it asks for; None: as many as its node.
         sampling: its own sampling parameters, by vLLM's names.
-        chat: what the chat template is told, of a conversation.
+        chat: variables passed to the chat template of a conversation.
         inputs: outputs it waits for, as ``node:id``.
         prefix_id: requests of one id begin with the same tokens.
         prefix_tokens: how many.

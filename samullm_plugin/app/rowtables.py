@@ -87,7 +87,7 @@ def shards(path: Path, given: Format | None, where: str) -> list[tuple[Path, For
     found = [(p, f) for p in names if (f := given or format_of(p)) is not None]
     if not found:
         raise InputError(
-            f"{path}: the folder holds no table; files are told by their names "
+            f"{path}: the folder holds no table; formats are known by the files' names "
             f"({', '.join(_SUFFIXES)}), or by `format`"
         )
     kinds = sorted({f for _, f in found})

@@ -10,13 +10,13 @@ import numpy as np
 from samullm_plugin.app.bodies import has_media
 from samullm_plugin.app.drafts import Draft, NodeDraft
 from samullm_plugin.app.loaded import NodeSource, conversation, prompt_text
+from samullm_plugin.app.nodespec import NodeSection, PythonSection
 from samullm_plugin.app.requests import (
     CHARACTERS_PER_TOKEN,
     RowError,
     TokenCounter,
     estimate_tokens,
 )
-from samullm_plugin.app.spec import NodeSection, PythonSection
 from samullm_plugin.app.templates import Output, referenced
 from samullm_plugin.checkpoints.tokenizing import WINDOW, OwnTokenizers
 from samullm_plugin.errors import InputError
@@ -289,8 +289,21 @@ class _Counting:
         except InputError:  # it takes something out of an output
             made = conversation(self.source, fields, self.sample, self.where)
             taken = sum(len(s[0]) for n, s in self.sample.items() if n in self.variables)
-            return max(self._count(_text(made), estimates) - estimate_tokens("x" * taken), 1)
-        return self._count(_text(made), estimates)
+            return max(self._made(made, estimates) - estimate_tokens("x" * taken), 1)
+        return self._made(made, estimates)
+
+    def _made(self, made: str | list[dict[str, object]], estimates: int) -> int:
+        """Return the tokens of a prompt, those that the chat template adds included."""
+        tokens = self._count(_text(made), estimates)
+        if isinstance(made, list):
+            messages = made
+        elif self.source.chat:
+            messages = [{"role": "user", "content": made}]
+        else:
+            return tokens
+        if isinstance(self.count_tokens, OwnTokenizers):
+            tokens += self.count_tokens.framing(self.model, messages, self.source.chat_options)
+        return tokens
 
     def _own_count(self, request: Draft) -> int | None:
         """Return the tokens the line states for its own text."""

@@ -80,7 +80,7 @@ class BenchCase:
         num_gpus: devices.
         problem: what schedulers see.
         hidden: the lengths on which their plans are carried out.
-        provenance: by model, what its latency rests on.
+        provenance: by model, where its latency comes from.
     """
 
     application: str
@@ -187,7 +187,7 @@ def make_case(host: PluginHost, text: str, settings: CaseSettings) -> BenchCase:
 
 
 def _provenance(costs: Mapping[ModeKey, ModeCosts]) -> str:
-    """Return what the latencies of a node's model rest on, in one line."""
+    """Return where the latencies of a node's model come from, in one line."""
     parts: dict[str, list[str]] = {}
     for key, mode in costs.items():
         origin = mode.provenance

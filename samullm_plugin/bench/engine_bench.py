@@ -21,7 +21,8 @@ from samullm_plugin.errors import PluginError
 from samullm_plugin.planning.records import read_record, to_record
 from samullm_plugin.run.journal import Journal, read_appended
 from samullm_plugin.run.replanning import Replanner
-from samullm_plugin.run.run import RunSetup, start_run
+from samullm_plugin.run.run import start_run
+from samullm_plugin.run.setup import RunSetup
 
 RUNS_FILE = "bench.jsonl"
 

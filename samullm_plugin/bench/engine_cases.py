@@ -23,7 +23,7 @@ from samullm_plugin.planning.applications import find_application
 from samullm_plugin.planning.building import sample_scenarios
 from samullm_plugin.planning.instances import Instance, cluster_of, make_instance
 from samullm_plugin.run.identity import identity_of
-from samullm_plugin.run.run import imitates
+from samullm_plugin.run.setup import imitates
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class CaseBuilder:
         host: the plugins.
         settings: how to plan and run.
         work_dir: models and profiles are kept there.
-        tell: is told what happens, for people.
+        tell: called with lines of progress, for people.
         measurements: how the latency profiles in use were measured, by model.
     """
 

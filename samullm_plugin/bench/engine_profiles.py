@@ -79,7 +79,7 @@ class ProfileStore:
             make_executor: returns an executor that is not open.
             models: as the executor is to load them.
             cluster: where they will run; all its devices must be of one kind.
-            tell: is told what happens.
+            tell: called with lines of progress.
 
         Raises:
             InputError: for a mixed cluster or a model of unknown sizes.

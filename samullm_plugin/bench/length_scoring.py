@@ -145,7 +145,7 @@ def group_query(group: ObservedLengths, rows: Ints, default_limit: int | None) -
 
 
 def group_name(group: ObservedLengths) -> str:
-    """Return the node name by which ``oracle`` is told a group's lengths."""
+    """Return the node name under which ``oracle`` finds a group's lengths."""
     return f"{group.observations.model}|{group.observations.task}"
 
 

@@ -7,17 +7,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from samullm_plugin.checkpoints.families import FAMILIES, NOT_MODELLED, VISION_NOT_MODELLED
+from samullm_plugin.checkpoints.asked_vllm import ask_vllm
+from samullm_plugin.checkpoints.families import FAMILIES, NOT_MODELLED
 from samullm_plugin.checkpoints.hf_config import ConfigFile, read_config_file
 from samullm_plugin.checkpoints.limits import derived_max_model_len
 from samullm_plugin.checkpoints.meta_device import count_parameters
-from samullm_plugin.checkpoints.parts import Attention, Layers
+from samullm_plugin.checkpoints.parts import Attention, Layers, Part
 from samullm_plugin.checkpoints.quantization import (
     DTYPE_BYTES,
     Quantization,
     online,
     read_quantization,
 )
+from samullm_plugin.checkpoints.refusals import NotModelledError
 from samullm_plugin.checkpoints.stacks import read_layers, tied
 from samullm_plugin.checkpoints.weight_files import StoredWeights, read_weights
 from samullm_plugin.errors import InputError
@@ -25,10 +27,11 @@ from samullm_plugin.model.application import EngineOptions
 from samullm_plugin.model.architecture import ModelArchitecture
 from samullm_plugin.model.kv_cache import KvCacheLayers
 
-Source = Literal["config.json", "safetensors", "transformers", "bundled figures"]
+Source = Literal["config.json", "safetensors", "transformers", "vllm", "bundled figures"]
 
 
-_UNLIKE = frozenset({*NOT_MODELLED, *VISION_NOT_MODELLED, "bert", "whisper", "roberta", "bart"})
+_NO_DECODERS = frozenset({"bert", "whisper", "roberta", "bart", "xlm-roberta", "t5", "clip"})
+_UNLIKE = frozenset({*NOT_MODELLED, *_NO_DECODERS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,7 @@ class ModelDescription:
         dtype: of the model, as vLLM's ``auto`` resolves it on a GPU.
         max_model_len: as vLLM derives it.
         stored: what the safetensors files hold; None without any.
-        source: what parameters and bytes rest on.
+        source: where parameters and bytes come from.
         not_modelled: what an engine may need besides, one sentence each.
     """
 
@@ -190,32 +193,32 @@ def describe(path: Path, *, ask: bool = False) -> ModelDescription:
     Args:
         path: its folder, or a ``config.json``.
         ask: let transformers, where it is installed, count the parameters of a checkpoint without
-            weights here; it is asked anyway of families that are not known.
+            weights here; it, and then vLLM, are asked anyway of families that are not known.
 
     Raises:
         InputError: naming file and field, or the feature that is not modelled.
     """
     file = read_config_file(path)
     counted: int | None = None
+    source = "config.json"
     try:
         layers = read_layers(file)
-    except InputError as refusal:
-        if file.text.kind in _UNLIKE or file.top.kind in _UNLIKE:
-            raise  # known not to be a plain decoder: a count says no more
-        counted = count_parameters(file, tied(file))
-        if counted is None:
-            raise
-        layers = _checked_guess(file, counted, refusal)
-    stored = read_weights(file.folder, len(layers.layers)) if file.folder else None
+    except NotModelledError as refusal:
+        try:
+            counted, layers = _counted(file, refusal)
+        except NotModelledError:
+            counted, layers, source = None, _asked(file, refusal), "vllm"
+    count = max(len(layers.layers), file.text.number("num_hidden_layers", 0))
+    stored = read_weights(file.folder, count) if file.folder else None
     quantization = read_quantization(file)
-    parameters, source = layers.parameters, "config.json"
+    parameters = layers.parameters
     if stored is not None:
         layers, parameters = _with_head(layers, file, stored), layers.parameters
         if not stored.packed:
             parameters = stored.numbers
         source = "safetensors"
     else:
-        if ask and counted is None:
+        if ask and counted is None and source != "vllm":
             counted = count_parameters(file, tied(file))
         if counted is not None:
             parameters, source = counted, "transformers"
@@ -227,7 +230,7 @@ def describe(path: Path, *, ask: bool = False) -> ModelDescription:
         _dtype(file, stored),
         derived_max_model_len(file),
         stored,
-        source,  # type: ignore[arg-type]  # one of the four above
+        source,  # type: ignore[arg-type]  # one of those above
         layers.notes,
     )
 
@@ -243,7 +246,51 @@ def _with_head(layers: Layers, file: ConfigFile, stored: StoredWeights) -> Layer
     return replace(layers, outside=(*layers.outside, replace(embedding, module="lm_head")))
 
 
-def _checked_guess(file: ConfigFile, counted: int, refusal: InputError) -> Layers:
+def _counted(file: ConfigFile, refusal: NotModelledError) -> tuple[int, Layers]:
+    """Return the parameters as transformers counts them, and layers that agree with the count.
+
+    Raises:
+        NotModelledError: the refusal, where transformers does not help.
+    """
+    if file.text.kind in _UNLIKE or file.top.kind in _UNLIKE:
+        raise refusal  # known not to be a plain decoder: a count says no more
+    counted = count_parameters(file, tied(file))
+    if counted is None:
+        raise refusal
+    if refusal.only_towers:
+        return counted, _counted_towers(file, counted, refusal)
+    return counted, _checked_guess(file, counted, refusal)
+
+
+def _asked(file: ConfigFile, refusal: NotModelledError) -> Layers:
+    """Return the layers as vLLM has them.
+
+    Raises:
+        NotModelledError: the refusal, where vLLM does not help: of a quantised checkpoint it says
+            how many parameters there are, and not which of them are stored how.
+    """
+    found = None
+    if file.text.kind not in _NO_DECODERS and read_quantization(file) is None:
+        found = ask_vllm(file)
+    if found is None:
+        raise refusal
+    return found
+
+
+def _counted_towers(file: ConfigFile, counted: int, refusal: NotModelledError) -> Layers:
+    """Return a language model, and as its towers what a count of the whole leaves over.
+
+    Raises:
+        NotModelledError: if the count is less than the language model, so of something else.
+    """
+    language = read_layers(file, towers=False)
+    towers = counted - language.parameters
+    if towers < 0:
+        raise refusal
+    return replace(language, outside=(*language.outside, Part("towers", others=towers)))
+
+
+def _checked_guess(file: ConfigFile, counted: int, refusal: NotModelledError) -> Layers:
     """Return a model of an unknown family read as a plain decoder, if its parameters say it is one.
 
     Raises:

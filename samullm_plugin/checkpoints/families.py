@@ -46,13 +46,14 @@ hunyuan_v1_moe: moe|hy_v3: moe|laguna: moe headgate|llama4_text: moe|mellum: moe
 mimo_v2_flash: moe|minicpm3: mla|minimax_m2: moe|mistral4: moe mla|mixtral: moe window
 olmoe: moe|phimoe: moe bias|qwen2_moe: moe|qwen3_moe: moe|qwen3_vl_moe_text: moe|solar_open: moe
 qwen3_omni_moe_text: moe|step3p5: moe headgate|youtu: mla|minimax_m3_vl_text: moe
-longcat_flash: moe mla
+longcat_flash: moe mla|gemma3n_text|gemma4_text: moe|gemma4_unified_text: moe|nemotron-nas
 lfm2_moe: moe
 """
 _STATEFUL = """
 bamba|falcon_h1|falcon_mamba|granitemoehybrid: moe|jamba: moe|kimi_linear: moe mla|lfm2
 mamba|mamba2|minimax: moe|nemotron_h: moe plain|olmo_hybrid|qwen3_next: moe double_q
 qwen3_5_text: double_q|qwen3_5_moe_text: moe double_q|zamba2
+minimax_text_01: moe|minimax_m1: moe
 """
 
 FAMILIES: Mapping[str, frozenset[str]] = {
@@ -64,8 +65,6 @@ FAMILIES: Mapping[str, frozenset[str]] = {
 }
 
 NOT_MODELLED: Mapping[str, str] = {
-    "gemma3n_text": "per-layer embeddings and alternating updates (Gemma 3n)",
-    "gemma4_text": "per-layer embeddings and shared keys and values (Gemma 4)",
     "deepseek_v4": "compressed key-value entries and hyper-connections (DeepSeek-V4)",
     "hy_v4": "hyper-connections (HY-V4)",
     "inkling_text": "relative logits and short convolutions (Inkling)",
@@ -83,21 +82,20 @@ NOT_MODELLED: Mapping[str, str] = {
     "plamo2": "Plamo 2's state-space layers",
     "phi4flash": "cross-decoder attention (Phi-4-mini-flash)",
     "diffusion_gemma": "diffusion decoding",
-    "nemotron-nas": "layers of different sizes (Nemotron NAS)",
+    "phi4mm": "the adapters and towers of Phi-4-multimodal",
     "ernie4_5_vl_moe_text": "experts of two widths (Ernie 4.5 VL)",
 }
 """Families known to have parts that are not modelled, and which."""
 
-VISION_NOT_MODELLED: Mapping[str, str] = {
+TOWERS_NOT_MODELLED: Mapping[str, str] = {
     **dict.fromkeys(("blip-2", "instructblip", "instructblipvideo"), "the Q-Former of BLIP"),
     "idefics2": "the perceiver of Idefics2",
     "fuyu": "the image patches of Fuyu",
     "janus": "the image generator of Janus",
     "video_llava": "the second vision tower of Video-LLaVA",
-    "phi4_multimodal": "the adapters and audio tower of Phi-4-multimodal",
-    "qwen2_5_omni": "the audio tower of Qwen2.5-Omni",
+    "phi4_multimodal": "the adapters and towers of Phi-4-multimodal",
+    **dict.fromkeys(("gemma4", "gemma4_unified"), "the vision and audio towers of Gemma 4"),
     "qwen2_5_omni_thinker": "the audio tower of Qwen2.5-Omni",
-    "qwen3_omni_moe": "the audio tower of Qwen3-Omni",
     "qwen3_omni_moe_thinker": "the audio tower of Qwen3-Omni",
     "got_ocr2": "the vision tower of GOT-OCR",
     "pp_chart2table": "the vision tower of PP-Chart2Table",

@@ -37,7 +37,7 @@ _SPELLINGS: Mapping[str, tuple[str, ...]] = {
 """What one and the same size is called; the first is the name most classes use."""
 
 _TEXT_SECTIONS = (
-    "text_config", "llm_config", "language_config", "thinker_config", "language_model_config",
+    "text_config", "llm_config", "language_config", "language_model_config",
 )  # fmt: skip
 
 
@@ -154,7 +154,7 @@ class ConfigFile:
     Attributes:
         file: where it is.
         folder: the model's folder; None if the file stands alone.
-        raw: everything it says.
+        raw: everything it says of what an engine loads.
         top: its outermost section.
         text: the language model's section; ``top`` itself if there is no other.
         vision: the vision tower's, if there is one.
@@ -183,6 +183,10 @@ def read_config_file(path: Path) -> ConfigFile:
             f"{file}: it names no model_type, so it is not the configuration of a language model; "
             "give the folder of a model in Hugging Face's format"
         )
+    if isinstance(thinker := raw.get("thinker_config"), Mapping):
+        kind = f"{kind}_thinker"  # the part that writes; engines leave out the one that speaks
+        shared = ("dtype", "torch_dtype", "quantization_config")
+        raw = {**{k: v for k, v in raw.items() if k in shared}, **thinker, "model_type": kind}
     flat = dict(raw)
     for name in ("attn_config", "ffn_config"):  # DBRX and MPT nest what others do not
         if isinstance(raw.get(name), Mapping):
@@ -212,7 +216,6 @@ def _language_model(top: HfConfig) -> HfConfig:
         given = top.given if inside else {}
         defaults = {**_defaults().get(str(assumed), {}), **top.defaults["text_config"]}
         return HfConfig(top.where, str(assumed), given, defaults)
-    found = found.section("text_config") or found  # a thinker's own language model
     shared = ("tie_word_embeddings", "dtype", "torch_dtype")
     given = {k: v for k, v in top.given.items() if k in shared and v is not None}
     return HfConfig(found.where, found.kind, {**given, **found.given}, found.defaults)

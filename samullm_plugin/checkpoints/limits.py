@@ -16,7 +16,6 @@ _UNSCALED = frozenset(
      "mrope", "proportional"}
 )  # fmt: skip
 _NONE_GIVEN = 2048
-_RECURRENT = frozenset({"mamba", "mamba2", "falcon_mamba"})
 
 
 def derived_max_model_len(file: ConfigFile) -> int:

@@ -56,14 +56,15 @@ def count_parameters(file: ConfigFile, tied: bool) -> int | None:
     installed = _transformers()
     if installed is None or file.text.kind in _DIFFERENT:
         return None
+    kind = file.top.kind
     package = find_spec("transformers")
-    folder = file.top.kind.replace("-", "_")
+    folder = kind.removesuffix("_thinker").replace("-", "_")
     places = [] if package is None else package.submodule_search_locations or []
     if not any((Path(place) / "models" / folder).is_dir() for place in places) and not (
-        has_defaults(file.top.kind)
+        has_defaults(kind)
     ):
         return None
-    if file.raw.get("auto_map") and not has_defaults(file.top.kind):
+    if file.raw.get("auto_map") and not has_defaults(kind):
         return None  # the class comes with the model's files: its code is not run for a count
     asked = json.dumps({"config": dict(file.raw), "tied": tied}, sort_keys=True)
     return _asked(asked, installed)

@@ -21,7 +21,7 @@ def state_space(c: HfConfig, i: int) -> StateSpace:
         return _kimi(c, i)
     if c.kind in ("lfm2", "lfm2_moe"):
         return _short_convolution(c, i)
-    if c.kind == "minimax":
+    if c.kind in ("minimax", "minimax_text_01", "minimax_m1"):
         return _lightning(c, i)
     return _mamba2(c, i)
 

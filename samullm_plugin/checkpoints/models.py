@@ -37,11 +37,6 @@ def _table() -> Mapping[str, Mapping[str, Any]]:
     return table
 
 
-def bundled_models() -> tuple[str, ...]:
-    """Return the names of the models whose figures are bundled."""
-    return tuple(_table())
-
-
 def bundled_architecture(model: str) -> tuple[ModelArchitecture, int] | None:
     """Return a bundled model's figures and ``max_model_len``, or None if it is not bundled."""
     name = find_name(model, _table())

@@ -11,7 +11,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -220,8 +220,3 @@ def online(method: str, file: Path) -> Quantization | None:
         f"{file}: engine_args.quantization {method!r}: the checkpoint is not stored so, and an "
         "engine cannot make it while it loads; leave it out, or give a checkpoint that is"
     )
-
-
-def without_ignored(found: Quantization, more: tuple[str, ...]) -> Quantization:
-    """Return a quantisation that leaves out more modules."""
-    return replace(found, ignored=(*found.ignored, *more))

@@ -1,15 +1,21 @@
-"""Vision towers: their parameters, which an engine loads whether or not images come."""
+"""Vision and audio towers: their parameters, which an engine loads even if no images come."""
 
 from __future__ import annotations
 
 from samullm_plugin.checkpoints.hf_config import ConfigFile, HfConfig
 from samullm_plugin.checkpoints.parts import Part, linear
+from samullm_plugin.checkpoints.refusals import NotModelledError
 
+_MOBILENET = "mobilenetv5_300m_enc"
+"""Gemma 3n's vision tower; 294 million parameters by timm's table of models. Its audio tower's
+number is that of transformers' class."""
 _GATED = frozenset({"pixtral", "qwen2_5_vl", "qwen2_5_vl_vision"})
 
 
 def vision_parts(file: ConfigFile) -> list[Part]:
     """Return the vision tower and its projector; nothing for a model without one."""
+    if file.top.kind == "gemma3n":
+        return _gemma_3n(file)
     v = file.vision
     if v is None:
         return []
@@ -41,6 +47,23 @@ def vision_parts(file: ConfigFile) -> list[Part]:
         tower,
         Part("multi_modal_projector", others=_projector(file.top, v, hidden, text_hidden)),
     ]
+
+
+def _gemma_3n(file: ConfigFile) -> list[Part]:
+    """Return the towers of Gemma 3n, which are the same in all of its checkpoints.
+
+    Raises:
+        NotModelledError: if they are others.
+    """
+    v, audio = file.top.section("vision_config"), file.top.section("audio_config")
+    if (v and v.get("architecture", _MOBILENET) != _MOBILENET) or (
+        audio and (audio.number("hidden_size", 1536), audio.number("conf_num_hidden_layers", 12))
+        != (1536, 12)
+    ):  # fmt: skip
+        raise NotModelledError(file, "another vision or audio tower of Gemma 3n", only_towers=True)
+    text = file.text.number("hidden_size")
+    embedders = sum(128 * width + width + width * text for width in (2048, 1536))
+    return [Part("vision_and_audio_towers", others=294_000_000 + 681_348_640 + embedders)]
 
 
 def _projector(top: HfConfig, v: HfConfig, hidden: int, text: int) -> int:

@@ -21,6 +21,7 @@ _BITS: Mapping[str, int] = {
 _SIDE = re.compile(r"\.(qzeros|scales|g_idx|.*_scale(_inv|_2)?|.*absmax|.*quant_map.*|"
                    r"weight_shape|.*_zero_point|.*_scales|quant_state.*)$")  # fmt: skip
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+_NOT_LOADED = ("mtp.", "talker.", "token2wav.", "code2wav.")
 _LONGEST_HEADER = 100_000_000
 
 
@@ -73,7 +74,7 @@ def read_weights(folder: Path, num_layers: int) -> StoredWeights | None:
     for file in files:
         for name, bits, count in _tensors(file):
             layer = _LAYER.search(name)
-            if name.startswith("mtp.") or (
+            if name.startswith(_NOT_LOADED) or (
                 layer and int(layer[1]) >= num_layers and "vision" not in name
             ):
                 continue

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import entry_points
 from typing import Annotated, Any
 
 import typer
@@ -68,6 +69,13 @@ COMMANDS = {
     ),
 }
 """Every built-in command, in the order of ``--help``."""
+
+SHIPPED_COMMANDS = {
+    "doctor": ("vllm", "Examine this machine, and run a tiny model through everything."),
+    "cluster": ("ray", "Print the machines of a Ray cluster as a section of app.yaml."),
+}
+"""Commands of shipped plugins: plugin and help. Asking all plugins takes too long for ``--help``;
+the commands themselves come from the plugins like any other's."""
 
 GLOBAL_FLAGS = {
     "-v": "verbose",
@@ -137,7 +145,7 @@ def _split_flags(arguments: Sequence[str]) -> tuple[set[str], list[str]]:
 
 
 class _LazyCommand(TyperCommand):
-    """A command known by name and help, imported when it is chosen."""
+    """A built-in command known by name and help, imported when it is chosen."""
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
@@ -153,12 +161,40 @@ class _LazyCommand(TyperCommand):
         return typer.main.get_command(found).make_context(info_name, args, parent, **extra)
 
 
+class _PluginCommand(TyperCommand):
+    """A shipped plugin's command known by name and help, asked for when it is chosen."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
+    ) -> Any:
+        """Ask the plugins for the command, and let it read its options."""
+        return _of_plugin(str(self.name)).make_context(info_name, args, parent, **extra)
+
+
+def _of_plugin(name: str) -> Any:
+    """Return the command of a plugin.
+
+    Raises:
+        InputError: if there is none, or more than one plugin has it.
+    """
+    from samullm_plugin.host.manager import PluginHost
+
+    host = PluginHost.from_settings()
+    try:
+        return host.resolve("command", name).value
+    except UnknownNameError as error:
+        close = suggest(name, [*COMMANDS, *host.names("command")])
+        raise InputError(f"unknown command {name!r}{close}; see `samullm --help`") from error
+
+
 class _Commands(TyperGroup):
     """The built-in commands, and behind them those of plugins."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Return the built-in commands."""
-        return list(COMMANDS)
+        """Return the built-in commands and those of shipped plugins that are installed."""
+        installed = {entry.name for entry in entry_points(group="samullm")}
+        return [*COMMANDS, *(n for n, (plugin, _) in SHIPPED_COMMANDS.items()
+                             if plugin in installed)]  # fmt: skip
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return a command by name: a built-in one, else a plugin's.
@@ -168,23 +204,16 @@ class _Commands(TyperGroup):
         """
         if cmd_name in COMMANDS:
             return _LazyCommand(cmd_name, help=COMMANDS[cmd_name].help)
-        from samullm_plugin.host.manager import PluginHost
-
-        host = PluginHost.from_settings()
-        try:
-            return host.resolve("command", cmd_name).value
-        except UnknownNameError as error:
-            close = suggest(cmd_name, [*COMMANDS, *host.names("command")])
-            raise InputError(
-                f"unknown command {cmd_name!r}{close}; see `samullm --help`"
-            ) from error
+        if cmd_name in SHIPPED_COMMANDS:
+            return _PluginCommand(cmd_name, help=SHIPPED_COMMANDS[cmd_name][1])
+        return _of_plugin(cmd_name)
 
 
 app = typer.Typer(
     cls=_Commands,
     add_completion=False,
     help="Plan, simulate and run offline inference of multi-LLM applications.",
-    epilog="`samullm plugins` also lists commands that plugins add.",
+    epilog="`samullm plugins` also lists commands that other plugins add.",
 )
 
 

@@ -280,7 +280,7 @@ def _check_combination(context: typer.Context, executor: str | None) -> None:
 
 def _computes(host: PluginHost, executor: str) -> bool:
     """Return whether an executor's engines generate their own tokens."""
-    from samullm_plugin.run.run import imitates
+    from samullm_plugin.run.setup import imitates
 
     return not imitates(host.create("executor", executor))
 

@@ -125,7 +125,7 @@ def _show(text: str, rows: Sequence[PolicyRow]) -> None:
     for r in rows:
         base = first[r.prediction]
         if r.policy == base.policy and r.prediction != "exact":
-            continue  # the reference is told once
+            continue  # the reference is shown once
         table.append(
             (
                 r.policy,

@@ -28,7 +28,7 @@ def export(
     ] = None,
 ) -> None:
     """Write one table with a row per item: its inputs, every node's output, and errors."""
-    from samullm_plugin.run.joined import export_table, table_format
+    from samullm_plugin.run.table_files import export_table, table_format
 
     path = output if output is not None else run_dir / f"result.{format or 'parquet'}"
     kind = table_format(path, format)

@@ -14,9 +14,11 @@ from samullm_plugin.errors import InputError, suggest
 
 def init(
     directory: Annotated[Path, typer.Argument(help="Folder to write; must be empty or new.")],
-    example: Annotated[str, typer.Option(help="What to start from: preference.")] = "preference",
+    example: Annotated[
+        str, typer.Option(help="What to start from: preference, judging, extraction or cascade.")
+    ] = "preference",
 ) -> None:
-    """Write a runnable application: app.yaml and a table of requests."""
+    """Write a runnable application: app.yaml and what belongs to it."""
     starters = files("samullm_plugin") / "data" / "starters"
     known = sorted(p.name for p in starters.iterdir())
     if example not in known:
@@ -26,12 +28,12 @@ def init(
         raise InputError(f"{directory}: is not an empty folder; name a new one")
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for file in (starters / example).iterdir():
+        for file in (f for f in (starters / example).iterdir() if f.is_file()):
             (directory / file.name).write_bytes(file.read_bytes())
     except OSError as error:
         raise InputError(f"{directory}: {error.strerror}") from error
     out = console()
-    out.print(f"{directory / 'app.yaml'} and its table are written; next:", markup=False)
+    out.print(f"{directory / 'app.yaml'} and what belongs to it are written; next:", markup=False)
     for command in ("preview", "plan"):
         out.print(f"  samullm {command} {directory / 'app.yaml'}", markup=False)
     run = directory / "runs" / "1"

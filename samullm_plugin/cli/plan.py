@@ -214,7 +214,7 @@ def parsed_options(texts: list[str], option: str = "--option") -> dict[str, obje
 
 
 def show_plan(problem: Problem, result: PlanResult, *, explain: bool = False) -> None:
-    """Print the stage table, the Gantt chart and what the figures rest on."""
+    """Print the stage table, the Gantt chart and where the figures come from."""
     import numpy as np
 
     from samullm_plugin.planning.gantt import text_gantt
@@ -259,7 +259,7 @@ def show_plan(problem: Problem, result: PlanResult, *, explain: bool = False) ->
         facts.append(("Scheduler's own bound (s):", f"{bound.value_s:.1f}, for {bound.structure}"))
     for label, value in facts:
         out.print(f"{label:<36}{value}", markup=False, soft_wrap=True)
-    out.print("Iteration latencies rest on:", style="dim")
+    out.print("Iteration latencies come from:", style="dim")
     for text in provenance_lines(problem):
         out.print(f"  {text}", markup=False, style="dim", soft_wrap=True)
     for note in problem.app.notes:

@@ -60,7 +60,7 @@ def preview(
 
 def _text(request: PreviewedRequest, *, answered: bool) -> str:
     """Return a request for people."""
-    lines = [f"── {request.node}  {request.id}  ({request.model})"]
+    lines = [f"── {request.node}  {request.id}  ({request.model or 'function'})"]
     if request.waits_for:
         lines.append(f"   with the outputs of {', '.join(request.waits_for)}")
     if request.only_if:
@@ -76,7 +76,9 @@ def _text(request: PreviewedRequest, *, answered: bool) -> str:
         lines += [f"[{message.get('role')}]", str(message.get("content"))]
     if request.prompt is not None:
         lines.append(request.prompt)
-    if answered and request.output is not None:
+    if not request.model and request.output is not None:
+        lines.append(request.output)
+    elif answered and request.output is not None:
         lines += ["   ── output", request.output]
     if request.error is not None:
         lines.append(f"   failed: {request.error}")

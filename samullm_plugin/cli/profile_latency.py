@@ -103,7 +103,7 @@ def latency(
     from samullm_plugin.model.application import EngineOptions, ModelSpec
     from samullm_plugin.profiling.fit import check_profile, fit_profile
     from samullm_plugin.profiling.profile_files import EngineStart, write_profile
-    from samullm_plugin.run.run import imitates
+    from samullm_plugin.run.setup import imitates
 
     sizes = _sizes(tp)
     architecture, longest = read_checkpoint(Path(model))

@@ -203,7 +203,7 @@ def _prepared(
     kv_cache_tokens: int | None,
     seed: int,
 ) -> tuple[PromptBuilder, EngineSetup, str]:
-    """Return prompts and engines; executors that imitate are told what is true.
+    """Return prompts and engines; executors that imitate engines get the true lengths.
 
     Returns:
         Where prompts come from, how engines are started, and a note on what the lengths are.
@@ -215,7 +215,7 @@ def _prepared(
     from samullm_plugin.planning.building import sample_outputs
     from samullm_plugin.planning.instances import make_instance, unfused
     from samullm_plugin.run.prompts import LengthPrompts, TextPrompts
-    from samullm_plugin.run.run import imitates
+    from samullm_plugin.run.setup import imitates
 
     if not imitates(executor):
         return TextPrompts(loaded), EngineSetup(tp, engines, kv_cache_tokens=kv_cache_tokens), ""

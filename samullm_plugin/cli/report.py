@@ -25,7 +25,7 @@ def report(
         int, typer.Option(help="Port for --serve; 0: any that is free.", min=0, max=65535)
     ] = 0,
 ) -> None:
-    """Show a run on one page: planned against measured, failures, and what figures rest on."""
+    """Show a run on one page: planned against measured, failures, and where figures come from."""
     from samullm_plugin.run.report import read_run, write_report
 
     if serve:

@@ -85,13 +85,8 @@ def run(
     from samullm_plugin.run.progress import RunProgress
     from samullm_plugin.run.replanning import Replanner
     from samullm_plugin.run.reuse import ReuseOptions
-    from samullm_plugin.run.run import (
-        RunSetup,
-        require_preparing,
-        require_resumable,
-        resume_run,
-        start_run,
-    )
+    from samullm_plugin.run.run import require_resumable, resume_run, start_run
+    from samullm_plugin.run.setup import RunSetup, require_preparing
     from samullm_plugin.run.signals import draining
 
     if (output_dir is None) == (resume is None):

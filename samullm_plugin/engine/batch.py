@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from functools import lru_cache
 
 import numpy as np
 
@@ -55,7 +56,8 @@ class EngineJob:
         digest = hashlib.blake2b(digest_size=16)
         options = (self.stop_s, self.record_steps, self.curve_points, self.release_delay_s)
         latency = self.latency if isinstance(self.latency, StepLatency) else id(self.latency)
-        digest.update(repr((self.config, options, latency)).encode())
+        digest.update(_described(self.config, latency))
+        digest.update(repr(options).encode())
         for column in fields(self.workload):
             value = getattr(self.workload, column.name)
             if value is None:
@@ -67,6 +69,12 @@ class EngineJob:
                 digest.update(f"{content.dtype.str}{content.shape}".encode())
                 digest.update(content.data if content.size else b"")
         return digest.digest()
+
+
+@lru_cache(maxsize=1024)
+def _described(config: EngineConfig, latency: StepLatency | int) -> bytes:
+    """Return settings and latencies as text: many jobs share them, and writing them takes long."""
+    return repr((config, latency)).encode()
 
 
 class EngineCache:

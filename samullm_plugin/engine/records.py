@@ -81,7 +81,7 @@ _PROGRESS = """
 # next_arrival: index into the arrivals sorted by key
 # num_due_later, num_pushed: released requests that are not yet due; pushed so far
 # unhashed_free_blocks, oldest_kept, newest_kept: see ``private_prefix_cache``
-# not_private: a cached block was left over: blocks must be told apart after all
+# not_private: a cached block was left over: blocks must be distinguished after all
 
 _CLOCKS = "clock next_call previous_end stop busy release_delay first_tokens first_pairs"
 # clock: end of the last step

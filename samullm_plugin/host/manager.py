@@ -9,10 +9,8 @@ import sys
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from importlib import metadata
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-import pluggy
 from pydantic import BaseModel, ValidationError
 
 from samullm_plugin.errors import (
@@ -23,17 +21,15 @@ from samullm_plugin.errors import (
     describe_validation,
     suggest,
 )
-from samullm_plugin.host import hookspecs
-from samullm_plugin.host.discovery import GROUP, BrokenMetadata, installed_plugins
+from samullm_plugin.host.discovery import BrokenMetadata, installed_plugins
+from samullm_plugin.host.loading import PluginLoader, one_line, origin_of, selectors_of
 from samullm_plugin.host.registration import (
-    KINDS,
     THIS_PROCESS,
     Kind,
     PluginProvenance,
     Registration,
     canonical_distribution,
     check_class,
-    register_hook,
 )
 
 if TYPE_CHECKING:
@@ -55,7 +51,6 @@ NO_PLUGINS = (
 )
 
 logger = logging.getLogger(__name__)
-_trace_logger = logging.getLogger("samullm_plugin.hook_calls")
 
 
 class PluginHost:
@@ -81,13 +76,7 @@ class PluginHost:
         self._provenance: list[PluginProvenance] = []
         self._registrations: list[Registration] = []
         self._observers: dict[str, PluginProvenance] = {}
-        self._manager = pluggy.PluginManager(GROUP)
-        self._manager.add_hookspecs(hookspecs.Registrations)
-        self._manager.add_hookspecs(hookspecs.Observers)
-        if trace:
-            _trace_logger.setLevel(logging.DEBUG)
-            self._manager.trace.root.setwriter(lambda text: _trace_logger.debug(text.rstrip()))
-            self._manager.enable_tracing()
+        self._loader = PluginLoader(trace=trace)
         points = list[metadata.EntryPoint](entry_points or ())
         if entry_points is None:
             for point in installed_plugins():
@@ -99,10 +88,15 @@ class PluginHost:
                     )
                 else:
                     points.append(point)
-        ordered = sorted(points, key=lambda point: (_origin(point), point.name))
+        ordered = sorted(points, key=lambda point: (origin_of(point), point.name))
         for point in ordered:
-            self._load(point, disabled, only)
-        known = {name for point in ordered for name in _selectors(point)}
+            loaded = self._loader.load(point, self._registrations, disabled, only)
+            self._registrations.extend(loaded.registrations)
+            if loaded.observer is not None:
+                self._observers[loaded.observer.qualified_name] = loaded.observer
+            if loaded.absent is not None:
+                self._provenance.append(loaded.absent)
+        known = {name for point in ordered for name in selectors_of(point)}
         for name in {*disabled, *(only or ())} - known:
             logger.warning("no installed plugin is named %r%s", name, suggest(name, known))
 
@@ -118,106 +112,6 @@ class PluginHost:
             only=settings.load_plugins,
             trace=settings.trace_plugins,
         )
-
-    # Loading
-
-    def _load(
-        self,
-        point: metadata.EntryPoint,
-        disabled: Collection[str],
-        only: Collection[str] | None,
-    ) -> None:
-        """Load one plugin wholly or not at all, and note how it went."""
-        distribution, version = _origin(point)
-        key = f"{distribution}:{point.name}"
-        origin = PluginProvenance("plugin", point.name, distribution, version, point.module)
-        selectors = _selectors(point)
-        if not selectors.isdisjoint(disabled) or (only is not None and selectors.isdisjoint(only)):
-            reason = "disabled" if not selectors.isdisjoint(disabled) else "not among those to load"
-            self._provenance.append(replace(origin, status="disabled", reason=reason))
-            return
-        if self._manager.has_plugin(key):
-            reason = f"{distribution} has another entry point of this name"
-            self._provenance.append(replace(origin, status="failed", reason=reason))
-            return
-        try:
-            # A plugin's prints would end up inside the JSON that commands write.
-            with contextlib.redirect_stdout(sys.stderr):
-                plugin = point.load()
-                _check_interface_version(plugin, point)
-                self._manager.register(plugin, key)
-                self._check_hooks(plugin)
-                found = [*self._collect(plugin, origin), *self._collect_commands(plugin, origin)]
-                self._check_duplicates(found)
-        except (Exception, SystemExit) as error:  # foreign code: whatever it raises stays with it
-            if self._manager.has_plugin(key):
-                self._manager.unregister(name=key)
-            self._provenance.append(replace(origin, status="failed", reason=_reason(error)))
-            logger.debug("plugin %s failed to load", key, exc_info=error)
-            return
-        if any(caller.name in hookspecs.OBSERVER_HOOKS for caller in self._callers(plugin)):
-            self._observers[key] = replace(origin, kind="observer")
-        self._registrations.extend(found)
-
-    def _callers(self, plugin: object) -> list[pluggy.HookCaller]:
-        return self._manager.get_hookcallers(plugin) or []
-
-    def _check_hooks(self, plugin: object) -> None:
-        """Refuse a plugin with an unknown hook, or with none."""
-        callers = self._callers(plugin)
-        known = [name for name in dir(self._manager.hook) if not name.startswith("_")]
-        known = [name for name in known if getattr(self._manager.hook, name).has_spec()]
-        for caller in callers:
-            optional = all(i.optionalhook for i in caller.get_hookimpls() if i.plugin is plugin)
-            if not caller.has_spec() and not optional:
-                raise PluginError(f"unknown hook {caller.name!r}{suggest(caller.name, known)}")
-        if not callers:
-            raise PluginError("it implements no hook; mark functions with @samullm_plugin.hookimpl")
-
-    def _only(self, hook: str, plugin: object) -> pluggy.HookCaller:
-        """Return a caller of one hook of one plugin, so that blame is certain."""
-        others = [other for other in self._manager.get_plugins() if other is not plugin]
-        return self._manager.subset_hook_caller(hook, others)
-
-    def _collect(self, plugin: object, origin: PluginProvenance) -> list[Registration]:
-        """Return the classes a plugin registers, checked."""
-        found: list[Registration] = []
-        for kind in KINDS:
-
-            def register(cls: Any, kind: Kind = kind) -> None:
-                check_class(kind, cls)
-                came = replace(origin, kind=kind, name=cls.name, module=cls.__module__)
-                found.append(Registration(came, cls))
-
-            self._only(register_hook(kind), plugin)(register=register)
-        return found
-
-    def _collect_commands(self, plugin: object, origin: PluginProvenance) -> list[Registration]:
-        """Return the commands a plugin adds, built from a typer application of its own."""
-        if not any(caller.name == "register_commands" for caller in self._callers(plugin)):
-            return []
-        import typer
-
-        app = typer.Typer(add_completion=False)
-        self._only("register_commands", plugin)(app=app)
-        if not (app.registered_commands or app.registered_groups):
-            return []
-        commands = typer.main.get_group(app).commands
-        return [
-            Registration(replace(origin, kind="command", name=name), command)
-            for name, command in commands.items()
-        ]
-
-    def _check_duplicates(self, found: list[Registration]) -> None:
-        """Refuse a second thing of one kind and name in one distribution."""
-        seen = {(r.provenance.kind, r.provenance.qualified_name) for r in self._registrations}
-        for registration in found:
-            origin = registration.provenance
-            if (origin.kind, origin.qualified_name) in seen:
-                raise PluginError(
-                    f"{origin.distribution} registers the {origin.kind} {origin.name!r} twice"
-                )
-            seen.add((origin.kind, origin.qualified_name))
 
     def add(self, kind: Kind, value: object) -> str:
         """Take a class or an instance from Python code, and return the name to use for it.
@@ -349,13 +243,13 @@ class PluginHost:
             raise
         except Exception as error:  # foreign code
             origin = registration.provenance.qualified_name
-            raise PluginError(f"{kind} {origin} could not be made: {_reason(error)}") from error
+            raise PluginError(f"{kind} {origin} could not be made: {one_line(error)}") from error
 
     # Observers
 
     @property
     def has_observers(self) -> bool:
-        """Whether anyone wants to be told about a run."""
+        """Whether there are observers of runs."""
         return any(row.status == "ok" for row in self._observers.values())
 
     def before_stage_run(self, run: RunInfo, stage: Stage) -> None:
@@ -379,35 +273,11 @@ class PluginHost:
                 continue
             try:
                 with contextlib.redirect_stdout(sys.stderr):
-                    self._only(hook, self._manager.get_plugin(key))(**arguments)
+                    self._loader.only(hook, key)(**arguments)
             except Exception as error:  # foreign code
-                reason = f"{hook}: {_reason(error)}"
+                reason = f"{hook}: {one_line(error)}"
                 self._observers[key] = replace(origin, status="dropped", reason=reason)
                 logger.warning("observer %s raised and is no longer called: %s", key, reason)
-
-
-def _origin(point: metadata.EntryPoint) -> tuple[str, str]:
-    """Return name and version of the distribution of an entry point."""
-    if point.dist is None:
-        return "unknown", ""
-    return point.dist.name, point.dist.version
-
-
-def _selectors(point: metadata.EntryPoint) -> set[str]:
-    """Return the names by which users may disable or select a plugin."""
-    distribution, _ = _origin(point)
-    return {point.name, distribution, f"{distribution}:{point.name}"}
-
-
-def _check_interface_version(plugin: object, point: metadata.EntryPoint) -> None:
-    """Refuse a plugin that says it was written for another version of the interface."""
-    module = plugin if isinstance(plugin, ModuleType) else sys.modules[point.module]
-    stated = getattr(module, "samullm_interface", hookspecs.INTERFACE_VERSION)
-    if stated != hookspecs.INTERFACE_VERSION:
-        raise PluginError(
-            f"it was written for version {stated!r} of the plugin interface; this samullm-plugin "
-            f"has version {hookspecs.INTERFACE_VERSION}: install matching releases of the two"
-        )
 
 
 def _validated(model: type[BaseModel], options: Mapping[str, object], label: str) -> BaseModel:
@@ -428,11 +298,3 @@ def _validated(model: type[BaseModel], options: Mapping[str, object], label: str
         return model.model_validate(dict(options))
     except ValidationError as error:
         raise InputError(f"{label}: {describe_validation(error)}") from error
-
-
-def _reason(error: BaseException) -> str:
-    """Return one line about an error."""
-    if isinstance(error, SamullmError):
-        return str(error)
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

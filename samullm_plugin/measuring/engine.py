@@ -173,7 +173,7 @@ def measure(
         temperature: of sampling; drawing at random takes longer than taking the likeliest.
         repeat_s: all workloads run again while that has taken less, up to five times.
         run_dir: engine logs go there.
-        report: is told what happens.
+        report: called with lines of progress.
 
     Raises:
         InputError: if the executor records no iterations or the sizes do not fit this machine.

@@ -126,7 +126,7 @@ def measure_lengths(
         source: makes its prompts.
         masks: which requests to run, closed under what they wait for.
         setup: how engines are started; None: one device, one engine.
-        report: is told what happens.
+        report: called with lines of progress.
 
     Raises:
         InputError: if the executor cannot work here, or no request had an output.

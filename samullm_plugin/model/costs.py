@@ -1,4 +1,4 @@
-"""What it costs to run a model on a kind of device, and what that figure rests on."""
+"""What it costs to run a model on a kind of device, and where that figure comes from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ProvenanceKind = Literal["measured", "transferred", "operator-table", "layer-pro
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """What a prediction rests on.
+    """Where a prediction comes from.
 
     Attributes:
         kind: measured on this model and device, transferred from others, and so on.
@@ -73,7 +73,7 @@ class ModeCosts:
         kv_cache_tokens: KV-cache capacity of a replica: blocks of its pool times the tokens of a
             block; 0 if the weights, or one longest sequence, do not fit.
         load: engine start.
-        provenance: what the iteration latency rests on.
+        provenance: where the iteration latency comes from.
         kv_cache_groups: which layers share block tables; empty: all of them, with full attention.
     """
 

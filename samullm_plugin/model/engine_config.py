@@ -118,7 +118,7 @@ class EngineConfig:
 
     @property
     def groups(self) -> tuple[KvCacheGroup, ...]:
-        """Return the KV cache groups, one of full attention where none is told."""
+        """Return the KV cache groups, one of full attention where none is given."""
         return self.kv_cache_groups or (KvCacheGroup("full", block_size=self.block_size),)
 
     @property

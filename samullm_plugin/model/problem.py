@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
 from typing import Literal
 
@@ -81,6 +81,15 @@ class Problem:
                     f"{node.model.max_model_len}; add devices, larger NVLink groups or memory, or "
                     "lower max_model_len"
                 )
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return what was given: what is kept between questions is asked again."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+
+    def __setstate__(self, state: Mapping[str, object]) -> None:
+        """Take up what :meth:`__getstate__` returned."""
+        for f in fields(self):
+            object.__setattr__(self, f.name, state[f.name] if f.init else {})
 
     def node(self, name: str) -> ModelNode:
         """Return a node by name.

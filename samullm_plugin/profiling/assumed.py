@@ -77,7 +77,7 @@ _CORE = DataSheet(1 << 30, 1, 4.0e10, 8.0e9, 8.0e9)
 
 
 def sheet_of(gpu: Gpu) -> tuple[DataSheet, Provenance]:
-    """Return the data sheet of a device, and what figures derived from it rest on.
+    """Return the data sheet of a device, and where figures derived from it come from.
 
     Raises:
         InputError: naming the kinds whose data sheets are known.

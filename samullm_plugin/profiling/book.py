@@ -48,7 +48,7 @@ class LatencyBook:
         spread: bool = False,
         use_measured: bool = True,
     ) -> tuple[StepLatency, Provenance]:
-        """Return the latency of a model at a size, and what it rests on.
+        """Return the latency of a model at a size, and where it comes from.
 
         Args:
             model: name.

@@ -23,7 +23,7 @@ class LengthTable:
     Attributes:
         model: its name in the measurements.
         distribution: of the output lengths.
-        num_observations: outputs it rests on.
+        num_observations: number of outputs behind it.
         source: where they were measured.
     """
 

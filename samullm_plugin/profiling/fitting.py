@@ -64,7 +64,7 @@ class StepFit:
 
     Attributes:
         latency: the fit.
-        num_rows: rows it rests on.
+        num_rows: number of rows behind it.
         mape_pct: mean absolute percentage error on these rows, host stalls taken out.
         undetermined: terms the rows say nothing about, one sentence each.
         interruption_pct: by how much the summed time of decode rows exceeds the fit's, in percent:

@@ -52,7 +52,7 @@ class TransferErrors:
 
 @dataclass(frozen=True, slots=True)
 class Transferred:
-    """A predicted latency and what it rests on.
+    """A predicted latency and where it comes from.
 
     Attributes:
         latency: the prediction.
@@ -105,7 +105,7 @@ class LatencyTransfer:
         )
 
     def predict(self, architecture: ModelArchitecture, parallel: int) -> Transferred:
-        """Return the latency of an architecture at a size, with what it rests on."""
+        """Return the latency of an architecture at a size, with where it comes from."""
         layers = layer_key(architecture)
         twins = [k for k in self.known if layer_key(k.architecture) == layers]
         here = [k for k in twins if k.tensor_parallel_size == parallel]

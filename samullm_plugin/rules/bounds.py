@@ -5,9 +5,9 @@ Two arguments, both from the iteration latencies themselves:
 * *Critical path*: an output token needs an iteration of its own request, no iteration is faster
   than the fastest possible one, and a request begins after its inputs and an engine start.
 * *Device seconds*: the iterations of a node, over all its replicas and stages, cost at least what
-  its tokens cost at the best batch; with the engine starts they must fit into makespan times
-  devices. An engine that takes ``l`` seconds to start works at most ``C - l`` seconds of a makespan
-  ``C``, so ``w`` device seconds of work cost at least ``w * l / (C - l)`` device seconds of starts.
+  its tokens cost at the best batch, and are at least as many as its longest chain of requests has
+  output tokens; with the engine starts they must fit into makespan times devices
+  (:mod:`samullm_plugin.rules.packing`).
 
 A plan may mix parallel sizes within a node, so the device seconds per token, per iteration and per
 token of context are each taken at their cheapest size. It may also preempt a request at any moment:
@@ -30,6 +30,7 @@ from samullm_plugin.model.latency import StepLatency
 from samullm_plugin.model.problem import ModeKey, Problem
 from samullm_plugin.model.scenarios import LengthScenario
 from samullm_plugin.model.types import Floats
+from samullm_plugin.rules.packing import Demand, fitting_s
 
 MIXED = 1 / 16
 """Weight of the steepest line in the mixed ones."""
@@ -60,6 +61,7 @@ class _Work:
         context: sum over decode tokens of the context they read.
         requests: requests taken.
         pairs: query-key pairs of the prompts.
+        longest: output tokens of the longest chain of requests that follow one another.
     """
 
     decode: float
@@ -67,13 +69,26 @@ class _Work:
     context: float
     requests: float
     pairs: float
+    longest: float
+
+    @property
+    def amounts(self) -> tuple[float, ...]:
+        """Return the totals in the order of :func:`_unit_costs`."""
+        return (
+            self.decode,
+            self.prefill,
+            self.context,
+            self.requests,
+            self.pairs,
+            self.longest,
+        )
 
 
 def lower_bound(problem: Problem, scenario: LengthScenario) -> LowerBound:
     """Return a bound that no simulated plan of the problem beats in this scenario."""
     nodes = range(len(problem.app.nodes))
     demands = [_device_seconds(problem, scenario, i) for i in nodes]
-    device_s = _fitting_s([d for d in demands if d is not None], problem.cluster.num_gpus)
+    device_s = fitting_s([d for d in demands if d is not None], problem.cluster.num_gpus)
     path_s = _critical_path_s(problem, scenario)
     return LowerBound(max(device_s, path_s), path_s, device_s)
 
@@ -109,7 +124,25 @@ def _work(problem: Problem, scenario: LengthScenario, node: int) -> _Work:
         float(context.sum()),
         float(taken.sum()),
         float(pairs.sum()),
+        _longest_tokens(problem, scenario, node),
     )
+
+
+def _longest_tokens(problem: Problem, scenario: LengthScenario, node: int) -> float:
+    """Return the most output tokens of requests of a node that follow one another."""
+    table, model = problem.app.nodes[node].requests, problem.app.nodes[node].model
+    room = np.maximum(model.max_model_len - scenario.prompt_tokens[node], 0)
+    tokens = np.minimum(scenario.output_tokens[node], room).astype(np.float64)
+    own = table.input_node == node
+    if own.any():
+        so_far = tokens.tolist()
+        rows, befores = table.input_row[own].tolist(), table.input_request[own].tolist()
+        most = np.zeros(len(so_far)).tolist()
+        for r, q in zip(rows, befores, strict=True):  # earlier ones first
+            if so_far[r] > 0 and so_far[q] > 0:
+                most[r] = max(most[r], so_far[q] + most[q])
+        tokens += most
+    return float(tokens.max(initial=0.0))
 
 
 def _hull(values: Floats, knots: tuple[float, ...]) -> list[tuple[float, float]]:
@@ -143,7 +176,7 @@ def _hull(values: Floats, knots: tuple[float, ...]) -> list[tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Tables:
+class _IterationParts:
     """Seconds of the parts of an iteration, at 1, 2, ... tokens or sequences.
 
     Attributes:
@@ -159,7 +192,7 @@ class _Tables:
     launch: float
 
 
-def _tables(latency: StepLatency, config: EngineConfig) -> _Tables:
+def _tables(latency: StepLatency, config: EngineConfig) -> _IterationParts:
     tokens = latency.by_tokens.table(config.max_num_batched_tokens)[1:]
     credit = min(0.0, latency.prefill_token_s) + min(0.0, latency.prefill_seq_s)
     if credit < 0:  # prefill tokens and sequences are at most all scheduled tokens
@@ -170,51 +203,10 @@ def _tables(latency: StepLatency, config: EngineConfig) -> _Tables:
     if latency.overlap_host:
         host = np.zeros_like(host)
     launch = max(0.0, min(latency.launch_s, latency.prefill_launch_s))
-    return _Tables(tokens, seqs, host, launch)
+    return _IterationParts(tokens, seqs, host, launch)
 
 
-@dataclass(frozen=True, slots=True)
-class _Demand:
-    """Device seconds that a node certainly costs.
-
-    Attributes:
-        work: of iterations.
-        one_start: of one engine start.
-        start_s: seconds that an engine start holds a device.
-        load_s: when an engine can be ready at the earliest.
-    """
-
-    work: float
-    one_start: float
-    start_s: float
-    load_s: float
-
-    def within(self, makespan_s: float) -> float:
-        """Return the device seconds if all is done by ``makespan_s`` (inf: it cannot be)."""
-        if makespan_s <= self.load_s:
-            return float("inf")
-        starts = self.work * self.start_s / (makespan_s - self.load_s)
-        return self.work + max(self.one_start, starts)
-
-
-def _fitting_s(demands: list[_Demand], num_gpus: int) -> float:
-    """Return the least makespan in which the demands fit into the devices' time."""
-    if not demands:
-        return 0.0
-    low = max(sum(d.work + d.one_start for d in demands) / num_gpus, 0.0)
-    high = 2 * low + 2 * max(d.load_s for d in demands) + 1e-9
-    while sum(d.within(high) for d in demands) > num_gpus * high:
-        high *= 2
-    for _ in range(60):  # the demands fall with the makespan, what the devices offer rises
-        middle = (low + high) / 2
-        if sum(d.within(middle) for d in demands) > num_gpus * middle:
-            low = middle
-        else:
-            high = middle
-    return low
-
-
-def _device_seconds(problem: Problem, scenario: LengthScenario, node: int) -> _Demand | None:
+def _device_seconds(problem: Problem, scenario: LengthScenario, node: int) -> Demand | None:
     """Return what the node certainly costs, or None if none of its requests is needed."""
     work = _work(problem, scenario, node)
     modes = _modes(problem, node)
@@ -223,7 +215,7 @@ def _device_seconds(problem: Problem, scenario: LengthScenario, node: int) -> _D
     per_mode = [
         _unit_costs(size, costs.latency, config)
         if isinstance(costs.latency, StepLatency)
-        else [np.zeros(5)]  # nothing is known of another model's least iteration
+        else [np.zeros(6)]  # nothing is known of another model's least iteration
         for size, costs, config in modes
     ]
     best = 0.0
@@ -231,10 +223,9 @@ def _device_seconds(problem: Problem, scenario: LengthScenario, node: int) -> _D
     # unit is what any mixture costs at least.
     for variant in range(max(len(v) for v in per_mode)):
         units = np.min([v[min(variant, len(v) - 1)] for v in per_mode], axis=0)
-        amounts = (work.decode, work.prefill, work.context, work.requests, work.pairs)
-        best = max(best, float(np.dot(units, amounts)))
+        best = max(best, float(np.dot(units, work.amounts)))
     one_start = min(size * problem.least_start_s(costs) for size, costs, _ in modes)
-    return _Demand(
+    return Demand(
         best,
         one_start,
         min(problem.least_start_s(costs) for _, costs, _ in modes),
@@ -246,8 +237,9 @@ def _device_seconds(problem: Problem, scenario: LengthScenario, node: int) -> _D
 def _unit_costs(size: int, latency: StepLatency, config: EngineConfig) -> list[Floats]:
     """Return device seconds per decode token, prefill token, context token, request and pair.
 
-    Several variants, each valid: a line under the table of seconds by tokens, and what the number
-    of iterations is bounded by (sequences at once, or KV-cache capacity).
+    And, last, per output token of the longest chain. Several variants, each valid: a line under the
+    table of seconds by tokens, and what the number of iterations is bounded by (sequences at once,
+    KV-cache capacity, or the longest chain: each of its output tokens is one of another iteration).
     """
     tables = _tables(latency, config)
     per_row = np.arange(1, len(tables.seqs) + 1)
@@ -261,11 +253,12 @@ def _unit_costs(size: int, latency: StepLatency, config: EngineConfig) -> list[F
 
     def add(intercept: float, units: Floats) -> None:
         """Add ``units`` with ``intercept`` per iteration, by each bound on their number."""
-        variants.append(units + np.array([intercept / config.max_num_seqs, 0, 0, 0, 0]))
+        variants.append(units + np.array([intercept / config.max_num_seqs, 0, 0, 0, 0, 0]))
+        variants.append(units + np.array([0, 0, 0, 0, 0, intercept]))
         if not caching:  # cached blocks count for several sequences at once
-            variants.append(units + np.array([0, 0, intercept / capacity, 0, 0]))
+            variants.append(units + np.array([0, 0, intercept / capacity, 0, 0, 0]))
 
-    add(launch, np.zeros(5))
+    add(launch, np.zeros(6))
     for intercept, slope in _hull(tables.tokens, latency.by_tokens.knots):
         prefill_token_s = slope + max(0.0, latency.prefill_token_s)
         prefill_pair_s = max(0.0, latency.prefill_pair_s)
@@ -274,9 +267,9 @@ def _unit_costs(size: int, latency: StepLatency, config: EngineConfig) -> list[F
         resumed_s = prefill_pair_s if caching else prefill_token_s / 2 + prefill_pair_s
         context_s = max(0.0, min(latency.context_token_s, resumed_s))
         prefill_seq_s = max(0.0, latency.prefill_seq_s)
-        units = np.array([slope, prefill_token_s, context_s, prefill_seq_s, prefill_pair_s])
+        units = np.array([slope, prefill_token_s, context_s, prefill_seq_s, prefill_pair_s, 0.0])
         add(intercept + seq_floor, units)
-        per_seq = units + np.array([seq_slope, 0, 0, seq_slope, 0])
+        per_seq = units + np.array([seq_slope, 0, 0, seq_slope, 0, 0])
         add(intercept, per_seq)
     return [size * v for v in variants]
 
@@ -368,8 +361,7 @@ def least_held_s(
     if work.requests == 0 or not isinstance(costs.latency, StepLatency):
         return start_s
     config = problem.engine_config(node, costs)
-    amounts = (work.decode, work.prefill, work.context, work.requests, work.pairs)
-    shared = max(float(np.dot(u, amounts)) for u in _unit_costs(1, costs.latency, config))
+    shared = max(float(np.dot(u, work.amounts)) for u in _unit_costs(1, costs.latency, config))
     taken = scenario.output_tokens[node] > 0
     alone = _alone_s(scenario, node, costs.latency, config)[taken]
     return start_s + max(shared / replicas, float(alone.max()))

@@ -100,7 +100,7 @@ class Coordinator:
             plan: a valid plan of it.
             executor: open.
             source: makes prompts.
-            log: is told what happens.
+            log: where events are recorded.
             resume: where to take up; None: at the beginning.
             replanner: may replace the plan; None: it is kept.
             options: limits.

@@ -55,7 +55,7 @@ class Engines:
             problem: the instance.
             executor: starts them.
             inputs: per node, what its requests wait for.
-            log: is told.
+            log: where events are recorded.
             scheduling_policy: of the engines.
         """
         self.deployments: dict[int, Deployment] = {}

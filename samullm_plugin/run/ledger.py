@@ -24,7 +24,7 @@ class Status(IntEnum):
 
 
 def is_call(app: Application, request: RequestId) -> bool:
-    """Return whether a request is a call of a Python node whose values are told by its rows."""
+    """Return whether a request is a call of a Python node whose values are kept by its rows."""
     k = request[0] - len(app.nodes)
     if k < 0:
         return False
@@ -205,10 +205,6 @@ class Ledger:
     def num_settled(self, node: int) -> int:
         """Return how many requests of a node are settled."""
         return len(self.status[node]) - self._unsettled[node]
-
-    def with_status(self, node: int, status: Status) -> Ints:
-        """Return the requests of a node with a status, in order."""
-        return np.flatnonzero(self.status[node] == status)
 
     def foreseen(self, running: set[int], untaken: list[Bools | None]) -> list[Bools]:
         """Return per node which requests are settled or will be if nothing else is started.

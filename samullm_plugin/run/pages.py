@@ -105,7 +105,7 @@ def write_tables(
         tables: one after the other.
         panels: the charts.
         labels: of the devices in them.
-        notes: what the figures rest on.
+        notes: where the figures come from.
 
     Raises:
         InputError: if the file cannot be written.

@@ -10,10 +10,11 @@ from pathlib import Path
 from samullm_plugin.app.loaded import LoadedApplication, NodeSource
 from samullm_plugin.app.requests import estimate_tokens
 from samullm_plugin.app.templates import text_of
-from samullm_plugin.checkpoints.token_counts import count_prompt_tokens
+from samullm_plugin.checkpoints.tokenizing import count_prompt_tokens
 from samullm_plugin.errors import InputError, suggest
 from samullm_plugin.host.interfaces.executor import RequestOutput
 from samullm_plugin.host.interfaces.observer import RunInfo
+from samullm_plugin.model.application import Application, ModelNode, PythonNode, RequestTable
 from samullm_plugin.run.ledger import Ledger, Status
 from samullm_plugin.run.log import RunLog
 from samullm_plugin.run.prompts import Prepared, Prompt, Refused, TextPrompts
@@ -28,7 +29,7 @@ class PreviewedRequest:
         node: name of its node.
         id: its name.
         item: the line it comes from.
-        model: name of the model.
+        model: name of the model; empty for a Python function.
         prompt: its text, or None if it is a conversation or was not made.
         messages: the turns of its conversation.
         prompt_tokens: tokens of that; None: there is no prompt.
@@ -36,7 +37,7 @@ class PreviewedRequest:
         sampling: sampling parameters, structured outputs included.
         waits_for: requests whose outputs it waits for, as ``node:id``.
         status: ``asked``, ``skipped`` (another branch, or dropped), ``failed``.
-        output: what was generated, or its stand-in.
+        output: what was generated, or its stand-in; what a function returned.
         error: why it cannot be asked, or failed.
         only_if: nodes that decide whether it is asked, where their outputs are stand-ins.
     """
@@ -138,19 +139,18 @@ def previewed(
             f"--node: there is no node {node!r}{suggest(node, names) or '; nodes: '}"
             f"{'' if suggest(node, names) else ', '.join(names)}"
         )
-    for i, one in enumerate(app.nodes):
+    for i in app.full_order:
+        one, source = app.all_nodes[i], loaded.sources[i]
         if node not in (None, one.name, one.name.rpartition(".")[0]):
             continue
-        source = loaded.sources[i]
-        for r in range(len(one.requests)):
-            waits = ledger.inputs((i, r))
-            made = prompts.prepare((i, r), ledger) if _settled(ledger, waits) else None
+        for r in _shown(app, i, ledger):
+            waits = {w: None for w in ledger.inputs((i, r)) if not ledger.lacks(w)}
             result, status = ledger.results.get((i, r)), ledger.status[i][r]
             known = PreviewedRequest(
                 one.name,
                 source.ids[r],
                 source.items[r],
-                one.model.name,
+                one.model.name if isinstance(one, ModelNode) else "",
                 waits_for=tuple(f"{names[j]}:{loaded.sources[j].ids[q]}" for j, q in waits),
                 status={Status.SKIPPED: "skipped", Status.FAILED: "failed"}.get(status, "asked"),
                 output=None if result is None else result.text,
@@ -158,10 +158,40 @@ def previewed(
                 only_if=()
                 if written is None
                 else tuple(
-                    dict.fromkeys(names[j] for j, _ in waits if _decides(written, loaded, j, i))
+                    dict.fromkeys(
+                        names[j]
+                        for j in _gates(one.requests, r, source)
+                        if _decides(written, loaded, j, i)
+                    )
                 ),
             )
+            if isinstance(one, PythonNode):
+                if known.status == "asked" and result is not None:
+                    known = replace(known, output=text_of(result.value))
+                yield known
+                continue
+            made = None
+            if known.status != "skipped" and _settled(ledger, list(waits)):
+                made = prompts.prepare((i, r), ledger)
             yield _with_prompt(known, made, one.model.path or one.model.name)
+
+
+def _shown(app: Application, node: int, ledger: Ledger) -> Iterator[int]:
+    """Yield the requests of a node, without elements that lists do not have, and their calls."""
+    one = app.all_nodes[node]
+    first = 0
+    if isinstance(one, PythonNode) and one.num_calls < len(one.requests):
+        first = one.num_calls
+    for r in range(first, len(one.requests)):
+        absent = first and ledger.status[node][r] == Status.SKIPPED
+        if not absent and not ledger.lacks((node, r)):
+            yield r
+
+
+def _gates(table: RequestTable, request: int, source: NodeSource) -> list[int]:
+    """Return the nodes whose outputs a request cannot do without."""
+    entries = range(*table.input_indptr[request : request + 2].tolist())
+    return [int(table.input_node[e]) for e in entries if e not in source.fallback]
 
 
 def _decides(written: LoadedApplication, opened: LoadedApplication, node: int, then: int) -> bool:

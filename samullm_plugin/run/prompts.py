@@ -36,7 +36,7 @@ class Prompt:
         text: the prompt, if the engine is to tokenise it.
         messages: the prompt as chat messages for the model's chat template.
         sampling: vLLM sampling parameters by name.
-        chat: what the chat template is told.
+        chat: variables passed to the chat template.
         output_tokens: what it will generate, for executors that model engines; else None.
     """
 
@@ -406,7 +406,7 @@ class TextPrompts(PromptBuilder):
         assert call is not None
         at = ledger.inputs(planned)[-1]
         if ledger.status[at[0]][at[1]] != Status.FINISHED:
-            return None  # its failure is told once, by the call
+            return None  # its failure is reported once, by the call
         value = ledger.results[at].value
         if call.scope == "all":
             name = self._sources[node].ids[r]
@@ -541,7 +541,7 @@ def _given(value: Any) -> Given:
 
 
 def _chat(node: Mapping[str, Any], own: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what the chat template is told: a request's own before its node's."""
+    """Return the variables of the chat template: a request's own before its node's."""
     if not node:
         return own
     kwargs = {**node.get("chat_template_kwargs", {}), **own.get("chat_template_kwargs", {})}

@@ -54,7 +54,7 @@ class RequestQueue:
         Args:
             ledger: may hold settled requests already.
             source: makes prompts.
-            log: is told.
+            log: where events are recorded.
             moved: tokens that unfinished requests generated before the run was interrupted.
             reuse: outputs of earlier runs; None: everything is asked.
             rejected: how often outputs were rejected before the run was interrupted.
@@ -189,7 +189,7 @@ class RequestQueue:
         if python is not None and request[1] >= python.num_calls:
             call = inputs[-1]
             if self.ledger.status[call[0]][call[1]] == FAILED:
-                return None  # that is told once, by the call
+                return None  # reported once, by the call
         if inputs and not (python is not None and python.at_once and request[1] == 0):
             status = self.ledger.status
             states = [int(status[i][q]) for i, q in inputs]
@@ -317,7 +317,8 @@ class RequestQueue:
     def _called(self, request: RequestId, returned: Returned) -> Result:
         """Return the result of a call; in imitations its value is a number of tokens."""
         if isinstance(self.calls, ImitatedCalls):
-            return Result(int(returned.value), finish_reason="stop")
+            text = self._source.sample_text(request, int(returned.value))
+            return Result(int(returned.value), finish_reason="stop", text=text)
         tokens = estimate_tokens(text_of(returned.value))
         return Result(tokens, finish_reason="stop", value=returned.value, seconds=returned.seconds)
 

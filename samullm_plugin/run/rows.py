@@ -7,7 +7,7 @@ when a run begins, so that its directory is all that an export needs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from pydantic_core import from_json, to_json
 
-from samullm_plugin.app.loaded import LoadedApplication
+from samullm_plugin.app.loaded import LoadedApplication, NodeSource
 from samullm_plugin.errors import InputError
+from samullm_plugin.model.application import PythonNode
 from samullm_plugin.model.types import Ints
 
 FOLDER = "rows"
@@ -37,6 +38,7 @@ class NodeRows:
         input_node: node of each output that a request waits for, concatenated.
         input_request: that output's request.
         input_indptr: where each request's part of these begins, shape ``(n + 1,)``.
+        calls: so many of the first requests are calls whose values are kept by the others.
     """
 
     name: str
@@ -45,6 +47,7 @@ class NodeRows:
     input_node: Ints
     input_request: Ints
     input_indptr: Ints
+    calls: int = 0
 
     def __len__(self) -> int:
         """Return the number of requests."""
@@ -78,6 +81,8 @@ def write_layout(folder: Path, loaded: LoadedApplication) -> None:
             mine[k] = number = numbers.setdefault((part, item), len(numbers))
             if number == len(origin):
                 origin.append((index, k))
+            elif source.ids[k] == item and not _is_item(loaded.sources, *origin[number]):
+                origin[number] = index, k  # the item's own row, not one made of it
         items.append(mine)
     names = [item for _, item in numbers]
     kind = pa.schema({"id": pa.string(), "fields": pa.string()})
@@ -95,7 +100,9 @@ def write_layout(folder: Path, loaded: LoadedApplication) -> None:
     }
     kind = pa.schema(columns)
     for index, (node, source) in enumerate(zip(loaded.app.all_nodes, loaded.sources, strict=True)):
-        described = kind.with_metadata({"node": node.name})
+        calls = node.num_calls if isinstance(node, PythonNode) else 0
+        calls = calls if calls < len(node.requests) else 0  # else each call is a row
+        described = kind.with_metadata({"node": node.name, "calls": str(calls)})
         path = place / f"requests-{index:04d}.parquet"
         table = node.requests
         with pq.ParquetWriter(path, described, compression="zstd") as writer:
@@ -116,6 +123,11 @@ def _lists(starts: Any, values: Ints, kind: Any) -> Any:
     import pyarrow as pa
 
     return pa.ListArray.from_arrays(starts, pa.array(values, kind))
+
+
+def _is_item(sources: Sequence[NodeSource], node: int, request: int) -> bool:
+    """Return whether a request is the item itself and not a chunk or an element of a list."""
+    return sources[node].ids[request] == sources[node].items[request]
 
 
 def _item_fields(loaded: LoadedApplication, node: int, request: int, item: str) -> str:
@@ -175,6 +187,7 @@ class RunRows:
                     nodes.flatten().to_numpy(zero_copy_only=False).astype(np.int64),
                     requests.flatten().to_numpy(zero_copy_only=False),
                     _offsets(nodes),
+                    int(table.schema.metadata.get(b"calls", 0)),
                 )
             )
         self._index = {n.name: i for i, n in enumerate(self.nodes)}
@@ -236,13 +249,13 @@ class RunRows:
             done += count
 
     def by_item(self, node: int) -> tuple[Ints, Ints]:
-        """Return the requests of a node ordered by item, and where each item's begin."""
-        item = self.nodes[node].item
-        order = np.argsort(item, kind="stable")
+        """Return the rows of a node ordered by item, and where each item's begin."""
+        item, calls = self.nodes[node].item, self.nodes[node].calls
+        order = np.argsort(item[calls:], kind="stable") + calls
         return order, np.searchsorted(item[order], np.arange(self.num_items + 1))
 
     def ancestors(self, node: int, request: int) -> dict[int, list[int]]:
-        """Return by node the requests whose outputs a request rests on, itself included."""
+        """Return by node the requests that led to a request, itself included."""
         found: dict[int, list[int]] = {node: [request]}
         open_ = [(node, request)]
         while open_:

@@ -4,35 +4,24 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from samullm_plugin.app.loaded import LoadedApplication
-from samullm_plugin.app.spec import PlannerSection
 from samullm_plugin.errors import InputError, RunError
 from samullm_plugin.host.interfaces.executor import Executor
-from samullm_plugin.host.interfaces.observer import RunEvent, RunInfo
-from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.plan import Plan
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.result import PlanTrace
 from samullm_plugin.planning.artifacts import StoredPlan, read_plan, write_plan
-from samullm_plugin.planning.building import sample_scenarios
-from samullm_plugin.planning.instances import Instance
-from samullm_plugin.planning.policies import planned_policy
 from samullm_plugin.planning.records import to_record
-from samullm_plugin.planning.this_machine import check_runnable
 from samullm_plugin.rules.verify import require_valid
 from samullm_plugin.run.calibrating import Calibrator
-from samullm_plugin.run.coordinator import Coordinator, RunOptions
+from samullm_plugin.run.coordinator import Coordinator
 from samullm_plugin.run.forecast import FORECAST_FILE, forecast_record, forecast_run
 from samullm_plugin.run.identity import identity_of
-from samullm_plugin.run.joined import check_output, live_table
 from samullm_plugin.run.journal import Journal, read_journal_places
 from samullm_plugin.run.ledger import Ledger, Status
 from samullm_plugin.run.log import RunLog, without_retried
@@ -43,62 +32,25 @@ from samullm_plugin.run.metrics import (
 )
 from samullm_plugin.run.outputs import OutputWriter
 from samullm_plugin.run.prompts import (
-    LengthPrompts,
     PromptBuilder,
-    SampledPrompts,
-    TextPrompts,
-    TokenPrompts,
 )
 from samullm_plugin.run.recovery import ResumePoint, recover
-from samullm_plugin.run.reuse import NO_REUSE, ReuseOptions, opened_reuse
+from samullm_plugin.run.reuse import opened_reuse
 from samullm_plugin.run.rows import write_layout
 from samullm_plugin.run.rundir import RunDirectory, read_facts
 from samullm_plugin.run.samples import write_samples
+from samullm_plugin.run.setup import (
+    RunSetup,
+    imitates,
+    open_log,
+    planned_trace,
+    policy_of,
+    prepare,
+)
 from samullm_plugin.run.signals import defer_signals
+from samullm_plugin.run.table_files import live_table
 from samullm_plugin.run.trace import trace_json
 from samullm_plugin.run.user_nodes import UserNodes
-from samullm_plugin.run.view import Replanning
-from samullm_plugin.simulator import PlanSimulator
-from samullm_plugin.simulator.runs import PolicyCall
-
-Listener = Callable[[RunEvent], None]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class RunSetup:
-    """Everything a run needs.
-
-    Attributes:
-        host: the plugins.
-        loaded: the application with its texts.
-        instance: its problem and where the figures come from.
-        executor: name of the executor.
-        executor_options: its options.
-        directory: where the run keeps its files.
-        replanner: may replace the plan; None: it is kept.
-        options: limits.
-        listener: called with each event.
-        on_start: called with the coordinator before it runs.
-        truth: output lengths (its first length scenario) and, on executors that imitate engines,
-            costs that hold in this run. Engines that compute get prompts of random tokens and
-            generate as much. None: imitated lengths are drawn, others are the engines' affair.
-        reuse: where outputs of equal requests are looked for.
-        remaining: the problem without what is found there, as it was planned; None: all of it.
-    """
-
-    host: PluginHost
-    loaded: LoadedApplication
-    instance: Instance
-    executor: str
-    directory: Path
-    executor_options: Mapping[str, object] = field(default_factory=dict)
-    replanner: Replanning | None = None
-    options: RunOptions = field(default_factory=RunOptions)
-    listener: Listener | None = None
-    on_start: Callable[[Coordinator], None] | None = None
-    truth: Problem | None = None
-    reuse: ReuseOptions = NO_REUSE
-    remaining: Problem | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +85,7 @@ def start_run(setup: RunSetup, plan: Plan, scheduler: str = "") -> RunOutcome:
     """
     problem = setup.instance.problem
     require_valid(problem, plan, scheduler or "the given plan")
-    executor, source = _prepared(setup)
+    executor, source = prepare(setup)
     planned = planned_trace(setup, plan)
     facts = {
         "application": setup.loaded.app.name,
@@ -162,7 +114,7 @@ def start_run(setup: RunSetup, plan: Plan, scheduler: str = "") -> RunOutcome:
         directory.write_json(FORECAST_FILE, forecast_record(foreseen))
         journal = Journal(directory.journal_path)
         try:
-            log = _log(setup, journal)
+            log = open_log(setup, journal)
             log.add(0.0, "plan", plan=to_record(plan), scheduler=scheduler)
             log.flush()
             resume = ResumePoint(Ledger(problem.app))
@@ -212,8 +164,8 @@ def resume_run(
                 found.begin_plan(None)  # made for a cluster or models that are others now
             if found.resume.stage >= len((found.plan or first).stages):
                 raise InputError(f"{path}: tells of a stage that the run's plan does not have")
-            executor, source = _prepared(setup)
-            log = _log(setup, journal)
+            executor, source = prepare(setup)
+            log = open_log(setup, journal)
             log.records.extend(found.records)
             interrupted_s = found.resume.clock_s
             log.add(interrupted_s, "resumed", interrupted_s=interrupted_s)
@@ -288,7 +240,7 @@ def _run(
             resume=resume,
             replanner=setup.replanner,
             options=setup.options,
-            policy=_policy(setup),
+            policy=policy_of(setup),
             reuse=reuse,
             calibrator=calibrator,
         )
@@ -352,76 +304,6 @@ def _can_be_carried_out(problem: Problem, plan: Plan) -> bool:
         for stage in plan.stages
         for a in stage.assignments
     )
-
-
-def _prepared(setup: RunSetup) -> tuple[Executor, PromptBuilder]:
-    """Return the executor and where the requests come from, checked before anything starts."""
-    executor = setup.host.create("executor", setup.executor, dict(setup.executor_options))
-    require_preparing(executor, setup.instance.planner)
-    check_runnable(executor, setup.loaded)
-    check_output(setup.loaded)
-    if not imitates(executor):
-        if setup.truth is not None:
-            seed = setup.instance.planner.seed
-            return executor, TokenPrompts(setup.truth.scenarios[0], seed)
-        return executor, TextPrompts(setup.loaded, setup.instance.problem.app)
-    truth = setup.truth or hidden_truth(setup)
-    executor.imitate(truth)
-    if setup.loaded.sources is None:
-        return executor, LengthPrompts(truth.scenarios[0])
-    app = setup.instance.problem.app
-    return executor, SampledPrompts(truth.scenarios[0], setup.loaded, app)
-
-
-def require_preparing(executor: Executor, planner: PlannerSection) -> None:
-    """Refuse prepared starts on an executor that prepares none.
-
-    Raises:
-        InputError: naming it.
-    """
-    if planner.prepared_starts and not executor.can_prepare:
-        raise InputError(
-            f"planner.prepared_starts is true, but executor {executor.name} with these options "
-            "prepares no engine starts; leave it out, or take another executor or start_method"
-        )
-
-
-def imitates(executor: Executor) -> bool:
-    """Return whether an executor takes lengths from a truth instead of generating tokens."""
-    return type(executor).imitate is not Executor.imitate
-
-
-def hidden_truth(setup: RunSetup) -> Problem:
-    """Return the lengths that are true in an imitated run.
-
-    Those known beforehand, else a draw of its own from the estimator: the plan has not seen it.
-    """
-    problem = setup.instance.problem
-    if setup.loaded.output_tokens is not None:
-        return problem.with_scenarios(problem.scenarios[:1])
-    rng = np.random.default_rng([setup.instance.planner.seed, 29])
-    return problem.with_scenarios(sample_scenarios(problem.app, setup.instance.estimator, rng, 1))
-
-
-def planned_trace(setup: RunSetup, plan: Plan) -> PlanTrace:
-    """Return the plan's simulation in the length scenario nearest to the mean makespan."""
-    problem = setup.remaining or setup.instance.problem
-    traces = PlanSimulator(problem, policy=_policy(setup)).simulate(plan)
-    makespans = np.array([t.makespan_s for t in traces])
-    return traces[int(np.argmin(np.abs(makespans - makespans.mean())))]
-
-
-def _policy(setup: RunSetup) -> PolicyCall | None:
-    return planned_policy(setup.host, setup.instance.planner, setup.instance.problem)
-
-
-def _log(setup: RunSetup, journal: Journal) -> RunLog:
-    name = setup.directory.resolve().name
-    info = RunInfo(name, setup.loaded.app.name, setup.executor, setup.directory)
-    log = RunLog(info, journal, setup.host)
-    if setup.listener is not None:
-        log.add_listener(setup.listener)
-    return log
 
 
 def require_resumable(directory: Path) -> str:

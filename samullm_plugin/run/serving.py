@@ -15,7 +15,7 @@ from samullm_plugin.run.request_queue import RequestQueue
 from samullm_plugin.simulator.runs import PolicyCall
 
 UNFORESEEN_S = 1e9
-"""Arrival that request policies are told of requests whose inputs are not there yet."""
+"""Arrival time that request policies see for requests whose inputs are not there yet."""
 
 
 class Serving:

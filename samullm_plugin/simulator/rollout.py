@@ -34,6 +34,11 @@ class Rollout:
         self.problem = simulator.problem
         self._give_up_s = give_up_s
         self._simulator = simulator
+        nodes = self.problem.app.nodes
+        self._upstreams = {
+            node.name: {nodes[u].name for u in up}
+            for node, up in zip(nodes, self.problem.app.upstreams, strict=True)
+        }
         self.states: list[SimulationState] = [
             simulator.initial_state(s) for s in range(len(self.problem.scenarios))
         ]
@@ -60,13 +65,13 @@ class Rollout:
 
         Not those that have no request of their own left and only wait for others to finish.
         """
-        app = self.problem.app
         waiting = set(unfinished) - set(chosen)
 
         def is_ready(name: str) -> bool:
-            node = app.index(name)
-            upstreams = {app.nodes[u].name for u in app.upstreams[node]}
-            return upstreams.isdisjoint(waiting) and any(s.has_work(node) for s in self.states)
+            if not self._upstreams[name].isdisjoint(waiting):
+                return False
+            node = self.problem.app.index(name)
+            return any(s.has_work(node) for s in self.states)
 
         return [n for n in unfinished if is_ready(n)]
 

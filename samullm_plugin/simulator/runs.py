@@ -62,6 +62,9 @@ class NodeRuns:
     to that.
 
     Attributes:
+        problem: the instance.
+        works: per scenario and node, what there is to do.
+        cache: results of engine simulations.
         alone_s: by scenario, node, sizes and id of the progress they start from, the seconds of
             engines started anew with all inputs there, and that progress.
     """
@@ -81,7 +84,7 @@ class NodeRuns:
             cache: results of engine simulations.
             policy: order and replicas of requests; None: first come, first served, in turn.
         """
-        self._problem, self._works, self._cache = problem, works, cache
+        self.problem, self.works, self.cache = problem, works, cache
         self._policy = policy
         self._kept: OrderedDict[tuple[object, ...], NodeRun] = OrderedDict()
         self._num_kept_requests = 0
@@ -100,7 +103,7 @@ class NodeRuns:
                 missing[key] = self._jobs(query)
         if missing:
             jobs = [job for prepared in missing.values() for job in prepared.jobs]
-            runs = iter(simulate_engines(jobs, cache=self._cache))
+            runs = iter(simulate_engines(jobs, cache=self.cache))
             for key, prepared in missing.items():
                 self._keep(key, prepared.run(0.0, [next(runs) for _ in prepared.jobs]))
         result = [
@@ -110,11 +113,11 @@ class NodeRuns:
         return result
 
     def _jobs(self, query: NodeQuery) -> NodeJobs:
-        problem, node = self._problem, self._problem.app.nodes[query.node]
+        problem, node = self.problem, self.problem.app.nodes[query.node]
         costs = problem.mode(query.node, query.parallel, (query.device,))
         table = node.requests
         return node_jobs(
-            self._works[query.scenario][query.node],
+            self.works[query.scenario][query.node],
             query.base,
             query.available_s,
             query.ready_s,
@@ -135,12 +138,12 @@ class NodeRuns:
         """Return what the run relative to ``ready_s`` depends on."""
         arrivals = None
         if query.available_s is not None:
-            taken = self._works[query.scenario][query.node].taken
+            taken = self.works[query.scenario][query.node].taken
             todo = taken & ~np.isfinite(query.base.finish_s)
             after = arrivals_after(query.available_s[todo], query.ready_s)
             if after.any():
                 arrivals = hashlib.blake2b(after.data, digest_size=16).digest()
-        gpu = self._problem.cluster.kinds[query.device]
+        gpu = self.problem.cluster.kinds[query.device]
         return (query.scenario, query.node, query.parallel, gpu, id(query.base), arrivals)
 
     def _keep(self, key: tuple[object, ...], run: NodeRun) -> None:

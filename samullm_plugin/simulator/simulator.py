@@ -123,7 +123,7 @@ class PlanSimulator:
 
     def initial_state(self, scenario: int = 0) -> SimulationState:
         """Return the state in which plans begin."""
-        state = SimulationState(self, scenario)
+        state = SimulationState(self.runs, self.starts[scenario], scenario)
         for name, (running, ready_s) in self.running.items():
             state.start(running)
             state.active[name].ready_s = ready_s

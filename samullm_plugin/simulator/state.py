@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,10 +19,7 @@ from samullm_plugin.simulator.node_run import (
     untaken_finish_s,
 )
 from samullm_plugin.simulator.python_rows import python_finish_s
-from samullm_plugin.simulator.runs import NodeQuery
-
-if TYPE_CHECKING:
-    from samullm_plugin.simulator.simulator import PlanSimulator
+from samullm_plugin.simulator.runs import NodeQuery, NodeRuns
 
 
 @dataclass(slots=True)
@@ -58,11 +54,18 @@ class SimulationState:
         segments: engines that have ended.
     """
 
-    def __init__(self, simulator: PlanSimulator, scenario: int) -> None:
-        """Begin at time 0 with nothing running."""
-        self._sim, self._scenario = simulator, scenario
+    def __init__(self, runs: NodeRuns, start: Sequence[Progress], scenario: int) -> None:
+        """Begin at time 0 with nothing running.
+
+        Args:
+            runs: simulations of single nodes, with the problem they are of.
+            start: by node, what is done at the beginning.
+            scenario: index of the length scenario.
+        """
+        self._runs, self._scenario = runs, scenario
+        self._problem, self._works = runs.problem, runs.works[scenario]
         self.clock_s = 0.0
-        self.progress = list(simulator.starts[scenario])
+        self.progress = list(start)
         self.active: dict[str, ActiveEngine] = {}
         self.prepared: dict[str, tuple[Assignment, float]] = {}
         self.segments: list[EngineSegment] = []
@@ -78,7 +81,8 @@ class SimulationState:
     def copy(self) -> SimulationState:
         """Return an independent copy."""
         new = object.__new__(SimulationState)
-        new._sim, new._scenario = self._sim, self._scenario
+        new._runs, new._scenario = self._runs, self._scenario
+        new._problem, new._works = self._problem, self._works
         new.clock_s = self.clock_s
         new.progress = list(self.progress)
         new.active = {n: replace(a) for n, a in self.active.items()}
@@ -102,12 +106,12 @@ class SimulationState:
 
     def finished(self) -> set[str]:
         """Return the nodes that have finished by now."""
-        nodes = self._sim.problem.app.nodes
+        nodes = self._problem.app.nodes
         return {n.name for i, n in enumerate(nodes) if self.node_finish_s(i) <= self.clock_s}
 
     def has_work(self, node: int) -> bool:
         """Return whether some request of a node has still to be computed."""
-        work = self._sim.works[self._scenario][node]
+        work = self._works[node]
         if work.all_taken:
             return self.node_finish_s(node) > self.clock_s
         return bool((self.finish_s[node][work.taken] > self.clock_s).any())
@@ -124,7 +128,7 @@ class SimulationState:
 
     def start(self, running: Running) -> None:
         """Begin to start a node's engines now; ``refresh`` afterwards."""
-        problem, node = self._sim.problem, self._sim.problem.app.index(running.planned.node)
+        problem, node = self._problem, self._problem.app.index(running.planned.node)
         costs = problem.mode(node, running.planned.parallel, running.devices)
         known = self.prepared.pop(running.planned.node, None)
         since_s = None
@@ -139,7 +143,7 @@ class SimulationState:
 
     def stop(self, name: str) -> None:
         """Stop a node's engines now; its unfinished requests keep their tokens, not their KV."""
-        node, engine = self._sim.problem.app.index(name), self.active.pop(name)
+        node, engine = self._problem.app.index(name), self.active.pop(name)
         finished = self.node_finish_s(node) <= self.clock_s
         if finished:
             self.progress[node] = Progress(self.finish_s[node], engine.base.generated)
@@ -173,13 +177,13 @@ class SimulationState:
         if engine.cut is None or engine.cut[0] != self.clock_s or engine.cut[1] is not engine.run:
             # An engine from before the plan has computed nothing for it when that begins.
             until_s = self.clock_s if self.clock_s > 0.0 else min(engine.ready_s, 0.0)
-            done, run = engine.run.until(until_s, self._sim.cache)
+            done, run = engine.run.until(until_s, self._runs.cache)
             engine.cut = self.clock_s, engine.run, done, run
         return engine.cut[2], engine.cut[3]
 
     def progress_now(self, node: int) -> Progress:
         """Return what would be done of a node if its engines stopped now."""
-        engine = self.active.get(self._sim.problem.app.nodes[node].name)
+        engine = self.active.get(self._problem.app.nodes[node].name)
         return self.progress[node] if engine is None else self._cut(engine)[0]
 
     def restart_query(
@@ -198,20 +202,20 @@ class SimulationState:
             finish_s: per node, when its requests finish, as far as it is foreseen; None: all that
                 the node waits for is there.
         """
-        problem = self._sim.problem
+        problem = self._problem
         # Whole starts, as no plan says yet what comes next: taken to be prepared, they made plans
         # that change engines more often than there is time to prepare them.
         ready_s = self.clock_s + problem.load_s(problem.mode(node, parallel, (device,)))
         available = None
         if finish_s is not None:
-            available = self._sim.works[self._scenario][node].inputs.available_s(finish_s)
+            available = self._works[node].inputs.available_s(finish_s)
         base = self.progress_now(node)
         return NodeQuery(self._scenario, node, parallel, device, base, available, ready_s)
 
     def go_on_query(self, name: str, finish_s: Sequence[Floats]) -> NodeQuery:
         """Return the query of a node that goes on as it runs now; see :meth:`restart_query`."""
-        engine, node = self.active[name], self._sim.problem.app.index(name)
-        available = self._sim.works[self._scenario][node].inputs.available_s(finish_s)
+        engine, node = self.active[name], self._problem.app.index(name)
+        available = self._works[node].inputs.available_s(finish_s)
         return self._query(node, engine.running, engine.base, available, engine.ready_s)
 
     def foreseen(self, runs: Mapping[int, NodeRun]) -> list[Floats]:
@@ -220,39 +224,43 @@ class SimulationState:
         Args:
             runs: by node index.
         """
-        app, works = self._sim.problem.app, self._sim.works[self._scenario]
+        app, works = self._problem.app, self._works
         result = list(self.finish_s)
         for i in app.full_order:
             if i >= len(app.nodes):
                 result[i] = self._python_finish_s(i, works[i].inputs.available_s(result))
                 continue
             finish = runs[i].finish_s if i in runs else self.progress_now(i).finish_s
-            available = works[i].inputs.available_s(result)
+            # When inputs are there matters to requests that are not taken alone.
+            available = None if works[i].all_taken else works[i].inputs.available_s(result)
             result[i] = untaken_finish_s(works[i], available, finish)
         return result
 
     def refresh(self) -> None:
         """Simulate again, in topological order, every engine whose inputs have changed."""
-        app = self._sim.problem.app
-        works = self._sim.works[self._scenario]
+        app = self._problem.app
+        works = self._works
         for i in app.full_order:
             work = works[i]
-            available = work.inputs.available_s(self.finish_s)
-            if i >= len(app.nodes):
-                self._set_finish_s(i, self._python_finish_s(i, available))
+            python = i >= len(app.nodes)
+            engine = None if python else self.active.get(app.nodes[i].name)
+            if engine is None and not python and work.all_taken:
+                self._set_finish_s(i, self.progress[i].finish_s)
                 continue
-            engine = self.active.get(app.nodes[i].name)
-            if engine is None:
+            available = work.inputs.available_s(self.finish_s)
+            if python:
+                self._set_finish_s(i, self._python_finish_s(i, available))
+            elif engine is None:
                 self._set_finish_s(i, untaken_finish_s(work, available, self.progress[i].finish_s))
             elif not engine.run.jobs or not _same(available, engine.available_s):
                 engine.available_s = available
                 query = self._query(i, engine.running, engine.base, available, engine.ready_s)
-                engine.run = self._sim.runs.get(query)
+                engine.run = self._runs.get(query)
                 self._set_finish_s(i, untaken_finish_s(work, available, engine.run.finish_s))
 
     def _python_finish_s(self, node: int, available: Floats | None) -> Floats:
         """Return when the requests of a Python node finish, given when their inputs are there."""
-        app, work = self._sim.problem.app, self._sim.works[self._scenario][node]
+        app, work = self._problem.app, self._works[node]
         python = app.python[node - len(app.nodes)]
         done_s = self.progress[node].finish_s
         return python_finish_s(python, work.inputs, work.taken, available, done_s)
@@ -287,7 +295,7 @@ class SimulationState:
         """
         self.clock_s = time_s
         for name in [
-            n for n in self.active if self.node_finish_s(self._sim.problem.app.index(n)) <= time_s
+            n for n in self.active if self.node_finish_s(self._problem.app.index(n)) <= time_s
         ]:
             self.stop(name)
 

@@ -131,7 +131,7 @@ class LatencyModelContract:
             require(ordered, "load-times", f"warm {load.warm_s} s, cold {load.cold_s} s")
 
     def test_provenance(self) -> None:
-        """The model says what its figures rest on."""
+        """The model says where its figures come from."""
         for size in self.sizes:
             origin = self.make().provenance(self.model, self.gpu, size)
             require(isinstance(origin, Provenance), "provenance", f"got {type(origin).__name__}")

@@ -90,7 +90,7 @@ class Costs:
         return len(configs) * REQUEST_S * self._requests[node] + REPLICA_S * replicas
 
     def pairs_s(self, configs: Sequence[Sequence[ParallelConfig]]) -> float:
-        """Return those of all consumers behind their producers, each in every configuration."""
+        """Return those of all consumers behind their producers, in these configurations of each."""
         return sum(
             len(configs[u]) * self.modes_s(i, configs[i])
             for i, upstreams in enumerate(self._upstreams)

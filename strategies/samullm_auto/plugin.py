@@ -44,6 +44,9 @@ FAR_OFF = 0.04
 EXACT_NODES_PER_S, EXACT_S, EXACT_MOST_S = 400_000, 0.4, 5.0
 """Nodes of branch and bound in a second; least and most reference seconds that exact may take."""
 
+EXACT_SIMULATIONS = 20
+"""Schedules that exact may simulate whatever that takes."""
+
 PAIRS_S = 4.0
 """Reference seconds of timing all pairs of modes beyond which exact is not asked."""
 
@@ -152,10 +155,12 @@ class AutoScheduler(StageScheduler):
             notes.append("exact was left out: timing all pairs of configurations takes too long")
         elif not search.optimal:
             exact_s = min(max(EXACT_S, 0.3 * budget.left_s), EXACT_MOST_S)
+            one_s = search.costs.plan_s * min(search.start_scenarios, len(problem.scenarios))
             limits: dict[str, object] = {
                 "workers": 1,
                 "branch_nodes": int(EXACT_NODES_PER_S * exact_s),
                 "deterministic_limit": exact_s / 2,
+                "simulations": min(max(EXACT_SIMULATIONS, int(exact_s / one_s)), 300),
                 "time_limit_s": 3600.0,
             }
             self._start(search, context, "exact", limits)

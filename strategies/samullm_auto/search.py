@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from samullm_tasks.timing import TimedMode, spaced
 
 from samullm_auto.budget import Budget, Costs
 from samullm_auto.builder import Builder
@@ -133,7 +134,13 @@ class Search:
         self.num_timed = min(self.num_scenarios, max(1, int(affordable_s / one_s)))
         few_s = sum(costs.modes_s(i, ends_of(of_node)) for i, of_node in enumerate(self._modes))
         every = few_s * self.num_scenarios < affordable_s
-        self.pairs_s = costs.pairs_s(self._modes)
+        timed = [
+            [TimedMode.idle(problem, i, p) for p in of_node]
+            for i, of_node in enumerate(self._modes)
+        ]
+        self.pairs_s = costs.pairs_s(
+            [[of_node[k].parallel for k in spaced(of_node)] for of_node in timed]
+        )
         offered = sum(len(problem.parallel_configs(i)) for i in range(len(self._modes)))
         if (considered := sum(map(len, self._modes))) < offered:
             self.log.notes.append(f"{considered} of {offered} parallel sizes were considered")

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
+from samullm_tasks.timing import TimedMode, alone, tails_s
 
 from samullm_auto.chains import annealing_chains, encoded_columns
 from samullm_auto.decoder import EARLY, NEVER, EncodedSolution, Tables, decode, value_s
 from samullm_auto.solution import Solution, Split, by_shape
 from samullm_plugin import ParallelConfig, Problem
 from samullm_plugin.model.types import Floats
-from samullm_plugin.simulator import NodeQuery, NodeRun, PlanSimulator
+from samullm_plugin.simulator import NodeRun, PlanSimulator
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 """Shares of a node's requests at which its progress is looked up; linear in between."""
@@ -64,6 +65,11 @@ class Surrogate:
         self._modes = [list(of_node) for of_node in modes]
         self._first = np.cumsum([0, *(len(m) for m in modes)], dtype=np.int64)
         self._pairs = pairs
+        self._timed = {
+            (i, p): TimedMode.idle(problem, i, p)
+            for i, of_node in enumerate(modes)
+            for p in of_node
+        }
         full = len(scenarios) if full is None else full
         runs = [self._alone(s, self._modes) for s in scenarios[:full]]
         work_s = [np.array([_work_s(r) for r in of_scenario]) for of_scenario in runs]
@@ -166,20 +172,10 @@ class Surrogate:
         )
         return int(self._first[node]) + near
 
-    def _query(
-        self, scenario: int, node: int, parallel: ParallelConfig, available: Floats | None = None
-    ) -> NodeQuery:
-        problem, starts = self._problem, self._simulator.starts
-        devices = problem.idle_devices(node, parallel)
-        assert devices is not None, f"{parallel} has no place on the idle cluster"
-        load_s = problem.load_s(problem.mode(node, parallel, devices))
-        base = starts[scenario][node]
-        return NodeQuery(scenario, node, parallel, devices[0], base, available, load_s)
-
     def _alone(self, scenario: int, modes: Sequence[Sequence[ParallelConfig]]) -> Sequence[NodeRun]:
         """Return the runs of these modes of every node."""
-        queries = [self._query(scenario, i, p) for i, of_node in enumerate(modes) for p in of_node]
-        return self._simulator.runs.get_many(queries)
+        asked = [(i, p) for i, of_node in enumerate(modes) for p in of_node]
+        return alone(self._simulator, scenario, [self._timed[key] for key in asked])
 
     def _scaled(self, work_s: Floats, few_s: Sequence[float]) -> Floats:
         """Return seconds of work by mode and share where only few modes were timed.
@@ -214,7 +210,7 @@ class Surrogate:
         ]
         ups = [sorted(up) for up in app.upstreams]
         tails = [self._tails(u, i, first) for i, up in enumerate(ups) for u in up]
-        load_s = [self._query(self._scenarios[0], i, p).ready_s for i, p in modes]
+        load_s = [self._timed[key].load_s for key in modes]
         return Tables(
             first=self._first,
             devices=np.array([p.num_devices for _, p in modes], np.int64),
@@ -240,20 +236,17 @@ class Surrogate:
         alone_s = np.array([runs[self._mode(consumer, p)].end_s for p in its])
         if not self._pairs:
             return np.tile(TAIL * alone_s, (len(mine), 1))
-        scenario = self._scenarios[0]
-        works = self._simulator.works[scenario]
-        rows = []
-        for p in mine:
-            run = runs[self._mode(producer, p)]
-            finish = [np.zeros(len(w.output_tokens)) for w in works]
-            finish[producer] = np.where(np.isfinite(run.finish_s), run.finish_s, 0.0)
-            available = works[consumer].inputs.available_s(
-                self._simulator.with_python(scenario, finish)
-            )
-            queries = [self._query(scenario, consumer, q, available) for q in its]
-            ends = [r.end_s for r in self._simulator.runs.get_many(queries)]
-            rows.append(np.maximum(0.0, np.array(ends) - float(finish[producer].max())))
-        return np.array(rows)
+        finish_s = [
+            np.where(np.isfinite(run.finish_s), run.finish_s, 0.0)
+            for run in (runs[self._mode(producer, p)] for p in mine)
+        ]
+        return tails_s(
+            self._simulator,
+            self._scenarios[0],
+            [self._timed[producer, p] for p in mine],
+            finish_s,
+            [self._timed[consumer, p] for p in its],
+        )
 
 
 def ends_of(modes: Sequence[ParallelConfig]) -> Sequence[ParallelConfig]:

@@ -29,9 +29,8 @@ from samullm_plugin.rules.bounds import least_held_s
 TOLERANCE = 1e-3
 """A plan is optimal if its simulated makespan is within this of the bound, for ticks are whole."""
 
-CLIMBED, ENUMERATED = 60, 300
-"""Schedules that are simulated to improve on the work model's, where models wait for others; up to
-how many choices of modes are all simulated instead."""
+CLIMBED = 60
+"""Schedules that are simulated, at most, to improve on the work model's one mode at a time."""
 
 
 def relaxed(problem: Problem, timings: Timings, scenario: int) -> Instance:
@@ -61,7 +60,9 @@ def relaxed(problem: Problem, timings: Timings, scenario: int) -> Instance:
     return Instance(instance.name, tuple(tasks), lags, instance.pools, tick_s)
 
 
-def certify(problem: Problem, timings: Timings, nodes: int) -> tuple[float, list[Schedule]]:
+def certify(
+    problem: Problem, timings: Timings, nodes: int, keep_on: Callable[[], bool]
+) -> tuple[float, list[Schedule]]:
     """Return seconds that no simulated plan of the structure beats, and the relaxed schedules.
 
     With several length scenarios, the mean of what no plan beats in each.
@@ -70,12 +71,14 @@ def certify(problem: Problem, timings: Timings, nodes: int) -> tuple[float, list
         problem: the instance.
         timings: its modes alone.
         nodes: most nodes of branch and bound, in all.
+        keep_on: asked now and then whether to go on.
     """
     bounds, schedules = [], []
     count = len(problem.scenarios)
     for scenario in range(count):
         instance = relaxed(problem, timings, scenario).simplified()
-        proof = branch(instance, best_list_schedule(instance), nodes=max(1, nodes // count))
+        first = best_list_schedule(instance)
+        proof = branch(instance, first, nodes=max(1, nodes // count), keep_on=keep_on)
         bounds.append(proof.bound * instance.tick_s)
         schedules.append(in_modes_of(timings.instance, instance, proof.schedule))
     return float(np.mean(bounds)), schedules
@@ -96,7 +99,11 @@ def in_modes_of(full: Instance, part: Instance, schedule: Schedule) -> Schedule:
 
 
 def best_simulated(
-    instance: Instance, schedules: Sequence[Schedule], simulate_s: Callable[[Schedule], float]
+    instance: Instance,
+    schedules: Sequence[Schedule],
+    simulate_s: Callable[[Schedule], float],
+    simulations: int,
+    keep_on: Callable[[], bool],
 ) -> tuple[float, Schedule]:
     """Return the best of several schedules by simulation, one mode at a time made better.
 
@@ -104,18 +111,23 @@ def best_simulated(
         instance: with all modes.
         schedules: one placement per task; the first wins among equals.
         simulate_s: the simulated makespan of a schedule.
+        simulations: most schedules to simulate beside those given: all choices of modes if they are
+            no more, else up to ``CLIMBED``.
+        keep_on: asked before each simulation whether to go on.
     """
     values = [simulate_s(s) for s in schedules]
     at = min(range(len(values)), key=values.__getitem__)
     value, best = values[at], schedules[at]
-    left = CLIMBED if instance.lags else 0
+    left = min(CLIMBED, simulations) if instance.lags else 0
     seen = {s.placements for s in schedules}
     choices = [
         [m for m, mode in enumerate(t.modes) if instance.placeable(mode)] for t in instance.tasks
     ]
-    if instance.lags and prod(map(len, choices)) <= ENUMERATED:
+    if instance.lags and prod(map(len, choices)) <= simulations:
         order, left = [p.task for p in best.placements], 0
         for combination in product(*choices):
+            if not keep_on():
+                break
             trial = list_schedule(instance, order, combination)
             trial_s = simulate_s(trial)
             if trial_s < value * (1 - 1e-9):
@@ -134,7 +146,7 @@ def best_simulated(
                 trial = list_schedule(
                     instance, order, [{**modes, task: mode}[i] for i in range(len(modes))]
                 )
-                if trial.placements in seen or left <= 0:
+                if trial.placements in seen or left <= 0 or not keep_on():
                     continue
                 seen.add(trial.placements)
                 left -= 1

@@ -6,30 +6,13 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from samullm_tasks.timing import TimedMode, alone, tails_s
 
 from samullm_cpsat.instance import Instance, Lag, Mode, Task, pools_of
 from samullm_plugin import Cluster, InputError, ParallelConfig, Problem
 from samullm_plugin.model.problem import ModeKey
 from samullm_plugin.model.types import Floats
 from samullm_plugin.simulator import PlanSimulator
-from samullm_plugin.simulator.runs import NodeQuery
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A mode of a node before it is timed.
-
-    Attributes:
-        node: index of the node.
-        parallel: parallel sizes.
-        device: a device of the kind it runs on.
-        load_s: seconds of an engine start.
-    """
-
-    node: int
-    parallel: ParallelConfig
-    device: int
-    load_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +42,7 @@ class Timings:
         return float(np.searchsorted(finish, at, side="right")) / len(finish)
 
 
-def candidates(problem: Problem) -> list[list[Candidate]]:
+def candidates(problem: Problem) -> list[list[TimedMode]]:
     """Return by node every mode that fits in memory and on the idle cluster.
 
     Raises:
@@ -78,7 +61,7 @@ def candidates(problem: Problem) -> list[list[Candidate]]:
                 size = ParallelConfig(dp, key.tensor_parallel_size, key.pipeline_parallel_size)
                 if not idle.placeable(Mode(size, 0, 1, key.gpu)):
                     break
-                of_node.append(Candidate(i, size, first[key.gpu], problem.load_s(costs)))
+                of_node.append(TimedMode(i, size, key.gpu, first[key.gpu], problem.load_s(costs)))
         if not of_node:
             raise InputError(_lacking(problem, i, cluster, node.model.name))
         found.append(of_node)
@@ -101,7 +84,7 @@ def _lacking(problem: Problem, node: int, cluster: Cluster, model: str) -> str:
 
 
 def measure(problem: Problem, simulator: PlanSimulator, ticks: int) -> Timings:
-    """Simulate every mode of every node, and every pair of modes of producer and consumer.
+    """Simulate every mode of every node, and pairs of modes of producer and consumer.
 
     Durations are means over the length scenarios, rounded up.
 
@@ -115,11 +98,11 @@ def measure(problem: Problem, simulator: PlanSimulator, ticks: int) -> Timings:
     """
     modes = candidates(problem)
     scenarios = range(len(problem.scenarios))
-    alone: list[list[list[Floats]]] = []  # by node, mode and scenario: when requests finish
+    finishes: list[list[list[Floats]]] = []  # by node, mode and scenario: when requests finish
     for i, of_node in enumerate(modes):
-        alone.append([_alone(simulator, s, of_node) for s in scenarios])
-        alone[i] = [list(of_mode) for of_mode in zip(*alone[i], strict=True)]
-    seconds = [[_mean_end(finish) for finish in of_node] for of_node in alone]
+        finishes.append([_alone(simulator, s, of_node) for s in scenarios])
+        finishes[i] = [list(of_mode) for of_mode in zip(*finishes[i], strict=True)]
+    seconds = [[_mean_end(finish) for finish in of_node] for of_node in finishes]
     tick_s = _tick_s(problem, modes, seconds, ticks)
     tasks = []
     for i, node in enumerate(problem.app.nodes):
@@ -127,38 +110,24 @@ def measure(problem: Problem, simulator: PlanSimulator, ticks: int) -> Timings:
         for c, duration_s in zip(modes[i], seconds[i], strict=True):
             duration = max(1, _up(duration_s, tick_s))
             load = min(duration, _up(c.load_s, tick_s))
-            gpu = problem.cluster.kinds[c.device]
-            of_task.append(Mode(c.parallel, load, duration, gpu))
+            of_task.append(Mode(c.parallel, load, duration, c.gpu))
         tasks.append(Task(node.name, tuple(of_task)))
     lags = tuple(
-        Lag(p, c, _tails(simulator, modes, alone, p, c, tick_s, tasks[c]))
+        Lag(p, c, _tails(simulator, modes, finishes, p, c, tick_s, tasks[c]))
         for c in range(len(tasks))
         for p in sorted(problem.app.upstreams[c])
     )
     instance = Instance(problem.app.name, tuple(tasks), lags, pools_of(problem.cluster), tick_s)
-    finish = tuple(tuple(np.sort(of_mode[0]) for of_mode in of_node) for of_node in alone)
+    finish = tuple(tuple(np.sort(of_mode[0]) for of_mode in of_node) for of_node in finishes)
     ends = tuple(
-        tuple(np.array([f.max() for f in of_mode]) for of_mode in of_node) for of_node in alone
+        tuple(np.array([f.max() for f in of_mode]) for of_mode in of_node) for of_node in finishes
     )
     return Timings(instance, finish, ends)
 
 
-def _alone(simulator: PlanSimulator, scenario: int, of_node: list[Candidate]) -> list[Floats]:
+def _alone(simulator: PlanSimulator, scenario: int, of_node: list[TimedMode]) -> list[Floats]:
     """Return by mode when each taken request finishes after the start, sorted by request."""
-    runs = simulator.runs.get_many(
-        [
-            NodeQuery(
-                scenario,
-                c.node,
-                c.parallel,
-                c.device,
-                simulator.starts[scenario][c.node],
-                None,
-                c.load_s,
-            )
-            for c in of_node
-        ]
-    )
+    runs = alone(simulator, scenario, of_node)
     return [np.where(np.isfinite(r.finish_s), r.finish_s, 0.0) for r in runs]
 
 
@@ -172,7 +141,7 @@ def _up(seconds: float, tick_s: float) -> int:
 
 
 def _tick_s(
-    problem: Problem, modes: list[list[Candidate]], seconds: list[list[float]], ticks: int
+    problem: Problem, modes: list[list[TimedMode]], seconds: list[list[float]], ticks: int
 ) -> float:
     """Return a round tick that divides the least possible makespan into about ``ticks``."""
     area = sum(
@@ -190,46 +159,31 @@ def _tick_s(
 
 def _tails(
     simulator: PlanSimulator,
-    modes: list[list[Candidate]],
-    alone: list[list[list[Floats]]],
+    modes: list[list[TimedMode]],
+    finishes: list[list[list[Floats]]],
     producer: int,
     consumer: int,
     tick_s: float,
     task: Task,
 ) -> tuple[tuple[int, ...], ...]:
-    """Return what a consumer needs after its producer's end if both are started together.
+    """Return a consumer's tails (:func:`tails_s`) in ticks, means over the length scenarios.
 
-    Inputs from other producers are taken to be there; a tail is never longer than the whole
-    consumer.
+    A tail is never longer than the whole consumer.
     """
-    rows = []
-    for p in range(len(modes[producer])):
-        total = np.zeros(len(modes[consumer]))
-        for s, works in enumerate(simulator.works):
-            finish = [np.zeros(len(w.output_tokens)) for w in works]
-            finish[producer] = alone[producer][p][s]
-            available = works[consumer].inputs.available_s(simulator.with_python(s, finish))
-            end_s = float(finish[producer].max())
-            runs = simulator.runs.get_many(
-                [
-                    NodeQuery(
-                        s,
-                        consumer,
-                        c.parallel,
-                        c.device,
-                        simulator.starts[s][consumer],
-                        available,
-                        c.load_s,
-                    )
-                    for c in modes[consumer]
-                ]
-            )
-            total += [max(0.0, r.end_s - end_s) for r in runs]
-        tails = total / len(simulator.works)
-        rows.append(
-            tuple(
-                min(m.duration, _up(float(t), tick_s))
-                for t, m in zip(tails, task.modes, strict=True)
-            )
+    scenarios = range(len(simulator.works))
+    total = sum(
+        tails_s(
+            simulator,
+            s,
+            modes[producer],
+            [of_mode[s] for of_mode in finishes[producer]],
+            modes[consumer],
         )
-    return tuple(rows)
+        for s in scenarios
+    )
+    return tuple(
+        tuple(
+            min(m.duration, _up(float(t), tick_s)) for t, m in zip(of_mode, task.modes, strict=True)
+        )
+        for of_mode in np.asarray(total) / len(scenarios)
+    )

@@ -26,6 +26,9 @@ from samullm_plugin import Plan, Problem
 from samullm_plugin.host.interfaces.scheduler import SchedulingContext
 from samullm_plugin.model.result import PlanStatus
 
+SOLVING = 0.7
+"""Share of the time that is left after timing which the search for a schedule may take."""
+
 logger = logging.getLogger(__name__)
 
 FIRST_NODES = 2_000_000
@@ -77,7 +80,10 @@ def plan_exactly(problem: Problem, context: SchedulingContext, options: ExactOpt
         if context.progress is not None:
             context.progress(bound * tick_s, objective * tick_s)
 
-    result = solve_instance(timings.instance, options, deadline_s, incumbent, progress)
+    solved_by_s = deadline_s
+    if options.structure == "no-switching":  # what is simulated and proven after it takes its part
+        solved_by_s = monotonic() + SOLVING * max(0.0, deadline_s - monotonic())
+    result = solve_instance(timings.instance, options, solved_by_s, incumbent, progress)
     share = _finished_share(result, timings)
     plan = plan_of(result.instance, result.outcome.schedule, share)
     report = context.report
@@ -88,7 +94,11 @@ def plan_exactly(problem: Problem, context: SchedulingContext, options: ExactOpt
         context.report_bound(result.bound_s, _structure(options, len(problem.scenarios)))
         return plan
     smaller = simulator.problem
-    bound_s, relaxed = certify(smaller, timings, options.branch_nodes)
+
+    def keep_on() -> bool:
+        return monotonic() < deadline_s
+
+    bound_s, relaxed = certify(smaller, timings, options.branch_nodes, keep_on)
     full = timings.instance
     found = [in_modes_of(full, result.instance, result.outcome.schedule), *relaxed]
 
@@ -97,7 +107,7 @@ def plan_exactly(problem: Problem, context: SchedulingContext, options: ExactOpt
         return float(np.mean([t.makespan_s for t in traces]))
 
     own_s = float(np.mean([t.makespan_s for t in simulator.simulate(plan)]))
-    best_s, best = best_simulated(full, found, simulate_s)
+    best_s, best = best_simulated(full, found, simulate_s, options.simulations, keep_on)
     if best_s < own_s * (1 - 1e-9):
         plan, own_s = plan_of(full, best, share), best_s
         report.explanation.update(_explanation_of(full, best))

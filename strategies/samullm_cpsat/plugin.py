@@ -26,7 +26,9 @@ class ExactOptions(BaseModel):
     max_segments: int = Field(2, ge=2, le=6, description="Most segments of a model.")
     workers: int = Field(2, ge=1, le=64, description="Threads of the solver.")
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of the solver.")
-    time_limit_s: float = Field(30.0, gt=0, description="Seconds for everything.")
+    time_limit_s: float = Field(
+        30.0, gt=0, description="Seconds for everything once the modes are timed."
+    )
     deterministic_limit: float | None = Field(
         None,
         gt=0,
@@ -35,6 +37,12 @@ class ExactOptions(BaseModel):
     )
     branch_nodes: int = Field(
         60_000_000, ge=0, description="Most nodes of branch and bound (no-switching)."
+    )
+    simulations: int = Field(
+        300,
+        ge=0,
+        description="Most schedules that are simulated to improve on the work model's, where "
+        "models work on each other's outputs (no-switching).",
     )
     ticks: int = Field(20_000, ge=100, description="About as many ticks make up the makespan.")
     max_nodes: int | None = Field(None, ge=1, description="Refuse applications of more nodes.")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+
+import numpy as np
 
 from samullm_greedy.throughput import StageView, WorkMeter, mean_throughput
 from samullm_plugin.model.parallel import ParallelConfig
@@ -18,6 +20,10 @@ Stage = Mapping[str, ParallelConfig]
 EVERY_STEP, SHORTLIST = 128, 12
 """Steps of a stage that are all judged; of more, so many by nodes that are in the stage, and so
 many by others, those of largest throughput alone per GPU."""
+
+APART = 2.0
+"""Ratio of two sizes whose throughput alone is simulated to rank steps; linear in between (over
+the logarithm of the size)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,21 +181,37 @@ class Greedy:
     ) -> list[tuple[str, ParallelConfig]]:
         """Return steps of the stage's own nodes, and those of others that do most alone."""
         if not self._by_rank:
-            new = [s for s in steps if self._alone_key(rollout, *s) not in self._alone]
-            drafts = [self._draft(rollout, n, p) for n, p in new]
-            for view in views:
-                view.prefetch(drafts)
-            for step, draft in zip(new, drafts, strict=True):
-                bases = [s.progress[self._problem.app.index(step[0])] for s in rollout.states]
-                value = mean_throughput(views, (draft,)) / step[1].num_devices
-                self._alone[self._alone_key(rollout, *step)] = value, bases
-            for step in steps:
-                self._by_rank[step] = self._alone[self._alone_key(rollout, *step)][0]
+            self._rank(rollout, views, steps)
         own = [s for s in steps if s[0] in stage]
         ranked = sorted(own, key=lambda s: -self._by_rank.get(s, 0.0))[:SHORTLIST]
         others = [s for s in steps if s[0] not in stage]
         ranked += sorted(others, key=lambda s: -self._by_rank.get(s, 0.0))[:SHORTLIST]
         return ranked
+
+    def _rank(
+        self, rollout: Rollout, views: list[StageView], steps: list[tuple[str, ParallelConfig]]
+    ) -> None:
+        """Find the throughput alone per GPU of steps; of many sizes, that of some is simulated."""
+        new = [s for s in steps if self._alone_key(rollout, *s) not in self._alone]
+        some = [step for sizes in _by_shape(new) for step in _apart(sizes)]
+        drafts = [self._draft(rollout, n, p) for n, p in some]
+        for view in views:
+            view.prefetch(drafts)
+        known = {
+            step: mean_throughput(views, (draft,)) / step[1].num_devices
+            for step, draft in zip(some, drafts, strict=True)
+        }
+        for sizes in _by_shape(new):
+            apart = _apart(sizes)
+            devices = np.log([p.num_devices for _, p in sizes])
+            at = np.log([p.num_devices for _, p in apart])
+            values = np.interp(devices, at, [known[s] for s in apart])
+            node = self._problem.app.index(sizes[0][0])
+            bases = [s.progress[node] for s in rollout.states]
+            for step, value in zip(sizes, values, strict=True):
+                self._alone[self._alone_key(rollout, *step)] = float(value), bases
+        for step in steps:
+            self._by_rank[step] = self._alone[self._alone_key(rollout, *step)][0]
 
     def _alone_key(
         self, rollout: Rollout, name: str, parallel: ParallelConfig
@@ -210,6 +232,26 @@ class Greedy:
             assert devices is not None  # ``parallel_configs`` gives only what has a place
             self._drafts[key] = Assignment(name, parallel, devices[:1])
         return self._drafts[key]
+
+
+def _by_shape(
+    steps: Iterable[tuple[str, ParallelConfig]],
+) -> list[list[tuple[str, ParallelConfig]]]:
+    """Return steps by node and shape of a replica, in the order of their devices."""
+    shapes: dict[tuple[str, int, int], list[tuple[str, ParallelConfig]]] = {}
+    for name, p in steps:
+        key = name, p.tensor_parallel_size, p.pipeline_parallel_size
+        shapes.setdefault(key, []).append((name, p))
+    return list(shapes.values())
+
+
+def _apart(sizes: list[tuple[str, ParallelConfig]]) -> list[tuple[str, ParallelConfig]]:
+    """Return the first and the last of a node's sizes, and between them some far apart."""
+    kept: list[tuple[str, ParallelConfig]] = []
+    for step in sizes:
+        if not kept or step[1].num_devices >= APART * kept[-1][1].num_devices:
+            kept.append(step)
+    return kept if kept[-1] == sizes[-1] else [*kept, sizes[-1]]
 
 
 def _still(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Literal
 
@@ -124,6 +125,11 @@ class StageView:
         self._rank = {node: k for k, node in enumerate(self._app.order)}
         self._fetched: set[tuple[str, ParallelConfig]] = set()
         self._members: dict[tuple[str, ParallelConfig, bool], Member] = {}
+        # Where all requests are taken, and no Python node comes between, when a model's inputs are
+        # there depends on the models it waits for alone.
+        self._plain = not self._app.python and all(w.all_taken for w in self._scenario_works)
+        self._known: dict[tuple[object, ...], tuple[Mapping[int, NodeRun], Member]] = {}
+        self._stopped = state.foreseen({}) if self._plain else []
 
     def prefetch(self, assignments: Sequence[Assignment]) -> None:
         """Simulate starts of models whose inputs are all there, on all cores."""
@@ -160,18 +166,41 @@ class StageView:
             sources = self._app.upstreams[i] & members.keys()
             goes_on = self._goes_on(assignment)
             if sources and not (goes_on and changed.keys().isdisjoint(sources)):
-                finish_s = self._state.foreseen({u: m.run for u, m in members.items()})
-                query = (
-                    self._state.go_on_query(assignment.node, finish_s)
-                    if goes_on
-                    else self._restart(assignment, finish_s)
-                )
-                members[i] = self._member(i, self._runs.get(query), goes_on)
+                members[i] = self._piped(i, assignment, goes_on, sources, members)
             else:
                 members[i] = self._unpiped(i, assignment, goes_on)
             if not goes_on or sources & changed.keys():
                 changed[i] = members[i].run
         return list(members.values())
+
+    def _piped(
+        self,
+        node: int,
+        assignment: Assignment,
+        goes_on: bool,
+        sources: AbstractSet[int],
+        members: Mapping[int, Member],
+    ) -> Member:
+        """Return a model whose inputs come from others of the stage."""
+        runs = {u: members[u].run for u in sorted(sources)}
+        key = node, assignment.parallel, goes_on, tuple((u, id(run)) for u, run in runs.items())
+        if self._plain and key in self._known:
+            return self._known[key][1]
+        if self._plain:
+            finish_s = list(self._stopped)
+            for u, run in runs.items():
+                finish_s[u] = run.finish_s
+        else:
+            finish_s = self._state.foreseen({u: m.run for u, m in members.items()})
+        query = (
+            self._state.go_on_query(assignment.node, finish_s)
+            if goes_on
+            else self._restart(assignment, finish_s)
+        )
+        member = self._member(node, self._runs.get(query), goes_on)
+        if self._plain:
+            self._known[key] = runs, member  # the runs are kept, for their ids are in the key
+        return member
 
     def _unpiped(self, node: int, assignment: Assignment, goes_on: bool) -> Member:
         """Return a model that goes on as it is, or starts with all its inputs there."""

@@ -11,7 +11,9 @@ import yaml
 
 import samullm_plugin as sl
 from samullm_plugin.app.loading import read_spec
-from samullm_plugin.app.spec import AppSpec, NodeSection, PythonSection, RequestsSection
+from samullm_plugin.app.nodespec import NodeSection, PythonSection
+from samullm_plugin.app.rowspec import RequestsSection
+from samullm_plugin.app.spec import AppSpec
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "applications"
 FILES = sorted(EXAMPLES.glob("*/app.yaml"))

@@ -11,12 +11,13 @@ from samullm_plugin import InputError, PluginHost
 from samullm_plugin.bench.engine_bench import EngineBench
 from samullm_plugin.bench.engine_cases import CaseBuilder, EngineBenchSettings
 from samullm_plugin.bench.rows import BenchRun, PlannedCase, engine_rows, mean_error_pct
-from samullm_plugin.checkpoints.models import bundled_model, bundled_models, read_checkpoint
+from samullm_plugin.checkpoints.models import bundled_model, read_checkpoint
 from samullm_plugin.checkpoints.random_models import random_model
 from samullm_plugin.cli.app import main
 from samullm_plugin.model.application import EngineOptions, ModelSpec
 from samullm_plugin.model.architecture import ModelArchitecture
 from samullm_plugin.profiling.transfer import layer_key
+from tests.models import BUNDLED
 
 SCHEDULERS = ["greedy", "max-heuristic", "min-heuristic"]
 
@@ -90,7 +91,7 @@ def test_rows_pair_rounds() -> None:
     assert mean_error_pct([]) is None
 
 
-@pytest.mark.parametrize("name", bundled_models())
+@pytest.mark.parametrize("name", BUNDLED)
 def test_a_stand_in_has_the_sizes(tmp_path: Path, name: str) -> None:
     """Every bundled model's weights can be made up for engines, none of its own being there."""
     model = bundled_model(name)

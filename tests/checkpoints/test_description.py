@@ -15,7 +15,7 @@ from samullm_plugin.checkpoints.models import read_checkpoint
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.application import EngineOptions
 from samullm_plugin.model.kv_cache import KvCacheLayers, kv_cache_groups, pool_block_bytes
-from tests.checkpoints.published import AWQ, FP8, LLAMA, MLA, PUBLISHED
+from tests.checkpoints.published import AWQ, FP8, LLAMA, MLA, PUBLISHED, WITH_TOWERS
 
 
 def read(folder: Path, config: dict[str, Any]) -> ModelDescription:
@@ -30,6 +30,45 @@ def test_parameters_and_kv_cache_of_published_checkpoints(tmp_path: Path, name: 
     assert found.parameters == pytest.approx(1e9 * billions, rel=0.01)
     assert found.kv_cache_bytes_per_token == pytest.approx(kv_bytes, rel=0.01)
     assert found.weight_bytes() == pytest.approx(2e9 * billions, rel=0.01)
+
+
+@pytest.mark.parametrize("name", WITH_TOWERS)
+def test_towers_are_counted_by_transformers_or_refused(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers")
+    config, billions, kv_bytes, feature = WITH_TOWERS[name]
+    found = read(tmp_path, config)
+    assert found.source == "transformers"
+    assert found.parameters == pytest.approx(1e9 * billions, rel=0.01)
+    assert found.weight_bytes() == pytest.approx(2e9 * billions, rel=0.01)
+    assert found.kv_cache_bytes_per_token == kv_bytes
+    monkeypatch.setattr("samullm_plugin.checkpoints.description.count_parameters", lambda *_: None)
+    with pytest.raises(InputError, match=feature):
+        describe(tmp_path)
+
+
+def searched(*blocks: dict[str, Any]) -> dict[str, Any]:
+    """Return Llama-3.1-8B with blocks as a search for a smaller model leaves them."""
+    return LLAMA | {"model_type": "nemotron-nas", "num_key_value_heads": None,
+                    "num_hidden_layers": len(blocks), "block_configs": list(blocks)}  # fmt: skip
+
+
+def test_blocks_of_a_searched_model_have_sizes_of_their_own(tmp_path: Path) -> None:
+    usual = {"attention": {"n_heads_in_group": 4}, "ffn": {"ffn_mult": 5.25}}  # 14336 wide
+    no_attention = {"attention": {"no_op": True}, "ffn": {"ffn_mult": 2.625}}
+    no_mlp = {"attention": {"n_heads_in_group": 8}, "ffn": {"no_op": True}}
+    whole = read(tmp_path, searched(*[usual] * 32))
+    assert whole.parameters == pytest.approx(8.03e9, rel=0.001)
+    assert whole.kv_cache_bytes_per_token == 131072
+    cut = read(tmp_path, searched(usual, no_attention, no_mlp))
+    assert cut.kv_cache_bytes_per_token == 4096 + 0 + 2048
+    # Embedding and head; then what each block has: 4 key-value heads of 128 fewer in the last.
+    matrices = 2 * 128256 * 4096 + 3 * 4096 * 14336 * 1.5 + 4096 * 128 * (64 + 16 + 64 + 8)
+    assert cut.parameters == pytest.approx(matrices, rel=1e-4)
+    linear = {"attention": {"replace_with_linear": True}, "ffn": {"ffn_mult": 5.25}}
+    with pytest.raises(InputError, match="replace_with_linear in block_configs is not modelled"):
+        read(tmp_path, searched(linear))
 
 
 QWEN = LLAMA | {"model_type": "qwen2", "num_hidden_layers": 28, "hidden_size": 3584,
@@ -142,6 +181,8 @@ def test_the_tokenizer_may_limit_the_longest_sequence(tmp_path: Path) -> None:
         ({**LLAMA, "quantization_config": {"quant_method": "aqlm"}}, "aqlm.*known: awq"),
         ({**LLAMA, "quantization_config": {"quant_method": "gptq", "bits": "four"}}, "bits"),
         ({**MLA, "model_type": "deepseek_v4", "hidden_size": 64}, "hyper-connections"),
+        ({**LLAMA, "model_type": "phi4mm"}, "towers of Phi-4-multimodal"),
+        ({"model_type": "mllama", "text_config": LLAMA}, "cross-attention to images"),
     ],
 )
 def test_what_is_not_modelled_is_refused_by_name(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from samullm_plugin.checkpoints.tokenizing import OwnTokenizers
+import pytest
+
+from samullm_plugin.checkpoints.tokenizing import OwnTokenizer, OwnTokenizers, count_prompt_tokens
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.application import EngineOptions, ModelSpec
 from samullm_plugin.planning.applications import find_application
@@ -40,3 +42,45 @@ def test_tokens_are_those_of_the_models_tokenizer(tmp_path: Path) -> None:
     assert counter(ModelSpec("x", 64, path=str(bare), engine=told), "w5 w6") == 2
     counter.prime(ModelSpec("x", 64, path=str(folder)), ["w5", "w5 w6 w7", "w5"])
     assert counter(ModelSpec("x", 64, path=str(folder)), "w5 w6 w7") == 3
+
+
+TEMPLATE = (
+    "{% for m in messages %}w3 w4 {{ m.content }} w5 {% endfor %}"
+    "{% if add_generation_prompt %}w6{% endif %}"
+)
+
+
+def test_tokens_of_the_chat_template_are_counted(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    folder = make_tiny_llama(tmp_path / "m", tokenizer=True)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    rows = [{"messages": [{"role": "user", "content": "w7 " * n}]} for n in (1, 5)]
+    rows += [{"messages": [*rows[0]["messages"], {"role": "assistant", "content": "w8"},
+                           *rows[1]["messages"]]}]  # fmt: skip
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "w7 w8"}) + "\n")
+    (tmp_path / "app.yaml").write_text(
+        "version: 1\nname: a\nmodels: {m: {model: m, max_model_len: 64}}\nnodes:\n"
+        "  n: {model: m, requests: r.jsonl, sampling_params: {max_tokens: 4}}\n"
+        "  p: {model: m, requests: p.jsonl, chat: true, sampling_params: {max_tokens: 4}}\n"
+    )
+    loaded = find_application(PluginHost.from_settings(), str(tmp_path / "app.yaml"))
+    conversations, asked = (n.requests.prompt_tokens.tolist() for n in loaded.app.nodes)
+    assert conversations == [1 + 3 + 1, 5 + 3 + 1, 7 + 3 * 3 + 1]
+    assert asked == [2 + 3 + 1]
+    counted = [count_prompt_tokens(str(folder), r["messages"]) for r in rows]
+    assert counted == conversations
+
+
+def test_counts_of_long_windows_are_kept_until_the_tokenizer_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_tiny_llama(tmp_path / "m", tokenizer=True)
+    texts = ["w7 " * 20_000, "w7 w8 " * 10_000]
+    assert OwnTokenizer(str(folder)).count_all(texts) == [20_000, 20_000]
+    again = OwnTokenizer(str(folder))
+    monkeypatch.setattr(OwnTokenizer, "_fast", object())  # what counts is not asked
+    assert again.count_all(texts) == [20_000, 20_000]
+    (folder / "tokenizer.json").touch()
+    with pytest.raises(AttributeError, match="encode_batch_fast"):
+        OwnTokenizer(str(folder)).count_all(texts)

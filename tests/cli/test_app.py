@@ -11,6 +11,7 @@ import pytest
 
 from samullm_plugin.cli import app
 from samullm_plugin.errors import InputError, PlanError
+from samullm_plugin.host.manager import PluginHost
 
 
 @pytest.fixture
@@ -39,6 +40,20 @@ def test_the_overview_lists_every_command(capsys) -> None:
         assert name in text
     assert app.main([]) == 0
     assert capsys.readouterr().out == text
+
+
+def test_the_overview_lists_commands_of_shipped_plugins(capsys, monkeypatch) -> None:
+    assert app.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for name, (_, line) in app.SHIPPED_COMMANDS.items():
+        assert line in text
+        assert app.main([name, "--help"]) == 0
+        assert f"samullm {name}" in capsys.readouterr().out
+        found = PluginHost.from_settings().resolve("command", name)
+        assert found.provenance.distribution == "samullm-plugin"
+    monkeypatch.setattr(app, "entry_points", lambda group: ())
+    assert app.main(["--help"]) == 0
+    assert "doctor" not in capsys.readouterr().out
 
 
 def test_help_imports_no_heavy_library_and_is_quick() -> None:

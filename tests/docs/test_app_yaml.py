@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from samullm_plugin.app import sampling, spec
+from samullm_plugin.app import nodespec, rowspec, sampling, spec
 from samullm_plugin.app.requests import RequestLine
+from samullm_plugin.app.section import Section
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "app-yaml.md").read_text()
@@ -16,15 +17,15 @@ SECTIONS = [
     spec.AppSpec,
     spec.ModelSection,
     spec.ArchitectureSection,
-    spec.NodeSection,
-    spec.PythonSection,
-    spec.MessageSection,
-    spec.RegexSection,
-    spec.ChoiceSection,
-    spec.InputSection,
-    spec.BranchSection,
-    spec.KeepSection,
-    spec.ChainSection,
+    nodespec.NodeSection,
+    nodespec.PythonSection,
+    nodespec.MessageSection,
+    nodespec.RegexSection,
+    nodespec.ChoiceSection,
+    rowspec.InputSection,
+    rowspec.BranchSection,
+    rowspec.KeepSection,
+    rowspec.ChainSection,
     sampling.SamplingSection,
     spec.ClusterSection,
     spec.GpuSection,
@@ -35,7 +36,7 @@ SECTIONS = [
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda s: s.__name__)
-def test_every_field_is_documented(section: type[spec.Section]) -> None:
+def test_every_field_is_documented(section: type[Section]) -> None:
     missing = [
         field.alias or name
         for name, field in section.model_fields.items()

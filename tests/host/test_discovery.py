@@ -1,4 +1,4 @@
-"""Broken metadata of one distribution cost that one, and are told."""
+"""Broken metadata of one distribution affects that one only, and is reported."""
 
 from __future__ import annotations
 

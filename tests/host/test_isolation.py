@@ -90,7 +90,7 @@ def test_nothing_of_a_half_registered_plugin_stays(install, load) -> None:
     host = load()
     assert host.names("scheduler") == []
     assert not host.has_observers
-    assert host._manager.get_plugins() == set()
+    assert host._loader._manager.get_plugins() == set()
     assert [row.status for row in host.provenance()] == ["failed"]
 
 

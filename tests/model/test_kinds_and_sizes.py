@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from itertools import pairwise
 from time import perf_counter
 
 import pytest
 
+from samullm_plugin.host.isolation import digest
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.cluster import Cluster, Gpu
 from samullm_plugin.model.parallel import ParallelConfig
@@ -54,6 +56,19 @@ def test_models_go_where_they_fit(scheduler: str, first_small: bool) -> None:
     held = {d for s in plan.stages if (a := s.assignment("large")) for d in a.devices}
     assert held <= room
     assert problem.parallel_configs(0)[-1].data_parallel_size == 2
+
+
+def test_questions_do_not_change_a_problem() -> None:
+    problem = uneven(first_small=True)
+    before = digest(problem)
+    place = problem.idle_devices(0, ParallelConfig(1, 1))
+    assert place == problem.find_devices(0, ParallelConfig(1, 1), range(4)) == (2,)
+    assert digest(problem) == before
+    copy = pickle.loads(pickle.dumps(problem))
+    assert copy.parallel_configs(0) == problem.parallel_configs(0)
+    assert copy.idle_devices(0, ParallelConfig(1, 1)) == place
+    copy.scenarios[0].output_tokens[0][0] += 1
+    assert digest(copy) != before
 
 
 def test_gpus_without_figures_are_named() -> None:

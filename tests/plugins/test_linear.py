@@ -10,7 +10,7 @@ import pytest
 from samullm_linear.models import Linear, LinearOptions, Transfer
 
 from samullm_plugin.checkpoints.gpus import bundled_gpu
-from samullm_plugin.checkpoints.models import bundled_model, bundled_models
+from samullm_plugin.checkpoints.models import bundled_model
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.application import EngineOptions, ModelSpec
 from samullm_plugin.model.architecture import ModelArchitecture
@@ -19,6 +19,7 @@ from samullm_plugin.model.latency import StepTable
 from samullm_plugin.profiling.book import row_errors
 from samullm_plugin.profiling.iteration_tables import read_iterations
 from samullm_plugin.profiling.profile_files import EngineStart, bundled_profiles, write_profile
+from tests.models import BUNDLED
 
 A100 = bundled_gpu("A100-80GB")
 VICUNA = bundled_model("lmsys/vicuna-13b-v1.5")
@@ -40,7 +41,7 @@ def decode(batch: int, context: int) -> StepTable:
 
 def test_every_bundled_model_has_costs_at_every_size_of_the_paper() -> None:
     model = Linear()
-    for name, size in itertools.product(bundled_models(), (1, 2, 4, 8)):
+    for name, size in itertools.product(BUNDLED, (1, 2, 4, 8)):
         costs = model.costs(bundled_model(name), A100, size)
         assert costs.provenance.kind in ("measured", "transferred")
         seconds = costs.latency.step_seconds(decode(64, 500))[0]
@@ -171,7 +172,7 @@ def test_recorded_starts_have_exactly_their_blocks(shared_data: Path) -> None:
 
 
 def test_a_given_capacity_stands_in_where_memory_was_not_recorded(tmp_path: Path) -> None:
-    """As on machines without a GPU, whose engines are told their capacity."""
+    """As on machines without a GPU, whose engines are given their capacity."""
     bundled = next(iter(bundled_profiles().values()))
     start = EngineStart(model="mine", tensor_parallel_size=1, kv_cache_tokens=9000, warm_s=2.0)
     profile = bundled.model_copy(

@@ -17,7 +17,8 @@ import pytest
 
 from samullm_plugin import Cluster, EngineOptions, Gpu, InputError, ModelSpec
 from samullm_plugin.host.interfaces.observer import RunEvent
-from samullm_plugin.run.run import RunSetup, start_run
+from samullm_plugin.run.run import start_run
+from samullm_plugin.run.setup import RunSetup
 from samullm_plugin.testing.executor_contract import ExecutorContract
 from tests.models import make_tiny_llama
 from tests.run.real_app import make_files, plan, setup

@@ -49,6 +49,15 @@ def test_full_batches_are_their_device_seconds() -> None:
     assert bound >= 0.95 * makespan
 
 
+def test_batches_are_no_larger_than_the_requests_there_are() -> None:
+    """Beside a long request the device time of its iterations counts, whatever batches could be."""
+    nodes = [TestNode(f"n{i}", [4] * 9, [2] * 8 + [400], step_s=1.0) for i in range(4)]
+    problem = make_problem(nodes, 2, nvlink=1)
+    bound = lower_bound(problem, problem.scenarios[0])
+    assert bound.critical_path_s == pytest.approx(410.0)
+    assert bound.device_s == pytest.approx(2 * 410.0)
+
+
 def test_untaken_requests_cost_nothing() -> None:
     node = TestNode("a", [4, 4], [50, 5], taken=[False, True], load_s=1.0)
     problem = make_problem([node], 1, nvlink=1)

@@ -108,6 +108,6 @@ def test_compare_draws_pages(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     page = html.read_text()
     assert page.count('class="plot"') == 2
     assert "<td>min-heuristic</td>" in page
-    assert "What the figures rest on" in page
+    assert "Where the figures come from" in page
     assert main([*words, "--html", str(tmp_path / "none" / "a.html")]) == 2
     assert "there is no folder" in capsys.readouterr().err

@@ -37,7 +37,8 @@ from samullm_plugin.run.replanning import Replanner
 from samullm_plugin.run.report import read_run, report_facts
 from samullm_plugin.run.residual import residual_work, sample_residual
 from samullm_plugin.run.results import Result
-from samullm_plugin.run.run import RunSetup, resume_run, start_run
+from samullm_plugin.run.run import resume_run, start_run
+from samullm_plugin.run.setup import RunSetup
 from samullm_plugin.simulator import PlanSimulator
 from tests.models import make_tiny_llama
 from tests.run.worlds import NoLatency, Uniform

@@ -11,13 +11,15 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
+import samullm_plugin as sl
 from samullm_plugin.app.loaded import LoadedApplication
 from samullm_plugin.app.loading import load_application
 from samullm_plugin.cli.app import main
 from samullm_plugin.errors import InputError
-from samullm_plugin.run import joined
-from samullm_plugin.run.joined import JoinedTable, TableParts, check_output, export_table
+from samullm_plugin.run import table_files
+from samullm_plugin.run.joined import JoinedTable
 from samullm_plugin.run.rows import RunRows, write_layout
+from samullm_plugin.run.table_files import TableParts, check_output, export_table
 
 APP = """
 version: 1
@@ -119,7 +121,7 @@ def test_columns_and_rows_of_a_node(run: Path) -> None:
 def test_a_run_that_goes_on_is_written_in_parts(
     tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(joined, "PART_ROWS", 2)
+    monkeypatch.setattr(table_files, "PART_ROWS", 2)
     whole = (run / "events.jsonl").read_text().splitlines(keepends=True)
     rows = RunRows(run)
     parts = TableParts(JoinedTable(rows), run / "parts")
@@ -156,7 +158,7 @@ def test_a_run_in_the_middle_has_nulls(tmp_path: Path, run: Path) -> None:
 def test_columns_of_changing_types_become_texts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(joined, "PART_ROWS", 2)
+    monkeypatch.setattr(table_files, "PART_ROWS", 2)
     (tmp_path / "run").mkdir()
     loaded = application(tmp_path)
     values = [1, 2.5, "three", {"four": 4}, None]
@@ -206,3 +208,19 @@ def test_a_simulated_run_writes_its_table(
     assert "holds no run (there is no run.json)" in capsys.readouterr().err
     assert main(["export", str(out), "--columns", "ids"]) == 2
     assert "there is no 'ids' (did you mean 'id'?)" in capsys.readouterr().err
+
+
+def test_functions_are_columns(tmp_path: Path) -> None:
+    """Values of functions and elements of lists; the call that made a list is no element."""
+    app = sl.App("lists", models={"m": "THUDM/chatglm3-6b"}, folder=tmp_path)
+    words = app.python("words", split, data=[{"id": "x", "text": "a b"}], max=3, expected=2)
+    app.llm("say", model="m", for_each=words, prompt="{{ words }}", max_tokens=4)
+    plan = app.plan(gpus=1, scheduler="max-heuristic")
+    table = app.run(plan, tmp_path / "run").table(["id", "text", "words", "say"])
+    (row,) = table
+    assert row["text"] == "a b"
+    assert len(row["words"]) == len(row["say"]) == 3
+
+
+def split(row: dict[str, str]) -> list[str]:
+    return row["text"].split()

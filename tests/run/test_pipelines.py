@@ -11,13 +11,8 @@ import numpy as np
 import pytest
 
 from samullm_plugin.app.loading import build_application, read_spec
-from samullm_plugin.app.spec import (
-    ClusterSection,
-    Component,
-    ModelSection,
-    PlannerSection,
-    RegexSection,
-)
+from samullm_plugin.app.nodespec import RegexSection
+from samullm_plugin.app.spec import ClusterSection, Component, ModelSection, PlannerSection
 from samullm_plugin.engine import Curve, StepLatency
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.costs import LoadTimes, ModeCosts, Provenance
@@ -27,7 +22,8 @@ from samullm_plugin.planning.instances import Instance
 from samullm_plugin.planning.planner import make_plan
 from samullm_plugin.run.coordinator import Coordinator
 from samullm_plugin.run.journal import read_journal
-from samullm_plugin.run.run import RunOutcome, RunSetup, resume_run, start_run
+from samullm_plugin.run.run import RunOutcome, resume_run, start_run
+from samullm_plugin.run.setup import RunSetup
 from tests.models import make_tiny_llama
 from tests.run.worlds import NoLatency, Uniform
 

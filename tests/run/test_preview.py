@@ -71,3 +71,31 @@ def test_real_answers_to_a_few_rows(tmp_path: Path) -> None:
     plan = app.plan()
     assert plan.known is not None
     assert plan.known.counts == {"answer": 2, "judge": 2}
+
+
+def test_functions_and_lists_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """Functions are called; a list shows the elements it has, and what waits for no others."""
+    path = str(EXAMPLES / "extraction" / "app.yaml")
+    assert main(["preview", path, "--rows", "1", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(r["node"], r["id"]) for r in rows] == [
+        ("pieces", "a/1"), ("pieces", "a/2"), ("extract", "a/1"), ("extract", "a/2"), ("page", "a"),
+    ]  # fmt: skip
+    assert json.loads(rows[0]["output"])["text"] in rows[2]["messages"][-1]["content"]
+    assert {r["status"] for r in rows} == {"asked"}
+    assert rows[4]["waits_for"] == ["extract:a/1", "extract:a/2"]
+    assert main(["preview", path, "--rows", "1", "--node", "page"]) == 0
+    assert '{"people":' in capsys.readouterr().out
+
+
+def test_what_a_filter_lets_pass_is_asked_in_any_case(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = EXAMPLES / "cascade" / "app.yaml"
+    assert main(["preview", str(path), "--rows", "1", "--json"]) == 0
+    rows = {r["node"]: r for r in json.loads(capsys.readouterr().out)}
+    assert rows["large"]["only_if"] == ["small"]
+    assert rows["explain"]["only_if"] == []
+    table = sl.App.from_yaml(path).load().app
+    assert table.nodes[table.index("explain")].requests.probability.tolist() == [1.0] * 4
+    assert table.nodes[table.index("large")].requests.probability.tolist() == [0.4] * 4

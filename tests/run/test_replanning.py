@@ -286,7 +286,8 @@ def test_a_run_with_several_plans_can_be_resumed(tmp_path: Path) -> None:
     """The journal's last plan is the one that goes on."""
     from samullm_plugin.app.loaded import LoadedApplication
     from samullm_plugin.run.journal import read_journal
-    from samullm_plugin.run.run import RunSetup, resume_run, start_run
+    from samullm_plugin.run.run import resume_run, start_run
+    from samullm_plugin.run.setup import RunSetup
 
     instance, plan, truth = mis_estimated(8.0)
     host = PluginHost.from_settings()

@@ -21,7 +21,7 @@ from samullm_plugin.planning.instances import Instance
 from samullm_plugin.run.coordinator import Coordinator
 from samullm_plugin.run.log import RunLog
 from samullm_plugin.run.prompts import LengthPrompts
-from samullm_plugin.run.run import RunSetup
+from samullm_plugin.run.setup import RunSetup
 from samullm_plugin.run.view import Replanning
 from samullm_plugin.simulator.runs import PolicyCall
 from samullm_plugin.testing.factories import TestNode, make_problem

@@ -227,7 +227,7 @@ time.sleep(100)
 def test_no_engine_outlives_its_coordinator(tiny: Path, tmp_path: Path, method: str) -> None:
     """Engines end when the coordinator is killed, whichever way they were started.
 
-    The fresh way is how engines start on GPUs: a new interpreter that is told its devices.
+    The fresh way is how engines start on GPUs: a new interpreter that is given its devices.
     """
     command = [sys.executable, "-c", COORDINATOR, str(tiny), str(tmp_path), method]
     root = Path(__file__).parents[2]

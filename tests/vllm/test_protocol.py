@@ -137,7 +137,7 @@ def test_arrives_in_any_pieces(sent: list[Message], piece: int) -> None:
 
 
 def test_sending_never_blocks_and_the_end_is_noticed() -> None:
-    """What the socket does not take is kept, in order, and delivered before the end is told."""
+    """What the socket does not take is kept, in order, and delivered before the end is reported."""
     ours, theirs = (Channel(s) for s in socket.socketpair())
     big = Submit((EngineRequest(0, tuple(range(500_000)), 500_000, 1),))
     ours.send(big)

@@ -68,7 +68,7 @@ class EngineRequest:
         sampling: vLLM sampling parameters by name.
         prompt: text to tokenise.
         messages: chat messages to put through the model's chat template.
-        chat: what the chat template is told, such as ``tools`` and ``chat_template_kwargs``.
+        chat: variables passed to the chat template, such as ``tools`` and ``chat_template_kwargs``.
         num_generated: how many of the last prompt tokens were generated elsewhere.
         output_tokens: how many tokens it is still to generate, whatever the engine would say:
             where lengths are modelled or imposed. None: the engine decides, up to ``max_tokens``.

@@ -88,7 +88,7 @@ class LatencyModel(Plugin, ABC):
         tensor_parallel_size: int,
         pipeline_parallel_size: int = 1,
     ) -> Provenance:
-        """Return what the iteration latency rests on, with its known error."""
+        """Return where the iteration latency comes from, with its known error."""
 
     def kv_cache_groups(
         self,

@@ -98,5 +98,5 @@ class LengthEstimator(Plugin, ABC):
         """
 
     def source(self, model: str) -> str:
-        """Return what the estimate of a model rests on, for people."""
+        """Return where the estimate of a model comes from, for people."""
         return f"{self.name}: {model}"

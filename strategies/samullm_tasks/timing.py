@@ -1,0 +1,151 @@
+"""Models timed in their configurations, alone and behind the models whose outputs they read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from samullm_plugin import ParallelConfig, Problem
+from samullm_plugin.model.types import Floats
+from samullm_plugin.simulator import NodeQuery, NodeRun, PlanSimulator
+
+EVERY_PAIR, APART = 12, 2.0
+"""Up to how many modes of a node all are timed behind its producers' modes; ratio of the sizes that
+are timed of more, the others lying between them."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimedMode:
+    """A node in a configuration on a kind of GPU.
+
+    Attributes:
+        node: index of the node.
+        parallel: parallel sizes.
+        gpu: label of the kind.
+        device: a device of it.
+        load_s: seconds of an engine start.
+    """
+
+    node: int
+    parallel: ParallelConfig
+    gpu: str
+    device: int
+    load_s: float
+
+    @classmethod
+    def idle(cls, problem: Problem, node: int, parallel: ParallelConfig) -> TimedMode:
+        """Return a mode on the devices it would get on the idle cluster."""
+        devices = problem.idle_devices(node, parallel)
+        assert devices is not None, f"{parallel} has no place on the idle cluster"
+        load_s = problem.load_s(problem.mode(node, parallel, devices))
+        return cls(node, parallel, problem.cluster.kinds[devices[0]], devices[0], load_s)
+
+    def query(
+        self, simulator: PlanSimulator, scenario: int, available_s: Floats | None = None
+    ) -> NodeQuery:
+        """Return the simulation of the whole node, started at 0.
+
+        Args:
+            simulator: the host's.
+            scenario: index of the length scenario.
+            available_s: when the inputs of its requests are there; None: from the start.
+        """
+        base = simulator.starts[scenario][self.node]
+        return NodeQuery(
+            scenario, self.node, self.parallel, self.device, base, available_s, self.load_s
+        )
+
+
+def alone(simulator: PlanSimulator, scenario: int, modes: Sequence[TimedMode]) -> list[NodeRun]:
+    """Return the runs of modes that start at 0 with all their inputs there."""
+    return simulator.runs.get_many([m.query(simulator, scenario) for m in modes])
+
+
+def tails_s(
+    simulator: PlanSimulator,
+    scenario: int,
+    producers: Sequence[TimedMode],
+    finish_s: Sequence[Floats],
+    consumers: Sequence[TimedMode],
+) -> Floats:
+    """Return what a node needs after its producer's end if both are started together.
+
+    Inputs from other producers are taken to be there, and the producer to run at full speed. Where
+    there are many modes, some far apart are simulated, and the others lie between them, linear over
+    the logarithm of their devices.
+
+    Args:
+        simulator: the host's.
+        scenario: index of the length scenario.
+        producers: modes of the producer.
+        finish_s: for each of them, when each request of the producer finishes, shape ``(n,)``.
+        consumers: modes of the consumer.
+
+    Returns:
+        Shape ``(len(producers), len(consumers))``.
+    """
+    works = simulator.works[scenario]
+    rows, columns = spaced(producers), spaced(consumers)
+    timed = np.zeros((len(rows), len(columns)))
+    for at, p in enumerate(rows):
+        finish = [np.zeros(len(w.output_tokens)) for w in works]
+        finish[producers[p].node] = finish_s[p]
+        available = works[consumers[0].node].inputs.available_s(
+            simulator.with_python(scenario, finish)
+        )
+        queries = [consumers[c].query(simulator, scenario, available) for c in columns]
+        ends = [run.end_s for run in simulator.runs.get_many(queries)]
+        timed[at] = np.maximum(0.0, np.array(ends) - float(finish_s[p].max()))
+    across = _between(consumers, columns, timed.T)  # by consumer's mode
+    return _between(producers, rows, across.T)
+
+
+def spaced(modes: Sequence[TimedMode]) -> list[int]:
+    """Return the indices of the modes that are timed in pairs: all, or some far apart."""
+    if len(modes) <= EVERY_PAIR:
+        return list(range(len(modes)))
+    kept = []
+    for same in _alike(modes):
+        last = 0
+        for k in same:
+            size = modes[k].parallel.num_devices
+            if size >= APART * last or k == same[-1]:
+                kept.append(k)
+                last = size
+    return sorted(kept)
+
+
+def _alike(modes: Sequence[TimedMode]) -> list[list[int]]:
+    """Return the indices of modes by shape of a replica and kind of GPU, fewest devices first."""
+    groups: dict[tuple[int, int, str], list[int]] = {}
+    for k, m in enumerate(modes):
+        size = m.parallel.tensor_parallel_size, m.parallel.pipeline_parallel_size
+        groups.setdefault((*size, m.gpu), []).append(k)
+    return [sorted(g, key=lambda k: modes[k].parallel.num_devices) for g in groups.values()]
+
+
+def _between(modes: Sequence[TimedMode], timed: Sequence[int], values: Floats) -> Floats:
+    """Return values for all modes from those of some.
+
+    Args:
+        modes: all modes.
+        timed: indices of those that have values, increasing.
+        values: theirs, shape ``(len(timed), n)``.
+
+    Returns:
+        Shape ``(len(modes), n)``.
+    """
+    if len(timed) == len(modes):
+        return values
+    place = {k: row for row, k in enumerate(timed)}
+    result = np.zeros((len(modes), values.shape[1]))
+    for same in _alike(modes):
+        known = [k for k in same if k in place]
+        at = np.log([modes[k].parallel.num_devices for k in known])
+        of = values[[place[k] for k in known]]
+        wanted = np.log([modes[k].parallel.num_devices for k in same])
+        for n in range(values.shape[1]):
+            result[same, n] = np.interp(wanted, at, of[:, n])
+    return result

@@ -1,0 +1,468 @@
+"""The changes that :mod:`tests.mutants` tries, each with the tests that have to notice it.
+
+They are faults as somebody might write them: a boundary that is off by one, a condition left out,
+a counter not set back. A change whose text is no longer in its file is an error of
+``tests/mutants/test_changes.py``, so that the list keeps up with the code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ENGINE = (
+    "tests/engine",
+    "tests/conformance/test_conformance.py::test_named_case",
+    "tests/conformance/test_conformance.py::test_random_workloads",
+)
+TRANSITION = ("tests/rules/test_transition.py",)
+SIMULATOR = ("tests/simulator", "tests/rules/test_preparing.py")
+COORDINATOR = (
+    "tests/run/test_transitions.py",
+    "tests/run/test_failures.py",
+    "tests/run/test_resuming.py",
+    "tests/run/test_lost_devices.py",
+)
+QUEUE = (*COORDINATOR, "tests/run/test_functions.py", "tests/run/test_texts.py")
+REUSE = ("tests/run/test_reuse.py", "tests/run/test_store.py")
+REPLANNING = ("tests/run/test_residual.py", "tests/run/test_replanning.py")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change in one place.
+
+    Attributes:
+        file: below the root of the repository.
+        what: what is wrong then.
+        old: text that is in the file once.
+        new: what takes its place.
+        tests: what has to fail, as pytest's arguments.
+    """
+
+    file: str
+    what: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    def apply(self, text: str) -> str:
+        """Return a file's text with the change.
+
+        Raises:
+            ValueError: if the place is not in the text, or not only once.
+        """
+        if text.count(self.old) != 1:
+            raise ValueError(f"{self.file}: {self.what}: found {text.count(self.old)} times")
+        return text.replace(self.old, self.new)
+
+
+_SCHEDULE = "samullm_plugin/engine/schedule.py"
+_KV = "samullm_plugin/engine/kv_cache.py"
+_RUNNING = "samullm_plugin/engine/running.py"
+_LOOP = "samullm_plugin/engine/loop.py"
+_OUTCOME = "samullm_plugin/engine/outcome.py"
+_QUEUES = "samullm_plugin/engine/queues.py"
+_RULE = "samullm_plugin/rules/transition.py"
+_COORDINATOR = "samullm_plugin/run/coordinator.py"
+_REQUESTS = "samullm_plugin/run/request_queue.py"
+_RECOVERY = "samullm_plugin/run/recovery.py"
+_RESIDUAL = "samullm_plugin/run/residual.py"
+_REPLANNING = "samullm_plugin/run/replanning.py"
+
+CHANGES = (
+    # --- the simulated engine ---
+    Change(
+        _SCHEDULE,
+        "a chunk exceeds the token budget by one",
+        "n, s.max_num_batched_tokens - tokens\n",
+        "n, s.max_num_batched_tokens - tokens + 1\n",
+        ENGINE,
+    ),
+    Change(
+        _SCHEDULE,
+        "every decode step takes a block",
+        "return 1 if slots[i].phase == s.block_phase else 0",
+        "return 1",
+        ENGINE,
+    ),
+    Change(
+        _SCHEDULE,
+        "asynchronously, blocks get their hash a step early",
+        "ahead = 0 if s.async_scheduling else 1",
+        "ahead = 1",
+        ENGINE,
+    ),
+    Change(
+        _SCHEDULE,
+        "with priorities, the last of the list is preempted",
+        "victim = last_in_priority(s, requests, slots) if s.priority else s.running_tail",
+        "victim = s.running_tail",
+        ENGINE,
+    ),
+    Change(
+        _SCHEDULE,
+        "tokens of a preempted sequence are not given back to the budget",
+        "budget += extra",
+        "budget += 0",
+        ENGINE,
+    ),
+    Change(
+        _SCHEDULE,
+        "the last sequence's own turn is taken for another's",
+        "if others <= s.free_blocks:",
+        "if others < s.free_blocks:",
+        ENGINE,
+    ),
+    Change(
+        _SCHEDULE,
+        "cached blocks that nobody uses are counted as free twice",
+        "- hits + unused > s.free_blocks",
+        "- hits > s.free_blocks",
+        ENGINE,
+    ),
+    Change(
+        _KV,
+        "the last token of a prompt may come from the cache",
+        "limit = (tokens - 1) // s.block_size",
+        "limit = tokens // s.block_size",
+        ENGINE,
+    ),
+    Change(
+        _KV,
+        "unhashed blocks go to the back of the free list",
+        "before = blocks[end].free_before if hashed else front",
+        "before = blocks[end].free_before",
+        ENGINE,
+    ),
+    Change(
+        _KV,
+        "asynchronously, a token counts as known when it is scheduled",
+        "known -= 1  # when the last token",
+        "known -= 0  # when the last token",
+        ENGINE,
+    ),
+    Change(
+        _RUNNING,
+        "a preemption forgets what was computed before an earlier one",
+        "= max(requests[request].computed_before, computed)",
+        "= computed",
+        ENGINE,
+    ),
+    Change(
+        _RUNNING,
+        "a finishing sequence that is preempted is released a second time",
+        "slots[j].leaving = -1",
+        "slots[j].leaving = i",
+        ENGINE,
+    ),
+    Change(
+        _RUNNING,
+        "the most urgent sequence is preempted",
+        "if requests[slots[i].request].rank > requests[slots[worst].request].rank:",
+        "if requests[slots[i].request].rank < requests[slots[worst].request].rank:",
+        ENGINE,
+    ),
+    Change(
+        _QUEUES,
+        "the waiting queue is not ordered by priority",
+        "if requests[parent].heap_rank <= key:",
+        "if requests[parent].heap_rank >= key:",
+        ENGINE,
+    ),
+    Change(
+        _OUTCOME,
+        "successors overtake what arrived before them",
+        "admit_arrivals(s, requests, now)  # what arrived before comes before",
+        "pass",
+        ENGINE,
+    ),
+    Change(
+        _OUTCOME,
+        "a request does not wait for its last predecessor",
+        "if requests[successor].num_predecessors > 0:",
+        "if requests[successor].num_predecessors > 1:",
+        ENGINE,
+    ),
+    Change(
+        _LOOP,
+        "decoding is fast-forwarded past the last free block",
+        "and phases[phase].count <= free\n",
+        "and phases[phase].count <= free + 1\n",
+        ENGINE,
+    ),
+    Change(
+        _LOOP,
+        "an iteration that ends too late is run",
+        "if end > s.stop:",
+        "if start > s.stop:",
+        ENGINE,
+    ),
+    Change(
+        _LOOP,
+        "a lone prompt is chunked by the threshold of long prefills",
+        "s.num_running + s.num_waiting > 1 else 0",
+        "s.num_running + s.num_waiting > 0 else 0",
+        ENGINE,
+    ),
+    # --- what a plan means ---
+    Change(
+        _RULE,
+        "a third of three requests is not one",
+        "FRACTION_SLACK = 1e-9",
+        "FRACTION_SLACK = -1e-9",
+        TRANSITION,
+    ),
+    Change(
+        _RULE,
+        "who finished before a stage ends it",
+        "any(n in state.finished and n not in state.finished_before for n in nodes)",
+        "any(n in state.finished for n in nodes)",
+        TRANSITION,
+    ),
+    Change(
+        _RULE,
+        "an engine that started early is stopped",
+        "return running.stage > current  # started early",
+        "return False",
+        (*TRANSITION, "tests/run/test_transitions.py"),
+    ),
+    Change(
+        _RULE,
+        "engines start on lost devices",
+        "free = set(range(cluster.num_gpus)) - state.barred",
+        "free = set(range(cluster.num_gpus))",
+        (*TRANSITION, "tests/run/test_lost_devices.py"),
+    ),
+    Change(
+        _RULE,
+        "who waits holds the devices of what it waits for",
+        "able = [a for a in waiting if names.isdisjoint(upstreams.get(a.node, ()))]",
+        "able = list(waiting)",
+        TRANSITION,
+    ),
+    Change(
+        _RULE,
+        "engines start early past a change that is planned",
+        "complete &= begun[node] == assignment",
+        "complete &= True",
+        TRANSITION,
+    ),
+    Change(
+        "samullm_plugin/rules/verify.py",
+        "two nodes on one device are a valid plan",
+        'if len(nodes) > 1:\n            message = f"device',
+        'if len(nodes) > 2:\n            message = f"device',
+        ("tests/rules/test_verify.py",),
+    ),
+    Change(
+        "samullm_plugin/rules/verify.py",
+        "a node may start before its input",
+        "elif first[upstream] > first[node.name]:",
+        "elif first[upstream] > first[node.name] + 1:",
+        ("tests/rules/test_verify.py",),
+    ),
+    Change(
+        "samullm_plugin/rules/bounds.py",
+        "the first output token counts as a decode step",
+        "decode = outputs[taken].astype(np.float64) - 1",
+        "decode = outputs[taken].astype(np.float64)",
+        ("tests/rules/test_bounds.py",),
+    ),
+    Change(
+        "samullm_plugin/rules/bounds.py",
+        "the bound leaves prefix caching out",
+        "fresh = prompts - ((prompts - 1) // block) * block",
+        "fresh = prompts",
+        ("tests/rules/test_bounds.py",),
+    ),
+    Change(
+        "samullm_plugin/rules/preparing.py",
+        "more is prepared than the host's memory holds",
+        "if any(need > have for",
+        "if any(need > 2 * have for",
+        ("tests/rules/test_preparing.py",),
+    ),
+    Change(
+        "samullm_plugin/simulator/state.py",
+        "a stopped engine loses its progress",
+        "self.progress[node], run = self._cut(engine)",
+        "_, run = self._cut(engine)",
+        SIMULATOR,
+    ),
+    Change(
+        "samullm_plugin/simulator/state.py",
+        "an engine counts as prepared whatever it was prepared for",
+        "if known is not None and known[0].parallel == running.planned.parallel:",
+        "if known is not None:",
+        SIMULATOR,
+    ),
+    Change(
+        "strategies/samullm_auto/selection.py",
+        "a gain within the standard error is trusted",
+        "return bool(gains_s.mean() > gains_s.std(ddof=1) / np.sqrt(len(gains_s)))",
+        "return True",
+        ("tests/strategies/test_auto_selection.py",),
+    ),
+    # --- runs ---
+    Change(
+        _RECOVERY,
+        "a new plan goes on at the old one's stage",
+        'found.begin_plan(read_record(Plan, record["plan"], place))',
+        'found.plan = read_record(Plan, record["plan"], place)',
+        ("tests/run/test_recovery.py",),
+    ),
+    Change(
+        _RECOVERY,
+        "a call whose rows are missing is not called again",
+        "if ledger.rows_settled(request):",
+        "if True:",
+        ("tests/run/test_recovery.py", "tests/run/test_functions.py"),
+    ),
+    Change(
+        _RECOVERY,
+        "a retry in the journal is not replayed",
+        "                found.reopen_failed()\n                resume.rejected.clear()",
+        "                resume.rejected.clear()",
+        ("tests/run/test_recovery.py", "tests/run/test_resuming.py"),
+    ),
+    Change(
+        "samullm_plugin/run/journal.py",
+        "a torn last line stays when the journal is opened",
+        "if os.fstat(self._fd).st_size > self._size:",
+        "if os.fstat(self._fd).st_size < self._size:",
+        ("tests/run/test_journal.py",),
+    ),
+    Change(
+        "samullm_plugin/run/rundir.py",
+        "two processes may resume one run",
+        "            )\n        directory.lock()\n        return directory",
+        "            )\n        return directory",
+        ("tests/run/test_resuming.py", "tests/run/test_run_command.py"),
+    ),
+    Change(
+        _COORDINATOR,
+        "failures of engines add up over the whole run",
+        "            self._failures[node] = 0\n",
+        "",
+        COORDINATOR,
+    ),
+    Change(
+        _COORDINATOR,
+        "a new plan uses lost devices",
+        "self.rule = RunState(barred=set(self.engines.lost))",
+        "self.rule = RunState()",
+        COORDINATOR,
+    ),
+    Change(
+        _COORDINATOR,
+        "a request survives one engine more than it may",
+        "if deaths >= self.options.max_request_failures:",
+        "if deaths > self.options.max_request_failures:",
+        COORDINATOR,
+    ),
+    Change(
+        _COORDINATOR,
+        "requests that finish while their engine stops are forgotten",
+        "if replica.outstanding:  # the executor will report",
+        "if False:  # the executor will report",
+        COORDINATOR,
+    ),
+    Change(
+        "samullm_plugin/run/dispatch.py",
+        "requests that wait for one another change replicas",
+        "if self.inputs.has_chain:\n                self._chain_at[chain] = replica",
+        "if False:\n                self._chain_at[chain] = replica",
+        COORDINATOR,
+    ),
+    Change(
+        "samullm_plugin/run/dispatch.py",
+        "all requests go to the first replica",
+        "            self._turn += 1\n",
+        "",
+        COORDINATOR,
+    ),
+    Change(
+        _REQUESTS,
+        "requests are dealt in the order in which they became ready",
+        "taken = sorted(self._queue[node])",
+        "taken = list(self._queue[node])",
+        QUEUE,
+    ),
+    Change(
+        _REQUESTS,
+        "tokens generated before a move are not counted",
+        "            before + output.num_tokens,\n            prompt_tokens,",
+        "            output.num_tokens,\n            prompt_tokens,",
+        QUEUE,
+    ),
+    Change(
+        _REQUESTS,
+        "a rejected output counts as generated",
+        "        self.ledger.generated[request[0]][request[1]] = 0\n",
+        "",
+        QUEUE,
+    ),
+    Change(
+        _REQUESTS,
+        "one input left out leaves the request out",
+        "if all(s == Status.SKIPPED for s in states)",
+        "if any(s == Status.SKIPPED for s in states)",
+        QUEUE,
+    ),
+    Change(
+        "samullm_plugin/run/reuse.py",
+        "sampled outputs are reused in other places",
+        "place = (node, self._unique_id(node, index)) if drawn else ()",
+        "place = ()",
+        REUSE,
+    ),
+    Change(
+        "samullm_plugin/run/reuse.py",
+        "a node that is to be asked again is not",
+        "if node in self._fresh or node",
+        "if node == self._fresh or node",
+        REUSE,
+    ),
+    Change(
+        _RESIDUAL,
+        "requests that have started may still be left out",
+        "np.where(waiting, np.minimum(taken_rate(app, i, snapshot) * chance, 1.0), 1.0)",
+        "np.minimum(taken_rate(app, i, snapshot) * chance, 1.0)",
+        REPLANNING,
+    ),
+    Change(
+        _RESIDUAL,
+        "what filters let through so far is not learned from",
+        "np.minimum(taken_rate(app, i, snapshot) * chance, 1.0)",
+        "np.minimum(chance, 1.0)",
+        REPLANNING,
+    ),
+    Change(
+        _RESIDUAL,
+        "a stage that ends at a share waits for that share of the rest",
+        "wanted = end.fraction * total - (total - len(rows))",
+        "wanted = end.fraction * len(rows)",
+        REPLANNING,
+    ),
+    Change(
+        _REPLANNING,
+        "a plan is changed for any gain",
+        "better = gain_s > max(self.options.min_gain * remaining_s, error_s)",
+        "better = gain_s > 0",
+        REPLANNING,
+    ),
+    Change(
+        _REPLANNING,
+        "a proposal for engines that have changed is adopted",
+        "if stale and proposal.plan is not None:",
+        "if False:",
+        REPLANNING,
+    ),
+    Change(
+        "samullm_plugin/run/drift.py",
+        "requests that run count as finished at what they have",
+        "(begun | snapshot.cut[i])[seen],",
+        "snapshot.cut[i][seen],",
+        REPLANNING,
+    ),
+)

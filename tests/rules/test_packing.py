@@ -1,0 +1,47 @@
+"""No packing of work and engine starts into devices is shorter than the bound."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from samullm_plugin.rules.packing import DIVIDED, Demand, fitting_s
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_no_packing_is_shorter(data: st.DataObject) -> None:
+    """Work of each node split at random among devices, a start for each share."""
+    gpus = data.draw(st.integers(1, 5))
+    count = data.draw(st.integers(1, 6))
+    starts_s = data.draw(st.lists(st.floats(0.0, 20.0), min_size=count, max_size=count))
+    busy_s = [0.0] * gpus
+    work = [0.0] * count
+    for i in range(count):
+        used = data.draw(st.lists(st.integers(0, gpus - 1), min_size=1, max_size=4))
+        for device in used:  # the same device again: started again
+            seconds = data.draw(st.floats(0.0, 50.0))
+            busy_s[device] += starts_s[i] + seconds
+            work[i] += seconds
+    demands = [Demand(w, s, s, s) for w, s in zip(work, starts_s, strict=True)]
+    assert fitting_s(demands, gpus) <= max(busy_s) * (1 + 1e-6) + 1e-9
+
+
+def test_one_of_three_models_on_two_devices_starts_twice() -> None:
+    three = [Demand(30.0, 10.0, 10.0, 10.0)] * 3
+    assert fitting_s(three, 2) == pytest.approx((3 * 40 + 10) / 2, rel=1e-5)
+    assert fitting_s(three[:2], 2) == pytest.approx(40.0, rel=1e-5)
+
+
+def test_a_large_model_starts_on_as_many_devices_as_it_needs() -> None:
+    """Beside it many small ones: more nodes than are divided."""
+    small = [Demand(1.0, 1.0, 1.0, 1.0)] * (DIVIDED + 1)
+    (large,) = [Demand(300.0, 10.0, 10.0, 10.0)]
+    found = fitting_s([large, *small], 4)
+    assert large.shares(found) == 4
+    assert found == pytest.approx((300 + 4 * 10 + len(small) * 2) / 4, rel=1e-6)
+
+
+def test_nothing_takes_no_time() -> None:
+    assert fitting_s([], 4) == 0.0

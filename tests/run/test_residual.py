@@ -1,0 +1,90 @@
+"""What is left of a run as a problem: chances of requests behind filters, stages at shares."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from samullm_plugin.model.application import Application, ModelNode, ModelSpec, RequestTable
+from samullm_plugin.run.drift import Snapshot
+from samullm_plugin.run.ledger import Status
+from samullm_plugin.run.residual import residual_plan, residual_work, taken_rate
+from tests.run.worlds import small_plan, small_problem
+
+MODEL = ModelSpec("m", 256)
+COUNT = 60
+
+
+def filtered() -> Application:
+    """A filter of 60 items and a node behind it that is expected to get 40 % of them."""
+    first = RequestTable.of([8] * COUNT, 16)
+    behind = RequestTable.of(
+        [8] * COUNT,
+        16,
+        [[(0, r)] for r in range(COUNT)],
+        probability=np.full(COUNT, 0.4),
+        gate=np.arange(COUNT),
+    )
+    nodes = (ModelNode("filter", MODEL, first), ModelNode("behind", MODEL, behind))
+    return Application("filtered", nodes)
+
+
+def snapshot_of(app: Application, behind: dict[int, Status]) -> Snapshot:
+    """A run in which the first requests of the filter have finished, and these are behind it."""
+    status = [np.zeros(len(n.requests), np.int8) for n in app.nodes]
+    status[0][list(behind)] = Status.FINISHED
+    for r, state in behind.items():
+        status[1][r] = state
+    none = tuple(np.zeros(len(s), np.int64) for s in status)
+    cut = tuple(np.zeros(len(s), bool) for s in status)
+    return Snapshot(0.0, tuple(status), none, cut, {}, (1.0,) * 2, 1.0, (0,))
+
+
+def test_requests_that_have_started_are_sure() -> None:
+    app = filtered()
+    states = {0: Status.SUBMITTED, 1: Status.READY, 2: Status.SKIPPED}
+    left = residual_work(app, snapshot_of(app, states))
+    assert left is not None
+    table = left.app.nodes[1].requests
+    assert table.probability.tolist() == [1.0, 1.0, *[0.4] * (COUNT - 3)]
+    assert table.gate is not None
+    assert table.gate.tolist() == [-1, -1, *range(3, COUNT)]
+
+
+@pytest.mark.parametrize(("passed", "rate"), [(20, 2.0), (10, 1.0), (5, 0.5)])
+def test_what_the_filter_let_through_is_learned(passed: int, rate: float) -> None:
+    """Of 25 items 10 were expected: the others are as likely as those were."""
+    app = filtered()
+    states = {r: Status.FINISHED if r < passed else Status.SKIPPED for r in range(25)}
+    snapshot = snapshot_of(app, states)
+    assert taken_rate(app, 1, snapshot) == pytest.approx(rate)
+    left = residual_work(app, snapshot)
+    assert left is not None
+    assert left.app.nodes[1].requests.probability == pytest.approx(min(1.0, 0.4 * rate))
+
+
+def test_few_decisions_say_nothing() -> None:
+    app = filtered()
+    assert taken_rate(app, 1, snapshot_of(app, dict.fromkeys(range(19), Status.FINISHED))) == 1.0
+
+
+def test_a_share_is_of_all_requests_not_of_those_left() -> None:
+    """A stage that ends at half of 20 requests waits for 2 of the 12 that are left after 8."""
+    problem, plan = small_problem(), small_plan()
+    status = [np.zeros(20, np.int8) for _ in range(3)]
+    status[0][:8] = Status.FINISHED
+    app = problem.app
+    zeros = tuple(np.zeros(20, np.int64) for _ in range(3))
+    cut = tuple(np.zeros(20, bool) for _ in range(3))
+    snapshot = Snapshot(0.0, tuple(status), zeros, cut, {}, (1.0,) * 3, 1.0, (0, 1, 2))
+    left = residual_work(app, snapshot)
+    assert left is not None
+    first = residual_plan(plan, 0, left, status, {}).stages[0]
+    assert (first.end.kind, first.end.node) == ("node_progress", "a")
+    assert first.end.fraction == pytest.approx(2 / 12)
+    status[0][:10] = Status.FINISHED
+    left = residual_work(app, replace(snapshot, status=tuple(status)))
+    assert left is not None
+    assert residual_plan(plan, 0, left, status, {}).stages[0].end.kind == "first_finisher"

@@ -1,0 +1,53 @@
+"""Which candidate auto trusts: what was found replaces a start only for more than chance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from samullm_auto.risk import Risk
+from samullm_auto.search import Candidate
+from samullm_auto.selection import select_on_holdout
+
+from samullm_plugin.model.parallel import ParallelConfig
+from samullm_plugin.model.plan import Assignment, Plan, Stage
+
+
+def candidate(device: int, value_s: float, *, start: bool) -> Candidate:
+    plan = Plan((Stage((Assignment("a", ParallelConfig(), (device,)),)),))
+    return Candidate(plan, value_s, np.array([value_s]), "test", start)
+
+
+@dataclass
+class Holdout:
+    """Answers with the makespans of scenarios that nobody searched on."""
+
+    seconds: dict[int, list[float]]
+
+    def simulate_scenario(self, plan: Plan, scenario: int) -> SimpleNamespace:
+        device = plan.stages[0].assignments[0].devices[0]
+        return SimpleNamespace(makespan_s=self.seconds[device][scenario])
+
+
+@pytest.mark.parametrize(
+    ("gains", "trusted"),
+    [
+        ([2.0, 2.0, 2.0, 2.0], True),
+        ([9.0, -7.0, 8.0, -8.0], False),  # 0.5 s better on average, give or take 4.6 s
+        ([-1.0, -1.0, -1.0, -1.0], False),
+        ([3.0, -1.0, 2.0, 0.0], True),  # 1.0 s better, give or take 0.9 s
+    ],
+)
+def test_a_gain_must_exceed_its_standard_error(gains: list[float], trusted: bool) -> None:
+    start, found = candidate(0, 100.0, start=True), candidate(1, 99.5, start=False)
+    seconds = {0: [100.0] * 4, 1: [100.0 - g for g in gains]}
+    chosen = select_on_holdout([start, found], Holdout(seconds), range(4), Risk())  # type: ignore[arg-type]
+    assert chosen is (found if trusted else start)
+
+
+def test_the_best_start_is_taken_where_nothing_found_is_better() -> None:
+    starts = [candidate(0, 100.0, start=True), candidate(1, 100.5, start=True)]
+    seconds = {0: [101.0] * 3, 1: [90.0] * 3}
+    assert select_on_holdout(starts, Holdout(seconds), range(3), Risk()) is starts[1]  # type: ignore[arg-type]
