@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from samullm_plugin.errors import InputError, RunError
 from samullm_plugin.host.interfaces.executor import Executor
 from samullm_plugin.model.plan import Plan

@@ -54,7 +54,7 @@ def test_requests_stream_in_and_out(bench: Bench, tiny: Path) -> None:
 
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])
 def test_a_window_changes_neither_texts_nor_order(bench: Bench, tiny: Path, policy: str) -> None:
-    """Given a few at a time, requests finish as if the engine had had all of them from the start."""
+    """Given a few at a time, requests finish as if the engine had all of them from the start."""
     few = replace(spec("all", tiny), scheduling_policy=policy)
     engine = replace(few.model.engine, max_num_seqs=2)
     few = replace(few, model=replace(few.model, engine=engine))
