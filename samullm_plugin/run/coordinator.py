@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,13 +21,14 @@ from samullm_plugin.rules.preparing import wanted_ahead
 from samullm_plugin.rules.transition import Running, RunState, next_transition, stage_ended
 from samullm_plugin.run.calibrating import Calibrator
 from samullm_plugin.run.dispatch import Deployment, Replica
+from samullm_plugin.run.engine_failures import EngineFailures, RunOptions
 from samullm_plugin.run.engines import Engines
-from samullm_plugin.run.ledger import Ledger, Status
+from samullm_plugin.run.ledger import Ledger
+from samullm_plugin.run.loads import LoadNotes
 from samullm_plugin.run.log import RunLog, StageTracker
 from samullm_plugin.run.prompts import PromptBuilder
 from samullm_plugin.run.recovery import ResumePoint
 from samullm_plugin.run.request_queue import RequestQueue
-from samullm_plugin.run.results import RequestId
 from samullm_plugin.run.reuse import Reuse
 from samullm_plugin.run.serving import Serving
 from samullm_plugin.run.view import Replanning
@@ -38,27 +38,8 @@ from samullm_plugin.simulator.runs import PolicyCall
 CALL_WAIT_S = 0.01
 """The same while Python functions are being called."""
 
-FIRST_LOAD_EVERY_S = 0.5
-LOADS_NOTED = 100
-"""After so many notes of the load, every second one is left out; so there are at most so many per
-doubling of the run's length."""
-
 WAIT_S = 0.1
 """Longest wait for events on a real clock, so that an interruption is noticed."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunOptions:
-    """Limits of a run.
-
-    Attributes:
-        max_engine_failures: after so many failures of a node's engines in a row, none of its
-            requests having finished in between, the node is given up.
-        max_request_failures: a request is given up after so many engines died under it.
-    """
-
-    max_engine_failures: int = 3
-    max_request_failures: int = 3
 
 
 class Coordinator:
@@ -114,7 +95,6 @@ class Coordinator:
         self.rule = RunState(stage=resume.stage, finished_before=set(resume.finished_before))
         self.drained = False
         self.stopped: str | None = None
-        self.options = options or RunOptions()
         self.queue = RequestQueue(self.ledger, source, log, resume.moved, reuse, resume.rejected)
         self._source = source
         self._replanner = replanner
@@ -127,16 +107,18 @@ class Coordinator:
             for i, name in enumerate(self._names)
         }
         self._zero_s = executor.now_s() - resume.clock_s
-        self._deaths: dict[RequestId, int] = {}
         self._prefetched: set[str] = set()
         self._stages = StageTracker(log, stage=resume.stage, stages_run=resume.stages_run)
         self.queue.changed = True
         self._drain_requested = False
-        self._load_noted_s, self._load_every_s, self._loads_noted = 0.0, FIRST_LOAD_EVERY_S, 0
         self.engines = Engines(
             problem, executor, inputs, log, "fcfs" if policy is None else "priority"
         )
         self.serving = Serving(executor, self.queue, self.engines, policy)
+        self._loads = LoadNotes(executor, self.engines, self.serving, self.ledger, log)
+        self._failures = EngineFailures(
+            options or RunOptions(), self.engines, self.queue, self.serving, log, self._stop_replica
+        )
 
     # --- what others may ask ---
 
@@ -191,7 +173,7 @@ class Coordinator:
             if self.ledger.all_settled:
                 break
             self.serving.dispatch(self.now_s())
-            self._note_load()
+            self._loads.note(self.now_s())
             events = self.executor.poll(self._wait_s(wait_s))
             if not events and self.executor.virtual_clock and not self.queue.calls.busy:
                 raise RunError("the run cannot go on: nothing runs, and requests are left")
@@ -210,29 +192,6 @@ class Coordinator:
         if not self.executor.virtual_clock:
             longest_s = min(longest_s, CALL_WAIT_S)
         return max(0.0, min(longest_s, calls.next_s() - self.now_s()))
-
-    def _note_load(self) -> None:
-        """Note now and then how much is running and waiting; ever less often in a long run."""
-        now_s = self.now_s()
-        if now_s < self._load_noted_s:
-            return
-        if self._loads_noted == LOADS_NOTED:
-            self._loads_noted //= 2
-            self._load_every_s *= 2
-        self._load_noted_s = now_s + self._load_every_s
-        self._loads_noted += 1
-        tokens = sum(int(g.sum()) for g in self.ledger.generated)
-        running = held = 0
-        for deployment in self.engines.deployments.values():
-            for replica in deployment.replicas:
-                if replica.ready_s is None:
-                    continue
-                begun = self.executor.progress(replica.key)
-                tokens += sum(n for r, n in begun.items() if r in replica.outstanding)
-                held += len(replica.outstanding)
-                running += sum(1 for n in begun.values() if n) if begun else 0
-        queued = self.serving.waiting()
-        self.log.add(now_s, "load", running=running, at_engines=held, waiting=queued, tokens=tokens)
 
     def _take(self, events: Iterable[EngineEvent]) -> None:
         for event in events:
@@ -257,7 +216,10 @@ class Coordinator:
                     )
                     self._calibrator.add_start(deployment.node, key, time_s - replica.started_s)
             else:
-                self._replace(deployment, replica, event.reason, time_s)
+                self._failures.replace(deployment, replica, event.reason, time_s)
+                if self._failures.hopeless is not None:
+                    self.stopped = self._failures.hopeless
+                    self.request_drain()
         self.queue.end_calls(self.now_s())
         end = self.plan.stages[self.rule.stage].end
         if end.kind == "node_progress":
@@ -367,55 +329,6 @@ class Coordinator:
         for replica in list(deployment.replicas):
             self._stop_replica(deployment, replica)
         self.engines.note_stopped(deployment, self.now_s(), finished=self.ledger.settled(node))
-
-    def _replace(
-        self, deployment: Deployment, replica: Replica, reason: str, time_s: float
-    ) -> None:
-        """Start an engine anew that has failed, elsewhere if possible; or give its node up."""
-        node = deployment.node
-        held = list(replica.outstanding) if replica.ready_s is not None else []
-        self._stop_replica(deployment, replica)
-        victims = [r for r in held if self.ledger.status[node][r] == Status.READY]
-        self.serving.failures[node] += 1
-        failures = self.serving.failures[node]
-        name = self._names[node]
-        self.log.add(
-            time_s, "engine_failed", key=replica.key, node=name, reason=reason,
-            failures=failures,
-        )  # fmt: skip
-        if failures >= self.options.max_engine_failures:
-            if replica.ready_s is None:
-                self._stop_unstarted(deployment, replica, reason)
-                return
-            self._give_up(
-                deployment,
-                replica,
-                f"{failures} engines of {name} failed in a row; the last: {reason}",
-            )
-            return
-        for r in victims:
-            deaths = self._deaths[node, r] = self._deaths.get((node, r), 0) + 1
-            if deaths >= self.options.max_request_failures:
-                self.queue.unqueue(node, r)
-                why = f"{deaths} engines died under it; the last: {reason}"
-                self.queue.fail((node, r), why, time_s)
-        self.engines.restart(deployment, replica, time_s)
-
-    def _stop_unstarted(self, deployment: Deployment, failed: Replica, reason: str) -> None:
-        """Have the run stop so that it can be resumed: a node's engines do not come up."""
-        name, failures = self._names[deployment.node], self.serving.failures[deployment.node]
-        self.stopped = f"engines of {name} do not start ({failures} in a row); the last: {reason}"
-        self.engines.forget(deployment, failed, self.now_s(), finished=False)
-        self._drain_requested = True
-
-    def _give_up(self, deployment: Deployment, failed: Replica, reason: str) -> None:
-        """Fail every request of a node that is not settled, and stop its engines."""
-        now_s, node = self.now_s(), deployment.node
-        for replica in deployment.replicas:
-            if replica is not failed:
-                self._stop_replica(deployment, replica)
-        self.engines.note_stopped(deployment, now_s, finished=False)
-        self.queue.fail_node(node, reason, now_s)
 
     def _change_devices(self, event: EngineEvent, time_s: float) -> None:
         """Go on without devices that are lost, or with some that have come back.

@@ -17,8 +17,9 @@ from samullm_plugin.host.interfaces.observer import RunInfo
 from samullm_plugin.model.application import Application, ModelNode, PythonNode, RequestTable
 from samullm_plugin.run.ledger import Ledger, Status
 from samullm_plugin.run.log import RunLog
-from samullm_plugin.run.prompts import Prepared, Prompt, Refused, TextPrompts
+from samullm_plugin.run.prompts import Prepared, Prompt, Refused
 from samullm_plugin.run.request_queue import RequestQueue
+from samullm_plugin.run.text_prompts import TextPrompts
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,9 +33,7 @@ from samullm_plugin.run.metrics import (
     run_metrics,
 )
 from samullm_plugin.run.outputs import OutputWriter
-from samullm_plugin.run.prompts import (
-    PromptBuilder,
-)
+from samullm_plugin.run.prompts import PromptBuilder
 from samullm_plugin.run.recovery import ResumePoint, recover
 from samullm_plugin.run.reuse import opened_reuse
 from samullm_plugin.run.rows import write_layout

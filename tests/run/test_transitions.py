@@ -10,8 +10,9 @@ from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment, Plan, Stage, StageEnd
 from samullm_plugin.run.coordinator import Coordinator
 from samullm_plugin.run.ledger import Ledger, Status
+from samullm_plugin.run.length_prompts import LengthPrompts
 from samullm_plugin.run.log import RunLog
-from samullm_plugin.run.prompts import LengthPrompts, Prompt, Refused
+from samullm_plugin.run.prompts import Prompt, Refused
 from samullm_plugin.run.results import RequestId
 from samullm_plugin.simulator import PlanSimulator
 from samullm_plugin.testing.factories import TestNode, make_problem
