@@ -23,9 +23,15 @@ import msgspec
 from samullm_vllm.channel import ChannelClosedError
 from samullm_vllm.device_locks import DeviceLocks
 from samullm_vllm.device_memory import DeviceMemory
-from samullm_vllm.devices import cpu_cores, cuda_cluster, cuda_devices, detect_platform
-from samullm_vllm.executor import exit_reason
-from samullm_vllm.launching import ForkLauncher, FreshLauncher, Launched, Launcher
+from samullm_vllm.devices import (
+    cpu_cores,
+    cuda_cluster,
+    cuda_devices,
+    detect_platform,
+    lock_names,
+)
+from samullm_vllm.fork_launching import ForkLauncher
+from samullm_vllm.launching import FreshLauncher, Launched, Launcher, exit_reason
 from samullm_vllm.protocol import ProtocolError, Start
 from samullm_vllm.vllm_executor import read_ahead
 from samullm_vllm.workdir import WorkDir
@@ -160,10 +166,10 @@ class Agent:
         cuda = self._platform == "cuda"
         names = cuda_devices(os.environ) if cuda else [str(c) for c in cpu_cores()]
         taken = []
-        for name in names:
+        for name, lock in lock_names(self._platform, names).items():
             if len(self._devices) == self._wanted:
                 break
-            holder = self._locks.acquire(f"{self._platform}:{name}")
+            holder = self._locks.acquire(lock)
             if holder is None:
                 self._devices.append(name)
             else:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
+from samullm_vllm.devices import gpu_handle
+
 logger = logging.getLogger(__name__)
 
 _BACK_S = 10.0
@@ -40,12 +42,7 @@ class DeviceMemory:
             return
         try:
             nvml.nvmlInit()  # for as long as this process lives
-            self._handles = [
-                nvml.nvmlDeviceGetHandleByIndex(int(name))
-                if name.isdecimal()
-                else nvml.nvmlDeviceGetHandleByUUID(name)
-                for name in names
-            ]
+            self._handles = [gpu_handle(nvml, name) for name in names]
             self._nvml = nvml
         except nvml.NVMLError as error:
             logger.warning("NVML cannot tell how much memory of the GPUs is used: %s", error)

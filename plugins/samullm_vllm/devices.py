@@ -57,6 +57,48 @@ def cuda_devices(environment: Mapping[str, str]) -> list[str]:
         return [str(i) for i in range(nvml.nvmlDeviceGetCount())]
 
 
+def lock_names(platform: Platform, names: Sequence[str], nvml: Any = None) -> dict[str, str]:
+    """Return what devices are locked as, by their names: a GPU has one, however it is written.
+
+    ``0``, ``GPU-8932f937`` and the whole UUID are the same card; so is index 0 of a run that sees
+    all cards and of one that was given the card's UUID.
+
+    Args:
+        platform: what the devices are.
+        names: as :func:`cuda_devices` gives them, or numbers of cores.
+        nvml: the module ``pynvml`` or what stands for it.
+    """
+    if platform == "cpu" or (nvml is None and find_spec("pynvml") is None):
+        return {name: f"{platform}:{name}" for name in names}
+    with open_nvml(nvml) as found:
+        return {
+            name: f"{platform}:{_text(found.nvmlDeviceGetUUID(gpu_handle(found, name)))}"
+            for name in names
+        }
+
+
+def gpu_handle(nvml: Any, name: str) -> Any:
+    """Return NVML's handle of a GPU.
+
+    Args:
+        nvml: the module ``pynvml`` or what stands for it.
+        name: as CUDA takes it: an index, a UUID, or the beginning of one.
+
+    Raises:
+        NVMLError: if there is no such GPU.
+    """
+    if name.isdecimal():
+        return nvml.nvmlDeviceGetHandleByIndex(int(name))
+    try:
+        return nvml.nvmlDeviceGetHandleByUUID(name)
+    except nvml.NVMLError:
+        for i in range(nvml.nvmlDeviceGetCount()):
+            handle = nvml.nvmlDeviceGetHandleByIndex(i)
+            if _text(nvml.nvmlDeviceGetUUID(handle)).startswith(name):
+                return handle
+        raise
+
+
 @contextmanager
 def open_nvml(nvml: Any = None) -> Iterator[Any]:
     """Yield NVML for as long as the context lasts.
@@ -102,12 +144,7 @@ def cuda_cluster(names: Sequence[str] | None = None, nvml: Any = None) -> Cluste
     with open_nvml(nvml) as found:
         if names is None:
             names = [str(i) for i in range(found.nvmlDeviceGetCount())]
-        handles = [
-            found.nvmlDeviceGetHandleByIndex(int(name))
-            if name.isdecimal()
-            else found.nvmlDeviceGetHandleByUUID(name)
-            for name in names
-        ]
+        handles = [gpu_handle(found, name) for name in names]
         gpus = tuple(
             Gpu(_text(found.nvmlDeviceGetName(h)), int(found.nvmlDeviceGetMemoryInfo(h).total))
             for h in handles

@@ -22,8 +22,10 @@ from samullm_plugin import (
 )
 from samullm_plugin.model.latency import CURVES, StepLatency
 from samullm_vllm.engine import engine_args
-from samullm_vllm.executor import ProcessExecutor, ProcessOptions
-from samullm_vllm.launching import ForkLauncher, Launcher
+from samullm_vllm.executor import ProcessExecutor
+from samullm_vllm.fork_launching import ForkLauncher
+from samullm_vllm.launching import Launcher
+from samullm_vllm.process_options import ProcessOptions
 from samullm_vllm.protocol import Start
 from samullm_vllm.vllm_executor import check_installed
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import selectors
-import signal
 import sys
 import time
 from abc import abstractmethod
@@ -13,7 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 
 from samullm_plugin import (
     Cluster,
@@ -28,8 +27,9 @@ from samullm_plugin.engine import StepTable
 from samullm_plugin.host.interfaces.moving import move_rule
 from samullm_plugin.model.types import Floats
 from samullm_vllm.channel import ChannelClosedError
-from samullm_vllm.launching import Launched, Launcher, kept_fork_server
-from samullm_vllm.processes import last_error
+from samullm_vllm.fork_launching import kept_fork_server
+from samullm_vllm.launching import Launcher, exit_reason
+from samullm_vllm.process_options import ProcessOptions
 from samullm_vllm.protocol import (
     Asleep,
     Beat,
@@ -52,31 +52,6 @@ logger = logging.getLogger(__name__)
 _TICK_S = 0.2
 _STATUS_WAIT_S = 0.2
 _KILL_S = 10.0
-
-
-class ProcessOptions(BaseModel):
-    """Options of executors whose engines are processes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    hang_timeout_s: float = Field(
-        default=120.0,
-        gt=0,
-        description="An engine that gives no sign of life for so long has failed. Must exceed "
-        "its longest iteration.",
-    )
-    load_timeout_s: float = Field(
-        default=1800.0, gt=0, description="An engine that is not ready after so long has failed."
-    )
-    stop_timeout_s: float = Field(
-        default=60.0,
-        gt=0,
-        description="An engine that does not report its unfinished requests within this time is "
-        "killed; they then continue from what was last heard of them.",
-    )
-    heartbeat_s: float = Field(
-        default=0.25, gt=0, description="Seconds between an engine's signs of life."
-    )
 
 
 class ProcessExecutor(Executor):
@@ -443,26 +418,3 @@ class ProcessExecutor(Executor):
         if not self._running.kill(replica.launched, _KILL_S):
             logger.error("engine %s: processes do not end: %s", replica.spec.key, replica.launched)
         self._disconnect(replica)
-
-
-def exit_reason(launched: Launched, timeout_s: float, launcher: Launcher, log: str) -> str:
-    """Return how an engine's processes ended, waiting a little for word of it.
-
-    Args:
-        launched: the processes.
-        timeout_s: how long to wait.
-        launcher: who started them.
-        log: path of their output.
-    """
-    deadline_s = time.monotonic() + timeout_s
-    while not launched.exited and not launched.lost and time.monotonic() < deadline_s:
-        launcher.update()
-        time.sleep(0.002)
-    bad = {pid: s for pid, s in launched.exited.items() if s != 0} or launched.exited
-    for pid, status in bad.items():
-        if status < 0:
-            return f"engine process {pid} was ended by {signal.Signals(-status).name}"
-        said = last_error(log) if status else None
-        ended = f"engine process {pid} ended with exit status {status}"
-        return f"{ended}: {said}" if said else ended
-    return launched.why_lost or "the engine process ended"

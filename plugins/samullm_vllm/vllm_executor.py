@@ -24,10 +24,13 @@ from samullm_vllm.devices import (
     cuda_cluster,
     cuda_devices,
     detect_platform,
+    lock_names,
 )
 from samullm_vllm.engine import engine_args
-from samullm_vllm.executor import ProcessExecutor, ProcessOptions
-from samullm_vllm.launching import ForkLauncher, FreshLauncher, Launcher
+from samullm_vllm.executor import ProcessExecutor
+from samullm_vllm.fork_launching import ForkLauncher
+from samullm_vllm.launching import FreshLauncher, Launcher
+from samullm_vllm.process_options import ProcessOptions
 from samullm_vllm.protocol import Sleep, Start, Wake
 from samullm_vllm.replica import Replica
 
@@ -130,8 +133,8 @@ class VllmExecutor(ProcessExecutor):
         """
         mine: list[str] = []
         taken: list[str] = []
-        for name in self._names:
-            holder = self._locks.acquire(f"{self._platform}:{name}")
+        for name, lock in lock_names(self._platform, self._names).items():
+            holder = self._locks.acquire(lock)
             if holder is None:
                 mine.append(name)
             else:

@@ -16,7 +16,8 @@ from samullm_plugin.bench.engine_cases import (
     digest,
 )
 from samullm_plugin.bench.engine_profiles import Measurement
-from samullm_plugin.bench.rows import BenchRun, PlannedCase, try_plan
+from samullm_plugin.bench.engine_rows import BenchRun, PlannedCase
+from samullm_plugin.bench.rows import try_plan
 from samullm_plugin.errors import PluginError
 from samullm_plugin.planning.records import read_record, to_record
 from samullm_plugin.run.journal import Journal, read_appended

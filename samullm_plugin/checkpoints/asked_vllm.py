@@ -26,7 +26,7 @@ from samullm_plugin.checkpoints.parts import Attention, Layer, Layers, Mlp, Part
 
 logger = logging.getLogger(__name__)
 
-_LIMIT_S = 300.0
+_LIMIT_S = 600.0
 
 _SCRIPT = """
 import json, os, sys, tempfile, warnings

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.util import find_spec
 from typing import Annotated, Any
 
 import typer
@@ -71,10 +71,10 @@ COMMANDS = {
 """Every built-in command, in the order of ``--help``."""
 
 SHIPPED_COMMANDS = {
-    "doctor": ("vllm", "Examine this machine, and run a tiny model through everything."),
-    "cluster": ("ray", "Print the machines of a Ray cluster as a section of app.yaml."),
+    "doctor": ("samullm_vllm", "Examine this machine, and run a tiny model."),
+    "cluster": ("samullm_ray", "Print a Ray cluster as a section of app.yaml."),
 }
-"""Commands of shipped plugins: plugin and help. Asking all plugins takes too long for ``--help``;
+"""Commands of shipped plugins: package and help. Asking all plugins takes too long for ``--help``;
 the commands themselves come from the plugins like any other's."""
 
 GLOBAL_FLAGS = {
@@ -192,9 +192,8 @@ class _Commands(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the built-in commands and those of shipped plugins that are installed."""
-        installed = {entry.name for entry in entry_points(group="samullm")}
-        return [*COMMANDS, *(n for n, (plugin, _) in SHIPPED_COMMANDS.items()
-                             if plugin in installed)]  # fmt: skip
+        shipped = [n for n, (package, _) in SHIPPED_COMMANDS.items() if find_spec(package)]
+        return [*COMMANDS, *shipped]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return a command by name: a built-in one, else a plugin's.
@@ -212,6 +211,8 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     cls=_Commands,
     add_completion=False,
+    rich_markup_mode=None,  # importing rich takes longer than everything else here
+    pretty_exceptions_enable=False,
     help="Plan, simulate and run offline inference of multi-LLM applications.",
     epilog="`samullm plugins` also lists commands that other plugins add.",
 )

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from samullm_plugin.bench.engine_bench import EngineBenchResult
     from samullm_plugin.bench.engine_cases import EngineBenchSettings
     from samullm_plugin.bench.engine_profiles import Measurement
-    from samullm_plugin.bench.rows import EngineRow, Spread
+    from samullm_plugin.bench.engine_rows import EngineRow
+    from samullm_plugin.bench.rows import Spread
     from samullm_plugin.host.manager import PluginHost
 
 SCHEDULERS = "auto,greedy,max-heuristic,min-heuristic"
@@ -44,7 +45,7 @@ def bench_engines(
     """
     from samullm_plugin.bench.engine_bench import EngineBench
     from samullm_plugin.bench.engine_cases import CaseBuilder
-    from samullm_plugin.bench.rows import engine_rows, mean_error_pct
+    from samullm_plugin.bench.engine_rows import engine_rows, mean_error_pct
     from samullm_plugin.cli.collect_env import collect
 
     found = collect()
@@ -184,7 +185,7 @@ def _show(text: str, rows: Sequence[EngineRow], rounds: int) -> None:
 
 
 def _show_summary(rows: Sequence[EngineRow], schedulers: Sequence[str]) -> None:
-    from samullm_plugin.bench.rows import mean_error_pct
+    from samullm_plugin.bench.engine_rows import mean_error_pct
 
     table = []
     for name in schedulers:

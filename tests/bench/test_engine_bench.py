@@ -10,7 +10,7 @@ import pytest
 from samullm_plugin import InputError, PluginHost
 from samullm_plugin.bench.engine_bench import EngineBench
 from samullm_plugin.bench.engine_cases import CaseBuilder, EngineBenchSettings
-from samullm_plugin.bench.rows import BenchRun, PlannedCase, engine_rows, mean_error_pct
+from samullm_plugin.bench.engine_rows import BenchRun, PlannedCase, engine_rows, mean_error_pct
 from samullm_plugin.checkpoints.models import bundled_model, read_checkpoint
 from samullm_plugin.checkpoints.random_models import random_model
 from samullm_plugin.cli.app import main

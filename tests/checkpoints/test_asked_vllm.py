@@ -38,6 +38,8 @@ def write(folder: Path, config: dict[str, Any]) -> Path:
 
 
 @pytest.mark.vllm
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # vLLM is imported twice, by itself the second time
 def test_vllm_says_what_the_reader_would(
     tmp_path: Path, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
 ) -> None:

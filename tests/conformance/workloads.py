@@ -179,7 +179,18 @@ def named_cases() -> dict[str, Case]:
         priority=np.array([1, 0, 2, 0, 0, 2, 0, 2, 0, 0, 2, 1]),
         prompt_token_ids=tuple(np.array([int(c) for c in p]) for p in prompts),
     )
+    drawn = np.random.default_rng(2)
+    parting = Workload(
+        drawn.integers(1, 40, 60),
+        drawn.integers(1, 60, 60),
+        priority=drawn.integers(-1, 3, 60),
+        arrival_step=drawn.integers(0, 60, 60),
+    )
+    few = EngineConfig(
+        max_num_seqs=5, max_num_batched_tokens=16, num_blocks=8, scheduling_policy="priority"
+    )
     result = {
+        "priority, one preempts itself: vLLM 0.32 and 0.33 part": Case(few, parting),
         "prompts longer than the token budget": Case(
             replace(roomy, max_num_batched_tokens=100), some(40, 900, 60)
         ),

@@ -12,15 +12,20 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import pytest
+
+from tests.docs.commands import CommandServer, words_of
 
 REPOSITORY = Path(__file__).parents[2]
 TUTORIAL = REPOSITORY / "docs" / "tutorial.md"  # run by tests/packaging, which really installs
@@ -86,6 +91,28 @@ def run_step(step: Step, folder: Path) -> None:
     script = "\n".join(line for line in lines if not line.startswith("make"))
     if not script.strip():
         return
+    code, printed = _run(script, folder)
+    assert code == 0, f"line {step.line}: {script}\n{printed}"
+    if step.expected is not None:
+        assert matches(step.expected, printed), (
+            f"line {step.line}: {script}\nexpected:\n{step.expected}\nprinted:\n{printed}"
+        )
+
+
+@cache
+def _server() -> CommandServer:
+    server = CommandServer()
+    atexit.register(server.close)
+    return server
+
+
+def _run(script: str, folder: Path) -> tuple[int, str]:
+    """Run a command and return its exit code and what it printed."""
+    words = words_of(script)
+    if words is not None:
+        with NamedTemporaryFile("r", encoding="utf-8") as output:
+            code = _server().run(words, folder, Path(output.name), COLUMNS="160")
+            return code, output.read()
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
@@ -97,11 +124,7 @@ def run_step(step: Step, folder: Path) -> None:
         timeout=200,
         check=False,
     )
-    assert done.returncode == 0, f"line {step.line}: {script}\n{done.stdout}"
-    if step.expected is not None:
-        assert matches(step.expected, done.stdout), (
-            f"line {step.line}: {script}\nexpected:\n{step.expected}\nprinted:\n{done.stdout}"
-        )
+    return done.returncode, done.stdout
 
 
 def matches(expected: str, printed: str) -> bool:

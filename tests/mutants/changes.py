@@ -16,14 +16,12 @@ ENGINE = (
 )
 TRANSITION = ("tests/rules/test_transition.py",)
 SIMULATOR = ("tests/simulator", "tests/rules/test_preparing.py")
-COORDINATOR = (
-    "tests/run/test_transitions.py",
-    "tests/run/test_failures.py",
-    "tests/run/test_resuming.py",
-    "tests/run/test_lost_devices.py",
+FAILURES = ("tests/run/test_failures.py", "tests/run/test_transitions.py")
+EQUAL = (
+    "tests/run/test_coordinator_equals_simulator.py::test_random_problems",
+    "tests/run/test_coordinator_equals_simulator.py::test_request_policies",
 )
-QUEUE = (*COORDINATOR, "tests/run/test_functions.py", "tests/run/test_texts.py")
-REUSE = ("tests/run/test_reuse.py", "tests/run/test_store.py")
+REUSE = ("tests/run/test_reuse.py::test_keys", "tests/run/test_store.py")
 REPLANNING = ("tests/run/test_residual.py", "tests/run/test_replanning.py")
 
 
@@ -224,7 +222,7 @@ CHANGES = (
         "an engine that started early is stopped",
         "return running.stage > current  # started early",
         "return False",
-        (*TRANSITION, "tests/run/test_transitions.py"),
+        TRANSITION,
     ),
     Change(
         _RULE,
@@ -316,14 +314,14 @@ CHANGES = (
         "a call whose rows are missing is not called again",
         "if ledger.rows_settled(request):",
         "if True:",
-        ("tests/run/test_recovery.py", "tests/run/test_functions.py"),
+        ("tests/run/test_recovery.py",),
     ),
     Change(
         _RECOVERY,
         "a retry in the journal is not replayed",
         "                found.reopen_failed()\n                resume.rejected.clear()",
         "                resume.rejected.clear()",
-        ("tests/run/test_recovery.py", "tests/run/test_resuming.py"),
+        ("tests/run/test_recovery.py",),
     ),
     Change(
         "samullm_plugin/run/journal.py",
@@ -337,77 +335,77 @@ CHANGES = (
         "two processes may resume one run",
         "            )\n        directory.lock()\n        return directory",
         "            )\n        return directory",
-        ("tests/run/test_resuming.py", "tests/run/test_run_command.py"),
+        ("tests/run/test_resuming.py::test_one_process_at_a_time",),
     ),
     Change(
         _COORDINATOR,
         "failures of engines add up over the whole run",
         "            self._failures[node] = 0\n",
         "",
-        COORDINATOR,
+        FAILURES,
     ),
     Change(
         _COORDINATOR,
         "a new plan uses lost devices",
         "self.rule = RunState(barred=set(self.engines.lost))",
         "self.rule = RunState()",
-        COORDINATOR,
+        ("tests/run/test_lost_devices.py",),
     ),
     Change(
         _COORDINATOR,
         "a request survives one engine more than it may",
         "if deaths >= self.options.max_request_failures:",
         "if deaths > self.options.max_request_failures:",
-        COORDINATOR,
+        FAILURES,
     ),
     Change(
         _COORDINATOR,
         "requests that finish while their engine stops are forgotten",
         "if replica.outstanding:  # the executor will report",
         "if False:  # the executor will report",
-        COORDINATOR,
+        FAILURES,
     ),
     Change(
         "samullm_plugin/run/dispatch.py",
         "requests that wait for one another change replicas",
         "if self.inputs.has_chain:\n                self._chain_at[chain] = replica",
         "if False:\n                self._chain_at[chain] = replica",
-        COORDINATOR,
+        EQUAL,
     ),
     Change(
         "samullm_plugin/run/dispatch.py",
         "all requests go to the first replica",
         "            self._turn += 1\n",
         "",
-        COORDINATOR,
+        EQUAL,
     ),
     Change(
         _REQUESTS,
         "requests are dealt in the order in which they became ready",
         "taken = sorted(self._queue[node])",
         "taken = list(self._queue[node])",
-        QUEUE,
+        ("tests/run/test_rejected.py",),
     ),
     Change(
         _REQUESTS,
         "tokens generated before a move are not counted",
         "            before + output.num_tokens,\n            prompt_tokens,",
         "            output.num_tokens,\n            prompt_tokens,",
-        QUEUE,
+        ("tests/run/test_rejected.py",),
     ),
     Change(
         _REQUESTS,
         "a rejected output counts as generated",
         "        self.ledger.generated[request[0]][request[1]] = 0\n",
         "",
-        QUEUE,
+        ("tests/run/test_rejected.py",),
     ),
     Change(
         _REQUESTS,
         "one input left out leaves the request out",
         "if all(s == Status.SKIPPED for s in states)",
         "if any(s == Status.SKIPPED for s in states)",
-        QUEUE,
+        ("tests/run/test_texts.py",),
     ),
     Change(
         "samullm_plugin/run/reuse.py",

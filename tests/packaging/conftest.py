@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
@@ -42,10 +43,10 @@ class Environment:
 
 
 def build_wheel(source: Path, output: Path) -> Path:
-    """Build a wheel with the build tools of this environment and return its path."""
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation"]
+    """Build a wheel with the build backend of this environment and return its path."""
     done = subprocess.run(
-        [*command, "--outdir", str(output), str(source)],
+        [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "-d", str(output)],
+        cwd=source,
         capture_output=True,
         text=True,
         check=False,
@@ -81,29 +82,24 @@ def example_wheel(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
 
 
 @pytest.fixture
-def third_party(tmp_path: Path) -> Callable[[str, str], Path]:
-    """Build the wheel of a third party's plugin of one module."""
+def third_party(installed: Environment) -> Iterator[Callable[[str, str], None]]:
+    """Put a third party's plugin of one module where pip would; it is gone after the test.
 
-    def build(distribution: str, source: str) -> Path:
+    That pip installs such packages is shown by the examples and the tutorial.
+    """
+    (site,) = installed.folder.glob("lib/python*/site-packages")
+    made: list[Path] = []
+
+    def add(distribution: str, source: str) -> None:
         module = distribution.replace("-", "_")
-        project = tmp_path / distribution
-        project.mkdir()
-        (project / f"{module}.py").write_text(dedent(source))
-        (project / "pyproject.toml").write_text(
-            dedent(f"""
-            [build-system]
-            requires = ["hatchling"]
-            build-backend = "hatchling.build"
-            [project]
-            name = "{distribution}"
-            version = "0.7"
-            dependencies = ["samullm-plugin"]
-            [project.entry-points.samullm]
-            main = "{module}"
-            [tool.hatch.build.targets.wheel]
-            include = ["{module}.py"]
-            """)
-        )
-        return build_wheel(project, tmp_path / f"{distribution}-wheel")
+        record = site / f"{module}-0.7.dist-info"
+        record.mkdir()
+        made.extend([site / f"{module}.py", record])
+        (site / f"{module}.py").write_text(dedent(source))
+        metadata = f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 0.7\n"
+        (record / "METADATA").write_text(metadata)
+        (record / "entry_points.txt").write_text(f"[samullm]\nmain = {module}\n")
 
-    return build
+    yield add
+    for path in made:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -410,7 +410,7 @@ def test_plan_and_run_from_the_command_line(
 @pytest.fixture
 def forker() -> Iterator[None]:
     """Keep the process that has imported vLLM for both runs."""
-    from samullm_vllm.launching import kept_fork_server
+    from samullm_vllm.fork_launching import kept_fork_server
 
     with kept_fork_server():
         yield

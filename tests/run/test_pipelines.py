@@ -45,7 +45,7 @@ ENGINE = {
 @pytest.fixture(scope="module", autouse=True)
 def forker() -> Iterator[None]:
     """Keep the process that has imported vLLM from test to test."""
-    from samullm_vllm.launching import kept_fork_server
+    from samullm_vllm.fork_launching import kept_fork_server
 
     with kept_fork_server():
         yield

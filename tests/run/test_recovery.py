@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import samullm_plugin as sl
 from samullm_plugin.planning.records import to_record
+from samullm_plugin.run.ledger import Status
 from samullm_plugin.run.recovery import recover
 from tests.run.worlds import small_plan, small_problem
 
@@ -34,3 +37,38 @@ def test_a_new_plan_begins_before_its_first_stage() -> None:
     assert after.resume.stages_run == 1
     assert after.plan == small_plan()
     assert after.resume.clock_s == 6.0
+
+
+def test_a_list_whose_rows_are_missing_is_made_again(tmp_path: Path) -> None:
+    """A call that ended just before the end of the process, its elements not yet written."""
+    app = sl.App("lists", models={"m": "THUDM/chatglm3-6b"}, folder=tmp_path)
+    words = app.python("words", split, data=[{"id": "x", "text": "a b"}], max=2)
+    app.llm("say", model="m", for_each=words, prompt="{{ words }}", max_tokens=4)
+    known, node = app.load().app, 1
+    call = {"time_s": 1.0, "kind": "finished", "node": "words", "request": 0, "num_tokens": 2}
+    rows = [{**call, "request": r, "value": "a"} for r in (1, 2)]
+    for missing in (0, 1):
+        ledger = recover(known, [call, *rows[:missing]], "events.jsonl").resume.ledger
+        assert ledger.status[node][0] == Status.WAITING
+    ledger = recover(known, [call, *rows], "events.jsonl").resume.ledger
+    assert ledger.status[node].tolist() == [Status.FINISHED] * 3
+
+
+def split(row: dict[str, str]) -> list[str]:
+    return row["text"].split()
+
+
+def test_failures_before_a_retry_are_open_again() -> None:
+    app, plan = small_problem().app, to_record(small_plan())
+    journal: list[dict[str, Any]] = [
+        {"time_s": 0.0, "kind": "plan", "plan": plan},
+        *finished("a", 19, 5.0),
+        {"time_s": 6.0, "kind": "failed", "node": "a", "request": 19, "error": "no"},
+    ]
+    assert recover(app, journal, "events.jsonl").resume.ledger.status[0][19] == Status.FAILED
+    journal.append({"time_s": 7.0, "kind": "retry", "requests": 1})
+    found = recover(app, journal, "events.jsonl")
+    assert found.resume.ledger.status[0][19] == Status.WAITING
+    assert not any(r["kind"] == "failed" for r in found.records)
+    journal += finished("a", 20, 8.0)[19:]
+    assert recover(app, journal, "events.jsonl").resume.ledger.settled(0)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from samullm_vllm.executor import ProcessExecutor
-from samullm_vllm.launching import kept_fork_server
+from samullm_vllm.fork_launching import kept_fork_server
 from samullm_vllm.vllm_executor import VllmExecutor, VllmOptions
 
 from samullm_plugin import (

@@ -129,6 +129,12 @@ class FakeNvml:
             raise RuntimeError("Not Found")
         return 1
 
+    def nvmlDeviceGetCount(self) -> int:
+        return 2
+
+    def nvmlDeviceGetUUID(self, handle: int) -> str:
+        return ("GPU-a", "GPU-b")[handle]
+
     def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:
         return SimpleNamespace(used=self.used.pop(0) if len(self.used) > 1 else self.used[0])
 

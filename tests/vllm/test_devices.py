@@ -9,7 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 from samullm_vllm import general
-from samullm_vllm.devices import cpu_cores, cuda_cluster, cuda_devices, detect_platform
+from samullm_vllm.devices import (
+    cpu_cores,
+    cuda_cluster,
+    cuda_devices,
+    detect_platform,
+    lock_names,
+)
 from samullm_vllm.engine import engine_args
 from samullm_vllm.processes import RecordedProcess, kill
 from samullm_vllm.vllm_executor import read_ahead
@@ -51,6 +57,27 @@ def test_groups_follow_the_visible_devices() -> None:
 
     nvml.nvmlDeviceGetP2PStatus = unknown
     assert cuda_cluster(["3", "0"], nvml).nvlink_groups == ((0,), (1,))
+
+
+def test_a_card_has_one_lock_however_it_is_written() -> None:
+    whole = ["GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", "GPU-1c5d5a45-0000-0000-0000-000000000000"]
+    nvml = fake_nvml(set(), 2)
+    nvml.nvmlDeviceGetUUID = whole.__getitem__
+
+    def by_uuid(name: str) -> int:
+        if name not in whole:
+            raise RuntimeError("Not Found")
+        return whole.index(name)
+
+    nvml.nvmlDeviceGetHandleByUUID = by_uuid
+    names = ["0", "1", whole[0], "GPU-1c5d"]
+    locks = lock_names("cuda", names, nvml)
+    assert locks["0"] == locks[whole[0]] == f"cuda:{whole[0]}"
+    assert locks["1"] == locks["GPU-1c5d"] == f"cuda:{whole[1]}"
+    assert cuda_cluster(["GPU-1c5d"], nvml).num_gpus == 1
+    with pytest.raises(InputError, match="Not Found"):
+        lock_names("cuda", ["GPU-77"], nvml)
+    assert lock_names("cpu", ["0", "3"]) == {"0": "cpu:0", "3": "cpu:3"}
 
 
 def test_a_driver_that_does_not_answer_is_told() -> None:
