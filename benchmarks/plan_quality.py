@@ -5,11 +5,13 @@ Run from the repository root::
     python benchmarks/plan_quality.py gaps [--schedulers auto,greedy] [--only NAME]
     python benchmarks/plan_quality.py lengths [APPLICATION ...] [--seeds 30] [--gpus 8]
     python benchmarks/plan_quality.py chains [--schedulers auto,greedy] [--gpus 8]
+    python benchmarks/plan_quality.py prepared [APPLICATION ...] [--schedulers auto,greedy]
 
 ``gaps`` plans the problems behind the instances of ``tests/instances``. ``lengths`` compares plans
 that were made with one, several and the true length scenarios, and carries them out on the same
 hidden lengths, of the planner's own distribution and of others. ``chains`` compares chains of one
-model written as one node and as one node per step.
+model written as one node and as one node per step. ``prepared`` plans with and without engine
+starts that are prepared ahead, and carries both plans out on the same hidden lengths.
 """
 
 from __future__ import annotations
@@ -231,10 +233,37 @@ def chains(host: PluginHost, gpus: int, schedulers: Sequence[str]) -> None:
             )
 
 
+def prepared(
+    host: PluginHost, names: Sequence[str], seeds: int, gpus: int, schedulers: Sequence[str]
+) -> None:
+    """Print what starts that are prepared ahead save, paired over the hidden draws."""
+    warm_up(host, schedulers)
+    print("| application | scheduler | without, s | with, s | paired difference | worst draw |")
+    print("|---|---|--:|--:|--:|--:|")
+    for text in names:
+        for s in schedulers:
+            realised = []
+            for ahead in (False, True):
+                count = 4 if s == "auto" else 1
+                given = CaseSettings(
+                    scenarios=count, seeds=seeds, shifts=(), gpus=gpus, prepared_starts=ahead
+                )
+                case = make_case(host, text, given)
+                plan = make_plan(host, case.problem, s).plan
+                hidden = next(h for h in case.hidden if h.label == "same").problem
+                traces = PlanSimulator(hidden).simulate(plan)
+                realised.append(np.array([t.makespan_s for t in traces]))
+            ratio = 100 * (realised[1] / realised[0] - 1)
+            error = ratio.std(ddof=1) / np.sqrt(len(ratio))
+            means = " | ".join(f"{r.mean():,.1f}" for r in realised)
+            difference = f"{ratio.mean():+.2f} ± {error:.2f} %"
+            print(f"| `{text}` | {s} | {means} | {difference} | {ratio.max():+.1f} % |", flush=True)
+
+
 def main() -> None:
     """Measure one part."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("part", choices=["gaps", "lengths", "chains"])
+    parser.add_argument("part", choices=["gaps", "lengths", "chains", "prepared"])
     parser.add_argument("applications", nargs="*", default=APPLICATIONS)
     parser.add_argument("--schedulers", default="auto,greedy")
     parser.add_argument("--only", default="", help="only instances whose names contain this")
@@ -246,6 +275,8 @@ def main() -> None:
         gaps(host, schedulers, given.only)
     elif given.part == "chains":
         chains(host, given.gpus, schedulers)
+    elif given.part == "prepared":
+        prepared(host, given.applications, given.seeds, given.gpus, schedulers)
     else:
         lengths(host, given.applications, given.seeds, given.gpus, schedulers[0])
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -59,6 +61,41 @@ def connect(options: RayOptions) -> bool:
             "leave the address out to use this machine alone"
         ) from error
     return True
+
+
+class HeadWatch:
+    """Notices that the head of the cluster (its GCS) is gone.
+
+    Agents go on without it, but Ray ends a process that has not reached it for a minute, without
+    a word to that process.
+
+    Args:
+        limit_s: silence after which it is gone.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        import ray
+
+        self.address: str = ray.get_runtime_context().gcs_address
+        self._limit_s = limit_s
+        self._heard_s = time.monotonic()
+        self._closed = threading.Event()
+        threading.Thread(target=self._watch, daemon=True, name="head-watch").start()
+
+    def _watch(self) -> None:
+        host, _, port = self.address.rpartition(":")
+        while not self._closed.wait(1.0):
+            with suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), 2.0):
+                self._heard_s = time.monotonic()
+
+    @property
+    def gone(self) -> bool:
+        """Return whether the head has been silent for too long."""
+        return time.monotonic() - self._heard_s > self._limit_s
+
+    def close(self) -> None:
+        """Watch no longer."""
+        self._closed.set()
 
 
 def device_resource(options: RayOptions) -> str:
@@ -224,15 +261,20 @@ def missing_models(handles: Sequence[Any], paths: Sequence[str]) -> list[list[st
     ]
 
 
-def end_agents(handles: Sequence[Any]) -> None:
-    """Have agents end their engines, then end themselves; those that do not answer are killed."""
+def end_agents(handles: Sequence[Any], *, head_gone: bool = False) -> None:
+    """Have agents end their engines, then end themselves; those that do not answer are killed.
+
+    Args:
+        handles: of the agents.
+        head_gone: there is no head to have them killed; they end with the rest of the cluster.
+    """
     if not handles:
         return
     import ray
 
     with suppress(Exception):  # whatever became of them, they are killed below
         ray.wait([h.stop.remote() for h in handles], num_returns=len(handles), timeout=15.0)
-    for handle in handles:
+    for handle in handles if not head_gone else ():
         with suppress(Exception):  # it is gone already
             ray.kill(handle)
 
@@ -258,17 +300,19 @@ def check_facts(facts: Sequence[MachineFacts]) -> None:
 
 
 def greet_later(
-    handle: Any, timeout_s: float, heard: Callable[[MachineFacts | None], None]
+    start: Callable[[], Any], timeout_s: float, heard: Callable[[Any, MachineFacts], None]
 ) -> None:
-    """Ask an agent that may start much later to say hello; another thread calls ``heard``."""
+    """Start an agent that may be there much later, in another thread, which calls ``heard``.
 
-    def done(future: Future[MachineFacts]) -> None:
-        heard(None if future.exception() is not None else future.result())
+    Args:
+        start: starts the agent and returns its handle; waits for the head of the cluster.
+        timeout_s: for the agent to import vLLM.
+        heard: is given the handle and what the agent says of its machine, once it answers.
+    """
 
     def ask() -> None:
-        try:
-            handle.hello.remote(timeout_s).future().add_done_callback(done)
-        except Exception:  # the cluster is gone
-            heard(None)
+        with suppress(Exception):  # the cluster is gone: nothing joins
+            agent = start()
+            heard(agent, agent.hello.remote(timeout_s).future().result())
 
-    threading.Thread(target=ask, daemon=True).start()
+    threading.Thread(target=ask, daemon=True, name="greeting").start()

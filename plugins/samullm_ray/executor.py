@@ -14,10 +14,11 @@ from samullm_vllm.executor import ProcessExecutor
 from samullm_vllm.launching import Launcher
 from samullm_vllm.vllm_executor import VllmExecutor, check_installed
 
-from samullm_plugin import Cluster, EngineEvent, EngineSpec, InputError, ModelSpec
+from samullm_plugin import Cluster, EngineEvent, EngineSpec, InputError, ModelSpec, RunError
 from samullm_ray.cluster import (
     Actors,
     ActorTransport,
+    HeadWatch,
     check_facts,
     connect,
     end_agents,
@@ -75,9 +76,10 @@ class RayExecutor(VllmExecutor):
         self._models: dict[str, ModelSpec] = {}
         self._places: dict[int, tuple[int, int]] = {}
         self._actors: Actors | None = None
+        self._head: HeadWatch | None = None
         self._agents: dict[int, Any] = {}
         self._facts: list[MachineFacts] = []
-        self._arrived: queue.SimpleQueue[tuple[int, Any, MachineFacts | None]] = queue.SimpleQueue()
+        self._arrived: queue.SimpleQueue[tuple[int, Any, MachineFacts]] = queue.SimpleQueue()
         self._bell = -1
         self._connected = False
         self._lost = self._joined = 0
@@ -94,6 +96,7 @@ class RayExecutor(VllmExecutor):
         options = self.ray_options
         self._connected = connect(options)
         self._cluster = cluster
+        self._head = HeadWatch(options.lost_timeout_s)
         kept = self._kept.pop(self._warm_key, None)
         self._actors = Actors(cluster, options) if kept is None else kept[0]
         self._places = {
@@ -181,16 +184,16 @@ class RayExecutor(VllmExecutor):
         self._lost += 1
         event = EngineEvent("", "lost", self.now_s(), (), machine.lost, machine.devices)
         self._events.append(event)
-        assert self._actors is not None
-        number = machine.index
-        with suppress(Exception):  # a cluster that is gone: nothing will join
-            agent = self._actors.start(number)
+        if self._head is None or self._head.gone:
+            return  # nothing will join a cluster without a head
+        actors, number = self._actors, machine.index
+        assert actors is not None
 
-            def heard(facts: MachineFacts | None) -> None:
-                self._arrived.put((number, agent, facts))
-                self._ring()
+        def heard(agent: Any, facts: MachineFacts) -> None:
+            self._arrived.put((number, agent, facts))
+            self._ring()
 
-            greet_later(agent, self.ray_options.load_timeout_s, heard)
+        greet_later(lambda: actors.start(number), self.ray_options.load_timeout_s, heard)
 
     def _take_arrivals(self) -> None:
         """Take up machines whose new agents have answered."""
@@ -200,8 +203,6 @@ class RayExecutor(VllmExecutor):
             except queue.Empty:
                 return
             try:
-                if facts is None:
-                    continue
                 check_facts([facts])
             except InputError as error:
                 logger.warning("a machine does not join again: %s", error)
@@ -214,6 +215,12 @@ class RayExecutor(VllmExecutor):
 
     def _pump(self, timeout_s: float) -> None:
         super()._pump(timeout_s)
+        if self._head is not None and self._head.gone:
+            raise RunError(
+                f"executor ray: the head of the cluster at {self._head.address} has not answered "
+                f"for {self.ray_options.lost_timeout_s:g} s (lost_timeout_s); start a cluster "
+                "again and go on with --resume"
+            )
         self._take_arrivals()
 
     def check(self, models: Sequence[ModelSpec]) -> None:
@@ -268,17 +275,22 @@ class RayExecutor(VllmExecutor):
         self.figures()
         healthy = self._launcher is not None and not self._lost
         super().close()
+        head_gone = self._head is not None and self._head.gone
+        if self._head is not None:
+            self._head.close()
+            self._head = None
         if self._actors is not None:
-            if self._keeping and healthy:
+            if self._keeping and healthy and not head_gone:
                 self._kept[self._warm_key] = self._actors, self._agents
             else:
-                end_agents(list(self._agents.values()))
-                self._actors.close()
+                end_agents(list(self._agents.values()), head_gone=head_gone)
+                if not head_gone:
+                    self._actors.close()
             self._actors, self._agents = None, {}
         if self._bell >= 0:
             os.close(self._bell)
             self._bell = -1
-        if self._connected and not self._keeping:
+        if self._connected and (head_gone or not self._keeping):
             import ray
 
             ray.shutdown()

@@ -100,6 +100,11 @@ class VllmExecutor(ProcessExecutor):
         return Cluster.uniform(Gpu("core", int(0.8 * memory / cores)), cores, nvlink=cores)
 
     def _prepare(self, cluster: Cluster) -> None:
+        if len(cluster.machines) > 1:
+            raise InputError(
+                f"executor vllm: the cluster has {len(cluster.machines)} machines, and this "
+                "executor runs engines on its own only; run the plan with --executor ray"
+            )
         check_installed(self.name)
         options = self.vllm_options
         self._platform = detect_platform() if options.platform == "auto" else options.platform

@@ -85,7 +85,7 @@ class AppPlan:
 
     def gantt(self, width: int = 72) -> str:
         """Return a Gantt chart as text, in the first length scenario."""
-        return text_gantt(self.result.traces[0], self.instance.problem.cluster.num_gpus, width)
+        return text_gantt(self.result.traces[0], self.instance.problem.cluster, width)
 
     def save(self, path: str | Path) -> Path:
         """Write the plan as ``plan.json``, for ``samullm run --plan``."""
@@ -95,6 +95,7 @@ class AppPlan:
             self.result.plan,
             application=self.loaded.app.name,
             num_gpus=problem.cluster.num_gpus,
+            machines=problem.cluster.machines_if_several,
             scheduler=self.scheduler,
             makespan_s=list(self.result.makespan_s),
             lower_bound_s=list(self.result.lower_bound_s),
@@ -105,7 +106,7 @@ class AppPlan:
     _HEADINGS: ClassVar = ("stage", "node", "spread", "GPUs", "from s", "to s")
 
     def _rows(self) -> list[tuple[str, ...]]:
-        lines = stage_lines(self.result.plan, self.result.traces[0])
+        lines = stage_lines(self.result.plan, self.result.traces[0], self.instance.problem.cluster)
         return [
             (
                 str(line.stage + 1),

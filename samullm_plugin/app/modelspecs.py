@@ -75,11 +75,11 @@ def _architecture(
     if given is None:
         if folder is not None:
             return _read(folder, where, engine)
-        return bundled_architecture(section.model) or (None, None)
+        return _bundled(section.model, where, engine) or (None, None)
     file = find_checkpoint(given, path.parent)
     if file is not None:
         return _read(file, f"{where}.architecture", engine)
-    if found := bundled_architecture(given):
+    if found := _bundled(given, where, engine):
         return found
     raise InputError(
         f"{where}.architecture: {given!r} is neither a bundled model nor a file; give the "
@@ -97,6 +97,18 @@ def _read(file: Path, where: str, engine: EngineOptions) -> tuple[ModelArchitect
         return read_checkpoint(file, engine)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
+
+
+def _bundled(name: str, where: str, engine: EngineOptions) -> tuple[ModelArchitecture, int] | None:
+    """Return figures and longest length of a bundled model; None if it is not bundled.
+
+    Raises:
+        InputError: naming the section of engine arguments that do not suit it.
+    """
+    try:
+        return bundled_architecture(name, engine)
+    except InputError as error:
+        raise InputError(f"{where}.engine_args: {error}") from error
 
 
 def _engine(arguments: Mapping[str, object], where: str) -> EngineOptions:

@@ -6,15 +6,19 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cache, lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from samullm_plugin.checkpoints.description import ModelDescription, describe
+from samullm_plugin.checkpoints.description import ModelDescription, describe, dtype_bytes
+from samullm_plugin.checkpoints.parts import Part
+from samullm_plugin.checkpoints.quantization import online
 from samullm_plugin.errors import InputError, suggest
 from samullm_plugin.model.application import EngineOptions, ModelSpec
 from samullm_plugin.model.architecture import ModelArchitecture
+from samullm_plugin.model.kv_cache import KvCacheLayers
 
 
 def short_name(model: str) -> str:
@@ -37,14 +41,53 @@ def _table() -> Mapping[str, Mapping[str, Any]]:
     return table
 
 
-def bundled_architecture(model: str) -> tuple[ModelArchitecture, int] | None:
-    """Return a bundled model's figures and ``max_model_len``, or None if it is not bundled."""
+def bundled_architecture(
+    model: str, engine: EngineOptions | None = None
+) -> tuple[ModelArchitecture, int] | None:
+    """Return a bundled model's figures and ``max_model_len``, or None if it is not bundled.
+
+    Args:
+        model: its name, with or without organisation.
+        engine: settings of its engines; vLLM's defaults if None.
+
+    Raises:
+        InputError: for a type nobody knows, or a quantisation that engines cannot make themselves.
+    """
     name = find_name(model, _table())
     if name is None:
         return None
     figures = dict(_table()[name])
     max_model_len = int(figures.pop("max_model_len"))
-    return ModelArchitecture(**figures), max_model_len
+    sizes = ModelArchitecture(**figures)
+    return (sizes if engine is None else _as_loaded(sizes, engine, Path(name))), max_model_len
+
+
+def _as_loaded(sizes: ModelArchitecture, engine: EngineOptions, name: Path) -> ModelArchitecture:
+    """Return figures of 16 bits as an engine holds them with these settings."""
+    method, cache = engine.given("quantization"), str(engine.given("kv_cache_dtype") or "auto")
+    if engine.dtype == "auto" and not method and cache == "auto":
+        return sizes
+    size = sizes.dtype_bytes if engine.dtype == "auto" else dtype_bytes(engine.dtype, name)
+    entry = size if cache == "auto" else dtype_bytes(cache, name)
+    outside = 2 * sizes.vocab_size * sizes.hidden_size
+    experts = sizes.num_layers * sizes.num_experts * sizes.expert_params
+    others = sizes.num_layers * sizes.matmul_params_per_layer - experts
+    stored = (others + experts + outside) * size
+    found = online(method, name) if isinstance(method, str) else None
+    if found is not None:
+        parts = (
+            Part("layers", matrices=others),
+            Part("experts", matrices=experts, experts=True),
+            Part("embedding and head", others=outside),
+        )
+        stored = sum(found.stored_bytes(part, size) for part in parts)
+    heads = KvCacheLayers("full", sizes.num_layers, sizes.num_kv_heads, 2 * sizes.head_dim * entry)
+    return replace(
+        sizes,
+        dtype_bytes=stored / (others + experts + outside),
+        stored_bytes=stored,
+        kv_cache=(heads,),
+    )
 
 
 def bundled_model(
@@ -60,7 +103,7 @@ def bundled_model(
     Raises:
         InputError: naming close matches.
     """
-    found = bundled_architecture(model)
+    found = bundled_architecture(model, engine)
     if found is None:
         shorts = {short_name(name): name for name in _table()}
         hint = suggest(short_name(model), shorts)

@@ -133,7 +133,7 @@ def compare(
     if gantt:
         for r in results:
             out.print(f"{r.scheduler}, {r.mean_makespan_s:.1f} s", markup=False)
-            chart = text_gantt(r.traces[0], problem.cluster.num_gpus)
+            chart = text_gantt(r.traces[0], problem.cluster)
             out.print(chart + "\n", markup=False, soft_wrap=True)
     if svg is not None:
         draw_plans(problem, results, svg)

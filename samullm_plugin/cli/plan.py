@@ -130,6 +130,7 @@ def plan(
             result.plan,
             application=loaded.app.name,
             num_gpus=problem.cluster.num_gpus,
+            machines=problem.cluster.machines_if_several,
             scheduler=name,
             makespan_s=list(result.makespan_s),
             lower_bound_s=list(result.lower_bound_s),
@@ -227,7 +228,7 @@ def show_plan(problem: Problem, result: PlanResult, *, explain: bool = False) ->
 
     trace = result.traces[0]
     rows = []
-    for line in stage_lines(result.plan, trace):
+    for line in stage_lines(result.plan, trace, problem.cluster):
         times = "-" if line.start_s is None else f"{line.start_s:.1f}"
         end = "-" if line.end_s is None else f"{line.end_s:.1f}"
         rows.append((line.stage, line.node, line.parallel, line.devices, times, end, line.end))
@@ -235,7 +236,7 @@ def show_plan(problem: Problem, result: PlanResult, *, explain: bool = False) ->
     title = f"plan by {result.scheduler}: {problem.app.name} on {problem.cluster.num_gpus} GPUs"
     print_table(columns, rows, title=title, numbers=("stage", "start s", "end s"))
     out = console()
-    out.print(text_gantt(trace, problem.cluster.num_gpus), markup=False, soft_wrap=True)
+    out.print(text_gantt(trace, problem.cluster), markup=False, soft_wrap=True)
     out.print()
     spread = ""
     if len(result.makespan_s) > 1:

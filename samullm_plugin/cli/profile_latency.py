@@ -6,12 +6,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from samullm_plugin.cli.output import OutputJson, print_table, write_json
 from samullm_plugin.errors import InputError
+
+if TYPE_CHECKING:
+    from samullm_plugin.host.interfaces.executor import Executor
+    from samullm_plugin.measuring.engine import MeasuredModel
+    from samullm_plugin.model.application import EngineOptions, ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +40,9 @@ _USUAL = {"gpu": _Usual(256, 8192, 16, 64), "cpu": _Usual(64, 2048, 32, 16)}
 
 
 def latency(
-    model: Annotated[str, typer.Option("--model", metavar="PATH", help="Model folder.")],
+    model: Annotated[
+        list[str], typer.Option("--model", metavar="PATH", help="Model folder; repeatable.")
+    ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="profile.json", help="Profile to write.")
     ],
@@ -43,7 +50,7 @@ def latency(
         str, typer.Option("--tp", metavar="1,2", help="Tensor-parallel sizes to measure.")
     ] = "1",
     name: Annotated[
-        str | None, typer.Option("--name", help="What plans call the model; its folder's name.")
+        str | None, typer.Option("--name", help="What plans call one model; its folder's name.")
     ] = None,
     device: Annotated[
         str, typer.Option("--device", help="What profiles call the device.")
@@ -91,77 +98,76 @@ def latency(
     Every iteration is recorded in the engine by its scheduler. Runs of other workloads are not
     fitted: what a plan says they take is compared with the seconds they took.
     """
-    from samullm_plugin.checkpoints.models import read_checkpoint
     from samullm_plugin.cli.plan import parsed_options
     from samullm_plugin.host.manager import PluginHost
     from samullm_plugin.measuring.check import judge_runs
-    from samullm_plugin.measuring.engine import (
-        iterations_of,
-        measure,
-        write_iterations,
-    )
-    from samullm_plugin.model.application import EngineOptions, ModelSpec
+    from samullm_plugin.measuring.engine import iterations_of, measure, write_iterations
+    from samullm_plugin.model.application import EngineOptions
     from samullm_plugin.profiling.fit import check_profile, fit_profile
+    from samullm_plugin.profiling.iterations import Iterations
     from samullm_plugin.profiling.profile_files import EngineStart, write_profile
     from samullm_plugin.run.setup import imitates
 
     sizes = _sizes(tp)
-    architecture, longest = read_checkpoint(Path(model))
-    length = max_model_len or min(longest, 4096)
-    called = name or Path(model).resolve().name
     host = PluginHost.from_settings()
-    engines = host.create("executor", executor, parsed_options(executor_option or []))
+    options = parsed_options(executor_option or [])
+    engines = host.create("executor", executor, options)
     usual = _USUAL[engines.devices_are]
-    seqs = max_num_seqs or usual.num_seqs
     extra = parsed_options(engine_arg or [], "--engine-arg")
-    spec = ModelSpec(
-        called,
-        length,
-        architecture,
-        path=str(model),
-        engine=EngineOptions(
-            max_num_seqs=seqs,
-            max_num_batched_tokens=max_num_batched_tokens or usual.batched_tokens,
-            block_size=int(extra.pop("block_size", usual.block_size)),  # type: ignore[call-overload]  # as given
-            dtype=dtype,
-            extra=tuple(extra.items()),
-        ),
+    engine = EngineOptions(
+        max_num_seqs=max_num_seqs or usual.num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens or usual.batched_tokens,
+        block_size=int(extra.pop("block_size", usual.block_size)),  # type: ignore[call-overload]  # as given
+        dtype=dtype,
+        extra=tuple(extra.items()),
     )
-    capacity = kv_cache_tokens or usual.sequences * length
-    if capacity < length + 64:
-        raise InputError(f"--kv-cache-tokens {capacity}: one sequence of {length} does not fit")
+    specs = _specs(model, name, engine, max_model_len)
+    for spec in specs:
+        capacity = kv_cache_tokens or usual.sequences * spec.max_model_len
+        if capacity < spec.max_model_len + 64:
+            raise InputError(
+                f"--kv-cache-tokens {capacity}: one sequence of {spec.max_model_len} does not fit"
+            )
     if imitates(engines):
         raise InputError(
             f"--executor {executor}: its times come from a latency model, so there is nothing to "
             "measure; profile with vllm"
         )
-    measured = measure(
-        engines,
-        spec,
-        sizes,
-        device=device,
-        kv_cache_tokens=capacity,
-        vocab_size=architecture.vocab_size,
-        temperature=temperature,
-        report=lambda text: print(text, file=sys.stderr),  # noqa: T201  # progress, on stderr
-    )
-    each = list(zip(sizes, measured, strict=True))
-    others = [iterations_of(m.unseen, called, size, device) for size, m in each]
-    groups, known = [m.rows for m in measured], {called: architecture}
+    groups: list[Iterations] = []
+    others: list[Iterations] = []
+    starts: list[EngineStart] = []
+    found: list[tuple[ModelSpec, int, MeasuredModel]] = []
+    known = {s.name: s.architecture for s in specs if s.architecture is not None}
+    for spec in specs:
+        capacity = kv_cache_tokens or usual.sequences * spec.max_model_len
+        measured = measure(
+            host.create("executor", executor, options),
+            spec,
+            sizes,
+            device=device,
+            kv_cache_tokens=capacity,
+            vocab_size=known[spec.name].vocab_size,
+            temperature=temperature,
+            report=lambda text, s=spec: print(f"{s.name}: {text}", file=sys.stderr),  # type: ignore[misc]  # noqa: T201  # progress, on stderr
+        )
+        for size, m in zip(sizes, measured, strict=True):
+            found.append((spec, size, m))
+            groups.append(m.rows)
+            others.append(iterations_of(m.unseen, spec.name, size, device))
+            starts.append(
+                EngineStart(
+                    model=spec.name,
+                    tensor_parallel_size=size,
+                    kv_cache_tokens=capacity,
+                    warm_s=round(m.start_s, 3),
+                    prepare_s=round(m.prepare_s, 3),
+                    first_s=round(m.start.first_s, 3),
+                    parts={part: round(s, 3) for part, s in m.start.parts.items()},
+                )
+            )
+            _keep(engines, spec, size, m)
     if rows is not None:
         write_iterations(rows, [*groups, *others])
-    starts = [
-        EngineStart(
-            model=called,
-            tensor_parallel_size=size,
-            kv_cache_tokens=capacity,
-            warm_s=round(m.start_s, 3),
-            prepare_s=round(m.prepare_s, 3),
-            first_s=round(m.start.first_s, 3),
-            parts={name: round(s, 3) for name, s in m.start.parts.items()},
-        )
-        for size, m in each
-    ]
     sampled = f"sampling at temperature {temperature:g}"
     profile = fit_profile(groups, known, source=f"measured on {device}, {sampled}", starts=starts)
     write_profile(profile, output)
@@ -169,6 +175,7 @@ def latency(
     report: dict[str, Any] = check_profile(profile, others, known)
     report["sizes"] = [
         {
+            "model": spec.name,
             **judge_runs(as_plans_take_it, spec, device, size, m.unseen),
             "rows": len(m.rows),
             "measuring_s": round(m.seconds, 1),
@@ -176,11 +183,50 @@ def latency(
             "ready_s": round(m.start.ready_s, 3),
             "first_use_s": round(m.first_use_s, 3),
         }
-        for size, m in each
+        for spec, size, m in found
     ]
-    _print(called, report["sizes"])
+    for spec in specs:
+        _print(spec.name, [s for s in report["sizes"] if s["model"] == spec.name])
     if output_json is not None:
         write_json(report, output_json)
+
+
+def _specs(
+    paths: Sequence[str], name: str | None, engine: EngineOptions, max_model_len: int | None
+) -> list[ModelSpec]:
+    """Return the models to measure.
+
+    Raises:
+        InputError: for a folder that is no model's, or two models of one name.
+    """
+    from samullm_plugin.checkpoints.models import read_checkpoint
+    from samullm_plugin.model.application import ModelSpec
+
+    if name is not None and len(paths) > 1:
+        raise InputError("--name names one model; leave it out for several, which are called as "
+                         "their folders")  # fmt: skip
+    specs: dict[str, ModelSpec] = {}
+    for path in paths:
+        architecture, longest = read_checkpoint(Path(path), engine)
+        called = name or Path(path).resolve().name
+        if called in specs:
+            raise InputError(f"--model {path}: another folder is called {called} as well")
+        length = max_model_len or min(longest, 4096)
+        specs[called] = ModelSpec(called, length, architecture, path=path, engine=engine)
+    return list(specs.values())
+
+
+def _keep(engines: Executor, spec: ModelSpec, size: int, measured: MeasuredModel) -> None:
+    """Keep iterations and start for plans on this machine with these engine settings."""
+    from samullm_plugin.profiling.calibration import Calibration, add_calibration, setting_key
+
+    cluster = engines.local_cluster()
+    if cluster is None:
+        return
+    kind, table = cluster.gpus[0].name, measured.rows
+    kept = Calibration(table.steps, table.seconds, len(table), (measured.start_s,))
+    about = {"model": spec.name, "device": kind, "tensor_parallel_size": size}
+    add_calibration(setting_key(spec, kind, size, 1), kept, about)
 
 
 def _print(model: str, sizes: Sequence[Mapping[str, Any]]) -> None:

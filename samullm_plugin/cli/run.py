@@ -174,9 +174,13 @@ def run(
         else:
             new = None
             if found is not None:
-                fused = problem.app.fused
                 new = StoredPlan(
-                    found, loaded.app.name, problem.cluster.num_gpus, chosen, fused=fused
+                    found,
+                    loaded.app.name,
+                    problem.cluster.num_gpus,
+                    problem.cluster.machines_if_several,
+                    chosen,
+                    fused=problem.app.fused,
                 )
             outcome = resume_run(setup, new, retry_failed=retry_failed)
     _report(outcome)

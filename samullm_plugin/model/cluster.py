@@ -146,15 +146,10 @@ class Cluster:
             return self.host_memory_bytes
         return sum(self.gpus[d].memory_bytes for d in self.machines[machine])
 
-    def address(self, device: int) -> str:
-        """Return a device as people find it: its index, and on which machine if there are several.
-
-        The second part counts the devices of that machine from 0.
-        """
-        if len(self.machines) == 1:
-            return str(device)
-        machine = self._machine_index[device]
-        return f"{device} (machine {machine}, device {self.machines[machine].index(device)})"
+    @property
+    def machines_if_several(self) -> tuple[tuple[int, ...], ...]:
+        """Return the machines, for tables that name them; nothing if there is only one."""
+        return self.machines if len(self.machines) > 1 else ()
 
     def subset(self, devices: Sequence[int]) -> Cluster:
         """Return the cluster of some of the devices, which are renumbered in their order.
@@ -338,3 +333,38 @@ def _part(
             if not shunned and len(members) == tp:
                 break  # no place is fuller, and they come in order
     return None if best is None else best[1:]
+
+
+def device_labels(num_gpus: int, machines: Sequence[Sequence[int]] = ()) -> list[str]:
+    """Return devices as people find them, such as ``3``, or ``m1:3`` where machines are named.
+
+    Args:
+        num_gpus: devices of the cluster.
+        machines: devices of each machine; none if there is only one. The second part of a label
+            counts the devices of its machine from 0.
+    """
+    labels = [str(d) for d in range(num_gpus)]
+    for m, members in enumerate(machines):
+        for position, device in enumerate(members):
+            labels[device] = f"m{m}:{position}"
+    return labels
+
+
+def device_list(devices: Iterable[int], machines: Sequence[Sequence[int]] = ()) -> str:
+    """Return devices as ranges, such as ``0-3,6``, or ``m0:0-3 m1:2`` where machines are named.
+
+    Args:
+        devices: indices in the cluster.
+        machines: as :func:`device_labels` has them.
+    """
+    if machines:
+        chosen = set(devices)
+        found = ([k for k, d in enumerate(members) if d in chosen] for members in machines)
+        return " ".join(f"m{m}:{device_list(mine)}" for m, mine in enumerate(found) if mine)
+    runs: list[list[int]] = []
+    for d in sorted(devices):
+        if runs and d == runs[-1][-1] + 1:
+            runs[-1].append(d)
+        else:
+            runs.append([d])
+    return ",".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)

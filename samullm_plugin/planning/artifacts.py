@@ -29,6 +29,7 @@ class StoredPlan:
         plan: the plan.
         application: name of the application, or file and options by which it was named.
         num_gpus: devices of the cluster it was made for, if known.
+        machines: its devices by machine; none if there is only one.
         scheduler: who made it.
         provenance: what its predictions rest on, for people, by topic.
         makespan_s: simulated makespan per length scenario.
@@ -41,6 +42,7 @@ class StoredPlan:
     plan: Plan
     application: str
     num_gpus: int | None = None
+    machines: tuple[tuple[int, ...], ...] = ()
     scheduler: str = ""
     provenance: Mapping[str, str] | None = None
     makespan_s: tuple[float, ...] = ()
@@ -54,6 +56,7 @@ def write_plan(
     *,
     application: str,
     num_gpus: int | None = None,
+    machines: Sequence[Sequence[int]] = (),
     scheduler: str = "",
     provenance: Mapping[str, str] | None = None,
     makespan_s: Sequence[float] = (),
@@ -69,6 +72,7 @@ def write_plan(
         plan,
         application,
         num_gpus,
+        tuple(map(tuple, machines)),
         scheduler,
         provenance,
         tuple(map(float, makespan_s)),

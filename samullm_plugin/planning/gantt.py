@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from samullm_plugin.model.cluster import Cluster, device_labels
 from samullm_plugin.model.result import PlanTrace
 
 LOADING = "░"
 
 
-def text_gantt(trace: PlanTrace, num_gpus: int, width: int = 72) -> str:
+def text_gantt(trace: PlanTrace, cluster: Cluster, width: int = 72) -> str:
     """Return a Gantt chart.
 
     Every node has a letter, in order of its first start; engine starts are shaded, idle time is
@@ -15,14 +16,14 @@ def text_gantt(trace: PlanTrace, num_gpus: int, width: int = 72) -> str:
 
     Args:
         trace: a plan carried out.
-        num_gpus: devices of the cluster.
+        cluster: the devices.
         width: columns of the chart.
     """
     if trace.makespan_s <= 0:
         return "(nothing to do)"
     order = list(dict.fromkeys(s.node for s in trace.segments))
     letters = {n: _letter(i) for i, n in enumerate(order)}
-    rows = [[" "] * width for _ in range(num_gpus)]
+    rows = [[" "] * width for _ in range(cluster.num_gpus)]
     scale = width / trace.makespan_s
     for segment in trace.segments:
         first = int(segment.start_s * scale)
@@ -31,8 +32,11 @@ def text_gantt(trace: PlanTrace, num_gpus: int, width: int = 72) -> str:
         for device in segment.devices:
             for column in range(first, min(last, width)):
                 rows[device][column] = LOADING if column < ready else letters[segment.node]
-    label = max(6, len(str(num_gpus - 1)) + 4)
-    lines = [f"{'GPU ' + str(d):<{label}}|{''.join(row)}|" for d, row in enumerate(rows)]
+    names = device_labels(cluster.num_gpus, cluster.machines_if_several)
+    label = max(6, max(map(len, names)) + 4)
+    lines = [
+        f"{'GPU ' + name:<{label}}|{''.join(row)}|" for name, row in zip(names, rows, strict=True)
+    ]
     end = f"{trace.makespan_s:.0f} s"
     lines.append(" " * label + "0" + " " * (width - len(end)) + " " + end)
     legend = "  ".join(f"{letters[n]} {n}" for n in order)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from samullm_plugin.model.application import Application
+from samullm_plugin.model.cluster import Cluster, device_list
 from samullm_plugin.model.plan import Plan, Stage
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.result import PlanResult, PlanTrace
@@ -19,7 +19,7 @@ class StageLine:
         stage: index of the stage.
         node: name of the node.
         parallel: such as ``dp2xtp1``.
-        devices: such as ``0-3,6``.
+        devices: such as ``0-3,6``, or ``m0:0-3 m1:2`` on several machines.
         end: end event of the stage.
         start_s: when the engine's start began; None if the assignment went on unchanged or was
             never started because the node had finished before.
@@ -35,8 +35,9 @@ class StageLine:
     end_s: float | None
 
 
-def stage_lines(plan: Plan, trace: PlanTrace) -> list[StageLine]:
+def stage_lines(plan: Plan, trace: PlanTrace, cluster: Cluster) -> list[StageLine]:
     """Return the plan stage by stage with the times of one scenario."""
+    machines = cluster.machines_if_several
     lines = []
     for index, stage in enumerate(plan.stages):
         for a in stage.assignments:
@@ -53,24 +54,13 @@ def stage_lines(plan: Plan, trace: PlanTrace) -> list[StageLine]:
                     index,
                     a.node,
                     str(a.parallel),
-                    device_list(a.devices),
+                    device_list(a.devices, machines),
                     end_event(stage),
                     None if segment is None else segment.start_s,
                     None if segment is None else segment.end_s,
                 )
             )
     return lines
-
-
-def device_list(devices: Sequence[int]) -> str:
-    """Return devices as ranges, such as ``0-3,6``."""
-    runs: list[list[int]] = []
-    for d in sorted(devices):
-        if runs and d == runs[-1][-1] + 1:
-            runs[-1].append(d)
-        else:
-            runs.append([d])
-    return ",".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
 
 
 def end_event(stage: Stage) -> str:
@@ -154,7 +144,9 @@ def idle_lines(problem: Problem, plan: Plan) -> list[str]:
             why = "no model of the application fits on it"
         else:
             why = "this plan is not shorter with it"
-        lines.append(f"GPU {device_list(devices)} ({kind}): {why}")
+        lines.append(
+            f"GPU {device_list(devices, problem.cluster.machines_if_several)} ({kind}): {why}"
+        )
     return lines
 
 

@@ -11,10 +11,11 @@ from typing import Any
 from urllib.parse import quote
 
 from samullm_plugin.errors import InputError
+from samullm_plugin.model.cluster import device_labels, device_list
 from samullm_plugin.model.plan import Plan
 from samullm_plugin.planning.artifacts import read_plan
 from samullm_plugin.planning.records import read_record
-from samullm_plugin.planning.reporting import device_list, end_event
+from samullm_plugin.planning.reporting import end_event
 from samullm_plugin.run.causes import (
     CAUSES,
     cut_shares,
@@ -212,6 +213,7 @@ def _stages(run: RunRecord, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return a row per stage that began, with what it ran."""
     plans = [p["plan"] for p in _plans(run)]
     starts = run.planned.trace.stage_start_s if run.planned is not None else ()
+    machines = run.facts.get("machines", ())
     rows = []
     for stage in metrics["stages"]:
         going_on = not run.finished and stage is metrics["stages"][-1]
@@ -232,7 +234,8 @@ def _stages(run: RunRecord, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "planned_end": end.get("planned"),
                 "until": end_event(what),
                 "runs": [
-                    f"{a.node} {a.parallel} on {device_list(a.devices)}" for a in what.assignments
+                    f"{a.node} {a.parallel} on {device_list(a.devices, machines)}"
+                    for a in what.assignments
                 ],
             }
         )
@@ -257,7 +260,8 @@ def _labels(run: RunRecord) -> list[str]:
     """Return a label per device."""
     gpus = run.planned.gpus if run.planned is not None else ()
     several = len(set(gpus)) > 1
-    return [f"{i} {gpus[i]}" if several else str(i) for i in range(int(run.facts["num_devices"]))]
+    labels = device_labels(int(run.facts["num_devices"]), run.facts.get("machines", ()))
+    return [f"{label} {gpus[i]}" if several else label for i, label in enumerate(labels)]
 
 
 def _shares(run: RunRecord, last_s: float) -> dict[str, Any]:

@@ -92,6 +92,7 @@ def start_run(setup: RunSetup, plan: Plan, scheduler: str = "") -> RunOutcome:
         "executor": setup.executor,
         "scheduler": scheduler,
         "num_devices": problem.cluster.num_gpus,
+        "machines": problem.cluster.machines_if_several,
         "app_file": None if setup.loaded.path is None else str(setup.loaded.path.resolve()),
     }
     directory = RunDirectory.create(setup.directory, identity_of(setup.loaded), facts)
@@ -104,6 +105,7 @@ def start_run(setup: RunSetup, plan: Plan, scheduler: str = "") -> RunOutcome:
             plan,
             application=setup.loaded.app.name,
             num_gpus=problem.cluster.num_gpus,
+            machines=problem.cluster.machines_if_several,
             scheduler=scheduler,
             makespan_s=[planned.makespan_s],
             fused=problem.app.fused,
@@ -155,6 +157,7 @@ def resume_run(
                     plan.plan,
                     application=plan.application,
                     num_gpus=plan.num_gpus,
+                    machines=plan.machines,
                     scheduler=plan.scheduler,
                     fused=plan.fused,
                 )

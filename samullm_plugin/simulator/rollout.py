@@ -7,7 +7,7 @@ from time import monotonic
 
 from samullm_plugin.errors import OutOfTimeError, PlanError
 from samullm_plugin.model.parallel import ParallelConfig
-from samullm_plugin.model.plan import Assignment, Plan, Stage
+from samullm_plugin.model.plan import Assignment, Plan, Stage, StageEnd
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.simulator.simulator import PlanSimulator
 from samullm_plugin.simulator.state import SimulationState
@@ -43,6 +43,7 @@ class Rollout:
             simulator.initial_state(s) for s in range(len(self.problem.scenarios))
         ]
         self.stages: list[Stage] = []
+        self._finishers: list[str | None] = []  # by stage, who ends it in every scenario
         self.held: dict[str, Assignment] = {n: r.planned for n, (r, _) in simulator.running.items()}
 
     def require_time(self) -> None:
@@ -122,6 +123,7 @@ class Rollout:
         self.stages.append(Stage(tuple(assignments)))
         index = self.problem.app.index
         self.held = {}
+        finishers = [a.node for a in assignments]
         for state in self.states:
             done = state.finished()
             left = [a for a in assignments if a.node not in done]
@@ -132,15 +134,33 @@ class Rollout:
             if end_s == float("inf"):
                 names = ", ".join(a.node for a in left)
                 raise PlanError(f"a stage of {names} would wait for ever")
+            first = {a.node for a in left if state.node_finish_s(index(a.node)) == end_s}
+            finishers = [n for n in finishers if n in first]
             state.advance_to(end_s)
             self.held.update((a.node, a) for a in left if a.node in state.active)
+        self._finishers.append(finishers[0] if finishers else None)
 
-    def plan(self) -> Plan:
+    def plan(self, *, named: bool = False) -> Plan:
         """Return the plan, nodes that have nothing to do in these scenarios included.
 
         Their requests may be needed after all in the scenario that comes true.
+
+        Args:
+            named: stages end when the node finishes that finished first here, not at whatever
+                finishes first. Where another is first after all (other lengths, engines prepared
+                ahead), what the plan does at this one's end then waits for it. Left to themselves,
+                such stages begin with the node that they wait for finished already, and wait for
+                the next one instead.
         """
-        return with_idle_nodes(self.problem, self.stages)
+        stages = self.stages
+        if named:
+            ends = [None if n is None else StageEnd("node_finished", n) for n in self._finishers]
+            ends = [*ends[:-1], None][: len(stages)]
+            stages = [
+                s if end is None else Stage(s.assignments, end)
+                for s, end in zip(stages, ends, strict=True)
+            ]
+        return with_idle_nodes(self.problem, stages)
 
 
 def with_idle_nodes(problem: Problem, stages: Sequence[Stage]) -> Plan:

@@ -1,8 +1,9 @@
 """How much may be searched, counted in work and not in seconds.
 
 Work is what decides when to stop, so that a seed gives the same plan on a busy machine as on an
-idle one. It is given in *reference seconds*: what it takes on an idle two-core machine (AMD EPYC),
-by the rates below, measured with ``python benchmarks/planning.py times``. The clock is only a fuse.
+idle one. It is given in *reference seconds*: about what it takes on an idle two-core machine, by
+the rates below. They are round figures from profiles of planning and decide when searching stops,
+nothing else. The clock is only a fuse.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ EXACT_SIMULATIONS = 20
 PAIRS_S = 4.0
 """Reference seconds of timing all pairs of modes beyond which exact is not asked."""
 
-FUSE, FUSE_S = 20.0, 60.0
+FUSE, FUSE_S = 100.0, 600.0
 """How many times the allowance the clock may show before it ends a search without a limit of its
 own, and at least so many seconds."""
 

@@ -14,7 +14,7 @@ from samullm_plugin.simulator import PlanSimulator
 CONTENDERS = 3
 """Starts, and plans that were found, that are judged at most."""
 
-NEAR, NEAR_COARSE = 0.02, 0.06
+NEAR, NEAR_COARSE = 0.02, 0.2
 """Starts worse than the best candidate by this share are not judged; where candidates were judged
 on aggregated requests, by the second."""
 

@@ -60,7 +60,8 @@ class MinHeuristic(StageScheduler):
     split anew, which may resize running models (they pay an engine start).
 
     The best of the variants of order and re-splitting is returned, by simulated makespan (of two on
-    large problems); after the deadline, if there is one, no further variant is tried.
+    large problems), with stages that end when the node finishes that was first when planning, or
+    when any does; after the deadline, if there is one, no further variant is tried.
     """
 
     name: ClassVar[str] = "min-heuristic"
@@ -74,25 +75,29 @@ class MinHeuristic(StageScheduler):
             if best is not None and context.remaining_s <= 0:
                 break
             try:
-                plan = self._plan(simulator, context.give_up_s, variant)
+                plans = self._plans(simulator, context.give_up_s, variant)
             except OutOfTimeError:
                 if best is None:
                     raise
                 break
-            makespan_s = float(np.mean([t.makespan_s for t in simulator.simulate(plan)]))
-            if best is None or makespan_s < best[0]:
-                best = makespan_s, variant, plan
+            for plan in plans:
+                makespan_s = float(np.mean([t.makespan_s for t in simulator.simulate(plan)]))
+                if best is None or makespan_s < best[0]:
+                    best = makespan_s, variant, plan
         assert best is not None
         for node in problem.app.nodes:
             context.report.explanation[node.name] = f"an even share of the GPUs ({best[1]})"
         return best[2]
 
-    def _plan(self, simulator: PlanSimulator, give_up_s: float, variant: Variant) -> Plan:
+    def _plans(
+        self, simulator: PlanSimulator, give_up_s: float, variant: Variant
+    ) -> tuple[Plan, Plan]:
+        """Return a variant's plan with stages that wait for the node that was first, or any."""
         rollout = Rollout(simulator, give_up_s)
         split = EvenSplit(simulator.problem, rollout)
         while unfinished := rollout.unfinished():
             rollout.run_stage(split.stage(unfinished, variant))
-        return rollout.plan()
+        return rollout.plan(named=True), rollout.plan()
 
 
 class EvenSplit:

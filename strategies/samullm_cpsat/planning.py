@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import monotonic
 
@@ -88,8 +88,8 @@ def plan_exactly(problem: Problem, context: SchedulingContext, options: ExactOpt
     plan = plan_of(result.instance, result.outcome.schedule, share)
     report = context.report
     report.status = PlanStatus.FEASIBLE
-    report.explanation.update(_explanation(result))
     if options.structure == "segments":
+        report.explanation.update(_explanation(result.instance, result.outcome.schedule))
         report.objective_s = result.objective_s
         context.report_bound(result.bound_s, _structure(options, len(problem.scenarios)))
         return plan
@@ -108,10 +108,13 @@ def plan_exactly(problem: Problem, context: SchedulingContext, options: ExactOpt
 
     own_s = float(np.mean([t.makespan_s for t in simulator.simulate(plan)]))
     best_s, best = best_simulated(full, found, simulate_s, options.simulations, keep_on)
+    explained: tuple[Instance, Schedule] = result.instance, result.outcome.schedule
     if best_s < own_s * (1 - 1e-9):
-        plan, own_s = plan_of(full, best, share), best_s
-        report.explanation.update(_explanation_of(full, best))
+        plan, own_s, explained = plan_of(full, best, share), best_s, (full, best)
         report.notes.append("a schedule that the work model takes to be worse is better simulated")
+    segments = simulator.simulate_scenario(plan, 0).segments
+    spans_s = {s.node: (s.start_s, s.end_s) for s in segments}  # each placed once
+    report.explanation.update(_explanation(*explained, spans_s))
     report.objective_s = own_s
     if simulator is not context.simulator:
         report.notes.append("timed on aggregated requests: nothing is proven")
@@ -232,27 +235,34 @@ def _structure(options: ExactOptions, scenarios: int) -> str:
     )
 
 
-def _explanation(result: ExactResult) -> dict[str, str]:
-    return _explanation_of(result.instance, result.outcome.schedule)
+def _explanation(
+    instance: Instance,
+    schedule: Schedule,
+    spans_s: Mapping[str, tuple[float, float]] | None = None,
+) -> dict[str, str]:
+    """Return by node where it runs and what its mode costs.
 
-
-def _explanation_of(instance: Instance, schedule: Schedule) -> dict[str, str]:
-    """Return by node where it runs and what its mode costs."""
+    Args:
+        instance: tasks and modes.
+        schedule: where they are.
+        spans_s: by node, when it starts and ends in the simulation; None: as the work model says.
+    """
     tick_s = instance.tick_s
     texts: dict[str, str] = {}
+    ends_s: dict[str, float] = {}
     for p in schedule.placements:
         task = instance.tasks[p.task]
         mode = task.modes[p.mode]
         cheapest = min(task.modes, key=lambda m: m.devices * m.duration)
+        begin_s, end_s = (spans_s or {}).get(task.name, (p.start * tick_s, p.end * tick_s))
+        ends_s[task.name] = max(end_s, ends_s.get(task.name, 0.0))
         extra = mode.devices * mode.duration / (cheapest.devices * cheapest.duration) - 1
         text = (
-            f"{mode.parallel} from {p.start * tick_s:.1f} s to {p.end * tick_s:.1f} s, "
+            f"{mode.parallel} from {begin_s:.1f} s to {end_s:.1f} s, "
             f"{extra:.0%} more device time than {cheapest.parallel}, its cheapest mode"
             if extra > 0
-            else f"{mode.parallel}, its cheapest mode, from {p.start * tick_s:.1f} s to "
-            f"{p.end * tick_s:.1f} s"
+            else f"{mode.parallel}, its cheapest mode, from {begin_s:.1f} s to {end_s:.1f} s"
         )
         texts[task.name] = f"{texts[task.name]}; {text}" if task.name in texts else text
-    critical = max(schedule.placements, key=lambda p: p.end)
-    texts[instance.tasks[critical.task].name] += "; it is the last to finish"
+    texts[max(ends_s, key=ends_s.__getitem__)] += "; it is the last to finish"
     return texts

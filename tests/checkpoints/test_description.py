@@ -11,7 +11,7 @@ import pytest
 
 from samullm_plugin.checkpoints.description import ModelDescription, describe
 from samullm_plugin.checkpoints.gpus import bundled_gpu, known_name
-from samullm_plugin.checkpoints.models import read_checkpoint
+from samullm_plugin.checkpoints.models import bundled_model, read_checkpoint
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.application import EngineOptions
 from samullm_plugin.model.kv_cache import KvCacheLayers, kv_cache_groups, pool_block_bytes
@@ -70,6 +70,8 @@ def test_blocks_of_a_searched_model_have_sizes_of_their_own(tmp_path: Path) -> N
     with pytest.raises(InputError, match="replace_with_linear in block_configs is not modelled"):
         read(tmp_path, searched(linear))
 
+
+BUNDLED = "Llama-3.1-8B"
 
 QWEN = LLAMA | {"model_type": "qwen2", "num_hidden_layers": 28, "hidden_size": 3584,
                 "num_attention_heads": 28, "num_key_value_heads": 4, "intermediate_size": 18944,
@@ -283,3 +285,30 @@ def test_names_of_gpus(said: str, known: str | None) -> None:
 def test_an_unknown_gpu_is_refused_with_what_is_known() -> None:
     with pytest.raises(InputError, match=r"H100-80GB.*gpu_memory_gib"):
         bundled_gpu("H1000")
+
+
+@pytest.mark.parametrize(
+    ("engine", "weights", "cache"),
+    [
+        (EngineOptions(dtype="float32"), 2.0, 2.0),
+        (EngineOptions(dtype="half"), 1.0, 1.0),
+        (EngineOptions(extra=(("kv_cache_dtype", "fp8"),)), 1.0, 0.5),
+        (EngineOptions(extra=(("quantization", "fp8"),)), 9.08 / 16.06, 1.0),
+    ],
+)
+def test_engine_settings_change_bytes_of_bundled_names(
+    engine: EngineOptions, weights: float, cache: float
+) -> None:
+    plain, other = bundled_model(BUNDLED).architecture, bundled_model(BUNDLED, engine=engine)
+    assert plain is not None
+    assert other.architecture is not None
+    assert other.architecture.weight_bytes / plain.weight_bytes == pytest.approx(weights, rel=0.02)
+    assert other.architecture.kv_bytes_per_token / plain.kv_bytes_per_token == cache
+
+
+def test_a_bundled_name_is_not_stored_quantised() -> None:
+    for name, told in (("awq", "not stored so"), ("own", "not stored so")):
+        with pytest.raises(InputError, match=told):
+            bundled_model(BUNDLED, engine=EngineOptions(extra=(("quantization", name),)))
+    with pytest.raises(InputError, match="'float12' is not known"):
+        bundled_model(BUNDLED, engine=EngineOptions(dtype="float12"))

@@ -172,6 +172,8 @@ def test_what_profile_latency_cannot_measure_is_refused(samullm: Run, tmp_path: 
         (["--tp", "0"], "--tp 0: write sizes as in --tp 1,2"),
         (["--kv-cache-tokens", "100"], "--kv-cache-tokens 100: one sequence of 1024 does not fit"),
         (["--model", "nowhere"], "nowhere: there is no such file"),
+        (["--model", str(tmp_path / "m" / ".")], "another folder is called m as well"),
+        (["--model", "other", "--name", "a"], "--name names one model"),
     ):
         model, output = str(tmp_path / "m"), str(tmp_path / "p.json")
         ran = samullm("profile", "latency", "--model", model, "--output", output, *words)

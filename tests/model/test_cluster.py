@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from samullm_plugin import Cluster, Gpu, InputError
+from samullm_plugin.model.cluster import device_labels, device_list
 from samullm_plugin.model.parallel import ParallelConfig
 
 GPU = Gpu("g", 1 << 30)
@@ -25,7 +26,12 @@ def test_a_subset_keeps_groups_and_machines() -> None:
         whole.subset([])
 
 
-def test_devices_are_addressed_by_machine() -> None:
-    two = Cluster((GPU,) * 4, (), ((0, 2), (1, 3)))
-    assert two.address(3) == "3 (machine 1, device 1)"
-    assert Cluster((GPU,) * 2).address(1) == "1"
+def test_devices_are_named_by_machine_where_there_are_several() -> None:
+    machines = Cluster((GPU,) * 5, (), ((0, 2, 4), (1, 3))).machines_if_several
+    assert device_labels(5, machines) == ["m0:0", "m1:0", "m0:1", "m1:1", "m0:2"]
+    assert device_list([4, 3, 2, 1], machines) == "m0:1-2 m1:0-1"
+    assert device_list([1], machines) == "m1:0"
+    one = Cluster((GPU,) * 3).machines_if_several
+    assert device_labels(3, one) == ["0", "1", "2"]
+    assert device_list([2, 0, 1], one) == "0-2"
+    assert device_list([0, 2], one) == "0,2"

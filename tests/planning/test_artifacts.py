@@ -33,6 +33,7 @@ def test_plans_come_back_equal_and_readable(tmp_path: Path) -> None:
         PLAN,
         application="t",
         num_gpus=4,
+        machines=((0, 1), (2, 3)),
         scheduler="greedy",
         provenance={"latency": "measured"},
         makespan_s=np.array([3.0, 4.5]),
@@ -40,6 +41,7 @@ def test_plans_come_back_equal_and_readable(tmp_path: Path) -> None:
     stored = read_plan(tmp_path / "plan.json")
     assert stored.plan == PLAN
     assert (stored.application, stored.num_gpus, stored.scheduler) == ("t", 4, "greedy")
+    assert stored.machines == ((0, 1), (2, 3))
     assert stored.makespan_s == (3.0, 4.5)
     record = json.loads((tmp_path / "plan.json").read_text())
     assert record["format"] == "samullm-plan-1"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -15,9 +17,10 @@ from samullm_plugin import (
     PluginHost,
     Stage,
 )
+from samullm_plugin.model.cluster import device_list
 from samullm_plugin.planning.gantt import LOADING, text_gantt
 from samullm_plugin.planning.planner import PlanningOptions, make_plan
-from samullm_plugin.planning.reporting import device_list, differences, stage_lines
+from samullm_plugin.planning.reporting import differences, stage_lines
 from samullm_plugin.simulator import PlanSimulator
 from samullm_plugin.testing.factories import TestNode, make_problem
 
@@ -98,7 +101,7 @@ def test_schedulers_cannot_call_each_other_for_ever(host, monkeypatch):
 def test_the_gantt_chart_shows_every_device_and_engine_start(host):
     result = make_plan(host, problem(), "min-heuristic")
     trace = result.traces[0]
-    lines = text_gantt(trace, 2, width=40).splitlines()
+    lines = text_gantt(trace, problem().cluster, width=40).splitlines()
     assert lines[0].startswith("GPU 0")
     assert lines[1].startswith("GPU 1")
     for device in range(2):
@@ -112,10 +115,18 @@ def test_the_gantt_chart_shows_every_device_and_engine_start(host):
     assert "b" in lines[-1]
 
 
+def test_tables_and_charts_name_machines_where_there_are_several(host):
+    result = make_plan(host, problem(), "max-heuristic")
+    two = replace(problem().cluster, nvlink_groups=(), machines=((0,), (1,)))
+    assert text_gantt(result.traces[0], two, width=40).splitlines()[1].startswith("GPU m1:0|")
+    shown = {line.devices for line in stage_lines(result.plan, result.traces[0], two)}
+    assert shown == {"m0:0 m1:0"}
+
+
 def test_stage_lines_and_differences(host):
     first = make_plan(host, problem(), "max-heuristic")
     second = make_plan(host, problem(), "min-heuristic")
-    lines = stage_lines(first.plan, first.traces[0])
+    lines = stage_lines(first.plan, first.traces[0], problem().cluster)
     assert {line.node for line in lines} == {"a", "b"}
     assert lines[0].start_s == 0.0
     found = differences(problem(), first, second)

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from samullm_plugin import Cluster, EngineOptions, Gpu, InputError, ModelSpec
+from samullm_plugin import Cluster, EngineOptions, Gpu, InputError, ModelSpec, RunError
 from samullm_plugin.host.interfaces.observer import RunEvent
-from samullm_plugin.run.run import start_run
+from samullm_plugin.run.run import resume_run, start_run
 from samullm_plugin.run.setup import RunSetup
 from samullm_plugin.testing.executor_contract import ExecutorContract
 from tests.models import make_tiny_llama
@@ -67,6 +67,12 @@ class Machines:
                 info.process.kill()
                 info.process.wait()  # a zombie would look alive to its workers
         self._cluster.remove_node(self._second, allow_graceful=False)
+
+    def kill_head(self) -> None:
+        """Kill what all of Ray asks (its GCS)."""
+        for info in self._cluster.head_node.all_processes["gcs_server"]:
+            info.process.kill()
+            info.process.wait()
 
     def add_second(self) -> None:
         """Start another machine in its place."""
@@ -121,14 +127,11 @@ def texts(directory: Path) -> dict[str, str]:
     return found
 
 
-def on_ray(app: Path, directory: Path, address: str, **changes: object) -> RunSetup:
-    ready = setup(
-        app,
-        directory,
-        executor="ray",
-        executor_options={"address": address, "heartbeat_s": 0.05, "lost_timeout_s": 10.0},
-        **changes,
-    )
+def on_ray(
+    app: Path, directory: Path, address: str, lost_timeout_s: float = 10.0, **changes: object
+) -> RunSetup:
+    options = {"address": address, "heartbeat_s": 0.05, "lost_timeout_s": lost_timeout_s}
+    ready = setup(app, directory, executor="ray", executor_options=options, **changes)
     problem = replace(ready.instance.problem, cluster=TWO_MACHINES)
     return replace(ready, instance=replace(ready.instance, problem=problem))
 
@@ -236,3 +239,30 @@ def test_a_model_that_is_not_there_is_named_with_its_machine(machines: Machines)
             executor.open(TWO_MACHINES, None)
     finally:
         executor.close()
+
+
+@soak
+def test_a_head_that_dies_ends_the_run_which_another_cluster_resumes(
+    app: Path, undisturbed_texts: dict[str, str], tmp_path: Path
+) -> None:
+    """The last of this module: the process is in no cluster after it."""
+    RayExecutor.end_kept()
+    first = Machines()
+    killed = False
+
+    def listen(event: RunEvent) -> None:
+        nonlocal killed
+        if event.kind == "finished" and not killed:
+            killed = True
+            first.kill_head()
+
+    directory = tmp_path / "run"
+    with pytest.raises(RunError, match=r"the head of the cluster at .* --resume"):
+        start_run(on_ray(app, directory, first.address, 2.0, listener=listen), plan())
+    first.close()
+    second = Machines()
+    outcome = resume_run(on_ray(app, directory, second.address))
+    RayExecutor.end_kept()
+    second.close()
+    assert not outcome.failed
+    assert texts(directory) == undisturbed_texts

@@ -189,6 +189,6 @@ def test_planning_again_changes_no_token(
     assert not outcome.failed
     assert replanner.proposals
     assert read_texts(tmp_path / "run") == reference
-    observed = replanner._observer._seconds
+    observed = replanner._drift._seconds
     assert observed
     assert all(0 < measured < 60 for measured, _ in observed.values())

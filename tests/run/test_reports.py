@@ -136,14 +136,14 @@ def test_slices_of_a_device_never_overlap(spans: list[tuple[int, float, float]])
 
 
 def test_batch_lines() -> None:
-    done = BatchOutput("r1", "m", 5, 7, "length", "hi", chat=True, stop_reason=None)
-    line = batch_line(done, "a-0")
+    done = BatchOutput(5, 7, "length", "hi", chat=True, stop_reason=None)
+    line = batch_line("r1", "m", [done], "a-0")
     body = line["response"]["body"]
     assert line["custom_id"] == "r1"
     assert line["error"] is None
     assert body["usage"] == {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
     assert body["choices"][0]["message"] == {"role": "assistant", "content": "hi"}
     assert body["choices"][0]["finish_reason"] == "length"
-    failed = batch_line(BatchOutput("r2", "m", 0, 0, "error", error="broke"), "a-1")
+    failed = batch_line("r2", "m", [BatchOutput(0, 0, "error", error="broke")], "a-1")
     assert failed["response"] is None
     assert failed["error"] == {"code": "request_failed", "message": "broke"}

@@ -53,6 +53,19 @@ def test_max_waits_for_upstreams() -> None:
     assert [s.assignments[0].node for s in plan.stages] == ["up", "down"]
 
 
+def test_min_holds_where_another_model_is_first() -> None:
+    """Two models of nearly equal length, and one that reads both and then gets all GPUs."""
+
+    def world(a: int, b: int) -> Problem:
+        reads = [[(0, 0), (1, 0)]] * 60
+        nodes = [serial("a", 4, a), serial("b", 4, b), serial("c", 60, 10, inputs=reads, load_s=1)]
+        return make_problem(nodes, num_gpus=2, nvlink=1)
+
+    plan, makespan = plan_with(MinHeuristic(), world(30, 33))
+    other = PlanSimulator(world(33, 30)).simulate_scenario(plan, 0).makespan_s
+    assert other < 1.1 * makespan
+
+
 def test_min_splits_evenly_and_gives_the_rest_to_the_longest() -> None:
     short, long = serial("short", 4, 5), serial("long", 4, 20)
     problem = make_problem([short, long], num_gpus=3, nvlink=1)

@@ -157,6 +157,7 @@ def test_pipelined_consumer_overlaps_its_producer() -> None:
     (trace,) = context.simulate(plan)
     writer, judge = sorted(trace.segments, key=lambda s: s.node, reverse=True)
     assert judge.start_s < writer.end_s
+    assert f"to {judge.end_s:.1f} s; it is the last" in context.report.explanation["judge"]
     assert trace.makespan_s == pytest.approx(context.report.objective_s, rel=0.02)
 
 

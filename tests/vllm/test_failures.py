@@ -257,6 +257,9 @@ def test_wrong_input_is_refused_with_the_remedy(
     cluster = Cluster.uniform(Gpu("core", 1 << 30), 10_000)
     with pytest.raises(InputError, match=r"10000 devices.*--executor emulated"):
         executor.open(cluster, None)
+    two = Cluster((Gpu("core", 1 << 30),) * 2, machines=((0,), (1,)))
+    with pytest.raises(InputError, match=r"2 machines.*--executor ray"):
+        executor.open(two, None)
     model = spec("a", tiny).model
     executor.check([model])
     with pytest.raises(InputError, match="no folder /nowhere"):
