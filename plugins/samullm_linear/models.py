@@ -17,12 +17,9 @@ from samullm_plugin import (
     ModelSpec,
     Provenance,
 )
-from samullm_plugin.checkpoints.gpus import known_name
 from samullm_plugin.checkpoints.models import find_name
 from samullm_plugin.model.kv_cache import KvCacheGroup
 from samullm_plugin.model.latency import StepLatency
-from samullm_plugin.profiling.assumed import CPU_LOADING, LOADING, assumed_latency, sheet_of
-from samullm_plugin.profiling.assumed_memory import assumed_pool_tokens
 from samullm_plugin.profiling.book import LatencyBook
 from samullm_plugin.profiling.latency_book import architecture_of, latency_book
 from samullm_plugin.profiling.loading import PROCESS_BYTES
@@ -305,90 +302,6 @@ class Transfer(Linear):
 
     name: ClassVar[str] = "transfer"
     use_measured: ClassVar[bool] = False
-
-
-class Assumed(LatencyModel):
-    """By data sheets alone: for models and devices nobody has measured; every figure says so."""
-
-    name: ClassVar[str] = "assumed"
-
-    def step_latency(
-        self,
-        model: ModelSpec,
-        gpu: Gpu,
-        tensor_parallel_size: int,
-        pipeline_parallel_size: int = 1,
-    ) -> StepLatency:
-        """Return the iteration latency of one replica.
-
-        Raises:
-            InputError: if neither the model's sizes nor the device's data sheet are known.
-        """
-        sheet, _ = sheet_of(gpu)
-        latency = assumed_latency(_sizes(model), tensor_parallel_size, sheet)
-        # Pipeline stages work one after another for a token, side by side for a batch.
-        return replace(latency, overlap_host=model.engine.async_scheduling)
-
-    def kv_cache_tokens(
-        self,
-        model: ModelSpec,
-        gpu: Gpu,
-        tensor_parallel_size: int,
-        pipeline_parallel_size: int = 1,
-    ) -> int:
-        """Return the KV-cache capacity in tokens of the pool; 0 if the model does not fit."""
-        return assumed_pool_tokens(
-            model, _sizes(model), gpu, tensor_parallel_size, pipeline_parallel_size
-        )
-
-    def kv_cache_groups(
-        self,
-        model: ModelSpec,
-        gpu: Gpu,
-        tensor_parallel_size: int,
-        pipeline_parallel_size: int = 1,
-    ) -> tuple[KvCacheGroup, ...]:
-        """Return which layers share block tables."""
-        return replica_groups(
-            _sizes(model), model.engine, tensor_parallel_size, pipeline_parallel_size
-        )
-
-    def load_times(
-        self,
-        model: ModelSpec,
-        gpu: Gpu,
-        tensor_parallel_size: int,
-        pipeline_parallel_size: int = 1,
-    ) -> LoadTimes:
-        """Return the seconds of engine starts, by the bytes of the weights."""
-        devices = tensor_parallel_size * pipeline_parallel_size
-        loading = CPU_LOADING if known_name(gpu.name) is None else LOADING
-        return loading.times(_sizes(model).weight_bytes, devices)
-
-    def provenance(
-        self,
-        model: ModelSpec,
-        gpu: Gpu,
-        tensor_parallel_size: int,
-        pipeline_parallel_size: int = 1,
-    ) -> Provenance:
-        """Return the data sheet that the figures come from, with their known error."""
-        return sheet_of(gpu)[1]
-
-
-def _sizes(model: ModelSpec) -> ModelArchitecture:
-    """Return the sizes of a model.
-
-    Raises:
-        InputError: if they are neither given nor bundled.
-    """
-    found = architecture_of(model.name, {}) if model.architecture is None else model.architecture
-    if found is None:
-        raise InputError(
-            f"model {model.name}: its sizes are not known; give the folder of its files as path, "
-            "or a config.json as architecture"
-        )
-    return found
 
 
 def _stored_otherwise(architecture: ModelArchitecture) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from samullm_linear.models import Assumed, Linear, Transfer
+from samullm_linear.assumed import Assumed
+from samullm_linear.models import Linear, Transfer
 from samullm_plugin import LatencyModel, hookimpl
 
 

@@ -124,8 +124,9 @@ def mixture(d: Decoder, i: int) -> Mlp:
     matrices = active * routed.matrices // experts
     if shared:
         gate = hidden if c.kind in ("qwen2_moe", "qwen3_next", "qwen3_5_moe_text") else 0
+        called = "shared_expert" if c.kind.startswith(("qwen", "llama4")) else "shared_experts"
         part = linear(
-            f"model.layers.{i}.mlp.shared_expert.down_proj",
+            f"model.layers.{i}.mlp.{called}.down_proj",
             *mlp_shapes(hidden, shared, gated=d.gated),
             others=gate,
         )

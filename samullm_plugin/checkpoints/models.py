@@ -65,10 +65,10 @@ def bundled_architecture(
 def _as_loaded(sizes: ModelArchitecture, engine: EngineOptions, name: Path) -> ModelArchitecture:
     """Return figures of 16 bits as an engine holds them with these settings."""
     method, cache = engine.given("quantization"), str(engine.given("kv_cache_dtype") or "auto")
-    if engine.dtype == "auto" and not method and cache == "auto":
-        return sizes
     size = sizes.dtype_bytes if engine.dtype == "auto" else dtype_bytes(engine.dtype, name)
     entry = size if cache == "auto" else dtype_bytes(cache, name)
+    if not method and size == entry == sizes.dtype_bytes:
+        return sizes
     outside = 2 * sizes.vocab_size * sizes.hidden_size
     experts = sizes.num_layers * sizes.num_experts * sizes.expert_params
     others = sizes.num_layers * sizes.matmul_params_per_layer - experts

@@ -8,7 +8,7 @@ from samullm_plugin.checkpoints.attentions import attention
 from samullm_plugin.checkpoints.decoder import RECURRENT, Decoder, read_decoder
 from samullm_plugin.checkpoints.families import FAMILIES, NOT_MODELLED, TOWERS_NOT_MODELLED
 from samullm_plugin.checkpoints.gemma_layers import GEMMA_3N, GEMMA_4, gemma_layer, gemma_outside
-from samullm_plugin.checkpoints.hf_config import ConfigFile
+from samullm_plugin.checkpoints.hf_config import ConfigFile, has_defaults
 from samullm_plugin.checkpoints.mixers import state_space
 from samullm_plugin.checkpoints.mlps import dense, mlp, routed_experts
 from samullm_plugin.checkpoints.parts import Layer, Layers, Part, linear
@@ -46,6 +46,10 @@ def read_layers(file: ConfigFile, *, guess: bool = False, towers: bool = True) -
             raise NotModelledError(file, f"model_type {text.kind!r}")
         flags = frozenset({"moe"} if text.has("num_experts") else ())
     reason = TOWERS_NOT_MODELLED.get(file.top.kind)
+    if file.vision is not None and not (
+        has_defaults(file.top.kind) or file.top.kind == "internvl_chat"
+    ):
+        reason = f"the vision tower of {file.top.kind}"  # of code that comes with the model
     if towers and reason is not None:
         raise NotModelledError(file, reason, only_towers=True)
     return _layers(read_decoder(file, flags), towers)

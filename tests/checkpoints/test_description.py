@@ -102,6 +102,26 @@ def test_bytes_of_quantised_checkpoints_are_those_of_their_files(
     assert read(tmp_path, config).weight_bytes() == pytest.approx(1e9 * stored_gb, rel=0.01)
 
 
+def test_experts_alone_are_packed_where_the_rest_is_left_out(tmp_path: Path) -> None:
+    """As Kimi-K2-Thinking is published: 594 GB, 4-bit experts, and 16 bits for all else."""
+    weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32,
+               "symmetric": True}  # fmt: skip
+    kept = ["lm_head", "re:.*self_attn.*", "re:.*shared_experts.*",
+            "re:.*mlp\\.(gate|up|gate_up|down)_proj.*"]  # fmt: skip
+    config = {"model_type": "kimi_k2", "first_k_dense_replace": 1, "hidden_size": 7168,
+              "intermediate_size": 18432, "moe_intermediate_size": 2048, "n_routed_experts": 384,
+              "n_shared_experts": 1, "num_attention_heads": 64, "num_experts_per_tok": 8,
+              "num_hidden_layers": 61, "num_key_value_heads": 64, "q_lora_rank": 1536,
+              "vocab_size": 163840, "tie_word_embeddings": False,
+              "quantization_config": {
+                  "quant_method": "compressed-tensors", "format": "pack-quantized",
+                  "ignore": kept, "config_groups": {"group_0": {"weights": weights}}},
+              } | MLA  # fmt: skip
+    found = read(tmp_path, config)
+    assert found.parameters == pytest.approx(1026.4e9, rel=0.001)
+    assert found.weight_bytes() == pytest.approx(594e9, rel=0.01)
+
+
 def test_modelopt_says_how_in_a_file_of_its_own(tmp_path: Path) -> None:
     plain = read(tmp_path, LLAMA)
     (tmp_path / "hf_quant_config.json").write_text(json.dumps(
@@ -184,6 +204,15 @@ def test_the_tokenizer_may_limit_the_longest_sequence(tmp_path: Path) -> None:
         ({**LLAMA, "quantization_config": {"quant_method": "gptq", "bits": "four"}}, "bits"),
         ({**MLA, "model_type": "deepseek_v4", "hidden_size": 64}, "hyper-connections"),
         ({**LLAMA, "model_type": "phi4mm"}, "towers of Phi-4-multimodal"),
+        (
+            {
+                "model_type": "minicpmv",
+                "auto_map": {"AutoConfig": "x.Y"},
+                "text_config": LLAMA,
+                "vision_config": {"hidden_size": 1152},
+            },
+            "the vision tower of minicpmv",
+        ),
         ({"model_type": "mllama", "text_config": LLAMA}, "cross-attention to images"),
     ],
 )

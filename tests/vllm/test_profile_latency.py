@@ -7,14 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from samullm_linear.models import Linear, LinearOptions
+from samullm_vllm.vllm_executor import VllmExecutor
 
 from samullm_plugin import EngineOptions, ModelSpec
+from samullm_plugin.cli.app import main
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.measuring.check import judge_runs
 from samullm_plugin.measuring.engine import measure, write_iterations
+from samullm_plugin.profiling.calibration import read_calibration, setting_key
 from samullm_plugin.profiling.fit import fit_profile
 from samullm_plugin.profiling.iteration_tables import read_iterations
-from samullm_plugin.profiling.profile_files import EngineStart, write_profile
+from samullm_plugin.profiling.profile_files import EngineStart, read_profile, write_profile
 from tests.models import make_tiny_llama
 
 pytestmark = pytest.mark.vllm
@@ -80,3 +83,30 @@ def test_a_live_engine_is_profiled_and_its_other_runs_are_predicted(
     errors = np.abs([r["error_pct"] for r in runs])
     assert np.median(errors) < 30, runs
     assert np.median([abs(r["sum_error_pct"]) for r in runs]) < 30, runs
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_several_models_come_into_one_profile_and_are_kept_for_plans(tmp_path: Path) -> None:
+    folders = [
+        make_tiny_llama(tmp_path / name, dtype="bfloat16", **{**SIZES, "num_hidden_layers": layers})
+        for name, layers in (("one", 2), ("other", 3))
+    ]
+    words = ["profile", "latency", "--max-model-len", "256", "--max-num-seqs", "8",
+             "--max-num-batched-tokens", "128", "--output", str(tmp_path / "p.json")]  # fmt: skip
+    assert main([*words, *(w for f in folders for w in ("--model", str(f)))]) == 0
+    profile = read_profile(tmp_path / "p.json")
+    assert (
+        {m.model for m in profile.models} == {s.model for s in profile.starts} == {"one", "other"}
+    )
+    engine = EngineOptions(
+        max_num_seqs=8, max_num_batched_tokens=128, block_size=32, dtype="bfloat16"
+    )
+    cluster = VllmExecutor.local_cluster()
+    assert cluster is not None
+    for folder in folders:
+        spec = ModelSpec(folder.name, 256, path=str(folder), engine=engine)
+        kept = read_calibration(setting_key(spec, cluster.gpus[0].name, 1, 1))
+        assert kept is not None
+        assert kept.num_iterations > 100
+        assert len(kept.start_s) == 1
