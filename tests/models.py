@@ -92,6 +92,104 @@ def make_tiny_llama(
     return folder
 
 
+def make_tiny_adapter(folder: Path, *, seed: int = 0, rank: int = 4, **sizes: int) -> Path:
+    """Write a LoRA adapter of :func:`make_tiny_llama`, as PEFT does; return its folder.
+
+    Args:
+        folder: where.
+        seed: of the weights.
+        rank: of its matrices.
+        sizes: of the model, where they are other than ``LLAMA_SIZES``.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    config = {**LLAMA_SIZES, **sizes}
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    modules = {"self_attn.q_proj": (hidden, hidden), "mlp.down_proj": (hidden, inner)}
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for layer in range(config["num_hidden_layers"]):
+        for module, (out, into) in modules.items():
+            at = f"base_model.model.model.layers.{layer}.{module}"
+            weights[f"{at}.lora_A.weight"] = 0.3 * torch.randn(rank, into, generator=generator)
+            weights[f"{at}.lora_B.weight"] = 0.3 * torch.randn(out, rank, generator=generator)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(weights, folder / "adapter_model.safetensors")
+    fields = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 2 * rank,
+        "target_modules": ["q_proj", "down_proj"], "bias": "none",
+    }  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(fields))
+    return folder
+
+
+def make_tiny_encoder(folder: Path, *, labels: int = 0, seed: int = 0) -> Path:
+    """Write a BERT of a few thousand weights that reads characters; return its folder.
+
+    Args:
+        folder: where.
+        labels: of a sequence classifier; 0: it embeds.
+        seed: of the weights.
+    """
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification, BertModel
+
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    lengths = {"intermediate_size": 128, "max_position_embeddings": 512}
+    kind, names = (
+        (BertForSequenceClassification, {"num_labels": labels}) if labels else (BertModel, {})
+    )
+    config = BertConfig(vocab_size=128, initializer_range=0.5, **sizes, **lengths, **names)
+    kind(config).save_pretrained(folder)
+    _write_pair_tokenizer(folder)
+    return folder
+
+
+def make_tiny_reward(folder: Path, *, seed: int = 0) -> Path:
+    """Write a Llama that gives a text one number; return its folder."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    make_tiny_llama(folder, seed=seed, characters=True, vocab_size=104)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"architectures": ["LlamaForSequenceClassification"], "pad_token_id": 0}
+    config |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = load_file(folder / "model.safetensors")
+    del weights["lm_head.weight"]
+    generator = torch.Generator().manual_seed(seed)
+    weights["score.weight"] = torch.randn(1, config["hidden_size"], generator=generator)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def _write_pair_tokenizer(folder: Path) -> None:
+    """Write a tokenizer of single characters that marks one text, or two, as BERT's does."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(chr(c) for c in range(32, 127)), "\n"]
+    words = {w: i for i, w in enumerate(names)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))  # no password
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    marks = {f"{n}_token": f"[{n.upper()}]" for n in ("unk", "pad", "cls", "sep")}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": 512,
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        **marks,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
 def _write_tokenizer(folder: Path, vocab_size: int, *, characters: bool) -> None:
     """Write a tokenizer of whole words or characters, and a chat template that joins messages."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers

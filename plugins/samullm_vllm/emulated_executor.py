@@ -134,6 +134,7 @@ class EmulatedExecutor(ProcessExecutor):
             "enable_prefix_caching": options.enable_prefix_caching,
             "async_scheduling": options.async_scheduling,
             "scheduling_policy": spec.scheduling_policy,
+            "enable_chunked_prefill": options.given("enable_chunked_prefill") is not False,
             "skip_tokenizer_init": True,
         }
         folder = self._model_folder(spec)

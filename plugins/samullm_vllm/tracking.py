@@ -37,6 +37,8 @@ class Tracked:
 def unfinished_tokens(engine: Any) -> Iterator[tuple[int, list[int]]]:
     """Yield the requests an engine has and the tokens each has generated."""
     for state in engine.output_processor.request_states.values():
+        if state.detokenizer is None:
+            continue  # a pooling request
         yield int(state.external_req_id), state.detokenizer.output_token_ids
 
 
@@ -45,6 +47,9 @@ def unfinished_outputs(engine: Any, tracked: Mapping[int, Tracked]) -> list[Requ
     outputs = []
     for state in engine.output_processor.request_states.values():
         request = int(state.external_req_id)
+        if state.detokenizer is None:  # a pooling request: all of it or nothing
+            outputs.append(RequestOutput(request, 0, ()))
+            continue
         ids, entry = tuple(state.detokenizer.output_token_ids), tracked[request]
         outputs.append(
             RequestOutput(

@@ -235,6 +235,10 @@ class VllmExecutor(ProcessExecutor):
             **({"enable_sleep_mode": True} if self.vllm_options.sleep_mode else {}),
             **dict(options.extra),
         }
+        if self._platform == "cpu" and given.get("enable_lora") is True:
+            # vLLM's CPU kernels compute a request without adapter, if others of its batch have one,
+            # with the last slot: that one must stay empty.
+            given["max_loras"] = int(given.get("max_loras", 1)) + 1
         return Start(
             spec.key,
             model.path or model.name,

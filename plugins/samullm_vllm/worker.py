@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from samullm_plugin import EngineRequest, RequestOutput
 from samullm_vllm import engine as engines
-from samullm_vllm import prompts, sampling, tracking
+from samullm_vllm import pooling, prompts, sampling, tracking
 from samullm_vllm.channel import Channel, ChannelClosedError
 from samullm_vllm.processes import end_with_parent
 from samullm_vllm.protocol import (
@@ -79,6 +79,7 @@ class Rank:
             prompts.RequestError, VLLMClientError, ValueError, TypeError, NotImplementedError
         )  # fmt: skip
         self.tracked: dict[int, tracking.Tracked] = {}
+        self._adapters: dict[str, int] = {}
         self._arrivals = 0.0
         self._sleeps_at = 0
 
@@ -95,8 +96,11 @@ class Rank:
         self._arrivals += 1.0  # the same on all ranks, unlike the time
         try:
             if self.start.latency is None:
-                prompt = prompts.engine_prompt(request, self.engine, self.tokenizer)
-                params = sampling.sampling_params(request, self.tokenizer)
+                if request.task is not None:
+                    prompt, params = pooling.prompt_and_params(request, self.engine, self.tokenizer)
+                else:
+                    prompt = prompts.engine_prompt(request, self.engine, self.tokenizer)
+                    params = sampling.sampling_params(request, self.tokenizer)
             else:
                 prompt = prompts.modelled_prompt(request)
                 params = sampling.modelled_params(request)
@@ -105,6 +109,7 @@ class Rank:
                 prompt.inputs,
                 params,
                 arrival_time=self._arrivals,
+                lora_request=self._adapter(request.lora),
                 priority=request.priority,
             )
         except self._refusals as error:
@@ -116,6 +121,15 @@ class Rank:
         own = tuple(prompt.token_ids) if tokenised and request.prompt_token_ids is None else None
         self.tracked[request.request] = tracking.Tracked(request, own, prompt.media)
         return None
+
+    def _adapter(self, folder: str | None) -> Any:
+        """Return vLLM's name of an adapter; they are numbered as they come."""
+        if folder is None or self.start.latency is not None:
+            return None
+        from vllm.lora.request import LoRARequest
+
+        number = self._adapters.setdefault(folder, len(self._adapters) + 1)
+        return LoRARequest(f"adapter-{number}", number, folder)
 
     def sleep(self, level: int) -> None:
         """Free the device's memory."""
@@ -138,7 +152,8 @@ class Rank:
         for output in self.engine.step():
             if output.finished:
                 tracked = self.tracked.pop(int(output.request_id))
-                outputs.append(sampling.request_output(tracked, output, self.tokenizer))
+                made = pooling.request_output if tracked.request.task else sampling.request_output
+                outputs.append(made(tracked, output, self.tokenizer))
         return outputs
 
 

@@ -60,9 +60,18 @@ class Assembly:
         self.notes: list[str] = []
         self._graph = NodeGraph(spec, path, model_specs(spec, path))
         self.nodes = self._graph.nodes
+        if adapted := [n.name for n in self.nodes if _lora(n)]:
+            self.notes.append(
+                f"iterations of {', '.join(adapted)} take as long with adapters as without"
+            )
         self._lines: dict[str, tuple[Line, ...]] = {}
         self._gates: dict[tuple[int, int], int] = {}
         self._passing = {i for i, n in enumerate(self.nodes) if n.section.otherwise == "pass"}
+        self._accepted = {
+            i: n.section.accept_rate
+            for i, n in enumerate(self.nodes)
+            if isinstance(n.section, NodeSection) and n.section.accept_rate < 1
+        }
         self._turns: dict[int, Turns] = {}
         self._schemas: dict[int, Schema] = {}
         resolve = resolve_schema or schema_of_class
@@ -162,7 +171,8 @@ class Assembly:
         if isinstance(section, NodeSection):
             requests = drafts.copied(requests, section.copies)
             samples = section.n if section.n > 1 else section.sampling_params.n or 1
-            requests = drafts.sampled(requests, samples)
+            if not section.pools:
+                requests = drafts.sampled(requests, samples)
         for name, edge in section.edges.items():
             field = f"{where}.inputs.{name}"
             upstream = [
@@ -176,7 +186,7 @@ class Assembly:
             i: n.section.keep.probability for i, n in enumerate(self.nodes) if n.section.keep
         }
         drafts.mark_fallbacks(requests, self._passing, self._graph.before)  # these are no gates
-        drafts.gate_requests(requests, filters, self._gate)
+        drafts.gate_requests(requests, filters, self._accepted, self._gate)
         if isinstance(section, PythonSection):
             node.requests, node.num_calls = self._python_requests(index, section, requests)
             return
@@ -191,8 +201,20 @@ class Assembly:
                 self.notes.append(
                     f"node {node.name}: the template does not use {label}: it is only waited for"
                 )
+        self._refuse_vectors(node, requests)
         node.requests = requests
         drafts.mark_fallbacks(requests, self._passing, self._graph.before)
+
+    def _refuse_vectors(self, node: NodeDraft, requests: Sequence[Draft]) -> None:
+        """Refuse prompts that embeddings would enter as text."""
+        for wait in (w for r in requests for w in r.waits if w.label):
+            section = self.nodes[wait.node].section
+            if isinstance(section, NodeSection) and section.task == "embed":
+                raise InputError(
+                    f"{self._graph.where(node)}: its prompt takes the output of "
+                    f"{self.nodes[wait.node].name}, which is a vector; work on vectors in a node "
+                    "with `python`, or only wait for it with in_prompt: false"
+                )
 
     def _python_requests(
         self, index: int, section: PythonSection, rows: list[Draft]
@@ -288,11 +310,16 @@ class Assembly:
         for draft, node, source in zip(self.nodes, nodes, sources, strict=False):
             assert isinstance(draft.section, NodeSection)
             ids, lead = node.requests.prefix_id, constant_lead(source)
+            with_ = f"{source.lora} " if source.lora else ""  # adapters share no cache
             for k, request in enumerate(draft.requests):
                 values = request.line.values if request.line else None
                 if values and values.prefix_id is not None and values.prefix_tokens:
-                    ids[k] = numbers.setdefault(f"line {values.prefix_id}", len(numbers))
+                    ids[k] = numbers.setdefault(f"{with_}line {values.prefix_id}", len(numbers))
                 elif lead:
-                    ids[k] = numbers.setdefault(f"turns {lead}", len(numbers))
+                    ids[k] = numbers.setdefault(f"{with_}turns {lead}", len(numbers))
                 elif draft.section.prefix_tokens:
                     ids[k] = numbers.setdefault(f"node {draft.section_name}", len(numbers))
+
+
+def _lora(node: NodeDraft) -> bool:
+    return isinstance(node.section, NodeSection) and node.section.lora is not None

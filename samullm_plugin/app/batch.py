@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ class BatchOutput:
         logprobs: of each generated token, if asked for.
         prompt_logprobs: of each token of the prompt, if asked for; the first has none.
         value: what a function or a pooling model returned.
+        task: of the pooling model; empty: it is none.
     """
 
     prompt_tokens: int
@@ -39,6 +40,7 @@ class BatchOutput:
     logprobs: Sequence[PositionLogprobs] | None = None
     prompt_logprobs: Sequence[PositionLogprobs | None] | None = None
     value: Any = None
+    task: str = ""
 
 
 def batch_line(
@@ -77,6 +79,16 @@ def _body(model: str, outputs: dict[int, BatchOutput], line_id: str) -> dict[str
     if not model:
         return {"id": line_id, "object": "value", "value": first.value}
     prompt_tokens = first.prompt_tokens
+    if first.task:  # as vLLM's interfaces of pooling models answer
+        kind = "embedding" if first.task == "embed" else first.task
+        own = first.value if isinstance(first.value, Mapping) else {"text": first.text}
+        return {
+            "id": line_id,
+            "object": "list",
+            "model": model,
+            "data": [{"index": 0, "object": kind, **own}],
+            "usage": {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens},
+        }
     completion_tokens = sum(o.completion_tokens for o in outputs.values())
     body: dict[str, Any] = {
         "id": line_id,

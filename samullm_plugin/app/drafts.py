@@ -320,12 +320,20 @@ def hide_unused(requests: Sequence[Draft], used: AbstractSet[str]) -> set[str]:
 def gate_requests(
     requests: Sequence[Draft],
     filters: Mapping[int, float],
+    accepted: Mapping[int, float],
     gate_of: Callable[[int, int], int],
 ) -> None:
     """Give requests behind filters the probability that an item of theirs is kept.
 
     A request behind one filtered item shares its gate with all others behind it; one that joins
-    several is needed if any of them is kept.
+    several is needed if any of them is kept. A request fails with any of its inputs, so that all
+    must be accepted of those that can be rejected.
+
+    Args:
+        requests: of a node.
+        filters: share of outputs that are kept, by filter.
+        accepted: share of outputs that are accepted in the end, by node.
+        gate_of: returns a number for what is decided about a request of a node.
     """
     for request in requests:
         dropped: dict[int, list[tuple[int, int]]] = {}
@@ -334,9 +342,12 @@ def gate_requests(
                 dropped.setdefault(wait.node, []).append((wait.node, wait.request))
         for node, items in dropped.items():
             request.probability *= 1.0 - (1.0 - filters[node]) ** len(set(items))
-        gates = [pair for pairs in dropped.values() for pair in set(pairs)]
+        judged = {(w.node, w.request) for w in request.waits if w.node in accepted}
+        for node, _ in judged:
+            request.probability *= accepted[node]
+        gates = judged.union(*dropped.values())
         if len(gates) == 1:
-            request.gate = gate_of(*gates[0])
+            request.gate = gate_of(*next(iter(gates)))
 
 
 def mark_fallbacks(

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+from samullm_plugin.app.adapters import Adapter, adapted_model, adapter_folder, read_adapter
 from samullm_plugin.app.drafts import NodeDraft
-from samullm_plugin.app.nodespec import PythonSection
+from samullm_plugin.app.nodespec import NodeSection, PythonSection
+from samullm_plugin.app.pooling import check_generates, pooling_model
 from samullm_plugin.app.spec import AppSpec
 from samullm_plugin.errors import InputError, suggest
 from samullm_plugin.model.application import ModelSpec
@@ -34,24 +36,25 @@ class NodeGraph:
     def __init__(self, spec: AppSpec, path: Path, models: Mapping[str, ModelSpec]) -> None:
         """Expand nodes with several models."""
         self.path = path
+        models = _adapted(spec, path, models)
         self.nodes: list[NodeDraft] = []
         self.members: dict[str, list[int]] = {}
         for name, section in spec.nodes.items():
             if isinstance(section, PythonSection):
                 continue
-            if section.pools or section.lora is not None:
-                field = "lora" if section.lora is not None else "task"
-                raise InputError(
-                    f"{path}: nodes.{name}.{field}: pooling tasks and adapters are part of the "
-                    "format but cannot be planned or run yet; leave it out"
-                )
             for model in section.models:
                 if model not in models:
                     hint = suggest(model, models) or f"; models: {', '.join(models) or 'none'}"
                     raise InputError(f"{path}: nodes.{name}.model: no model {model!r}{hint}")
                 full = name if isinstance(section.model, str) else f"{name}.{model}"
                 self.members.setdefault(name, []).append(len(self.nodes))
-                self.nodes.append(NodeDraft(full, name, section, models[model]))
+                served, given = models[model], spec.models[model].engine_args
+                where = f"{path}: nodes.{name}"
+                if section.pools:
+                    served = pooling_model(served, section.task, given, f"{where}.task")
+                else:
+                    check_generates(served, given, where)
+                self.nodes.append(NodeDraft(full, name, section, served))
         for name, section in spec.nodes.items():
             if isinstance(section, PythonSection):
                 self.members[name] = [len(self.nodes)]
@@ -137,3 +140,22 @@ class NodeGraph:
         by_name = {n.name: i for i, n in enumerate(self.nodes)}
         found.update(by_name[n] for n in named(node) if n in by_name)
         return found
+
+
+def _adapted(spec: AppSpec, path: Path, models: Mapping[str, ModelSpec]) -> dict[str, ModelSpec]:
+    """Return the models, those that nodes use with adapters holding all of theirs.
+
+    Raises:
+        InputError: naming the node whose adapter its model cannot have.
+    """
+    adapters: dict[str, list[Adapter]] = {}
+    for name, section in spec.nodes.items():
+        if isinstance(section, NodeSection) and section.lora is not None:
+            folder, where = adapter_folder(section.lora, path), f"{path}: nodes.{name}.lora"
+            for model in (m for m in section.models if m in models):
+                adapters.setdefault(model, []).append(read_adapter(folder, models[model], where))
+    found = dict(models)
+    for name, mine in adapters.items():
+        given, where = spec.models[name].engine_args, f"{path}: models.{name}"
+        found[name] = adapted_model(models[name], mine, given, where)
+    return found

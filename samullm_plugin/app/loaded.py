@@ -122,7 +122,9 @@ class NodeSource:
         retry_temperature: what is added to the temperature each time.
         lora: folder of an adapter.
         pair: template of a second text.
-        task: of a pooling model.
+        task: of a pooling model: ``embed``, ``score``, ``classify`` or ``reward``; empty: text is
+            generated.
+        class_names: of the model, for ``task: classify``; empty: they have none.
     """
 
     ids: tuple[str, ...]
@@ -155,6 +157,7 @@ class NodeSource:
     lora: str | None = None
     pair: str | None = None
     task: str = ""
+    class_names: tuple[str, ...] = ()
 
     def sampling_params(self, request: int) -> dict[str, object]:
         """Return the sampling parameters of one request."""
@@ -247,6 +250,19 @@ class LoadedApplication:
         made = self.conversation(node, request, output_of)
         return made if isinstance(made, str) else "\n\n".join(str(m["content"]) for m in made)
 
+    def pair(self, node: int, request: int, output_of: OutputOf) -> str | None:
+        """Return the second text of a request that compares two; None: it has none.
+
+        Arguments and errors as of :meth:`conversation`.
+        """
+        assert self.sources is not None
+        source = self.sources[node]
+        if source.pair is None:
+            return None
+        where = f"node {self.app.nodes[node].name}, request {source.ids[request]}"
+        inputs = self.inputs(node, request, output_of)
+        return pair_text(source, source.fields[request], inputs, where)
+
     def inputs(self, node: int, request: int, output_of: OutputOf) -> dict[str, list[Output]]:
         """Return the outputs that a request is given, by the names of its inputs."""
         assert self.sources is not None
@@ -286,14 +302,9 @@ def conversation(
     Raises:
         InputError: naming the template's node and what is wrong.
     """
-    joined: dict[str, Any] = {
-        name: outputs[0] if len(outputs) == 1 else "\n\n".join(outputs)
-        for name, outputs in inputs.items()
-    }
     own = list(fields.get("messages") or ()) if source.own_prompt else []
     last_user = own[-1] if own and own[-1].get("role") == "user" else None
-    asked = prompt_text({"messages": [last_user]} if last_user is not None else fields)
-    values = {"previous": "", "prompt": asked, **fields, **joined, "inputs": inputs}
+    values = _template_values(source, fields, inputs)
     if source.turns:
         made: list[dict[str, object]] = []
         for role, template in source.turns:
@@ -313,6 +324,31 @@ def conversation(
             earlier = own[:-1] if last_user is not None else own
             return [*earlier, {"role": "user", "content": text}]
     return [{"role": "user", "content": text}] if source.chat else text
+
+
+def _template_values(
+    source: NodeSource, fields: Mapping[str, Any], inputs: Mapping[str, Sequence[Output]]
+) -> dict[str, Any]:
+    """Return what the templates of a request find by name."""
+    joined: dict[str, Any] = {
+        name: outputs[0] if len(outputs) == 1 else "\n\n".join(outputs)
+        for name, outputs in inputs.items()
+    }
+    own = list(fields.get("messages") or ()) if source.own_prompt else []
+    last_user = own[-1] if own and own[-1].get("role") == "user" else None
+    asked = prompt_text({"messages": [last_user]} if last_user is not None else fields)
+    return {"previous": "", "prompt": asked, **fields, **joined, "inputs": inputs}
+
+
+def pair_text(
+    source: NodeSource,
+    fields: Mapping[str, Any],
+    inputs: Mapping[str, Sequence[Output]],
+    where: str,
+) -> str:
+    """Return the second text of a request; arguments and errors as of :func:`conversation`."""
+    assert source.pair is not None
+    return render(source.pair, _template_values(source, fields, inputs), f"{where}.pair")
 
 
 def history(fields: Mapping[str, Any], name: str, where: str) -> list[dict[str, object]]:

@@ -151,7 +151,10 @@ class NodeSection(NodeBase):
         default=0.2, ge=0, description="What each retry adds to the temperature."
     )
     reject_rate: Probability = Field(
-        default=0.05, description="Share of outputs expected to be rejected."
+        default=0.05,
+        description="Share of outputs expected to be rejected by the schema or `check`, each time "
+        "they are asked for; what is rejected more than `retries` times fails, and the plan "
+        "expects as much less of what waits for it.",
     )
     lora: str | None = Field(
         default=None,
@@ -172,6 +175,13 @@ class NodeSection(NodeBase):
     def models(self) -> tuple[str, ...]:
         """Return the names of its models."""
         return (self.model,) if isinstance(self.model, str) else tuple(self.model)
+
+    @property
+    def accept_rate(self) -> float:
+        """Return the share of requests expected to have an accepted output in the end."""
+        if self.output_schema is None and self.check is None:
+            return 1.0
+        return float(1.0 - self.reject_rate ** (self.retries + 1))
 
     @property
     def pools(self) -> bool:
@@ -196,8 +206,14 @@ class NodeSection(NodeBase):
             raise ValueError("retries: nothing can be rejected without output_schema or check")
         if "retry_temperature" in self.model_fields_set and not self.retries:
             raise ValueError("retry_temperature: there are no retries")
+        if "reject_rate" in self.model_fields_set and not (self.output_schema or self.check):
+            raise ValueError("reject_rate: nothing is rejected without output_schema or check")
         if self.pair is not None and self.task != "score":
             raise ValueError("pair: only nodes of `task: score` compare two texts")
+        if self.task == "score" and self.pair is None:
+            raise ValueError("pair: missing; `task: score` compares two texts, prompt and pair")
+        if self.pools and self.lora is not None:
+            raise ValueError("lora: adapters of pooling models are not served; merge it into them")
         if self.pools:
             given = {"output_schema", "check", "retries", "n", "chain"} & self.model_fields_set
             given |= {"sampling_params"} if self.sampling_params.given() else set()

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from samullm_plugin.app import drafts
+from samullm_plugin.app.adapters import adapter_folder
 from samullm_plugin.app.drafts import NodeDraft
 from samullm_plugin.app.expressions import parsed
 from samullm_plugin.app.functions import function_of
@@ -20,6 +21,7 @@ from samullm_plugin.app.nodespec import (
     PythonSection,
     RegexSection,
 )
+from samullm_plugin.app.pooling import class_names
 from samullm_plugin.app.requests import PLAIN
 from samullm_plugin.app.schemas import Schema, SchemaResolver, json_schema
 from samullm_plugin.app.templates import referenced
@@ -141,7 +143,7 @@ def _with_texts(
     sampling = section.sampling_params.given()
     sampling.pop("n", None)
     own: dict[int, Mapping[str, object]] = {}
-    for k, request in enumerate(node.requests):
+    for k, request in enumerate(node.requests if not section.pools else ()):
         values = request.line.values if request.line else PLAIN
         given = values.sampling
         if values.max_tokens is not None:
@@ -154,7 +156,9 @@ def _with_texts(
         sampling["structured_outputs"] = schema.structured_outputs
     conditions = [section.keep.expr] if section.keep else []
     conditions += [b.expr for b in section.route.values()]
-    if any(c is not None and "logprob" in parsed(c).names for c in conditions):
+    if not section.pools and any(
+        c is not None and "logprob" in parsed(c).names for c in conditions
+    ):
         sampling.setdefault("logprobs", 0)
     options = {
         "chat_template": section.chat_template,
@@ -178,9 +182,10 @@ def _with_texts(
         check=check,
         retries=section.retries,
         retry_temperature=section.retry_temperature,
-        lora=section.lora,
+        lora=None if section.lora is None else str(adapter_folder(section.lora, graph.path)),
         pair=section.pair,
-        task=section.task,
+        task=section.task if section.pools else "",
+        class_names=class_names(node.model) if section.task == "classify" and node.model else (),
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from samullm_plugin.app.bodies import has_media
 from samullm_plugin.app.drafts import Draft, NodeDraft
-from samullm_plugin.app.loaded import NodeSource, conversation, prompt_text
+from samullm_plugin.app.loaded import NodeSource, conversation, pair_text, prompt_text
 from samullm_plugin.app.nodespec import NodeSection, PythonSection
 from samullm_plugin.app.requests import (
     CHARACTERS_PER_TOKEN,
@@ -18,6 +18,7 @@ from samullm_plugin.app.requests import (
     estimate_tokens,
 )
 from samullm_plugin.app.templates import Output, referenced
+from samullm_plugin.checkpoints.models import find_checkpoint, reads_text_only
 from samullm_plugin.checkpoints.tokenizing import WINDOW, OwnTokenizers
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.application import PythonNode, RequestTable
@@ -158,13 +159,15 @@ def _checked_tokens(node: NodeDraft, request: Draft, counting: _Counting) -> int
 
 def _max_tokens(node: NodeDraft, request: Draft, where: str) -> int:
     """Return a request's limit: its line's, else the node's."""
+    section = node.section
+    assert isinstance(section, NodeSection)
+    if section.pools:
+        return 1
     if request.line is not None:
         values = request.line.values
         if values.max_tokens is not None:
             return values.max_tokens
-    section = node.section
-    assert isinstance(section, NodeSection)
-    limit = 1 if section.pools else section.sampling_params.max_tokens
+    limit = section.sampling_params.max_tokens
     if limit is None:
         raise InputError(
             f"{where}.sampling_params.max_tokens: missing, and request {request.id!r} has no "
@@ -218,6 +221,8 @@ class _Counting:
         templates += [source.pair] if source.pair is not None else []
         self.written = bool(templates)
         self.variables: set[str] = set().union(*(referenced(t) for t in templates))
+        folder = find_checkpoint(self.model.path or self.model.name)
+        self._reads_text_only = folder is not None and reads_text_only(folder)
         self._constant: int | None = self.section.template_tokens
         good = [r for r in node.requests if r.error is None] if self.written else []
         for request in good[:1]:
@@ -236,6 +241,8 @@ class _Counting:
             )
         try:
             conversation(self.source, request.fields, self.sample, f"{self.where}.{field}")
+            if self.source.pair is not None:
+                pair_text(self.source, request.fields, self.sample, self.where)
         except InputError as error:
             used = [n for n in sorted(self.labels & self.variables) if n in self.stand_ins]
             if not used:
@@ -266,6 +273,11 @@ class _Counting:
         if not self.written and section.requests is None:
             return max(section.template_tokens or 0, 1)
         media = has_media(request.fields.get("messages") or ())
+        if media and self._reads_text_only:
+            raise RowError(
+                f"its messages hold images, audio or video, and model {self.model.name} reads text "
+                "only; take a model that reads them, or leave them out"
+            )
         if media and self.source.template is not None:
             raise RowError("its messages hold images, audio or video, which no `prompt` can take")
         if uses_own and counted is None and not media and not prompt_text(request.fields):
@@ -290,7 +302,13 @@ class _Counting:
             made = conversation(self.source, fields, self.sample, self.where)
             taken = sum(len(s[0]) for n, s in self.sample.items() if n in self.variables)
             return max(self._made(made, estimates) - estimate_tokens("x" * taken), 1)
-        return self._made(made, estimates)
+        if self.source.pair is None:
+            return self._made(made, estimates)
+        try:
+            second = pair_text(self.source, fields, self.blank, self.where)
+        except InputError:
+            second = pair_text(self.source, fields, self.sample, self.where)
+        return self._made(made, estimates) + self._count(second, 0)
 
     def _made(self, made: str | list[dict[str, object]], estimates: int) -> int:
         """Return the tokens of a prompt, those that the chat template adds included."""

@@ -8,6 +8,7 @@ from typing import Any
 from samullm_plugin.app.expressions import parsed
 from samullm_plugin.app.graph import NodeGraph
 from samullm_plugin.app.nodespec import NodeSection, PythonSection
+from samullm_plugin.app.pooling import pooled_example
 from samullm_plugin.app.schemas import Schema
 from samullm_plugin.app.tables import StandIn
 from samullm_plugin.app.templates import Output, unknown_output
@@ -59,7 +60,11 @@ class Trials:
             text = value if isinstance(value, str) else None
             blank = Output.of("", value, **known)
             return StandIn(node.name, blank, Output.of(text, value, **known), known=True)
-        if isinstance(section, PythonSection) or section.pools or section.check is not None:
+        if isinstance(section, NodeSection) and section.pools:
+            value = pooled_example(section.task, node.model)
+            blank = Output.of("", value, **known)
+            return StandIn(node.name, blank, Output.of(None, value, **known), known=True)
+        if isinstance(section, PythonSection) or section.check is not None:
             return StandIn(node.name, unknown_output(), unknown_output())
         return StandIn(node.name, Output.of("", **known), Output.of(SAMPLE, **known))
 
@@ -88,13 +93,15 @@ class Trials:
         section, schema = node.section, self._schemas.get(index)
         if isinstance(section.sample, Mapping):
             known |= set(section.sample)
-        elif isinstance(section, PythonSection) or section.check is not None or section.pools:
+        elif isinstance(section, PythonSection) or section.check is not None:
             return None
+        elif section.pools:
+            known |= set(pooled_example(section.task, node.model))
         elif schema is not None:
             if schema.properties is None:
                 return None
             known |= schema.properties
-        if isinstance(section, NodeSection):
+        if isinstance(section, NodeSection) and not section.pools:
             known |= {"logprob"}
         for request in node.requests[-1:]:
             known |= set(request.fields) | {w.label for w in request.waits if w.label}

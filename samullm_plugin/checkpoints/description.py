@@ -30,7 +30,7 @@ from samullm_plugin.model.kv_cache import KvCacheLayers
 Source = Literal["config.json", "safetensors", "transformers", "vllm", "bundled figures"]
 
 
-_NO_DECODERS = frozenset({"bert", "whisper", "roberta", "bart", "xlm-roberta", "t5", "clip"})
+_NO_DECODERS = frozenset({"whisper", "bart", "t5", "clip"})
 _UNLIKE = frozenset({*NOT_MODELLED, *_NO_DECODERS})
 
 

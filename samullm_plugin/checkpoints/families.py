@@ -14,6 +14,7 @@ Flags of a family (none: Llama's layer, two norms, gated MLP, no biases):
 ``double_q``   the gate comes with the queries
 ``norms4``     four norms a layer
 ``window``     a ``sliding_window`` applies to all layers
+``encoder``    tokens see those behind them: prompts are computed at once, nothing is kept
 =============  =================================================================================
 """
 
@@ -56,9 +57,14 @@ qwen3_5_text: double_q|qwen3_5_moe_text: moe double_q|zamba2
 minimax_text_01: moe|minimax_m1: moe
 """
 
+_ENCODERS = """
+bert: plain bias positions encoder|roberta: plain bias positions encoder
+xlm-roberta: plain bias positions encoder
+"""
+
 FAMILIES: Mapping[str, frozenset[str]] = {
     name.strip(): frozenset(flags.split())
-    for block in (_DENSE, _EXPERTS, _STATEFUL)
+    for block in (_DENSE, _EXPERTS, _STATEFUL, _ENCODERS)
     for line in block.strip().splitlines()
     for entry in line.split("|")
     for name, _, flags in [entry.partition(":")]

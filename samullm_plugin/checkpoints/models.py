@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from samullm_plugin.checkpoints.description import ModelDescription, describe, dtype_bytes
+from samullm_plugin.checkpoints.families import FAMILIES
+from samullm_plugin.checkpoints.hf_config import read_config_file
 from samullm_plugin.checkpoints.parts import Part
 from samullm_plugin.checkpoints.quantization import online
 from samullm_plugin.errors import InputError, suggest
@@ -158,6 +160,20 @@ def described(path: Path, *, ask: bool = False) -> ModelDescription:
 @lru_cache(maxsize=256)
 def _described(path: Path, stamps: tuple[object, ...], ask: bool) -> ModelDescription:
     return describe(path, ask=ask)
+
+
+def reads_text_only(path: Path) -> bool:
+    """Return whether a checkpoint is of a language model that takes no images, audio or video.
+
+    Args:
+        path: its folder, or a ``config.json``.
+
+    Raises:
+        InputError: if its configuration cannot be read.
+    """
+    file = read_config_file(path)
+    marks = ("vision", "image", "video", "audio", "visual", "mm_", "img_")
+    return file.text.kind in FAMILIES and not any(k.startswith(marks) for k in file.raw)
 
 
 def find_checkpoint(reference: str, base: Path | None = None) -> Path | None:

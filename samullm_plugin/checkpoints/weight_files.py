@@ -97,6 +97,24 @@ def _tensors(file: Path) -> Iterator[tuple[str, int, int]]:
     Raises:
         InputError: if it is no safetensors file.
     """
+    for name, entry in _header(file).items():
+        bits = _BITS.get(str(entry.get("dtype")))
+        if bits is None:
+            raise InputError(f"{file}: tensor {name} has the unknown type {entry.get('dtype')!r}")
+        yield name, bits, math.prod(entry["shape"])
+
+
+def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors of a safetensors file, by name.
+
+    Raises:
+        InputError: if it is none.
+    """
+    return {name: tuple(entry["shape"]) for name, entry in _header(file).items()}
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """Return what the header of a safetensors file says of each tensor."""
     try:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
@@ -105,10 +123,4 @@ def _tensors(file: Path) -> Iterator[tuple[str, int, int]]:
             header: dict[str, Any] = json.loads(stream.read(length))
     except (OSError, ValueError, struct.error) as error:
         raise InputError(f"{file}: cannot be read as a safetensors file: {error}") from error
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        bits = _BITS.get(str(entry.get("dtype")))
-        if bits is None:
-            raise InputError(f"{file}: tensor {name} has the unknown type {entry.get('dtype')!r}")
-        yield name, bits, math.prod(entry["shape"])
+    return {name: entry for name, entry in header.items() if name != "__metadata__"}

@@ -161,6 +161,8 @@ def schedule_waiting_tracked(
         n = tokens - computed
         if 0 < threshold < n:
             n = threshold
+        if n > budget and not s.enable_chunked_prefill:
+            break
         n = min(n, budget)
         # All its tokens must fit, though only the chunk's blocks are taken.
         needed = blocks_to_start(blocks, groups, held, group_table, computed, tokens, True)

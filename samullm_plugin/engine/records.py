@@ -44,7 +44,7 @@ _SETTINGS = """
     max_num_seqs max_num_batched_tokens block_size usable_blocks long_prefill_token_threshold
     priority caching async_scheduling arrivals_by_step record curve_points max_rows external_latency
     more_to_come wheel_mask with_queue max_model_len hit_alignment num_specs is_simple_hybrid
-    max_batches decode_stagger self_preemption_ends_step
+    max_batches decode_stagger self_preemption_ends_step enable_chunked_prefill
 """
 # usable_blocks: without the null block
 # caching: NO_CACHING, SHARED_BLOCKS or PRIVATE_BLOCKS

@@ -307,6 +307,8 @@ def schedule_waiting(
         n = tokens - computed
         if 0 < threshold < n:
             n = threshold
+        if n > budget and not s.enable_chunked_prefill:
+            break
         n = min(n, budget)
         pop_waiting(s, requests)
         i = add_running(s, slots, request)

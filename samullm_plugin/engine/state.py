@@ -297,6 +297,7 @@ def _first_state(config: EngineConfig, workload: Workload, caching: int) -> Reco
     s.self_preemption_ends_step = (
         config.self_preemption_ends_step or config.scheduling_policy != "priority"
     )
+    s.enable_chunked_prefill = config.enable_chunked_prefill
     s.caching = caching
     s.oldest_kept = s.newest_kept = -1
     s.async_scheduling = config.async_scheduling

@@ -39,6 +39,8 @@ class EngineConfig:
         block_size: tokens of one KV-cache block.
         num_blocks: KV-cache blocks of the replica, counting the one null block vLLM keeps.
         enable_prefix_caching: reuse full blocks of equal prefixes.
+        enable_chunked_prefill: a prompt may be computed in several steps; without, one that
+            exceeds what is left of the budget waits, and those behind it with it.
         async_scheduling: the next step is scheduled before the previous one's output is known.
         long_prefill_token_threshold: most prompt tokens of one request per step; 0 is no limit.
         scheduling_policy: ``fcfs`` or ``priority`` (lower number first, then arrival).
@@ -57,6 +59,7 @@ class EngineConfig:
     num_blocks: int = 10_000
     enable_prefix_caching: bool = False
     async_scheduling: bool = False
+    enable_chunked_prefill: bool = True
     long_prefill_token_threshold: int = 0
     scheduling_policy: SchedulingPolicy = "fcfs"
     pipeline_parallel_size: int = 1
@@ -81,6 +84,12 @@ class EngineConfig:
             value = getattr(self, name)
             if value < least:
                 raise InputError(f"engine: {name} is {value}; it must be at least {least}")
+        if not self.enable_chunked_prefill and self.max_num_batched_tokens < self.max_model_len:
+            raise InputError(
+                f"engine: max_num_batched_tokens is {self.max_num_batched_tokens}; without chunked "
+                f"prefill a prompt is computed at once, so it must be at least max_model_len "
+                f"{self.max_model_len}"
+            )
         if self.scheduling_policy not in ("fcfs", "priority"):
             raise InputError(
                 f"engine: scheduling_policy is {self.scheduling_policy!r}; write fcfs or priority"

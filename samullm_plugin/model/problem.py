@@ -216,6 +216,7 @@ class Problem:
             num_blocks=costs.kv_cache_tokens // options.block_size + 1,  # vLLM's null block
             enable_prefix_caching=options.enable_prefix_caching,
             async_scheduling=options.async_scheduling,
+            enable_chunked_prefill=options.given("enable_chunked_prefill") is not False,
             pipeline_parallel_size=pipeline_parallel_size,
             kv_cache_groups=costs.kv_cache_groups,
         )

@@ -157,6 +157,8 @@ def _sample_part(
     rng: np.random.Generator,
 ) -> Ints:
     """Return one checked sample of a node's output lengths, for one of the user's nodes in it."""
+    if node.requests.max_tokens[part.rows].max() == 1:  # as of pooling models
+        return np.ones(len(part), np.int64)
     query = LengthQuery(
         model=node.model.name,
         task=part.task,

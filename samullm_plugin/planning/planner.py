@@ -88,7 +88,9 @@ def make_plan(
         plan=plan,
         makespan_s=np.array([t.makespan_s for t in traces]),
         traces=traces,
-        lower_bound_s=np.array([lower_bound(problem, s).value_s for s in problem.scenarios]),
+        lower_bound_s=np.array(
+            [lower_bound(problem, s, simulator.running).value_s for s in problem.scenarios]
+        ),
         status=report.status,
         structure_bound=report.bound,
         structure_objective_s=report.objective_s,

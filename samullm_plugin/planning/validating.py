@@ -97,7 +97,7 @@ def validate_application(host: PluginHost, loaded: LoadedApplication) -> Applica
                 _mean(outputs) if outputs is not None else float("nan"),
                 tuple(fits),
                 "known beforehand"
-                if loaded.output_tokens is not None
+                if loaded.output_tokens is not None or node.requests.max_tokens.max() == 1
                 else estimator.source(node.model.name),
                 latency,
             )

@@ -151,13 +151,36 @@ def fit_memory(starts: Sequence[RecordedStart]) -> MemoryModel:
 def weight_bytes_on_device(
     architecture: ModelArchitecture, engine: EngineOptions, num_devices: int
 ) -> float:
-    """Return the bytes of weights that each device of a replica holds.
+    """Return the bytes of weights that each device of a replica holds, adapters included.
 
     What ``cpu_offload_gb`` moves to the host's memory is not among them.
     """
     offload = engine.given("cpu_offload_gb")
     moved = float(offload) * 2**30 if isinstance(offload, int | float) else 0.0
-    return max(architecture.weight_bytes / num_devices - moved, 0.0)
+    own = max(architecture.weight_bytes / num_devices - moved, 0.0)
+    return own + adapter_bytes(architecture, engine, num_devices)
+
+
+def adapter_bytes(
+    architecture: ModelArchitecture, engine: EngineOptions, num_devices: int
+) -> float:
+    """Return the bytes that an engine keeps for adapters: ``max_loras`` of the largest rank.
+
+    As vLLM does, for every matrix of every layer: the first factor whole on each device, the second
+    one divided.
+    """
+    if engine.given("enable_lora") is not True:
+        return 0.0
+    count, rank = engine.given("max_loras"), engine.given("max_lora_rank")
+    count = count if isinstance(count, int) else 1
+    rank = rank if isinstance(rank, int) else 16
+    a = architecture
+    heads, kv = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
+    mlps, inner = max(a.num_experts, 1), a.intermediate_size
+    into = 3 * a.hidden_size + heads + mlps * (2 * a.hidden_size + inner)
+    out = heads + 2 * kv + a.hidden_size + mlps * (2 * inner + a.hidden_size)
+    numbers = a.num_layers * rank * count * (into + out / num_devices)
+    return numbers * (4 if engine.dtype in ("float32", "float") else 2)
 
 
 def graph_bytes(architecture: ModelArchitecture, engine: EngineOptions) -> float:

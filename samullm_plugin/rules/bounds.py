@@ -17,6 +17,7 @@ two where reading context is dear.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -31,6 +32,7 @@ from samullm_plugin.model.problem import ModeKey, Problem
 from samullm_plugin.model.scenarios import LengthScenario
 from samullm_plugin.model.types import Floats
 from samullm_plugin.rules.packing import Demand, fitting_s
+from samullm_plugin.rules.transition import Running
 
 MIXED = 1 / 16
 """Weight of the steepest line in the mixed ones."""
@@ -84,12 +86,33 @@ class _Work:
         )
 
 
-def lower_bound(problem: Problem, scenario: LengthScenario) -> LowerBound:
-    """Return a bound that no simulated plan of the problem beats in this scenario."""
-    nodes = range(len(problem.app.nodes))
-    demands = [_device_seconds(problem, scenario, i) for i in nodes]
-    device_s = fitting_s([d for d in demands if d is not None], problem.cluster.num_gpus)
-    path_s = _critical_path_s(problem, scenario)
+def lower_bound(
+    problem: Problem,
+    scenario: LengthScenario,
+    running: Mapping[str, tuple[Running, float]] | None = None,
+) -> LowerBound:
+    """Return a bound that no simulated plan of the problem beats in this scenario.
+
+    Args:
+        problem: the instance.
+        scenario: lengths.
+        running: engines that run when plans begin, and in how many seconds they are ready: their
+            nodes need no start, and those ready before 0 have done that much of their work.
+    """
+    ahead = {
+        problem.app.index(name): (max(0.0, -ready_s), len(engine.devices))
+        for name, (engine, ready_s) in (running or {}).items()
+    }
+    demands = []
+    for i in range(len(problem.app.nodes)):
+        demand = _device_seconds(problem, scenario, i)
+        if demand is not None and i in ahead:
+            done_s, devices = ahead[i]
+            demand = Demand(max(0.0, demand.work - done_s * devices), 0.0, 0.0, 0.0)
+        if demand is not None:
+            demands.append(demand)
+    device_s = fitting_s(demands, problem.cluster.num_gpus)
+    path_s = _critical_path_s(problem, scenario, {i: done_s for i, (done_s, _) in ahead.items()})
     return LowerBound(max(device_s, path_s), path_s, device_s)
 
 
@@ -274,8 +297,16 @@ def _unit_costs(size: int, latency: StepLatency, config: EngineConfig) -> list[F
     return [size * v for v in variants]
 
 
-def _critical_path_s(problem: Problem, scenario: LengthScenario) -> float:
-    """Return when the last request can finish at the earliest, devices being unlimited."""
+def _critical_path_s(
+    problem: Problem, scenario: LengthScenario, ahead_s: Mapping[int, float]
+) -> float:
+    """Return when the last request can finish at the earliest, devices being unlimited.
+
+    Args:
+        problem: the instance.
+        scenario: lengths.
+        ahead_s: by index of a node whose engines run, the seconds of work they have done.
+    """
     app = problem.app
     finish: list[Floats] = [np.empty(0)] * len(app.all_nodes)
     for i in app.full_order:
@@ -287,6 +318,8 @@ def _critical_path_s(problem: Problem, scenario: LengthScenario) -> float:
             modes = _modes(problem, i)
             load = min(problem.load_s(costs) for _, costs, _ in modes)
             alone = np.min([_alone_s(scenario, i, c.latency, e) for _, c, e in modes], axis=0)
+            if i in ahead_s:
+                load, alone = 0.0, np.maximum(alone - ahead_s[i], 0.0)
         ready = np.where(taken, load, 0.0)
         own = table.input_node == i
         outside = np.flatnonzero(~own)

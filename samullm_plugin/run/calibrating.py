@@ -78,9 +78,11 @@ class Calibrator:
     def _lengths(self, node: int, ledger: Ledger) -> list[LengthRow]:
         """Return the output lengths of a node's finished requests."""
         found: list[LengthRow] = []
-        prompts = self.problem.app.nodes[node].requests.prompt_tokens
+        table = self.problem.app.nodes[node].requests
+        prompts = table.prompt_tokens
         tokens, cut = ledger.generated[node], ledger.cut[node]
         done = (ledger.status[node] == Status.FINISHED) & (tokens > 0)
+        done &= table.max_tokens > 1  # else there is nothing to learn
         for part in self.problem.app.nodes[node].parts:
             for r in (part.start + np.flatnonzero(done[part.rows])).tolist():
                 found.append((part.task, int(prompts[r]), int(tokens[r]), bool(cut[r])))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -43,6 +43,7 @@ class Snapshot:
         latency_factor: per node, measured by predicted iteration seconds; 1 where unknown.
         load_factor: measured by predicted seconds of engine starts; 1 if unknown.
         devices: those that are not lost.
+        call_s: by Python node, mean seconds of its calls so far; those without any are left out.
     """
 
     now_s: float
@@ -53,6 +54,7 @@ class Snapshot:
     latency_factor: tuple[float, ...]
     load_factor: float
     devices: tuple[int, ...]
+    call_s: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -115,6 +117,7 @@ class DriftEstimator:
             tuple(self._latency_factor(i) for i in range(len(app.nodes))),
             factor,
             tuple(d for d in range(run.problem.cluster.num_gpus) if d not in run.engines.lost),
+            {i: total_s / count for i, (count, total_s) in ledger.calls.items()},
         )
 
     def _latency_factor(self, node: int) -> float:

@@ -41,6 +41,8 @@ class JoinedTable:
         _, first = next(rows.items(), ("", {}))
         self.columns = find_columns(columns, names, list(first), rows_of)
         self._row_node = -1 if rows_of is None else names.index(rows_of)
+        # Calls that make lists are no rows; their elements are.
+        self._calls = 0 if rows_of is None else rows.nodes[self._row_node].calls
         self._groups = [rows.by_item(i) for i in range(len(rows.nodes))]
         self._several = [
             bool(len(starts) > 1 and np.diff(starts).max(initial=0) > 1)
@@ -50,7 +52,7 @@ class JoinedTable:
     def __len__(self) -> int:
         """Return the number of rows."""
         node = self._row_node
-        return self.rows.num_items if node < 0 else len(self.rows.nodes[node])
+        return self.rows.num_items if node < 0 else len(self.rows.nodes[node]) - self._calls
 
     # Rows
 
@@ -60,7 +62,9 @@ class JoinedTable:
         for i, node in enumerate(self.rows.nodes):
             left = node.item[~self.rows.settled(i)]
             counts += np.bincount(left, minlength=self.rows.num_items)
-        return counts if self._row_node < 0 else counts[self.rows.nodes[self._row_node].item]
+        if self._row_node < 0:
+            return counts
+        return counts[self.rows.nodes[self._row_node].item[self._calls :]]
 
     def part(self, first: int, last: int) -> pa.Table:
         """Return some rows; cells of requests that are not settled or not taken are null."""
@@ -81,7 +85,7 @@ class JoinedTable:
             return
         node = self.rows.nodes[self._row_node]
         inputs = _Items(self.rows)
-        for r in range(first, last):
+        for r in range(first + self._calls, last + self._calls):
             item = int(node.item[r])
             _, fields = inputs.get(item)
             above = self.rows.ancestors(self._row_node, r)

@@ -43,6 +43,7 @@ class Ledger:
         cut: per node, which finished requests' outputs ended at a limit, shape ``(n,)``.
         finish_s: per node, when each request was settled on the run's clock, inf before.
         results: of settled requests.
+        calls: by Python node, how many calls were timed, and their seconds in all.
     """
 
     def __init__(self, app: Application) -> None:
@@ -55,6 +56,7 @@ class Ledger:
         self.prompt_tokens = [np.zeros(n, np.int64) for n in sizes]
         self.cut = [np.zeros(n, bool) for n in sizes]
         self.results = Results(sizes)
+        self.calls: dict[int, tuple[int, float]] = {}
         self._num_models = len(app.nodes)
         self._tables = [n.requests for n in app.all_nodes]
         self._rows_left: dict[RequestId, int] = {}
@@ -105,6 +107,8 @@ class Ledger:
         complete = self.mark(
             request, status, time_s, result.num_tokens, result.prompt_tokens, cut=cut
         )
+        if python and result.seconds is not None:
+            self.note_call(request[0], result.seconds)
         if pinned:
             if left := self._rows_of(request):
                 self._rows_left[request] = left
@@ -143,6 +147,11 @@ class Ledger:
             if left[q] == 0:
                 complete.append((i, q))
         return complete
+
+    def note_call(self, node: int, seconds: float) -> None:
+        """Count a call of a Python node."""
+        count, total_s = self.calls.get(node, (0, 0.0))
+        self.calls[node] = count + 1, total_s + seconds
 
     def _rows_of(self, call: RequestId) -> int:
         """Return how many rows of a call are not settled."""

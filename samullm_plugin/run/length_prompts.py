@@ -148,7 +148,8 @@ class SampledPrompts(LengthPrompts):
     def sample_text(self, request: RequestId, num_tokens: int) -> str | None:
         """Return a text that says which output it stands for."""
         node, index = self._written.written(request)
-        return f"⟨{num_tokens} tokens of {node} for {self._texts.unique_id(node, index)}⟩"
+        what = self._texts.task(node) or f"{num_tokens} tokens"
+        return f"⟨{what} of {node} for {self._texts.unique_id(node, index)}⟩"
 
     def rendered(self, request: RequestId, ledger: Ledger) -> Prompt | None:
         """Return the prompt of a request, with sample texts where outputs enter it."""

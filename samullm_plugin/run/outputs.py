@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from samullm_plugin.app.batch import BatchOutput, batch_line
+from samullm_plugin.app.nodespec import POOLING_TASKS
 from samullm_plugin.files import to_json
 from samullm_plugin.host.interfaces.observer import RunEvent
 from samullm_plugin.model.application import NodePart, PythonNode
@@ -94,6 +95,7 @@ def _lines(node: int, part: NodePart, ledger: Ledger, source: PromptBuilder) -> 
                 result.logprobs,
                 result.prompt_logprobs,
                 result.value,
+                part.task if part.task in POOLING_TASKS else "",
             )
         )
     if outputs:

@@ -120,7 +120,7 @@ def _seconds(value: float | None) -> str:
 
 
 def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.1f} %"
+    return "–" if value is None else f"{round(value, 1) + 0.0:+.1f} %"  # no minus zero
 
 
 def _number(value: float | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,9 @@ class Prompt:
         sampling: vLLM sampling parameters by name.
         chat: variables passed to the chat template.
         output_tokens: what it will generate, for executors that model engines; else None.
+        task: of a pooling model; None: text is generated.
+        pair: the second text, for ``task: score``.
+        lora: folder of its adapter.
     """
 
     prompt_tokens: int
@@ -36,6 +39,9 @@ class Prompt:
     sampling: Mapping[str, object] = field(default_factory=dict)
     chat: Mapping[str, object] = field(default_factory=dict)
     output_tokens: int | None = None
+    task: str | None = None
+    pair: str | None = None
+    lora: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +102,11 @@ class PromptBuilder(ABC):
         """Return why an output is rejected, or a call that is to decide; None: it is accepted."""
         del request, result, ledger
         return None
+
+    def pooled(self, request: RequestId, numbers: Sequence[float]) -> Any:
+        """Return the value of an output of a pooling model."""
+        del request
+        return list(numbers)
 
     def again(self, request: RequestId, prompt: Prompt, attempt: int) -> Prompt | None:
         """Return how a rejected request is asked again; None: it is not.

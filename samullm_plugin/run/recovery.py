@@ -127,6 +127,8 @@ def recover(
                     cut=kind == "finished" and record.get("finish_reason") == "length",
                 )
                 ledger.results.written(request, place)
+                if record.get("seconds") is not None:
+                    ledger.note_call(request[0], float(record["seconds"]))
                 moved.pop(request, None)
             elif kind == "plan":
                 found.begin_plan(read_record(Plan, record["plan"], f"{where} line {number}: plan"))

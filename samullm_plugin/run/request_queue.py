@@ -217,6 +217,9 @@ class RequestQueue:
             0,
             prompt.output_tokens,
             prompt.chat,
+            prompt.task,
+            prompt.pair,
+            prompt.lora,
         )
 
     def _taken_up(self, request: RequestId, prompt: Prompt, priority: int) -> EngineRequest:
@@ -259,6 +262,7 @@ class RequestQueue:
             stop_reason=output.stop_reason,
             logprobs=logprobs,
             prompt_logprobs=output.prompt_logprobs,
+            value=None if output.numbers is None else self._source.pooled(request, output.numbers),
         )
         judgement = self._source.judge(request, result, self.ledger)
         if isinstance(judgement, Call):

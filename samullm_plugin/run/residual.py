@@ -77,6 +77,7 @@ def residual_work(app: Application, snapshot: Snapshot) -> ResidualWork | None:
             app.python[i - num],
             requests=_table(app, i, left[i], place, position, snapshot),
             num_calls=int((left[i] < app.python[i - num].num_calls).sum()),
+            seconds=snapshot.call_s.get(i, app.python[i - num].seconds),
         )
         for i in calling
     ]
@@ -91,20 +92,23 @@ def residual_work(app: Application, snapshot: Snapshot) -> ResidualWork | None:
 def taken_rate(app: Application, i: int, snapshot: Snapshot) -> float:
     """Return how many times more requests of a node were taken so far than was expected.
 
-    Filters, lists that functions return and the like decide it; alternatives of routers are left
-    out. 1 until there is enough to go by.
+    Filters, lists that functions return, rejected outputs and the like decide it; alternatives of
+    routers are left out. 1 until there is enough to go by.
     """
     table, status = app.all_nodes[i].requests, snapshot.status[i]
-    decided = np.zeros(len(table), bool)  # by an input that is there
+    decided = np.zeros(len(table), bool)  # by an input that is there, or that failed
+    failed = np.zeros(len(table), bool)
     for source in np.unique(table.input_node):
         part = table.input_node == source
-        there = snapshot.status[source][table.input_request[part]] == Status.FINISHED
-        decided[table.input_row[part][there]] = True
+        state = snapshot.status[source][table.input_request[part]]
+        decided[table.input_row[part][state == Status.FINISHED]] = True
+        failed[table.input_row[part][state == Status.FAILED]] = True
+    decided |= failed
     decided &= (table.probability < 1) & (table.choice < 0) & (status >= Status.FINISHED)
     expected = float(table.probability[decided].sum())
     if decided.sum() < ENOUGH_DECIDED or expected <= 0:
         return 1.0
-    return float((status[decided] != Status.SKIPPED).sum()) / expected
+    return float(((status != Status.SKIPPED) & ~failed)[decided].sum()) / expected
 
 
 def _written(node: ModelNode, rows: Ints) -> Ints:

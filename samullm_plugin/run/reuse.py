@@ -175,6 +175,7 @@ class Reuse:
         self._fresh, self._with_token_ids = set(fresh), with_token_ids
         self._models = [_model_identity(n.model, engine) for n in app.nodes]
         self._names = [n.model.name for n in app.nodes]
+        self._adapters: dict[str, list[object]] = {}
 
     def key(self, request: RequestId, asked: EngineRequest) -> bytes:
         """Return what stands for a request and everything its output depends on."""
@@ -184,12 +185,20 @@ class Reuse:
             if f.name not in _NOT_CONTENT
             and (value := getattr(asked, f.name)) not in (None, (), {}, [])
         }
+        if asked.lora is not None:
+            content["lora"] = self._adapter(asked.lora)
         sampling: Mapping[str, Any] = asked.sampling
         drawn = sampling.get("temperature", 1.0) != 0 and sampling.get("seed") is None
         node, index = self._users.written(request)
         place = (node, self._unique_id(node, index)) if drawn else ()
         text = to_json([self._models[request[0]], content, place], fallback=repr)
         return hashlib.sha256(text).digest()[:KEY_BYTES]
+
+    def _adapter(self, folder: str) -> list[object]:
+        """Return what tells an adapter's content from another's."""
+        if folder not in self._adapters:
+            self._adapters[folder] = folder_identity(Path(folder))
+        return self._adapters[folder]
 
     @property
     def hopeful(self) -> bool:

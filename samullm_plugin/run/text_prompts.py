@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from samullm_plugin.app.expressions import ExpressionError
 from samullm_plugin.app.functions import Function, Row
 from samullm_plugin.app.loaded import LoadedApplication, PythonCall
+from samullm_plugin.app.pooling import pooled_value
 from samullm_plugin.app.requests import estimate_tokens
 from samullm_plugin.app.templates import Output, text_of
 from samullm_plugin.errors import InputError, Reject
@@ -166,11 +167,11 @@ class TextPrompts(PromptBuilder):
         if ledger.status[at[0]][at[1]] != Status.FINISHED:
             return None  # its failure is reported once, by the call
         value = ledger.results[at].value
+        if value is None:
+            return None  # the call dropped its row, or was made before the run was resumed
         if call.scope == "all":
             name = self._sources[node].ids[r]
             return _given(value[name]) if name in value else None
-        if value is None:
-            return None  # the call dropped its row
         k = (r - call.num_calls) % (call.most or 1)
         return _given(value[k]) if k < len(value) else None
 
@@ -197,6 +198,11 @@ class TextPrompts(PromptBuilder):
             row.update(value)
         row |= {source.name: value, "output": result.text, "node": self._names[node]}
         return Call(source.check, (row,))
+
+    def pooled(self, request: RequestId, numbers: Sequence[float]) -> Any:
+        """Return the fields of an output of a pooling model."""
+        source = self._sources[self._written(request)[0]]
+        return pooled_value(source.task, numbers, source.class_names)
 
     def again(self, request: RequestId, prompt: Prompt, attempt: int) -> Prompt | None:
         """Return a rejected request with another seed and a higher temperature."""
@@ -225,7 +231,7 @@ class TextPrompts(PromptBuilder):
         tokens = int(table.prompt_tokens[r]) + sum(int(ledger.generated[i][q]) for i, q in inputs)
         sampling = source.sampling_params(r)
         sampling.pop("max_tokens", None)
-        text = messages = None
+        text = messages = pair = None
         ids = source.prompt_token_ids.get(r)
         if ids is not None:  # outputs enter as token ids, behind the request's own
             known = [ledger.results[p].token_ids or () for p in inputs if p in ledger.results]
@@ -235,6 +241,7 @@ class TextPrompts(PromptBuilder):
             try:
                 made = self._loaded.conversation(node, r, output_of)
                 text, messages = (made, None) if isinstance(made, str) else (None, made)
+                pair = self._loaded.pair(node, r, output_of)
             except Exception as error:  # a template can raise anything
                 return Refused(f"its prompt cannot be made: {error}")
         return Prompt(
@@ -245,6 +252,9 @@ class TextPrompts(PromptBuilder):
             messages=None if messages is None else tuple(messages),
             sampling=sampling,
             chat=_chat(source.chat_options, source.request_chat.get(r, {})),
+            task=source.task or None,
+            pair=pair,
+            lora=source.lora,
         )
 
     def _chosen(self, router: RequestId, ledger: Ledger) -> int | Refused | None:
@@ -262,6 +272,10 @@ class TextPrompts(PromptBuilder):
         """Return the prompt of a request with its text; None if it cannot be made."""
         made = self.prepare(request, ledger)
         return made if isinstance(made, Prompt) else None
+
+    def task(self, node: str) -> str:
+        """Return what a node's pooling model is asked for; empty: it generates text."""
+        return self._sources[self._index[node]].task
 
     def custom_id(self, node: str, request: int) -> str:
         """Return the id of a request."""

@@ -105,7 +105,8 @@ class AutoScheduler(StageScheduler):
         assert isinstance(options, AutoOptions)
         compile_ahead()
         simulator = context.simulator.coarse()
-        bounds = np.array([lower_bound(problem, s).value_s for s in problem.scenarios])
+        running = context.simulator.running
+        bounds = np.array([lower_bound(problem, s, running).value_s for s in problem.scenarios])
         budget = _budget(options, context, float(bounds[0]))
         risk = Risk(options.risk, options.level)
         search = Search(simulator, context, risk, budget, bounds)

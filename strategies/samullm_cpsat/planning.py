@@ -119,6 +119,9 @@ def plan_exactly(problem: Problem, context: SchedulingContext, options: ExactOpt
     if simulator is not context.simulator:
         report.notes.append("timed on aggregated requests: nothing is proven")
         return plan
+    if simulator.running:
+        report.notes.append("timed with a start for every engine, and some run: nothing is proven")
+        return plan
     context.report_bound(min(bound_s, own_s), _structure(options, len(problem.scenarios)))
     if own_s <= bound_s * (1 + TOLERANCE):
         report.status = PlanStatus.OPTIMAL

@@ -117,3 +117,29 @@ def test_one_message_for_very_many() -> None:
         "3 bad rows: f lines 1-2, line 3, chunk 1: no (correct them, or write `on_bad_row: skip` "
         "in app.yaml to run the others)"
     )
+
+
+@pytest.mark.parametrize(("config", "refused"), [({}, True), ({"vision_config": {}}, False)])
+def test_images_for_models_that_read_text(
+    tmp_path: Path, config: dict[str, object], refused: bool
+) -> None:
+    """They are told with file and line before anything starts."""
+    from tests.models import make_tiny_llama
+
+    folder = make_tiny_llama(tmp_path / "m", tokenizer=True)
+    written = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(written | config))
+    part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+    rows = [{"prompt": "w3"}, {"messages": [{"role": "user", "content": [part]}]}]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    node = {"model": "m", "requests": "r.jsonl", "sampling_params": {"max_tokens": 4}}
+    sizes = {"num_layers": 2, "hidden_size": 64, "num_heads": 2, "num_kv_heads": 2, "head_dim": 32}
+    sizes |= {"intermediate_size": 128, "vocab_size": 512}
+    model = {"model": "m", "path": "m", "architecture": sizes, "max_model_len": 512}
+    app = {"version": 1, "name": "t", "models": {"m": model}, "nodes": {"n": node}}
+    (tmp_path / "app.yaml").write_text(json.dumps(app))
+    if not refused:
+        assert load_application(tmp_path / "app.yaml").app.nodes[0].requests.probability.all()
+        return
+    with pytest.raises(InputError, match=r"r.jsonl line 2.*images.*model m reads text only; take"):
+        load_application(tmp_path / "app.yaml")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -123,3 +124,21 @@ def test_wrong_input_is_one_message_and_exit_code_2(capsys, words, fault):
     err = capsys.readouterr().err
     assert fault in err
     assert "Traceback" not in err
+
+
+def test_the_tables_are_one_page(tmp_path: Path) -> None:
+    """``bench --html``: a table per application, with the figures of the JSON, nothing loaded."""
+    page, figures = tmp_path / "bench.html", tmp_path / "bench.json"
+    words = ["--apps", "small-1 small-2", "--schedulers", "max-heuristic,min-heuristic"]
+    words += ["--seeds", "1", "--shifts", "", "--html", str(page), "--output-json", str(figures)]
+    assert main(["bench", *words]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<table") == 2
+    rows = json.loads(figures.read_text())["rows"]
+    assert len(rows) == 4
+    for row in rows:
+        assert row["scheduler"] in text
+        assert f"{row['application']} on {row['num_gpus']} GPUs" in text
+        assert f"{row['realised_s']:.1f}" in text
+    assert "http://" not in text.replace("http://www.w3.org", "")
+    assert "https://" not in text

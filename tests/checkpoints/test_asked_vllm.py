@@ -74,7 +74,7 @@ def test_architectures_that_vllm_does_not_serve_are_refused_at_once(
         with pytest.raises(InputError, match="not modelled"):
             describe(write(tmp_path, LATENT | {"architectures": [name]}))
     with pytest.raises(InputError, match="not modelled"):
-        describe(write(tmp_path, {"model_type": "bert", "architectures": ["LlamaForCausalLM"]}))
+        describe(write(tmp_path, {"model_type": "bart", "architectures": ["LlamaForCausalLM"]}))
 
 
 def test_states_and_indices_of_an_answer_keep_their_types(tmp_path: Path) -> None:

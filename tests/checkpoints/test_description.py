@@ -194,7 +194,7 @@ def test_the_tokenizer_may_limit_the_longest_sequence(tmp_path: Path) -> None:
         ({"hidden_size": 4096}, "names no model_type"),
         ({**LLAMA, "model_type": "custom"}, "'custom' is not modelled"),
         ({**LLAMA, "model_type": "custom", "auto_map": {"AutoConfig": "x.Y"}}, "not modelled"),
-        ({"model_type": "bert"}, "'bert' is not modelled"),
+        ({"model_type": "bart"}, "'bart' is not modelled"),
         ({"model_type": "rwkv"}, "RWKV"),
         ({"model_type": "whisper"}, "'whisper' is not modelled"),
         ({**LLAMA, "hidden_size": "wide"}, "hidden_size is 'wide'"),

@@ -25,6 +25,7 @@ class Case:
 
     config: EngineConfig
     workload: Workload
+    pooling: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def simulate(case: Case, *, record_steps: bool = True) -> tuple[EngineRun, bool]
 
 def compare(case: Case) -> Comparison:
     """Run both and compare every step: tokens and their order, preempted, finished, free blocks."""
-    real = run_vllm(case.config, case.workload)
+    real = run_vllm(case.config, case.workload, pooling=case.pooling)
     run, never_fits = simulate(case)
     assert run.steps is not None
     rows = simulated_rows(run.steps)

@@ -16,7 +16,7 @@ from tests.conformance.other_versions import (
     run_with,
     unpack,
 )
-from tests.conformance.workloads import named_cases, queue_cases
+from tests.conformance.workloads import named_cases, pooling_cases, queue_cases
 
 NAMED = named_cases()
 
@@ -56,6 +56,13 @@ def test_random_hybrid_models_and_pipelines() -> None:
     done = compare_random(count=300, start=2026, drawn=queue_cases())
     assert len(done) >= 250
     assert sum(r.preemptions for r in done) > 100
+
+
+def test_pooling_requests_end_with_their_prompt() -> None:
+    """A pooling request ends in the step in which its prompt is computed, like one of one token."""
+    from tests.conformance.__main__ import compare_random
+
+    assert len(compare_random(count=100, start=7, drawn=pooling_cases())) >= 90
 
 
 def test_the_workload_that_versions_part_at() -> None:

@@ -108,6 +108,7 @@ def make_scheduler(config: EngineConfig) -> tuple[Any, Any]:
     scheduling.long_prefill_token_threshold = config.long_prefill_token_threshold
     scheduling.policy = config.scheduling_policy
     scheduling.async_scheduling = config.async_scheduling
+    scheduling.enable_chunked_prefill = config.enable_chunked_prefill
     caching = vllm_config.cache_config
     caching.block_size = config.block_size
     caching.enable_prefix_caching = config.enable_prefix_caching
@@ -173,9 +174,9 @@ def _spec(group: KvCacheGroup, config: EngineConfig) -> Any:
     return FullAttentionSpec(**size)
 
 
-def make_requests(workload: Workload, hasher: Any) -> list[Any]:
+def make_requests(workload: Workload, hasher: Any, *, pooling: bool = False) -> list[Any]:
     """Return vLLM requests; their ids are their indices."""
-    from vllm import SamplingParams
+    from vllm import PoolingParams, SamplingParams
     from vllm.v1.request import Request
 
     requests = []
@@ -188,10 +189,12 @@ def make_requests(workload: Workload, hasher: Any) -> list[Any]:
             Request(
                 request_id=str(i),
                 prompt_token_ids=token_ids,
-                sampling_params=SamplingParams(
+                sampling_params=None
+                if pooling
+                else SamplingParams(
                     max_tokens=int(workload.output_tokens[i]), ignore_eos=True, detokenize=False
                 ),
-                pooling_params=None,
+                pooling_params=PoolingParams(task="embed") if pooling else None,
                 arrival_time=float(i),
                 block_hasher=hasher,
                 priority=0 if workload.priority is None else int(workload.priority[i]),
@@ -212,11 +215,11 @@ def _invented_prompt(workload: Workload, i: int) -> list[int]:
     return prefix + own[shared:]
 
 
-def run_vllm(config: EngineConfig, workload: Workload) -> Outcome:
+def run_vllm(config: EngineConfig, workload: Workload, *, pooling: bool = False) -> Outcome:
     """Run the workload to its end, or until nothing can be scheduled any more."""
     scheduler, hasher = make_scheduler(config)
     loop = _Loop if config.is_plain else _BatchQueue
-    return loop(scheduler, config, workload, make_requests(workload, hasher)).run()
+    return loop(scheduler, config, workload, make_requests(workload, hasher, pooling=pooling)).run()
 
 
 class _Loop:
@@ -285,8 +288,10 @@ class _Loop:
         return output, samples, row
 
     def _answer(self, output: Any, samples: dict[str, bool], row: Row | None) -> None:
+        import torch
         from vllm.v1.outputs import ModelRunnerOutput
 
+        pools = any(r.pooling_params is not None for r in self.requests)
         ids = list(output.num_scheduled_tokens)
         before = {r for r in ids if r in self.scheduler.requests}
         self.scheduler.update_from_output(
@@ -295,8 +300,12 @@ class _Loop:
                 req_ids=ids,
                 req_id_to_index={r: i for i, r in enumerate(ids)},
                 sampled_token_ids=[
-                    [GENERATED_TOKEN] if r in before and samples[r] else [] for r in ids
+                    [GENERATED_TOKEN] if r in before and samples[r] and not pools else []
+                    for r in ids
                 ],
+                pooler_output=[torch.zeros(1) if r in before and samples[r] else None for r in ids]
+                if pools
+                else None,
             ),
         )
         gone = [int(r) for r in ids if r in before and r not in self.scheduler.requests]

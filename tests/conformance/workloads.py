@@ -93,6 +93,24 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(config, workload)
 
 
+@st.composite
+def pooling_cases(draw: st.DrawFn) -> Case:
+    """Draw requests of a pooling model, some of which cannot compute a prompt in parts."""
+    case = draw(cases())
+    workload = replace(case.workload, output_tokens=np.ones(len(case.workload), np.int64))
+    config = replace(case.config, async_scheduling=False)
+    if draw(st.booleans()):
+        tokens = max(config.max_num_batched_tokens, int(workload.prompt_tokens.max()) + 1)
+        config = replace(
+            config,
+            enable_chunked_prefill=False,
+            long_prefill_token_threshold=0,
+            max_num_batched_tokens=tokens,
+            max_model_len=min(config.max_model_len, tokens),
+        )
+    return Case(config, workload, pooling=True)
+
+
 def _column(n: int, low: int, high: int) -> st.SearchStrategy[np.ndarray]:
     """Draw ``n`` numbers: many evenly, few one by one, so that a difference can be made small."""
     if n >= 20:

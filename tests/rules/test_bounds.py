@@ -11,6 +11,7 @@ from samullm_plugin.model.application import EngineOptions
 from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment, Plan, Stage, StageEnd
 from samullm_plugin.rules.bounds import lower_bound
+from samullm_plugin.rules.transition import Running
 from samullm_plugin.simulator import PlanSimulator
 from samullm_plugin.testing.factories import TestNode, make_problem
 from samullm_plugin.testing.strategies import plans, problems
@@ -56,6 +57,19 @@ def test_batches_are_no_larger_than_the_requests_there_are() -> None:
     bound = lower_bound(problem, problem.scenarios[0])
     assert bound.critical_path_s == pytest.approx(410.0)
     assert bound.device_s == pytest.approx(2 * 410.0)
+
+
+def test_engines_that_run_need_no_start() -> None:
+    problem = make_problem([TestNode("a", [4] * 3, [30] * 3, load_s=50.0)], 1, nvlink=1)
+    here = Assignment("a", ONE, (0,))
+    plan, scenario = Plan((Stage((here,)),)), problem.scenarios[0]
+    for ready_s in (0.0, -5.0, 20.0):
+        running = {"a": (Running(here, (0,), 0), ready_s)}
+        simulator = PlanSimulator(problem, running=running)
+        makespan_s = simulator.simulate_scenario(plan, 0).makespan_s
+        bound = lower_bound(problem, scenario, running).value_s
+        assert 0.5 * (makespan_s - max(ready_s, 0.0)) <= bound <= makespan_s * (1 + 1e-9)
+    assert lower_bound(problem, scenario).value_s > 70.0
 
 
 def test_untaken_requests_cost_nothing() -> None:

@@ -216,10 +216,13 @@ def test_functions_are_columns(tmp_path: Path) -> None:
     words = app.python("words", split, data=[{"id": "x", "text": "a b"}], max=3, expected=2)
     app.llm("say", model="m", for_each=words, prompt="{{ words }}", max_tokens=4)
     plan = app.plan(gpus=1, scheduler="max-heuristic")
-    table = app.run(plan, tmp_path / "run").table(["id", "text", "words", "say"])
-    (row,) = table
+    run = app.run(plan, tmp_path / "run")
+    (row,) = run.table(["id", "text", "words", "say"])
     assert row["text"] == "a b"
     assert len(row["words"]) == len(row["say"]) == 3
+    elements = run.table(["id", "words"], rows="words")
+    assert len(elements) == 3
+    assert [r["id"] for r in elements] == ["x/1", "x/2", "x/3"]
 
 
 def split(row: dict[str, str]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 
 from samullm_plugin.app.loading import build_application, read_spec
 from samullm_plugin.app.nodespec import RegexSection
-from samullm_plugin.app.spec import ClusterSection, Component, ModelSection, PlannerSection
+from samullm_plugin.app.spec import AppSpec, ClusterSection, Component, ModelSection, PlannerSection
 from samullm_plugin.engine import Curve, StepLatency
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.costs import LoadTimes, ModeCosts, Provenance
@@ -20,6 +20,7 @@ from samullm_plugin.model.problem import ModeKey, Problem
 from samullm_plugin.planning.building import sample_scenarios
 from samullm_plugin.planning.instances import Instance
 from samullm_plugin.planning.planner import make_plan
+from samullm_plugin.rules.fusion import fuse_chains
 from samullm_plugin.run.coordinator import Coordinator
 from samullm_plugin.run.journal import read_journal
 from samullm_plugin.run.run import RunOutcome, resume_run, start_run
@@ -88,13 +89,27 @@ def setup(
         )
         for k, name in enumerate(spec.models)
     }
+    return setup_of(spec, small, app, directory, **changes)
+
+
+def setup_of(
+    spec: AppSpec,
+    models: Mapping[str, ModelSection],
+    app: Path,
+    directory: Path,
+    *,
+    fused: bool = False,
+    **changes: Any,
+) -> RunSetup:
+    """Return the run of an app.yaml with other models, on two cores."""
     cluster = ClusterSection(gpus=2, gpu="core", gpu_memory_gib=1, nvlink=2)
-    spec = spec.model_copy(update={"models": small, "cluster": cluster})
+    spec = spec.model_copy(update={"models": models, "cluster": cluster})
     loaded = build_application(spec, app)
     assert loaded.cluster is not None
-    scenarios = sample_scenarios(loaded.app, Uniform(100), np.random.default_rng(0), 1)
+    planned = fuse_chains(loaded.app, 2).app if fused else loaded.app
+    scenarios = sample_scenarios(planned, Uniform(100), np.random.default_rng(0), 1)
     modes = {ModeKey("core", 1): COSTS}
-    problem = Problem(loaded.app, loaded.cluster, scenarios, (modes,) * len(loaded.app.nodes))
+    problem = Problem(planned, loaded.cluster, scenarios, (modes,) * len(planned.nodes))
     planner = PlannerSection(scheduler=Component(type="min-heuristic"))
     instance = Instance(problem, Uniform(100), NoLatency(), planner)
     values = {"executor": "vllm", "executor_options": {"heartbeat_s": 0.05}, **changes}
@@ -117,6 +132,9 @@ def outputs(directory: Path, node: str) -> dict[str, Any]:
             found[row["custom_id"]] = row["error"]
             continue
         body = row["response"]["body"]
+        if "data" in body:
+            found[row["custom_id"]] = body["data"][0]
+            continue
         if "choices" not in body:
             found[row["custom_id"]] = body["value"]
             continue

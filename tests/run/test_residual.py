@@ -7,7 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from samullm_plugin.model.application import Application, ModelNode, ModelSpec, RequestTable
+from samullm_plugin.model.application import (
+    Application,
+    ModelNode,
+    ModelSpec,
+    PythonNode,
+    RequestTable,
+)
 from samullm_plugin.run.drift import Snapshot
 from samullm_plugin.run.ledger import Status
 from samullm_plugin.run.residual import residual_plan, residual_work, taken_rate
@@ -63,6 +69,30 @@ def test_what_the_filter_let_through_is_learned(passed: int, rate: float) -> Non
     left = residual_work(app, snapshot)
     assert left is not None
     assert left.app.nodes[1].requests.probability == pytest.approx(min(1.0, 0.4 * rate))
+
+
+def test_what_was_rejected_is_learned() -> None:
+    """What waits for an output that failed was not taken: 15 of 25, 10 were expected."""
+    app = filtered()
+    states = {r: Status.FINISHED if r < 15 else Status.FAILED for r in range(25)}
+    snapshot = snapshot_of(app, states)
+    snapshot.status[0][15:25] = Status.FAILED
+    assert taken_rate(app, 1, snapshot) == pytest.approx(1.5)
+
+
+def test_measured_seconds_of_calls_are_planned_with() -> None:
+    app = filtered()
+    calls = RequestTable.of([0] * COUNT, 1, [[(1, r)] for r in range(COUNT)])
+    python = (PythonNode("f", calls, COUNT, 0.5), PythonNode("g", calls, COUNT, 0.25))
+    app = Application("called", app.nodes, python=python)
+    none = [np.zeros(COUNT, np.int64)] * 4
+    status, cut = [np.zeros(COUNT, np.int8)] * 4, [np.zeros(COUNT, bool)] * 4
+    snapshot = Snapshot(
+        0.0, tuple(status), tuple(none), tuple(cut), {}, (1.0,) * 2, 1.0, (0,), {2: 3.0}
+    )
+    left = residual_work(app, snapshot)
+    assert left is not None
+    assert [p.seconds for p in left.app.python] == [3.0, 0.25]
 
 
 def test_few_decisions_say_nothing() -> None:

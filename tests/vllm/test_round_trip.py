@@ -213,6 +213,7 @@ def test_batch_lines_are_answered_as_they_ask(
         "models": {"m": {"model": "tiny", "path": str(model), "max_model_len": 512,
                          "engine_args": engine}},
         "nodes": {"n": node},
+        "on_bad_row": "skip",
         "cluster": {"gpus": 1, "gpu": "A100-80GB", "gpu_memory_gib": 2},
         "planner": {"length_estimator": "fixed", "scheduler": "max-heuristic"},
         "executor": "vllm",

@@ -72,6 +72,10 @@ class EngineRequest:
         num_generated: how many of the last prompt tokens were generated elsewhere.
         output_tokens: how many tokens it is still to generate, whatever the engine would say:
             where lengths are modelled or imposed. None: the engine decides, up to ``max_tokens``.
+        task: of a pooling model: ``embed``, ``score``, ``classify`` or ``reward``; None: text is
+            generated.
+        pair: the second text, for ``score``.
+        lora: folder of the adapter it is computed with; None: without one.
     """
 
     request: int
@@ -85,6 +89,9 @@ class EngineRequest:
     num_generated: int = 0
     output_tokens: int | None = None
     chat: Mapping[str, object] = field(default_factory=dict)
+    task: str | None = None
+    pair: str | None = None
+    lora: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +109,7 @@ class RequestOutput:
         stop_reason: stop string or token that ended it, if one did.
         logprobs: for each of ``token_ids`` how likely it and others were, if asked for.
         prompt_logprobs: the same of each token of the prompt, if asked for; the first has none.
+        numbers: what a pooling model gave; such an output counts as one token.
     """
 
     request: int
@@ -114,6 +122,7 @@ class RequestOutput:
     stop_reason: int | str | None = None
     logprobs: tuple[PositionLogprobs, ...] | None = None
     prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
+    numbers: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
