@@ -96,7 +96,7 @@ def generated(place: Path, adapter: str | None) -> dict[str, str]:
 @pytest.mark.timeout(600)
 def test_adapters_share_an_engine(place: Path, tmp_path: Path) -> None:
     """Two adapters and none, on one engine that is started once; each answers as it should."""
-    from samullm_vllm.launching import kept_fork_server
+    from samullm_vllm.fork_launching import kept_fork_server
 
     path = write(place, chain("one", "two", None, "one"))
     spec = read_spec(path)

@@ -48,7 +48,7 @@ def small(models: Path, name: str) -> ModelSection:
 @pytest.fixture(scope="module")
 def forker() -> Iterator[None]:
     """Keep the process that has imported vLLM from test to test."""
-    from samullm_vllm.launching import kept_fork_server
+    from samullm_vllm.fork_launching import kept_fork_server
 
     with kept_fork_server():
         yield
