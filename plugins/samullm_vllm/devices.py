@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -43,18 +44,83 @@ def _is_cpu_build() -> bool:
     return False
 
 
-def cuda_devices(environment: Mapping[str, str]) -> list[str]:
+def cuda_devices(environment: Mapping[str, str], nvml: Any = None) -> list[str]:
     """Return the names CUDA knows the visible GPUs by, in their order.
 
-    These are indices, or whatever ``CUDA_VISIBLE_DEVICES`` holds.
+    These are indices, or what ``CUDA_VISIBLE_DEVICES`` holds, by CUDA's rules: the list ends at its
+    first entry that is no GPU of this machine, and one that names a GPU twice makes none visible.
+
+    Args:
+        environment: of the process.
+        nvml: the module ``pynvml`` or what stands for it; None: import it, if it is installed.
     """
     visible = environment.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [name.strip() for name in visible.split(",") if name.strip()]
-    if find_spec("pynvml") is None:
+    names = None if visible is None else _named(visible)
+    if names == []:
+        return []
+    if nvml is None and find_spec("pynvml") is None:
+        if names is not None:
+            return names
         return [p.name.removeprefix("nvidia") for p in sorted(Path("/dev").glob("nvidia[0-9]*"))]
-    with open_nvml() as nvml:
-        return [str(i) for i in range(nvml.nvmlDeviceGetCount())]
+    with open_nvml(nvml) as found:
+        if names is None:
+            return [str(i) for i in range(found.nvmlDeviceGetCount())]
+        return _existing(names, found)
+
+
+def _named(visible: str) -> list[str]:
+    """Return the entries of ``CUDA_VISIBLE_DEVICES`` up to the first that cannot name a GPU.
+
+    All are of the first one's kind: numbers (what follows the digits is ignored, as ``strtoul``
+    does), or UUIDs. Of MIG instances CUDA shows the first one only.
+    """
+    names: list[str] = []
+    kind = next((p for p in ("GPU-", "MIG-") if visible.strip().startswith(p)), "")
+    for entry in (e.strip() for e in visible.split(",")):
+        if kind:
+            name = entry if entry.startswith(kind) else ""
+        else:
+            digits = re.match(r"\+?(\d+)", entry)
+            name = str(int(digits[1])) if digits is not None else ""
+        if not name:
+            break
+        if name in names:
+            return []
+        names.append(name)
+    return names[:1] if kind == "MIG-" else names
+
+
+def _existing(names: Sequence[str], nvml: Any) -> list[str]:
+    """Return names up to the first that is no GPU, or the beginning of several UUIDs."""
+    count = nvml.nvmlDeviceGetCount()
+    known: list[str] | None = None
+    found: list[str] = []
+    cards: list[object] = []
+    for name in names:
+        card: object
+        if name.isdecimal():
+            card = int(name)
+            if card >= count:
+                break
+        elif name.startswith("MIG-"):
+            try:
+                nvml.nvmlDeviceGetHandleByUUID(name)
+            except nvml.NVMLError:
+                break
+            card = name
+        else:
+            if known is None:
+                handles = (nvml.nvmlDeviceGetHandleByIndex(i) for i in range(count))
+                known = [_text(nvml.nvmlDeviceGetUUID(h)) for h in handles]
+            begun = [uuid for uuid in known if uuid.startswith(name)]
+            if len(begun) != 1:
+                break
+            card = begun[0]
+        if card in cards:
+            return []
+        cards.append(card)
+        found.append(name)
+    return found
 
 
 def lock_names(platform: Platform, names: Sequence[str], nvml: Any = None) -> dict[str, str]:

@@ -6,6 +6,7 @@ process that :mod:`samullm_vllm.fork_server` forked.
 
 from __future__ import annotations
 
+import heapq
 import logging
 import os
 import signal
@@ -46,6 +47,15 @@ from samullm_vllm.workdir import remove_temporary
 logger = logging.getLogger(__name__)
 
 LAST_WORDS_S = 5.0
+
+TOKENISED = 2
+"""An engine has so many times the requests that it can run at once; others are not tokenised."""
+
+TOGETHER = 16
+"""Requests that are tokenised and given to the engine together."""
+
+TOKENISE_S = 0.02
+"""Seconds between two iterations of a busy engine in which requests may be tokenised."""
 
 M = TypeVar("M", Start, Go)
 
@@ -160,6 +170,8 @@ class Leader:
         self._links = links
         self._early: list[Message] = []
         self._beaten_s = 0.0
+        self._backlog: list[tuple[int, int, EngineRequest]] = []
+        self._received = 0
 
     def run(self) -> None:
         """Be an engine until told to stop, or until the coordinator is gone."""
@@ -216,12 +228,16 @@ class Leader:
 
         beat_s = rank.start.beat_s
         messages, self._early = self._early, []
-        messages += self._channel.receive(0.0 if rank.busy or messages else beat_s)
+        working = rank.busy or messages or self._backlog
+        messages += self._channel.receive(0.0 if working else beat_s)
         for message in messages:
             recording.interrupted()
             if isinstance(message, Stop):
                 self._end(rank)
                 return False
+            if isinstance(message, Submit):
+                self._keep(message.requests)
+                continue
             self._lead(message)
             self._report(apply(rank, message))
             if isinstance(message, Sleep):
@@ -229,17 +245,53 @@ class Leader:
             elif isinstance(message, Wake):
                 tokens = engines.kv_cache_tokens(rank.engine)
                 self._channel.send(Ready(tokens, ""))
+        if self._backlog:
+            self._admit(rank)
         outputs: list[RequestOutput] = []
         if rank.busy:
             self._lead(Tick(step=True))
             outputs = rank.step()
         # What is reported when nothing is left to do is complete: iterations come before outputs.
-        if time.monotonic() - self._beaten_s >= beat_s or (outputs and not rank.busy):
+        if time.monotonic() - self._beaten_s >= beat_s or (
+            outputs and not rank.busy and not self._backlog
+        ):
             self._beat(rank)
             self._beaten_s = time.monotonic()
         self._report(outputs)
         self._channel.flush()
         return True
+
+    def _keep(self, requests: Sequence[EngineRequest]) -> None:
+        """Keep requests until the engine has room for them: the lower priority number first."""
+        for request in requests:
+            heapq.heappush(self._backlog, (request.priority, self._received, request))
+            self._received += 1
+
+    def _admit(self, rank: Rank) -> None:
+        """Give the engine requests it can soon use.
+
+        Prompts are tokenised a few at a time, so that the engine computes the first ones while the
+        rest waits. Modelled prompts are not tokenised: they are given at once. A request that is to
+        be served before one that the engine has is given to it in any case.
+        """
+        from samullm_vllm import recording
+
+        limit = TOKENISED * int(rank.start.engine_args.get("max_num_seqs") or 256)
+        until_s = time.monotonic() + (TOKENISE_S if rank.start.latency is None else float("inf"))
+        while self._backlog:
+            room = limit - len(rank.tracked)
+            if room <= 0:
+                last = max(t.request.priority for t in rank.tracked.values())
+                if self._backlog[0][0] >= last:
+                    break
+                room = 1
+            recording.interrupted()
+            count = min(TOGETHER, len(self._backlog), room)
+            batch = Submit(tuple(heapq.heappop(self._backlog)[2] for _ in range(count)))
+            self._lead(batch)
+            self._report(rank.add(batch.requests))
+            if rank.busy and time.monotonic() > until_s:
+                break
 
     def _report(self, outputs: list[RequestOutput]) -> None:
         if outputs:

@@ -236,7 +236,7 @@ class App(Description):
         """
         from tempfile import TemporaryDirectory
 
-        from samullm_plugin.run.journal import read_journal
+        from samullm_plugin.run.journal import JournalReader, read_journal_places
         from samullm_plugin.run.preview import previewed
         from samullm_plugin.run.recovery import recover
 
@@ -248,8 +248,12 @@ class App(Description):
             target = Path(temporary) / "run" if output_dir is None else Path(output_dir)
             self.run(plan, target, executor=executor)
             path = target / "events.jsonl"
-            found = recover(plan.loaded.app, read_journal(path), str(path))
-            return list(previewed(plan.loaded, found.resume.ledger))
+            journal = JournalReader(path)
+            try:
+                found = recover(plan.loaded.app, read_journal_places(path), str(path), journal.read)
+                return list(previewed(plan.loaded, found.resume.ledger))
+            finally:
+                journal.close()
 
     def resume(self, output_dir: str | Path, *, plan: AppPlan | None = None) -> AppRun:
         """Go on with an interrupted run, to its end.

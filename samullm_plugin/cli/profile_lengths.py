@@ -214,8 +214,9 @@ def _prepared(
     from samullm_plugin.model.scenarios import make_scenario
     from samullm_plugin.planning.building import sample_outputs
     from samullm_plugin.planning.instances import make_instance, unfused
-    from samullm_plugin.run.prompts import LengthPrompts, TextPrompts
+    from samullm_plugin.run.length_prompts import LengthPrompts
     from samullm_plugin.run.setup import imitates
+    from samullm_plugin.run.text_prompts import TextPrompts
 
     if not imitates(executor):
         return TextPrompts(loaded), EngineSetup(tp, engines, kv_cache_tokens=kv_cache_tokens), ""

@@ -17,10 +17,11 @@ from samullm_plugin.model.cluster import Cluster, Gpu
 from samullm_plugin.model.costs import ModeCosts
 from samullm_plugin.model.length_observations import LengthObservations
 from samullm_plugin.model.types import Bools
-from samullm_plugin.run.ledger import Ledger, Result, Status
+from samullm_plugin.run.ledger import Ledger, Status
 from samullm_plugin.run.log import RunLog
 from samullm_plugin.run.prompts import PromptBuilder
 from samullm_plugin.run.request_queue import RequestQueue
+from samullm_plugin.run.results import Result
 
 Masks = tuple[Bools, ...]
 """Per node, which of its requests are meant, shape ``(n,)``."""
@@ -169,7 +170,7 @@ def _run_node(
 ) -> None:
     """Start a node's engines, give them its requests, and stop them."""
     model, name = ledger.app.nodes[node].model, ledger.app.nodes[node].name
-    first = requests.take_queue(node)
+    first = requests.take_given(node, 0.0)
     size = how.size(node)
     keys = [f"{name}.{k}" for k in range(how.num_engines)]
     for k, key in enumerate(keys):
@@ -190,7 +191,7 @@ def _run_node(
     queue = first
     while not ledger.settled(node):
         if not waiting:
-            queue += requests.take_queue(node)
+            queue += requests.take_given(node, 0.0)
             for k, key in enumerate(keys):
                 mine = queue[(k - turn) % len(keys) :: len(keys)]
                 if mine:

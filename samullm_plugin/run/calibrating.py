@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from samullm_plugin.model.latency import StepTable
 from samullm_plugin.model.problem import ModeKey, Problem
 from samullm_plugin.model.types import Floats
@@ -16,7 +18,7 @@ from samullm_plugin.profiling.calibration import (
     joined_steps,
     setting_key,
 )
-from samullm_plugin.run.ledger import Ledger
+from samullm_plugin.run.ledger import Ledger, Status
 
 
 @dataclass(slots=True)
@@ -78,13 +80,10 @@ class Calibrator:
         found: list[LengthRow] = []
         table = self.problem.app.nodes[node].requests
         prompts = table.prompt_tokens
+        tokens, cut = ledger.generated[node], ledger.cut[node]
+        done = (ledger.status[node] == Status.FINISHED) & (tokens > 0)
+        done &= table.max_tokens > 1  # else there is nothing to learn
         for part in self.problem.app.nodes[node].parts:
-            for r in range(part.start, part.stop):
-                result = ledger.results.get((node, r))
-                if result is None or result.error is not None:
-                    continue
-                tokens = int(ledger.generated[node][r])
-                if tokens > 0 and table.max_tokens[r] > 1:  # else there is nothing to learn
-                    cut = result.finish_reason == "length"
-                    found.append((part.task, int(prompts[r]), tokens, cut))
+            for r in (part.start + np.flatnonzero(done[part.rows])).tolist():
+                found.append((part.task, int(prompts[r]), int(tokens[r]), bool(cut[r])))
         return found

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
 
 import numpy as np
 
 from samullm_plugin.errors import PlanError, RunError
 from samullm_plugin.host.interfaces.executor import (
     EngineEvent,
-    EngineRequest,
     Executor,
-    RequestOutput,
 )
 from samullm_plugin.model.latency import StepTable
 from samullm_plugin.model.plan import Assignment, Plan
@@ -24,44 +21,25 @@ from samullm_plugin.rules.preparing import wanted_ahead
 from samullm_plugin.rules.transition import Running, RunState, next_transition, stage_ended
 from samullm_plugin.run.calibrating import Calibrator
 from samullm_plugin.run.dispatch import Deployment, Replica
+from samullm_plugin.run.engine_failures import EngineFailures, RunOptions
 from samullm_plugin.run.engines import Engines
-from samullm_plugin.run.ledger import Ledger, RequestId, Status
+from samullm_plugin.run.ledger import Ledger
+from samullm_plugin.run.loads import LoadNotes
 from samullm_plugin.run.log import RunLog, StageTracker
 from samullm_plugin.run.prompts import PromptBuilder
 from samullm_plugin.run.recovery import ResumePoint
 from samullm_plugin.run.request_queue import RequestQueue
 from samullm_plugin.run.reuse import Reuse
+from samullm_plugin.run.serving import Serving
 from samullm_plugin.run.view import Replanning
 from samullm_plugin.simulator.requests import NodeInputs
 from samullm_plugin.simulator.runs import PolicyCall
 
-UNFORESEEN_S = 1e9
-"""Arrival time that request policies see for requests whose inputs are not there yet."""
-
 CALL_WAIT_S = 0.01
 """The same while Python functions are being called."""
 
-FIRST_LOAD_EVERY_S = 0.5
-LOADS_NOTED = 100
-"""After so many notes of the load, every second one is left out; so there are at most so many per
-doubling of the run's length."""
-
 WAIT_S = 0.1
 """Longest wait for events on a real clock, so that an interruption is noticed."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunOptions:
-    """Limits of a run.
-
-    Attributes:
-        max_engine_failures: after so many failures of a node's engines in a row, none of its
-            requests having finished in between, the node is given up.
-        max_request_failures: a request is given up after so many engines died under it.
-    """
-
-    max_engine_failures: int = 3
-    max_request_failures: int = 3
 
 
 class Coordinator:
@@ -75,6 +53,7 @@ class Coordinator:
         rule: stage and engines as the transition rule knows them.
         engines: the engines of each node.
         queue: the requests on their way.
+        serving: gives them to engines.
         log: the events.
         drained: the run was interrupted and can be resumed.
         stopped: why it stopped by itself, drained; None if it did not.
@@ -116,9 +95,8 @@ class Coordinator:
         self.rule = RunState(stage=resume.stage, finished_before=set(resume.finished_before))
         self.drained = False
         self.stopped: str | None = None
-        self.options = options or RunOptions()
         self.queue = RequestQueue(self.ledger, source, log, resume.moved, reuse, resume.rejected)
-        self._source, self._policy = source, policy
+        self._source = source
         self._replanner = replanner
         self._calibrator = calibrator
         self._app = problem.app
@@ -129,16 +107,17 @@ class Coordinator:
             for i, name in enumerate(self._names)
         }
         self._zero_s = executor.now_s() - resume.clock_s
-        self._deaths: dict[RequestId, int] = {}
-        self._failures = [0] * len(self._names)
-        self._late: dict[str, tuple[int, set[int]]] = {}
         self._prefetched: set[str] = set()
         self._stages = StageTracker(log, stage=resume.stage, stages_run=resume.stages_run)
         self.queue.changed = True
         self._drain_requested = False
-        self._load_noted_s, self._load_every_s, self._loads_noted = 0.0, FIRST_LOAD_EVERY_S, 0
         self.engines = Engines(
             problem, executor, inputs, log, "fcfs" if policy is None else "priority"
+        )
+        self.serving = Serving(executor, self.queue, self.engines, policy)
+        self._loads = LoadNotes(executor, self.engines, self.serving, self.ledger, log)
+        self._failures = EngineFailures(
+            options or RunOptions(), self.engines, self.queue, self.serving, log, self._stop_replica
         )
 
     # --- what others may ask ---
@@ -193,8 +172,8 @@ class Coordinator:
                 return
             if self.ledger.all_settled:
                 break
-            self._dispatch()
-            self._note_load()
+            self.serving.dispatch(self.now_s())
+            self._loads.note(self.now_s())
             events = self.executor.poll(self._wait_s(wait_s))
             if not events and self.executor.virtual_clock and not self.queue.calls.busy:
                 raise RunError("the run cannot go on: nothing runs, and requests are left")
@@ -214,29 +193,6 @@ class Coordinator:
             longest_s = min(longest_s, CALL_WAIT_S)
         return max(0.0, min(longest_s, calls.next_s() - self.now_s()))
 
-    def _note_load(self) -> None:
-        """Note now and then how much is running and waiting; ever less often in a long run."""
-        now_s = self.now_s()
-        if now_s < self._load_noted_s:
-            return
-        if self._loads_noted == LOADS_NOTED:
-            self._loads_noted //= 2
-            self._load_every_s *= 2
-        self._load_noted_s = now_s + self._load_every_s
-        self._loads_noted += 1
-        tokens = sum(int(g.sum()) for g in self.ledger.generated)
-        running = held = 0
-        for deployment in self.engines.deployments.values():
-            for replica in deployment.replicas:
-                if replica.ready_s is None:
-                    continue
-                begun = self.executor.progress(replica.key)
-                tokens += sum(n for r, n in begun.items() if r in replica.outstanding)
-                held += len(replica.outstanding)
-                running += sum(1 for n in begun.values() if n) if begun else 0
-        queued = sum(len(self.queue.queued(i)) for i in range(len(self._names)))
-        self.log.add(now_s, "load", running=running, at_engines=held, waiting=queued, tokens=tokens)
-
     def _take(self, events: Iterable[EngineEvent]) -> None:
         for event in events:
             time_s = event.time_s - self._zero_s
@@ -244,7 +200,7 @@ class Coordinator:
                 self._change_devices(event, time_s)
                 continue
             if event.kind == "finished":
-                self._take_outputs(event, time_s)
+                self.serving.take_outputs(event, time_s)
                 continue
             found = self.engines.find(event.key)
             if found is None:  # it was stopped in the meantime, or has not been started
@@ -260,86 +216,16 @@ class Coordinator:
                     )
                     self._calibrator.add_start(deployment.node, key, time_s - replica.started_s)
             else:
-                self._replace(deployment, replica, event.reason, time_s)
+                self._failures.replace(deployment, replica, event.reason, time_s)
+                if self._failures.hopeless is not None:
+                    self.stopped = self._failures.hopeless
+                    self.request_drain()
         self.queue.end_calls(self.now_s())
         end = self.plan.stages[self.rule.stage].end
         if end.kind == "node_progress":
             self._update_rule()
             if stage_ended(self.plan.stages[self.rule.stage], self.rule):
                 self.queue.changed = True
-
-    def _take_outputs(self, event: EngineEvent, time_s: float) -> None:
-        found = self.engines.find(event.key)
-        for output in event.outputs:
-            if found is not None:
-                deployment, replica = found
-                node = deployment.node
-                replica.outstanding.pop(output.request, None)
-                replica.num_finished += 1
-                replica.note_busy(time_s)
-            elif event.key in self._late:
-                node, waiting = self._late[event.key]
-                waiting.discard(output.request)
-                if not waiting:
-                    del self._late[event.key]
-            else:
-                known = self.engines.node_of(event.key)
-                if known is None or self.ledger.status[known][output.request] < Status.FINISHED:
-                    raise RunError(f"engine {event.key} reported a request it does not have")
-                continue
-            self._failures[node] = 0
-            self.queue.finish((node, output.request), output, time_s)
-
-    # --- requests ---
-
-    def _dispatch(self) -> None:
-        """Give requests to engines that are ready."""
-        for node, deployment in self.engines.deployments.items():
-            if self.queue.queued(node) and deployment.ready:
-                self._submit(node, deployment)
-
-    def _submit(self, node: int, deployment: Deployment) -> None:
-        if self._policy is not None and deployment.assigned is None:
-            deployment.assigned = self._assign(node, deployment, self._policy)
-        batches: dict[str, list[EngineRequest]] = {}
-        for request in self.queue.take_queue(node):
-            replica = deployment.place(request.request)
-            given = replace(request, priority=deployment.priority(request.request))
-            replica.outstanding[request.request] = given
-            batches.setdefault(replica.key, []).append(given)
-        now_s = self.now_s()
-        for replica in deployment.replicas:
-            if replica.key in batches:
-                if replica.busy_since_s is None:
-                    replica.busy_since_s = now_s
-                self.executor.submit(replica.key, batches[replica.key])
-
-    def _assign(
-        self, node: int, deployment: Deployment, policy: PolicyCall
-    ) -> dict[int, tuple[int, int | None]]:
-        """Ask the request policy about everything that is left of a node."""
-        left = np.flatnonzero(self.ledger.status[node] < Status.FINISHED)
-        later = self.ledger.status[node][left] == Status.WAITING
-        arrival_s = np.where(later, UNFORESEEN_S, 0.0)
-        priority, place = policy(0, node, left, arrival_s, len(deployment.replicas))
-        if priority is None:
-            priority = np.zeros(len(left), np.int64)
-        places: list[int | None] = [None] * len(left)  # in turn
-        if place is not None:
-            places = deployment.inputs.with_chains_whole(left, place).tolist()
-        pairs = zip(priority.tolist(), places, strict=True)
-        return dict(zip(left.tolist(), pairs, strict=True))
-
-    def _take_back(self, node: int, replica: Replica, outputs: Iterable[RequestOutput]) -> None:
-        """Keep what a stopped engine had generated."""
-        now_s = self.now_s()
-        replica.note_busy(now_s)
-        for output in outputs:
-            given = replica.outstanding.pop(output.request, None)
-            if given is not None:
-                self.queue.take_back(node, given, output, now_s)
-        if replica.outstanding:  # the executor will report that these have finished
-            self._late[replica.key] = (node, set(replica.outstanding))
 
     # --- engines and stages ---
 
@@ -415,7 +301,7 @@ class Coordinator:
 
     def _can_go_on(self) -> bool:
         """Return whether a node or the current stage can end if nothing else is started."""
-        if self._late:
+        if self.serving.late:
             return True
         running = set(self.engines.deployments)
         untaken = [self._source.untaken(i) for i in range(len(self._app.all_nodes))]
@@ -431,69 +317,18 @@ class Coordinator:
         done = self.ledger.num_settled(self._app.index(end.node))
         return done < rank <= int(will.sum())
 
-    def _stop_engine(self, deployment: Deployment, replica: Replica) -> Sequence[RequestOutput]:
-        """Stop an engine, its iterations taken before; return what it had not finished."""
+    def _stop_replica(self, deployment: Deployment, replica: Replica) -> None:
+        """Stop an engine, its iterations taken before; what it had not finished is queued again."""
         if self._calibrator is not None and replica.ready_s is not None:
             self.take_steps(deployment, replica)
-        return self.executor.stop_engine(replica.key)
+        outputs = self.executor.stop_engine(replica.key)
+        self.serving.take_back(deployment.node, replica, outputs, self.now_s())
 
     def _stop(self, node: int) -> None:
         deployment = self.engines.deployments[node]
         for replica in list(deployment.replicas):
-            outputs = self._stop_engine(deployment, replica)
-            self._take_back(node, replica, outputs)
+            self._stop_replica(deployment, replica)
         self.engines.note_stopped(deployment, self.now_s(), finished=self.ledger.settled(node))
-
-    def _replace(
-        self, deployment: Deployment, replica: Replica, reason: str, time_s: float
-    ) -> None:
-        """Start an engine anew that has failed, elsewhere if possible; or give its node up."""
-        node = deployment.node
-        held = list(replica.outstanding) if replica.ready_s is not None else []
-        self._take_back(node, replica, self._stop_engine(deployment, replica))
-        victims = [r for r in held if self.ledger.status[node][r] == Status.READY]
-        self._failures[node] += 1
-        name = self._names[node]
-        self.log.add(
-            time_s, "engine_failed", key=replica.key, node=name, reason=reason,
-            failures=self._failures[node],
-        )  # fmt: skip
-        if self._failures[node] >= self.options.max_engine_failures:
-            if replica.ready_s is None:
-                self._stop_unstarted(deployment, replica, reason)
-                return
-            self._give_up(
-                deployment,
-                replica,
-                f"{self._failures[node]} engines of {name} failed in a row; the last: {reason}",
-            )
-            return
-        for r in victims:
-            deaths = self._deaths[node, r] = self._deaths.get((node, r), 0) + 1
-            if deaths >= self.options.max_request_failures:
-                self.queue.unqueue(node, r)
-                why = f"{deaths} engines died under it; the last: {reason}"
-                self.queue.fail((node, r), why, time_s)
-        self.engines.restart(deployment, replica, time_s)
-
-    def _stop_unstarted(self, deployment: Deployment, failed: Replica, reason: str) -> None:
-        """Have the run stop so that it can be resumed: a node's engines do not come up."""
-        name = self._names[deployment.node]
-        self.stopped = (
-            f"engines of {name} do not start ({self._failures[deployment.node]} in a row); the "
-            f"last: {reason}"
-        )
-        self.engines.forget(deployment, failed, self.now_s(), finished=False)
-        self._drain_requested = True
-
-    def _give_up(self, deployment: Deployment, failed: Replica, reason: str) -> None:
-        """Fail every request of a node that is not settled, and stop its engines."""
-        now_s, node = self.now_s(), deployment.node
-        for replica in deployment.replicas:
-            if replica is not failed:
-                self._take_back(node, replica, self._stop_engine(deployment, replica))
-        self.engines.note_stopped(deployment, now_s, finished=False)
-        self.queue.fail_node(node, reason, now_s)
 
     def _change_devices(self, event: EngineEvent, time_s: float) -> None:
         """Go on without devices that are lost, or with some that have come back.
@@ -525,10 +360,10 @@ class Coordinator:
         held = {d for e in self.engines.deployments.values() for d in e.running.devices}
         if lost.isdisjoint(needed | held):
             return
-        for node, deployment in list(self.engines.deployments.items()):
+        for deployment in list(self.engines.deployments.values()):
             gone = [r for r in deployment.replicas if not lost.isdisjoint(r.devices)]
             for replica in gone:
-                self._take_back(node, replica, self._stop_engine(deployment, replica))
+                self._stop_replica(deployment, replica)
             if gone:
                 self.engines.drop(deployment, gone, self.now_s())
         self._update_rule()
@@ -570,7 +405,7 @@ class Coordinator:
         for node in list(self.engines.deployments):
             self._stop(node)
         self.engines.prepare((), self.now_s())
-        while self._late and (events := self.executor.poll(1.0)):
+        while self.serving.late and (events := self.executor.poll(1.0)):
             self._take(events)
         self.drained = True
         self.log.add(self.now_s(), "drained")

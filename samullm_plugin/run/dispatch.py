@@ -2,12 +2,65 @@
 
 from __future__ import annotations
 
+import heapq
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from samullm_plugin.host.interfaces.executor import EngineRequest
 from samullm_plugin.rules.transition import Running
 from samullm_plugin.simulator.requests import NodeInputs
+
+REFILL = 6
+"""A window is filled again once this part of it is free."""
+
+
+class Backlog:
+    """Requests dealt to an engine that it has not been given.
+
+    The lower priority number comes first, and among equals what was dealt first.
+    """
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._heap: list[tuple[int, int, int]] = []
+        self._equal: deque[int] = deque()  # those of priority 0, as long as there are no others
+        self._count = 0
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._heap) + len(self._equal)
+
+    def add(self, priority: int, request: int) -> None:
+        """Add a request."""
+        if not priority and not self._heap:
+            self._equal.append(request)
+            return
+        while self._equal:
+            self._push(0, self._equal.popleft())
+        self._push(priority, request)
+
+    def _push(self, priority: int, request: int) -> None:
+        heapq.heappush(self._heap, (priority, self._count, request))
+        self._count += 1
+
+    def first(self) -> int:
+        """Return the priority of the next request."""
+        return self._heap[0][0] if self._heap else 0
+
+    def take(self) -> tuple[int, int]:
+        """Return the next request, after its priority."""
+        if self._heap:
+            priority, _, request = heapq.heappop(self._heap)
+            return priority, request
+        return 0, self._equal.popleft()
+
+    def clear(self) -> list[int]:
+        """Take all of them out and return them."""
+        left = [*self._equal, *(r for _, _, r in self._heap)]
+        self._equal.clear()
+        self._heap.clear()
+        return left
 
 
 @dataclass(slots=True, eq=False)
@@ -19,8 +72,10 @@ class Replica:
         devices: its devices.
         started_s: when its start began, on the run's clock.
         planned_s: when the plan's figures have it ready.
+        window: how many requests it has at most at a time; None: all that were dealt to it.
         ready_s: when it could serve; None while it starts.
         outstanding: requests it has, by index.
+        backlog: requests dealt to it that it has not been given.
         num_finished: requests it finished.
         busy_s: seconds in which it had requests, until ``busy_since_s``.
         busy_since_s: when it got the first of the requests it has; None without any.
@@ -30,8 +85,10 @@ class Replica:
     devices: tuple[int, ...]
     started_s: float
     planned_s: float
+    window: int | None = None
     ready_s: float | None = None
     outstanding: dict[int, EngineRequest] = field(default_factory=dict)
+    backlog: Backlog = field(default_factory=Backlog)
     num_finished: int = 0
     busy_s: float = 0.0
     busy_since_s: float | None = None
@@ -41,6 +98,28 @@ class Replica:
         if self.busy_since_s is not None:
             self.busy_s += now_s - self.busy_since_s
         self.busy_since_s = now_s if self.outstanding else None
+
+    def take_backlog(self) -> Iterator[tuple[int, int]]:
+        """Take out what the engine is to be given now, each with its priority.
+
+        The window holds more than an engine can run, so that its scheduler finds the same requests
+        at the head of its queue as if it had them all. Room for a few is not filled at once, but a
+        request that is to be served before one the engine has is given to it at any time.
+        """
+        if self.window is None:
+            room = len(self.backlog)
+        else:
+            room = self.window - len(self.outstanding)
+            room = room if room * REFILL >= self.window else 0
+        last = None
+        while self.backlog:
+            if room <= 0:
+                if last is None:
+                    last = max((r.priority for r in self.outstanding.values()), default=0)
+                if self.backlog.first() >= last:
+                    return
+            room -= 1
+            yield self.backlog.take()
 
 
 @dataclass(slots=True, eq=False)
@@ -96,9 +175,3 @@ class Deployment:
         """Forget a replica that has failed; its chains go elsewhere."""
         self.replicas.remove(replica)
         self._chain_at = {c: r for c, r in self._chain_at.items() if r is not replica}
-
-    def outstanding(self) -> Iterator[tuple[Replica, int]]:
-        """Yield the requests its engines have."""
-        for replica in self.replicas:
-            for request in replica.outstanding:
-                yield replica, request

@@ -108,22 +108,16 @@ class DriftEstimator:
                 held_s = np.mean([_prefill_s(costs.latency, h, budget) for h in held[node]])
                 left_s = -float(held_s) * self._latency_factor(node)
             running[app.nodes[node].name] = (deployment.running, left_s)
-        cut = [np.zeros(len(g), bool) for g in generated]
-        calls: dict[int, list[float]] = defaultdict(list)
-        for (i, r), result in ledger.results.items():
-            cut[i][r] = result.finish_reason == "length"
-            if i >= len(app.nodes) and result.seconds is not None:
-                calls[i].append(result.seconds)
         return Snapshot(
             now_s,
             tuple(s.copy() for s in ledger.status),
             tuple(generated),
-            tuple(cut),
+            tuple(c.copy() for c in ledger.cut),
             running,
             tuple(self._latency_factor(i) for i in range(len(app.nodes))),
             factor,
             tuple(d for d in range(run.problem.cluster.num_gpus) if d not in run.engines.lost),
-            {i: float(np.mean(seconds)) for i, seconds in calls.items()},
+            {i: total_s / count for i, (count, total_s) in ledger.calls.items()},
         )
 
     def _latency_factor(self, node: int) -> float:

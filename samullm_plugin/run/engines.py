@@ -162,7 +162,8 @@ class Engines:
         spec = self._spec(key, planned, devices)
         costs = self._problem.mode(deployment.node, parallel, devices)
         ready_s = self._problem.ready_s(costs, now_s, since_s)
-        replica = Replica(key, devices, now_s, ready_s)
+        window = self._executor.window(spec.model)
+        replica = Replica(key, devices, now_s, ready_s, window)
         deployment.replicas.append(replica)
         self._by_key[key] = (deployment, replica)
         self._nodes[key] = deployment.node

@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from samullm_plugin.errors import InputError, RunError
 from samullm_plugin.files import parse_json, sync_file, to_json
 
 Record = Mapping[str, Any]
+
+_READ_BYTES = 4096
 
 
 class Journal:
@@ -43,15 +46,20 @@ class Journal:
         self._synced_at = time.monotonic()
         self._dirty = False
 
-    def append(self, records: Iterable[Record]) -> None:
+    def append(self, records: Iterable[Record]) -> list[int]:
         """Write records; either all of them or none are in the file afterwards.
+
+        Returns:
+            Where each of them begins in the file.
 
         Raises:
             RunError: if the disk is full or fails, with the remedy.
         """
-        data = b"".join(to_json(record) + b"\n" for record in records)
-        if not data:
-            return
+        lines = [to_json(record) + b"\n" for record in records]
+        if not lines:
+            return []
+        places = list(accumulate(map(len, lines), initial=self._size))
+        data = b"".join(lines)
         try:
             written = 0
             while written < len(data):
@@ -65,6 +73,15 @@ class Journal:
         self._dirty = True
         if time.monotonic() - self._synced_at >= self._interval_s:
             self.sync()
+        return places[:-1]
+
+    def read(self, place: int) -> dict[str, Any]:
+        """Return the record that begins at a place, which :meth:`append` returned.
+
+        Raises:
+            RunError: if the disk fails, or the file was changed by somebody else.
+        """
+        return _record_at(self._fd, self.path, place)
 
     def sync(self) -> None:
         """Force what was appended to the disk.
@@ -91,13 +108,59 @@ class Journal:
             self._fd = -1
 
 
+class JournalReader:
+    """Reads single records of a journal that nobody need be writing.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def read(self, place: int) -> dict[str, Any]:
+        """Return the record that begins at a place, as :meth:`Journal.read`."""
+        return _record_at(self._fd, self._path, place)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._fd)
+
+
+def _record_at(fd: int, path: Path, place: int) -> dict[str, Any]:
+    data, size = b"", _READ_BYTES
+    try:
+        while not data.endswith(b"\n"):
+            more = os.pread(fd, size, place + len(data))
+            if not more:
+                raise RunError(f"{path}: was cut short by somebody else during the run")
+            data += more[: end + 1] if (end := more.find(b"\n")) >= 0 else more
+            size = 16 * _READ_BYTES
+        record = parse_json(data)
+    except OSError as error:
+        raise disk_error(path, error) from error
+    except ValueError as error:
+        raise RunError(f"{path}: was changed by somebody else during the run") from error
+    return dict(record)
+
+
 def read_journal(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the records of a run's journal, without a torn last line.
 
     Raises:
         InputError: naming the line that is damaged.
     """
-    return read_appended(path, _wrong)
+    return (record for _, record in _read(path, _wrong))
+
+
+def read_journal_places(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield where each record of a run's journal begins, and the record, as :func:`read_journal`.
+
+    Raises:
+        InputError: naming the line that is damaged.
+    """
+    return _read(path, _wrong)
 
 
 def _not_an_object(record: object) -> str | None:
@@ -116,6 +179,13 @@ def read_appended(
     Raises:
         InputError: naming the line that is damaged.
     """
+    return (record for _, record in _read(path, wrong_with))
+
+
+def _read(
+    path: Path, wrong_with: Callable[[Any], str | None]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    place = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
@@ -130,7 +200,8 @@ def read_appended(
                     f"{path} line {number}: {wrong}; the journal was damaged after it had been "
                     "written, and the run cannot be resumed from it"
                 )
-            yield record
+            yield place, record
+            place += len(line)
 
 
 _TYPES: Mapping[str, type | tuple[type, ...]] = {

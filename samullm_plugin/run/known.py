@@ -13,9 +13,9 @@ from samullm_plugin.host.interfaces.observer import RunInfo
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.run.ledger import Ledger, Status
 from samullm_plugin.run.log import RunLog
-from samullm_plugin.run.prompts import TextPrompts
 from samullm_plugin.run.request_queue import RequestQueue
 from samullm_plugin.run.reuse import ReuseOptions, opened_reuse
+from samullm_plugin.run.text_prompts import TextPrompts
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
 
 import numpy as np
 
 from samullm_plugin.model.application import Application
-from samullm_plugin.model.logprobs import PositionLogprobs
 from samullm_plugin.model.types import Bools, Ints
-
-RequestId = tuple[int, int]
-"""Index of a node and of a request in its table."""
+from samullm_plugin.run.results import RequestId, Result, Results
 
 
 class Status(IntEnum):
@@ -26,37 +21,6 @@ class Status(IntEnum):
     FINISHED = 3
     SKIPPED = 4
     FAILED = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """A request that is settled, or what an unfinished one has generated before it was moved.
-
-    Attributes:
-        num_tokens: tokens generated in all.
-        prompt_tokens: tokens of its own prompt.
-        finish_reason: ``stop`` or ``length``; ``error`` if it failed.
-        text: what it generated.
-        token_ids: the same as tokens.
-        error: why it failed.
-        stop_reason: stop string or token that ended it.
-        logprobs: of each generated token, if asked for.
-        prompt_logprobs: of each token of its prompt, if asked for; the first has none.
-        value: what a Python function returned, or a check of the output.
-        seconds: that a function took.
-    """
-
-    num_tokens: int = 0
-    prompt_tokens: int = 0
-    finish_reason: str | None = None
-    text: str | None = None
-    token_ids: tuple[int, ...] | None = None
-    error: str | None = None
-    stop_reason: int | str | None = None
-    logprobs: tuple[PositionLogprobs, ...] | None = None
-    prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
-    value: Any = None
-    seconds: float | None = None
 
 
 def is_call(app: Application, request: RequestId) -> bool:
@@ -75,8 +39,11 @@ class Ledger:
         app: the application.
         status: per node, :class:`Status` values, shape ``(n,)``.
         generated: per node, tokens generated so far or in all, shape ``(n,)``.
+        prompt_tokens: per node, tokens of the prompts of settled requests, shape ``(n,)``.
+        cut: per node, which finished requests' outputs ended at a limit, shape ``(n,)``.
         finish_s: per node, when each request was settled on the run's clock, inf before.
         results: of settled requests.
+        calls: by Python node, how many calls were timed, and their seconds in all.
     """
 
     def __init__(self, app: Application) -> None:
@@ -86,7 +53,13 @@ class Ledger:
         self.status = [np.zeros(n, np.int8) for n in sizes]
         self.generated = [np.zeros(n, np.int64) for n in sizes]
         self.finish_s = [np.full(n, np.inf) for n in sizes]
-        self.results: dict[RequestId, Result] = {}
+        self.prompt_tokens = [np.zeros(n, np.int64) for n in sizes]
+        self.cut = [np.zeros(n, bool) for n in sizes]
+        self.results = Results(sizes)
+        self.calls: dict[int, tuple[int, float]] = {}
+        self._num_models = len(app.nodes)
+        self._tables = [n.requests for n in app.all_nodes]
+        self._rows_left: dict[RequestId, int] = {}
         self._open = [np.diff(n.requests.input_indptr).astype(np.int64) for n in app.all_nodes]
         self._unsettled = list(sizes)
         self._dependents = _dependents(app)
@@ -99,8 +72,11 @@ class Ledger:
 
     def inputs(self, request: RequestId) -> list[RequestId]:
         """Return the requests whose outputs a request waits for, in the table's order."""
-        table = self.app.all_nodes[request[0]].requests
-        part = slice(table.input_indptr[request[1]], table.input_indptr[request[1] + 1])
+        table = self._tables[request[0]]
+        first, last = table.input_indptr[request[1]], table.input_indptr[request[1] + 1]
+        if first == last:
+            return []
+        part = slice(first, last)
         nodes, requests = table.input_node[part].tolist(), table.input_request[part].tolist()
         return list(zip(nodes, requests, strict=True))
 
@@ -117,36 +93,85 @@ class Ledger:
         )
 
     def settle(
-        self, request: RequestId, status: Status, time_s: float, result: Result
+        self, request: RequestId, status: int, time_s: float, result: Result
     ) -> list[RequestId]:
         """Settle a request.
 
         Returns:
             The requests all of whose inputs are settled now.
         """
+        python = request[0] >= self._num_models
+        pinned = python and status == Status.FINISHED and is_call(self.app, request)
+        self.results.add(request, result, pinned=pinned)
+        cut = result.finish_reason == "length"
+        complete = self.mark(
+            request, status, time_s, result.num_tokens, result.prompt_tokens, cut=cut
+        )
+        if python and result.seconds is not None:
+            self.note_call(request[0], result.seconds)
+        if pinned:
+            if left := self._rows_of(request):
+                self._rows_left[request] = left
+            else:
+                self.results.unpin(request)
+        elif python:
+            self._let_go(request)
+        return complete
+
+    def mark(
+        self,
+        request: RequestId,
+        status: int,
+        time_s: float,
+        num_tokens: int = 0,
+        prompt_tokens: int = 0,
+        *,
+        cut: bool = False,
+    ) -> list[RequestId]:
+        """Settle a request whose result is kept elsewhere; return as :meth:`settle` does."""
         node, r = request
         self.status[node][r] = status
         self.finish_s[node][r] = time_s
-        self.generated[node][r] = result.num_tokens
-        self.results[request] = result
+        self.generated[node][r] = num_tokens
+        self.prompt_tokens[node][r] = prompt_tokens
+        self.cut[node][r] = cut
         self._unsettled[node] -= 1
         indptr, nodes, requests = self._dependents[node]
+        first, last = indptr[r], indptr[r + 1]
+        if first == last:
+            return []
         complete = []
-        for k in range(indptr[r], indptr[r + 1]):
-            i, q = int(nodes[k]), int(requests[k])
-            self._open[i][q] -= 1
-            if self._open[i][q] == 0:
+        for i, q in zip(nodes[first:last].tolist(), requests[first:last].tolist(), strict=True):
+            left = self._open[i]
+            left[q] -= 1
+            if left[q] == 0:
                 complete.append((i, q))
         return complete
 
+    def note_call(self, node: int, seconds: float) -> None:
+        """Count a call of a Python node."""
+        count, total_s = self.calls.get(node, (0, 0.0))
+        self.calls[node] = count + 1, total_s + seconds
+
+    def _rows_of(self, call: RequestId) -> int:
+        """Return how many rows of a call are not settled."""
+        indptr, nodes, requests = self._dependents[call[0]]
+        part = slice(indptr[call[1]], indptr[call[1] + 1])
+        mine = requests[part][nodes[part] == call[0]]
+        return int((self.status[call[0]][mine] < Status.FINISHED).sum())
+
+    def _let_go(self, row: RequestId) -> None:
+        """Forget what a call has returned once all its rows are settled: they have the values."""
+        for at in self.inputs(row):
+            if at in self._rows_left:
+                self._rows_left[at] -= 1
+                if not self._rows_left[at]:
+                    del self._rows_left[at]
+                    self.results.unpin(at)
+
     def rows_settled(self, call: RequestId) -> bool:
         """Return whether all rows behind a call are settled."""
-        indptr, nodes, requests = self._dependents[call[0]]
-        return all(
-            self.status[call[0]][requests[k]] >= Status.FINISHED
-            for k in range(indptr[call[1]], indptr[call[1] + 1])
-            if nodes[k] == call[0]
-        )
+        return self._rows_of(call) == 0
 
     def reopen_failed(self) -> int:
         """Make every failed request wait for its inputs again; return how many there were.
@@ -166,7 +191,8 @@ class Ledger:
                 continue
             self.status[node][r] = Status.WAITING
             self.finish_s[node][r], self.generated[node][r] = np.inf, 0
-            self.results.pop((node, r), None)
+            self.prompt_tokens[node][r], self.cut[node][r] = 0, False
+            self.results.pop((node, r))
             self._unsettled[node] += 1
             indptr, nodes, requests = self._dependents[node]
             for k in range(indptr[r], indptr[r + 1]):
@@ -216,7 +242,7 @@ class Ledger:
         return found
 
 
-def _dependents(app: Application) -> list[tuple[list[int], Ints, Ints]]:
+def _dependents(app: Application) -> list[tuple[Ints, Ints, Ints]]:
     """Return per node and request who waits for it: starts, nodes and requests."""
     rows = [np.empty(0, np.int64)] * 4
     for i, node in enumerate(app.all_nodes):
@@ -234,6 +260,6 @@ def _dependents(app: Application) -> list[tuple[list[int], Ints, Ints]]:
         mine = np.flatnonzero(source == i)
         mine = mine[np.argsort(request[mine], kind="stable")]
         counts = np.bincount(request[mine], minlength=len(node.requests))
-        indptr = np.concatenate([[0], np.cumsum(counts)]).astype(int).tolist()
+        indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         result.append((indptr, target[mine], target_request[mine]))
     return result

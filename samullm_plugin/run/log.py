@@ -10,6 +10,9 @@ from samullm_plugin.host.interfaces.observer import RunEvent, RunInfo, StageReco
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.plan import Plan, Stage
 from samullm_plugin.run.journal import Journal
+from samullm_plugin.run.results import RequestId
+
+SETTLED = ("finished", "skipped", "failed")
 
 BULKY = ("text", "token_ids", "prompt_token_ids", "logprobs", "prompt_logprobs", "value")
 """Fields that are written to the journal but not kept in memory."""
@@ -36,7 +39,8 @@ class RunLog:
 
     Attributes:
         info: the run, as observers see it.
-        records: every event so far, without the contents of outputs.
+        records: every event so far but those of :meth:`add_settled`, without contents.
+        written: is told where in the journal the record of a settled request begins.
     """
 
     def __init__(
@@ -57,7 +61,13 @@ class RunLog:
         self._journal = journal
         self._listeners: list[Callable[[RunEvent], None]] = []
         self._host = host if host is not None and host.has_observers else None
-        self._pending: list[dict[str, Any]] = []
+        self._pending: list[tuple[dict[str, Any], RequestId | None]] = []
+        self.written: Callable[[RequestId, int], None] | None = None
+
+    @property
+    def journal(self) -> Journal | None:
+        """Return where events are kept; None: nowhere."""
+        return self._journal
 
     def add_listener(self, listener: Callable[[RunEvent], None]) -> None:
         """Call ``listener`` with each event once it is in the journal."""
@@ -66,8 +76,14 @@ class RunLog:
     def add(self, time_s: float, kind: str, **fields: Any) -> None:
         """Add an event; it is written by the next :meth:`flush`."""
         record = {"time_s": time_s, "kind": kind, **fields}
-        self._pending.append(record)
+        self._pending.append((record, None))
         self.records.append({k: v for k, v in record.items() if k not in BULKY})
+
+    def add_settled(
+        self, request: RequestId, time_s: float, kind: str, fields: Mapping[str, Any]
+    ) -> None:
+        """Add what became of a request; nothing of it is kept here once it is written."""
+        self._pending.append(({"time_s": time_s, "kind": kind, **fields}, request))
 
     def flush(self) -> None:
         """Write the pending events, then pass them to observers.
@@ -79,12 +95,15 @@ class RunLog:
             return
         pending, self._pending = self._pending, []
         if self._journal is not None:
-            self._journal.append(pending)
+            places = self._journal.append([record for record, _ in pending])
+            if self.written is not None:
+                for (_, request), place in zip(pending, places, strict=True):
+                    if request is not None:
+                        self.written(request, place)
         if self._host is None and not self._listeners:
             return
-        for record in pending:
-            rest = {k: v for k, v in record.items() if k not in ("time_s", "kind")}
-            event = RunEvent(record["time_s"], record["kind"], rest)
+        for rest, _ in pending:
+            event = RunEvent(rest.pop("time_s"), rest.pop("kind"), rest)
             if self._host is not None:
                 self._host.on_run_event(self.info, event)
             for listener in self._listeners:

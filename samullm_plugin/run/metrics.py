@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from samullm_plugin.model.application import Application
 from samullm_plugin.model.result import PlanTrace, Timeline
 from samullm_plugin.run.forecast import ForecastNode, forecast_nodes
+from samullm_plugin.run.ledger import Ledger, Status
+from samullm_plugin.run.log import SETTLED
 from samullm_plugin.run.trace import Slice
+from samullm_plugin.run.user_nodes import UserNodes
 
-SETTLED = ("finished", "skipped", "failed")
 Records = Sequence[Mapping[str, Any]]
 
 
@@ -119,53 +120,109 @@ def planned_slices(trace: Timeline) -> list[Slice]:
     return slices
 
 
-def makespan_s(records: Records) -> float:
+@dataclass(slots=True)
+class NodeCounts:
+    """What became of the requests of one of the user's nodes.
+
+    Attributes:
+        finished: requests.
+        skipped: requests that were not taken.
+        failed: requests.
+        prompt_tokens: of finished requests.
+        completion_tokens: of finished requests.
+        settled_s: when the last one was settled; None before.
+        finished_s: when the last one finished; None before.
+    """
+
+    finished: int = 0
+    skipped: int = 0
+    failed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    settled_s: float | None = None
+    finished_s: float | None = None
+
+    def settled(self) -> dict[str, int]:
+        """Return how many requests were settled how."""
+        return {"finished": self.finished, "skipped": self.skipped, "failed": self.failed}
+
+
+def counts_of_records(records: Records) -> dict[str, NodeCounts]:
+    """Return by node what became of its requests, from a whole journal."""
+    counts: dict[str, NodeCounts] = defaultdict(NodeCounts)
+    for record in records:
+        if (kind := record["kind"]) not in SETTLED:
+            continue
+        count, time_s = counts[record["node"]], float(record["time_s"])
+        setattr(count, kind, getattr(count, kind) + 1)
+        count.settled_s = max(time_s, count.settled_s or 0.0)
+        if kind == "finished":
+            count.prompt_tokens += record.get("prompt_tokens", 0)
+            count.completion_tokens += record.get("num_tokens", 0)
+            count.finished_s = max(time_s, count.finished_s or 0.0)
+    return counts
+
+
+def counts_of_ledger(ledger: Ledger) -> dict[str, NodeCounts]:
+    """Return by node what became of its requests."""
+    counts: dict[str, NodeCounts] = {}
+    for name, i, part in UserNodes(ledger.app):
+        status, finish_s = ledger.status[i][part.rows], ledger.finish_s[i][part.rows]
+        done = status == Status.FINISHED
+        settled = status >= Status.FINISHED
+        counts[name] = NodeCounts(
+            int(done.sum()),
+            int((status == Status.SKIPPED).sum()),
+            int((status == Status.FAILED).sum()),
+            int(ledger.prompt_tokens[i][part.rows][done].sum()),
+            int(ledger.generated[i][part.rows][done].sum()),
+            float(finish_s[settled].max()) if settled.any() else None,
+            float(finish_s[done].max()) if done.any() else None,
+        )
+    return counts
+
+
+def makespan_s(counts: Mapping[str, NodeCounts]) -> float:
     """Return when the last request finished."""
-    return max((float(r["time_s"]) for r in records if r["kind"] == "finished"), default=0.0)
+    return max((c.finished_s or 0.0 for c in counts.values()), default=0.0)
 
 
 def run_metrics(
-    app: Application, records: Records, num_devices: int, planned: PlanTrace | None
+    ledger: Ledger, records: Records, num_devices: int, planned: PlanTrace | None
 ) -> dict[str, Any]:
     """Return the figures of a run, planned and measured.
 
     Args:
-        app: the application.
-        records: the run's events.
+        ledger: what became of its requests.
+        records: its other events.
         num_devices: of the cluster.
         planned: the first plan's simulation; None: unknown.
     """
-    nodes = forecast_nodes(app, planned)
-    return metrics_of(app.name, nodes, records, num_devices, planned)
+    nodes = forecast_nodes(ledger.app, planned)
+    counts = counts_of_ledger(ledger)
+    return metrics_of(ledger.app.name, nodes, records, counts, num_devices, planned)
 
 
 def metrics_of(
     application: str,
     nodes: Sequence[ForecastNode],
     records: Records,
+    counts: Mapping[str, NodeCounts],
     num_devices: int,
     planned: Timeline | None,
 ) -> dict[str, Any]:
     """Return :func:`run_metrics` of an application of which only the nodes are known."""
-    engines, end_s = measured_engines(records), makespan_s(records)
+    engines, end_s = measured_engines(records), makespan_s(counts)
     busy_s = sum(e.busy_s * len(e.devices) for e in engines)
     total_s = end_s * num_devices
-    counts: dict[str, Counter[str]] = {node.name: Counter() for node in nodes}
-    last: dict[str, float] = {}
-    for record in records:
-        if record["kind"] in SETTLED:
-            count = counts[record["node"]]
-            count[record["kind"]] += 1
-            count["prompt_tokens"] += record.get("prompt_tokens", 0)
-            count["completion_tokens"] += record.get("num_tokens", 0)
-            last[record["node"]] = float(record["time_s"])
-    generated = sum(c["completion_tokens"] for c in counts.values())
+    counts = {node.name: counts.get(node.name, NodeCounts()) for node in nodes}
+    generated = sum(c.completion_tokens for c in counts.values())
     result: dict[str, Any] = {
         "application": application,
         "makespan_s": {"measured": end_s},
-        "requests": {kind: sum(c[kind] for c in counts.values()) for kind in SETTLED},
+        "requests": {kind: sum(c.settled()[kind] for c in counts.values()) for kind in SETTLED},
         "completion_tokens": generated,
-        "prompt_tokens": sum(c["prompt_tokens"] for c in counts.values()),
+        "prompt_tokens": sum(c.prompt_tokens for c in counts.values()),
         "tokens_per_s": generated / end_s if end_s > 0 else None,
         "idle_share": {"measured": 1.0 - busy_s / total_s if total_s > 0 else None},
         "engine_starts": len(engines),
@@ -186,17 +243,17 @@ def metrics_of(
         count = counts[node.name]
         mine = [e for e in engines if e.node == node.served_as]
         begin = min((e.start_s for e in mine), default=None)
-        finish = last.get(node.name)
+        finish = count.settled_s
         loads = [e.ready_s - e.start_s for e in mine if e.ready_s is not None]
         seconds = finish - begin if finish is not None and begin is not None else 0.0
         result["nodes"][node.name] = {
             "served_as": node.served_as,
-            "requests": {k: count[k] for k in SETTLED},
-            "prompt_tokens": count["prompt_tokens"],
-            "completion_tokens": count["completion_tokens"],
+            "requests": count.settled(),
+            "prompt_tokens": count.prompt_tokens,
+            "completion_tokens": count.completion_tokens,
             "start_s": begin,
             "finish_s": {"measured": finish},
-            "tokens_per_s": count["completion_tokens"] / seconds if seconds > 0 else None,
+            "tokens_per_s": count.completion_tokens / seconds if seconds > 0 else None,
             "load_s": loads,
         }
         if planned is not None:

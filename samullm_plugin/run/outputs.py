@@ -9,10 +9,43 @@ import numpy as np
 from samullm_plugin.app.batch import BatchOutput, batch_line
 from samullm_plugin.app.nodespec import POOLING_TASKS
 from samullm_plugin.files import to_json
+from samullm_plugin.host.interfaces.observer import RunEvent
 from samullm_plugin.model.application import NodePart, PythonNode
 from samullm_plugin.run.ledger import Ledger, Status
 from samullm_plugin.run.prompts import PromptBuilder
 from samullm_plugin.run.rundir import RunDirectory
+from samullm_plugin.run.user_nodes import UserNodes
+
+
+class OutputWriter:
+    """Writes the outputs of nodes when they have finished, and of the others at the end.
+
+    Args:
+        directory: of the run.
+        ledger: the results.
+        source: names the requests.
+    """
+
+    def __init__(self, directory: RunDirectory, ledger: Ledger, source: PromptBuilder) -> None:
+        self._directory, self._ledger, self._source = directory, ledger, source
+        self._users = UserNodes(ledger.app)
+        self._written: set[str] = set()
+
+    def take(self, event: RunEvent) -> None:
+        """Follow an event of the run."""
+        if event.kind == "node_finished":
+            self._write(str(event.fields["node"]))
+
+    def write_rest(self) -> None:
+        """Write the outputs of nodes that have not finished, or had before the run went on."""
+        for name in self._users.parts:
+            if name not in self._written:
+                self._write(name)
+
+    def _write(self, name: str) -> None:
+        node, part = self._users.parts[name]
+        write_outputs(self._directory, node, part, self._ledger, self._source)
+        self._written.add(name)
 
 
 def write_outputs(

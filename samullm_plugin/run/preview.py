@@ -17,8 +17,9 @@ from samullm_plugin.host.interfaces.observer import RunInfo
 from samullm_plugin.model.application import Application, ModelNode, PythonNode, RequestTable
 from samullm_plugin.run.ledger import Ledger, Status
 from samullm_plugin.run.log import RunLog
-from samullm_plugin.run.prompts import Prepared, Prompt, Refused, TextPrompts
+from samullm_plugin.run.prompts import Prepared, Prompt, Refused
 from samullm_plugin.run.request_queue import RequestQueue
+from samullm_plugin.run.text_prompts import TextPrompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ def with_stand_ins(
     while going_on:
         going_on = False
         for i, node in enumerate(app.nodes):
-            for request in queue.take_queue(i) if queue.queued(i) else ():
+            for request in queue.take_given(i, 0.0) if queue.queued(i) else ():
                 text = _sample(samples, node.name) or _stand_in(sources[i], node.name)
                 output = RequestOutput(
                     request.request, estimate_tokens(text), text=text, finish_reason="stop"

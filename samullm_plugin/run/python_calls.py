@@ -13,7 +13,7 @@ from typing import Any
 
 from samullm_plugin.app.functions import Function, Returned, Row, Scope, call_function
 from samullm_plugin.host.isolation import IsolatedWorker
-from samullm_plugin.run.ledger import RequestId
+from samullm_plugin.run.results import RequestId
 
 MOST_ROWS = 64
 """Rows that a worker is given at once."""

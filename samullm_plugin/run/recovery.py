@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from samullm_plugin.errors import InputError
 from samullm_plugin.host.interfaces.executor import RequestOutput
 from samullm_plugin.model.application import Application
-from samullm_plugin.model.logprobs import TokenLogprob
 from samullm_plugin.model.plan import Plan
 from samullm_plugin.planning.records import read_record
-from samullm_plugin.run.ledger import Ledger, RequestId, Result, Status, is_call
+from samullm_plugin.run.ledger import Ledger, Status, is_call
 from samullm_plugin.run.log import BULKY, without_retried
+from samullm_plugin.run.results import RequestId, Result, logprobs_of, result_of
 from samullm_plugin.run.user_nodes import UserNodes
 
 _SETTLED = {s.name.lower(): s for s in (Status.FINISHED, Status.SKIPPED, Status.FAILED)}
@@ -72,13 +72,19 @@ class Recovered:
         return count
 
 
-def recover(app: Application, journal: Iterable[Mapping[str, Any]], where: str) -> Recovered:
+def recover(
+    app: Application,
+    journal: Iterable[tuple[int, Mapping[str, Any]]],
+    where: str,
+    read: Callable[[int], Mapping[str, Any]],
+) -> Recovered:
     """Replay a journal.
 
     Args:
         app: the application it is of.
-        journal: its records in order.
+        journal: its records in order, and the place of each.
         where: the file, for messages.
+        read: returns the record at a place; contents of outputs are read when they are needed.
 
     Raises:
         InputError: if it tells of requests the application does not have, or of one twice.
@@ -88,12 +94,14 @@ def recover(app: Application, journal: Iterable[Mapping[str, Any]], where: str) 
     resume = ResumePoint(ledger, moved)
     found = Recovered(resume)
     users = UserNodes(app)
-    calls: dict[RequestId, tuple[float, Result]] = {}
-    for number, record in enumerate(journal, 1):
+    calls: dict[RequestId, tuple[float, int, Result]] = {}
+    ledger.results.read = read
+    for number, (place, record) in enumerate(journal, 1):
         try:
             resume.clock_s = max(resume.clock_s, float(record["time_s"]))
             kind = record["kind"]
-            found.records.append({k: v for k, v in record.items() if k not in BULKY})
+            if kind not in _SETTLED:
+                found.records.append({k: v for k, v in record.items() if k not in BULKY})
             if kind in _SETTLED or kind in ("moved", "rejected"):
                 request = users.planned(record["node"], int(record["request"]))
                 if request is None:
@@ -108,13 +116,22 @@ def recover(app: Application, journal: Iterable[Mapping[str, Any]], where: str) 
                 if ledger.status[request[0]][request[1]] >= Status.FINISHED:
                     raise InputError(f"{where} line {number}: the request was settled before")
                 if is_call(app, request) and kind == "finished":
-                    calls[request] = float(record["time_s"]), result_of(record)
+                    calls[request] = float(record["time_s"]), place, result_of(record)
                     continue
-                ledger.settle(request, _SETTLED[kind], float(record["time_s"]), result_of(record))
+                ledger.mark(
+                    request,
+                    _SETTLED[kind],
+                    float(record["time_s"]),
+                    int(record.get("num_tokens", 0)),
+                    int(record.get("prompt_tokens", 0)),
+                    cut=kind == "finished" and record.get("finish_reason") == "length",
+                )
+                ledger.results.written(request, place)
+                if record.get("seconds") is not None:
+                    ledger.note_call(request[0], float(record["seconds"]))
                 moved.pop(request, None)
             elif kind == "plan":
-                place = f"{where} line {number}: plan"
-                found.begin_plan(read_record(Plan, record["plan"], place))
+                found.begin_plan(read_record(Plan, record["plan"], f"{where} line {number}: plan"))
             elif kind == "retry":
                 found.reopen_failed()
                 resume.rejected.clear()
@@ -126,9 +143,10 @@ def recover(app: Application, journal: Iterable[Mapping[str, Any]], where: str) 
                 )
         except (KeyError, TypeError, ValueError, OverflowError, IndexError) as error:
             raise InputError(f"{where} line {number}: is damaged: {error!r}") from error
-    for request, (time_s, result) in calls.items():
+    for request, (time_s, place, result) in calls.items():
         if ledger.rows_settled(request):  # else it is called again: its values were not written
             ledger.settle(request, Status.FINISHED, time_s, result)
+            ledger.results.written(request, place)
     found.finished = ledger.all_settled
     return found
 
@@ -140,30 +158,5 @@ def _moved(record: Mapping[str, Any], request: int) -> RequestOutput:
         int(record["num_tokens"]),
         None if ids is None else tuple(ids),
         prompt_token_ids=None if prompt is None else tuple(prompt),
-        logprobs=_logprobs(record.get("logprobs")),
+        logprobs=logprobs_of(record.get("logprobs")),
     )
-
-
-def result_of(record: Mapping[str, Any]) -> Result:
-    """Return a settled request's result as its journal record has it."""
-    ids = record.get("token_ids")
-    return Result(
-        int(record.get("num_tokens", 0)),
-        int(record.get("prompt_tokens", 0)),
-        record.get("finish_reason"),
-        record.get("text"),
-        None if ids is None else tuple(ids),
-        record.get("error"),
-        record.get("stop_reason"),
-        _logprobs(record.get("logprobs")),
-        _logprobs(record.get("prompt_logprobs")),
-        record.get("value"),
-        record.get("seconds"),
-    )
-
-
-def _logprobs(rows: Any) -> Any:
-    """Return log probabilities as they were before they were written."""
-    if rows is None:
-        return None
-    return tuple(None if r is None else tuple(TokenLogprob(*t) for t in r) for r in rows)

@@ -27,8 +27,8 @@ from samullm_plugin.run.causes import (
 from samullm_plugin.run.charts import Panel, lines_svg, measured_bars, planned_bars, shares_svg
 from samullm_plugin.run.forecast import Forecast, ForecastNode, read_forecast
 from samullm_plugin.run.journal import read_journal
-from samullm_plugin.run.log import BULKY, without_retried
-from samullm_plugin.run.metrics import SETTLED, measured_engines, metrics_of
+from samullm_plugin.run.log import BULKY, SETTLED, without_retried
+from samullm_plugin.run.metrics import counts_of_records, measured_engines, metrics_of
 from samullm_plugin.run.pages import gantt_facts, render_page, write_page
 from samullm_plugin.run.rows import FOLDER, RunRows
 from samullm_plugin.run.rundir import read_facts
@@ -133,6 +133,7 @@ def report_facts(run: RunRecord, output: Path | None) -> dict[str, Any]:
         str(run.facts.get("application", "")),
         run.nodes,
         run.records,
+        counts_of_records(run.records),
         int(run.facts["num_devices"]),
         trace if run.finished else None,  # half a run is no match for a whole plan
     )

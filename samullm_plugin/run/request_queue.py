@@ -14,12 +14,21 @@ from samullm_plugin.app.templates import text_of
 from samullm_plugin.host.interfaces.executor import EngineRequest, RequestOutput
 from samullm_plugin.host.interfaces.moving import continued
 from samullm_plugin.model.logprobs import PositionLogprobs
-from samullm_plugin.run.ledger import Ledger, RequestId, Result, Status, is_call
+from samullm_plugin.run.ledger import Ledger, Status, is_call
 from samullm_plugin.run.log import RunLog
 from samullm_plugin.run.prompts import Given, Prepared, Prompt, PromptBuilder, Refused
 from samullm_plugin.run.python_calls import Call, ImitatedCalls
+from samullm_plugin.run.results import RequestId, Result
 from samullm_plugin.run.reuse import Reuse
 from samullm_plugin.run.user_nodes import UserNodes
+
+WAITING, READY, SUBMITTED, FINISHED, SKIPPED, FAILED = map(int, Status)
+"""As plain numbers: a look-up in an enumeration takes a microsecond, and there are many."""
+
+_OPTIONAL = ("finish_reason", "stop_reason", "logprobs", "prompt_logprobs", "seconds")
+"""What is in the record of a finished request if it is known."""
+
+_NAMES = {int(s): s.name.lower() for s in Status}
 
 
 class RequestQueue:
@@ -51,32 +60,71 @@ class RequestQueue:
             rejected: how often outputs were rejected before the run was interrupted.
         """
         self.ledger, self.changed = ledger, False
-        self._source, self._log, self._moved = source, log, moved
+        self._source, self._log, self._moved = source, log, dict(moved)
         self._reuse = reuse
+        self._finds = reuse is not None and reuse.hopeful
         self._keys: dict[RequestId, bytes] = {}
         self._users = UserNodes(ledger.app)
         self._left = {
-            name: int((ledger.status[i][part.rows] < Status.FINISHED).sum())
+            name: int((ledger.status[i][part.rows] < FINISHED).sum())
             for name, i, part in self._users
         }
         self._requests: dict[RequestId, EngineRequest] = {}
         self._logprobs: dict[RequestId, tuple[PositionLogprobs, ...]] = {}
         self.calls = source.call_runner()
-        self._prompts: dict[RequestId, Prompt] = {}
         self._rejected = dict(rejected or {})
         self._checked: dict[RequestId, Result] = {}
         self._queue: list[list[int]] = [[] for _ in ledger.app.nodes]
+        if log.journal is not None:
+            ledger.results.read = log.journal.read
+            log.written = ledger.results.written
 
     def queued(self, node: int) -> list[int]:
         """Return the requests of a node that could be served but are at no engine."""
         return self._queue[node]
 
-    def take_queue(self, node: int) -> list[EngineRequest]:
+    def take_queue(self, node: int) -> list[int]:
         """Empty a node's queue and return its requests in the order of the table."""
         taken = sorted(self._queue[node])
         self._queue[node].clear()
-        self.ledger.status[node][taken] = Status.SUBMITTED
-        return [self._requests[node, r] for r in taken]
+        return taken
+
+    def take_given(self, node: int, now_s: float) -> list[EngineRequest]:
+        """Empty a node's queue; return its requests as engines get them, but those that fail."""
+        made = (self.given(node, r, now_s) for r in self.take_queue(node))
+        return [m for m in made if m is not None]
+
+    def put_back(self, node: int, requests: Iterable[int]) -> None:
+        """Queue requests again that were taken from the queue but not given to an engine."""
+        self._queue[node] += requests
+
+    def given(self, node: int, r: int, now_s: float, priority: int = 0) -> EngineRequest | None:
+        """Return a request as an engine is to get it, which is when its prompt is made.
+
+        Returns:
+            None if it cannot be asked: it has failed then.
+        """
+        request = node, r
+        if self.ledger.status[node][r] != READY:
+            return None  # its node was given up in the meantime
+        made = self._requests.get(request)
+        if made is None:
+            prompt = self._source.prepare(request, self.ledger)
+            if not isinstance(prompt, Prompt):
+                reason = prompt.reason if isinstance(prompt, Refused) else "it has no prompt"
+                self.fail(request, reason, now_s)
+                return None
+            if self._reuse is not None:
+                asked = self.engine_request(r, prompt)
+                self._keys[request] = self._reuse.key(request, asked)
+            if attempt := self._rejected.get(request):
+                prompt = self._source.again(request, prompt, attempt) or prompt
+            made = self._taken_up(request, prompt, priority)
+        elif made.priority != priority:
+            made = replace(made, priority=priority)
+        self._requests[request] = made
+        self.ledger.status[node][r] = SUBMITTED
+        return made
 
     def unqueue(self, node: int, request: int) -> None:
         """Take one request out of its node's queue."""
@@ -92,36 +140,40 @@ class RequestQueue:
         while waiting:
             request = waiting.popleft()
             node, r = request
-            if self.ledger.status[node][r] != Status.WAITING:
+            if self.ledger.status[node][r] != WAITING:
                 continue
             decision = self._decide(request)
+            found = None
+            if self._finds and isinstance(decision, Prompt):
+                decision = self._source.prepare(request, self.ledger)
+                if isinstance(decision, Prompt):
+                    found = self._answered(request, decision)
             if isinstance(decision, Prompt):
-                found = self._answered(request, decision)
                 judgement = found and self._source.judge(request, found, self.ledger)
                 if found is not None and isinstance(judgement, Call):
-                    self.ledger.status[node][r] = Status.SUBMITTED
+                    self.ledger.status[node][r] = SUBMITTED
                     self._checked[request] = found
                     self.calls.submit(request, judgement, now_s)
                     continue
                 if found is not None and judgement is None:
-                    waiting.extend(self._note(request, Status.FINISHED, now_s, found, reused=True))
+                    waiting.extend(self._note(request, FINISHED, now_s, found, reused=True))
                     continue
-                self.ledger.status[node][r] = Status.READY
-                self._requests[request] = self._taken_up(request, decision)
-                if self._source.again(request, decision, 1) is not None:
-                    self._prompts[request] = decision
+                self._keys.pop(request, None)
+                self.ledger.status[node][r] = READY
+                if request in self._moved:
+                    self.ledger.generated[node][r] = self._moved[request].num_tokens
                 self._queue[node].append(r)
             elif isinstance(decision, Call):
-                self.ledger.status[node][r] = Status.SUBMITTED
+                self.ledger.status[node][r] = SUBMITTED
                 self.calls.submit(request, decision, now_s)
             elif isinstance(decision, Given):
                 result = Result(decision.num_tokens, finish_reason="stop", value=decision.value)
-                waiting.extend(self._note(request, Status.FINISHED, now_s, result))
+                waiting.extend(self._note(request, FINISHED, now_s, result))
             elif decision is None:
-                waiting.extend(self._note(request, Status.SKIPPED, now_s, Result()))
+                waiting.extend(self._note(request, SKIPPED, now_s, Result()))
             else:
                 result = Result(finish_reason="error", error=decision.reason)
-                waiting.extend(self._note(request, Status.FAILED, now_s, result))
+                waiting.extend(self._note(request, FAILED, now_s, result))
 
     def _answered(self, request: RequestId, prompt: Prompt) -> Result | None:
         """Return the output of an equal request of an earlier run."""
@@ -136,42 +188,45 @@ class RequestQueue:
         python = self.ledger.app.python[node - num_models] if node >= num_models else None
         if python is not None and request[1] >= python.num_calls:
             call = inputs[-1]
-            if self.ledger.status[call[0]][call[1]] == Status.FAILED:
+            if self.ledger.status[call[0]][call[1]] == FAILED:
                 return None  # reported once, by the call
         if inputs and not (python is not None and python.at_once and request[1] == 0):
-            states = [self.ledger.status[i][q] for i, q in inputs]
-            if Status.FAILED in states:
-                failed = inputs[states.index(Status.FAILED)]
+            status = self.ledger.status
+            states = [int(status[i][q]) for i, q in inputs]
+            if FAILED in states:
+                failed = inputs[states.index(FAILED)]
                 where, index = self._users.written(failed)
                 name = self._source.custom_id(where, index)
                 return Refused(f"its input {name} of node {where} failed")
-            if all(s == Status.SKIPPED for s in states) or self.ledger.lacks(request):
+            if states.count(SKIPPED) == len(states) or self.ledger.lacks(request):
                 return None
-        return self._source.prepare(request, self.ledger)
+        return self._source.decide(request, self.ledger)
 
     @staticmethod
-    def engine_request(request: int, prompt: Prompt) -> EngineRequest:
+    def engine_request(request: int, prompt: Prompt, priority: int = 0) -> EngineRequest:
         """Return a request as engines get it."""
         return EngineRequest(
             request,
             prompt.token_ids,
             prompt.prompt_tokens,
             prompt.max_tokens,
-            sampling=prompt.sampling,
-            prompt=prompt.text,
-            messages=prompt.messages,
-            chat=prompt.chat,
-            output_tokens=prompt.output_tokens,
-            task=prompt.task,
-            pair=prompt.pair,
-            lora=prompt.lora,
+            priority,
+            prompt.sampling,
+            prompt.text,
+            prompt.messages,
+            0,
+            prompt.output_tokens,
+            prompt.chat,
+            prompt.task,
+            prompt.pair,
+            prompt.lora,
         )
 
-    def _taken_up(self, request: RequestId, prompt: Prompt) -> EngineRequest:
+    def _taken_up(self, request: RequestId, prompt: Prompt, priority: int) -> EngineRequest:
         """Return a request, with what it generated before the run was interrupted."""
-        made = self.engine_request(request[1], prompt)
+        made = self.engine_request(request[1], prompt, priority)
         if request in self._moved:
-            moved = self._moved[request]
+            moved = self._moved.pop(request)
             made = continued(made, moved)
             self.ledger.generated[request[0]][request[1]] = made.num_generated
             if made.num_generated and moved.logprobs is not None:
@@ -180,7 +235,7 @@ class RequestQueue:
 
     def finish(self, request: RequestId, output: RequestOutput, time_s: float) -> None:
         """Settle a request that an engine has finished."""
-        if self.ledger.status[request[0]][request[1]] >= Status.FINISHED:
+        if self.ledger.status[request[0]][request[1]] >= FINISHED:
             return  # its node was given up in the meantime
         given = self._requests[request]
         if output.finish_reason == "error":
@@ -216,26 +271,25 @@ class RequestQueue:
         elif judgement is not None:
             self._reject(request, result, judgement, time_s)
         else:
-            self._admit(self._note(request, Status.FINISHED, time_s, result), time_s)
+            self._admit(self._note(request, FINISHED, time_s, result), time_s)
 
     def _reject(self, request: RequestId, result: Result, reason: str, time_s: float) -> None:
         """Ask a request again whose output will not do, or give it up."""
         attempt = self._rejected[request] = self._rejected.get(request, 0) + 1
-        first = self._prompts.get(request)
-        again = None if first is None else self._source.again(request, first, attempt)
-        if again is None:
+        first = self._source.prepare(request, self.ledger)
+        if not isinstance(first, Prompt) or self._source.again(request, first, attempt) is None:
             tries = f" ({attempt} times)" if attempt > 1 else ""
             failed = replace(result, finish_reason="error", error=f"rejected{tries}: {reason}")
-            self._admit(self._note(request, Status.FAILED, time_s, failed), time_s)
+            self._admit(self._note(request, FAILED, time_s, failed), time_s)
             return
         name, index = self._users.written(request)
         self._log.add(
             time_s, "rejected", node=name, request=index, attempt=attempt, reason=reason,
             num_tokens=result.num_tokens, text=result.text,
         )  # fmt: skip
-        self._requests[request] = self.engine_request(request[1], again)
+        self._requests.pop(request, None)  # it is made anew, for this attempt
         self.ledger.generated[request[0]][request[1]] = 0
-        self.ledger.status[request[0]][request[1]] = Status.READY
+        self.ledger.status[request[0]][request[1]] = READY
         self._queue[request[0]].append(request[1])
 
     def end_calls(self, now_s: float) -> None:
@@ -243,7 +297,7 @@ class RequestQueue:
         for end in self.calls.take(now_s):
             returned, request = end.returned, end.request
             time_s = now_s if end.time_s is None else end.time_s
-            if self.ledger.status[request[0]][request[1]] >= Status.FINISHED:
+            if self.ledger.status[request[0]][request[1]] >= FINISHED:
                 continue  # its node was given up in the meantime
             checked = self._checked.pop(request, None)
             if checked is not None and returned.kind == "rejected":
@@ -253,16 +307,16 @@ class RequestQueue:
                 rejected = "rejected: " if returned.kind == "rejected" else ""
                 text = f"{rejected}{returned.reason}"
                 result = replace(checked or Result(), finish_reason="error", error=text)
-                self._admit(self._note(request, Status.FAILED, time_s, result), time_s)
+                self._admit(self._note(request, FAILED, time_s, result), time_s)
                 continue
             if returned.kind == "dropped" and checked is None:
-                self._admit(self._note(request, Status.SKIPPED, time_s, Result()), time_s)
+                self._admit(self._note(request, SKIPPED, time_s, Result()), time_s)
                 continue
             if checked is not None:
                 result = replace(checked, value=returned.value)
             else:
                 result = self._called(request, returned)
-            self._admit(self._note(request, Status.FINISHED, time_s, result), time_s)
+            self._admit(self._note(request, FINISHED, time_s, result), time_s)
 
     def _called(self, request: RequestId, returned: Returned) -> Result:
         """Return the result of a call; in imitations its value is a number of tokens."""
@@ -275,16 +329,20 @@ class RequestQueue:
     def fail(self, request: RequestId, reason: str, time_s: float) -> None:
         """Settle a request that cannot be served; so are those that wait for it."""
         result = Result(finish_reason="error", error=reason)
-        self._admit(self._note(request, Status.FAILED, time_s, result), time_s)
+        self._admit(self._note(request, FAILED, time_s, result), time_s)
 
     def fail_node(self, node: int, reason: str, time_s: float) -> None:
         """Settle every request of a node that is not settled as failed."""
         self._queue[node].clear()
         complete: list[RequestId] = []
         result = Result(finish_reason="error", error=reason)
-        for r in np.flatnonzero(self.ledger.status[node] < Status.FINISHED).tolist():
-            complete += self._note((node, r), Status.FAILED, time_s, result)
+        for r in np.flatnonzero(self.ledger.status[node] < FINISHED).tolist():
+            complete += self._note((node, r), FAILED, time_s, result)
         self._admit(complete, time_s)
+
+    def _keeps_ids(self, result: Result) -> bool:
+        """Return whether an output's tokens are needed beside its text."""
+        return not result.text or result.logprobs is not None or self._source.with_token_ids
 
     def take_back(
         self, node: int, given: EngineRequest, output: RequestOutput, now_s: float
@@ -312,15 +370,18 @@ class RequestQueue:
                 **({} if known else {"prompt_token_ids": output.prompt_token_ids}),
                 **({"logprobs": self._logprobs[key]} if key in self._logprobs else {}),
             )
-        self._requests[node, output.request] = request
+        if request.num_generated:
+            self._requests[key] = request
+        else:
+            self._requests.pop(key, None)  # it is made anew when its turn comes
         self.ledger.generated[node][output.request] = request.num_generated
-        self.ledger.status[node][output.request] = Status.READY
+        self.ledger.status[node][output.request] = READY
         self._queue[node].append(output.request)
 
     def _note(
         self,
         request: RequestId,
-        status: Status,
+        status: int,
         time_s: float,
         result: Result,
         *,
@@ -329,20 +390,18 @@ class RequestQueue:
         """Write a settled request down; return the requests that have all their inputs now."""
         name, index = self._users.written(request)
         fields: dict[str, object] = {"node": name, "request": index}
-        if status is Status.FINISHED:
-            fields |= {
-                "prompt_tokens": result.prompt_tokens,
-                "num_tokens": result.num_tokens,
-                "finish_reason": result.finish_reason,
-                "text": result.text,
-                "token_ids": result.token_ids if not result.text else None,
-                "stop_reason": result.stop_reason,
-                "logprobs": result.logprobs,
-                "prompt_logprobs": result.prompt_logprobs,
-                "value": None if is_call(self.ledger.app, request) else result.value,
-                "seconds": result.seconds,
-            }
-            fields = {k: v for k, v in fields.items() if v is not None}
+        if status == FINISHED:
+            fields["prompt_tokens"] = result.prompt_tokens
+            fields["num_tokens"] = result.num_tokens
+            if result.text is not None:
+                fields["text"] = result.text
+            for field in _OPTIONAL:
+                if (content := getattr(result, field)) is not None:
+                    fields[field] = content
+            if result.token_ids is not None and self._keeps_ids(result):
+                fields["token_ids"] = result.token_ids
+            if result.value is not None and not is_call(self.ledger.app, request):
+                fields["value"] = result.value
             key = self._keys.pop(request, None)
             if self._reuse is not None and key is not None:
                 if reused:
@@ -350,11 +409,12 @@ class RequestQueue:
                 else:
                     self._reuse.keep(request, key, fields, result)
                 fields["key"] = key.hex()
-        elif status is Status.FAILED:
+        elif status == FAILED:
             fields["error"] = result.error
+            self._keys.pop(request, None)
             if result.text is not None:
                 fields["text"] = result.text
-        self._log.add(time_s, status.name.lower(), **fields)
+        self._log.add_settled(request, time_s, _NAMES[status], fields)
         self._requests.pop(request, None)
         complete = self.ledger.settle(request, status, time_s, result)
         self._left[name] -= 1

@@ -25,10 +25,9 @@ from samullm_plugin.app.loaded import LoadedApplication
 from samullm_plugin.errors import InputError, suggest
 from samullm_plugin.host.interfaces.executor import EngineRequest
 from samullm_plugin.model.application import Application, ModelSpec
-from samullm_plugin.run.ledger import RequestId, Result
-from samullm_plugin.run.prompts import TextPrompts
-from samullm_plugin.run.recovery import result_of
+from samullm_plugin.run.results import RequestId, Result, result_of
 from samullm_plugin.run.store import OutputStore, store_path
+from samullm_plugin.run.text_prompts import TextPrompts
 from samullm_plugin.run.user_nodes import UserNodes
 
 logger = logging.getLogger(__name__)

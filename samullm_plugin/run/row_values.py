@@ -8,7 +8,8 @@ from typing import Any
 from samullm_plugin.app.loaded import LoadedApplication, NodeSource
 from samullm_plugin.app.templates import Output
 from samullm_plugin.errors import InputError, Reject
-from samullm_plugin.run.ledger import Ledger, RequestId, Result, Status
+from samullm_plugin.run.ledger import Ledger, Status
+from samullm_plugin.run.results import RequestId, Result
 
 
 def mean_logprob(result: Result) -> float | None:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from samullm_plugin.errors import InputError, RunError
 from samullm_plugin.host.interfaces.executor import Executor
-from samullm_plugin.host.interfaces.observer import RunEvent
 from samullm_plugin.model.plan import Plan
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.result import PlanTrace
@@ -23,25 +24,22 @@ from samullm_plugin.run.calibrating import Calibrator
 from samullm_plugin.run.coordinator import Coordinator
 from samullm_plugin.run.forecast import FORECAST_FILE, forecast_record, forecast_run
 from samullm_plugin.run.identity import identity_of
-from samullm_plugin.run.journal import Journal, read_journal
-from samullm_plugin.run.ledger import Ledger
+from samullm_plugin.run.journal import Journal, read_journal_places
+from samullm_plugin.run.ledger import Ledger, Status
 from samullm_plugin.run.log import RunLog, without_retried
 from samullm_plugin.run.metrics import (
     measured_slices,
     planned_slices,
     run_metrics,
 )
-from samullm_plugin.run.outputs import write_outputs
-from samullm_plugin.run.prompts import (
-    PromptBuilder,
-)
+from samullm_plugin.run.outputs import OutputWriter
+from samullm_plugin.run.prompts import PromptBuilder
 from samullm_plugin.run.recovery import ResumePoint, recover
 from samullm_plugin.run.reuse import opened_reuse
 from samullm_plugin.run.rows import write_layout
 from samullm_plugin.run.rundir import RunDirectory, read_facts
 from samullm_plugin.run.samples import write_samples
 from samullm_plugin.run.setup import (
-    Listener,
     RunSetup,
     imitates,
     open_log,
@@ -152,7 +150,7 @@ def resume_run(
         journal = Journal(directory.journal_path)
         try:
             path = directory.journal_path
-            found = recover(problem.app, read_journal(path), str(path))
+            found = recover(problem.app, read_journal_places(path), str(path), journal.read)
             if plan is not None:
                 write_plan(
                     setup.directory / "plan.json",
@@ -249,7 +247,8 @@ def _run(
             reuse=reuse,
             calibrator=calibrator,
         )
-        log.add_listener(_output_writer(directory, coordinator.ledger, source))
+        writer = OutputWriter(directory, coordinator.ledger, source)
+        log.add_listener(writer.take)
         if setup.on_start is not None:
             setup.on_start(coordinator)
         with live_table(setup.loaded, setup.directory) as table:
@@ -258,6 +257,7 @@ def _run(
                 table.complete = True
     if calibrator is not None:
         calibrator.keep(coordinator.ledger)
+    writer.write_rest()
     return coordinator
 
 
@@ -274,10 +274,8 @@ def _outcome(
     """Write what came of a run, and return it."""
     problem = setup.instance.problem
     users, ledger = UserNodes(problem.app), coordinator.ledger
-    for _, node, part in users:
-        write_outputs(directory, node, part, ledger, source)
     write_samples(directory, ledger, source)
-    metrics = run_metrics(problem.app, log.records, problem.cluster.num_gpus, planned)
+    metrics = run_metrics(ledger, log.records, problem.cluster.num_gpus, planned)
     metrics |= {"open_s": open_s, "executor": figures}
     directory.write_json("metrics.json", metrics)
     tracks = {"planned": planned_slices(planned), "measured": measured_slices(log.records)}
@@ -288,10 +286,10 @@ def _outcome(
     ]
     directory.write_json("trace.json", trace_json(tracks, marks))
     failed = tuple(
-        (name, source.custom_id(name, index), result.error)
-        for request, result in sorted(ledger.results.items())
-        if result.error is not None
-        for name, index in (users.written(request),)
+        (name, source.custom_id(name, index), str(ledger.results[i, r].error))
+        for i, status in enumerate(ledger.status)
+        for r in np.flatnonzero(status == Status.FAILED).tolist()
+        for name, index in (users.written((i, r)),)
     )
     if coordinator.stopped is not None:
         raise RunError(
@@ -309,18 +307,6 @@ def _can_be_carried_out(problem: Problem, plan: Plan) -> bool:
         for stage in plan.stages
         for a in stage.assignments
     )
-
-
-def _output_writer(directory: RunDirectory, ledger: Ledger, source: PromptBuilder) -> Listener:
-    """Return a listener that writes a node's outputs once the node has finished."""
-    users = UserNodes(ledger.app)
-
-    def write(event: RunEvent) -> None:
-        if event.kind == "node_finished":
-            node, part = users.parts[str(event.fields["node"])]
-            write_outputs(directory, node, part, ledger, source)
-
-    return write
 
 
 def require_resumable(directory: Path) -> str:

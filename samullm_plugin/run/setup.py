@@ -21,18 +21,15 @@ from samullm_plugin.planning.building import sample_scenarios
 from samullm_plugin.planning.instances import Instance
 from samullm_plugin.planning.policies import planned_policy
 from samullm_plugin.planning.this_machine import check_runnable
-from samullm_plugin.run.coordinator import Coordinator, RunOptions
+from samullm_plugin.run.coordinator import Coordinator
+from samullm_plugin.run.engine_failures import RunOptions
 from samullm_plugin.run.journal import Journal
+from samullm_plugin.run.length_prompts import LengthPrompts, SampledPrompts, TokenPrompts
 from samullm_plugin.run.log import RunLog
-from samullm_plugin.run.prompts import (
-    LengthPrompts,
-    PromptBuilder,
-    SampledPrompts,
-    TextPrompts,
-    TokenPrompts,
-)
+from samullm_plugin.run.prompts import PromptBuilder
 from samullm_plugin.run.reuse import NO_REUSE, ReuseOptions
 from samullm_plugin.run.table_files import check_output
+from samullm_plugin.run.text_prompts import TextPrompts
 from samullm_plugin.run.view import Replanning
 from samullm_plugin.simulator import PlanSimulator
 from samullm_plugin.simulator.runs import PolicyCall

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 
 from samullm_plugin.model.application import Application, NodePart
-from samullm_plugin.run.ledger import RequestId
+from samullm_plugin.run.results import RequestId
 
 
 class UserNodes:

@@ -16,7 +16,10 @@ from typing import Any
 
 import yaml
 
+import samullm_plugin
 from samullm_plugin.cli.app import main
+
+_BUNDLED = Path(samullm_plugin.__file__).parent / "data" / "latency" / "a100-80gb.json"
 
 NASTY: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2**31, 2**63, 10**30, -(2**64), 0.5, 1e308, float("inf"),
@@ -152,6 +155,21 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
     return data
 
 
+def _small_profile() -> dict[str, Any]:
+    """Return a bundled profile of the device with two models and short tables."""
+    profile: dict[str, Any] = json.loads(_BUNDLED.read_text())
+    served = ("vicuna-13b", "chatglm3-6b")
+    for name in ("models", "starts"):
+        profile[name] = [m for m in profile[name] if any(s in m["model"] for s in served)]
+    known = profile["architectures"]
+    profile["architectures"] = {k: v for k, v in known.items() if any(s in k for s in served)}
+    for model in profile["models"]:
+        for table in model["latency"].values():
+            if isinstance(table, dict):
+                table |= {k: v[:4] for k, v in table.items() if isinstance(v, list)}
+    return profile
+
+
 class Corpus:
     """Good files, and a way to try bad ones made of them.
 
@@ -178,9 +196,10 @@ class Corpus:
                          "output_tokens": [5, 6], "censored": [False, True]}],
         }  # fmt: skip
         self.lengths: Any = lengths
+        self.profile = _small_profile()
         self.kinds: list[Callable[[random.Random], tuple[str, bytes, int, str]]] = [
             self._app, self._rows, self._rows, self._rows, self._plan, self._journal,
-            self._lengths, self._run,
+            self._lengths, self._run, self._profile, self._profile,
         ]  # fmt: skip
 
     @staticmethod
@@ -296,3 +315,15 @@ class Corpus:
         estimator = {"type": "ecdf", "options": {"profile": str(path)}}
         app = {**APP, "planner": {**APP["planner"], "length_estimator": estimator}}
         return "lengths", content, *self._try_app(yaml.safe_dump(app).encode(), "validate")
+
+    def _profile(self, rng: random.Random) -> tuple[str, bytes, int, str]:
+        """Plan by a damaged profile of the device."""
+        (self.folder / "r.jsonl").write_bytes(self.rows)
+        content = json.dumps(mutated(self.profile, rng)).encode()
+        if rng.random() < 0.2:
+            content = damaged(content, rng)
+        path = self.folder / "profile.json"
+        path.write_bytes(content)
+        model = {"type": "linear", "options": {"profile": str(path)}}
+        app = {**APP, "planner": {**APP["planner"], "latency_model": model}}
+        return "profile", content, *self._try_app(yaml.safe_dump(app).encode(), "plan")

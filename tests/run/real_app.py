@@ -28,7 +28,7 @@ from samullm_plugin.model.plan import Assignment, Plan, Stage, StageEnd  # noqa:
 from samullm_plugin.model.problem import ModeKey, Problem  # noqa: E402
 from samullm_plugin.planning.building import sample_scenarios  # noqa: E402
 from samullm_plugin.planning.instances import Instance  # noqa: E402
-from samullm_plugin.run.coordinator import RunOptions  # noqa: E402
+from samullm_plugin.run.engine_failures import RunOptions  # noqa: E402
 from samullm_plugin.run.run import resume_run, start_run  # noqa: E402
 from samullm_plugin.run.setup import RunSetup  # noqa: E402
 from tests.models import make_tiny_llama  # noqa: E402

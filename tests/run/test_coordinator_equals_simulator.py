@@ -38,9 +38,16 @@ def consistent(problem: Problem) -> Problem:
     return problem.with_scenarios((make_scenario(app, outputs, taken),))
 
 
-def assert_equal(problem: Problem, plan: Plan, policy: PolicyCall | None = None) -> None:
+def assert_equal(
+    problem: Problem,
+    plan: Plan,
+    policy: PolicyCall | None = None,
+    executor: SimulatedExecutor | None = None,
+) -> None:
     trace = PlanSimulator(problem, policy=policy).simulate_scenario(plan, 0)
-    coordinator = run_with_truth(problem, plan, SimulatedExecutor(), problem, policy=policy)
+    coordinator = run_with_truth(
+        problem, plan, executor or SimulatedExecutor(), problem, policy=policy
+    )
     ledger = coordinator.ledger
     assert ledger.all_settled
     for i, finish_s in enumerate(trace.finish_s):

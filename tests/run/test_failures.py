@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from samullm_simulated.executor import SimulatedExecutor
 
 from samullm_plugin.host.interfaces.executor import EngineEvent, EngineSpec, RequestOutput
+from samullm_plugin.host.interfaces.observer import RunEvent, RunInfo
 from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment, Plan, Stage
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.run.coordinator import Coordinator
 from samullm_plugin.run.ledger import Status
+from samullm_plugin.run.log import SETTLED, RunLog
 from tests.run.worlds import run_with_truth, small_plan, small_problem
 
 
@@ -54,8 +56,10 @@ class Mortal(SimulatedExecutor):
         super().start_engine(spec)
 
 
-def run(problem: Problem, plan: Plan, executor: SimulatedExecutor) -> Coordinator:
-    coordinator = run_with_truth(problem, plan, executor, problem)
+def run(
+    problem: Problem, plan: Plan, executor: SimulatedExecutor, log: RunLog | None = None
+) -> Coordinator:
+    coordinator = run_with_truth(problem, plan, executor, problem, log=log)
     assert coordinator.ledger.all_settled or coordinator.stopped
     held: dict[int, str] = {}
     for record in coordinator.log.records:  # no device is ever held twice
@@ -83,13 +87,12 @@ def test_requests_survive_random_deaths(seed: int, polls: list[int], forgets: bo
     def dies(executor: Mortal, spec: EngineSpec) -> bool:
         return executor.polls in polls and bool(rng.random() < 0.6)
 
-    coordinator = run(problem, small_plan(), Mortal(dies, forgets=forgets))
+    events: list[RunEvent] = []
+    log = RunLog(RunInfo("deaths", problem.app.name, "simulated"))
+    log.add_listener(lambda e: events.append(e) if e.kind in SETTLED else None)
+    coordinator = run(problem, small_plan(), Mortal(dies, forgets=forgets), log)
     ledger = coordinator.ledger
-    settled = [
-        (r["node"], r["request"])
-        for r in coordinator.log.records
-        if r["kind"] in ("finished", "failed", "skipped")
-    ]
+    settled = [e.fields["node"] + str(e.fields["request"]) for e in events]
     assert len(settled) == len(set(settled))
     assert coordinator.drained or len(settled) == problem.app.num_requests
     for i, lengths in enumerate(problem.scenarios[0].output_tokens):
@@ -111,7 +114,7 @@ def test_a_death_is_healed_on_other_devices() -> None:
     coordinator = run(problem, plan, executor)
     starts = [r for r in coordinator.log.records if r["kind"] == "engine_started"]
     assert [r["devices"] for r in starts if r["node"] == "b"] == [(1,), (3,)]
-    assert not [r for r in coordinator.log.records if r["kind"] == "failed"]
+    assert not any((s == Status.FAILED).any() for s in coordinator.ledger.status)
 
 
 def test_a_model_that_never_starts_stops_the_run_resumable() -> None:

@@ -31,13 +31,15 @@ from samullm_plugin.planning.instances import Instance, make_instance
 from samullm_plugin.rules.fusion import fuse_chains
 from samullm_plugin.run.drift import DriftEstimator, length_observations
 from samullm_plugin.run.journal import read_journal
-from samullm_plugin.run.ledger import Ledger, Result, Status
-from samullm_plugin.run.prompts import Prompt, TextPrompts
+from samullm_plugin.run.ledger import Ledger, Status
+from samullm_plugin.run.prompts import Prompt
 from samullm_plugin.run.replanning import Replanner
 from samullm_plugin.run.report import read_run, report_facts
 from samullm_plugin.run.residual import residual_work, sample_residual
+from samullm_plugin.run.results import Result
 from samullm_plugin.run.run import resume_run, start_run
 from samullm_plugin.run.setup import RunSetup
+from samullm_plugin.run.text_prompts import TextPrompts
 from samullm_plugin.simulator import PlanSimulator
 from tests.models import make_tiny_llama
 from tests.run.worlds import NoLatency, Uniform

@@ -6,10 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import samullm_plugin as sl
+from samullm_plugin.model.application import Application
 from samullm_plugin.planning.records import to_record
 from samullm_plugin.run.ledger import Status
-from samullm_plugin.run.recovery import recover
+from samullm_plugin.run.recovery import Recovered, recover
 from tests.run.worlds import small_plan, small_problem
+
+
+def recovered(app: Application, journal: list[dict[str, Any]]) -> Recovered:
+    return recover(app, enumerate(journal), "events.jsonl", journal.__getitem__)
 
 
 def finished(node: str, count: int, time_s: float) -> list[dict[str, Any]]:
@@ -28,11 +33,11 @@ def test_a_new_plan_begins_before_its_first_stage() -> None:
         *finished("a", 20, 5.0),
         {"time_s": 5.0, "kind": "stage", "stage": 1, "number": 1},
     ]
-    before = recover(app, journal, "events.jsonl").resume
+    before = recovered(app, journal).resume
     assert (before.stage, before.stages_run) == (1, 1)
     assert before.finished_before == {"a"}
     journal.append({"time_s": 6.0, "kind": "plan", "plan": plan})
-    after = recover(app, journal, "events.jsonl")
+    after = recovered(app, journal)
     assert (after.resume.stage, after.resume.finished_before) == (-1, frozenset())
     assert after.resume.stages_run == 1
     assert after.plan == small_plan()
@@ -48,9 +53,9 @@ def test_a_list_whose_rows_are_missing_is_made_again(tmp_path: Path) -> None:
     call = {"time_s": 1.0, "kind": "finished", "node": "words", "request": 0, "num_tokens": 2}
     rows = [{**call, "request": r, "value": "a"} for r in (1, 2)]
     for missing in (0, 1):
-        ledger = recover(known, [call, *rows[:missing]], "events.jsonl").resume.ledger
+        ledger = recovered(known, [call, *rows[:missing]]).resume.ledger
         assert ledger.status[node][0] == Status.WAITING
-    ledger = recover(known, [call, *rows], "events.jsonl").resume.ledger
+    ledger = recovered(known, [call, *rows]).resume.ledger
     assert ledger.status[node].tolist() == [Status.FINISHED] * 3
 
 
@@ -65,10 +70,10 @@ def test_failures_before_a_retry_are_open_again() -> None:
         *finished("a", 19, 5.0),
         {"time_s": 6.0, "kind": "failed", "node": "a", "request": 19, "error": "no"},
     ]
-    assert recover(app, journal, "events.jsonl").resume.ledger.status[0][19] == Status.FAILED
+    assert recovered(app, journal).resume.ledger.status[0][19] == Status.FAILED
     journal.append({"time_s": 7.0, "kind": "retry", "requests": 1})
-    found = recover(app, journal, "events.jsonl")
+    found = recovered(app, journal)
     assert found.resume.ledger.status[0][19] == Status.WAITING
     assert not any(r["kind"] == "failed" for r in found.records)
     journal += finished("a", 20, 8.0)[19:]
-    assert recover(app, journal, "events.jsonl").resume.ledger.settled(0)
+    assert recovered(app, journal).resume.ledger.settled(0)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from samullm_plugin.host.interfaces.executor import RequestOutput
-from samullm_plugin.host.interfaces.observer import RunInfo
-from samullm_plugin.run.ledger import Ledger, RequestId, Result, Status
+from samullm_plugin.host.interfaces.observer import RunEvent, RunInfo
+from samullm_plugin.run.ledger import Ledger, Status
+from samullm_plugin.run.length_prompts import LengthPrompts
 from samullm_plugin.run.log import RunLog
-from samullm_plugin.run.prompts import LengthPrompts, Prompt
+from samullm_plugin.run.prompts import Prompt
 from samullm_plugin.run.request_queue import RequestQueue
+from samullm_plugin.run.results import RequestId, Result
 from tests.run.worlds import small_problem
 
 
@@ -26,19 +28,22 @@ class Picky(LengthPrompts):
 def test_a_rejected_output_is_asked_for_again_and_given_up_in_the_end() -> None:
     problem = small_problem()
     ledger, log = Ledger(problem.app), RunLog(RunInfo("r", "a", "", Path()))
+    events: list[RunEvent] = []
+    log.add_listener(events.append)
     queue = RequestQueue(ledger, Picky(problem.scenarios[0]), log, {})
     queue.admit_first(0.0)
-    assert len(queue.take_queue(0)) == 20
+    assert len(queue.take_given(0, 0.0)) == 20
     output = RequestOutput(0, 7, text="seven", finish_reason="stop")
     for attempt in (1, 2):
         queue.finish((0, 0), output, float(attempt))
         assert ledger.status[0][0] == Status.READY
         assert int(ledger.generated[0][0]) == 0  # nothing of what was rejected is left to plan with
-        assert [r.num_generated for r in queue.take_queue(0)] == [0]
+        assert [r.num_generated for r in queue.take_given(0, 0.0)] == [0]
     queue.finish((0, 0), output, 3.0)
     assert ledger.status[0][0] == Status.FAILED
     assert ledger.results[0, 0].error == "rejected (3 times): no number"
-    kinds = [(r["kind"], r.get("attempt")) for r in log.records]
+    log.flush()
+    kinds = [(e.kind, e.fields.get("attempt")) for e in events]
     assert kinds == [("rejected", 1), ("rejected", 2), ("failed", None)]
 
 
@@ -46,17 +51,20 @@ def test_tokens_before_a_move_count() -> None:
     """A request that generated 5 tokens on one engine and 3 on the next has 8."""
     problem = small_problem()
     ledger, log = Ledger(problem.app), RunLog(RunInfo("r", "a", "", Path()))
+    events: list[RunEvent] = []
+    log.add_listener(events.append)
     queue = RequestQueue(ledger, LengthPrompts(problem.scenarios[0]), log, {})
     queue.admit_first(0.0)
-    given = queue.take_queue(0)[1]
+    given = queue.take_given(0, 0.0)[1]
     queue.take_back(0, given, RequestOutput(1, 5), 1.0)
     assert int(ledger.generated[0][1]) == 5
-    (again,) = queue.take_queue(0)
+    (again,) = queue.take_given(0, 0.0)
     assert again.num_generated == 5
     queue.finish((0, 1), RequestOutput(1, 3, finish_reason="stop"), 2.0)
     assert ledger.results[0, 1].num_tokens == 8
     assert int(ledger.generated[0][1]) == 8
-    finished = [r for r in log.records if r["kind"] == "finished"]
+    log.flush()
+    finished = [e.fields for e in events if e.kind == "finished"]
     assert finished[0]["num_tokens"] == 8
     assert finished[0]["prompt_tokens"] == 8  # the prompt as it was, not what was moved
 
@@ -66,7 +74,7 @@ def test_requests_are_dealt_in_the_order_of_the_table() -> None:
     log = RunLog(RunInfo("r", "a", "", Path()))
     queue = RequestQueue(Ledger(problem.app), LengthPrompts(problem.scenarios[0]), log, {})
     queue.admit_first(0.0)
-    first = queue.take_queue(0)
+    first = queue.take_given(0, 0.0)
     for given in reversed(first[3:7]):
         queue.take_back(0, given, RequestOutput(given.request, 1), 1.0)
-    assert [r.request for r in queue.take_queue(0)] == [3, 4, 5, 6]
+    assert [r.request for r in queue.take_given(0, 0.0)] == [3, 4, 5, 6]

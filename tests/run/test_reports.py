@@ -13,9 +13,10 @@ from samullm_simulated.executor import SimulatedExecutor
 from samullm_plugin.app.batch import BatchOutput, batch_line
 from samullm_plugin.host.interfaces.observer import RunEvent, RunInfo, StageRecord
 from samullm_plugin.model.plan import Stage
-from samullm_plugin.run.ledger import Ledger, Result, Status
+from samullm_plugin.run.ledger import Ledger, Status
 from samullm_plugin.run.log import RunLog
 from samullm_plugin.run.progress import RunProgress
+from samullm_plugin.run.results import Result
 from samullm_plugin.run.trace import Slice, trace_json
 from samullm_plugin.simulator import PlanSimulator
 from tests.run.worlds import run_with_truth, small_plan, small_problem

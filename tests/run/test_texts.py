@@ -10,8 +10,10 @@ import pytest
 
 from samullm_plugin.app.loading import load_application
 from samullm_plugin.errors import InputError
-from samullm_plugin.run.ledger import Ledger, Result, Status
-from samullm_plugin.run.prompts import Prompt, Refused, TextPrompts
+from samullm_plugin.run.ledger import Ledger, Status
+from samullm_plugin.run.prompts import Prompt, Refused
+from samullm_plugin.run.results import Result
+from samullm_plugin.run.text_prompts import TextPrompts
 
 HEAD = """
     version: 1

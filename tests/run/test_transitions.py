@@ -9,9 +9,11 @@ from samullm_plugin.host.interfaces.observer import RunInfo
 from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment, Plan, Stage, StageEnd
 from samullm_plugin.run.coordinator import Coordinator
-from samullm_plugin.run.ledger import Ledger, RequestId, Status
+from samullm_plugin.run.ledger import Ledger, Status
+from samullm_plugin.run.length_prompts import LengthPrompts
 from samullm_plugin.run.log import RunLog
-from samullm_plugin.run.prompts import LengthPrompts, Prompt, Refused
+from samullm_plugin.run.prompts import Prompt, Refused
+from samullm_plugin.run.results import RequestId
 from samullm_plugin.simulator import PlanSimulator
 from samullm_plugin.testing.factories import TestNode, make_problem
 from tests.run.worlds import run_with_truth, small_plan, small_problem

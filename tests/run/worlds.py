@@ -19,8 +19,8 @@ from samullm_plugin.model.plan import Assignment, Plan, Stage, StageEnd
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.planning.instances import Instance
 from samullm_plugin.run.coordinator import Coordinator
+from samullm_plugin.run.length_prompts import LengthPrompts
 from samullm_plugin.run.log import RunLog
-from samullm_plugin.run.prompts import LengthPrompts
 from samullm_plugin.run.setup import RunSetup
 from samullm_plugin.run.view import Replanning
 from samullm_plugin.simulator.runs import PolicyCall

@@ -92,9 +92,44 @@ def test_a_driver_that_does_not_answer_is_told() -> None:
         cuda_cluster(nvml=nvml)
 
 
-def test_visible_devices_are_named_as_cuda_does() -> None:
-    assert cuda_devices({"CUDA_VISIBLE_DEVICES": "3, GPU-ab"}) == ["3", "GPU-ab"]
-    assert cuda_devices({"CUDA_VISIBLE_DEVICES": ""}) == []
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [
+        ("", []),
+        ("3, 1", ["3", "1"]),
+        ("1,7,2", ["1"]),  # there is no GPU 7
+        ("1,-1,2", ["1"]),
+        ("-1", []),
+        ("NoDevFiles", []),
+        ("2x,1", ["2", "1"]),
+        ("0,1,0", []),  # a GPU named twice hides all
+        ("0,,1", ["0"]),
+        ("GPU-ab1,GPU-cd", ["GPU-ab1", "GPU-cd"]),  # beginnings are enough
+        ("GPU-ab,GPU-cd", []),  # of two
+        ("GPU-cd,GPU-ff,GPU-ab1", ["GPU-cd"]),
+        ("GPU-cd,0", ["GPU-cd"]),
+        ("0,GPU-cd", ["0"]),
+        ("GPU-cd,GPU-cd3", []),  # the same card
+        ("MIG-1,MIG-2", ["MIG-1"]),  # CUDA shows one instance
+        ("MIG-9", []),
+    ],
+)
+def test_visible_devices_are_those_that_cuda_shows(visible: str, expected: list[str]) -> None:
+    nvml = fake_nvml(set(), 4)
+    uuids = ["GPU-ab1", "GPU-ab2", "GPU-cd3", "GPU-ef4"]
+    nvml.nvmlDeviceGetUUID = lambda h: uuids[h]
+
+    def by_uuid(name: str) -> str:
+        if name not in ("MIG-1", "MIG-2"):
+            raise nvml.NVMLError("Not Found")
+        return name
+
+    nvml.nvmlDeviceGetHandleByUUID = by_uuid
+    assert cuda_devices({"CUDA_VISIBLE_DEVICES": visible}, nvml) == expected
+
+
+def test_all_devices_are_visible_if_nothing_is_said() -> None:
+    assert cuda_devices({}, fake_nvml(set(), 3)) == ["0", "1", "2"]
 
 
 @pytest.mark.gpu

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from samullm_plugin import EngineRequest, ModelSpec
+from samullm_plugin.host.interfaces.executor import WINDOW
 from samullm_plugin.host.interfaces.moving import continued
 from samullm_plugin.testing.executor_contract import ExecutorContract
 from tests.models import make_tiny_llama
@@ -49,6 +50,39 @@ def test_requests_stream_in_and_out(bench: Bench, tiny: Path) -> None:
     assert steps.num_tokens.sum() == 3 * 17 + 399 + 4 + 6
     assert (seconds > 0).all()
     assert bench.executor.stop_engine("a") == []
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "priority"])
+def test_a_window_changes_neither_texts_nor_order(bench: Bench, tiny: Path, policy: str) -> None:
+    """Given a few at a time, requests finish as if the engine had all of them from the start."""
+    few = replace(spec("all", tiny), scheduling_policy=policy)
+    engine = replace(few.model.engine, max_num_seqs=2)
+    few = replace(few, model=replace(few.model, engine=engine))
+    lengths = [3 + 7 * i % 23 for i in range(24)]
+    order = lengths if policy == "priority" else [0] * 24
+    requests = [
+        replace(request(i, n), priority=p)
+        for i, (n, p) in enumerate(zip(lengths, order, strict=True))
+    ]
+    bench.executor.start_engine(few)
+    bench.executor.submit("all", requests)
+    expected = {r: o.token_ids for r, o in bench.gather(24).items()}
+    bench.executor.stop_engine("all")
+    bench.outputs.clear()
+    bench.executor.start_engine(replace(few, key="window"))
+    window = bench.executor.window(few.model)
+    assert window == WINDOW * 2
+    waiting = sorted(requests, key=lambda r: r.priority)
+    bench.executor.submit("window", waiting[:window])
+    given = window
+    while len(bench.outputs) < 24:
+        bench.poll(1.0)
+        more = waiting[given : len(bench.outputs) + window]
+        given += len(more)
+        if more:
+            bench.executor.submit("window", more)
+    assert {r: o.token_ids for r, o in bench.outputs.items()} == expected
+    assert list(bench.outputs) == list(expected)
 
 
 def test_stopped_and_moved_is_as_undisturbed(bench: Bench, tiny: Path) -> None:

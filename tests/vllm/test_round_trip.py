@@ -19,8 +19,9 @@ from samullm_plugin.app.sampling import SamplingSection
 from samullm_plugin.cli.app import main
 from samullm_plugin.host.interfaces.moving import continued, move_rule
 from samullm_plugin.run.ledger import Ledger
-from samullm_plugin.run.prompts import Prompt, TextPrompts
+from samullm_plugin.run.prompts import Prompt
 from samullm_plugin.run.request_queue import RequestQueue
+from samullm_plugin.run.text_prompts import TextPrompts
 from tests.models import make_tiny_llama
 
 pytestmark = pytest.mark.vllm

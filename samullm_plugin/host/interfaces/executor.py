@@ -22,6 +22,10 @@ if TYPE_CHECKING:  # engine processes import this module, and vLLM does not stan
     from samullm_plugin.model.types import Floats
 
 
+WINDOW = 3
+"""An engine is given so many times the requests that it can run at once."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
     """One engine replica to start.
@@ -253,6 +257,15 @@ class Executor(Plugin, ABC):
         """
         del spec
         return False
+
+    def window(self, model: ModelSpec) -> int | None:
+        """Return how many requests a replica of a model is given at most before it reports some.
+
+        None: all there are. By default three times as many as its engine runs at once, so that at
+        least twice as many wait in the engine: its scheduler then decides as if it had them all.
+        On a virtual clock nothing has to be made for a request, and they are given at once.
+        """
+        return None if self.virtual_clock else WINDOW * model.engine.max_num_seqs
 
     @abstractmethod
     def submit(self, key: str, requests: Sequence[EngineRequest]) -> None:

@@ -1,0 +1,194 @@
+"""Results of settled requests: the last ones in memory, all of them in the run's journal.
+
+A result is kept in memory until it is in the journal and so much has come after it that
+:data:`KEPT_BYTES` are reached; later it is read back from its place there. So what a run holds does
+not grow with the texts it generates. Runs without a journal keep everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from samullm_plugin.model.logprobs import PositionLogprobs, TokenLogprob
+
+RequestId = tuple[int, int]
+"""Index of a node and of a request in its table."""
+
+KEPT_BYTES = 32 << 20
+"""About how much of results that are in the journal is kept in memory as well."""
+
+_RESULT_BYTES = 300
+_TOKEN_BYTES = 8
+_LOGPROBS_BYTES = 400
+
+_UNWRITTEN = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A request that is settled, or what an unfinished one has generated before it was moved.
+
+    Attributes:
+        num_tokens: tokens generated in all.
+        prompt_tokens: tokens of its own prompt.
+        finish_reason: ``stop`` or ``length``; ``error`` if it failed.
+        text: what it generated.
+        token_ids: the same as tokens.
+        error: why it failed.
+        stop_reason: stop string or token that ended it.
+        logprobs: of each generated token, if asked for.
+        prompt_logprobs: of each token of its prompt, if asked for; the first has none.
+        value: what a Python function returned, or a check of the output.
+        seconds: that a function took.
+    """
+
+    num_tokens: int = 0
+    prompt_tokens: int = 0
+    finish_reason: str | None = None
+    text: str | None = None
+    token_ids: tuple[int, ...] | None = None
+    error: str | None = None
+    stop_reason: int | str | None = None
+    logprobs: tuple[PositionLogprobs, ...] | None = None
+    prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
+    value: Any = None
+    seconds: float | None = None
+
+
+NOTHING = Result()
+"""Of requests that were not taken."""
+
+
+def result_of(record: Mapping[str, Any]) -> Result:
+    """Return a settled request's result as its journal record has it."""
+    ids = record.get("token_ids")
+    failed = record.get("kind") == "failed"
+    return Result(
+        int(record.get("num_tokens", 0)),
+        int(record.get("prompt_tokens", 0)),
+        "error" if failed else record.get("finish_reason"),
+        record.get("text"),
+        None if ids is None else tuple(ids),
+        record.get("error"),
+        record.get("stop_reason"),
+        logprobs_of(record.get("logprobs")),
+        logprobs_of(record.get("prompt_logprobs")),
+        record.get("value"),
+        record.get("seconds"),
+    )
+
+
+def logprobs_of(rows: Any) -> Any:
+    """Return log probabilities as they were before they were written."""
+    if rows is None:
+        return None
+    return tuple(None if r is None else tuple(TokenLogprob(*t) for t in r) for r in rows)
+
+
+class Results:
+    """A mapping from settled requests to their results.
+
+    Attributes:
+        read: returns the journal's record at a place; None: there is no journal.
+    """
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        """Begin with none.
+
+        Args:
+            sizes: requests per node.
+        """
+        self.read: Callable[[int], Mapping[str, Any]] | None = None
+        self._place = [np.full(n, _UNWRITTEN, np.int64) for n in sizes]
+        self._unwritten: dict[RequestId, Result] = {}
+        self._recent: dict[RequestId, Result] = {}
+        self._recent_bytes = 0
+        self._pinned: dict[RequestId, Result] = {}
+
+    def add(self, request: RequestId, result: Result, *, pinned: bool = False) -> None:
+        """Keep a result.
+
+        Args:
+            request: whose it is.
+            result: what came of it.
+            pinned: it is kept whole until :meth:`unpin`, because its record does not hold it all.
+        """
+        if pinned:
+            self._pinned[request] = result
+        elif result is not NOTHING:
+            self._unwritten[request] = result
+
+    def unpin(self, request: RequestId) -> None:
+        """Forget a pinned result: nobody asks for more than its record holds."""
+        self._pinned.pop(request, None)
+
+    def written(self, request: RequestId, place: int) -> None:
+        """Note where a result is in the journal, so that it need not be held any longer."""
+        self._place[request[0]][request[1]] = place
+        result = self._unwritten.pop(request, None)
+        if result is not None and self.read is not None:
+            self._keep(request, result)
+
+    def _keep(self, request: RequestId, result: Result) -> None:
+        self._recent[request] = result
+        self._recent_bytes += _size(result)
+        while self._recent_bytes > KEPT_BYTES and len(self._recent) > 1:
+            oldest = next(iter(self._recent))
+            self._recent_bytes -= _size(self._recent.pop(oldest))
+
+    def get(self, request: RequestId) -> Result | None:
+        """Return a result; None if there is none, as of requests that were not taken."""
+        for held in (self._recent, self._unwritten, self._pinned):
+            if (found := held.get(request)) is not None:
+                return found
+        place = int(self._place[request[0]][request[1]])
+        if place == _UNWRITTEN or self.read is None:
+            return None
+        return result_of(self.read(place))
+
+    def __getitem__(self, request: RequestId) -> Result:
+        """Return a result.
+
+        Raises:
+            KeyError: if there is none.
+        """
+        if (found := self.get(request)) is None:
+            raise KeyError(request)
+        return found
+
+    def __contains__(self, request: RequestId) -> bool:
+        """Return whether there is a result."""
+        if self._place[request[0]][request[1]] != _UNWRITTEN:
+            return True
+        return request in self._unwritten or request in self._pinned
+
+    def pop(self, request: RequestId) -> None:
+        """Forget a result: the request is asked again."""
+        self._place[request[0]][request[1]] = _UNWRITTEN
+        self._unwritten.pop(request, None)
+        self._pinned.pop(request, None)
+        if (old := self._recent.pop(request, None)) is not None:
+            self._recent_bytes -= _size(old)
+
+    def __iter__(self) -> Iterator[RequestId]:
+        """Yield the requests that have results, by node and number."""
+        found = {*self._unwritten, *self._pinned}
+        for node, places in enumerate(self._place):
+            found |= {(node, r) for r in np.flatnonzero(places != _UNWRITTEN).tolist()}
+        yield from sorted(found)
+
+    def items(self) -> Iterator[tuple[RequestId, Result]]:
+        """Yield requests and their results."""
+        for request in self:
+            yield request, self[request]
+
+
+def _size(result: Result) -> int:
+    """Return about how many bytes a result takes."""
+    size = _RESULT_BYTES + len(result.text or "") + _TOKEN_BYTES * len(result.token_ids or ())
+    positions = len(result.logprobs or ()) + len(result.prompt_logprobs or ())
+    return size + _LOGPROBS_BYTES * positions
