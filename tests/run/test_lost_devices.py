@@ -103,7 +103,7 @@ def test_every_request_finishes_once_whatever_goes_away(
     folder = tmp_path_factory.mktemp("run") if replans else None
     run = carry_out(problem, small_plan(), executor, folder)
     assert run.ledger.all_settled
-    assert not any(r.error for r in run.ledger.results.values())
+    assert not any(r.error for _, r in run.ledger.results.items())
     expected = {
         (i, r): int(n)
         for i, lengths in enumerate(problem.scenarios[0].output_tokens)
