@@ -151,7 +151,7 @@ class NodeSection(NodeBase):
         default=0.2, ge=0, description="What each retry adds to the temperature."
     )
     reject_rate: Probability = Field(
-        default=0.05,
+        default=0.0,
         description="Share of outputs expected to be rejected by the schema or `check`, each time "
         "they are asked for; what is rejected more than `retries` times fails, and the plan "
         "expects as much less of what waits for it.",
