@@ -111,7 +111,8 @@ def announced_compilation(function: Any) -> Iterator[None]:
         started = time.perf_counter()
         if not cached:
             logger.warning(
-                "compiling the engine simulator (once per version, about half a minute); kept in %s", _FOLDER
+                "compiling the engine simulator (once per version, about half a minute); kept in %s",
+                _FOLDER,
             )
         yield
         if not cached:

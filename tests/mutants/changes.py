@@ -62,6 +62,8 @@ _OUTCOME = "samullm_plugin/engine/outcome.py"
 _QUEUES = "samullm_plugin/engine/queues.py"
 _RULE = "samullm_plugin/rules/transition.py"
 _COORDINATOR = "samullm_plugin/run/coordinator.py"
+_SERVING = "samullm_plugin/run/serving.py"
+_ENGINE_FAILURES = "samullm_plugin/run/engine_failures.py"
 _REQUESTS = "samullm_plugin/run/request_queue.py"
 _RECOVERY = "samullm_plugin/run/recovery.py"
 _RESIDUAL = "samullm_plugin/run/residual.py"
@@ -305,8 +307,8 @@ CHANGES = (
     Change(
         _RECOVERY,
         "a new plan goes on at the old one's stage",
-        'found.begin_plan(read_record(Plan, record["plan"], place))',
-        'found.plan = read_record(Plan, record["plan"], place)',
+        'found.begin_plan(read_record(Plan, record["plan"], f"{where} line {number}: plan"))',
+        'found.plan = read_record(Plan, record["plan"], f"{where} line {number}: plan")',
         ("tests/run/test_recovery.py",),
     ),
     Change(
@@ -338,9 +340,9 @@ CHANGES = (
         ("tests/run/test_resuming.py::test_one_process_at_a_time",),
     ),
     Change(
-        _COORDINATOR,
+        _SERVING,
         "failures of engines add up over the whole run",
-        "            self._failures[node] = 0\n",
+        "            self.failures[node] = 0\n",
         "",
         FAILURES,
     ),
@@ -352,14 +354,14 @@ CHANGES = (
         ("tests/run/test_lost_devices.py",),
     ),
     Change(
-        _COORDINATOR,
+        _ENGINE_FAILURES,
         "a request survives one engine more than it may",
-        "if deaths >= self.options.max_request_failures:",
-        "if deaths > self.options.max_request_failures:",
+        "if deaths >= self._options.max_request_failures:",
+        "if deaths > self._options.max_request_failures:",
         FAILURES,
     ),
     Change(
-        _COORDINATOR,
+        _SERVING,
         "requests that finish while their engine stops are forgotten",
         "if replica.outstanding:  # the executor will report",
         "if False:  # the executor will report",
@@ -403,8 +405,8 @@ CHANGES = (
     Change(
         _REQUESTS,
         "one input left out leaves the request out",
-        "if all(s == Status.SKIPPED for s in states)",
-        "if any(s == Status.SKIPPED for s in states)",
+        "if states.count(SKIPPED) == len(states) or",
+        "if SKIPPED in states or",
         ("tests/run/test_texts.py",),
     ),
     Change(
