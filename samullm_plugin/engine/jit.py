@@ -111,7 +111,7 @@ def announced_compilation(function: Any) -> Iterator[None]:
         started = time.perf_counter()
         if not cached:
             logger.warning(
-                "compiling the engine simulator (once per version, about half a minute); kept in %s",
+                "compiling the engine simulator (once per version, half a minute); kept in %s",
                 _FOLDER,
             )
         yield
