@@ -31,6 +31,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("no CUDA GPU on this machine")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of the same name
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Group tests for ``--dist loadgroup``: a group runs in one process, with its fixtures once.
 
