@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -40,3 +41,8 @@ def test_a_missing_gpu_is_a_skip(rules) -> None:
     with pytest.raises(pytest.skip.Exception, match="no CUDA GPU"):
         rules.pytest_runtest_setup(marked("gpu"))
     rules.pytest_runtest_setup(marked())
+
+
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="one process has no groups")
+def test_groups_are_known_before_tests_are_dealt(request: pytest.FixtureRequest) -> None:
+    assert request.node.nodeid.endswith("@tests/test_conftest.py")
