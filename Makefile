@@ -53,7 +53,7 @@ lint: $(TEST_VENV)/.installed ## style, types and the direction of imports
 	$(TEST_VENV)/bin/lint-imports
 
 pytest: $(TEST_VENV)/.installed
-	$(TEST_VENV)/bin/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadgroup
+	$(TEST_VENV)/bin/python -m pytest --numprocesses $(TEST_PROCESSES)
 
 test-versions: $(TEST_VENV)/.installed ## lowest and newest packages, and every Python at hand
 	$(TEST_VENV)/bin/python -m pip install --quiet uv

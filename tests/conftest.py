@@ -31,22 +31,34 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("no CUDA GPU on this machine")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of the same name
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group tests for ``--dist loadgroup``: a group runs in one process, with its fixtures once.
+def group_of(nodeid: str) -> str:
+    """Return which tests run in one process with this one, with their fixtures made once.
 
-    Tests that start engines share their forking process and the machine's cores; those of the
+    Tests that start engines share their forking process and the machine's devices; those of the
     installed wheel share its environment; others share what their file prepares.
     """
-    for item in items:
-        folder = Path(item.fspath).parent.name  # type: ignore[attr-defined]  # every item has one
-        if item.get_closest_marker("vllm") and folder != "conformance":
-            group = "engines"
-        elif folder == "packaging" and "installed" in getattr(item, "fixturenames", ()):
-            group = "wheel"
-        else:
-            group = item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+    path = nodeid.partition("::")[0]
+    folder = path.split("/")[1]
+    if folder in ("packaging", "conformance"):
+        return path if folder == "conformance" else folder
+    return "engines" if _starts_engines(path) else path
+
+
+@cache
+def _starts_engines(path: str) -> bool:
+    return "pytest.mark.vllm" in (Path(__file__).parents[1] / path).read_text()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Deal groups to the processes; xdist's own groups are lost with pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return Groups(config, log)
 
 
 @pytest.fixture(autouse=True)

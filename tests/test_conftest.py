@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -43,6 +42,12 @@ def test_a_missing_gpu_is_a_skip(rules) -> None:
     rules.pytest_runtest_setup(marked())
 
 
-@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="one process has no groups")
-def test_groups_are_known_before_tests_are_dealt(request: pytest.FixtureRequest) -> None:
-    assert request.node.nodeid.endswith("@tests/test_conftest.py")
+def test_tests_that_share_engines_or_an_installation_run_in_one_process(rules) -> None:
+    assert rules.group_of("tests/vllm/test_engines.py::test_a[x/y]") == "engines"
+    assert rules.group_of("tests/run/test_real_engines.py::test_b") == "engines"
+    assert rules.group_of("tests/ray/test_ray.py::TestRay::test_c") == "engines"
+    assert rules.group_of("tests/packaging/test_wheel.py::test_d") == "packaging"
+    one = "tests/model/test_cluster.py"
+    assert rules.group_of(f"{one}::test_e") == one
+    conformance = "tests/conformance/test_conformance.py"
+    assert rules.group_of(f"{conformance}::test_f") == conformance

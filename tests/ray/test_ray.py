@@ -24,7 +24,7 @@ from tests.models import make_tiny_llama
 from tests.run.real_app import make_files, plan, setup
 
 pytest.importorskip("ray")
-pytestmark = [pytest.mark.vllm, pytest.mark.xdist_group("engines"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 from samullm_ray.executor import RayExecutor, RayOptions  # noqa: E402  # needs Ray
 
