@@ -294,13 +294,12 @@ def test_lengths_are_asked_for_by_the_users_nodes(folder: Path) -> None:
     loaded = load_application(folder / "app.yaml")
     asked = Asked()
     sample_scenarios(fuse_chains(loaded.app, 2).app, asked, np.random.default_rng(0), 1)
-    assert [(q.node, q.task, len(q)) for q in asked.queries] == [
-        ("check", "checking", ITEMS),
+    assert [(q.node, q.task, len(q)) for q in asked.queries] == [  # check writes one token
         ("draft", "", ITEMS),
         ("revise", "revision", ITEMS),
         ("rate", "", ITEMS),
     ]
-    draft, revise = asked.queries[1:3]
+    draft, revise = asked.queries[:2]
     assert revise.max_tokens.tolist() == [25] * ITEMS
     assert (revise.prompt_tokens > draft.prompt_tokens).any()  # outputs of the part before
 
