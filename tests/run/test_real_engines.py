@@ -19,6 +19,7 @@ from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment, Plan, Stage
 from samullm_plugin.run.coordinator import Coordinator
 from samullm_plugin.run.journal import read_journal
+from samullm_plugin.run.ledger import Status
 from samullm_plugin.run.replanning import Replanner, ReplanOptions
 from samullm_plugin.run.run import resume_run, start_run
 from tests.run.chaos import Chaos, read_texts
@@ -78,13 +79,17 @@ def test_moved_requests_end_as_undisturbed_ones(
     assert 3 <= len(starts) <= metrics["engine_starts"]
 
 
+def num_finished(coordinator: Coordinator) -> int:
+    return sum(int((s == Status.FINISHED).sum()) for s in coordinator.ledger.status)
+
+
 def test_interrupted_and_resumed(folder: Path, reference: dict[str, list[str]]) -> None:
     """Drained in the middle: what was generated goes on, and no engine is left."""
     engines: list[int] = []
 
     def soon(coordinator: Coordinator) -> None:
         def wait() -> None:
-            while sum(1 for r in list(coordinator.log.records) if r["kind"] == "finished") < 10:
+            while num_finished(coordinator) < 10:
                 time.sleep(0.02)
             engines.extend(p.pid for p in psutil.Process().children(recursive=True))
             coordinator.request_drain()
@@ -148,7 +153,7 @@ def test_an_engine_that_hangs_is_replaced(
 
     def soon(coordinator: Coordinator) -> None:
         def hang() -> None:
-            while sum(1 for r in list(coordinator.log.records) if r["kind"] == "finished") < 5:
+            while num_finished(coordinator) < 5:
                 time.sleep(0.02)
             replica = coordinator.executor._replicas  # type: ignore[attr-defined]
             pid = next(r.launched.pids[0] for k, r in replica.items() if k.startswith("answer"))
