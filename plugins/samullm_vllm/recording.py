@@ -18,6 +18,7 @@ Row = tuple[float, ...]
 
 _rows: deque[Row] = deque(maxlen=200_000)
 _busy_since_s: float | None = None
+_interrupted = False
 
 
 def take_rows() -> list[Row]:
@@ -28,9 +29,12 @@ def take_rows() -> list[Row]:
 
 
 def interrupted() -> None:
-    """Note that the engine's loop did something else: the next iteration begins when scheduled."""
-    global _busy_since_s  # noqa: PLW0603  # one engine per process, one loop
-    _busy_since_s = None
+    """Note that the engine's loop did something else: the next iteration begins when scheduled.
+
+    One that is scheduled already (asynchronous scheduling is one ahead) has not waited for it.
+    """
+    global _interrupted  # noqa: PLW0603  # one engine per process, one loop
+    _interrupted = True
 
 
 class _Recording:
@@ -38,14 +42,16 @@ class _Recording:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._in_flight: deque[list[float]] = deque()
+        self._in_flight: deque[tuple[list[float], bool]] = deque()
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """Schedule, and note what was scheduled."""
+        global _interrupted  # noqa: PLW0603  # one engine per process, one loop
         began_s = time.monotonic()
         output = super().schedule(*args, **kwargs)  # type: ignore[misc]  # vLLM's scheduler
         if output.total_num_scheduled_tokens:
-            self._in_flight.append(self._composition(output, began_s))
+            self._in_flight.append((self._composition(output, began_s), _interrupted))
+            _interrupted = False
         return output
 
     def _composition(self, output: Any, began_s: float) -> list[float]:
@@ -92,8 +98,10 @@ class _Recording:
             scheduler_output, model_runner_output
         )
         if scheduler_output.total_num_scheduled_tokens and self._in_flight:
-            row, now_s = self._in_flight.popleft(), time.monotonic()
-            began_s = row[7] if _busy_since_s is None else _busy_since_s
+            (row, interrupted_before), now_s = self._in_flight.popleft(), time.monotonic()
+            began_s = row[7]
+            if _busy_since_s is not None:
+                began_s = max(began_s, _busy_since_s) if interrupted_before else _busy_since_s
             row[7] = now_s - began_s
             _rows.append(tuple(row))
             _busy_since_s = now_s
