@@ -183,7 +183,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--kill", action="store_true", help="kill an engine in all rounds but the first")
+    parser.add_argument(
+        "--kill", action="store_true", help="kill an engine late, but in the first round"
+    )
     options = parser.parse_args()
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
     ray.init(address="local", num_cpus=6, include_dashboard=False, log_to_driver=False)
