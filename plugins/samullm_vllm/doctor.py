@@ -8,7 +8,6 @@ import re
 import resource
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import psutil
 import typer
@@ -335,14 +334,3 @@ def _smoke(platform: Platform) -> Check:
             "look with nvidia-smi for processes that are left",
         )  # fmt: skip
     return Check(name, "ok", result.text())
-
-
-def main(arguments: list[str] | None = None) -> Any:
-    """Run the command by itself, as ``python -m samullm_vllm.doctor``."""
-    app = typer.Typer(add_completion=False)
-    app.command()(doctor)
-    return app(args=arguments, standalone_mode=False)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
