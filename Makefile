@@ -8,7 +8,7 @@ TEST_PYTHON ?= $(shell python3.11 -c "" 2>/dev/null && echo python3.11 || echo $
 # To compare with another vLLM, name the Python of an environment that has it and hypothesis.
 CONFORMANCE_PYTHON ?= $(TEST_VENV)/bin/python
 
-# Tests run in so many processes at once; tests that start engines stay in one of them.
+# Tests run in so many processes at once; some files stay in one of them (tests/conftest.py says which).
 TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help

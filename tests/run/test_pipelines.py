@@ -150,6 +150,18 @@ def test_cascade(models: Path, tmp_path: Path) -> None:
     explain = outputs(tmp_path / "r", "explain")
     assert set(small) == set(explain) == {"q1", "q2", "q3", "q4"}  # what was accepted met again
     assert set(small.values()) | set(large.values()) <= set("ABCD")
+    # Who goes on to the large model is decided by the mean log probability of the answer.
+    finished = {
+        r["request"]: r
+        for r in read_journal(tmp_path / "r/events.jsonl")
+        if r["kind"] == "finished" and r["node"] == "small"
+    }
+    lines = (EXAMPLES / "cascade" / "questions.jsonl").read_text().splitlines()
+    means = {
+        json.loads(line)["id"]: np.mean([position[0][1] for position in finished[r]["logprobs"]])
+        for r, line in enumerate(lines)
+    }
+    assert set(large) == {name for name, mean in means.items() if mean < -0.7}, means
 
 
 def test_preference_data(models: Path, tmp_path: Path) -> None:
