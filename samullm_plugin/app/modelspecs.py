@@ -47,9 +47,9 @@ def _model(section: ModelSection, path: Path, where: str) -> ModelSpec:
     engine = _engine(section.engine_args, f"{where}.engine_args")
     folder = find_checkpoint(section.path or section.model, path.parent)
     architecture, longest = _architecture(section, path, where, folder, engine)
-    if folder is not None and longest is None:
-        longest = derived_max_model_len(read_config_file(folder))
     max_model_len = section.max_model_len or longest
+    if max_model_len is None and folder is not None:
+        max_model_len = _longest(folder, where)
     if max_model_len is None:
         raise InputError(
             f"{where}.max_model_len: missing, and {section.model} is neither a bundled model nor a "
@@ -85,6 +85,18 @@ def _architecture(
         f"{where}.architecture: {given!r} is neither a bundled model nor a file; give the "
         "figures or the path of a config.json"
     )
+
+
+def _longest(folder: Path, where: str) -> int:
+    """Return the longest length of a checkpoint whose figures are written here.
+
+    Raises:
+        InputError: naming the model's section as well.
+    """
+    try:
+        return derived_max_model_len(read_config_file(folder))
+    except InputError as error:
+        raise InputError(f"{where}.max_model_len: missing, and {error}") from error
 
 
 def _read(file: Path, where: str, engine: EngineOptions) -> tuple[ModelArchitecture, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from samullm_plugin.app.requests import (
     estimate_tokens,
 )
 from samullm_plugin.app.templates import Output, referenced
-from samullm_plugin.checkpoints.models import find_checkpoint, reads_text_only
+from samullm_plugin.checkpoints.models import config_of, reads_text_only
 from samullm_plugin.checkpoints.tokenizing import WINDOW, OwnTokenizers
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.application import PythonNode, RequestTable
@@ -221,12 +222,15 @@ class _Counting:
         templates += [source.pair] if source.pair is not None else []
         self.written = bool(templates)
         self.variables: set[str] = set().union(*(referenced(t) for t in templates))
-        folder = find_checkpoint(self.model.path or self.model.name)
-        self._reads_text_only = folder is not None and reads_text_only(folder)
         self._constant: int | None = self.section.template_tokens
         good = [r for r in node.requests if r.error is None] if self.written else []
         for request in good[:1]:
             self._check(request)
+
+    @cached_property
+    def _reads_text_only(self) -> bool:
+        file = config_of(self.model)
+        return file is not None and reads_text_only(file)
 
     def _check(self, request: Draft) -> None:
         """Refuse templates that use what is not there, or fail on outputs as they may be."""
