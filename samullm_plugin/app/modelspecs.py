@@ -44,7 +44,7 @@ def model_specs(spec: AppSpec, path: Path) -> dict[str, ModelSpec]:
 
 def _model(section: ModelSection, path: Path, where: str) -> ModelSpec:
     """Return one model."""
-    engine = _engine(section.engine_args, f"{where}.engine_args")
+    engine = engine_options(section.engine_args, f"{where}.engine_args")
     folder = find_checkpoint(section.path or section.model, path.parent)
     architecture, longest = _architecture(section, path, where, folder, engine)
     max_model_len = section.max_model_len or longest
@@ -123,8 +123,16 @@ def _bundled(name: str, where: str, engine: EngineOptions) -> tuple[ModelArchite
         raise InputError(f"{where}.engine_args: {error}") from error
 
 
-def _engine(arguments: Mapping[str, object], where: str) -> EngineOptions:
-    """Return engine settings; those the planner does not read are passed on."""
+def engine_options(arguments: Mapping[str, object], where: str) -> EngineOptions:
+    """Return engine settings; those the planner does not read are passed on.
+
+    Args:
+        arguments: of vLLM's engine, by name.
+        where: file and field, or option, for messages.
+
+    Raises:
+        InputError: naming an argument that is wrong, unknown, or not given here.
+    """
     known = {f.name for f in fields(EngineOptions)} - {"extra"}
     chosen: dict[str, object] = {}
     extra: list[tuple[str, object]] = []
