@@ -225,8 +225,8 @@ def say_hello(handles: Sequence[Any], timeout_s: float) -> list[MachineFacts]:
     """Return what the agents say of their machines, which must agree with this one.
 
     Raises:
-        RunError: if an agent cannot start engines.
-        InputError: if a machine lacks this package or has other versions.
+        RunError: if an agent does not answer in time.
+        InputError: if a machine lacks this package, has other versions or cannot start engines.
     """
     import ray
     from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError

@@ -26,6 +26,11 @@ def has_driver() -> bool:
     return any(Path(p).exists() for p in _DRIVER)
 
 
+def choose_platform(asked: Literal["auto", "cpu", "cuda"]) -> Platform:
+    """Return what the devices are, as the option ``platform`` asks for it."""
+    return detect_platform() if asked == "auto" else asked
+
+
 def detect_platform() -> Platform:
     """Return ``cuda`` if there is an NVIDIA driver and vLLM is not its CPU build."""
     if not has_driver() or not cuda_devices(os.environ):
@@ -189,6 +194,21 @@ def open_nvml(nvml: Any = None) -> Iterator[Any]:
 def cpu_cores() -> list[int]:
     """Return the cores this process may use."""
     return sorted(os.sched_getaffinity(0))
+
+
+def cpu_devices(count: int, memory_bytes: int) -> tuple[Gpu, ...]:
+    """Return the cores of a machine as devices: each stands for its share of the memory's 4/5.
+
+    Args:
+        count: cores.
+        memory_bytes: the machine's memory.
+    """
+    return (Gpu("core", int(0.8 * memory_bytes / max(1, count))),) * count
+
+
+def visible_devices(platform: Platform) -> list[str]:
+    """Return the names of the devices that this process may use."""
+    return cuda_devices(os.environ) if platform == "cuda" else [str(c) for c in cpu_cores()]
 
 
 def cuda_cluster(names: Sequence[str] | None = None, nvml: Any = None) -> Cluster:

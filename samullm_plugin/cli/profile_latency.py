@@ -27,7 +27,7 @@ class _Usual:
         num_seqs: sequences at once.
         batched_tokens: tokens of an iteration.
         block_size: tokens of a KV block.
-        sequences: longest sequences that the KV cache holds.
+        sequences: longest sequences that the KV cache holds, if no GPU is known to be filled.
     """
 
     num_seqs: int
@@ -76,7 +76,7 @@ def latency(
     kv_cache_tokens: Annotated[
         int | None,
         typer.Option(
-            help="KV-cache capacity; for 64 longest sequences on GPUs, 16 on CPUs.",
+            help="KV-cache capacity; what fits on GPUs, 16 longest sequences on CPUs.",
             min=1,
         ),
     ] = None,
@@ -108,7 +108,12 @@ def latency(
     from samullm_plugin.cli.plan import parsed_options
     from samullm_plugin.host.manager import PluginHost
     from samullm_plugin.measuring.check import judge_runs
-    from samullm_plugin.measuring.engine import iterations_of, measure, write_iterations
+    from samullm_plugin.measuring.engine import (
+        capacities,
+        iterations_of,
+        measure,
+        write_iterations,
+    )
     from samullm_plugin.profiling.fit import check_profile, fit_profile
     from samullm_plugin.profiling.iterations import Iterations
     from samullm_plugin.profiling.profile_files import EngineStart, write_profile
@@ -137,11 +142,11 @@ def latency(
         **given,
     }
     specs = _specs(model, name, engine_options(arguments, "--engine-arg"), max_model_len)
-    capacities = [kv_cache_tokens or usual.sequences * s.max_model_len for s in specs]
-    for spec, capacity in zip(specs, capacities, strict=True):
-        if capacity < spec.max_model_len + 64:
+    for spec in specs:
+        if kv_cache_tokens is not None and kv_cache_tokens < spec.max_model_len + 64:
             raise InputError(
-                f"--kv-cache-tokens {capacity}: one sequence of {spec.max_model_len} does not fit"
+                f"--kv-cache-tokens {kv_cache_tokens}: one sequence of {spec.max_model_len} does "
+                "not fit"
             )
     if imitates(engines):
         raise InputError(
@@ -153,18 +158,26 @@ def latency(
     starts: list[EngineStart] = []
     found: list[tuple[ModelSpec, int, MeasuredModel]] = []
     known = {s.name: s.architecture for s in specs if s.architecture is not None}
-    for spec, capacity in zip(specs, capacities, strict=True):
+    here = engines.local_cluster()
+    gpu = None if here is None else here.gpus[0]
+    room = [
+        [kv_cache_tokens] * len(sizes)
+        if kv_cache_tokens is not None
+        else capacities(engines, spec, gpu, sizes, usual.sequences)
+        for spec in specs
+    ]
+    for spec, tokens in zip(specs, room, strict=True):
         measured = measure(
             host.create("executor", executor, options),
             spec,
             sizes,
             device=device,
-            kv_cache_tokens=capacity,
+            kv_cache_tokens=tokens,
             vocab_size=known[spec.name].vocab_size,
             temperature=temperature,
             report=lambda text, s=spec: print(f"{s.name}: {text}", file=sys.stderr),  # type: ignore[misc]  # noqa: T201  # progress, on stderr
         )
-        for size, m in zip(sizes, measured, strict=True):
+        for size, capacity, m in zip(sizes, tokens, measured, strict=True):
             found.append((spec, size, m))
             groups.append(m.rows)
             others.append(iterations_of(m.unseen, spec.name, size, device))

@@ -95,6 +95,9 @@ def machines(undisturbed_texts: dict[str, str]) -> Iterator[Machines]:
     made = Machines()
     with RayExecutor.kept_warm():
         yield made
+    import ray
+
+    assert not ray.is_initialized()  # an executor joined the cluster, so the last one has left it
     made.close()
 
 
