@@ -89,7 +89,7 @@ def test_lists_of_packages_in_the_project_file_agree() -> None:
         ("nobody knows the executor of several machines", set()),
         (
             "the timing of models is shared by the schedulers that search",
-            {"samullm_auto", "samullm_cpsat"},
+            {"samullm_auto", "samullm_cpsat", "samullm_greedy"},
         ),
         ("the timing of models knows no plugin", set()),
     ):
