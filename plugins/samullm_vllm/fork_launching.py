@@ -15,16 +15,41 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import IO, ClassVar
+from typing import IO, ClassVar, Literal
 
 from samullm_vllm.channel import Channel, ChannelClosedError
 from samullm_vllm.devices import Platform
-from samullm_vllm.launching import ENGINE_GROUP, Launched, Launcher, child_environment
+from samullm_vllm.launching import (
+    ENGINE_GROUP,
+    FreshLauncher,
+    Launched,
+    Launcher,
+    child_environment,
+)
 from samullm_vllm.processes import RecordedProcess, kill, strike_tree
 from samullm_vllm.protocol import Exited, Fault, Fork, Forked, Go, Message, Preloaded, encode
 
 _KNOWN_S = 60.0
 _AGAIN_S = 0.005
+
+
+def make_launcher(
+    start_method: Literal["auto", "fork", "fresh"],
+    platform: Platform,
+    log: IO[bytes],
+    environment: Mapping[str, str],
+) -> Launcher:
+    """Return what brings up engines in the way that the option ``start_method`` asks for.
+
+    Args:
+        start_method: ``auto`` forks.
+        platform: what the devices are.
+        log: takes the output of the process that forks.
+        environment: variables for all engines.
+    """
+    if start_method == "fresh":
+        return FreshLauncher(platform, environment)
+    return ForkLauncher(platform, environment, log)
 
 
 class _ForkServer:

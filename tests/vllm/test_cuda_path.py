@@ -15,9 +15,10 @@ import pytest
 from samullm_vllm.device_memory import DeviceMemory
 from samullm_vllm.engine import SHARE_OF_GPU
 from samullm_vllm.launching import child_environment
+from samullm_vllm.protocol import Start
 from samullm_vllm.vllm_executor import VllmExecutor, VllmOptions
 
-from samullm_plugin import EngineSpec, InputError, RunError
+from samullm_plugin import EngineOptions, EngineSpec, InputError, ModelSpec, RunError
 from tests.vllm.conftest import CLUSTER, Bench, request, spec
 
 
@@ -35,6 +36,17 @@ def cuda(
             yield Bench(executor)
         finally:
             executor.close()
+
+
+@pytest.fixture
+def tiny_cuda_start(tmp_path: Path) -> Start:
+    """What an engine on CUDA is told of a model that plans give nearly the whole GPU."""
+    engine = EngineOptions(gpu_memory_utilization=0.95)
+    model = ModelSpec("tiny", 512, path=str(tmp_path), engine=engine)
+    executor = VllmExecutor(VllmOptions(platform="cuda"))
+    executor._platform = "cuda"
+    executor._launcher = SimpleNamespace(rank_processes=False)  # type: ignore[assignment]  # all of it that is asked
+    return executor._start_message(spec("a", tmp_path, model=model), "", ahead=False)
 
 
 def log_of(bench: Bench, key: str) -> str:
@@ -79,6 +91,14 @@ def test_prepared_and_not_wanted_after_all(cuda: Bench, tiny: Path) -> None:
     launched = cuda.executor._replicas["unwanted"].launched
     assert cuda.executor.stop_engine("unwanted") == []
     assert all(p.find() is None for p in launched.processes)
+
+
+def test_the_plans_share_of_a_gpu_is_not_vllms(tiny_cuda_start: Start) -> None:
+    """vLLM would refuse to start where 0.95 of the card is not free, whatever the engine needs."""
+    arguments = tiny_cuda_start.engine_args
+    assert arguments["gpu_memory_utilization"] == SHARE_OF_GPU
+    assert arguments["num_gpu_blocks_override"] == 8192 // 16 + 1
+    assert arguments["async_scheduling"] is True
 
 
 @pytest.mark.vllm

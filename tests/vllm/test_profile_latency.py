@@ -49,7 +49,7 @@ def test_a_live_engine_is_profiled_and_its_other_runs_are_predicted(
         model,
         [size],
         device="test-cores",
-        kv_cache_tokens=8192,
+        kv_cache_tokens=[8192],
         vocab_size=SIZES["vocab_size"],
         repeat_s=0.0,
         run_dir=tmp_path / "run",
