@@ -12,7 +12,7 @@ CONFORMANCE_PYTHON ?= $(TEST_VENV)/bin/python
 TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help bench dev test lint pytest site test-versions conformance fuzz mutants soak soak-ray vllm-cpu clean
+.PHONY: help bench dev test lint pytest site test-versions conformance fuzz explore mutants soak soak-ray vllm-cpu clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -67,6 +67,9 @@ conformance: $(TEST_VENV)/.installed ## compare the engine simulation with an in
 
 fuzz: $(TEST_VENV)/.installed ## try 10,000 files that were changed at random
 	$(TEST_VENV)/bin/python -m tests.fuzz --cases 10000
+
+explore: $(TEST_VENV)/.installed ## property tests on examples that were not tried before
+	$(TEST_VENV)/bin/python -m pytest -m "hypothesis and not vllm" --hypothesis-profile explore
 
 mutants: $(TEST_VENV)/.installed ## change the code in one place at a time: do its tests notice?
 	$(TEST_VENV)/bin/python -m tests.mutants
