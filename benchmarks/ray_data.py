@@ -38,6 +38,7 @@ ENGINE = {
     "dtype": "float32",
     "block_size": 32,
     "enable_prefix_caching": False,
+    "enforce_eager": True,
 }
 KILL_AT = 0.7
 """Share of an undisturbed round's seconds after which an engine is killed."""

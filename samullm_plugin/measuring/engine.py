@@ -19,6 +19,7 @@ from samullm_plugin.model.types import Floats
 from samullm_plugin.profiling.assumed_memory import assumed_pool_tokens
 from samullm_plugin.profiling.iterations import Iterations
 from samullm_plugin.profiling.probes import Limits, ProbeWorkload, probes, unseen, warm_up
+from samullm_plugin.profiling.profile_files import EngineStart
 
 _COLUMNS = (
     "device", "model", "tp", "phase", "batch_size", "context_tokens", "max_seq_len", "new_tokens",
@@ -101,6 +102,24 @@ class MeasuredModel:
     def prepare_s(self) -> float:
         """Return seconds of that which need no device."""
         return max(0.0, self.start.ready_s - self.start.prepared_ready_s)
+
+    def engine_start(self, model: str, size: int, kv_cache_tokens: int) -> EngineStart:
+        """Return its starts as a profile holds them.
+
+        Args:
+            model: name of the model in the profile.
+            size: tensor-parallel size.
+            kv_cache_tokens: capacity that the engines were given.
+        """
+        return EngineStart(
+            model=model,
+            tensor_parallel_size=size,
+            kv_cache_tokens=kv_cache_tokens,
+            warm_s=round(self.start_s, 3),
+            prepare_s=round(self.prepare_s, 3),
+            first_s=round(self.start.first_s, 3),
+            parts={part: round(s, 3) for part, s in self.start.parts.items()},
+        )
 
 
 class _Engine:

@@ -10,12 +10,16 @@ import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samullm_ray.cluster import connect
 from samullm_ray.describe import FoundMachine, cluster_section
 from samullm_ray.launcher import RemoteLauncher
 from samullm_ray.link import Batch, Incoming, Outgoing
 from samullm_ray.machine import Machine
 from samullm_ray.messages import Command, Kill, Killed, Launch, MachineFacts, News, Reply
+from samullm_ray.options import RayOptions
 from samullm_vllm.vllm_executor import VllmExecutor
+
+from samullm_plugin import InputError
 
 FACTS = MachineFacts("one", "host", "cpu", (), ())
 
@@ -172,6 +176,16 @@ def test_an_engine_is_killed_once_and_its_agent_is_believed(*, gone: bool, tmp_p
     assert not wire.fenced
     assert [type(c) for c in wire.carried_out] == [Launch, Kill, Launch, Kill]
     os.close(bell)
+
+
+def test_an_address_at_which_nobody_listens_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray would go on trying for minutes."""
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "init", lambda **options: pytest.fail("Ray is asked to join"))
+    with pytest.raises(InputError, match=r"no cluster at 127\.0\.0\.1:1: .*ray start"):
+        connect(RayOptions(address="127.0.0.1:1"))
 
 
 def test_cores_are_the_same_devices_in_a_cluster_and_alone() -> None:
