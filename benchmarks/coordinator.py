@@ -5,6 +5,7 @@ that all that is measured is the coordinator: prompts, dispatch, journal, what i
 inside the executor is taken off. Run it from the checkout that is to be measured:
 
     python benchmarks/coordinator.py --requests 1000000
+    python benchmarks/coordinator.py --requests 100000 --engines 1024
     python benchmarks/coordinator.py --requests 100000 --profile /tmp/coordinator.prof
 """
 
@@ -145,16 +146,20 @@ def now_mb() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
 
 
-def measure(count: int, folder: Path, profile: Path | None) -> dict[str, Any]:
-    """Run ``count`` requests and take the figures."""
+def measure(
+    count: int, folder: Path, profile: Path | None = None, engines: int = 2
+) -> dict[str, Any]:
+    """Run ``count`` requests on so many engines and take the figures."""
     half, one = count // 2, [1] * (count // 2)
     waits = [[(0, r)] for r in range(half)]
     problem = make_problem(
-        [TestNode("answer", one, one), TestNode("judge", one, one, waits)], 2, nvlink=1
+        [TestNode("answer", one, one), TestNode("judge", one, one, waits)], engines, nvlink=1
     )
     del waits
-    single = ParallelConfig()
-    plan = Plan((Stage((Assignment("answer", single, (0,)), Assignment("judge", single, (1,)))),))
+    size, devices = ParallelConfig(data_parallel_size=engines // 2), tuple(range(engines))
+    answer = Assignment("answer", size, devices[: engines // 2])
+    judge = Assignment("judge", size, devices[engines // 2 :])
+    plan = Plan((Stage((answer, judge)),))
     directory = RunDirectory.create(folder / "run", {}, {})
     journal = Journal(directory.journal_path)
     log = RunLog(RunInfo("run", "scale", "instant", folder), journal)
@@ -182,6 +187,7 @@ def measure(count: int, folder: Path, profile: Path | None) -> dict[str, Any]:
     journal.close()
     result = {
         "requests": count,
+        "engines": engines,
         "cpu_us_per_request": round(1e6 * cpu_s / count, 1),
         "wall_s": round(wall_s, 1),
         "most_held_by_an_engine": executor.most_held,
@@ -209,10 +215,11 @@ def main() -> None:
     """Measure and print JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=100_000)
+    parser.add_argument("--engines", type=int, default=2, help="an even number")
     parser.add_argument("--profile", type=Path, help="write the profiler's figures here")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="samullm-coordinator-") as folder:
-        result = measure(options.requests, Path(folder), options.profile)
+        result = measure(options.requests, Path(folder), options.profile, options.engines)
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
 
 

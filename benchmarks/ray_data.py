@@ -1,10 +1,15 @@
 """A pipeline of two models in Ray Data LLM and in this product, in turn, on one local Ray cluster.
 
-Both get the same two small models with random weights on CPU engines, the same prompts and the same
-engine settings, and two of the machine's cores as devices: each model writes 32 tokens, the second
-reads what the first wrote. Printed per round: seconds from the first call to the last row, engine
-starts included; the share of both devices' time in which no request was on the device's engine;
-and with ``--kill``, what becomes of the job when one engine is killed halfway.
+Both get the same two small models with random weights on CPU engines, the same prompts, the same
+engine settings (``ENGINE``; all others are what each takes by itself), and two of the machine's
+cores as devices: each model writes 32 tokens, the second reads what the first wrote. Printed per
+round: seconds from the first call to the last row, engine starts included; the share of both
+devices' time until then in which they were idle; and with ``--kill``, what becomes of the job when
+one engine is killed late in it, in every round but the first.
+
+The idle shares are upper and lower bounds. This product's devices are busy while an iteration
+runs. Of Ray Data's engines no iterations are known: a stage is taken to be busy from when its first
+row is made ready for the engine, which may still be starting, until its last row comes out.
 
     python -m benchmarks.ray_data --rows 400 --rounds 3
     python -m benchmarks.ray_data --rows 400 --kill
@@ -26,8 +31,17 @@ from typing import Any
 
 import psutil
 
-TOKENS = 32
-ENGINE = {"max_num_seqs": 32, "max_num_batched_tokens": 2048, "dtype": "float32", "block_size": 32}
+TOKENS, MAX_MODEL_LEN = 32, 512
+ENGINE = {
+    "max_num_seqs": 32,
+    "max_num_batched_tokens": 2048,
+    "dtype": "float32",
+    "block_size": 32,
+    "enable_prefix_caching": False,
+    "enforce_eager": True,
+}
+KILL_AT = 0.7
+"""Share of an undisturbed round's seconds after which an engine is killed."""
 
 
 def prompts(rows: int) -> list[str]:
@@ -35,16 +49,33 @@ def prompts(rows: int) -> list[str]:
     return [" ".join(f"w{3 + (7 * k + j) % 400}" for j in range(16)) for k in range(rows)]
 
 
-def kill_an_engine(after_s: float, killed: list[int]) -> threading.Timer:
-    """Kill the first engine process found, ``after_s`` from when one is there and busy."""
+def find_engine() -> psutil.Process | None:
+    """Return an engine's process, of those that this process and its Ray cluster started."""
+
+    def words(process: psutil.Process | None) -> str:
+        try:
+            return "" if process is None else " ".join([process.name(), *process.cmdline()])
+        except psutil.NoSuchProcess:
+            return ""
+
+    server = "samullm_vllm.fork_server"  # what it forks goes by its name
+    for process in psutil.Process().children(recursive=True):
+        said = words(process)
+        if "EngineCore" in said or (server in said and server in words(process.parent())):
+            return process
+    return None
+
+
+def kill_an_engine(after_s: float, notes: list[str]) -> threading.Timer:
+    """Kill the first engine process found ``after_s`` from now; what came of it goes to notes."""
 
     def kill() -> None:
-        for process in psutil.process_iter(["cmdline", "name"]):
-            words = " ".join([process.info["name"] or "", *(process.info["cmdline"] or [])])
-            if "EngineCore" in words or "samullm-engine" in words:
-                killed.append(process.pid)
-                process.kill()
-                return
+        process = find_engine()
+        if process is None:
+            notes.append("no engine was there to be killed")
+        else:
+            process.kill()
+            notes.append(f"an engine killed ({process.pid})")
 
     timer = threading.Timer(after_s, kill)
     timer.daemon = True
@@ -64,7 +95,11 @@ def with_ray_data(models: list[Path], texts: list[str]) -> tuple[list[str], floa
             concurrency=1,
             batch_size=32,
             placement_group_config={"bundles": [{"CPU": 1}]},
-            engine_kwargs={**ENGINE, "max_model_len": 512, "distributed_executor_backend": "mp"},
+            engine_kwargs={
+                **ENGINE,
+                "max_model_len": MAX_MODEL_LEN,
+                "distributed_executor_backend": "mp",
+            },
             chat_template_stage=False,
             detokenize_stage=False,
             log_engine_metrics=False,
@@ -100,13 +135,14 @@ def with_samullm(models: list[Path], texts: list[str], directory: Path) -> tuple
     """Return what the second model wrote, and the idle share of the devices."""
     import samullm_plugin as sl
 
-    engine = {k: v for k, v in ENGINE.items() if k != "dtype"} | {"dtype": "float32"}
+    began_s = time.time()
     app = sl.App(
         "two",
         models={
-            name: sl.Model(str(path), engine_args=engine)
+            name: sl.Model(str(path), max_model_len=MAX_MODEL_LEN, engine_args=ENGINE)
             for name, path in zip(("first", "second"), models, strict=True)
         },
+        cluster={"gpus": 2, "gpu": "core", "gpu_memory_gib": 1},
     )
     sampling = {"temperature": 0.0, "ignore_eos": True}
     first = app.llm(
@@ -126,12 +162,16 @@ def with_samullm(models: list[Path], texts: list[str], directory: Path) -> tuple
         sampling_params=sampling,
     )
     run = app.run(
-        app.plan(gpus=2), output_dir=directory, executor="ray", reuse="off",
+        app.plan(reuse="off", executor="ray"),
+        output_dir=directory,
+        executor="ray",
         executor_options={"address": "auto", "resource": "CPU"},
-    )  # fmt: skip
+    )
     rows = run.to_pandas().to_dict("records")
+    wall_s = time.time() - began_s
     metrics = json.loads((directory / "metrics.json").read_text())
-    return [r["two"] for r in rows], float(metrics["idle_share"]["measured"])
+    busy = (1 - metrics["idle_share"]["measured"]) * metrics["makespan_s"]["measured"] / wall_s
+    return [r["two"] for r in rows], 1 - busy
 
 
 def main() -> None:
@@ -144,7 +184,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--kill", action="store_true", help="kill an engine halfway")
+    parser.add_argument(
+        "--kill", action="store_true", help="kill an engine late, but in the first round"
+    )
     options = parser.parse_args()
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
     ray.init(address="local", num_cpus=6, include_dashboard=False, log_to_driver=False)
@@ -160,10 +202,10 @@ def main() -> None:
         for number in range(options.rounds):
             order = list(seconds) if number % 2 == 0 else list(reversed(seconds))
             for name in order:
-                killed: list[int] = []
+                notes: list[str] = []
                 timer = None
                 if options.kill and number and seconds[name]:
-                    timer = kill_an_engine(0.7 * seconds[name][0], killed)
+                    timer = kill_an_engine(KILL_AT * seconds[name][0], notes)
                 began_s = time.perf_counter()
                 try:
                     if name == "Ray Data LLM":
@@ -172,21 +214,22 @@ def main() -> None:
                         run = Path(temporary) / f"run{number}"
                         written, idle = with_samullm(models, texts, run)
                 except Exception as error:  # what becomes of the job is the result
-                    print(f"{name}: failed: {type(error).__name__}", flush=True)
+                    kind = type(error).__name__
+                    print(", ".join([f"{name}: failed: {kind}: {error}", *notes]), flush=True)
                     continue
                 finally:
                     if timer is not None:
                         timer.cancel()
                 wall_s = time.perf_counter() - began_s
-                if not killed:
+                if timer is None:
                     seconds[name].append(wall_s)
-                note = f", an engine killed ({killed[0]})" if killed else ""
-                print(
-                    f"{name}: {wall_s:.1f} s, {len(written)} rows, devices idle {idle:.0%}{note}",
-                    flush=True,
-                )
-        for name, found in seconds.items():
-            print(f"{name}: median {statistics.median(found):.1f} s of {len(found)}")
+                elif not notes:
+                    notes.append("over before an engine was to be killed")
+                found = f"{wall_s:.1f} s, {len(written)} rows, devices idle {idle:.0%}"
+                print(", ".join([f"{name}: {found}", *notes]), flush=True)
+        for name, took_s in seconds.items():
+            median = f"median {statistics.median(took_s):.1f} s" if took_s else "no round succeeded"
+            print(f"{name}: {median} of {len(took_s)} undisturbed")
 
 
 if __name__ == "__main__":

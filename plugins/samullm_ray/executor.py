@@ -7,10 +7,9 @@ import os
 import queue
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import IO, Any, ClassVar, Literal
+from typing import IO, Any, ClassVar
 
 from pydantic import BaseModel
-from samullm_vllm.executor import ProcessExecutor
 from samullm_vllm.launching import Launcher
 from samullm_vllm.vllm_executor import VllmExecutor, check_installed
 
@@ -49,6 +48,7 @@ class RayExecutor(VllmExecutor):
 
     _keeping: ClassVar[bool] = False
     _kept: ClassVar[dict[tuple[object, ...], tuple[Actors, dict[int, Any]]]] = {}
+    _kept_connection: ClassVar[bool] = False
 
     @classmethod
     @contextmanager
@@ -63,11 +63,16 @@ class RayExecutor(VllmExecutor):
 
     @classmethod
     def end_kept(cls) -> None:
-        """End the agents that are kept."""
+        """End the agents that are kept, and leave the cluster if an executor joined it."""
         while cls._kept:
             actors, agents = cls._kept.popitem()[1]
             end_agents(list(agents.values()))
             actors.close()
+        if RayExecutor._kept_connection:
+            import ray
+
+            ray.shutdown()
+            RayExecutor._kept_connection = False
 
     def __init__(self, config: BaseModel | None = None) -> None:
         """Keep the options; nothing is started before ``open``."""
@@ -94,7 +99,8 @@ class RayExecutor(VllmExecutor):
         """Join the cluster and have an agent on every machine of the plan."""
         check_installed(self.name)
         options = self.ray_options
-        self._connected = connect(options)
+        self._connected = connect(options) or self._kept_connection
+        RayExecutor._kept_connection = False
         self._cluster = cluster
         self._head = HeadWatch(options.lost_timeout_s)
         kept = self._kept.pop(self._warm_key, None)
@@ -232,15 +238,8 @@ class RayExecutor(VllmExecutor):
         for machine in self._remote.machines.values():
             machine.tell(Prefetch(model.path or model.name))
 
-    def start_engine(self, spec: EngineSpec) -> None:
-        """Begin to start a replica; a ``ready`` or ``failed`` event follows."""
-        ProcessExecutor.start_engine(self, spec)
-
     def _device_names(self, spec: EngineSpec) -> list[str]:
         return ["/".join(map(str, self._places[d])) for d in spec.devices]
-
-    def _end(self, replica: Any) -> None:
-        ProcessExecutor._end(self, replica)
 
     @property
     def can_prepare(self) -> bool:
@@ -251,14 +250,6 @@ class RayExecutor(VllmExecutor):
     def can_sleep(self) -> bool:
         """Whether engines can sleep: not on other machines."""
         return False
-
-    def sleep_engine(self, key: str, level: Literal[1, 2]) -> None:
-        """Refuse.
-
-        Raises:
-            InputError: always.
-        """
-        raise InputError(f"executor ray: engine {key} cannot be put to sleep (level {level})")
 
     def figures(self) -> Mapping[str, float]:
         """Return how often machines were polled, and how many were lost and joined."""
@@ -290,11 +281,13 @@ class RayExecutor(VllmExecutor):
         if self._bell >= 0:
             os.close(self._bell)
             self._bell = -1
-        if self._connected and (head_gone or not self._keeping):
+        if self._connected and self._keeping and not head_gone:
+            RayExecutor._kept_connection = True
+        elif self._connected:
             import ray
 
             ray.shutdown()
-            self._connected = False
+        self._connected = False
 
 
 def _alike(found: str, planned: str) -> bool:

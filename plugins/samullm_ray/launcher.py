@@ -116,12 +116,22 @@ class _RemoteEngine:
         channel: to it.
         machine: where it is.
         log: takes its output when it ends.
+        struck: its agent was asked to kill it.
+        gone: whether its processes ended when they were killed, once the agent has said.
     """
 
     launched: Launched
     channel: RemoteChannel
     machine: Machine
     log: IO[bytes]
+    struck: bool = False
+    gone: bool | None = None
+
+    def strike(self, key: str) -> None:
+        """Ask for its death, once: a second answer would be taken for that of a later engine."""
+        if not self.struck:
+            self.struck = True
+            self.machine.tell(Kill(key))
 
     def lose(self, why: str) -> None:
         """Note that nothing more will be heard of it."""
@@ -152,7 +162,6 @@ class RemoteLauncher(Launcher):
         self._reported: set[Machine] = set()
         self.machines: dict[int, Machine] = {}
         self._engines: dict[str, _RemoteEngine] = {}
-        self._killed: set[str] = set()
 
     def placement(self, devices: Sequence[str]) -> RemoteGo:
         """Return where an engine is to run."""
@@ -166,7 +175,6 @@ class RemoteLauncher(Launcher):
         channel = RemoteChannel(machine, key)
         engine = _RemoteEngine(Launched(channel), channel, machine, log)
         self._engines[key] = engine
-        self._killed.discard(key)
         machine.tell(Launch(key, where.devices, num_ranks))
         if machine.lost:
             engine.lose(machine.lost)
@@ -204,7 +212,7 @@ class RemoteLauncher(Launcher):
         if isinstance(news, Ended):
             engine.lose(news.reason)
         else:
-            self._killed.add(news.key)
+            engine.gone = news.gone
 
     def _key(self, launched: Launched) -> str | None:
         return next((k for k, e in self._engines.items() if e.launched is launched), None)
@@ -213,10 +221,10 @@ class RemoteLauncher(Launcher):
         """Have an engine's processes killed and do not wait."""
         key = self._key(launched)
         if key is not None:
-            self._engines[key].machine.tell(Kill(key))
+            self._engines[key].strike(key)
 
     def kill(self, launched: Launched, timeout_s: float) -> bool:
-        """Have an engine's processes killed; return whether they are known to be gone.
+        """Have an engine's processes killed; return False if its agent says that they do not end.
 
         A machine that does not answer in time is given up, so that its devices are never used by
         two; its engines end with its agent.
@@ -224,17 +232,17 @@ class RemoteLauncher(Launcher):
         key = self._key(launched)
         if key is None:
             return True
-        machine = self._engines[key].machine
-        if key not in self._killed:
-            machine.tell(Kill(key))
+        engine = self._engines[key]
+        machine = engine.machine
+        engine.strike(key)
         deadline_s = time.monotonic() + timeout_s
-        while key not in self._killed and not machine.lost:
+        while engine.gone is None and not machine.lost:
             if time.monotonic() > deadline_s:
                 machine.give_up(f"engine {key} did not end in {timeout_s:.0f} s")
             self.update()
             time.sleep(_WAIT_S)
         del self._engines[key]
-        return True
+        return engine.gone is not False
 
     def close(self) -> None:
         """Forget the engines; their machines' agents end them when they are stopped."""

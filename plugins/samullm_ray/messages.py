@@ -136,9 +136,7 @@ class MachineFacts:
     Attributes:
         incarnation: of the agent.
         host: host name.
-        node: Ray's id of the machine.
         platform: ``cpu`` or ``cuda``.
-        devices: names of its devices, as its system knows them, that this agent holds.
         gpu_names: what kind of GPU each is; empty for CPU cores.
         versions: package versions that must agree between machines.
         fault: why no engine can be started there; empty if engines can be.
@@ -146,9 +144,7 @@ class MachineFacts:
 
     incarnation: str
     host: str
-    node: str
     platform: Platform
-    devices: tuple[str, ...]
     gpu_names: tuple[str, ...]
     versions: tuple[tuple[str, str], ...]
     fault: str = ""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-
-import typer
+from typing import TYPE_CHECKING
 
 from samullm_plugin import Executor, hookimpl
+
+if TYPE_CHECKING:
+    import typer
 
 
 @hookimpl
@@ -20,6 +22,7 @@ def register_executors(register: Callable[[type[Executor]], None]) -> None:
 @hookimpl
 def register_commands(app: typer.Typer) -> None:
     """Add ``samullm cluster``."""
+    import typer
 
     @app.command("cluster")
     def cluster(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Mapping
 from contextlib import suppress
 
 _CREDENTIALS = struct.Struct("iII")
@@ -39,6 +40,31 @@ class DeviceLocks:
             mine.listen(8)
             self._held.append(mine)
             return None
+
+    def take(self, locks: Mapping[str, str], count: int) -> tuple[list[str], list[str]]:
+        """Lock the first ``count`` devices that nobody holds, or none if there are fewer.
+
+        Args:
+            locks: what devices are locked as, by their names.
+            count: how many are wanted.
+
+        Returns:
+            The names of those that are locked now, and of those that are held, and by whom.
+        """
+        mine: list[str] = []
+        taken: list[str] = []
+        for name, lock in locks.items():
+            if len(mine) == count:
+                break
+            holder = self.acquire(lock)
+            if holder is None:
+                mine.append(name)
+            else:
+                taken.append(f"{name} (process {holder})")
+        if len(mine) < count:
+            self.release()
+            mine.clear()
+        return mine, taken
 
     def release(self) -> None:
         """Let go of all devices; safe to call twice."""

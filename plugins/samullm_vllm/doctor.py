@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +29,7 @@ from samullm_vllm.devices import (
     cuda_cluster,
     cuda_devices,
     detect_platform,
+    gpu_handle,
     has_driver,
     open_nvml,
 )
@@ -43,6 +44,8 @@ _SHM_BYTES = 1 << 30
 _DISK_BYTES = 64 << 20
 _SLOW_DISK_BYTES_PER_S = 100e6
 _FILES = 1024
+_FREE_SHARE = 0.9
+"""As the default of ``gpu_memory_utilization``, with which plans count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +158,31 @@ def _driver(platform: Platform) -> Iterator[Check]:
         with open_nvml() as nvml:
             driver = nvml.nvmlSystemGetDriverVersion()
             cuda = int(nvml.nvmlSystemGetCudaDriverVersion())
-        yield Check("NVIDIA driver", "ok", f"{driver}, CUDA {cuda // 1000}.{cuda % 1000 // 10}")
     except InputError as error:
-        yield Check("NVIDIA driver", "failed", str(error), "see above")
+        found, _, remedy = str(error).rpartition(": ")
+        yield Check("NVIDIA driver", "failed", found, remedy)
+        return
+    found = f"{driver}, CUDA {cuda // 1000}.{cuda % 1000 // 10}"
+    needed = _cuda_of_torch()
+    if needed is not None and cuda // 1000 < int(needed.split(".")[0]):
+        yield Check(
+            "NVIDIA driver", "failed", f"{found}, but torch is built for CUDA {needed}",
+            f"update the driver to one for CUDA {needed.split('.')[0]}, or install vLLM's and "
+            "torch's builds for an older CUDA",
+        )  # fmt: skip
+    else:
+        yield Check("NVIDIA driver", "ok", found)
+
+
+def _cuda_of_torch() -> str | None:
+    """Return the CUDA version that torch is built for; None for none. Importing it takes long."""
+    spec = find_spec("torch")
+    for place in [] if spec is None else spec.submodule_search_locations or []:
+        with suppress(OSError):
+            text = (Path(place) / "version.py").read_text("utf-8")
+            if said := re.search(r"^cuda\b[^=]*= *'(\d+\.\d+)", text, re.MULTILINE):
+                return said[1]
+    return None
 
 
 def _devices(platform: Platform) -> Iterator[Check]:
@@ -165,8 +190,8 @@ def _devices(platform: Platform) -> Iterator[Check]:
     if platform == "cpu":
         yield Check("devices", "ok", f"{len(cpu_cores())} CPU cores")
         return
-    names = cuda_devices(os.environ)
     try:
+        names = cuda_devices(os.environ)
         cluster = cuda_cluster(names)
         kinds = ", ".join(sorted({g.name for g in cluster.gpus}))
         links = [list(g) for g in cluster.nvlink_groups if len(g) > 1]
@@ -182,23 +207,26 @@ def _memory(names: list[str]) -> Iterator[Check]:
     """Look at what is free on each GPU."""
     with open_nvml() as nvml:
         for i, name in enumerate(names):
-            handle = (
-                nvml.nvmlDeviceGetHandleByIndex(int(name))
-                if name.isdecimal()
-                else nvml.nvmlDeviceGetHandleByUUID(name)
-            )
+            handle = gpu_handle(nvml, name)
             memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-            holders = [p.pid for p in nvml.nvmlDeviceGetComputeRunningProcesses(handle)]
             free = f"{memory.free / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"
-            if memory.free >= 0.9 * memory.total:
+            if memory.free >= _FREE_SHARE * memory.total:
                 yield Check(f"memory of device {i}", "ok", free)
             else:
-                held = ", ".join(_named(pid) for pid in holders) or "nobody that NVML can name"
                 yield Check(
-                    f"memory of device {i}", "warning", f"{free}; held by {held}",
+                    f"memory of device {i}", "warning", f"{free}; held by {_holders(nvml, handle)}",
                     "end what should not run there, or leave the device out with "
                     "CUDA_VISIBLE_DEVICES",
                 )  # fmt: skip
+
+
+def _holders(nvml: Any, handle: Any) -> str:
+    """Return the processes that hold a GPU's memory, as far as NVML may name them."""
+    try:
+        pids = [p.pid for p in nvml.nvmlDeviceGetComputeRunningProcesses(handle)]
+    except nvml.NVMLError as error:
+        return f"processes that NVML does not name ({error})"
+    return ", ".join(_named(pid) for pid in pids) or "nobody that NVML can name"
 
 
 def _named(pid: int) -> str:
@@ -211,7 +239,10 @@ def _named(pid: int) -> str:
 def _host(platform: Platform) -> Iterator[Check]:
     """Look at the host's memory, its shared memory and its limits."""
     memory = psutil.virtual_memory()
-    text = f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB available"
+    text = (
+        f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB available, "
+        f"{memory.cached / 2**30:.1f} GiB in the page cache"
+    )
     if memory.available < 0.1 * memory.total:
         yield Check(
             "host memory", "warning", text, "weights will not stay in the page cache: free some"
@@ -233,17 +264,22 @@ def _host(platform: Platform) -> Iterator[Check]:
 
 
 def _disk(platform: Platform) -> Iterator[Check]:
-    """Look at where temporary files and compiled code go."""
+    """Look at where temporary files and compiled code go, and where models of the hub lie."""
     del platform
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    for name, folder in (("temporary files", Path(tempfile.gettempdir())), ("caches", home)):
+    hub = Path(os.environ.get("HF_HOME") or home / "huggingface")
+    places = [("temporary files", Path(tempfile.gettempdir()), "TMPDIR"),
+              ("caches", home, "XDG_CACHE_HOME")]  # fmt: skip
+    if not hub.is_relative_to(home):
+        places.append(("models of the hub", hub, "HF_HOME"))
+    for name, folder, variable in places:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             speed = _write_and_read(folder)
         except OSError as error:
             yield Check(
                 name, "failed", f"{folder}: {error.strerror}",
-                "make it writable, or set " + ("TMPDIR" if name[0] == "t" else "XDG_CACHE_HOME"),
+                f"make it writable, or set {variable}",
             )  # fmt: skip
             continue
         slow = speed < _SLOW_DISK_BYTES_PER_S
@@ -298,14 +334,3 @@ def _smoke(platform: Platform) -> Check:
             "look with nvidia-smi for processes that are left",
         )  # fmt: skip
     return Check(name, "ok", result.text())
-
-
-def main(arguments: list[str] | None = None) -> Any:
-    """Run the command by itself, as ``python -m samullm_vllm.doctor``."""
-    app = typer.Typer(add_completion=False)
-    app.command()(doctor)
-    return app(args=arguments, standalone_mode=False)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

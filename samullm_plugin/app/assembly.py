@@ -67,10 +67,18 @@ class Assembly:
         self._lines: dict[str, tuple[Line, ...]] = {}
         self._gates: dict[tuple[int, int], int] = {}
         self._passing = {i for i, n in enumerate(self.nodes) if n.section.otherwise == "pass"}
+        self._kept = {
+            i: n.section.keep.probability for i, n in enumerate(self.nodes) if n.section.keep
+        }
         self._accepted = {
             i: n.section.accept_rate
             for i, n in enumerate(self.nodes)
             if isinstance(n.section, NodeSection) and n.section.accept_rate < 1
+        }
+        self._embedding = {
+            i
+            for i, n in enumerate(self.nodes)
+            if isinstance(n.section, NodeSection) and n.section.task == "embed"
         }
         self._turns: dict[int, Turns] = {}
         self._schemas: dict[int, Schema] = {}
@@ -178,15 +186,19 @@ class Assembly:
             upstream = [
                 (i, self.nodes[i]) for i in self._graph.resolve(edge.sources, f"{field}.from")
             ]
-            drafts.join(requests, upstream, edge, name, field)
+            drafts.join(
+                requests,
+                upstream,
+                edge,
+                name,
+                field,
+                passing=self._passing,
+                before=self._graph.before,
+            )
         drafts.named_waits(requests, {n.name: (i, n) for i, n in enumerate(self.nodes)})
         if index in self._graph.routers:
             self._route(index, requests)
-        filters = {
-            i: n.section.keep.probability for i, n in enumerate(self.nodes) if n.section.keep
-        }
-        drafts.mark_fallbacks(requests, self._passing, self._graph.before)  # these are no gates
-        drafts.gate_requests(requests, filters, self._accepted, self._gate)
+        drafts.gate_requests(requests, self._kept, self._accepted, self._gate)
         if isinstance(section, PythonSection):
             node.requests, node.num_calls = self._python_requests(index, section, requests)
             return
@@ -203,13 +215,11 @@ class Assembly:
                 )
         self._refuse_vectors(node, requests)
         node.requests = requests
-        drafts.mark_fallbacks(requests, self._passing, self._graph.before)
 
     def _refuse_vectors(self, node: NodeDraft, requests: Sequence[Draft]) -> None:
         """Refuse prompts that embeddings would enter as text."""
-        for wait in (w for r in requests for w in r.waits if w.label):
-            section = self.nodes[wait.node].section
-            if isinstance(section, NodeSection) and section.task == "embed":
+        for wait in (w for r in requests for w in r.waits if w.label) if self._embedding else ():
+            if wait.node in self._embedding:
                 raise InputError(
                     f"{self._graph.where(node)}: its prompt takes the output of "
                     f"{self.nodes[wait.node].name}, which is a vector; work on vectors in a node "

@@ -240,8 +240,22 @@ def join(
     edge: InputSection,
     label: str,
     where: str,
+    *,
+    passing: AbstractSet[int],
+    before: Sequence[AbstractSet[int]],
 ) -> None:
     """Add to each request the outputs of upstream requests that match it.
+
+    Those that a filter or router lets pass are fallbacks where one from behind it may be there.
+
+    Args:
+        requests: of a node.
+        upstream: nodes of one input, and their places.
+        edge: the input.
+        label: its name.
+        where: file and field, for messages.
+        passing: nodes that let pass what they do not keep.
+        before: per node, all nodes it comes after.
 
     Raises:
         InputError: for a request without a match, unless the input is optional.
@@ -264,7 +278,9 @@ def join(
         if edge.take != "all":
             found = found[:1] if edge.take == "first" else found[-1:]
         shown = label if edge.in_prompt else ""
-        request.waits += [Wait(shown, index, k) for index, k in found]
+        nodes = {index for index, _ in found} if passing else ()
+        behind = passing & set[int]().union(*(before[index] for index in nodes))
+        request.waits += [Wait(shown, i, k, fallback=i in behind) for i, k in found]
 
 
 def named_waits(requests: Sequence[Draft], nodes: Mapping[str, tuple[int, NodeDraft]]) -> None:
@@ -348,24 +364,6 @@ def gate_requests(
         gates = judged.union(*dropped.values())
         if len(gates) == 1:
             request.gate = gate_of(*next(iter(gates)))
-
-
-def mark_fallbacks(
-    requests: Sequence[Draft], passing: AbstractSet[int], before: Sequence[AbstractSet[int]]
-) -> None:
-    """Mark outputs that a filter or router lets pass, where one from behind it may be there.
-
-    Args:
-        requests: of a node.
-        passing: nodes that let pass what they do not keep.
-        before: per node, all nodes it comes after.
-    """
-    for request in requests:
-        for wait in request.waits:
-            if wait.label and wait.node in passing:
-                wait.fallback = any(
-                    w.label == wait.label and wait.node in before[w.node] for w in request.waits
-                )
 
 
 def condition(when: str | None, expr: str | None) -> Condition | None:

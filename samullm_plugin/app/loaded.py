@@ -230,26 +230,6 @@ class LoadedApplication:
         inputs = self.inputs(node, request, output_of)
         return conversation(source, source.fields[request], inputs, where)
 
-    def messages(
-        self, node: int, request: int, output_of: OutputOf
-    ) -> list[dict[str, object]] | None:
-        """Return a request's conversation, or None if its prompt is a plain text.
-
-        Arguments and errors as of :meth:`conversation`.
-        """
-        if self.sources is None:
-            return None
-        made = self.conversation(node, request, output_of)
-        return None if isinstance(made, str) else made
-
-    def prompt(self, node: int, request: int, output_of: OutputOf) -> str:
-        """Return the text of a request's prompt; that of all turns of a conversation.
-
-        Arguments and errors as of :meth:`conversation`.
-        """
-        made = self.conversation(node, request, output_of)
-        return made if isinstance(made, str) else "\n\n".join(str(m["content"]) for m in made)
-
     def pair(self, node: int, request: int, output_of: OutputOf) -> str | None:
         """Return the second text of a request that compares two; None: it has none.
 
@@ -302,10 +282,8 @@ def conversation(
     Raises:
         InputError: naming the template's node and what is wrong.
     """
-    own = list(fields.get("messages") or ()) if source.own_prompt else []
-    last_user = own[-1] if own and own[-1].get("role") == "user" else None
-    values = _template_values(source, fields, inputs)
     if source.turns:
+        values = _template_values(source, fields, inputs)
         made: list[dict[str, object]] = []
         for role, template in source.turns:
             if role == "history":
@@ -313,17 +291,27 @@ def conversation(
             else:
                 made.append({"role": role, "content": render(template, values, where)})
         return made
+    earlier, last_user = _own_turns(source, fields)
     if source.template is None:
+        own = [*earlier, *last_user]
         asked = prompt_text(fields) if source.own_prompt and not own else ""
         text = "\n\n".join(t for t in (asked, *(o for os in inputs.values() for o in os)) if t)
         if own:
             return [*own, {"role": "user", "content": text}] if text else own
     else:
-        text = render(source.template, values, where)
-        if own:  # the template makes the last turn; those before it stay what they are
-            earlier = own[:-1] if last_user is not None else own
+        text = render(source.template, _template_values(source, fields, inputs), where)
+        if earlier or last_user:  # the template makes the last turn of the user
             return [*earlier, {"role": "user", "content": text}]
     return [{"role": "user", "content": text}] if source.chat else text
+
+
+def _own_turns(
+    source: NodeSource, fields: Mapping[str, Any]
+) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
+    """Return the turns of a row's own conversation, and its last one if that is the user's."""
+    own = list(fields.get("messages") or ()) if source.own_prompt else []
+    last = own[-1:] if own and own[-1].get("role") == "user" else []
+    return own[: len(own) - len(last)], last
 
 
 def _template_values(
@@ -334,9 +322,8 @@ def _template_values(
         name: outputs[0] if len(outputs) == 1 else "\n\n".join(outputs)
         for name, outputs in inputs.items()
     }
-    own = list(fields.get("messages") or ()) if source.own_prompt else []
-    last_user = own[-1] if own and own[-1].get("role") == "user" else None
-    asked = prompt_text({"messages": [last_user]} if last_user is not None else fields)
+    _, last_user = _own_turns(source, fields)
+    asked = prompt_text({"messages": last_user} if last_user else fields)
     return {"previous": "", "prompt": asked, **fields, **joined, "inputs": inputs}
 
 

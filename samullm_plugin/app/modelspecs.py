@@ -44,12 +44,12 @@ def model_specs(spec: AppSpec, path: Path) -> dict[str, ModelSpec]:
 
 def _model(section: ModelSection, path: Path, where: str) -> ModelSpec:
     """Return one model."""
-    engine = _engine(section.engine_args, f"{where}.engine_args")
+    engine = engine_options(section.engine_args, f"{where}.engine_args")
     folder = find_checkpoint(section.path or section.model, path.parent)
     architecture, longest = _architecture(section, path, where, folder, engine)
-    if folder is not None and longest is None:
-        longest = derived_max_model_len(read_config_file(folder))
     max_model_len = section.max_model_len or longest
+    if max_model_len is None and folder is not None:
+        max_model_len = _longest(folder, where)
     if max_model_len is None:
         raise InputError(
             f"{where}.max_model_len: missing, and {section.model} is neither a bundled model nor a "
@@ -87,6 +87,18 @@ def _architecture(
     )
 
 
+def _longest(folder: Path, where: str) -> int:
+    """Return the longest length of a checkpoint whose figures are written here.
+
+    Raises:
+        InputError: naming the model's section as well.
+    """
+    try:
+        return derived_max_model_len(read_config_file(folder))
+    except InputError as error:
+        raise InputError(f"{where}.max_model_len: missing, and {error}") from error
+
+
 def _read(file: Path, where: str, engine: EngineOptions) -> tuple[ModelArchitecture, int]:
     """Return figures and longest length of a checkpoint.
 
@@ -111,8 +123,16 @@ def _bundled(name: str, where: str, engine: EngineOptions) -> tuple[ModelArchite
         raise InputError(f"{where}.engine_args: {error}") from error
 
 
-def _engine(arguments: Mapping[str, object], where: str) -> EngineOptions:
-    """Return engine settings; those the planner does not read are passed on."""
+def engine_options(arguments: Mapping[str, object], where: str) -> EngineOptions:
+    """Return engine settings; those the planner does not read are passed on.
+
+    Args:
+        arguments: of vLLM's engine, by name.
+        where: file and field, or option, for messages.
+
+    Raises:
+        InputError: naming an argument that is wrong, unknown, or not given here.
+    """
     known = {f.name for f in fields(EngineOptions)} - {"extra"}
     chosen: dict[str, object] = {}
     extra: list[tuple[str, object]] = []

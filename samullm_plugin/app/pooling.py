@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from samullm_plugin.checkpoints.families import FAMILIES
-from samullm_plugin.checkpoints.hf_config import load_json, read_config_file
-from samullm_plugin.checkpoints.models import find_checkpoint
+from samullm_plugin.checkpoints.hf_config import ConfigFile, load_json
+from samullm_plugin.checkpoints.models import config_of
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.application import ModelSpec
 
@@ -38,11 +37,11 @@ def pooling_model(
     Raises:
         InputError: if the model cannot be asked for that, as far as its files tell.
     """
-    folder = find_checkpoint(model.path or model.name)
+    file = config_of(model)
     whole = False
-    if folder is not None:
-        _check_task(model, task, given, folder, where)
-        whole = _computed_at_once(folder)
+    if file is not None:
+        _check_task(model, task, given, file, where)
+        whole = _computed_at_once(file)
     engine = model.engine
     extra = dict(engine.extra)
     extra.setdefault("runner", "pooling")
@@ -83,8 +82,8 @@ def check_generates(model: ModelSpec, given: Mapping[str, object], where: str) -
     why = ""
     if given.get("runner") == "pooling" or given.get("convert") in ("embed", "classify"):
         why = "its engine_args say so"
-    elif (folder := find_checkpoint(model.path or model.name)) is not None:
-        names = [str(n) for n in read_config_file(folder).raw.get("architectures") or ()]
+    elif (file := config_of(model)) is not None:
+        names = [str(n) for n in file.raw.get("architectures") or ()]
         if names and all(n.endswith((*_CLASSIFIERS, "Model")) for n in names):
             why = "" if any(n.endswith(_GENERATIVE) for n in names) else names[0]
     if why:
@@ -95,10 +94,10 @@ def check_generates(model: ModelSpec, given: Mapping[str, object], where: str) -
 
 
 def _check_task(
-    model: ModelSpec, task: str, given: Mapping[str, object], folder: Path, where: str
+    model: ModelSpec, task: str, given: Mapping[str, object], file: ConfigFile, where: str
 ) -> None:
     """Refuse a task that a checkpoint is not made for."""
-    config = read_config_file(folder).raw
+    config, folder = file.raw, file.folder
     names = [str(n) for n in config.get("architectures") or ()]
     if not names or "convert" in given or "hf_overrides" in given:
         return  # the user says what it is
@@ -106,7 +105,9 @@ def _check_task(
     count = len(labels) if isinstance(labels, Mapping) else int(config.get("num_labels") or 2)
     classifies = any(n.endswith(_CLASSIFIERS) for n in names)
     if task == "embed":
-        trained = (folder / "modules.json").is_file() or (folder / "1_Pooling").is_dir()
+        trained = folder is not None and (
+            (folder / "modules.json").is_file() or (folder / "1_Pooling").is_dir()
+        )
         if classifies or (not trained and any(n.endswith(_GENERATIVE) for n in names)):
             kind = "a classifier" if classifies else "a generative model"
             raise InputError(
@@ -129,22 +130,20 @@ def _check_task(
         )
 
 
-def _computed_at_once(folder: Path) -> bool:
+def _computed_at_once(file: ConfigFile) -> bool:
     """Return whether a model cannot compute a prompt in parts."""
-    if "encoder" in FAMILIES.get(read_config_file(folder).text.kind, ()):
+    if "encoder" in FAMILIES.get(file.text.kind, ()):
         return True
-    pooling = folder / "1_Pooling" / "config.json"
-    if not pooling.is_file():
+    pooling = None if file.folder is None else file.folder / "1_Pooling" / "config.json"
+    if pooling is None or not pooling.is_file():
         return False
     return load_json(pooling, "a pooling configuration").get("pooling_mode_lasttoken") is not True
 
 
 def class_names(model: ModelSpec) -> tuple[str, ...]:
     """Return the names of a classifier's classes; empty if its files are not here."""
-    folder = find_checkpoint(model.path or model.name)
-    if folder is None:
-        return ()
-    labels = read_config_file(folder).raw.get("id2label")
+    file = config_of(model)
+    labels = None if file is None else file.raw.get("id2label")
     if not isinstance(labels, Mapping):
         return ()
     return tuple(str(labels[k]) for k in sorted(labels, key=int))

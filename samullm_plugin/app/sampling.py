@@ -1,6 +1,6 @@
 """Sampling parameters by vLLM's names, each of which is honoured or refused by name.
 
-``tests/app/test_sampling.py`` compares this with the ``SamplingParams`` of the installed vLLM.
+``tests/app/test_bodies.py`` compares this with the ``SamplingParams`` of the installed vLLM.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from samullm_plugin.app.requests import (
     estimate_tokens,
 )
 from samullm_plugin.app.templates import Output, referenced
-from samullm_plugin.checkpoints.models import find_checkpoint, reads_text_only
+from samullm_plugin.checkpoints.models import config_of, reads_text_only
 from samullm_plugin.checkpoints.tokenizing import WINDOW, OwnTokenizers
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.application import PythonNode, RequestTable
@@ -218,31 +219,34 @@ class _Counting:
         self.stand_ins = stand_ins
         templates = [source.template] if source.template is not None else []
         templates += [text for role, text in source.turns if role != "history"]
-        templates += [source.pair] if source.pair is not None else []
-        self.written = bool(templates)
-        self.variables: set[str] = set().union(*(referenced(t) for t in templates))
-        folder = find_checkpoint(self.model.path or self.model.name)
-        self._reads_text_only = folder is not None and reads_text_only(folder)
+        asked = frozenset[str]().union(*(referenced(t) for t in templates))
+        second = frozenset[str]() if source.pair is None else referenced(source.pair)
+        self._field = f"{where}.{'messages' if source.turns else 'prompt'}"
+        self._used = {self._field: asked, f"{where}.pair": second}
+        self.written = bool(templates) or source.pair is not None
+        self.variables = asked | second
         self._constant: int | None = self.section.template_tokens
         good = [r for r in node.requests if r.error is None] if self.written else []
         for request in good[:1]:
             self._check(request)
 
+    @cached_property
+    def _reads_text_only(self) -> bool:
+        file = config_of(self.model)
+        return file is not None and reads_text_only(file)
+
     def _check(self, request: Draft) -> None:
         """Refuse templates that use what is not there, or fail on outputs as they may be."""
-        field = "messages" if self.source.turns else "prompt"
-        known = {"prompt", "previous", "inputs", *self.labels}
-        plain = {v for v in self.variables if "." not in v}
-        for name in sorted(plain - known - set(request.fields)):
-            raise InputError(
-                f"{self.where}.{field}: {{{{ {name} }}}} is neither a field of request "
-                f"{request.id!r} nor an input nor a node before; inputs: "
-                f"{', '.join(sorted(self.labels)) or 'none'}"
-            )
+        known = {"prompt", "previous", "inputs", *self.labels, *request.fields}
+        for field, variables in self._used.items():
+            for name in sorted({v for v in variables if "." not in v} - known):
+                raise InputError(
+                    f"{field}: {{{{ {name} }}}} is neither a field of request "
+                    f"{request.id!r} nor an input nor a node before; inputs: "
+                    f"{', '.join(sorted(self.labels)) or 'none'}"
+                )
         try:
-            conversation(self.source, request.fields, self.sample, f"{self.where}.{field}")
-            if self.source.pair is not None:
-                pair_text(self.source, request.fields, self.sample, self.where)
+            self._rendered(request.fields, self.sample, self._field)
         except InputError as error:
             used = [n for n in sorted(self.labels & self.variables) if n in self.stand_ins]
             if not used:
@@ -258,10 +262,23 @@ class _Counting:
 
     def _works_blank(self, request: Draft) -> bool:
         try:
-            conversation(self.source, request.fields, self.blank, self.where)
+            self._rendered(request.fields, self.blank, self._field)
         except InputError:
             return False
         return True
+
+    def _rendered(
+        self, fields: Mapping[str, object], outputs: Mapping[str, list[Output]], where: str
+    ) -> tuple[str | list[dict[str, object]], str]:
+        """Return a prompt and its second text, empty where there is none, for these outputs.
+
+        Raises:
+            InputError: if one of the templates fails; ``where`` is that of the prompt.
+        """
+        made = conversation(self.source, fields, outputs, where)
+        if self.source.pair is None:
+            return made, ""
+        return made, pair_text(self.source, fields, outputs, self.where)
 
     def prompt_tokens(self, request: Draft) -> int:
         """Return the tokens of one prompt, at least 1."""
@@ -296,23 +313,19 @@ class _Counting:
 
     def _tried(self, fields: Mapping[str, object], estimates: int = 1) -> int:
         """Return the tokens of a prompt without those of outputs."""
+        taken = ""
         try:
-            made = conversation(self.source, fields, self.blank, self.where)
+            made, second = self._rendered(fields, self.blank, self.where)
         except InputError:  # it takes something out of an output
-            made = conversation(self.source, fields, self.sample, self.where)
-            taken = sum(len(s[0]) for n, s in self.sample.items() if n in self.variables)
-            return max(self._made(made, estimates) - estimate_tokens("x" * taken), 1)
-        if self.source.pair is None:
-            return self._made(made, estimates)
-        try:
-            second = pair_text(self.source, fields, self.blank, self.where)
-        except InputError:
-            second = pair_text(self.source, fields, self.sample, self.where)
-        return self._made(made, estimates) + self._count(second, 0)
+            made, second = self._rendered(fields, self.sample, self.where)
+            taken = "".join(s[0] for n, s in self.sample.items() if n in self.variables)
+        tokens = self._made(made, estimates) + (self._count(second, 0) if second else 0)
+        return max(tokens - estimate_tokens(taken), 1) if taken else tokens
 
     def _made(self, made: str | list[dict[str, object]], estimates: int) -> int:
         """Return the tokens of a prompt, those that the chat template adds included."""
-        tokens = self._count(_text(made), estimates)
+        text = made if isinstance(made, str) else prompt_text({"messages": made})
+        tokens = self._count(text, estimates)
         if isinstance(made, list):
             messages = made
         elif self.source.chat:
@@ -320,7 +333,8 @@ class _Counting:
         else:
             return tokens
         if isinstance(self.count_tokens, OwnTokenizers):
-            tokens += self.count_tokens.framing(self.model, messages, self.source.chat_options)
+            options = self.source.chat_options
+            tokens += self.count_tokens.framing(self.model, messages, text, options)
         return tokens
 
     def _own_count(self, request: Draft) -> int | None:
@@ -344,7 +358,3 @@ class _Counting:
                 return exact
         self.estimated += estimates
         return estimate_tokens(text)
-
-
-def _text(made: str | list[dict[str, object]]) -> str:
-    return made if isinstance(made, str) else "\n".join(str(m["content"]) for m in made)

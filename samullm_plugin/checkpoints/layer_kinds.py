@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from samullm_plugin.checkpoints.families import GEMMA_3N, GEMMA_4, RECURRENT
 from samullm_plugin.checkpoints.hf_config import ConfigFile, HfConfig
 from samullm_plugin.checkpoints.refusals import NotModelledError
 
@@ -56,7 +57,7 @@ def _by_family(c: HfConfig, n: int, flags: frozenset[str]) -> list[str]:
     kind = c.kind
     window = c.get("sliding_window")
     every = range(n)
-    if kind in ("mamba", "mamba2", "falcon_mamba"):
+    if kind in RECURRENT:
         return ["state"] * n
     if kind == "falcon_h1":
         return ["hybrid"] * n
@@ -96,8 +97,8 @@ def _by_family(c: HfConfig, n: int, flags: frozenset[str]) -> list[str]:
         return ["full"] * n
     if kind in ("gemma2", "gpt_oss", "vaultgemma"):
         return ["full" if i % 2 else "sliding_window" for i in every]
-    if kind in ("gemma3n_text", "gemma4_text", "gemma4_unified_text"):
-        step = 5 if kind == "gemma3n_text" else 6
+    if kind in (*GEMMA_3N, *GEMMA_4):
+        step = 5 if kind in GEMMA_3N else 6
         return ["full" if (i + 1) % step == 0 or i == n - 1 else "sliding_window" for i in every]
     if kind in ("gemma3", "gemma3_text", "shieldgemma2"):
         step = c.number("sliding_window_pattern", 6)

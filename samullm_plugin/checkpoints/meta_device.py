@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import subprocess
-import sys
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+from samullm_plugin.checkpoints.asking import ask, installed
 from samullm_plugin.checkpoints.hf_config import ConfigFile, has_defaults
-from samullm_plugin.checkpoints.machine_cache import keep, read_kept
 
 _DIFFERENT = frozenset({"longcat_flash"})
 """Families whose classes hold weights that no checkpoint has (experts that do nothing)."""
@@ -40,7 +34,7 @@ for part in {id(c): c for c in (config, config.get_text_config())}.values():
 with torch.device("meta"):
     model = getattr(transformers, name)(config)
 model.tie_weights()
-print("parameters", sum(p.numel() for p in model.parameters()))
+print("answer", sum(p.numel() for p in model.parameters()))
 """
 
 
@@ -53,8 +47,8 @@ def count_parameters(file: ConfigFile, tied: bool) -> int | None:
         file: the ``config.json``.
         tied: whether the head is the embedding, as an engine loads it.
     """
-    installed = _transformers()
-    if installed is None or file.text.kind in _DIFFERENT:
+    asked = installed("transformers")
+    if asked is None or find_spec("torch") is None or file.text.kind in _DIFFERENT:
         return None
     kind = file.top.kind
     package = find_spec("transformers")
@@ -66,48 +60,6 @@ def count_parameters(file: ConfigFile, tied: bool) -> int | None:
         return None
     if file.raw.get("auto_map") and not has_defaults(kind):
         return None  # the class comes with the model's files: its code is not run for a count
-    asked = json.dumps({"config": dict(file.raw), "tied": tied}, sort_keys=True)
-    return _asked(asked, installed)
-
-
-@cache
-def _transformers() -> str | None:
-    """Return the version of transformers, None where it or torch is missing."""
-    if find_spec("transformers") is None or find_spec("torch") is None:
-        return None
-    try:
-        return version("transformers")
-    except PackageNotFoundError:
-        return None
-
-
-@cache
-def _asked(asked: str, installed: str) -> int | None:
-    key = hashlib.sha256(f"{installed} {asked}".encode()).hexdigest()[:32]
-    kept = read_kept("parameters", key)
-    if kept is None:
-        kept = {"parameters": _run(asked)}
-        keep("parameters", key, kept)
-    found = kept.get("parameters")
-    return found if isinstance(found, int) else None
-
-
-def _run(asked: str) -> int | None:
-    """Return the answer of a child process, so that no class of transformers stays in this one."""
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", _SCRIPT],
-            check=False,
-            input=asked,
-            capture_output=True,
-            text=True,
-            timeout=_LIMIT_S,
-            env=environment,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    for line in done.stdout.splitlines():
-        if line.startswith("parameters "):
-            return int(line.split()[1])
-    return None
+    question = json.dumps({"config": dict(file.raw), "tied": tied}, sort_keys=True)
+    answer = ask("parameters", _SCRIPT, question, asked, limit_s=_LIMIT_S)
+    return answer if isinstance(answer, int) else None

@@ -14,7 +14,7 @@ from typing import Any
 
 from samullm_plugin.checkpoints.description import ModelDescription, describe, dtype_bytes
 from samullm_plugin.checkpoints.families import FAMILIES
-from samullm_plugin.checkpoints.hf_config import read_config_file
+from samullm_plugin.checkpoints.hf_config import ConfigFile, read_config_file
 from samullm_plugin.checkpoints.parts import Part
 from samullm_plugin.checkpoints.quantization import online
 from samullm_plugin.errors import InputError, suggest
@@ -162,16 +162,35 @@ def _described(path: Path, stamps: tuple[object, ...], ask: bool) -> ModelDescri
     return describe(path, ask=ask)
 
 
-def reads_text_only(path: Path) -> bool:
-    """Return whether a checkpoint is of a language model that takes no images, audio or video.
+def config_of(model: ModelSpec) -> ConfigFile | None:
+    """Return a model's ``config.json``, read once as long as it stays as it is.
 
     Args:
-        path: its folder, or a ``config.json``.
+        model: whose name means a model of the hub; a folder is meant by its path only.
+
+    Returns:
+        None if there is none on this machine, as for a folder that holds only a tokenizer.
 
     Raises:
-        InputError: if its configuration cannot be read.
+        InputError: if it cannot be read.
     """
-    file = read_config_file(path)
+    place = find_checkpoint(model.path) if model.path else _downloaded(model.name)
+    if place is None:
+        return None
+    try:
+        status = (place / "config.json" if place.is_dir() else place).stat()
+    except OSError:
+        return None
+    return _config(place, (status.st_mtime_ns, status.st_size))
+
+
+@lru_cache(maxsize=256)
+def _config(place: Path, stamp: tuple[int, int]) -> ConfigFile:
+    return read_config_file(place)
+
+
+def reads_text_only(file: ConfigFile) -> bool:
+    """Return whether a model is a language model that takes no images, audio or video."""
     marks = ("vision", "image", "video", "audio", "visual", "mm_", "img_")
     return file.text.kind in FAMILIES and not any(k.startswith(marks) for k in file.raw)
 

@@ -10,7 +10,6 @@ class NotModelledError(InputError):
     """A model has a feature that its sizes depend on and that nobody here knows.
 
     Attributes:
-        feature: what it is.
         only_towers: the language model is known, and only what is beside it is not.
     """
 
@@ -21,4 +20,4 @@ class NotModelledError(InputError):
             "under `architecture` in app.yaml, or install transformers or vLLM in a version that "
             "knows the model"
         )
-        self.feature, self.only_towers = feature, only_towers
+        self.only_towers = only_towers

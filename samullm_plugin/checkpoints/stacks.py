@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from samullm_plugin.checkpoints.attentions import attention
-from samullm_plugin.checkpoints.decoder import RECURRENT, Decoder, read_decoder
-from samullm_plugin.checkpoints.families import FAMILIES, NOT_MODELLED, TOWERS_NOT_MODELLED
-from samullm_plugin.checkpoints.gemma_layers import GEMMA_3N, GEMMA_4, gemma_layer, gemma_outside
+from samullm_plugin.checkpoints.decoder import Decoder, read_decoder
+from samullm_plugin.checkpoints.families import (
+    FAMILIES,
+    GEMMA_3N,
+    GEMMA_4,
+    NOT_MODELLED,
+    RECURRENT,
+    TOWERS_NOT_MODELLED,
+)
+from samullm_plugin.checkpoints.gemma_layers import gemma_layer, gemma_outside
 from samullm_plugin.checkpoints.hf_config import ConfigFile, has_defaults
 from samullm_plugin.checkpoints.mixers import state_space
 from samullm_plugin.checkpoints.mlps import dense, mlp, routed_experts

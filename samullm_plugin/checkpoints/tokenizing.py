@@ -7,8 +7,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+from samullm_plugin.checkpoints.asking import installed
 from samullm_plugin.checkpoints.machine_cache import keep, read_kept
 from samullm_plugin.checkpoints.models import find_checkpoint
 from samullm_plugin.model.application import ModelSpec
@@ -20,6 +22,8 @@ WINDOW = 4096
 _KEPT_CHARACTERS = 100_000
 """Counts of windows with as many characters are kept for the next command."""
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tekken.json", "vocab.json")
+_TELLING = frozenset({".json", ".jinja", ".model", ".txt"})
+"""Of a model's files those that may say how a conversation is put into tokens."""
 
 
 class OwnTokenizers:
@@ -32,19 +36,20 @@ class OwnTokenizers:
         """Know no counts yet."""
         self._counted: dict[tuple[str, str], int] = {}
         self._framing: dict[tuple[str, ...], int] = {}
+        self._own: dict[str, OwnTokenizer] = {}
 
     def __call__(self, model: ModelSpec, text: str) -> int | None:
         """Return the tokens of a text; None without a tokenizer of the model here."""
         place = _place(model)
         if (place, text) in self._counted:
             return self._counted[place, text]
-        return own_tokenizer(place).count(text)
+        return self._tokenizer(place).count(text)
 
     def prime(self, model: ModelSpec, texts: Sequence[str]) -> None:
         """Count texts that will be asked for next, all at once; earlier ones are forgotten."""
         place = _place(model)
         unique = list(dict.fromkeys(texts))
-        counts = own_tokenizer(place).count_all(unique)
+        counts = self._tokenizer(place).count_all(unique)
         self._counted = {}
         if counts is not None:
             self._counted = {(place, t): n for t, n in zip(unique, counts, strict=True)}
@@ -53,6 +58,7 @@ class OwnTokenizers:
         self,
         model: ModelSpec,
         messages: Sequence[Mapping[str, object]],
+        text: str,
         options: Mapping[str, object],
     ) -> int:
         """Return the tokens that the chat template adds to those of the messages' texts.
@@ -62,6 +68,7 @@ class OwnTokenizers:
         Args:
             model: whose template it is.
             messages: of the conversation.
+            text: of all messages, as it is counted.
             options: ``chat_template`` and ``chat_template_kwargs``, if given.
 
         Returns:
@@ -71,29 +78,32 @@ class OwnTokenizers:
         place = _place(model)
         key = (place, repr(sorted(options.items())), *(str(m.get("role")) for m in messages))
         if key not in self._framing:
-            own = own_tokenizer(place)
-            whole = own.count_conversation(messages, options)
-            texts = own.count("\n".join(str(m.get("content") or "") for m in messages))
-            self._framing[key] = 0 if whole is None or texts is None else whole - texts
+            self._framing[key] = self._tokenizer(place).framing(messages, text, options) or 0
         return self._framing[key]
+
+    def _tokenizer(self, place: str) -> OwnTokenizer:
+        """Return the tokenizer of a place as it was when it was first asked for."""
+        if place not in self._own:
+            self._own[place] = own_tokenizer(place)
+        return self._own[place]
 
 
 def count_prompt_tokens(
-    place: str,
+    model: ModelSpec,
     prompt: str | Sequence[Mapping[str, object]],
     options: Mapping[str, object] | None = None,
 ) -> int | None:
     """Return the tokens of a prompt as the engine counts them.
 
     Args:
-        place: folder of the checkpoint, or hub id of one that is in the local cache.
+        model: whose tokenizer and chat template count.
         prompt: a text, or the messages of a conversation for the chat template.
-        options: ``chat_template`` and ``chat_template_kwargs``, if given.
+        options: variables of the chat template, itself included, if given.
 
     Returns:
         None if there is no tokenizer here, or the conversation cannot be put through its template.
     """
-    own = own_tokenizer(place)
+    own = own_tokenizer(_place(model))
     return own.count(prompt) if isinstance(prompt, str) else own.count_conversation(prompt, options)
 
 
@@ -103,9 +113,8 @@ class OwnTokenizer:
     def __init__(self, place: str) -> None:
         """Take the files of a folder, or of a hub id that was downloaded."""
         self.place = place
-        folder = find_checkpoint(place)
-        files = [folder / name for name in _FILES] if folder is not None else []
-        self.files = [f for f in files if f.is_file()]
+        self.telling = _telling(place)
+        self.files = [f for f in self.telling if f.name in _FILES]
 
     def count(self, text: str) -> int | None:
         """Return the tokens of a text."""
@@ -119,7 +128,8 @@ class OwnTokenizer:
         """Return the tokens of each text; those of long windows are kept on this machine."""
         if self._fast is None:
             return None
-        key = self._key(texts) if sum(map(len, texts)) >= _KEPT_CHARACTERS else None
+        long = sum(map(len, texts)) >= _KEPT_CHARACTERS
+        key = _key(self.files, texts) if long else None
         if key is not None and (kept := read_kept("token_counts", key)) is not None:
             return list(kept["counts"])
         counts = [len(encoding.ids) for encoding in self._fast.encode_batch_fast(list(texts))]
@@ -135,31 +145,47 @@ class OwnTokenizer:
         """Return the tokens of a conversation put through the chat template."""
         if self._whole is None:
             return None
-        given = dict(options or {})
+        given = {k: v for k, v in (options or {}).items() if v is not None}
         own = given.pop("chat_template_kwargs", None)
+        variables = dict(own) if isinstance(own, Mapping) else {}
+        if (effort := given.get("reasoning_effort")) is not None:  # as vLLM's chat interface does
+            variables.setdefault("enable_thinking", effort != "none")
+        given.setdefault("add_generation_prompt", not given.get("continue_final_message", False))
         try:
             ids = self._whole.apply_chat_template(
                 [dict(m) for m in messages],
-                add_generation_prompt=True,
                 tokenize=True,
                 return_dict=False,
-                **{k: v for k, v in given.items() if v is not None},
-                **(own if isinstance(own, Mapping) else {}),
+                **{**variables, **given},
             )
             return len(ids)
         except Exception as error:  # templates raise whatever their authors chose
             logger.info("%s: tokens cannot be counted: %s", self.place, error)
             return None
 
-    def _key(self, texts: Sequence[str]) -> str:
-        """Return the name of some counts: of the tokenizer's file as it is, and of the texts."""
-        digest = hashlib.sha256()
-        for file in self.files:
-            status = file.stat()
-            digest.update(f"{file} {status.st_mtime_ns} {status.st_size}\n".encode())
-        for text in texts:
-            digest.update(f"{len(text)} ".encode() + text.encode("utf-8", "surrogatepass"))
-        return digest.hexdigest()[:32]
+    def framing(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        text: str,
+        options: Mapping[str, object],
+    ) -> int | None:
+        """Return the tokens that a conversation has beside those of its text, kept on this machine.
+
+        Returns:
+            None without tokenizer or template.
+        """
+        library = installed("transformers")
+        if not self.files or library is None:
+            return None
+        roles = [str(m.get("role")) for m in messages]
+        key = _key(self.telling, [library, repr(sorted(options.items())), *roles])
+        if (kept := read_kept("framings", key)) is not None:
+            return int(kept["tokens"])
+        whole, texts = self.count_conversation(messages, options), self.count(text)
+        if whole is None or texts is None:
+            return None
+        keep("framings", key, {"tokens": whole - texts})
+        return whole - texts
 
     @cached_property
     def _fast(self) -> Any:
@@ -191,10 +217,37 @@ class OwnTokenizer:
             return None
 
 
-@lru_cache(maxsize=16)
 def own_tokenizer(place: str) -> OwnTokenizer:
-    """Return the tokenizer of a place, read once."""
+    """Return the tokenizer of a place, read once as long as its files stay as they are."""
+    files = _telling(place)
+    return _read(place, tuple(files), _stamps(files))
+
+
+@lru_cache(maxsize=16)
+def _read(place: str, files: tuple[Path, ...], stamps: tuple[tuple[int, int], ...]) -> OwnTokenizer:
     return OwnTokenizer(place)
+
+
+def _telling(place: str) -> list[Path]:
+    """Return all files but weights of a folder, or of a hub id that was downloaded."""
+    folder = find_checkpoint(place)
+    found = folder.iterdir() if folder is not None and folder.is_dir() else ()
+    return sorted(f for f in found if f.suffix in _TELLING and f.is_file())
+
+
+def _stamps(files: Sequence[Path]) -> tuple[tuple[int, int], ...]:
+    """Return what changes with files: when they were written, and their sizes."""
+    return tuple((s.st_mtime_ns, s.st_size) for s in (f.stat() for f in files))
+
+
+def _key(files: Sequence[Path], texts: Sequence[str]) -> str:
+    """Return the name of an answer: of a tokenizer's files as they are, and of texts."""
+    digest = hashlib.sha256()
+    for file, (changed_ns, size) in zip(files, _stamps(files), strict=True):
+        digest.update(f"{file} {changed_ns} {size}\n".encode())
+    for text in texts:
+        digest.update(f"{len(text)} ".encode() + text.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:32]
 
 
 def _place(model: ModelSpec) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -145,30 +145,29 @@ def _split_flags(arguments: Sequence[str]) -> tuple[set[str], list[str]]:
 
 
 class _LazyCommand(TyperCommand):
-    """A built-in command known by name and help, imported when it is chosen."""
+    """A command known by name and help, found when it is chosen."""
+
+    def __init__(self, name: str, find: Callable[[str], Any], *, help: str) -> None:
+        """Keep what finds the command by its name."""
+        super().__init__(name, help=help)
+        self._find = find
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
     ) -> Any:
-        """Import the command, and let it read its options."""
-        target = COMMANDS[str(self.name)].target
-        module, _, attribute = target.partition(":")
-        found = getattr(import_module(module), attribute)
-        if not isinstance(found, typer.Typer):
-            app = typer.Typer(add_completion=False)
-            app.command(epilog=_EPILOG)(found)
-            found = app
-        return typer.main.get_command(found).make_context(info_name, args, parent, **extra)
+        """Find the command, and let it read its options."""
+        return self._find(str(self.name)).make_context(info_name, args, parent, **extra)
 
 
-class _PluginCommand(TyperCommand):
-    """A shipped plugin's command known by name and help, asked for when it is chosen."""
-
-    def make_context(
-        self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
-    ) -> Any:
-        """Ask the plugins for the command, and let it read its options."""
-        return _of_plugin(str(self.name)).make_context(info_name, args, parent, **extra)
+def _built_in(name: str) -> Any:
+    """Import a built-in command and return it."""
+    module, _, attribute = COMMANDS[name].target.partition(":")
+    found = getattr(import_module(module), attribute)
+    if not isinstance(found, typer.Typer):
+        app = typer.Typer(add_completion=False)
+        app.command(epilog=_EPILOG)(found)
+        found = app
+    return typer.main.get_command(found)
 
 
 def _of_plugin(name: str) -> Any:
@@ -202,9 +201,9 @@ class _Commands(TyperGroup):
             InputError: if there is none, or more than one plugin has it.
         """
         if cmd_name in COMMANDS:
-            return _LazyCommand(cmd_name, help=COMMANDS[cmd_name].help)
+            return _LazyCommand(cmd_name, _built_in, help=COMMANDS[cmd_name].help)
         if cmd_name in SHIPPED_COMMANDS:
-            return _PluginCommand(cmd_name, help=SHIPPED_COMMANDS[cmd_name][1])
+            return _LazyCommand(cmd_name, _of_plugin, help=SHIPPED_COMMANDS[cmd_name][1])
         return _of_plugin(cmd_name)
 
 

@@ -27,7 +27,7 @@ class _Usual:
         num_seqs: sequences at once.
         batched_tokens: tokens of an iteration.
         block_size: tokens of a KV block.
-        sequences: longest sequences that the KV cache holds.
+        sequences: longest sequences that the KV cache holds, if no GPU is known to be filled.
     """
 
     num_seqs: int
@@ -36,6 +36,12 @@ class _Usual:
     sequences: int
 
 
+_OPTIONS = {
+    "model": "--model",
+    "max_model_len": "--max-model-len",
+    "tensor_parallel_size": "--tp",
+}
+"""Engine arguments that are given as options only."""
 _USUAL = {"gpu": _Usual(256, 8192, 16, 64), "cpu": _Usual(64, 2048, 32, 16)}
 
 
@@ -70,7 +76,7 @@ def latency(
     kv_cache_tokens: Annotated[
         int | None,
         typer.Option(
-            help="KV-cache capacity; for 64 longest sequences on GPUs, 16 on CPUs.",
+            help="KV-cache capacity; what fits on GPUs, 16 longest sequences on CPUs.",
             min=1,
         ),
     ] = None,
@@ -98,11 +104,16 @@ def latency(
     Every iteration is recorded in the engine by its scheduler. Runs of other workloads are not
     fitted: what a plan says they take is compared with the seconds they took.
     """
+    from samullm_plugin.app.modelspecs import engine_options
     from samullm_plugin.cli.plan import parsed_options
     from samullm_plugin.host.manager import PluginHost
     from samullm_plugin.measuring.check import judge_runs
-    from samullm_plugin.measuring.engine import iterations_of, measure, write_iterations
-    from samullm_plugin.model.application import EngineOptions
+    from samullm_plugin.measuring.engine import (
+        capacities,
+        iterations_of,
+        measure,
+        write_iterations,
+    )
     from samullm_plugin.profiling.fit import check_profile, fit_profile
     from samullm_plugin.profiling.iterations import Iterations
     from samullm_plugin.profiling.profile_files import EngineStart, write_profile
@@ -113,20 +124,29 @@ def latency(
     options = parsed_options(executor_option or [])
     engines = host.create("executor", executor, options)
     usual = _USUAL[engines.devices_are]
-    extra = parsed_options(engine_arg or [], "--engine-arg")
-    engine = EngineOptions(
-        max_num_seqs=max_num_seqs or usual.num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens or usual.batched_tokens,
-        block_size=int(extra.pop("block_size", usual.block_size)),  # type: ignore[call-overload]  # as given
-        dtype=dtype,
-        extra=tuple(extra.items()),
-    )
-    specs = _specs(model, name, engine, max_model_len)
+    given = parsed_options(engine_arg or [], "--engine-arg")
+    for argument, option in _OPTIONS.items():
+        if argument in given:
+            raise InputError(f"--engine-arg {argument}: give it as {option}")
+    for argument, value in (
+        ("max_num_seqs", max_num_seqs),
+        ("max_num_batched_tokens", max_num_batched_tokens),
+    ):
+        if value is not None and argument in given:
+            raise InputError(f"--engine-arg {argument}: there is an option for it; leave one out")
+    arguments = {
+        "max_num_seqs": max_num_seqs or usual.num_seqs,
+        "max_num_batched_tokens": max_num_batched_tokens or usual.batched_tokens,
+        "block_size": usual.block_size,
+        "dtype": dtype,
+        **given,
+    }
+    specs = _specs(model, name, engine_options(arguments, "--engine-arg"), max_model_len)
     for spec in specs:
-        capacity = kv_cache_tokens or usual.sequences * spec.max_model_len
-        if capacity < spec.max_model_len + 64:
+        if kv_cache_tokens is not None and kv_cache_tokens < spec.max_model_len + 64:
             raise InputError(
-                f"--kv-cache-tokens {capacity}: one sequence of {spec.max_model_len} does not fit"
+                f"--kv-cache-tokens {kv_cache_tokens}: one sequence of {spec.max_model_len} does "
+                "not fit"
             )
     if imitates(engines):
         raise InputError(
@@ -138,33 +158,30 @@ def latency(
     starts: list[EngineStart] = []
     found: list[tuple[ModelSpec, int, MeasuredModel]] = []
     known = {s.name: s.architecture for s in specs if s.architecture is not None}
-    for spec in specs:
-        capacity = kv_cache_tokens or usual.sequences * spec.max_model_len
+    here = engines.local_cluster()
+    gpu = None if here is None else here.gpus[0]
+    room = [
+        [kv_cache_tokens] * len(sizes)
+        if kv_cache_tokens is not None
+        else capacities(engines, spec, gpu, sizes, usual.sequences)
+        for spec in specs
+    ]
+    for spec, tokens in zip(specs, room, strict=True):
         measured = measure(
             host.create("executor", executor, options),
             spec,
             sizes,
             device=device,
-            kv_cache_tokens=capacity,
+            kv_cache_tokens=tokens,
             vocab_size=known[spec.name].vocab_size,
             temperature=temperature,
             report=lambda text, s=spec: print(f"{s.name}: {text}", file=sys.stderr),  # type: ignore[misc]  # noqa: T201  # progress, on stderr
         )
-        for size, m in zip(sizes, measured, strict=True):
+        for size, capacity, m in zip(sizes, tokens, measured, strict=True):
             found.append((spec, size, m))
             groups.append(m.rows)
             others.append(iterations_of(m.unseen, spec.name, size, device))
-            starts.append(
-                EngineStart(
-                    model=spec.name,
-                    tensor_parallel_size=size,
-                    kv_cache_tokens=capacity,
-                    warm_s=round(m.start_s, 3),
-                    prepare_s=round(m.prepare_s, 3),
-                    first_s=round(m.start.first_s, 3),
-                    parts={part: round(s, 3) for part, s in m.start.parts.items()},
-                )
-            )
+            starts.append(m.engine_start(spec.name, size, capacity))
             _keep(engines, spec, size, m)
     if rows is not None:
         write_iterations(rows, [*groups, *others])

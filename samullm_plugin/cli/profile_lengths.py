@@ -99,7 +99,7 @@ def lengths(
     if prompts is not None:
         if model is None:
             raise InputError("--prompts needs --model: a model folder or a hub id")
-        arguments = parsed_options(engine_arg or [])
+        arguments = parsed_options(engine_arg or [], "--engine-arg")
         loaded = _of_prompts(prompts, model, name, max_tokens, chat, max_model_len, arguments)
     else:
         given = {

@@ -93,7 +93,7 @@ class PluginLoader:
                 _check_interface_version(plugin, point)
                 self._manager.register(plugin, key)
                 self._check_hooks(plugin)
-                found = [*self._collect(plugin, origin), *self._collect_commands(plugin, origin)]
+                found = [*self._collect(key, origin), *self._collect_commands(key, origin)]
                 _check_duplicates(known, found)
         except (Exception, SystemExit) as error:  # foreign code: whatever it raises stays with it
             if self._manager.has_plugin(key):
@@ -110,7 +110,9 @@ class PluginLoader:
             hook: its name.
             key: of the plugin, ``distribution:entry point``.
         """
-        return self._only(hook, self._manager.get_plugin(key))
+        plugin = self._manager.get_plugin(key)
+        others = [other for other in self._manager.get_plugins() if other is not plugin]
+        return self._manager.subset_hook_caller(hook, others)
 
     def _callers(self, plugin: object) -> list[pluggy.HookCaller]:
         return self._manager.get_hookcallers(plugin) or []
@@ -127,12 +129,7 @@ class PluginLoader:
         if not callers:
             raise PluginError("it implements no hook; mark functions with @samullm_plugin.hookimpl")
 
-    def _only(self, hook: str, plugin: object) -> pluggy.HookCaller:
-        """Return a caller of one hook of one plugin, so that blame is certain."""
-        others = [other for other in self._manager.get_plugins() if other is not plugin]
-        return self._manager.subset_hook_caller(hook, others)
-
-    def _collect(self, plugin: object, origin: PluginProvenance) -> list[Registration]:
+    def _collect(self, key: str, origin: PluginProvenance) -> list[Registration]:
         """Return the classes a plugin registers, checked."""
         found: list[Registration] = []
         for kind in KINDS:
@@ -142,17 +139,18 @@ class PluginLoader:
                 came = replace(origin, kind=kind, name=cls.name, module=cls.__module__)
                 found.append(Registration(came, cls))
 
-            self._only(register_hook(kind), plugin)(register=register)
+            self.only(register_hook(kind), key)(register=register)
         return found
 
-    def _collect_commands(self, plugin: object, origin: PluginProvenance) -> list[Registration]:
+    def _collect_commands(self, key: str, origin: PluginProvenance) -> list[Registration]:
         """Return the commands a plugin adds, built from a typer application of its own."""
+        plugin = self._manager.get_plugin(key)
         if not any(caller.name == "register_commands" for caller in self._callers(plugin)):
             return []
         import typer
 
         app = typer.Typer(add_completion=False)
-        self._only("register_commands", plugin)(app=app)
+        self.only("register_commands", key)(app=app)
         if not (app.registered_commands or app.registered_groups):
             return []
         commands = typer.main.get_group(app).commands

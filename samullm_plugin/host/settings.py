@@ -55,8 +55,9 @@ class Settings(BaseSettings):
 
     cache_dir: Path | None = Field(
         default=None,
-        description="Folder for what this machine keeps between runs: what runs have measured, and "
-        "parameters counted by transformers. `~/.cache/samullm` by default.",
+        description="Folder for what this machine keeps between runs: what runs have measured, "
+        "counts of tokens, and what transformers and vLLM have said of models. `~/.cache/samullm` "
+        "by default.",
     )
 
     @field_validator("load_plugins", "disable_plugins", mode="before")

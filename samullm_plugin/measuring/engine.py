@@ -16,8 +16,10 @@ from samullm_plugin.model.application import ModelSpec
 from samullm_plugin.model.cluster import Cluster, Gpu
 from samullm_plugin.model.latency import StepTable
 from samullm_plugin.model.types import Floats
+from samullm_plugin.profiling.assumed_memory import assumed_pool_tokens
 from samullm_plugin.profiling.iterations import Iterations
 from samullm_plugin.profiling.probes import Limits, ProbeWorkload, probes, unseen, warm_up
+from samullm_plugin.profiling.profile_files import EngineStart
 
 _COLUMNS = (
     "device", "model", "tp", "phase", "batch_size", "context_tokens", "max_seq_len", "new_tokens",
@@ -27,6 +29,7 @@ _READY_S = 1800.0
 _ITERATION_S = 600.0
 _MOST_PASSES = 5
 _LONG_ENOUGH = 1.5
+PROCESS = "process and imports"
 REPEAT_S = 20.0
 """Small models are disturbed more, and cost little to run again."""
 
@@ -58,7 +61,8 @@ class Start:
         first_s: seconds of the first, which also reads files, imports and compiles.
         ready_s: seconds of the second.
         prepared_ready_s: seconds of a third, all that needs no device having been done before.
-        parts: seconds of the second by part, as the executor tells.
+        parts: seconds of the second by part, as the executor tells; what it does not tell of is
+            the process with its imports. On the kind of device that was measured only.
     """
 
     first_s: float
@@ -98,6 +102,24 @@ class MeasuredModel:
     def prepare_s(self) -> float:
         """Return seconds of that which need no device."""
         return max(0.0, self.start.ready_s - self.start.prepared_ready_s)
+
+    def engine_start(self, model: str, size: int, kv_cache_tokens: int) -> EngineStart:
+        """Return its starts as a profile holds them.
+
+        Args:
+            model: name of the model in the profile.
+            size: tensor-parallel size.
+            kv_cache_tokens: capacity that the engines were given.
+        """
+        return EngineStart(
+            model=model,
+            tensor_parallel_size=size,
+            kv_cache_tokens=kv_cache_tokens,
+            warm_s=round(self.start_s, 3),
+            prepare_s=round(self.prepare_s, 3),
+            first_s=round(self.start.first_s, 3),
+            parts={part: round(s, 3) for part, s in self.start.parts.items()},
+        )
 
 
 class _Engine:
@@ -148,13 +170,45 @@ class _Engine:
         return tuple(self._rng.integers(3, self._vocab_size, tokens).tolist())
 
 
+def capacities(
+    executor: Executor, model: ModelSpec, gpu: Gpu | None, sizes: Sequence[int], sequences: int
+) -> list[int]:
+    """Return the KV-cache capacity for an engine of each size, in tokens.
+
+    Plans take what engines were measured with. On a GPU that is what its memory is assumed to have
+    room for beside the weights; elsewhere room for a number of longest sequences.
+
+    Args:
+        executor: runs the engines.
+        model: with its architecture.
+        gpu: the device; None if it is not known.
+        sizes: tensor-parallel sizes.
+        sequences: so many longest ones, where there is no GPU to be filled.
+
+    Raises:
+        InputError: if the weights and one longest sequence do not fit on a GPU.
+    """
+    if executor.devices_are != "gpu" or gpu is None or model.architecture is None:
+        return [sequences * model.max_model_len] * len(sizes)
+    found = [assumed_pool_tokens(model, model.architecture, gpu, size) for size in sizes]
+    for size, tokens in zip(sizes, found, strict=True):
+        if not tokens:
+            raise InputError(
+                f"model {model.name}: at tensor-parallel size {size} its weights and one sequence "
+                f"of {model.max_model_len} tokens are not assumed to fit on {gpu.name} "
+                f"({gpu.memory_bytes / 2**30:.0f} GiB); measure larger sizes or shorter sequences, "
+                "or say the KV cache's capacity (profile latency --kv-cache-tokens)"
+            )
+    return found
+
+
 def measure(
     executor: Executor,
     model: ModelSpec,
     sizes: Sequence[int],
     *,
     device: str,
-    kv_cache_tokens: int,
+    kv_cache_tokens: Sequence[int],
     vocab_size: int,
     temperature: float = 0.0,
     repeat_s: float = REPEAT_S,
@@ -168,7 +222,7 @@ def measure(
         model: what to measure.
         sizes: tensor-parallel sizes.
         device: what the rows call the device.
-        kv_cache_tokens: capacity of the engines.
+        kv_cache_tokens: capacity of an engine of each size; see :func:`capacities`.
         vocab_size: prompts are random tokens below it.
         temperature: of sampling; drawing at random takes longer than taking the likeliest.
         repeat_s: all workloads run again while that has taken less, up to five times.
@@ -184,9 +238,9 @@ def measure(
     executor.open(cluster, run_dir)
     try:
         found = []
-        for size in sizes:
+        for size, capacity in zip(sizes, kv_cache_tokens, strict=True):
             began_s = time.monotonic()
-            spec = EngineSpec(f"tp{size}", 0, model, tuple(range(size)), size, 1, kv_cache_tokens)
+            spec = EngineSpec(f"tp{size}", 0, model, tuple(range(size)), size, 1, capacity)
             start = _start(executor, spec)
             report(
                 f"tp {size}: engine ready after {start.ready_s:.1f} s, prepared ahead "
@@ -214,6 +268,8 @@ def _start(executor: Executor, spec: EngineSpec) -> Start:
     executor.stop_engine(first)
     ready_s = ready_after(second)
     parts = executor.start_parts(second)
+    if parts:
+        parts = {PROCESS: max(0.0, ready_s - sum(parts.values())), **parts}
     executor.stop_engine(second)
     if executor.can_prepare and executor.prepare_engine(spec):
         for event in executor.poll(_LONG_ENOUGH * ready_s):  # as a rule nothing but time comes

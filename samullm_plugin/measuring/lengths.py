@@ -198,7 +198,9 @@ def _run_node(
                     executor.submit(key, mine)
             turn, open_ = turn + len(queue), open_ + len(queue)
             queue = []
-            if not open_:
+            if not open_:  # what was to be given last may have been refused, which settles it
+                if ledger.settled(node) or requests.queued(node):
+                    continue
                 raise RunError(f"node {name}: requests are left that wait for nothing that runs")
         events = executor.poll(timeout_s)
         if not events and executor.virtual_clock:

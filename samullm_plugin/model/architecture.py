@@ -8,6 +8,9 @@ from typing import Literal
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.kv_cache import KvCacheLayers
 
+MLP_MATRICES = ("gate_proj", "up_proj", "down_proj")
+"""Names of the MLP's matrices among :attr:`ModelArchitecture.matrix_sizes`."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelArchitecture:
@@ -66,6 +69,21 @@ class ModelArchitecture:
         heads = self.num_heads * self.head_dim
         kv = self.num_kv_heads * self.head_dim
         return self.hidden_size * (2 * heads + 2 * kv)
+
+    @property
+    def matrix_sizes(self) -> dict[str, tuple[int, int]]:
+        """Return what the matrices of a layer read and write, by their usual names.
+
+        Those of the MLP are of one expert, if there are experts.
+        """
+        heads, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        hidden, inner = self.hidden_size, self.intermediate_size
+        gate = {"gate_proj": (hidden, inner)} if self.mlp == "gated" else {}
+        return {
+            "q_proj": (hidden, heads), "k_proj": (hidden, kv), "v_proj": (hidden, kv),
+            "o_proj": (heads, hidden), **gate, "up_proj": (hidden, inner),
+            "down_proj": (inner, hidden),
+        }  # fmt: skip
 
     @property
     def expert_params(self) -> int:

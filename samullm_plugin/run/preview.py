@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from samullm_plugin.app.bodies import has_media
 from samullm_plugin.app.loaded import LoadedApplication, NodeSource
 from samullm_plugin.app.requests import estimate_tokens
 from samullm_plugin.app.templates import text_of
@@ -14,7 +15,13 @@ from samullm_plugin.checkpoints.tokenizing import count_prompt_tokens
 from samullm_plugin.errors import InputError, suggest
 from samullm_plugin.host.interfaces.executor import RequestOutput
 from samullm_plugin.host.interfaces.observer import RunInfo
-from samullm_plugin.model.application import Application, ModelNode, PythonNode, RequestTable
+from samullm_plugin.model.application import (
+    Application,
+    ModelNode,
+    ModelSpec,
+    PythonNode,
+    RequestTable,
+)
 from samullm_plugin.run.ledger import Ledger, Status
 from samullm_plugin.run.log import RunLog
 from samullm_plugin.run.prompts import Prepared, Prompt, Refused
@@ -174,7 +181,7 @@ def previewed(
             made = None
             if known.status != "skipped" and _settled(ledger, waits):
                 made = prompts.prepare((i, r), ledger)
-            yield _with_prompt(known, made, one.model.path or one.model.name)
+            yield _with_prompt(known, made, one.model)
 
 
 def _shown(app: Application, node: int, ledger: Ledger) -> Iterator[int]:
@@ -207,7 +214,7 @@ def _settled(ledger: Ledger, waits: Sequence[tuple[int, int]]) -> bool:
     return all(s >= Status.FINISHED for s in states) and Status.FAILED not in states
 
 
-def _with_prompt(known: PreviewedRequest, made: Prepared, place: str) -> PreviewedRequest:
+def _with_prompt(known: PreviewedRequest, made: Prepared, model: ModelSpec) -> PreviewedRequest:
     """Return a request with its prompt and the tokens of that."""
     if isinstance(made, Refused):
         return replace(known, status="failed", error=made.reason)
@@ -217,7 +224,10 @@ def _with_prompt(known: PreviewedRequest, made: Prepared, place: str) -> Preview
         tokens, exact = len(made.token_ids), True
     else:
         content: str | Sequence[Mapping[str, object]] = made.messages or made.text or ""
-        counted = count_prompt_tokens(place, content)
+        counted = None
+        if made.pair is None and not has_media(made.messages or ()):
+            asked = {"add_generation_prompt": False, **made.chat} if made.task else made.chat
+            counted = count_prompt_tokens(model, content, asked)
         tokens, exact = (made.prompt_tokens, False) if counted is None else (counted, True)
     return replace(
         known,

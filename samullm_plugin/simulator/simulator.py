@@ -14,6 +14,7 @@ from samullm_plugin.model.plan import Plan, StageEnd
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.result import PlanTrace
 from samullm_plugin.model.types import Floats, Ints
+from samullm_plugin.rules.bounds import lower_bound
 from samullm_plugin.rules.preparing import wanted_ahead
 from samullm_plugin.rules.transition import Running, RunState, next_transition
 from samullm_plugin.simulator.coarse import calibrated_aggregate
@@ -81,6 +82,7 @@ class PlanSimulator:
         self._policy = policy
         self._whole: PlanSimulator | None = None
         self._coarse: PlanSimulator | None = None
+        self._lower_bounds_s: Floats | None = None
         self._upstreams = {
             node.name: tuple(problem.app.nodes[u].name for u in sorted(problem.app.upstreams[i]))
             for i, node in enumerate(problem.app.nodes)
@@ -93,7 +95,7 @@ class PlanSimulator:
         part: PlanSimulator = copy(self)
         part.problem = self.problem.with_scenarios(self.problem.scenarios[:count])
         part.works, part.starts = self.works[:count], self.starts[:count]
-        part._whole = self
+        part._whole, part._lower_bounds_s = self, None
         return part
 
     def with_python(self, scenario: int, finish_s: list[Floats]) -> list[Floats]:
@@ -121,6 +123,13 @@ class PlanSimulator:
                 self._coarse._coarse = self._coarse
         return self._coarse
 
+    def lower_bounds_s(self) -> Floats:
+        """Return seconds that no plan's makespan beats, by length scenario, computed once."""
+        if self._lower_bounds_s is None:
+            bounds = [lower_bound(self.problem, s, self.running) for s in self.problem.scenarios]
+            self._lower_bounds_s = np.array([b.value_s for b in bounds])
+        return self._lower_bounds_s
+
     def initial_state(self, scenario: int = 0) -> SimulationState:
         """Return the state in which plans begin."""
         state = SimulationState(self.runs, self.starts[scenario], scenario)
@@ -147,13 +156,11 @@ class PlanSimulator:
         """Return :meth:`alone_s` of several nodes and configurations, simulated at once."""
         found = [self.problem.idle_devices(i, p) for i, p in modes]
         queries = [
-            NodeQuery(
+            self.start_query(
                 scenario,
                 node,
                 parallel,
                 devices[0],
-                self.starts[scenario][node],
-                None,
                 self.problem.load_s(self.problem.mode(node, parallel, devices)),
             )
             for (node, parallel), devices in zip(modes, found, strict=True)
@@ -161,6 +168,28 @@ class PlanSimulator:
         ]
         ends = iter(r.end_s for r in self.runs.get_many(queries))
         return [float("inf") if devices is None else next(ends) for devices in found]
+
+    def start_query(
+        self,
+        scenario: int,
+        node: int,
+        parallel: ParallelConfig,
+        device: int,
+        load_s: float,
+        available_s: Floats | None = None,
+    ) -> NodeQuery:
+        """Return the simulation of a whole node whose engines are started at 0.
+
+        Args:
+            scenario: index of the length scenario.
+            node: index of the node.
+            parallel: parallel sizes.
+            device: a device of the kind that it runs on.
+            load_s: seconds of an engine start.
+            available_s: when the inputs of its requests are there; None: from the start.
+        """
+        base = self.starts[scenario][node]
+        return NodeQuery(scenario, node, parallel, device, base, available_s, load_s)
 
     def simulate(self, plan: Plan) -> tuple[PlanTrace, ...]:
         """Carry the plan out in every length scenario.

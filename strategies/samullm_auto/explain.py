@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from samullm_auto.search import Candidate
-from samullm_plugin import ParallelConfig, Problem
+from samullm_auto.solution import by_shape
+from samullm_plugin import Problem
 from samullm_plugin.host.interfaces.scheduler import SchedulingContext
 from samullm_plugin.model.result import PlanTrace
 
@@ -24,7 +23,8 @@ def explain(problem: Problem, context: SchedulingContext, best: Candidate) -> di
             f"{s.parallel} on GPUs {_devices(s.devices)} from {s.start_s:.0f} to {s.end_s:.0f} s"
             for s in segments
         ]
-        configs = _extremes(problem.parallel_configs(i))
+        shapes = by_shape(problem.parallel_configs(i))  # each by number of devices
+        configs = list(dict.fromkeys(p for same in shapes for p in (same[0], same[-1])))
         times = simulator.alone_many_s(0, [(i, p) for p in configs])
         fastest = min(range(len(configs)), key=times.__getitem__)
         gpu_s = [t * p.num_devices for t, p in zip(times, configs, strict=True)]
@@ -35,14 +35,6 @@ def explain(problem: Problem, context: SchedulingContext, best: Candidate) -> di
             f"({configs[cheapest]}, {times[cheapest]:.0f} s){_critical(trace, i)}"
         )
     return result
-
-
-def _extremes(configs: Sequence[ParallelConfig]) -> list[ParallelConfig]:
-    """Return the least and the most replicas of each shape."""
-    shapes: dict[tuple[int, int], list[ParallelConfig]] = {}
-    for p in configs:  # by number of devices
-        shapes.setdefault((p.tensor_parallel_size, p.pipeline_parallel_size), []).append(p)
-    return list(dict.fromkeys(p for same in shapes.values() for p in (same[0], same[-1])))
 
 
 def _devices(devices: tuple[int, ...]) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from time import monotonic
 from typing import ClassVar
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from samullm_auto.budget import Budget
@@ -18,7 +17,6 @@ from samullm_auto.selection import confirm, select_on_holdout
 from samullm_plugin import Plan, Problem, SamullmError, StageScheduler, hookimpl
 from samullm_plugin.host.interfaces.scheduler import SchedulingContext
 from samullm_plugin.model.result import PlanStatus
-from samullm_plugin.rules.bounds import lower_bound
 
 Start = tuple[str, dict[str, object]]
 
@@ -105,8 +103,7 @@ class AutoScheduler(StageScheduler):
         assert isinstance(options, AutoOptions)
         compile_ahead()
         simulator = context.simulator.coarse()
-        running = context.simulator.running
-        bounds = np.array([lower_bound(problem, s, running).value_s for s in problem.scenarios])
+        bounds = context.simulator.lower_bounds_s()
         budget = _budget(options, context, float(bounds[0]))
         risk = Risk(options.risk, options.level)
         search = Search(simulator, context, risk, budget, bounds)

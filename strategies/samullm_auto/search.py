@@ -153,7 +153,7 @@ class Search:
             problem,
             simulator,
             self._scenarios[: self.num_scenarios if every else self.num_timed],
-            self._modes,
+            timed,
             pairs=self.pairs_s < affordable_s,
             full=self.num_timed,
         )

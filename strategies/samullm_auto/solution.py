@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from samullm_plugin import Application, ParallelConfig, Plan, Problem
@@ -52,28 +52,6 @@ class Solution:
     strict: bool = False
     grow: bool = True
 
-    def with_mode(self, node: int, parallel: ParallelConfig) -> Solution:
-        """Return the solution with another configuration of one node."""
-        modes = tuple(parallel if i == node else p for i, p in enumerate(self.modes))
-        return Solution(self.order, modes, self.starts, self.splits, self.strict, self.grow)
-
-    def with_order(self, order: tuple[int, ...]) -> Solution:
-        """Return the solution with another order."""
-        return Solution(order, self.modes, self.starts, self.splits, self.strict, self.grow)
-
-    def with_start(self, node: int, fraction: float) -> Solution:
-        """Return the solution with another start of one node."""
-        starts = tuple(fraction if i == node else f for i, f in enumerate(self.starts))
-        return Solution(self.order, self.modes, starts, self.splits, self.strict, self.grow)
-
-    def with_splits(self, splits: tuple[Split, ...]) -> Solution:
-        """Return the solution with other splits."""
-        return Solution(self.order, self.modes, self.starts, splits, self.strict, self.grow)
-
-    def with_flags(self, *, strict: bool, grow: bool) -> Solution:
-        """Return the solution with other rules for devices that are left."""
-        return Solution(self.order, self.modes, self.starts, self.splits, strict, grow)
-
 
 def by_shape(configs: Iterable[ParallelConfig]) -> list[list[ParallelConfig]]:
     """Return configurations grouped by the shape of a replica."""
@@ -106,7 +84,7 @@ def solutions_of(problem: Problem, plan: Plan) -> list[Solution]:
         starts[i] = 1.0 if over and all(over) else 0.0
     order = sorted(first, key=first.__getitem__)
     lenient = Solution(tuple(order), tuple(modes), tuple(starts))
-    return [lenient, lenient.with_flags(strict=True, grow=True)]
+    return [lenient, replace(lenient, strict=True)]
 
 
 def list_solutions(

@@ -41,7 +41,7 @@ class Surrogate:
         problem: Problem,
         simulator: PlanSimulator,
         scenarios: Sequence[int],
-        modes: Sequence[Sequence[ParallelConfig]],
+        modes: Sequence[Sequence[TimedMode]],
         *,
         pairs: bool,
         full: int | None = None,
@@ -55,21 +55,18 @@ class Surrogate:
             problem: the instance.
             simulator: the host's simulator.
             scenarios: indices of the length scenarios to average over.
-            modes: the configurations that solutions may name, by node, in the order of devices.
+            modes: the configurations that solutions may name, by node, in the order of their
+                number of devices.
             pairs: simulate what consumers need after their producers (in the first scenario).
             full: in how many of the scenarios, at least one, every configuration is timed; None: in
                 all.
         """
         self.judged = 0
         self._problem, self._simulator, self._scenarios = problem, simulator, scenarios
-        self._modes = [list(of_node) for of_node in modes]
+        self._modes = [[m.parallel for m in of_node] for of_node in modes]
         self._first = np.cumsum([0, *(len(m) for m in modes)], dtype=np.int64)
         self._pairs = pairs
-        self._timed = {
-            (i, p): TimedMode.idle(problem, i, p)
-            for i, of_node in enumerate(modes)
-            for p in of_node
-        }
+        self._timed = {(m.node, m.parallel): m for of_node in modes for m in of_node}
         full = len(scenarios) if full is None else full
         runs = [self._alone(s, self._modes) for s in scenarios[:full]]
         work_s = [np.array([_work_s(r) for r in of_scenario]) for of_scenario in runs]

@@ -24,7 +24,7 @@ from samullm_cpsat.instance import Instance, Lag, Mode, Task
 from samullm_cpsat.schedule import Schedule, best_list_schedule, list_schedule
 from samullm_plugin import Problem
 from samullm_plugin.model.problem import ModeKey
-from samullm_plugin.rules.bounds import least_held_s
+from samullm_plugin.rules.bounds import LeastHeld, least_held
 
 TOLERANCE = 1e-3
 """A plan is optimal if its simulated makespan is within this of the bound, for ticks are whole."""
@@ -38,6 +38,7 @@ def relaxed(problem: Problem, timings: Timings, scenario: int) -> Instance:
     instance, tick_s = timings.instance, timings.instance.tick_s
     consumers = {lag.consumer for lag in instance.lags}
     tasks = []
+    held: dict[tuple[int, ModeKey], LeastHeld] = {}
     for i, task in enumerate(instance.tasks):
         modes = []
         for m, mode in enumerate(task.modes):
@@ -45,8 +46,9 @@ def relaxed(problem: Problem, timings: Timings, scenario: int) -> Instance:
             key = ModeKey(mode.gpu, size.tensor_parallel_size, size.pipeline_parallel_size)
             costs = problem.costs[i][key]
             if i in consumers:
-                replicas = size.data_parallel_size
-                held_s = least_held_s(problem, problem.scenarios[scenario], i, key, replicas)
+                if (i, key) not in held:
+                    held[i, key] = least_held(problem, problem.scenarios[scenario], i, key)
+                held_s = held[i, key].seconds(size.data_parallel_size)
             else:
                 ahead_s = problem.load_s(costs) - problem.least_start_s(costs)
                 held_s = timings.end_s[i][m][scenario] - ahead_s
@@ -136,17 +138,18 @@ def best_simulated(
     while improved and left > 0:
         improved = False
         order = [p.task for p in best.placements]
-        modes = {p.task: p.mode for p in best.placements}
-        for task in sorted(
-            order, key=lambda i: -max(p.end for p in best.placements if p.task == i)
-        ):
-            for mode in range(len(instance.tasks[task].modes)):
-                if mode == modes[task] or not instance.placeable(instance.tasks[task].modes[mode]):
+        modes = [0] * len(instance.tasks)
+        for p in best.placements:
+            modes[p.task] = p.mode
+        ends = {p.task: p.end for p in best.placements}
+        for task in sorted(order, key=lambda i: -ends[i]):
+            for mode in choices[task]:
+                if mode == modes[task]:
                     continue
-                trial = list_schedule(
-                    instance, order, [{**modes, task: mode}[i] for i in range(len(modes))]
-                )
-                if trial.placements in seen or left <= 0 or not keep_on():
+                if left <= 0 or not keep_on():
+                    return value, best
+                trial = list_schedule(instance, order, [*modes[:task], mode, *modes[task + 1 :]])
+                if trial.placements in seen:
                     continue
                 seen.add(trial.placements)
                 left -= 1

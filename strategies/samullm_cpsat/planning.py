@@ -24,7 +24,7 @@ from samullm_cpsat.solver import Outcome, SolveOptions, solve
 from samullm_cpsat.stages import FinishedShare, plan_of
 from samullm_plugin import Plan, Problem
 from samullm_plugin.host.interfaces.scheduler import SchedulingContext
-from samullm_plugin.model.result import PlanStatus
+from samullm_plugin.model.result import PlanStatus, PlanTrace
 
 SOLVING = 0.7
 """Share of the time that is left after timing which the search for a schedule may take."""
@@ -102,19 +102,22 @@ def plan_exactly(problem: Problem, context: SchedulingContext, options: ExactOpt
     full = timings.instance
     found = [in_modes_of(full, result.instance, result.outcome.schedule), *relaxed]
 
+    spans_s: dict[tuple[Placement, ...], dict[str, tuple[float, float]]] = {}
+
     def simulate_s(schedule: Schedule) -> float:
         traces = simulator.simulate(plan_of(full, schedule, share))
+        spans_s[schedule.placements] = _spans_s(traces[0])
         return float(np.mean([t.makespan_s for t in traces]))
 
-    own_s = float(np.mean([t.makespan_s for t in simulator.simulate(plan)]))
+    traces = simulator.simulate(plan)
+    own_s, own_spans_s = float(np.mean([t.makespan_s for t in traces])), _spans_s(traces[0])
     best_s, best = best_simulated(full, found, simulate_s, options.simulations, keep_on)
     explained: tuple[Instance, Schedule] = result.instance, result.outcome.schedule
     if best_s < own_s * (1 - 1e-9):
         plan, own_s, explained = plan_of(full, best, share), best_s, (full, best)
+        own_spans_s = spans_s[best.placements]
         report.notes.append("a schedule that the work model takes to be worse is better simulated")
-    segments = simulator.simulate_scenario(plan, 0).segments
-    spans_s = {s.node: (s.start_s, s.end_s) for s in segments}  # each placed once
-    report.explanation.update(_explanation(*explained, spans_s))
+    report.explanation.update(_explanation(*explained, own_spans_s))
     report.objective_s = own_s
     if simulator is not context.simulator:
         report.notes.append("timed on aggregated requests: nothing is proven")
@@ -225,13 +228,20 @@ def _finished_share(result: ExactResult, timings: Timings) -> FinishedShare:
     return finished_share
 
 
+def _spans_s(trace: PlanTrace) -> dict[str, tuple[float, float]]:
+    """Return when each node starts and ends, each being placed once."""
+    return {s.node: (s.start_s, s.end_s) for s in trace.segments}
+
+
 def _structure(options: ExactOptions, scenarios: int) -> str:
-    """Return for which plans and durations the bound holds."""
+    """Return for which plans the bound holds, and what it is made of."""
     durations = "simulated durations"
+    if options.structure == "no-switching":
+        if scenarios > 1:
+            durations = f"the mean of the bounds of {scenarios} length scenarios"
+        return f"no switching: every model placed once, in one mode; by any simulation, {durations}"
     if scenarios > 1:
         durations = f"durations averaged over {scenarios} length scenarios"
-    if options.structure == "no-switching":
-        return f"no switching: every model placed once, in one mode; by any simulation, {durations}"
     return (
         f"at most {options.max_segments} segments per model, work linear inside a mode, a load for "
         f"each; {durations}"

@@ -27,7 +27,9 @@ class ExactOptions(BaseModel):
     workers: int = Field(2, ge=1, le=64, description="Threads of the solver.")
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of the solver.")
     time_limit_s: float = Field(
-        30.0, gt=0, description="Seconds for everything once the modes are timed."
+        30.0,
+        gt=0,
+        description="Seconds for everything. Timing the modes counts, but is not cut short.",
     )
     deterministic_limit: float | None = Field(
         None,
@@ -36,7 +38,10 @@ class ExactOptions(BaseModel):
         "the machine's load.",
     )
     branch_nodes: int = Field(
-        60_000_000, ge=0, description="Most nodes of branch and bound (no-switching)."
+        60_000_000,
+        ge=0,
+        description="Most nodes of branch and bound (no-switching): so many for the schedule, and "
+        "as many again for the bound of the simulation.",
     )
     simulations: int = Field(
         300,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from samullm_tasks.sizes import between, far_apart
 
 from samullm_greedy.throughput import StageView, WorkMeter, mean_throughput
 from samullm_plugin.model.parallel import ParallelConfig
@@ -20,10 +21,6 @@ Stage = Mapping[str, ParallelConfig]
 EVERY_STEP, SHORTLIST = 128, 12
 """Steps of a stage that are all judged; of more, so many by nodes that are in the stage, and so
 many by others, those of largest throughput alone per GPU."""
-
-APART = 2.0
-"""Ratio of two sizes whose throughput alone is simulated to rank steps; linear in between (over
-the logarithm of the size)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +196,7 @@ class Greedy:
     ) -> None:
         """Find the throughput alone per GPU of steps; of many sizes, that of some is simulated."""
         new = [s for s in steps if self._alone_key(rollout, *s) not in self._alone]
-        some = [step for sizes in _by_shape(new) for step in _apart(sizes)]
+        some = [sizes[k] for sizes in _by_shape(new) for k in far_apart(_devices(sizes))]
         drafts = [self._draft(rollout, n, p) for n, p in some]
         for view in views:
             view.prefetch(drafts)
@@ -208,10 +205,9 @@ class Greedy:
             for step, draft in zip(some, drafts, strict=True)
         }
         for sizes in _by_shape(new):
-            apart = _apart(sizes)
-            devices = np.log([p.num_devices for _, p in sizes])
-            at = np.log([p.num_devices for _, p in apart])
-            values = np.interp(devices, at, [known[s] for s in apart])
+            apart = far_apart(_devices(sizes))
+            found = np.array([[known[sizes[k]]] for k in apart])
+            values = between(_devices(sizes), apart, found)[:, 0]
             node = self._problem.app.index(sizes[0][0])
             bases = [s.progress[node] for s in rollout.states]
             for step, value in zip(sizes, values, strict=True):
@@ -251,13 +247,8 @@ def _by_shape(
     return list(shapes.values())
 
 
-def _apart(sizes: list[tuple[str, ParallelConfig]]) -> list[tuple[str, ParallelConfig]]:
-    """Return the first and the last of a node's sizes, and between them some far apart."""
-    kept: list[tuple[str, ParallelConfig]] = []
-    for step in sizes:
-        if not kept or step[1].num_devices >= APART * kept[-1][1].num_devices:
-            kept.append(step)
-    return kept if kept[-1] == sizes[-1] else [*kept, sizes[-1]]
+def _devices(sizes: Sequence[tuple[str, ParallelConfig]]) -> list[int]:
+    return [p.num_devices for _, p in sizes]
 
 
 def _still(

@@ -10,10 +10,10 @@ import numpy as np
 from samullm_plugin import ParallelConfig, Problem
 from samullm_plugin.model.types import Floats
 from samullm_plugin.simulator import NodeQuery, NodeRun, PlanSimulator
+from samullm_tasks.sizes import between, far_apart
 
-EVERY_PAIR, APART = 12, 2.0
-"""Up to how many modes of a node all are timed behind its producers' modes; ratio of the sizes that
-are timed of more, the others lying between them."""
+EVERY_PAIR = 12
+"""Up to how many modes of a node all are timed behind its producers' modes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +52,8 @@ class TimedMode:
             scenario: index of the length scenario.
             available_s: when the inputs of its requests are there; None: from the start.
         """
-        base = simulator.starts[scenario][self.node]
-        return NodeQuery(
-            scenario, self.node, self.parallel, self.device, base, available_s, self.load_s
+        return simulator.start_query(
+            scenario, self.node, self.parallel, self.device, self.load_s, available_s
         )
 
 
@@ -106,14 +105,11 @@ def spaced(modes: Sequence[TimedMode]) -> list[int]:
     """Return the indices of the modes that are timed in pairs: all, or some far apart."""
     if len(modes) <= EVERY_PAIR:
         return list(range(len(modes)))
-    kept = []
-    for same in _alike(modes):
-        last = 0
-        for k in same:
-            size = modes[k].parallel.num_devices
-            if size >= APART * last or k == same[-1]:
-                kept.append(k)
-                last = size
+    kept = [
+        same[k]
+        for same in _alike(modes)
+        for k in far_apart([modes[m].parallel.num_devices for m in same])
+    ]
     return sorted(kept)
 
 
@@ -142,10 +138,7 @@ def _between(modes: Sequence[TimedMode], timed: Sequence[int], values: Floats) -
     place = {k: row for row, k in enumerate(timed)}
     result = np.zeros((len(modes), values.shape[1]))
     for same in _alike(modes):
-        known = [k for k in same if k in place]
-        at = np.log([modes[k].parallel.num_devices for k in known])
-        of = values[[place[k] for k in known]]
-        wanted = np.log([modes[k].parallel.num_devices for k in same])
-        for n in range(values.shape[1]):
-            result[same, n] = np.interp(wanted, at, of[:, n])
+        known = [at for at, k in enumerate(same) if k in place]
+        of = values[[place[same[at]] for at in known]]
+        result[same] = between([modes[k].parallel.num_devices for k in same], known, of)
     return result

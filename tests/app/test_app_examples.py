@@ -35,9 +35,10 @@ def prompt(loaded: LoadedApplication, node: str, request: str) -> str:
     assert loaded.sources is not None
     sources = loaded.sources
     index = loaded.app.index(node)
-    return loaded.prompt(
+    made = loaded.conversation(
         index, sources[index].ids.index(request), lambda n, r: f"<{sources[n].ids[r]}>"
     )
+    return made if isinstance(made, str) else "\n\n".join(str(m["content"]) for m in made)
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*/app.yaml")), ids=lambda p: p.parent.name)
@@ -212,7 +213,25 @@ def test_messages_and_batch_lines(tmp_path: Path) -> None:
     def output(node: int, request: int) -> str:
         return "out"
 
-    assert loaded.messages(0, 0, output) == [{"role": "user", "content": "hi there"}]
-    assert loaded.messages(0, 2, output) is None
-    assert loaded.prompt(0, 2, output) == "x\n\nout"
-    assert loaded.messages(1, 0, output) == [{"role": "user", "content": "y"}]
+    assert loaded.conversation(0, 0, output) == [{"role": "user", "content": "hi there"}]
+    assert loaded.conversation(0, 2, output) == "x\n\nout"
+    assert loaded.conversation(1, 0, output) == [{"role": "user", "content": "y"}]
+
+
+def test_what_a_filter_lets_pass_is_a_fallback_also_where_it_is_only_waited_for(
+    tmp_path: Path,
+) -> None:
+    text = (EXAMPLES / "cascade" / "app.yaml").read_text()
+    questions = EXAMPLES / "cascade" / "questions.jsonl"
+    (tmp_path / "questions.jsonl").write_text(questions.read_text())
+    waits = text.replace("{from: [small, large]}", "{from: [small, large], in_prompt: false}")
+    waits = waits.replace("{{ reply }}", "it")
+    assert waits != text
+    (tmp_path / "app.yaml").write_text(waits)
+    for loaded in (load("cascade"), load_application(tmp_path / "app.yaml")):
+        assert loaded.sources is not None
+        small, explain = loaded.app.index("small"), loaded.app.index("explain")
+        table = loaded.app.nodes[explain].requests
+        assert set(table.probability.tolist()) == {1.0}
+        spare = np.flatnonzero(table.input_node == small)
+        assert loaded.sources[explain].fallback == frozenset(spare.tolist())

@@ -69,7 +69,7 @@ def test_architectures_that_vllm_does_not_serve_are_refused_at_once(
     def never(*_: object) -> None:
         raise AssertionError("vLLM was asked")
 
-    monkeypatch.setattr("samullm_plugin.checkpoints.asked_vllm._run", never)
+    monkeypatch.setattr("samullm_plugin.checkpoints.asked_vllm.ask", never)
     for name in ("MllamaForConditionalGeneration", "NobodysForCausalLM"):
         with pytest.raises(InputError, match="not modelled"):
             describe(write(tmp_path, LATENT | {"architectures": [name]}))

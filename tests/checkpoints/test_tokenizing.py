@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from samullm_plugin.checkpoints import tokenizing
 from samullm_plugin.checkpoints.tokenizing import OwnTokenizer, OwnTokenizers, count_prompt_tokens
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.application import EngineOptions, ModelSpec
@@ -68,8 +69,50 @@ def test_tokens_of_the_chat_template_are_counted(tmp_path: Path) -> None:
     conversations, asked = (n.requests.prompt_tokens.tolist() for n in loaded.app.nodes)
     assert conversations == [1 + 3 + 1, 5 + 3 + 1, 7 + 3 * 3 + 1]
     assert asked == [2 + 3 + 1]
-    counted = [count_prompt_tokens(str(folder), r["messages"]) for r in rows]
+    model = ModelSpec("m", 64, path=str(folder))
+    counted = [count_prompt_tokens(model, r["messages"]) for r in rows]
     assert counted == conversations
+
+    last = {"add_generation_prompt": False}
+    assert count_prompt_tokens(model, rows[0]["messages"], last) == conversations[0] - 1
+    goes_on = {"continue_final_message": True}
+    assert count_prompt_tokens(model, rows[2]["messages"], goes_on) == conversations[2] - 2
+    other = {"chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}"}
+    assert count_prompt_tokens(model, rows[0]["messages"], other) == 1
+    bare = make_tiny_llama(tmp_path / "bare")
+    told = EngineOptions(extra=(("tokenizer", str(folder)),))
+    elsewhere = ModelSpec("x", 64, path=str(bare), engine=told)
+    assert count_prompt_tokens(elsewhere, rows[0]["messages"]) == conversations[0]
+
+
+def test_what_a_chat_template_adds_is_kept_until_a_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers")
+    folder = make_tiny_llama(tmp_path / "m", tokenizer=True)
+    template = folder / "chat_template.jinja"
+    model, asked = ModelSpec("m", 64, path=str(folder)), [{"role": "user", "content": "w7"}]
+    template.write_text("{% nothing of the kind %}")
+    assert OwnTokenizers().framing(model, asked, "w7", {}) == 0
+    template.write_text(TEMPLATE)  # that it could not be found out was not kept
+    assert OwnTokenizers().framing(model, asked, "w7", {}) == 4
+    tokenizing._read.cache_clear()
+    monkeypatch.setattr(OwnTokenizer, "_whole", None)  # transformers is not asked again
+    assert OwnTokenizers().framing(model, asked, "w7", {}) == 4
+    assert OwnTokenizers().framing(model, asked, "w7", {"chat_template": "x"}) == 0
+    assert OwnTokenizers().framing(model, [{"role": "tool"}], "", {}) == 0
+    template.write_text(TEMPLATE + "w5")
+    assert OwnTokenizers().framing(model, asked, "w7", {}) == 0
+
+
+def test_a_tokenizer_that_comes_later_is_found(tmp_path: Path) -> None:
+    folder = make_tiny_llama(tmp_path / "m")
+    model = ModelSpec("m", 64, path=str(folder))
+    assert OwnTokenizers()(model, "w5 w6") is None
+    assert count_prompt_tokens(model, "w5 w6") is None
+    make_tiny_llama(folder, tokenizer=True)
+    assert OwnTokenizers()(model, "w5 w6") == 2
+    assert count_prompt_tokens(model, "w5 w6") == 2
 
 
 def test_counts_of_long_windows_are_kept_until_the_tokenizer_changes(

@@ -11,7 +11,12 @@ from subprocess import CompletedProcess
 import numpy as np
 import pytest
 
+from samullm_plugin.app.loading import load_application
 from samullm_plugin.checkpoints.models import bundled_architecture
+from samullm_plugin.cli.app import main
+from samullm_plugin.errors import InputError
+from samullm_plugin.model.application import ModelSpec
+from samullm_plugin.profiling.calibration import setting_key
 from samullm_plugin.profiling.profile_files import read_profile
 
 Run = Callable[..., CompletedProcess[str]]
@@ -160,17 +165,56 @@ def test_bundled_profile_is_checked_by_default(samullm: Run, tmp_path: Path) -> 
     assert json.loads(done.stdout)["groups"][0]["basis"] == "measured"
 
 
-def test_what_profile_latency_cannot_measure_is_refused(samullm: Run, tmp_path: Path) -> None:
-    config = {
-        "model_type": "llama", "hidden_size": 64, "intermediate_size": 176, "vocab_size": 512,
-        "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 1024,
-    }  # fmt: skip
+CONFIG = {
+    "model_type": "llama", "hidden_size": 64, "intermediate_size": 176, "vocab_size": 512,
+    "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 1024,
+}  # fmt: skip
+
+
+def test_engine_arguments_make_the_engine_that_they_make_in_an_application(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is measured is kept under the settings, and found again by plans with the same ones."""
+    pytest.importorskip("vllm")
     (tmp_path / "m").mkdir()
-    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "m" / "config.json").write_text(json.dumps(CONFIG))
+    seen: list[ModelSpec] = []
+
+    def measured(executor: object, model: ModelSpec, *_: object, **__: object) -> None:
+        seen.append(model)
+        raise InputError("seen")
+
+    monkeypatch.setattr("samullm_plugin.measuring.engine.measure", measured)
+    arguments = {
+        "enable_prefix_caching": "true", "block_size": "64", "max_num_seqs": "9",
+        "dtype": "float32", "cudagraph_capture_sizes": "[1, 2]", "seed": "3",
+    }  # fmt: skip
+    words = [w for name, value in arguments.items() for w in ("--engine-arg", f"{name}={value}")]
+    output = str(tmp_path / "p.json")
+    model = str(tmp_path / "m")
+    assert main(["profile", "latency", "--model", model, "--output", output, *words]) == 2
+    given = ", ".join(f"{name}: {value}" for name, value in arguments.items())
+    (tmp_path / "r.jsonl").write_text('{"prompt": "x"}')
+    (tmp_path / "app.yaml").write_text(
+        "version: 1\nname: a\nmodels: {m: {model: m, path: m, engine_args: "
+        f"{{max_num_batched_tokens: 2048, {given}}}}}}}\n"
+        "nodes: {n: {model: m, requests: r.jsonl, sampling_params: {max_tokens: 4}}}\n"
+    )
+    planned = load_application(tmp_path / "app.yaml").app.nodes[0].model
+    assert seen[0].engine.enable_prefix_caching
+    assert setting_key(seen[0], "core", 1, 1) == setting_key(planned, "core", 1, 1)
+
+
+def test_what_profile_latency_cannot_measure_is_refused(samullm: Run, tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text(json.dumps(CONFIG))
     for words, told in (
         (["--executor", "simulated"], "--executor simulated: its times come from a latency model"),
         (["--tp", "0"], "--tp 0: write sizes as in --tp 1,2"),
         (["--kv-cache-tokens", "100"], "--kv-cache-tokens 100: one sequence of 1024 does not fit"),
+        (["--engine-arg", "block_size=x"], "--engine-arg.block_size: must be a whole number"),
+        (["--engine-arg", "tensor_parallel_size=2"], "tensor_parallel_size: give it as --tp"),
+        (["--max-num-seqs", "8", "--engine-arg", "max_num_seqs=9"], "max_num_seqs: there is an"),
         (["--model", "nowhere"], "nowhere: there is no such file"),
         (["--model", str(tmp_path / "m" / ".")], "another folder is called m as well"),
         (["--model", "other", "--name", "a"], "--name names one model"),

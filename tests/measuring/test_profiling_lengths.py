@@ -25,6 +25,7 @@ from samullm_plugin.measuring.lengths import (
 from samullm_plugin.model.scenarios import make_scenario
 from samullm_plugin.profiling.length_profile import read_length_profile
 from samullm_plugin.run.length_prompts import LengthPrompts
+from samullm_plugin.run.prompts import Refused
 from samullm_plugin.testing.factories import GPU, TestNode, make_problem
 from tests.run.worlds import small_problem
 
@@ -130,6 +131,26 @@ def test_requests_that_all_fail_are_an_error() -> None:
     masks = (np.ones(1, bool),)
     with pytest.raises(InputError, match=r"no request .* prompt of 40 tokens"):
         measure_lengths(executor, problem.app, TooLong(problem.scenarios[0]), masks, setup)
+
+
+def test_last_requests_whose_prompts_cannot_be_made_fail_alone() -> None:
+    nodes = [TestNode("a", [20] * 3, [5] * 3, inputs=[[], [(0, 0)], [(0, 1)]])]
+    problem = make_problem(nodes, 1, nvlink=1)
+
+    class Breaks(LengthPrompts):
+        def prepare(self, request, ledger):  # type: ignore[no-untyped-def]  # as its base
+            made = super().prepare(request, ledger)
+            return Refused("the template fails on this output") if request[1] == 1 else made
+
+    executor = SimulatedExecutor()
+    executor.imitate(problem)
+    costs = tuple(next(iter(c.values())) for c in problem.costs)
+    setup = EngineSetup(gpu=GPU, kv_cache_tokens=100, costs=costs)
+    prompts, masks = Breaks(problem.scenarios[0]), (np.ones(3, bool),)
+    measured = measure_lengths(executor, problem.app, prompts, masks, setup)
+    assert [len(s.output_tokens) for s in measured.observations] == [1]
+    reasons = ["the template fails on this output", "its input request-1 of node a failed"]
+    assert measured.failed == tuple(("a", r, why) for r, why in enumerate(reasons, 1))
 
 
 # --- from outside ---

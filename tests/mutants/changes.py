@@ -349,7 +349,7 @@ CHANGES = (
     Change(
         _SERVING,
         "failures of engines add up over the whole run",
-        "            self.failures[node] = 0\n",
+        "            self.failures[node] = self.unstarted[node] = 0\n",
         "",
         FAILURES,
     ),

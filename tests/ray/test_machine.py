@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import Future
+from pathlib import Path
 
+import psutil
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samullm_ray.cluster import connect
+from samullm_ray.describe import FoundMachine, cluster_section
+from samullm_ray.launcher import RemoteLauncher
 from samullm_ray.link import Batch, Incoming, Outgoing
 from samullm_ray.machine import Machine
-from samullm_ray.messages import Command, Kill, Killed, MachineFacts, News, Reply
+from samullm_ray.messages import Command, Kill, Killed, Launch, MachineFacts, News, Reply
+from samullm_ray.options import RayOptions
+from samullm_vllm.vllm_executor import VllmExecutor
 
-FACTS = MachineFacts("one", "host", "node", "cpu", ("0",), (), ())
+from samullm_plugin import InputError
+
+FACTS = MachineFacts("one", "host", "cpu", (), ())
 
 
 class Unreachable(Exception):
@@ -31,6 +42,7 @@ class Wire:
         self.news: Outgoing[News] = Outgoing()
         self.calls: list[tuple[Future[Reply], Batch[Command] | int]] = []
         self.fenced = False
+        self.kills_succeed = True
 
     def command(self, batch: Batch[Command]) -> Future[Reply]:
         return self._call(batch)
@@ -56,7 +68,8 @@ class Wire:
             if isinstance(what, Batch):
                 for command in self.commands.take(what):
                     self.carried_out.append(command)
-                    self.news.add(Killed(command.key, b"", gone=True))
+                    if isinstance(command, Kill):
+                        self.news.add(Killed(command.key, b"", gone=self.kills_succeed))
                 batch: Batch[News] = Batch(0, ())
             else:
                 self.news.acknowledge(what)
@@ -65,6 +78,19 @@ class Wire:
                 future.set_result(Reply(self.incarnation, self.commands.received, batch))
                 return
         future.set_exception(Unreachable())
+
+
+class QuickWire(Wire):
+    """An agent that answers at once, and polls when it has something to say."""
+
+    def _call(self, what: Batch[Command] | int) -> Future[Reply]:
+        future = super()._call(what)
+        for number, (_, asked) in enumerate(self.calls):
+            if isinstance(asked, Batch):
+                self.serve(number)
+        if self.calls and self.news:
+            self.serve(0)
+        return future
 
 
 def machine(wire: Wire) -> Machine:
@@ -133,3 +159,40 @@ def test_an_agent_that_took_its_place_is_not_believed() -> None:
     wire.serve(0)
     there.update(0.0)
     assert "another agent" in there.lost
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_an_engine_is_killed_once_and_its_agent_is_believed(*, gone: bool, tmp_path: Path) -> None:
+    wire = QuickWire()
+    wire.kills_succeed = gone
+    bell = os.eventfd(0, os.EFD_NONBLOCK)
+    launcher = RemoteLauncher(bell, lambda lost: None, rank_processes=True)
+    launcher.machines[0] = machine(wire)
+    with (tmp_path / "log").open("wb") as log:
+        for _ in range(2):  # the second engine of the key is not taken for killed with the first
+            launched = launcher.launch("a", 1, log, launcher.placement(["0/0"]))
+            launcher.strike(launched)
+            assert launcher.kill(launched, 10.0) == gone
+    assert not wire.fenced
+    assert [type(c) for c in wire.carried_out] == [Launch, Kill, Launch, Kill]
+    os.close(bell)
+
+
+def test_an_address_at_which_nobody_listens_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray would go on trying for minutes."""
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "init", lambda **options: pytest.fail("Ray is asked to join"))
+    with pytest.raises(InputError, match=r"no cluster at 127\.0\.0\.1:1: .*ray start"):
+        connect(RayOptions(address="127.0.0.1:1"))
+
+
+def test_cores_are_the_same_devices_in_a_cluster_and_alone() -> None:
+    alone = VllmExecutor.local_cluster()
+    if alone is None or alone.gpus[0].name != "core":
+        pytest.skip("needs vLLM and a machine without GPUs")
+    memory = psutil.virtual_memory().total
+    section = cluster_section([FoundMachine("here", None, alone.num_gpus, memory)])
+    gib = round(alone.gpus[0].memory_bytes / 2**30, 2)
+    assert section["gpus"] == [{"gpu": "core", "count": alone.num_gpus, "gpu_memory_gib": gib}]

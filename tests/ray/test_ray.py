@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 from samullm_ray.executor import RayExecutor, RayOptions  # noqa: E402  # needs Ray
 
 soak = pytest.mark.skipif(
-    "SAMULLM_SOAK_RAY" not in os.environ, reason="kills machines and waits for them: make soak-ray"
+    "SOAK_RAY" not in os.environ, reason="kills machines and waits for them: make soak-ray"
 )
 GPU = Gpu("core", 1 << 30)
 TWO_MACHINES = Cluster((GPU, GPU), (), ((0,), (1,)))
@@ -95,6 +95,9 @@ def machines(undisturbed_texts: dict[str, str]) -> Iterator[Machines]:
     made = Machines()
     with RayExecutor.kept_warm():
         yield made
+    import ray
+
+    assert not ray.is_initialized()  # an executor joined the cluster, so the last one has left it
     made.close()
 
 

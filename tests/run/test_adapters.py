@@ -136,6 +136,12 @@ def test_memory_of_adapters() -> None:
     assert adapter_bytes(sizes, adapted, 1) == 3 * 2 * 41_943_040
     more = weight_bytes_on_device(sizes, adapted, 2) - weight_bytes_on_device(sizes, plain, 2)
     assert 0.5 < more / (3 * 2 * 41_943_040) < 1.0
+    # On one of 2 devices: halves of what q, k, v, gate and up write, and of what o and down read.
+    mine = 6144 + 2 * 4608 + (2048 + 4096) + 2 * 11264 + (7168 + 4096)
+    assert adapter_bytes(sizes, adapted, 2) == 3 * 2 * 32 * 16 * mine
+    experts = replace(sizes, num_experts=4, num_active_experts=2)
+    mlps = 2 * 11264 + (7168 + 4096)
+    assert adapter_bytes(experts, adapted, 2) == 3 * 2 * 32 * 16 * (mine + 3 * mlps)
 
 
 @pytest.mark.parametrize(

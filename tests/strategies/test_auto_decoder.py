@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from time import monotonic
 
 import numpy as np
@@ -14,6 +15,7 @@ from samullm_auto.moves import offered
 from samullm_auto.neighbourhood import anneal, compile_ahead, move
 from samullm_auto.solution import Solution, list_solutions, solutions_of
 from samullm_auto.surrogate import MOMENTS, Surrogate
+from samullm_tasks.timing import TimedMode
 
 from samullm_plugin.model.application import EngineOptions
 from samullm_plugin.model.parallel import ParallelConfig
@@ -52,6 +54,12 @@ def dependent() -> Problem:
     return make_problem(nodes, num_gpus=4)
 
 
+def timed(problem: Problem) -> list[list[TimedMode]]:
+    """Return all modes that are offered, by node."""
+    nodes = range(len(problem.app.nodes))
+    return [[TimedMode.idle(problem, i, p) for p in offered(problem, i)] for i in nodes]
+
+
 class Workshop:
     """All that turns a problem's solutions into figures."""
 
@@ -60,7 +68,7 @@ class Workshop:
         self.problem, self.simulator = problem, PlanSimulator(problem)
         self.modes = [offered(problem, i) for i in range(len(problem.app.nodes))]
         self.surrogate = Surrogate(
-            problem, self.simulator, range(scenarios), self.modes, pairs=True
+            problem, self.simulator, range(scenarios), timed(problem), pairs=True
         )
         self.builder = Builder(problem, self.simulator, 0, self.modes)
 
@@ -88,14 +96,14 @@ class Workshop:
 def test_without_resizing_decoding_is_the_simulation() -> None:
     shop = Workshop(independent())
     for solution in shop.solutions(60):
-        fixed = solution.with_splits(()).with_flags(strict=False, grow=False)
+        fixed = replace(solution, splits=(), strict=False, grow=False)
         assert shop.decoded_s(fixed) == pytest.approx(shop.simulated_s(fixed), rel=1e-6), fixed
 
 
 def test_dependent_models_run_no_later_than_decoded() -> None:
     """The run may start models earlier: it gives idle devices to those of later stages."""
     shop = Workshop(dependent())
-    solutions = [r.with_splits(()).with_flags(strict=False, grow=False) for r in shop.solutions(80)]
+    solutions = [replace(r, splits=(), strict=False, grow=False) for r in shop.solutions(80)]
     decoded, simulated = np.array([(shop.decoded_s(r), shop.simulated_s(r)) for r in solutions]).T
     assert (simulated <= decoded * (1 + 1e-6)).all()
     assert np.mean(np.abs(simulated - decoded) < 1e-6 * decoded) > 0.5
@@ -103,7 +111,7 @@ def test_dependent_models_run_no_later_than_decoded() -> None:
 
 def test_resized_models_are_decoded_closely() -> None:
     shop = Workshop(independent())
-    solutions = [r.with_flags(strict=False, grow=r.grow) for r in shop.solutions(80)]
+    solutions = [replace(r, strict=False) for r in shop.solutions(80)]
     decoded, simulated = np.array([(shop.decoded_s(r), shop.simulated_s(r)) for r in solutions]).T
     assert np.median(np.abs(decoded / simulated - 1)) < 0.01
     assert np.corrcoef(decoded, simulated)[0, 1] > 0.9
@@ -112,7 +120,7 @@ def test_resized_models_are_decoded_closely() -> None:
 def test_annealing_finds_better_solutions() -> None:
     shop = Workshop(independent())
     start = shop.solutions(1)[0]
-    worse = start.with_order(start.order[::-1])
+    worse = replace(start, order=start.order[::-1])
     rng, weights = np.random.default_rng(0), np.ones(len(shop.modes))
     found = shop.surrogate.anneal([worse], weights, 20_000, NO_FUSE, 8, rng)
     values = [shop.surrogate.value_s(r) for r in found]
@@ -150,12 +158,10 @@ def test_a_plan_becomes_a_solution_for_the_same_plan() -> None:
     shop = Workshop(independent())
     for solution in shop.solutions(60):
         for strict in (False, True):
-            fixed = solution.with_splits(()).with_flags(strict=strict, grow=False)
+            fixed = replace(solution, splits=(), strict=strict, grow=False)
             plan = shop.builder.build(fixed)
             planned_s = shop.simulator.simulate_scenario(plan, 0).makespan_s
-            again = [
-                r.with_flags(strict=r.strict, grow=False) for r in solutions_of(shop.problem, plan)
-            ]
+            again = [replace(r, grow=False) for r in solutions_of(shop.problem, plan)]
             assert min(shop.simulated_s(r) for r in again) <= planned_s * (1 + 1e-9), fixed
 
 
@@ -168,7 +174,7 @@ def test_scenarios_are_scaled_by_the_smallest_and_the_largest_configuration() ->
     ]
     problem = make_problem(nodes, num_gpus=4, num_scenarios=3)
     simulator = PlanSimulator(problem)
-    modes = [offered(problem, i) for i in range(2)]
+    modes = timed(problem)
     whole = Surrogate(problem, simulator, range(3), modes, pairs=True)
     few = Surrogate(problem, PlanSimulator(problem), range(3), modes, pairs=True, full=1)
     np.testing.assert_allclose(few.tables.work_s, whole.tables.work_s, rtol=0.1)

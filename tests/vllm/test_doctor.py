@@ -66,6 +66,66 @@ def test_who_holds_memory_is_named(gpus: SimpleNamespace) -> None:
     assert "CUDA_VISIBLE_DEVICES" in held.remedy
 
 
+def test_holders_that_nvml_may_not_name_are_no_failure(gpus: SimpleNamespace) -> None:
+    """In containers and on shares of a GPU NVML names no processes."""
+
+    def refuse(handle: int) -> list[object]:
+        raise RuntimeError("Insufficient Permissions")
+
+    gpus.nvmlDeviceGetComputeRunningProcesses = refuse
+    assert found("devices").verdict == "ok"
+    held = found("memory of device 1")
+    assert held.verdict == "warning"
+    assert "Insufficient Permissions" in held.found
+
+
+def test_devices_are_looked_at_by_whatever_name_cuda_takes(
+    gpus: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The beginning of a UUID is enough for CUDA, and so for the memory of the device."""
+    uuids = ["GPU-aa00", "GPU-bb00"]
+
+    def by_uuid(name: str) -> int:
+        if name not in uuids:
+            raise RuntimeError("Not Found")
+        return uuids.index(name)
+
+    gpus.nvmlDeviceGetUUID = uuids.__getitem__
+    gpus.nvmlDeviceGetHandleByUUID = by_uuid
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-bb,GPU-aa00")
+    assert found("devices").verdict == "ok"
+    assert found("memory of device 0").verdict == "warning"  # the card that is half full
+    assert found("memory of device 1").verdict == "ok"
+
+
+def test_a_driver_older_than_torch_fails(
+    gpus: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Within a CUDA release any driver does; torch built for a later one finds no GPU."""
+    (tmp_path / "version.py").write_text(
+        "from typing import Optional\ncuda: Optional[str] = '13.0'"
+    )
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(doctor, "find_spec", lambda name: spec)
+    assert found("NVIDIA driver").verdict == "ok"
+    gpus.nvmlSystemGetCudaDriverVersion = lambda: 12080
+    assert found("NVIDIA driver").verdict == "failed"
+    assert "CUDA 12.8, but torch is built for CUDA 13.0" in found("NVIDIA driver").found
+    assert "update the driver" in found("NVIDIA driver").remedy
+
+
+def test_models_are_looked_for_where_the_hub_keeps_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Weights are read from there, whatever disk the caches are on."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    assert str(tmp_path / "hub") in found("models of the hub").found
+    monkeypatch.setattr(doctor, "_write_and_read", lambda folder: 5e7)
+    slow = found("models of the hub")
+    assert slow.verdict == "warning"
+    assert "minutes" in slow.remedy
+
+
 def test_a_driver_that_does_not_answer_fails(
     gpus: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,7 +138,9 @@ def test_a_driver_that_does_not_answer_fails(
         monkeypatch.setattr(f"{module}.open_nvml", silent)
     checks = {c.name: c for c in examine(smoke=True)}
     assert checks["NVIDIA driver"].verdict == "failed"
-    assert "repair the driver" in checks["NVIDIA driver"].found
+    assert checks["NVIDIA driver"].found == "NVML does not answer"
+    assert checks["NVIDIA driver"].remedy == "repair the driver"
+    assert checks["devices"].verdict == "failed"
     assert checks["run of a tiny model"].found == "left out"
 
 

@@ -1,0 +1,77 @@
+"""When a process counts as gone, and what ends it when its coordinator does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+from samullm_vllm.processes import RecordedProcess, kill, wait_gone
+
+LEADERLESS = """
+import ctypes, threading, time
+threading.Thread(target=time.sleep, args=(1.0,)).start()
+print("started", flush=True)
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+HANGING = """
+import ctypes, os, sys
+from samullm_vllm.processes import end_with_parent
+end_with_parent(int(sys.argv[1]), cleaning_up=True)
+print(os.getpid(), flush=True)
+ctypes.PyDLL(None).sleep(60)  # keeps the interpreter's lock
+"""
+
+PARENT = """
+import os, subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", sys.argv[1], str(os.getpid())])
+time.sleep(60)
+"""
+
+
+def test_a_process_runs_as_long_as_one_of_its_threads() -> None:
+    """Memory of devices goes with the last thread, however long the leader has been a zombie."""
+    with subprocess.Popen(
+        [sys.executable, "-c", LEADERLESS], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        recorded = RecordedProcess.of(process.pid)
+        assert recorded is not None
+        while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        assert len(list(Path(f"/proc/{process.pid}/task").iterdir())) > 1
+        assert recorded.find() is not None
+        assert not wait_gone([recorded], 0.1)
+        assert wait_gone([recorded], 20.0)
+        assert recorded.find() is None  # though nobody has waited for it yet
+        assert process.poll() is not None
+
+
+def test_one_whose_leader_has_ended_is_killed() -> None:
+    code = LEADERLESS.replace("1.0", "60.0")
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        recorded = RecordedProcess.of(process.pid)
+        assert recorded is not None
+        assert kill([recorded])
+        assert process.wait(10.0) == -9
+
+
+def test_an_engine_that_hangs_ends_with_its_coordinator() -> None:
+    """Even in a call that lets no thread of Python run, such as one that waits for a device."""
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, HANGING], stdout=subprocess.PIPE, text=True
+    ) as coordinator:
+        assert coordinator.stdout is not None
+        engine = RecordedProcess.of(int(coordinator.stdout.readline()))
+        assert engine is not None
+        time.sleep(0.1)  # until it hangs
+        coordinator.kill()
+        assert wait_gone([engine], 10.0)
