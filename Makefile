@@ -8,11 +8,11 @@ TEST_PYTHON ?= $(shell python3.11 -c "" 2>/dev/null && echo python3.11 || echo $
 # To compare with another vLLM, name the Python of an environment that has it and hypothesis.
 CONFORMANCE_PYTHON ?= $(TEST_VENV)/bin/python
 
-# Tests run in so many processes at once; tests that start engines stay in one of them.
+# Tests run in so many processes at once; some files stay in one of them (tests/conftest.py says which).
 TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help bench dev test lint pytest site test-versions conformance fuzz mutants soak soak-ray vllm-cpu clean
+.PHONY: help bench dev test lint pytest site test-versions conformance fuzz explore mutants soak soak-ray vllm-cpu clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -67,6 +67,9 @@ conformance: $(TEST_VENV)/.installed ## compare the engine simulation with an in
 
 fuzz: $(TEST_VENV)/.installed ## try 10,000 files that were changed at random
 	$(TEST_VENV)/bin/python -m tests.fuzz --cases 10000
+
+explore: $(TEST_VENV)/.installed ## property tests on examples that were not tried before
+	$(TEST_VENV)/bin/python -m pytest -m "hypothesis and not vllm" --hypothesis-profile explore
 
 mutants: $(TEST_VENV)/.installed ## change the code in one place at a time: do its tests notice?
 	$(TEST_VENV)/bin/python -m tests.mutants

@@ -9,8 +9,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+# The same examples every time: a change is judged by what it changed. Others, as many as there is
+# time for, are tried with `--hypothesis-profile explore`.
+settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("explore", derandomize=False)
+settings.load_profile("repeatable")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -142,7 +142,7 @@ class SimulatedCluster:
         cut = limit <= output or self._output[node][r] >= table.max_tokens[r]
         came = Submission(
             r,
-            engine.since_ready(self.clock_s),
+            engine.since_ready(self.clock_s, own=r in self._own[node]),
             request.prompt_tokens,
             max(1, min(output, limit)),
             bool(cut),

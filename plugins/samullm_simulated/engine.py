@@ -82,10 +82,17 @@ class SimulatedEngine:
     _prefixes: tuple[Ints, Ints] | None = None
     _last_finish_s: tuple[float, float] = (-1.0, 0.0)
 
-    def since_ready(self, clock_s: float) -> float:
-        """Return the seconds since it is ready, exact at the moment of its own last finish."""
+    def since_ready(self, clock_s: float, *, own: bool) -> float:
+        """Return the seconds since it is ready.
+
+        Args:
+            clock_s: now.
+            own: to the bit the moment of its own last finish, if that is now: what waited for it
+                comes then. Anything else comes by the clock, a rounding error apart: the plan
+                simulator's order of requests that come at one moment.
+        """
         at_s, after_s = self._last_finish_s
-        return after_s if clock_s == at_s else max(clock_s - self.ready_s, 0.0)
+        return after_s if own and clock_s == at_s else max(clock_s - self.ready_s, 0.0)
 
     def use_prefixes(self, prefix_id: Ints, prefix_tokens: Ints) -> None:
         """Let requests share prefixes; arrays by request index of the node."""

@@ -80,7 +80,7 @@ def hash_prefixes(
         for j in range(both):
             h = mix(h, mix(2 * prefix_id[r], j))
             prompt_hash[start + j] = h
-        own = mix(h, 2 * r + 1)
+        own = mix(h, mix(1, r))  # no number that stands for something else, such as GENERATED
         for j in range(both, full):
             prompt_hash[start + j] = mix(own, j)
         tail = own

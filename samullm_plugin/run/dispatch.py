@@ -23,7 +23,8 @@ class Replica:
         devices: its devices.
         started_s: when its start began, on the run's clock.
         planned_s: when the plan's figures have it ready.
-        window: how many requests it has at most at a time; None: all that were dealt to it.
+        window: how many requests it is given at a time, besides those that are to be served before
+            others it has; None: all that were dealt to it.
         ready_s: when it could serve; None while it starts.
         outstanding: requests it has, by index.
         backlog: requests dealt to it that it has not been given.

@@ -19,8 +19,9 @@ class RunOptions:
     """Limits of a run.
 
     Attributes:
-        max_engine_failures: after so many failures of a node's engines in a row, none of its
-            requests having finished in between, the node is given up.
+        max_engine_failures: after so many failures of a node's engines at work, none of its
+            requests having finished in between, the node is given up; after so many in a row that
+            did not start, the run stops.
         max_request_failures: a request is given up after so many engines died under it.
     """
 
@@ -66,13 +67,18 @@ class EngineFailures:
         self._stop(deployment, replica)
         status = self._queue.ledger.status[node]
         victims = [r for r in held if status[r] == Status.READY]
-        self._serving.failures[node] += 1
-        failures = self._serving.failures[node]
+        started = replica.ready_s is not None
+        if started:
+            self._serving.failures[node] += 1
+            self._serving.unstarted[node] = 0
+        else:
+            self._serving.unstarted[node] += 1
+        failures = (self._serving.failures if started else self._serving.unstarted)[node]
         self._log.add(
             time_s, "engine_failed", key=replica.key, node=name, reason=reason, failures=failures
         )
         if failures >= self._options.max_engine_failures:
-            if replica.ready_s is None:  # what has never worked may be repaired
+            if not started:  # what has never worked may be repaired
                 self.hopeless = (
                     f"engines of {name} do not start ({failures} in a row); the last: {reason}"
                 )
@@ -81,7 +87,8 @@ class EngineFailures:
             self._give_up(
                 deployment,
                 replica,
-                f"{failures} engines of {name} failed in a row; the last: {reason}",
+                f"{failures} engines of {name} failed, none of its requests having finished in "
+                f"between; the last: {reason}",
                 time_s,
             )
             return

@@ -24,7 +24,8 @@ class Serving:
     Attributes:
         late: by engines that were stopped, the node and the requests that are still to be reported
             as finished.
-        failures: per node, engine failures since one of its requests has finished.
+        failures: per node, failures of engines at work since one of its requests has finished.
+        unstarted: per node, engines that did not start, one after another.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Serving:
         """
         self.late: dict[str, tuple[int, set[int]]] = {}
         self.failures = [0] * len(queue.ledger.app.nodes)
+        self.unstarted = [0] * len(queue.ledger.app.nodes)
         self._executor, self._queue, self._engines, self._policy = executor, queue, engines, policy
 
     def dispatch(self, now_s: float) -> None:
@@ -117,7 +119,7 @@ class Serving:
                 if status is None or status[output.request] < Status.FINISHED:
                     raise RunError(f"engine {event.key} reported a request it does not have")
                 continue
-            self.failures[node] = 0
+            self.failures[node] = self.unstarted[node] = 0
             self._queue.finish((node, output.request), output, time_s)
 
     def take_back(

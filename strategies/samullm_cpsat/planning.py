@@ -234,12 +234,14 @@ def _spans_s(trace: PlanTrace) -> dict[str, tuple[float, float]]:
 
 
 def _structure(options: ExactOptions, scenarios: int) -> str:
-    """Return for which plans and durations the bound holds."""
+    """Return for which plans the bound holds, and what it is made of."""
     durations = "simulated durations"
+    if options.structure == "no-switching":
+        if scenarios > 1:
+            durations = f"the mean of the bounds of {scenarios} length scenarios"
+        return f"no switching: every model placed once, in one mode; by any simulation, {durations}"
     if scenarios > 1:
         durations = f"durations averaged over {scenarios} length scenarios"
-    if options.structure == "no-switching":
-        return f"no switching: every model placed once, in one mode; by any simulation, {durations}"
     return (
         f"at most {options.max_segments} segments per model, work linear inside a mode, a load for "
         f"each; {durations}"

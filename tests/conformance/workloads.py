@@ -204,6 +204,14 @@ def named_cases() -> dict[str, Case]:
         priority=drawn.integers(-1, 3, 60),
         arrival_step=drawn.integers(0, 60, 60),
     )
+    # The first generates on from the prefix of the last; none of its blocks is the last one's.
+    beside = Workload(
+        np.array([28, 9, 9, 40]),
+        np.array([30, 2, 2, 5]),
+        arrival_step=np.array([0, 0, 0, 20]),
+        prefix_id=np.array([0, -1, -1, 0]),
+        prefix_tokens=np.array([28, 0, 0, 28]),
+    )
     few = EngineConfig(
         max_num_seqs=5, max_num_batched_tokens=16, num_blocks=8, scheduling_policy="priority"
     )
@@ -233,6 +241,9 @@ def named_cases() -> dict[str, Case]:
                 enable_prefix_caching=True,
             ),
             continued,
+        ),
+        "prefix caching, a prompt beside what another generates from its prefix": Case(
+            replace(cached, block_size=4), beside
         ),
         "prefix caching, preempted find their own blocks": Case(
             replace(cached, num_blocks=60), some(60, 300, 250)

@@ -10,12 +10,19 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
 
 SHELL = re.compile(r"[|&;<>$`*?~#(){}]|\[\[|\n(?!$)")
+
+LONGEST_S = 200
+"""Seconds that one command may take, which includes compiling the simulator once."""
+
+TIMED_OUT = -signal.SIGALRM
+"""What a command ends with that took longer."""
 
 
 def words_of(script: str) -> list[str] | None:
@@ -46,7 +53,9 @@ class CommandServer:
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         assert answer, "the process that runs commands has ended"
-        return int(answer)
+        code = int(answer)
+        assert code != TIMED_OUT, f"samullm {shlex.join(words)}: more than {LONGEST_S} s"
+        return code
 
     def close(self) -> None:
         """End it."""
@@ -76,6 +85,7 @@ def _carry_out(asked: dict[str, object]) -> None:
     from samullm_plugin.cli.app import main
 
     os.setsid()
+    signal.alarm(LONGEST_S)
     os.environ.clear()
     os.environ.update(asked["env"])  # type: ignore[call-overload]
     os.chdir(str(asked["folder"]))

@@ -22,5 +22,8 @@ def test_every_promise_names_its_tests() -> None:
             if file.endswith(".py"):
                 assert Path(file).name in tests, f"{feature}: {name}"
                 assert not test or f"def {test}(" in tests[Path(file).name], f"{feature}: {name}"
-            elif name.startswith("test_"):
+            elif "/" in name:
+                assert (ROOT / name).exists(), f"{feature}: {name}"
+            else:
+                assert name.startswith("test_"), f"{feature}: {name} is no test"
                 assert f"def {name}(" in everything, f"{feature}: {name}"

@@ -195,3 +195,35 @@ def test_outside_model_is_not_called_per_step() -> None:
     result, _ = run(case, model)
     assert result.num_steps > 300
     assert model.calls == 1
+
+
+def numbered_from(k: int, workload: Workload) -> Workload:
+    """Put ``k`` requests before the others that come when these have long finished."""
+
+    def before(column: np.ndarray | None, value: float) -> np.ndarray | None:
+        return None if column is None else np.r_[np.full(k, value, column.dtype), column]
+
+    w, ids, indptr = workload, workload.prompt_token_ids, workload.release_indptr
+    arrival_s = np.zeros(len(w)) if w.arrival_s is None else w.arrival_s
+    return Workload(
+        np.r_[np.ones(k, np.int64), w.prompt_tokens],
+        np.r_[np.ones(k, np.int64), w.output_tokens],
+        arrival_s=before(arrival_s, 1e6),
+        priority=before(w.priority, 0),
+        prefix_id=before(w.prefix_id, -1),
+        prefix_tokens=before(w.prefix_tokens, 0),
+        prompt_token_ids=None if ids is None else (*[np.array([9])] * k, *ids),
+        release_index=None if w.release_index is None else w.release_index + k,
+        release_indptr=None if indptr is None else np.r_[np.zeros(k, np.int64), indptr],
+    )
+
+
+@quick
+@given(timed_cases(), st.integers(1, 6))
+def test_the_number_of_a_request_is_only_a_name(case: Case, k: int) -> None:
+    plain, complete = run(case)
+    assume(complete)
+    other, _ = run(replace(case, workload=numbered_from(k, case.workload)))
+    assert other.finish_s[k:] == pytest.approx(plain.finish_s, rel=1e-9)
+    assert other.computed_tokens == plain.computed_tokens + k
+    assert other.num_preemptions == plain.num_preemptions

@@ -1,7 +1,9 @@
 """Change the code in one place at a time and see whether its tests notice: ``make mutants``.
 
-The tree is copied; the named tests of all changes must pass there unchanged first. A change that
-no test notices has survived: the exit code is 1 then, and the change is printed.
+The tree is copied; the named tests of all changes must pass there unchanged first. A change has
+survived if the tests named for it pass: the exit code is 1 then, and the change is printed. It is
+noticed if one of them fails, cannot be collected, or if they take longer than a quarter of an hour.
+Whatever else pytest ends with stops everything.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+import pytest
 
 from tests.mutants.changes import CHANGES, Change
 
@@ -51,16 +55,20 @@ def run_tests(tree: Path, tests: Sequence[str]) -> subprocess.CompletedProcess[s
     )
 
 
-def first_failure(output: str) -> str:
-    """Return the test that failed first, for the table."""
+def first_failure(output: str) -> str | None:
+    """Return the test that failed first, for the table; None if none is named."""
     for line in output.splitlines():
         if line.startswith(("FAILED", "ERROR")):
             return line.split(" ", 1)[1].split(" - ")[0]
-    return "timed out" if "Timeout" in output else "pytest did not start"
+    return None
 
 
 def try_change(tree: Path, change: Change) -> str | None:
-    """Return the test that notices a change, or None."""
+    """Return the test that notices a change, or None.
+
+    Raises:
+        RuntimeError: if pytest has neither passed nor failed, but could not do its work.
+    """
     file = tree / change.file
     text = file.read_text(encoding="utf-8")
     file.write_text(change.apply(text), encoding="utf-8")
@@ -70,7 +78,23 @@ def try_change(tree: Path, change: Change) -> str | None:
         return "timed out"
     finally:
         file.write_text(text, encoding="utf-8")
-    return None if done.returncode == 0 else first_failure(done.stdout)
+    return judged(done)
+
+
+def judged(done: subprocess.CompletedProcess[str]) -> str | None:
+    """Return what has failed in a run of pytest; None if everything passed.
+
+    Raises:
+        RuntimeError: if pytest could not do its work.
+    """
+    if done.returncode == pytest.ExitCode.OK:
+        return None
+    failed = first_failure(done.stdout)
+    # With -x a file that cannot be imported interrupts.
+    known = (pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED)
+    if done.returncode not in known or failed is None:
+        raise RuntimeError(f"pytest ended with {done.returncode}: {done.stdout}{done.stderr}")
+    return failed
 
 
 def main() -> int:

@@ -72,6 +72,13 @@ _REPLANNING = "samullm_plugin/run/replanning.py"
 CHANGES = (
     # --- the simulated engine ---
     Change(
+        "samullm_plugin/engine/prefixes.py",
+        "the hash of a request's own blocks goes on from a number that also stands for a token",
+        "own = mix(h, mix(1, r))",
+        "own = mix(h, 2 * r + 1)",
+        ENGINE,
+    ),
+    Change(
         _SCHEDULE,
         "a chunk exceeds the token budget by one",
         "n, s.max_num_batched_tokens - tokens\n",
@@ -342,7 +349,7 @@ CHANGES = (
     Change(
         _SERVING,
         "failures of engines add up over the whole run",
-        "            self.failures[node] = 0\n",
+        "            self.failures[node] = self.unstarted[node] = 0\n",
         "",
         FAILURES,
     ),

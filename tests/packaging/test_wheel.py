@@ -83,7 +83,18 @@ def test_lists_of_packages_in_the_project_file_agree() -> None:
         contracts["the host knows no plugin and no heavy library"]["forbidden_modules"]
     )
     # The engines of the executor ray are those of the executor vllm, and schedulers that search
-    # share the timing of models: contracts of their own.
+    # share the timing of models: contracts of their own, which name all but those.
+    for name, allowed in (
+        ("engines on other machines are those of the executor vllm", {"samullm_vllm"}),
+        ("nobody knows the executor of several machines", set()),
+        (
+            "the timing of models is shared by the schedulers that search",
+            {"samullm_auto", "samullm_cpsat", "samullm_greedy"},
+        ),
+        ("the timing of models knows no plugin", set()),
+    ):
+        sides = contracts[name]["source_modules"], contracts[name]["forbidden_modules"]
+        assert {*sides[0], *sides[1]} == plugins - allowed, name
     apart = set(contracts["plugins do not know each other"]["modules"])
     assert plugins - {"samullm_ray", "samullm_tasks"} == apart
     assert plugins == set(contracts["plugins use what is public"]["source_modules"])

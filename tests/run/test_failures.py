@@ -36,6 +36,8 @@ class Mortal(SimulatedExecutor):
         for key, engine in self._cluster.engines.items():
             if key not in self.failed and self.dies(self, engine.spec):
                 self.failed.add(key)
+                # Dead at the moment at which it would have been ready: it has not started.
+                events = [e for e in events if e.key != key or e.kind != "ready"]
                 events.append(EngineEvent(key, "failed", self.now_s(), reason="killed"))
         return events
 
@@ -101,7 +103,7 @@ def test_requests_survive_random_deaths(seed: int, polls: list[int], forgets: bo
     for (i, r), result in ledger.results.items():
         if result.error is None:
             continue
-        why = ("engines died under it", "failed in a row", "its input")
+        why = ("engines died under it", "finished in between", "its input")
         assert any(w in result.error for w in why), (i, r)
 
 
@@ -130,6 +132,34 @@ def test_a_model_that_never_starts_stops_the_run_resumable() -> None:
     assert len(failures) == 3
     assert coordinator.log.records[-1]["kind"] == "drained"
     assert not executor._cluster.engines
+
+
+@pytest.mark.parametrize("works", ["at first", "in between"])
+def test_engines_that_do_not_start_are_counted_apart(works: str) -> None:
+    """Two die at work, then three do not start; or one dies at work after every two of those."""
+    problem = small_problem()
+    turns = {"at first": [1, 1, 0, 0, 0], "in between": [0, 0, 1] * 20}[works]
+    died: dict[str, int] = {}
+
+    def dies(executor: Mortal, spec: EngineSpec) -> bool:
+        if spec.node != 1:
+            return False
+        turn = turns[min(died.setdefault(spec.key, len(died)), len(turns) - 1)]
+        running = executor._cluster.engine(spec.key).generated(executor.now_s())
+        return not turn or bool(list(running))
+
+    executor = Mortal(dies, forgets=True)
+    coordinator = run_with_truth(problem, small_plan(), executor, problem)
+    failed = [r["failures"] for r in coordinator.log.records if r["kind"] == "engine_failed"]
+    if works == "at first":
+        assert coordinator.stopped == "engines of b do not start (3 in a row); the last: killed"
+        assert failed == [1, 2, 1, 2, 3]
+        assert not any((s == Status.FAILED).any() for s in coordinator.ledger.status)
+    else:
+        assert not coordinator.stopped
+        assert failed[:6] == [1, 2, 1, 1, 2, 2]
+        assert len(failed) > 6
+        assert (coordinator.ledger.status[1] == Status.FAILED).any()
 
 
 def test_a_model_whose_engines_die_at_work_is_given_up_and_the_rest_goes_on() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -144,12 +145,30 @@ def outputs(directory: Path, node: str) -> dict[str, Any]:
 
 
 def test_cascade(models: Path, tmp_path: Path) -> None:
-    outcome = run(models, EXAMPLES / "cascade" / "app.yaml", tmp_path / "r")
+    """The limit lies between what the small model is sure of and what it is not."""
+    app = Path(shutil.copytree(EXAMPLES / "cascade", tmp_path / "cascade")) / "app.yaml"
+    text = app.read_text()
+    assert text.count("logprob < -0.7") == 1
+    app.write_text(text.replace("logprob < -0.7", "logprob < -0.12"))
+    outcome = run(models, app, tmp_path / "r")
     assert outcome.failed == ()
     small, large = outputs(tmp_path / "r", "small"), outputs(tmp_path / "r", "large")
     explain = outputs(tmp_path / "r", "explain")
     assert set(small) == set(explain) == {"q1", "q2", "q3", "q4"}  # what was accepted met again
     assert set(small.values()) | set(large.values()) <= set("ABCD")
+    # Who goes on to the large model is decided by the mean log probability of the answer.
+    finished = {
+        r["request"]: r
+        for r in read_journal(tmp_path / "r/events.jsonl")
+        if r["kind"] == "finished" and r["node"] == "small"
+    }
+    lines = (EXAMPLES / "cascade" / "questions.jsonl").read_text().splitlines()
+    means = {
+        json.loads(line)["id"]: np.mean([position[0][1] for position in finished[r]["logprobs"]])
+        for r, line in enumerate(lines)
+    }
+    assert set(large) == {name for name, mean in means.items() if mean < -0.12}, means
+    assert 0 < len(large) < len(small), means
 
 
 def test_preference_data(models: Path, tmp_path: Path) -> None:

@@ -98,6 +98,7 @@ def test_search_answers(models: Path, tmp_path: Path) -> None:
         logit = reference(models, "ranker", row["question"], row["paragraph"])[0]
         assert score == pytest.approx(float(logit.sigmoid()), abs=1e-4)
     kept = {k for k, v in scores.items() if v > 0.1}
+    assert kept
     labels = outputs(tmp_path / "r", "sort")
     assert set(labels) == kept
     for name, value in labels.items():

@@ -32,20 +32,36 @@ from tests.run.worlds import run_with_truth, small_plan, small_problem
 
 
 class Windowed(SimulatedExecutor):
-    """Simulated engines that are given requests as real ones are."""
+    """Simulated engines that are given requests as real ones are.
+
+    Attributes:
+        most: by how many requests an engine has had more than its window, at most.
+        urgent: requests beyond a window that were to be served before others of the engine.
+        idle: requests beyond a window that were not.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.most = 0
+        self.most = -1_000_000
+        self.urgent = self.idle = 0
+        self._priority: dict[str, dict[int, int]] = {}
 
     def window(self, model: ModelSpec) -> int | None:
         return WINDOW * model.engine.max_num_seqs
 
     def submit(self, key: str, requests: Sequence[EngineRequest]) -> None:
+        engine, given = self.cluster.engine(key), self._priority.setdefault(key, {})
+        window = WINDOW * engine.spec.model.engine.max_num_seqs
+        held = [given[state.request] for state, _ in engine.generated(self.now_s())]
+        for request in requests:
+            if len(held) >= window and request.priority < max(held):
+                self.urgent += 1
+            elif len(held) >= window:
+                self.idle += 1
+            held.append(request.priority)
+            given[request.request] = request.priority
+        self.most = max(self.most, len(held) - window)
         super().submit(key, requests)
-        held = len(self.cluster.engine(key).generated(self.now_s()))
-        limit = self.cluster.engine(key).spec.model.engine.max_num_seqs
-        self.most = max(self.most, held - WINDOW * limit)
 
 
 @settings(
@@ -69,7 +85,23 @@ def test_the_window_changes_no_order_of_a_policy(name: str) -> None:
     problem = make_case(host, "small-1", CaseSettings(seeds=0)).problem
     plan = make_plan(host, problem, "min-heuristic").plan
     policy = policy_call(problem.app, host.create("request-policy", name), problem.scenarios)
-    assert_equal(problem, plan, policy, executor=Windowed())
+    executor = Windowed()
+    assert_equal(problem, plan, policy, executor=executor)
+    assert not executor.idle
+
+
+def test_only_what_is_to_be_served_before_others_goes_beyond_the_window() -> None:
+    """Judgements become ready a few at a time: some are longer than what the engine has."""
+    problem, executor = small_problem(n=300), Windowed()
+    chosen = PluginHost.from_settings().create("request-policy", "longest-first")
+    policy = policy_call(problem.app, chosen, problem.scenarios)
+    whole = run_with_truth(problem, small_plan(), SimulatedExecutor(), problem, policy=policy)
+    found = run_with_truth(problem, small_plan(), executor, problem, policy=policy)
+    for finish_s, expected_s in zip(found.ledger.finish_s, whole.ledger.finish_s, strict=True):
+        np.testing.assert_allclose(finish_s, expected_s, rtol=1e-9)
+    assert executor.most > 0
+    assert executor.urgent > 0
+    assert not executor.idle
 
 
 def test_many_requests_wait_outside() -> None:
@@ -80,6 +112,7 @@ def test_many_requests_wait_outside() -> None:
     for finish_s, expected_s in zip(found.finish_s, expected.finish_s, strict=True):
         np.testing.assert_allclose(finish_s, expected_s, rtol=1e-9)
     assert executor.most == 0
+    assert not executor.idle
 
 
 class MortalWindowed(Mortal, Windowed):

@@ -181,10 +181,11 @@ def test_bound_and_objective_are_told_apart_from_the_hosts_bound() -> None:
     _, context = plan_with(problem)
     assert context.report.bound is not None
     assert "every model placed once" in context.report.bound.structure
-    assert "averaged over 2 length scenarios" in context.report.bound.structure
+    assert "mean of the bounds of 2 length scenarios" in context.report.bound.structure
     _, context = plan_with(problem, structure="segments", max_segments=3, ticks=100)
     assert context.report.bound is not None
     assert "at most 3 segments per model" in context.report.bound.structure
+    assert "durations averaged over 2 length scenarios" in context.report.bound.structure
 
 
 def test_progress_and_explanation() -> None:

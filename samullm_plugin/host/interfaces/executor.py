@@ -259,8 +259,9 @@ class Executor(Plugin, ABC):
         return False
 
     def window(self, model: ModelSpec) -> int | None:
-        """Return how many requests a replica of a model is given at most before it reports some.
+        """Return how many requests a replica of a model is given before it reports some.
 
+        Under a request policy, those to be served before the last that it has come on top.
         None: all there are. By default three times as many as its engine runs at once, so that at
         least twice as many wait in the engine: its scheduler then decides as if it had them all.
         On a virtual clock nothing has to be made for a request, and they are given at once.
