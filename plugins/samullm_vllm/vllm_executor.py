@@ -30,7 +30,7 @@ from samullm_vllm.devices import (
 )
 from samullm_vllm.engine import engine_args
 from samullm_vllm.executor import ProcessExecutor
-from samullm_vllm.fork_launching import make_launcher
+from samullm_vllm.fork_launching import make_launcher, make_other_launcher
 from samullm_vllm.launching import Launcher
 from samullm_vllm.process_options import ProcessOptions
 from samullm_vllm.protocol import Sleep, Start, Wake
@@ -51,7 +51,7 @@ class VllmOptions(ProcessOptions):
     start_method: Literal["auto", "fork", "fresh"] = Field(
         default="auto",
         description="How engines come up: forked from a process that has imported vLLM once, "
-        "which auto takes, or as fresh interpreters.",
+        "which auto takes unless importing vLLM touches CUDA, or as fresh interpreters.",
     )
     sleep_mode: bool = Field(
         default=False, description="Load engines so that they can be put to sleep (CUDA only)."
@@ -161,6 +161,10 @@ class VllmExecutor(ProcessExecutor):
 
     def _make_launcher(self, log: IO[bytes], environment: Mapping[str, str]) -> Launcher:
         return make_launcher(self.vllm_options.start_method, self._platform, log, environment)
+
+    def _make_other_launcher(self, why: str, environment: Mapping[str, str]) -> Launcher | None:
+        method = self.vllm_options.start_method
+        return make_other_launcher(method, self._platform, environment, why)
 
     def check(self, models: Sequence[ModelSpec]) -> None:
         """Refuse models whose folder is not there.
