@@ -16,8 +16,8 @@ SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 # The same examples every time: a change is judged by what it changed. Others, as many as there is
 # time for, are tried with `--hypothesis-profile explore`.
-settings.register_profile("repeatable", derandomize=True)
-settings.register_profile("explore", derandomize=False)
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("explore", derandomize=False, deadline=None)
 settings.load_profile("repeatable")
 
 
