@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from samullm_simulated.executor import SimulatedExecutor
 
 from samullm_plugin.bench.cases import CaseSettings, make_case
+from samullm_plugin.host.interfaces.backlog import Backlog
 from samullm_plugin.host.interfaces.executor import WINDOW, EngineRequest
 from samullm_plugin.host.interfaces.observer import RunInfo
 from samullm_plugin.host.manager import PluginHost
@@ -20,7 +21,6 @@ from samullm_plugin.model.application import ModelSpec
 from samullm_plugin.planning.planner import make_plan
 from samullm_plugin.planning.policies import policy_call
 from samullm_plugin.run import results
-from samullm_plugin.run.dispatch import Backlog
 from samullm_plugin.run.journal import Journal, read_journal
 from samullm_plugin.run.ledger import Status
 from samullm_plugin.run.log import RunLog
@@ -134,7 +134,8 @@ def test_what_waited_for_an_engine_that_died_is_served_elsewhere(seed: int) -> N
 
 @given(st.lists(st.integers(0, 3)), st.integers(0, 5))
 def test_a_backlog_is_in_order(priorities: list[int], taken: int) -> None:
-    backlog, expected = Backlog(), []
+    backlog: Backlog[int] = Backlog()
+    expected = []
     for request, priority in enumerate(priorities):
         backlog.add(priority, request)
         expected.append((priority, request))
