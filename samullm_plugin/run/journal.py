@@ -237,6 +237,9 @@ _NEEDED: Mapping[str, tuple[str, ...]] = {
 }
 """Fields that records of a kind must have."""
 
+_TEXTS = ("text", "finish_reason", "error")
+"""Fields that hold a text where they are given."""
+
 _LARGEST = 2**62
 
 
@@ -249,6 +252,10 @@ def _wrong(record: Any) -> str | None:
         if not isinstance(value, _TYPES[name]) or isinstance(value, bool):
             return f"{name} is missing or wrong"
         if isinstance(value, int | float) and not -_LARGEST < value < _LARGEST:  # nor NaN
+            return f"{name} is wrong"
+    for name in _TEXTS:
+        value = record.get(name)
+        if value is not None and not isinstance(value, str):
             return f"{name} is wrong"
     return None
 

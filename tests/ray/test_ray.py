@@ -84,9 +84,6 @@ class Machines:
 
         ray.shutdown()
         self._cluster.shutdown()
-        # What asked a head that is gone ends the whole process a minute later.
-        self._cluster.global_state.disconnect()
-        self._cluster = self._second = None
 
 
 @pytest.fixture(scope="module")
