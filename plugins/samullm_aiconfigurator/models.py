@@ -27,7 +27,7 @@ from samullm_plugin import (
     find_name,
 )
 from samullm_plugin.errors import describe_validation
-from samullm_plugin.profiling.loading import LoadModel
+from samullm_plugin.profiling.loading import BY_OPTIONS, LoadModel
 
 _SYSTEMS = {
     "a10080": "a100_sxm", "a100": "a100_sxm", "a100sxm": "a100_sxm", "a100sxm80": "a100_sxm",
@@ -202,7 +202,7 @@ class OperatorTables(LatencyModel):
         loading = LoadModel(
             options.start_s, options.start_s, options.read_bytes_per_s, options.disk_bytes_per_s
         )
-        return loading.times(weights, tensor_parallel_size)
+        return loading.times(weights, tensor_parallel_size, source=BY_OPTIONS)
 
     def provenance(
         self,

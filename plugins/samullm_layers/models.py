@@ -23,7 +23,7 @@ from samullm_plugin import (
 )
 from samullm_plugin.checkpoints.models import short_name
 from samullm_plugin.model.kv_cache import KvCacheGroup
-from samullm_plugin.profiling.loading import LoadModel
+from samullm_plugin.profiling.loading import BY_OPTIONS, LoadModel
 from samullm_plugin.profiling.memory import (
     kv_cache_pool_tokens,
     replica_groups,
@@ -207,7 +207,7 @@ class Layers(LatencyModel):
             options.start_s, options.start_s, options.read_bytes_per_s, options.disk_bytes_per_s
         )
         devices = tensor_parallel_size * pipeline_parallel_size
-        return loading.times(self._architecture(model).weight_bytes, devices)
+        return loading.times(self._architecture(model).weight_bytes, devices, source=BY_OPTIONS)
 
     def provenance(
         self,

@@ -20,6 +20,7 @@ from samullm_plugin.model.latency import StepLatency
 from samullm_plugin.profiling.assumed import CPU_LOADING, LOADING, assumed_latency, sheet_of
 from samullm_plugin.profiling.assumed_memory import assumed_pool_tokens
 from samullm_plugin.profiling.latency_book import architecture_of
+from samullm_plugin.profiling.loading import ASSUMED
 from samullm_plugin.profiling.memory import replica_groups
 
 
@@ -79,7 +80,7 @@ class Assumed(LatencyModel):
         """Return the seconds of engine starts, by the bytes of the weights."""
         devices = tensor_parallel_size * pipeline_parallel_size
         loading = CPU_LOADING if known_name(gpu.name) is None else LOADING
-        return loading.times(_sizes(model).weight_bytes, devices)
+        return loading.times(_sizes(model).weight_bytes, devices, source=ASSUMED)
 
     def provenance(
         self,

@@ -29,7 +29,12 @@ from samullm_plugin.profiling.memory import (
     replica_groups,
     weight_bytes_on_device,
 )
-from samullm_plugin.profiling.profile_files import Profile, bundled_profiles, read_profile
+from samullm_plugin.profiling.profile_files import (
+    EngineStart,
+    Profile,
+    bundled_profiles,
+    read_profile,
+)
 from samullm_plugin.profiling.transfer import layer_key
 
 CHANGE_LATENCY = frozenset(
@@ -227,6 +232,7 @@ class Linear(LatencyModel):
         start = profile.start(name, devices) if pipeline_parallel_size == 1 else None
         warm = None if start is None else start.warm_s
         prepare = None if start is None else start.prepare_s
+        source = _start_source(profile, start)
         loading = profile.load_model()
         if architecture is None or loading is None:
             if warm is None:
@@ -240,10 +246,13 @@ class Linear(LatencyModel):
                 cold_s=warm,
                 prepare_s=min(prepare or 0.0, warm),
                 prepared_bytes=weights + PROCESS_BYTES,
+                source=source,
             )
         if self._options.disk_bytes_per_s is not None:
             loading = replace(loading, disk_bytes_per_s=self._options.disk_bytes_per_s)
-        return loading.times(architecture.weight_bytes, devices, warm_s=warm, prepare_s=prepare)
+        return loading.times(
+            architecture.weight_bytes, devices, warm_s=warm, prepare_s=prepare, source=source
+        )
 
     def _profile(self, gpu: Gpu) -> Profile:
         """Return the profile of a device.
@@ -310,6 +319,15 @@ def _stored_otherwise(architecture: ModelArchitecture) -> bool:
     return architecture.dtype_bytes != 2 or (
         architecture.kv_bytes_per_token != plain.kv_bytes_per_token
     )
+
+
+def _start_source(profile: Profile, start: EngineStart | None) -> str:
+    """Return where the seconds of an engine start come from."""
+    if start is not None and start.warm_s is not None:
+        parts = f": {start.parts_text}" if start.parts else ""
+        return f"measured on {profile.device}{parts}"
+    count = sum(s.warm_s is not None for s in profile.starts)
+    return f"by the bytes of the weights, from {count} starts measured on {profile.device}"
 
 
 def _plain(name: str) -> str:

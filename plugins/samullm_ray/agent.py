@@ -24,7 +24,7 @@ from samullm_vllm.channel import ChannelClosedError
 from samullm_vllm.device_locks import DeviceLocks
 from samullm_vllm.device_memory import DeviceMemory
 from samullm_vllm.devices import choose_platform, cuda_cluster, lock_names, visible_devices
-from samullm_vllm.fork_launching import make_launcher
+from samullm_vllm.fork_launching import make_launcher, make_other_launcher
 from samullm_vllm.launching import Launched, Launcher, exit_reason
 from samullm_vllm.processes import tail
 from samullm_vllm.protocol import ProtocolError, Start
@@ -126,6 +126,10 @@ class Agent:
             log = self._files.open_log("engines")
             self._launcher = make_launcher(self._start_method, self._platform, log, environment)
             fault = self._launcher.await_ready(import_timeout_s) or ""
+            other = make_other_launcher(self._start_method, self._platform, environment, fault)
+            if other is not None:
+                self._launcher.close()
+                self._launcher, fault = other, ""
         names: tuple[str, ...] = ()
         if not fault and self._platform == "cuda":
             names = tuple(gpu.name for gpu in cuda_cluster(self._devices).gpus)

@@ -98,10 +98,16 @@ class HeadWatch:
         threading.Thread(target=self._watch, daemon=True, name="head-watch").start()
 
     def _watch(self) -> None:
-        host, _, port = self.address.rpartition(":")
         while not self._closed.wait(1.0):
-            with suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), 2.0):
-                self._heard_s = time.monotonic()
+            self.answers()
+
+    def answers(self) -> bool:
+        """Return whether it answers now."""
+        host, _, port = self.address.rpartition(":")
+        with suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), 2.0):
+            self._heard_s = time.monotonic()
+            return True
+        return False
 
     @property
     def gone(self) -> bool:

@@ -190,16 +190,21 @@ class RayExecutor(VllmExecutor):
         self._lost += 1
         event = EngineEvent("", "lost", self.now_s(), (), machine.lost, machine.devices)
         self._events.append(event)
-        if self._head is None or self._head.gone:
+        head, actors, number = self._head, self._actors, machine.index
+        if head is None or head.gone:
             return  # nothing will join a cluster without a head
-        actors, number = self._actors, machine.index
         assert actors is not None
+
+        def start() -> Any:
+            if not head.answers():  # a request to one that is gone ends this process a minute later
+                raise ConnectionError(f"the head at {head.address} does not answer")
+            return actors.start(number)
 
         def heard(agent: Any, facts: MachineFacts) -> None:
             self._arrived.put((number, agent, facts))
             self._ring()
 
-        greet_later(lambda: actors.start(number), self.ray_options.load_timeout_s, heard)
+        greet_later(start, self.ray_options.load_timeout_s, heard)
 
     def _take_arrivals(self) -> None:
         """Take up machines whose new agents have answered."""

@@ -71,10 +71,24 @@ def preload(platform: str) -> None:
         torch.cpu._init_amx()
 
 
+CUDA_BEGUN = "importing vLLM has touched CUDA, so that no engine can be forked from it"
+
+
 def cuda_in_use() -> bool:
-    """Return whether this process has touched CUDA, so that it must not be forked."""
+    """Return whether this process has touched CUDA, so that it must not be forked.
+
+    Counting the devices is enough: then CUDA is not initialised here, but torch refuses to
+    initialise it in any process forked afterwards. Only such a process can be asked.
+    """
     torch = sys.modules.get("torch")
-    return torch is not None and bool(torch.cuda.is_initialized())
+    if torch is None:
+        return False
+    if torch.cuda.is_initialized():
+        return True
+    pid = os.fork()
+    if pid == 0:
+        os._exit(1 if torch.cuda._is_in_bad_fork() else 0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0
 
 
 def use_devices(go: Go, rank: int) -> None:

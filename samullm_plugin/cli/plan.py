@@ -224,6 +224,7 @@ def show_plan(problem: Problem, result: PlanResult, *, explain: bool = False) ->
         makespan_band,
         provenance_lines,
         stage_lines,
+        start_lines,
     )
 
     trace = result.traces[0]
@@ -278,6 +279,10 @@ def show_plan(problem: Problem, result: PlanResult, *, explain: bool = False) ->
             out.print(f"  ({note})", markup=False, soft_wrap=True)
         if not result.explanation:
             out.print(f"  {result.scheduler} gives no reasons", markup=False)
+        if lines := start_lines(problem):
+            out.print("Engine starts:")
+        for text in lines:
+            out.print(f"  {text}", markup=False, soft_wrap=True)
 
 
 def show_fusion(problem: Problem) -> None:
@@ -293,7 +298,12 @@ def show_fusion(problem: Problem) -> None:
 
 def plan_json(problem: Problem, result: PlanResult) -> dict[str, object]:
     """Return a plan and its figures for machines."""
-    from samullm_plugin.planning.reporting import idle_lines, makespan_band, provenance_lines
+    from samullm_plugin.planning.reporting import (
+        idle_lines,
+        makespan_band,
+        provenance_lines,
+        start_lines,
+    )
 
     return {
         "application": problem.app.name,
@@ -313,6 +323,7 @@ def plan_json(problem: Problem, result: PlanResult) -> dict[str, object]:
         "explanation": dict(result.explanation),
         "notes": result.notes,
         "latency_rests_on": provenance_lines(problem),
+        "starts_rest_on": start_lines(problem),
         "assumptions": problem.app.notes,
         "fused": problem.app.fused,
         "idle_gpus": idle_lines(problem, result.plan),

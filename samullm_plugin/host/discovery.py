@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -31,25 +32,37 @@ def installed_plugins() -> Iterator[metadata.EntryPoint | BrokenMetadata]:
     that distribution's plugins and no others.
     """
     seen: set[str] = set()
+    named: set[str] = set()
     for distribution in metadata.distributions():
-        folder = str(getattr(distribution, "_path", "unknown"))
-        name = folder
+        folder = Path(str(getattr(distribution, "_path", "unknown")))
+        # As the folder of its metadata has it: reading all metadata would take most of a command.
+        first = _one_spelling(folder.stem.partition("-")[0])
+        if first in seen and folder.name != "unknown":
+            continue
+        seen.add(first)
+        if not _mentions(distribution):
+            continue
+        name = folder.name
         try:
             found = distribution.metadata["Name"]
             if found:
                 name = str(found)
-            if name.lower() in seen:
-                continue
-            seen.add(name.lower())
+                if _one_spelling(name) in named:
+                    continue
+                named.add(_one_spelling(name))
             points = list(distribution.entry_points.select(group=GROUP))
             if points and not found:
                 raise ValueError("there is no METADATA: what an interrupted removal left?")
         except Exception as error:  # anything can be in those files
-            if _mentions(distribution):
-                reason = f"its metadata cannot be read ({error}); remove {folder}, or install again"
-                yield BrokenMetadata(Path(name).name, reason)
+            reason = f"its metadata cannot be read ({error}); remove {folder}, or install again"
+            yield BrokenMetadata(name, reason)
             continue
         yield from points
+
+
+def _one_spelling(name: str) -> str:
+    """Return a distribution's name as it is compared with others."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _mentions(distribution: metadata.Distribution) -> bool:

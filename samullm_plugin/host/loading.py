@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from types import ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pluggy
 
@@ -172,11 +173,16 @@ def _check_duplicates(known: Sequence[Registration], found: Sequence[Registratio
         seen.add((origin.kind, origin.qualified_name))
 
 
+_origins: WeakKeyDictionary[metadata.Distribution, tuple[str, str]] = WeakKeyDictionary()
+
+
 def origin_of(point: metadata.EntryPoint) -> tuple[str, str]:
     """Return name and version of the distribution of an entry point."""
     if point.dist is None:
         return "unknown", ""
-    return point.dist.name, point.dist.version
+    if point.dist not in _origins:  # each look reads and parses its metadata
+        _origins[point.dist] = point.dist.name, point.dist.version
+    return _origins[point.dist]
 
 
 def selectors_of(point: metadata.EntryPoint) -> set[str]:

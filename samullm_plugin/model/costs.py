@@ -41,6 +41,7 @@ class LoadTimes:
         prepare_s: part of ``warm_s`` that needs no device, so that it can be done while others
             still compute; reading files from disk can be, too.
         prepared_bytes: host memory of a replica of which that part is done.
+        source: where the seconds come from, such as the parts of a measured start.
     """
 
     warm_s: float
@@ -51,6 +52,7 @@ class LoadTimes:
     wake2_s: float | None = None
     prepare_s: float = 0.0
     prepared_bytes: float = 0.0
+    source: str = ""
 
     def __post_init__(self) -> None:
         """Refuse a part that is longer than the whole.

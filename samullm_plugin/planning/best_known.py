@@ -108,7 +108,13 @@ def calibrated(costs: ModeCosts, seen: Calibration) -> ModeCosts:
     load = costs.load
     if seen.start_s:
         usual = float(np.median(seen.start_s))
-        load = replace(load, warm_s=usual, cold_s=usual + load.cold_s - load.warm_s)
+        load = replace(
+            load,
+            warm_s=usual,
+            cold_s=usual + load.cold_s - load.warm_s,
+            prepare_s=min(load.prepare_s, usual),
+            source=f"measured on this machine, {len(seen.start_s)} starts",
+        )
     source = f"measured on this machine, {seen.num_iterations:,} iterations"
     return replace(
         costs, latency=latency, load=load, provenance=Provenance("measured", source, error_pct)

@@ -167,6 +167,20 @@ def provenance_lines(problem: Problem) -> list[str]:
     return list(lines.values())
 
 
+def start_lines(problem: Problem) -> list[str]:
+    """Return per model how long its engines take to start, and where that comes from."""
+    lines: dict[str, str] = {}
+    for node, costs in zip(problem.app.nodes, problem.costs, strict=True):
+        parts = [
+            f"tp{key.tensor_parallel_size} {mode.load.warm_s:.1f} s ({mode.load.source})"
+            for key, mode in costs.items()
+            if mode.load.source and mode.kv_cache_tokens >= node.model.max_model_len
+        ]
+        if parts:
+            lines[node.model.name] = f"{node.model.name}: {'; '.join(parts)}"
+    return list(lines.values())
+
+
 def makespan_band(problem: Problem, result: PlanResult) -> tuple[float, float] | None:
     """Return between which seconds the makespan lies if latencies err as they are known to.
 

@@ -14,6 +14,11 @@ from samullm_plugin.profiling.regression import least_absolute
 PROCESS_BYTES = 1e9
 """Host memory of an engine process before it has weights, about as measured with vLLM 0.32."""
 
+ASSUMED = "assumed, of the size that start-up logs of vLLM show"
+"""Where starts come from of which none was measured on the kind of device."""
+
+BY_OPTIONS = "assumed, by the options start_s and read_bytes_per_s of the latency model"
+
 MOST_PREPARED = 0.6
 """Share of a start that is taken to need no device at most, where it was not measured."""
 
@@ -60,6 +65,7 @@ class LoadModel:
         *,
         warm_s: float | None = None,
         prepare_s: float | None = None,
+        source: str = "",
     ) -> LoadTimes:
         """Return the seconds for a model.
 
@@ -68,6 +74,7 @@ class LoadModel:
             parallel: devices of a replica; they load, sleep and wake at the same time.
             warm_s: measured start with the files in the page cache, if known.
             prepare_s: measured part of it that needs no device, if known.
+            source: where these figures come from.
         """
         start = self.start_s if parallel == 1 else self.parallel_start_s
         warm = start + weight_bytes / self.read_bytes_per_s if warm_s is None else warm_s
@@ -85,6 +92,7 @@ class LoadModel:
                 else min(prepare_s, warm)
             ),
             prepared_bytes=weight_bytes + PROCESS_BYTES,
+            source=source,
         )
 
 

@@ -122,6 +122,12 @@ class EngineStart(_Strict):
     parts: dict[str, float] = Field(default_factory=dict)
 
     @property
+    def parts_text(self) -> str:
+        """Return what the warm start consists of, the longest part first; empty if not recorded."""
+        parts = sorted(self.parts.items(), key=lambda item: -item[1])
+        return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in parts)
+
+    @property
     def limits(self) -> BatchLimits | None:
         """Return the largest batch, if recorded."""
         if self.max_num_batched_tokens is None or self.max_num_seqs is None:

@@ -2,65 +2,16 @@
 
 from __future__ import annotations
 
-import heapq
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from samullm_plugin.host.interfaces.backlog import Backlog
 from samullm_plugin.host.interfaces.executor import EngineRequest
 from samullm_plugin.rules.transition import Running
 from samullm_plugin.simulator.requests import NodeInputs
 
 REFILL = 6
 """A window is filled again once this part of it is free."""
-
-
-class Backlog:
-    """Requests dealt to an engine that it has not been given.
-
-    The lower priority number comes first, and among equals what was dealt first.
-    """
-
-    def __init__(self) -> None:
-        """Begin with none."""
-        self._heap: list[tuple[int, int, int]] = []
-        self._equal: deque[int] = deque()  # those of priority 0, as long as there are no others
-        self._count = 0
-
-    def __len__(self) -> int:
-        """Return how many there are."""
-        return len(self._heap) + len(self._equal)
-
-    def add(self, priority: int, request: int) -> None:
-        """Add a request."""
-        if not priority and not self._heap:
-            self._equal.append(request)
-            return
-        while self._equal:
-            self._push(0, self._equal.popleft())
-        self._push(priority, request)
-
-    def _push(self, priority: int, request: int) -> None:
-        heapq.heappush(self._heap, (priority, self._count, request))
-        self._count += 1
-
-    def first(self) -> int:
-        """Return the priority of the next request."""
-        return self._heap[0][0] if self._heap else 0
-
-    def take(self) -> tuple[int, int]:
-        """Return the next request, after its priority."""
-        if self._heap:
-            priority, _, request = heapq.heappop(self._heap)
-            return priority, request
-        return 0, self._equal.popleft()
-
-    def clear(self) -> list[int]:
-        """Take all of them out and return them."""
-        left = [*self._equal, *(r for _, _, r in self._heap)]
-        self._equal.clear()
-        self._heap.clear()
-        return left
 
 
 @dataclass(slots=True, eq=False)
@@ -89,7 +40,7 @@ class Replica:
     window: int | None = None
     ready_s: float | None = None
     outstanding: dict[int, EngineRequest] = field(default_factory=dict)
-    backlog: Backlog = field(default_factory=Backlog)
+    backlog: Backlog[int] = field(default_factory=Backlog)
     num_finished: int = 0
     busy_s: float = 0.0
     busy_since_s: float | None = None
@@ -100,19 +51,22 @@ class Replica:
             self.busy_s += now_s - self.busy_since_s
         self.busy_since_s = now_s if self.outstanding else None
 
+    @property
+    def room(self) -> int:
+        """Return how many requests it is to be given now; room for a few is not filled at once."""
+        if self.window is None:
+            return len(self.backlog)
+        room = self.window - len(self.outstanding)
+        return room if room * REFILL >= self.window else 0
+
     def take_backlog(self) -> Iterator[tuple[int, int]]:
         """Take out what the engine is to be given now, each with its priority.
 
         The window holds more than an engine can run, so that its scheduler finds the same requests
-        at the head of its queue as if it had them all. Room for a few is not filled at once, but a
-        request that is to be served before one the engine has is given to it at any time.
+        at the head of its queue as if it had them all. A request that is to be served before one
+        the engine has is given to it even where there is no room.
         """
-        if self.window is None:
-            room = len(self.backlog)
-        else:
-            room = self.window - len(self.outstanding)
-            room = room if room * REFILL >= self.window else 0
-        last = None
+        room, last = self.room, None
         while self.backlog:
             if room <= 0:
                 if last is None:

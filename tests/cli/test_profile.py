@@ -205,7 +205,10 @@ def test_engine_arguments_make_the_engine_that_they_make_in_an_application(
     assert setting_key(seen[0], "core", 1, 1) == setting_key(planned, "core", 1, 1)
 
 
-def test_what_profile_latency_cannot_measure_is_refused(samullm: Run, tmp_path: Path) -> None:
+def test_what_profile_latency_cannot_measure_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "config.json").write_text(json.dumps(CONFIG))
     for words, told in (
@@ -220,7 +223,7 @@ def test_what_profile_latency_cannot_measure_is_refused(samullm: Run, tmp_path: 
         (["--model", "other", "--name", "a"], "--name names one model"),
     ):
         model, output = str(tmp_path / "m"), str(tmp_path / "p.json")
-        ran = samullm("profile", "latency", "--model", model, "--output", output, *words)
-        assert ran.returncode == 2
-        assert told in ran.stderr
+        given = ["profile", "latency", "--model", model, "--output", output, *words]
+        assert main(given) == 2
+        assert told in capsys.readouterr().err
         assert not (tmp_path / "p.json").exists()

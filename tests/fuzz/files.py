@@ -21,6 +21,12 @@ from samullm_plugin.cli.app import main
 
 _BUNDLED = Path(samullm_plugin.__file__).parent / "data" / "latency" / "a100-80gb.json"
 
+DRAWN = (
+    "app.yaml", "requests", "requests", "requests", "plan.json", "journal", "lengths", "run",
+    "profile", "profile",
+)  # fmt: skip
+"""Kinds of files, as often as they are tried."""
+
 NASTY: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2**31, 2**63, 10**30, -(2**64), 0.5, 1e308, float("inf"),
     float("nan"), "", " ", "x", "\u2028", "\x85", "\x00", "é🚲", "../..", "{{ x }}", "{{", "{% for",
@@ -197,10 +203,11 @@ class Corpus:
         }  # fmt: skip
         self.lengths: Any = lengths
         self.profile = _small_profile()
-        self.kinds: list[Callable[[random.Random], tuple[str, bytes, int, str]]] = [
-            self._app, self._rows, self._rows, self._rows, self._plan, self._journal,
-            self._lengths, self._run, self._profile, self._profile,
-        ]  # fmt: skip
+        self._makers: dict[str, Callable[[random.Random], tuple[bytes, int, str]]] = {
+            "app.yaml": self._app, "requests": self._rows, "plan.json": self._plan,
+            "journal": self._journal, "lengths": self._lengths, "run": self._run,
+            "profile": self._profile,
+        }  # fmt: skip
 
     @staticmethod
     def samullm(*words: str) -> tuple[int, str]:
@@ -210,13 +217,18 @@ class Corpus:
             code = main(list(words))
         return code, said.getvalue()
 
-    def run(self, seed: int) -> tuple[str, int, Fault | None]:
-        """Try one file; return its kind, the exit code and what went wrong."""
-        rng = random.Random(seed)
+    def run(self, seed: int, kind: str | None = None) -> tuple[str, int, Fault | None]:
+        """Try one file; return its kind, the exit code and what went wrong.
+
+        Args:
+            seed: makes the file, the same one of a kind whatever other kinds there are.
+            kind: of file; None: the seed chooses one.
+        """
+        chosen = kind or random.Random(f"kind {seed}").choice(DRAWN)
         try:
-            kind, content, code, said = rng.choice(self.kinds)(rng)
+            content, code, said = self._makers[chosen](random.Random(seed))
         except BaseException as error:  # nothing may come out of a command
-            return "?", -1, Fault(seed, "?", f"{type(error).__name__}: {error}", b"")
+            return chosen, -1, Fault(seed, chosen, f"{type(error).__name__}: {error}", b"")
         what = None
         if "internal error" in said or "Traceback" in said:
             what = said.strip()[-300:]
@@ -226,20 +238,20 @@ class Corpus:
             what = "refused without a word"
         elif code == 1 and "unsaid" in said:
             what = said
-        return kind, code, None if what is None else Fault(seed, kind, what, content)
+        return chosen, code, None if what is None else Fault(seed, chosen, what, content)
 
     def _try_app(self, content: bytes, *command: str) -> tuple[int, str]:
         path = self.folder / "app.yaml"
         path.write_bytes(content)
         return self.samullm(command[0], str(path), *command[1:])
 
-    def _app(self, rng: random.Random) -> tuple[str, bytes, int, str]:
+    def _app(self, rng: random.Random) -> tuple[bytes, int, str]:
         content = yaml.safe_dump(mutated(APP, rng), allow_unicode=True).encode(errors="replace")
         if rng.random() < 0.2:
             content = damaged(content, rng)
         (self.folder / "r.jsonl").write_bytes(self.rows)
         command = rng.choice((("validate",), ("plan", "--scheduler", "max-heuristic")))
-        return "app.yaml", content, *self._try_app(content, *command)
+        return content, *self._try_app(content, *command)
 
     def _bad_rows(self, rng: random.Random) -> bytes:
         rows = mutated(ROWS, rng)
@@ -250,14 +262,14 @@ class Corpus:
         )
         return damaged(content, rng) if rng.random() < 0.4 else content
 
-    def _rows(self, rng: random.Random) -> tuple[str, bytes, int, str]:
+    def _rows(self, rng: random.Random) -> tuple[bytes, int, str]:
         content = self._bad_rows(rng)
         (self.folder / "r.jsonl").write_bytes(content)
         app = {**APP, "on_bad_row": rng.choice(("fail", "skip"))}
-        return "requests", content, *self._try_app(yaml.safe_dump(app).encode(), "validate")
+        return content, *self._try_app(yaml.safe_dump(app).encode(), "validate")
 
-    def _run(self, rng: random.Random) -> tuple[str, bytes, int, str]:
-        """Run over bad rows that are skipped: every line that is there comes out again."""
+    def _run(self, rng: random.Random) -> tuple[bytes, int, str]:
+        """Run over bad rows that are skipped; if the run fails, an output must say why."""
         content = self._bad_rows(rng)
         (self.folder / "r.jsonl").write_bytes(content)
         shutil.rmtree(self.folder / "other", ignore_errors=True)
@@ -273,9 +285,9 @@ class Corpus:
             ]
             if not any(line["error"] for line in bad):
                 said += "unsaid: the run failed, and no output says why"
-        return "run", content, code, said
+        return content, code, said
 
-    def _plan(self, rng: random.Random) -> tuple[str, bytes, int, str]:
+    def _plan(self, rng: random.Random) -> tuple[bytes, int, str]:
         (self.folder / "r.jsonl").write_bytes(self.rows)
         content = json.dumps(mutated(self.plan, rng)).encode()
         if rng.random() < 0.2:
@@ -285,9 +297,9 @@ class Corpus:
         out = self.folder / "planned"
         shutil.rmtree(out, ignore_errors=True)
         command = ("run", self.good, "--plan", str(path), "--output-dir", str(out), "--no-replan")
-        return "plan.json", content, *self.samullm(*command)
+        return content, *self.samullm(*command)
 
-    def _journal(self, rng: random.Random) -> tuple[str, bytes, int, str]:
+    def _journal(self, rng: random.Random) -> tuple[bytes, int, str]:
         (self.folder / "r.jsonl").write_bytes(self.rows)
         lines = [json.loads(line) for line in self.journal.splitlines()]
         if rng.random() < 0.5:
@@ -303,27 +315,28 @@ class Corpus:
         (again / "events.jsonl").write_bytes(content)
         retry = ["--retry-failed"] if rng.random() < 0.3 else []
         command = ("run", self.good, "--resume", str(again), "--no-replan", *retry)
-        return "journal", content, *self.samullm(*command)
+        return content, *self.samullm(*command)
 
-    def _lengths(self, rng: random.Random) -> tuple[str, bytes, int, str]:
-        (self.folder / "r.jsonl").write_bytes(self.rows)
-        content = json.dumps(mutated(self.lengths, rng)).encode()
-        if rng.random() < 0.2:
-            content = damaged(content, rng)
-        path = self.folder / "lengths.json"
-        path.write_bytes(content)
-        estimator = {"type": "ecdf", "options": {"profile": str(path)}}
-        app = {**APP, "planner": {**APP["planner"], "length_estimator": estimator}}
-        return "lengths", content, *self._try_app(yaml.safe_dump(app).encode(), "validate")
+    def _lengths(self, rng: random.Random) -> tuple[bytes, int, str]:
+        """Estimate lengths by a damaged profile of them."""
+        component = ("length_estimator", "ecdf")
+        return self._try_profile(self.lengths, rng, component, "validate")
 
-    def _profile(self, rng: random.Random) -> tuple[str, bytes, int, str]:
+    def _profile(self, rng: random.Random) -> tuple[bytes, int, str]:
         """Plan by a damaged profile of the device."""
+        return self._try_profile(self.profile, rng, ("latency_model", "linear"), "plan")
+
+    def _try_profile(
+        self, good: Any, rng: random.Random, component: tuple[str, str], command: str
+    ) -> tuple[bytes, int, str]:
+        """Change a profile, and have it read by a component of the planner."""
         (self.folder / "r.jsonl").write_bytes(self.rows)
-        content = json.dumps(mutated(self.profile, rng)).encode()
+        content = json.dumps(mutated(good, rng)).encode()
         if rng.random() < 0.2:
             content = damaged(content, rng)
         path = self.folder / "profile.json"
         path.write_bytes(content)
-        model = {"type": "linear", "options": {"profile": str(path)}}
-        app = {**APP, "planner": {**APP["planner"], "latency_model": model}}
-        return "profile", content, *self._try_app(yaml.safe_dump(app).encode(), "plan")
+        field, plugin = component
+        part = {"type": plugin, "options": {"profile": str(path)}}
+        app = {**APP, "planner": {**APP["planner"], field: part}}
+        return content, *self._try_app(yaml.safe_dump(app).encode(), command)

@@ -10,14 +10,15 @@ import pytest
 from tests.fuzz.files import Corpus
 
 FOUND = {
-    33: "a request behind a bad row whose messages are no list",
-    75: "the same in a run",
-    1006: "a journal record that is a list",
-    1011: "a journal record with a list for its kind",
-    1054: "a content part whose type is a mapping",
-    1070: "a journal record without a kind",
+    ("requests", 9): "a request behind a bad row whose messages are no list",
+    ("run", 9): "the same in a run",
+    ("requests", 295): "a content part whose type is a mapping",
+    ("journal", 14): "a journal record without a kind",
+    ("journal", 39): "a journal record that is no object",
+    ("journal", 109): "a journal record whose text is a number",
+    ("journal", 251): "a journal record with a list for its kind",
 }
-"""What was wrong with the files of these seeds, which ended in tracebacks."""
+"""What was wrong with the files of these kinds and seeds, which ended in tracebacks."""
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Corpus]:
     logging.disable(logging.NOTSET)
 
 
-@pytest.mark.parametrize("seed", [*FOUND, *range(12)])
-def test_bad_files_are_refused_properly(corpus: Corpus, seed: int) -> None:
-    _, _, fault = corpus.run(seed)
+@pytest.mark.parametrize(("kind", "seed"), [*FOUND, *((None, seed) for seed in range(12))])
+def test_bad_files_are_refused_properly(corpus: Corpus, kind: str | None, seed: int) -> None:
+    _, _, fault = corpus.run(seed, kind)
     assert fault is None, fault.what

@@ -18,6 +18,11 @@ def test_plan_shows_stages_a_chart_and_what_the_figures_rest_on(capsys, tmp_path
     assert len(result["makespan_s"]) == 2
     assert result["application"] == "small-1"
     assert result["latency_rests_on"]
+    assert result["starts_rest_on"]
+    for text in result["starts_rest_on"]:
+        assert " s (" in text
+        assert "measured on A100-80GB" in text
+        assert text in err
     for text in ("GPU 0", "Lower bound", "Gap", "Why:", "measured", "assumed:"):
         assert text in err
     stored = json.loads(target.read_text())

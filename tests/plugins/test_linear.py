@@ -174,7 +174,13 @@ def test_recorded_starts_have_exactly_their_blocks(shared_data: Path) -> None:
 def test_a_given_capacity_stands_in_where_memory_was_not_recorded(tmp_path: Path) -> None:
     """As on machines without a GPU, whose engines are given their capacity."""
     bundled = next(iter(bundled_profiles().values()))
-    start = EngineStart(model="mine", tensor_parallel_size=1, kv_cache_tokens=9000, warm_s=2.0)
+    start = EngineStart(
+        model="mine",
+        tensor_parallel_size=1,
+        kv_cache_tokens=9000,
+        warm_s=2.0,
+        parts={"configuration": 0.3, "model and weights": 1.7},
+    )
     profile = bundled.model_copy(
         update={"device": "cpu", "starts": (start,), "memory": None, "loading": None}
     )
@@ -183,7 +189,9 @@ def test_a_given_capacity_stands_in_where_memory_was_not_recorded(tmp_path: Path
     architecture = bundled_model("lmsys/vicuna-13b-v1.5").architecture
     spec, gpu = ModelSpec("mine", 4096, architecture), Gpu("cpu", 2**34)
     assert model.kv_cache_tokens(spec, gpu, 1) == 9000
-    assert model.load_times(spec, gpu, 1).warm_s == 2.0
+    load = model.load_times(spec, gpu, 1)
+    assert load.warm_s == 2.0
+    assert load.source == "measured on cpu: model and weights 1.7 s, configuration 0.3 s"
     assert model.kv_cache_tokens(ModelSpec("mine", 9001, architecture), gpu, 1) == 0
     with pytest.raises(InputError, match="was not recorded"):
         model.kv_cache_tokens(spec, gpu, 2)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import psutil
 import pytest
@@ -12,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from samullm_ray.cluster import connect
 from samullm_ray.describe import FoundMachine, cluster_section
+from samullm_ray.executor import RayExecutor
 from samullm_ray.launcher import RemoteLauncher
 from samullm_ray.link import Batch, Incoming, Outgoing
 from samullm_ray.machine import Machine
@@ -186,6 +190,23 @@ def test_an_address_at_which_nobody_listens_is_told_at_once(
     monkeypatch.setattr(ray, "init", lambda **options: pytest.fail("Ray is asked to join"))
     with pytest.raises(InputError, match=r"no cluster at 127\.0\.0\.1:1: .*ray start"):
         connect(RayOptions(address="127.0.0.1:1"))
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_head_that_does_not_answer_is_asked_for_no_agent(*, answers: bool) -> None:
+    """Ray would end this process a minute later, whatever it does then."""
+    started: list[int] = []
+    executor = RayExecutor(RayOptions())
+    head = SimpleNamespace(gone=False, answers=lambda: answers, address="here")
+    executor._head = cast("Any", head)
+    executor._actors = cast("Any", SimpleNamespace(start=started.append))
+    lost = machine(Wire())
+    lost.give_up("it is silent")
+    executor._note_lost(lost)
+    for thread in threading.enumerate():
+        if thread.name == "greeting":
+            thread.join(30.0)
+    assert started == ([0] if answers else [])
 
 
 def test_cores_are_the_same_devices_in_a_cluster_and_alone() -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from samullm_simulated.executor import SimulatedExecutor
 
 from samullm_plugin.bench.cases import CaseSettings, make_case
+from samullm_plugin.host.interfaces.backlog import Backlog
 from samullm_plugin.host.interfaces.executor import WINDOW, EngineRequest
 from samullm_plugin.host.interfaces.observer import RunInfo
 from samullm_plugin.host.manager import PluginHost
@@ -20,7 +21,6 @@ from samullm_plugin.model.application import ModelSpec
 from samullm_plugin.planning.planner import make_plan
 from samullm_plugin.planning.policies import policy_call
 from samullm_plugin.run import results
-from samullm_plugin.run.dispatch import Backlog
 from samullm_plugin.run.journal import Journal, read_journal
 from samullm_plugin.run.ledger import Status
 from samullm_plugin.run.log import RunLog
@@ -134,7 +134,8 @@ def test_what_waited_for_an_engine_that_died_is_served_elsewhere(seed: int) -> N
 
 @given(st.lists(st.integers(0, 3)), st.integers(0, 5))
 def test_a_backlog_is_in_order(priorities: list[int], taken: int) -> None:
-    backlog, expected = Backlog(), []
+    backlog: Backlog[int] = Backlog()
+    expected = []
     for request, priority in enumerate(priorities):
         backlog.add(priority, request)
         expected.append((priority, request))
@@ -181,3 +182,23 @@ def test_results_are_read_back_from_the_journal(
     journal.close()
     assert len(list(read_journal(journal.path))) == 100
     assert log.records == []
+
+
+def test_values_count_as_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vectors are as large as texts, though they have none."""
+    monkeypatch.setattr(results, "KEPT_BYTES", 100_000)
+    journal = Journal(tmp_path / "events.jsonl")
+    log = RunLog(RunInfo("r", "a", "x"), journal)
+    held = Results([50])
+    held.read, log.written = journal.read, held.written
+    vectors = np.random.default_rng(0).normal(size=(50, 1024)).tolist()
+    for r, vector in enumerate(vectors):
+        held.add((0, r), Result(1, 3, "stop", value=vector))
+        log.add_settled(
+            (0, r), 1.5, "finished",
+            {"node": "n", "request": r, "num_tokens": 1, "finish_reason": "stop", "value": vector},
+        )  # fmt: skip
+    log.flush()
+    assert 1 <= len(held._recent) <= 3
+    assert [held[0, r].value for r in range(50)] == vectors
+    journal.close()

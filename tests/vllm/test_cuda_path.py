@@ -6,15 +6,19 @@ arguments, and memory that has to be back are the same as on GPUs; engines compu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 from samullm_vllm.device_memory import DeviceMemory
-from samullm_vllm.engine import SHARE_OF_GPU
-from samullm_vllm.launching import child_environment
+from samullm_vllm.devices import Platform
+from samullm_vllm.engine import CUDA_BEGUN, SHARE_OF_GPU
+from samullm_vllm.launching import FreshLauncher, child_environment
 from samullm_vllm.protocol import Start
 from samullm_vllm.vllm_executor import VllmExecutor, VllmOptions
 
@@ -102,6 +106,51 @@ def test_the_plans_share_of_a_gpu_is_not_vllms(tiny_cuda_start: Start) -> None:
 
 
 @pytest.mark.vllm
+@pytest.mark.parametrize("bad", [True, False])
+def test_a_process_that_has_counted_devices_is_not_forked(bad: bool) -> None:
+    """Nothing is initialised in it then, but torch refuses CUDA in processes forked from it."""
+    code = (
+        "import torch; from samullm_vllm.engine import cuda_in_use;"
+        f"torch.cuda._is_in_bad_fork = lambda: {bad};"
+        "assert not torch.cuda.is_initialized(); print(cuda_in_use())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{bad}\n"
+
+
+@pytest.mark.parametrize("method", ["auto", "fork"])
+def test_where_forking_would_break_cuda_engines_are_fresh(
+    method: Literal["auto", "fork"],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Unless forking was asked for; then the message names the way out."""
+
+    class Refusing(FreshLauncher):
+        def __init__(self, platform: Platform, environment: Mapping[str, str], log: object) -> None:
+            super().__init__(platform, environment)
+
+        def await_ready(self, timeout_s: float) -> str | None:
+            return f"{CUDA_BEGUN}; give the executor the option start_method=fresh"
+
+    monkeypatch.setattr("samullm_vllm.fork_launching.ForkLauncher", Refusing)
+    monkeypatch.setattr("samullm_vllm.vllm_executor.check_installed", lambda executor: None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    executor = VllmExecutor(VllmOptions(platform="cuda", start_method=method))
+    try:
+        if method == "fork":
+            with pytest.raises(RunError, match="start_method=fresh"):
+                executor.open(CLUSTER, tmp_path / "run")
+        else:
+            executor.open(CLUSTER, tmp_path / "run")
+            assert type(executor._launcher) is FreshLauncher
+            assert "imports vLLM for itself" in caplog.text
+    finally:
+        executor.close()
+
+
+@pytest.mark.vllm
 def test_made_up_weights_do_not_sleep_deeply(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM cannot load weights again that no file holds."""
     executor = VllmExecutor(VllmOptions(platform="cuda", sleep_mode=True))
@@ -111,6 +160,25 @@ def test_made_up_weights_do_not_sleep_deeply(tiny: Path, monkeypatch: pytest.Mon
     assert executor.can_sleep
     with pytest.raises(InputError, match=r"dummy.*use level 1"):
         executor.sleep_engine("a", 2)
+
+
+def test_falling_asleep_may_take_as_long_as_loading(tmp_path: Path) -> None:
+    """All weights go to host memory, which stopping an engine is not waited for."""
+    options = VllmOptions(
+        platform="cuda", sleep_mode=True, stop_timeout_s=1.0, load_timeout_s=900.0
+    )
+    executor = VllmExecutor(options)
+    replica = SimpleNamespace(
+        spec=gpu_spec("a", tmp_path, (0,)), phase="ready", unfinished={}, log="a.log"
+    )
+    executor._replicas["a"] = replica  # type: ignore[assignment]  # as much of one as is looked at
+    executor._platform = "cuda"
+    waited: list[tuple[str, float]] = []
+    executor._send = lambda to, message: None  # type: ignore[method-assign,assignment]
+    executor._wait = lambda of, phase, limit_s: bool(waited.append((phase, limit_s)))  # type: ignore[method-assign,assignment,func-returns-value]
+    with pytest.raises(RunError, match=r"does not get to sleep.*a\.log"):
+        executor.sleep_engine("a", 1)
+    assert waited == [("asleep", 900.0)]
 
 
 def test_what_compilers_keep_outlives_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
