@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +54,15 @@ def nvml() -> Iterator[Any]:
 
 def used_bytes(nvml: Any, device: int = 0) -> int:
     return int(nvml.nvmlDeviceGetMemoryInfo(nvml.nvmlDeviceGetHandleByIndex(device)).used)
+
+
+def settled_bytes(nvml: Any) -> int:
+    """Return what is used once engines of a test before, killed when it closed, have gone."""
+    used, after = -1, used_bytes(nvml)
+    while used != after:
+        time.sleep(0.5)
+        used, after = after, used_bytes(nvml)
+    return used
 
 
 def holders(nvml: Any, device: int) -> set[int]:
@@ -122,7 +132,7 @@ def test_memory_is_back_after_a_stop_and_after_a_kill(
     sleeper: Bench, model: Path, nvml: Any
 ) -> None:
     """What an engine held is free again when ``stop_engine`` returns, however the engine ended."""
-    before = used_bytes(nvml)
+    before = settled_bytes(nvml)
     for key in ("stopped", "killed"):
         sleeper.start(gpu_spec(key, model))
         assert used_bytes(nvml) > before + (256 << 20)
@@ -137,7 +147,7 @@ def test_an_engine_that_wants_more_than_there_is_says_so(
     sleeper: Bench, model: Path, nvml: Any
 ) -> None:
     """The reason is the device's memory, and all of it is free afterwards."""
-    before = used_bytes(nvml)
+    before = settled_bytes(nvml)
     total = nvml.nvmlDeviceGetMemoryInfo(nvml.nvmlDeviceGetHandleByIndex(0)).total
     # Keys and values of 2 layers, 2 heads of 64, float32: 2 KiB a token.
     greedy = replace(gpu_spec("greedy", model), kv_cache_tokens=int(total // 2048))
