@@ -36,7 +36,7 @@ from samullm_plugin.model.plan import Plan
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.planning.building import sample_scenarios
 from samullm_plugin.planning.planner import make_plan
-from samullm_plugin.run.journal import Journal, read_journal
+from samullm_plugin.run.journal import Journal, read_appended
 from samullm_plugin.run.replanning import Replanner
 from samullm_plugin.run.run import start_run
 from samullm_plugin.run.setup import RunSetup
@@ -200,7 +200,7 @@ def main() -> None:
         builder = CaseBuilder(host, settings, folder, "this machine", print_line)
         cases = [builder.build(text) for text in texts]
         path = folder / "adjusting.jsonl"
-        runs = [Run(**r) for r in read_journal(path)] if path.exists() else []
+        runs = [Run(**r) for r in read_appended(path)] if path.exists() else []
         known = {(r.application, r.world, r.way, r.seed) for r in runs}
         journal = Journal(path)
         for seed in range(arguments.seeds):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,8 +16,8 @@ SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 # The same examples every time: a change is judged by what it changed. Others, as many as there is
 # time for, are tried with `--hypothesis-profile explore`.
-settings.register_profile("repeatable", derandomize=True)
-settings.register_profile("explore", derandomize=False)
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("explore", derandomize=False, deadline=None)
 settings.load_profile("repeatable")
 
 
@@ -84,6 +85,15 @@ def own_machine_cache(
     """Let no test plan with what runs of another have measured."""
     place = tmp_path_factory.getbasetemp() / f"cache-{uuid.uuid4().hex}"
     monkeypatch.setenv("SAMULLM_CACHE_DIR", str(place))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forker() -> Iterator[None]:
+    """Keep the process that has imported vLLM from test to test, once there is one."""
+    from samullm_vllm.fork_launching import kept_fork_server
+
+    with kept_fork_server():
+        yield
 
 
 @cache

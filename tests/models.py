@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 BUNDLED = tuple(
     json.loads((files("samullm_plugin") / "data" / "models.json").read_text())["models"]
@@ -42,14 +45,14 @@ def make_tiny_llama(
         characters: also write one, of single printable characters, which can spell anything.
         sizes: configuration fields to set otherwise than ``LLAMA_SIZES``.
     """
-    import torch
+    torch = pytest.importorskip("torch", reason="torch writes the weights")
     from safetensors.torch import save_file
 
     config = {**LLAMA_SIZES, **sizes}
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(seed)
 
-    def random(*shape: int) -> torch.Tensor:
+    def random(*shape: int) -> Any:
         scale = 1.0 if len(shape) == 1 else 2.0 * shape[1] ** -0.5
         return (torch.randn(shape, generator=generator) * scale).to(getattr(torch, dtype))
 
@@ -101,7 +104,7 @@ def make_tiny_adapter(folder: Path, *, seed: int = 0, rank: int = 4, **sizes: in
         rank: of its matrices.
         sizes: of the model, where they are other than ``LLAMA_SIZES``.
     """
-    import torch
+    torch = pytest.importorskip("torch", reason="torch writes the weights")
     from safetensors.torch import save_file
 
     config = {**LLAMA_SIZES, **sizes}
@@ -132,7 +135,7 @@ def make_tiny_encoder(folder: Path, *, labels: int = 0, seed: int = 0) -> Path:
         labels: of a sequence classifier; 0: it embeds.
         seed: of the weights.
     """
-    import torch
+    torch = pytest.importorskip("torch", reason="torch writes the weights")
     from transformers import BertConfig, BertForSequenceClassification, BertModel
 
     torch.manual_seed(seed)
@@ -149,7 +152,7 @@ def make_tiny_encoder(folder: Path, *, labels: int = 0, seed: int = 0) -> Path:
 
 def make_tiny_reward(folder: Path, *, seed: int = 0) -> Path:
     """Write a Llama that gives a text one number; return its folder."""
-    import torch
+    torch = pytest.importorskip("torch", reason="torch writes the weights")
     from safetensors.torch import load_file, save_file
 
     make_tiny_llama(folder, seed=seed, characters=True, vocab_size=104)
@@ -167,6 +170,7 @@ def make_tiny_reward(folder: Path, *, seed: int = 0) -> Path:
 
 def _write_pair_tokenizer(folder: Path) -> None:
     """Write a tokenizer of single characters that marks one text, or two, as BERT's does."""
+    pytest.importorskip("tokenizers")
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(chr(c) for c in range(32, 127)), "\n"]
@@ -192,6 +196,7 @@ def _write_pair_tokenizer(folder: Path) -> None:
 
 def _write_tokenizer(folder: Path, vocab_size: int, *, characters: bool) -> None:
     """Write a tokenizer of whole words or characters, and a chat template that joins messages."""
+    pytest.importorskip("tokenizers")
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     spelled = [chr(c) for c in range(32, 127)] + ["\n"]

@@ -102,19 +102,17 @@ class App(Description):
         """
         from samullm_plugin.api.plans import make_app_plan
 
-        changes: dict[str, Any] = {
-            "scheduler": None if scheduler is None else self.plugins.part("scheduler", scheduler),
-            "length_estimator": None
-            if length_estimator is None
-            else self.plugins.part("length-estimator", length_estimator),
-            "latency_model": None
-            if latency_model is None
-            else self.plugins.part("latency-model", latency_model),
-            "scenarios": scenarios,
-            "seed": seed,
-            "budget_s": budget_s,
-            "fusion": fusion,
-        }
+        changes = self.plugins.planner(
+            {
+                "scheduler": scheduler,
+                "length_estimator": length_estimator,
+                "latency_model": latency_model,
+                "scenarios": scenarios,
+                "seed": seed,
+                "budget_s": budget_s,
+                "fusion": fusion,
+            }
+        )
         from samullm_plugin.run.reuse import ReuseOptions
 
         part = None if executor is None else self.plugins.component("executor", executor)

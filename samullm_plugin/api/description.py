@@ -27,13 +27,7 @@ from samullm_plugin.errors import InputError
 
 
 class Description:
-    """An application: models, and nodes that use them.
-
-    Example:
-        >>> import samullm_plugin as sl
-        >>> app = sl.App("answers", models={"a": "Qwen/Qwen3-4B", "j": "Qwen/Qwen3-8B"})
-        >>> answer = app.llm("answer", model="a", data=[{"prompt": "Why?"}], max_tokens=64)
-        >>> rate = app.llm("rate", model="j", for_each=answer, prompt="{{ output }}", max_tokens=8)
+    """What an application is made of; :class:`samullm_plugin.App` can plan and run it.
 
     Attributes:
         name: of the application.

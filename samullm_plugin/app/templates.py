@@ -87,6 +87,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 _ENVIRONMENT = _Environment(
     undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
 )
+_GLOBALS = dict(_ENVIRONMENT.globals)
 
 
 def render(template: str, values: Mapping[str, Any], where: str) -> str:
@@ -100,8 +101,11 @@ def render(template: str, values: Mapping[str, Any], where: str) -> str:
     Raises:
         InputError: naming the template's node and what is wrong.
     """
+    made = _compiled(template)
     try:
-        return _compiled(template).render(values)
+        # as its method ``render``, which joins the globals anew each time: most of its time
+        context = made.new_context({**_GLOBALS, **values}, shared=True)
+        return "".join(made.root_render_func(context))
     except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise InputError(f"{where}: prompt template: {error}") from error
 

@@ -65,7 +65,7 @@ class RequestTable:
         prefix_id: requests of equal id share their first ``prefix_tokens`` prompt tokens; -1: none.
         prefix_tokens: length of that prefix.
         input_indptr: shape ``(n + 1,)``; the inputs of request ``r`` are the entries
-            ``input_indptr[r]:input_indptr[r + 1]`` of the next three.
+            ``input_indptr[r]:input_indptr[r + 1]`` of the next three (:meth:`entries`).
         input_node: index of the node whose output is waited for; the node itself for a chain whose
             request waits for an earlier one of the same node.
         input_request: index of the request in that node.
@@ -132,6 +132,10 @@ class RequestTable:
     def __len__(self) -> int:
         """Return the number of requests."""
         return len(self.prompt_tokens)
+
+    def entries(self, request: int) -> range:
+        """Return which of the inputs are a request's."""
+        return range(*self.input_indptr[request : request + 2].tolist())
 
     @property
     def input_row(self) -> Ints:
@@ -223,6 +227,14 @@ class PythonNode:
         """Return itself, as the only node it consists of."""
         return (NodePart(self.name, "", 0, len(self.requests)),)
 
+    @property
+    def hidden_calls(self) -> int:
+        """Return how many of its first requests are calls whose values the rows behind them hold.
+
+        0: each call is a row itself.
+        """
+        return self.num_calls if self.num_calls < len(self.requests) else 0
+
     def value_tokens(self, rows: Ints, input_tokens: Ints) -> Ints:
         """Return the tokens of values.
 
@@ -230,7 +242,7 @@ class PythonNode:
             rows: requests of the table.
             input_tokens: of the outputs that enter each.
         """
-        whole = (rows < self.num_calls) & (len(self.requests) > self.num_calls)
+        whole = rows < self.hidden_calls
         share = np.where(whole, 1.0, self.tokens_share)
         tokens = self.requests.prompt_tokens[rows] + np.rint(share * input_tokens)
         found: Ints = np.maximum(tokens, 1).astype(np.int64)

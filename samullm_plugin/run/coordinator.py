@@ -35,11 +35,11 @@ from samullm_plugin.run.view import Replanning
 from samullm_plugin.simulator.requests import NodeInputs
 from samullm_plugin.simulator.runs import PolicyCall
 
-CALL_WAIT_S = 0.01
-"""The same while Python functions are being called."""
-
 WAIT_S = 0.1
 """Longest wait for events on a real clock, so that an interruption is noticed."""
+
+CALL_WAIT_S = 0.01
+"""The same while Python functions are being called."""
 
 
 class Coordinator:
@@ -94,7 +94,6 @@ class Coordinator:
         self.ledger = resume.ledger
         self.rule = RunState(stage=resume.stage, finished_before=set(resume.finished_before))
         self.drained = False
-        self.stopped: str | None = None
         self.queue = RequestQueue(self.ledger, source, log, resume.moved, reuse, resume.rejected)
         self._source = source
         self._replanner = replanner
@@ -135,6 +134,11 @@ class Coordinator:
     def now_s(self) -> float:
         """Return the run's clock."""
         return self.executor.now_s() - self._zero_s
+
+    @property
+    def stopped(self) -> str | None:
+        """Return why the run stops so that it can be resumed; None: it goes on."""
+        return self._failures.hopeless
 
     def request_drain(self) -> None:
         """Stop at the next opportunity, keeping what was generated."""
@@ -217,8 +221,7 @@ class Coordinator:
                     self._calibrator.add_start(deployment.node, key, time_s - replica.started_s)
             else:
                 self._failures.replace(deployment, replica, event.reason, time_s)
-                if self._failures.hopeless is not None:
-                    self.stopped = self._failures.hopeless
+                if self.stopped is not None:
                     self.request_drain()
         self.queue.end_calls(self.now_s())
         end = self.plan.stages[self.rule.stage].end

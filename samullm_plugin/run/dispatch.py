@@ -51,19 +51,22 @@ class Replica:
             self.busy_s += now_s - self.busy_since_s
         self.busy_since_s = now_s if self.outstanding else None
 
+    @property
+    def room(self) -> int:
+        """Return how many requests it is to be given now; room for a few is not filled at once."""
+        if self.window is None:
+            return len(self.backlog)
+        room = self.window - len(self.outstanding)
+        return room if room * REFILL >= self.window else 0
+
     def take_backlog(self) -> Iterator[tuple[int, int]]:
         """Take out what the engine is to be given now, each with its priority.
 
         The window holds more than an engine can run, so that its scheduler finds the same requests
-        at the head of its queue as if it had them all. Room for a few is not filled at once, but a
-        request that is to be served before one the engine has is given to it at any time.
+        at the head of its queue as if it had them all. A request that is to be served before one
+        the engine has is given to it even where there is no room.
         """
-        if self.window is None:
-            room = len(self.backlog)
-        else:
-            room = self.window - len(self.outstanding)
-            room = room if room * REFILL >= self.window else 0
-        last = None
+        room, last = self.room, None
         while self.backlog:
             if room <= 0:
                 if last is None:

@@ -50,16 +50,16 @@ class Journal:
         """Write records; either all of them or none are in the file afterwards.
 
         Returns:
-            Where each of them begins in the file.
+            Where each of them begins in the file, and then where the last one ends.
 
         Raises:
             RunError: if the disk is full or fails, with the remedy.
         """
         lines = [to_json(record) + b"\n" for record in records]
-        if not lines:
-            return []
         places = list(accumulate(map(len, lines), initial=self._size))
         data = b"".join(lines)
+        if not data:
+            return places
         try:
             written = 0
             while written < len(data):
@@ -73,7 +73,7 @@ class Journal:
         self._dirty = True
         if time.monotonic() - self._synced_at >= self._interval_s:
             self.sync()
-        return places[:-1]
+        return places
 
     def read(self, place: int) -> dict[str, Any]:
         """Return the record that begins at a place, which :meth:`append` returned.
@@ -139,7 +139,10 @@ def _record_at(fd: int, path: Path, place: int) -> dict[str, Any]:
             size = 16 * _READ_BYTES
         record = parse_json(data)
     except OSError as error:
-        raise disk_error(path, error) from error
+        raise RunError(
+            f"{path}: cannot be read: {error.strerror}; once it can be, continue with --resume "
+            f"{path.parent}"
+        ) from error
     except ValueError as error:
         raise RunError(f"{path}: was changed by somebody else during the run") from error
     return dict(record)
@@ -167,19 +170,13 @@ def _not_an_object(record: object) -> str | None:
     return None if isinstance(record, dict) else "is no JSON object"
 
 
-def read_appended(
-    path: Path, wrong_with: Callable[[Any], str | None] = _not_an_object
-) -> Iterator[dict[str, Any]]:
-    """Yield what was appended to a file of records, without a torn last line.
-
-    Args:
-        path: the file.
-        wrong_with: what is wrong with a record, or None.
+def read_appended(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield what was appended to a file that is no run's journal, without a torn last line.
 
     Raises:
         InputError: naming the line that is damaged.
     """
-    return (record for _, record in _read(path, wrong_with))
+    return (record for _, record in _read(path, _not_an_object))
 
 
 def _read(
@@ -197,8 +194,8 @@ def _read(
                 wrong = "is not JSON"
             if wrong is not None:
                 raise InputError(
-                    f"{path} line {number}: {wrong}; the journal was damaged after it had been "
-                    "written, and the run cannot be resumed from it"
+                    f"{path} line {number}: {wrong}; the file was damaged after it had been "
+                    "written, and nothing can be continued from it"
                 )
             yield place, record
             place += len(line)
@@ -218,12 +215,14 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
     "busy_s": (int, float),
     "load_s": (int, float),
     "devices": list,
+    "parallel": str,
+    "interrupted_s": (int, float),
     "plan": dict,
 }
 """What the fields of records hold on which others rely."""
 
 _NEEDED: Mapping[str, tuple[str, ...]] = {
-    "engine_started": ("key", "node", "devices"),
+    "engine_started": ("key", "node", "devices", "parallel"),
     "engine_ready": ("key", "node", "load_s"),
     "engine_stopped": ("key", "node", "busy_s", "num_finished"),
     "engine_failed": ("key", "node", "reason"),
@@ -234,6 +233,7 @@ _NEEDED: Mapping[str, tuple[str, ...]] = {
     "moved": ("node", "request", "num_tokens"),
     "stage": ("stage", "number"),
     "plan": ("plan",),
+    "resumed": ("interrupted_s",),
 }
 """Fields that records of a kind must have."""
 

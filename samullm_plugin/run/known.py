@@ -13,6 +13,7 @@ from samullm_plugin.host.interfaces.observer import RunInfo
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.run.ledger import Ledger, Status
 from samullm_plugin.run.log import RunLog
+from samullm_plugin.run.python_calls import CallRunner, ImitatedCalls
 from samullm_plugin.run.request_queue import RequestQueue
 from samullm_plugin.run.reuse import ReuseOptions, opened_reuse
 from samullm_plugin.run.text_prompts import TextPrompts
@@ -29,6 +30,14 @@ class Known:
 
     problem: Problem
     counts: Mapping[str, int]
+
+
+class _Uncalled(TextPrompts):
+    """Prompts without calls: a user's functions are for the run."""
+
+    def call_runner(self) -> CallRunner:
+        """Return what takes calls and never makes them."""
+        return ImitatedCalls()
 
 
 def known_outputs(
@@ -54,7 +63,7 @@ def known_outputs(
             return None
         ledger = Ledger(app)
         log = RunLog(RunInfo("", loaded.app.name, "", Path()))
-        RequestQueue(ledger, TextPrompts(loaded, app), log, {}, reuse).admit_first(0.0)
+        RequestQueue(ledger, _Uncalled(loaded, app), log, {}, reuse).admit_first(0.0)
         if not reuse.counts:
             return None
         settled = [s >= Status.FINISHED for s in ledger.status]

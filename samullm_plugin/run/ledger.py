@@ -28,8 +28,7 @@ def is_call(app: Application, request: RequestId) -> bool:
     k = request[0] - len(app.nodes)
     if k < 0:
         return False
-    node = app.python[k]
-    return request[1] < node.num_calls < len(node.requests)
+    return request[1] < app.python[k].hidden_calls
 
 
 class Ledger:
@@ -73,10 +72,10 @@ class Ledger:
     def inputs(self, request: RequestId) -> list[RequestId]:
         """Return the requests whose outputs a request waits for, in the table's order."""
         table = self._tables[request[0]]
-        first, last = table.input_indptr[request[1]], table.input_indptr[request[1] + 1]
-        if first == last:
+        entries = table.entries(request[1])
+        if not entries:
             return []
-        part = slice(first, last)
+        part = slice(entries.start, entries.stop)
         nodes, requests = table.input_node[part].tolist(), table.input_request[part].tolist()
         return list(zip(nodes, requests, strict=True))
 
@@ -85,11 +84,10 @@ class Ledger:
         table = self.app.all_nodes[request[0]].requests
         if table.input_needed is None:
             return False
-        start, stop = table.input_indptr[request[1] : request[1] + 2].tolist()
         return any(
             table.input_needed[k]
             and self.status[table.input_node[k]][table.input_request[k]] == Status.SKIPPED
-            for k in range(start, stop)
+            for k in table.entries(request[1])
         )
 
     def settle(

@@ -38,12 +38,10 @@ class LengthPrompts(PromptBuilder):
         node, r = request
         output = int(self._truth.output_tokens[node][r])
         table, model = ledger.app.nodes[node].requests, ledger.app.nodes[node].model
-        part = slice(table.input_indptr[r], table.input_indptr[r + 1])
         tokens = int(table.prompt_tokens[r])
-        inputs = zip(table.input_node[part], table.input_request[part], strict=True)
-        for (i, q), enters in zip(inputs, table.input_in_prompt[part], strict=True):
-            if enters:
-                tokens += int(ledger.generated[i][q])
+        for e in table.entries(r):
+            if table.input_in_prompt[e]:
+                tokens += int(ledger.generated[table.input_node[e]][table.input_request[e]])
         tokens = min(tokens, model.max_model_len - 1)
         limit = min(int(table.max_tokens[r]), model.max_model_len - tokens)
         return Prompt(tokens, limit, output_tokens=min(output, limit))
@@ -101,11 +99,9 @@ class TokenPrompts(LengthPrompts):
             self._tokens(shared, vocabulary, 0, int(table.prefix_id[r]) + 1),
             self._tokens(own, vocabulary, node + 1, r),
         ]
-        part = slice(table.input_indptr[r], table.input_indptr[r + 1])
-        inputs = zip(table.input_node[part], table.input_request[part], strict=True)
-        for (i, q), enters in zip(inputs, table.input_in_prompt[part], strict=True):
-            found = ledger.results.get((int(i), int(q)))
-            if enters and found is not None:
+        for e in table.entries(r):
+            found = ledger.results.get((int(table.input_node[e]), int(table.input_request[e])))
+            if table.input_in_prompt[e] and found is not None:
                 parts.append(found.token_ids or ())
         ids = tuple(t for part in parts for t in part)[: prompt.prompt_tokens]
         return replace(prompt, token_ids=ids, sampling={"temperature": 0.0})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from samullm_plugin.host.interfaces.observer import RunEvent, RunInfo, StageRecord
@@ -40,7 +41,7 @@ class RunLog:
     Attributes:
         info: the run, as observers see it.
         records: every event so far but those of :meth:`add_settled`, without contents.
-        written: is told where in the journal the record of a settled request begins.
+        written: is told where in the journal the record of a settled request begins, and its bytes.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class RunLog:
         self._listeners: list[Callable[[RunEvent], None]] = []
         self._host = host if host is not None and host.has_observers else None
         self._pending: list[tuple[dict[str, Any], RequestId | None]] = []
-        self.written: Callable[[RequestId, int], None] | None = None
+        self.written: Callable[[RequestId, int, int], None] | None = None
 
     @property
     def journal(self) -> Journal | None:
@@ -97,9 +98,9 @@ class RunLog:
         if self._journal is not None:
             places = self._journal.append([record for record, _ in pending])
             if self.written is not None:
-                for (_, request), place in zip(pending, places, strict=True):
+                for (_, request), (place, end) in zip(pending, pairwise(places), strict=True):
                     if request is not None:
-                        self.written(request, place)
+                        self.written(request, place, end - place)
         if self._host is None and not self._listeners:
             return
         for rest, _ in pending:

@@ -73,8 +73,8 @@ def _lines(node: int, part: NodePart, ledger: Ledger, source: PromptBuilder) -> 
     served = ledger.app.all_nodes[node]
     model = "" if isinstance(served, PythonNode) else served.model.name
     status = ledger.status[node][part.rows].copy()
-    if isinstance(served, PythonNode) and served.num_calls < len(served.requests):
-        calls = status[: served.num_calls]  # their rows tell what they gave
+    if isinstance(served, PythonNode):
+        calls = status[: served.hidden_calls]  # their rows tell what they gave
         calls[calls == Status.FINISHED] = Status.SKIPPED
     first, outputs = 0, list[BatchOutput]()
     for r in np.flatnonzero((status == Status.FINISHED) | (status == Status.FAILED)).tolist():

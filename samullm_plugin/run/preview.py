@@ -152,7 +152,7 @@ def previewed(
         if node not in (None, one.name, one.name.rpartition(".")[0]):
             continue
         for r in _shown(app, i, ledger):
-            waits = {w: None for w in ledger.inputs((i, r)) if not ledger.lacks(w)}
+            waits = list(dict.fromkeys(w for w in ledger.inputs((i, r)) if not ledger.lacks(w)))
             result, status = ledger.results.get((i, r)), ledger.status[i][r]
             known = PreviewedRequest(
                 one.name,
@@ -179,7 +179,7 @@ def previewed(
                 yield known
                 continue
             made = None
-            if known.status != "skipped" and _settled(ledger, list(waits)):
+            if known.status != "skipped" and _settled(ledger, waits):
                 made = prompts.prepare((i, r), ledger)
             yield _with_prompt(known, made, one.model)
 
@@ -187,9 +187,7 @@ def previewed(
 def _shown(app: Application, node: int, ledger: Ledger) -> Iterator[int]:
     """Yield the requests of a node, without elements that lists do not have, and their calls."""
     one = app.all_nodes[node]
-    first = 0
-    if isinstance(one, PythonNode) and one.num_calls < len(one.requests):
-        first = one.num_calls
+    first = one.hidden_calls if isinstance(one, PythonNode) else 0
     for r in range(first, len(one.requests)):
         absent = first and ledger.status[node][r] == Status.SKIPPED
         if not absent and not ledger.lacks((node, r)):
@@ -198,8 +196,7 @@ def _shown(app: Application, node: int, ledger: Ledger) -> Iterator[int]:
 
 def _gates(table: RequestTable, request: int, source: NodeSource) -> list[int]:
     """Return the nodes whose outputs a request cannot do without."""
-    entries = range(*table.input_indptr[request : request + 2].tolist())
-    return [int(table.input_node[e]) for e in entries if e not in source.fallback]
+    return [int(table.input_node[e]) for e in table.entries(request) if e not in source.fallback]
 
 
 def _decides(written: LoadedApplication, opened: LoadedApplication, node: int, then: int) -> bool:
@@ -221,7 +218,7 @@ def _with_prompt(known: PreviewedRequest, made: Prepared, model: ModelSpec) -> P
     """Return a request with its prompt and the tokens of that."""
     if isinstance(made, Refused):
         return replace(known, status="failed", error=made.reason)
-    if not isinstance(made, Prompt) or known.status == "skipped":
+    if not isinstance(made, Prompt):
         return known
     if made.token_ids is not None:
         tokens, exact = len(made.token_ids), True

@@ -12,6 +12,7 @@ from samullm_plugin.model.application import Application
 from samullm_plugin.model.result import PlanTrace
 from samullm_plugin.model.types import Floats
 from samullm_plugin.run.ledger import Ledger, Status
+from samullm_plugin.run.log import SETTLED
 from samullm_plugin.run.user_nodes import UserNodes
 
 
@@ -104,7 +105,7 @@ class RunProgress:
         elif event.kind == "plan":
             self.replans += 1
         name = str(event.fields.get("node"))
-        if event.kind in ("finished", "skipped", "failed"):
+        if event.kind in SETTLED:
             node = self._by_name[name]
             node.settled += 1
             node.failed += event.kind == "failed"

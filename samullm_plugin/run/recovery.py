@@ -12,7 +12,7 @@ from samullm_plugin.model.application import Application
 from samullm_plugin.model.plan import Plan
 from samullm_plugin.planning.records import read_record
 from samullm_plugin.run.ledger import Ledger, Status, is_call
-from samullm_plugin.run.log import BULKY, without_retried
+from samullm_plugin.run.log import BULKY
 from samullm_plugin.run.results import RequestId, Result, logprobs_of, result_of
 from samullm_plugin.run.user_nodes import UserNodes
 
@@ -135,7 +135,6 @@ def recover(
             elif kind == "retry":
                 found.reopen_failed()
                 resume.rejected.clear()
-                found.records[:] = without_retried(found.records)
             elif kind == "stage":
                 resume.stage, resume.stages_run = int(record["stage"]), int(record["number"])
                 resume.finished_before = frozenset(

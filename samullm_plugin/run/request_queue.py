@@ -16,7 +16,7 @@ from samullm_plugin.host.interfaces.moving import continued
 from samullm_plugin.model.logprobs import PositionLogprobs
 from samullm_plugin.run.ledger import Ledger, Status, is_call
 from samullm_plugin.run.log import RunLog
-from samullm_plugin.run.prompts import Given, Prepared, Prompt, PromptBuilder, Refused
+from samullm_plugin.run.prompts import A_PROMPT, Given, Prepared, Prompt, PromptBuilder, Refused
 from samullm_plugin.run.python_calls import Call, ImitatedCalls
 from samullm_plugin.run.results import RequestId, Result
 from samullm_plugin.run.reuse import Reuse
@@ -276,8 +276,7 @@ class RequestQueue:
     def _reject(self, request: RequestId, result: Result, reason: str, time_s: float) -> None:
         """Ask a request again whose output will not do, or give it up."""
         attempt = self._rejected[request] = self._rejected.get(request, 0) + 1
-        first = self._source.prepare(request, self.ledger)
-        if not isinstance(first, Prompt) or self._source.again(request, first, attempt) is None:
+        if self._source.again(request, A_PROMPT, attempt) is None:
             tries = f" ({attempt} times)" if attempt > 1 else ""
             failed = replace(result, finish_reason="error", error=f"rejected{tries}: {reason}")
             self._admit(self._note(request, FAILED, time_s, failed), time_s)
@@ -353,9 +352,7 @@ class RequestQueue:
             return
         request = continued(given, output)
         key = node, output.request
-        if request is given:
-            self._logprobs.pop(key, None)
-        else:
+        if request is not given:
             if output.logprobs is not None:
                 self._logprobs[key] = (*self._logprobs.get(key, ()), *output.logprobs)
             known = given.prompt_token_ids is not None or output.prompt_token_ids is None
@@ -372,8 +369,9 @@ class RequestQueue:
             )
         if request.num_generated:
             self._requests[key] = request
-        else:
-            self._requests.pop(key, None)  # it is made anew when its turn comes
+        else:  # it is made anew when its turn comes
+            self._requests.pop(key, None)
+            self._logprobs.pop(key, None)
         self.ledger.generated[node][output.request] = request.num_generated
         self.ledger.status[node][output.request] = READY
         self._queue[node].append(output.request)
@@ -407,7 +405,8 @@ class RequestQueue:
                 if reused:
                     fields["reused"] = True
                 else:
-                    self._reuse.keep(request, key, fields, result)
+                    self._reuse.keep(request, key, fields)
+                    self._finds = True
                 fields["key"] = key.hex()
         elif status == FAILED:
             fields["error"] = result.error

@@ -22,15 +22,15 @@ KEPT_BYTES = 32 << 20
 """About how much of results that are in the journal is kept in memory as well."""
 
 _RESULT_BYTES = 300
-_TOKEN_BYTES = 8
-_LOGPROBS_BYTES = 400
+_BYTES_IN_MEMORY = 2
+"""What a byte of a journal record takes in memory, about: small numbers are objects there."""
 
 _UNWRITTEN = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A request that is settled, or what an unfinished one has generated before it was moved.
+    """What came of a settled request.
 
     Attributes:
         num_tokens: tokens generated in all.
@@ -42,7 +42,7 @@ class Result:
         stop_reason: stop string or token that ended it.
         logprobs: of each generated token, if asked for.
         prompt_logprobs: of each token of its prompt, if asked for; the first has none.
-        value: what a Python function returned, or a check of the output.
+        value: what a Python function returned, or a check of the output, or a pooling model's.
         seconds: that a function took.
     """
 
@@ -57,10 +57,6 @@ class Result:
     prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
     value: Any = None
     seconds: float | None = None
-
-
-NOTHING = Result()
-"""Of requests that were not taken."""
 
 
 def result_of(record: Mapping[str, Any]) -> Result:
@@ -105,7 +101,7 @@ class Results:
         self.read: Callable[[int], Mapping[str, Any]] | None = None
         self._place = [np.full(n, _UNWRITTEN, np.int64) for n in sizes]
         self._unwritten: dict[RequestId, Result] = {}
-        self._recent: dict[RequestId, Result] = {}
+        self._recent: dict[RequestId, tuple[Result, int]] = {}
         self._recent_bytes = 0
         self._pinned: dict[RequestId, Result] = {}
 
@@ -119,30 +115,39 @@ class Results:
         """
         if pinned:
             self._pinned[request] = result
-        elif result is not NOTHING:
+        else:
             self._unwritten[request] = result
 
     def unpin(self, request: RequestId) -> None:
         """Forget a pinned result: nobody asks for more than its record holds."""
         self._pinned.pop(request, None)
 
-    def written(self, request: RequestId, place: int) -> None:
-        """Note where a result is in the journal, so that it need not be held any longer."""
+    def written(self, request: RequestId, place: int, num_bytes: int = 0) -> None:
+        """Note where a result is in the journal, so that it need not be held any longer.
+
+        Args:
+            request: whose it is.
+            place: where its record begins.
+            num_bytes: of the record.
+        """
         self._place[request[0]][request[1]] = place
         result = self._unwritten.pop(request, None)
         if result is not None and self.read is not None:
-            self._keep(request, result)
+            size = _RESULT_BYTES + _BYTES_IN_MEMORY * num_bytes
+            self._recent[request] = result, size
+            self._recent_bytes += size
+            while self._recent_bytes > KEPT_BYTES and len(self._recent) > 1:
+                self._forget(next(iter(self._recent)))
 
-    def _keep(self, request: RequestId, result: Result) -> None:
-        self._recent[request] = result
-        self._recent_bytes += _size(result)
-        while self._recent_bytes > KEPT_BYTES and len(self._recent) > 1:
-            oldest = next(iter(self._recent))
-            self._recent_bytes -= _size(self._recent.pop(oldest))
+    def _forget(self, request: RequestId) -> None:
+        _, size = self._recent.pop(request, (None, 0))
+        self._recent_bytes -= size
 
     def get(self, request: RequestId) -> Result | None:
-        """Return a result; None if there is none, as of requests that were not taken."""
-        for held in (self._recent, self._unwritten, self._pinned):
+        """Return a result; None if there is none."""
+        if (recent := self._recent.get(request)) is not None:
+            return recent[0]
+        for held in (self._unwritten, self._pinned):
             if (found := held.get(request)) is not None:
                 return found
         place = int(self._place[request[0]][request[1]])
@@ -171,8 +176,7 @@ class Results:
         self._place[request[0]][request[1]] = _UNWRITTEN
         self._unwritten.pop(request, None)
         self._pinned.pop(request, None)
-        if (old := self._recent.pop(request, None)) is not None:
-            self._recent_bytes -= _size(old)
+        self._forget(request)
 
     def __iter__(self) -> Iterator[RequestId]:
         """Yield the requests that have results, by node and number."""
@@ -185,10 +189,3 @@ class Results:
         """Yield requests and their results."""
         for request in self:
             yield request, self[request]
-
-
-def _size(result: Result) -> int:
-    """Return about how many bytes a result takes."""
-    size = _RESULT_BYTES + len(result.text or "") + _TOKEN_BYTES * len(result.token_ids or ())
-    positions = len(result.logprobs or ()) + len(result.prompt_logprobs or ())
-    return size + _LOGPROBS_BYTES * positions

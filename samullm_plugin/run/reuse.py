@@ -226,22 +226,17 @@ class Reuse:
             return result
         return None
 
-    def keep(
-        self, request: RequestId, key: bytes, record: Mapping[str, object], result: Result
-    ) -> None:
+    def keep(self, request: RequestId, key: bytes, record: Mapping[str, object]) -> None:
         """Keep an output for later runs.
 
         Args:
             request: the request.
             key: of :meth:`key`.
             record: what the journal says of its output.
-            result: its output.
         """
         if self._store is None:
             return
         record = {n: v for n, v in record.items() if n not in ("node", "request")}
-        if self._with_token_ids:
-            record["token_ids"] = result.token_ids
         try:
             self._store.put(key, to_json(record), self._names[request[0]])
         except InputError as error:
@@ -283,14 +278,15 @@ def opened_reuse(
                 sources.append(store)
             except InputError as error:  # a run is worth more than what it could save
                 logger.warning("%s", error)
+        prompts = TextPrompts(loaded, app)
         yield Reuse(
             app,
             engine,
             sources,
             store=store,
             fresh=options.fresh,
-            unique_id=TextPrompts(loaded, app).unique_id,
-            with_token_ids=any(s.prompt_token_ids for s in loaded.sources),
+            unique_id=prompts.unique_id,
+            with_token_ids=prompts.with_token_ids,
         )
     finally:
         if run is not None:

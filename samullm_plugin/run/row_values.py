@@ -113,7 +113,7 @@ class RowValues:
         lists: dict[str, list[dict[str, Any]]] = {
             n: [] for n in source.inputs if n not in ("output", "call")
         }
-        for entry in range(*table.input_indptr[r : r + 2].tolist()):
+        for entry in table.entries(r):
             label = source.labels[entry]
             at = int(table.input_node[entry]), int(table.input_request[entry])
             if label in lists and output_of(*at) is not None:

@@ -19,12 +19,12 @@ from samullm_plugin.app.loaded import LoadedApplication, NodeSource
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.application import PythonNode
 from samullm_plugin.model.types import Ints
+from samullm_plugin.run.log import SETTLED
 
 FOLDER = "rows"
 CHUNK_ROWS = 8192
 
 _OF_CHUNKS = ("chunk", "num_chunks", "prompt", "prompt_tokens")
-_SETTLED = ("finished", "skipped", "failed")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,8 +100,7 @@ def write_layout(folder: Path, loaded: LoadedApplication) -> None:
     }
     kind = pa.schema(columns)
     for index, (node, source) in enumerate(zip(loaded.app.all_nodes, loaded.sources, strict=True)):
-        calls = node.num_calls if isinstance(node, PythonNode) else 0
-        calls = calls if calls < len(node.requests) else 0  # else each call is a row
+        calls = node.hidden_calls if isinstance(node, PythonNode) else 0
         described = kind.with_metadata({"node": node.name, "calls": str(calls)})
         path = place / f"requests-{index:04d}.parquet"
         table = node.requests
@@ -211,7 +210,7 @@ class RunRows:
             if not any(kind in line[:80] for kind in (b'"finished"', b'"skipped"', b'"failed"')):
                 continue
             record = from_json(line)
-            if record["kind"] in _SETTLED and record["node"] in self._index:
+            if record["kind"] in SETTLED and record["node"] in self._index:
                 self._place[self._index[record["node"]]][int(record["request"])] = at
         return self._read_to > before
 

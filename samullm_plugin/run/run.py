@@ -26,7 +26,7 @@ from samullm_plugin.run.forecast import FORECAST_FILE, forecast_record, forecast
 from samullm_plugin.run.identity import identity_of
 from samullm_plugin.run.journal import Journal, read_journal_places
 from samullm_plugin.run.ledger import Ledger, Status
-from samullm_plugin.run.log import RunLog, without_retried
+from samullm_plugin.run.log import RunLog
 from samullm_plugin.run.metrics import (
     measured_slices,
     planned_slices,
@@ -174,7 +174,6 @@ def resume_run(
             log.add(interrupted_s, "resumed", interrupted_s=interrupted_s)
             if retry_failed and (count := found.reopen_failed()):
                 log.add(interrupted_s, "retry", requests=count)
-                log.records[:] = without_retried(log.records)
             if plan is not None:
                 log.add(interrupted_s, "plan", plan=to_record(first), scheduler=plan.scheduler)
                 found.begin_plan(first)

@@ -56,7 +56,8 @@ class Serving:
             if self._queue.queued(node):
                 self._deal(node, deployment)
             for replica in deployment.replicas:
-                if replica.backlog:
+                # without a policy no request comes before another that the engine has
+                if replica.backlog and (replica.room or self._policy is not None):
                     self._give(node, replica, now_s)
 
     def _deal(self, node: int, deployment: Deployment) -> None:

@@ -70,13 +70,10 @@ class TextPrompts(PromptBuilder):
             request: as it is planned.
             ledger: the results.
         """
-        decision = self.decide(request, ledger)
-        if decision is not A_PROMPT:
-            return decision
-        written = self._written(request)
-        outputs = self._inputs(written, ledger)
-        assert isinstance(outputs, dict)  # as it was decided
-        return self._prompt(written, ledger, _among(outputs))
+        found = self._decided(request, ledger)
+        if not isinstance(found, dict):
+            return found
+        return self._prompt(self._written(request), ledger, _among(found))
 
     @property
     def with_token_ids(self) -> bool:
@@ -85,6 +82,13 @@ class TextPrompts(PromptBuilder):
 
     def decide(self, request: RequestId, ledger: Ledger) -> Prepared:
         """Return what is to be done for a request; its prompt is not made."""
+        found = self._decided(request, ledger)
+        return A_PROMPT if isinstance(found, dict) else found
+
+    def _decided(
+        self, request: RequestId, ledger: Ledger
+    ) -> Prepared | dict[RequestId, Output | None]:
+        """Return what is to be done for a request; for a prompt, the outputs it is made of."""
         node, r = self._written(request)
         source = self._sources[node]
         if r in source.refused:
@@ -102,7 +106,7 @@ class TextPrompts(PromptBuilder):
         if source.call is not None:
             row = self._rows.given((node, r), ledger, _among(outputs))
             return _call(source.call.function, source.call, (row,))
-        return A_PROMPT
+        return outputs
 
     def _inputs(
         self, request: RequestId, ledger: Ledger
@@ -116,10 +120,9 @@ class TextPrompts(PromptBuilder):
         """
         node, r = request
         table, fallback = self._loaded.app.all_nodes[node].requests, self._sources[node].fallback
-        entries = range(*table.input_indptr[r : r + 2].tolist())
         found: dict[RequestId, Output | None] = {}
         kept: dict[int, bool] = {}
-        for entry in entries:
+        for entry in table.entries(r):
             at = int(table.input_node[entry]), int(table.input_request[entry])
             found[at] = self._rows.output(at, ledger)
             source = self._sources[at[0]]
@@ -221,12 +224,10 @@ class TextPrompts(PromptBuilder):
     ) -> Prompt | Refused:
         node, r = request
         source, table = self._sources[node], self._loaded.app.nodes[node].requests
-        part = slice(table.input_indptr[r], table.input_indptr[r + 1])
-        pairs = zip(
-            table.input_node[part].tolist(), table.input_request[part].tolist(), strict=True
-        )
         inputs = [
-            self._planned(p) for p, e in zip(pairs, table.input_in_prompt[part], strict=True) if e
+            self._planned((int(table.input_node[e]), int(table.input_request[e])))
+            for e in table.entries(r)
+            if table.input_in_prompt[e]
         ]
         tokens = int(table.prompt_tokens[r]) + sum(int(ledger.generated[i][q]) for i, q in inputs)
         sampling = source.sampling_params(r)

@@ -59,10 +59,10 @@ def test_the_overview_lists_commands_of_shipped_plugins(capsys, monkeypatch) -> 
 def test_help_imports_no_heavy_library_and_is_quick() -> None:
     code = textwrap.dedent("""
         import sys, time
-        start = time.perf_counter()
+        start = time.process_time()
         from samullm_plugin.cli.app import main
         assert main(["--help"]) == 0
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         heavy = {"numpy", "numba", "ortools", "pandas", "pydantic", "pluggy", "rich.table_never",
                  "samullm_plugin.host.manager", "samullm_plugin.host.interfaces", "torch", "vllm",
                  "scipy", "matplotlib", "jinja2", "yaml", "psutil"}
@@ -71,7 +71,7 @@ def test_help_imports_no_heavy_library_and_is_quick() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     imported, seconds = done.stderr.rsplit(maxsplit=1)
     assert imported == "[]"
-    assert float(seconds) < 1.5  # 0.2 s on an idle core; the rest is for busy machines
+    assert float(seconds) < 0.8  # of the processor; 0.2 s on an idle core
 
 
 @pytest.mark.parametrize(

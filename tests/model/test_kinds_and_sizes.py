@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from dataclasses import replace
 from itertools import pairwise
-from time import perf_counter
+from time import process_time
 
 import pytest
 
@@ -85,11 +85,11 @@ def test_a_thousand_gpus_are_offered_in_steps() -> None:
     base = make_problem([TestNode("a", [4] * 8, [9] * 8)], 1, nvlink=1)
     gpus = (base.cluster.gpus[0],) * 1024
     groups = tuple(tuple(range(d, d + 8)) for d in range(0, 1024, 8))
-    began_s = perf_counter()
+    began_s = process_time()
     problem = Problem(base.app, Cluster(gpus, groups, groups), base.scenarios, base.costs)
     sizes = [p.data_parallel_size for p in problem.parallel_configs(0)]
     places = [problem.idle_devices(0, p) for p in problem.parallel_configs(0)]
-    assert perf_counter() - began_s < 2.0
+    assert process_time() - began_s < 2.0
     assert sizes[:16] == list(range(1, 17))
     assert {32, 64, 128, 256, 512, 1024} <= set(sizes)  # halves, and what fills machines
     assert all(b <= 1.2 * a for a, b in pairwise(sizes[16:]))

@@ -96,14 +96,11 @@ def generated(place: Path, adapter: str | None) -> dict[str, str]:
 @pytest.mark.timeout(600)
 def test_adapters_share_an_engine(place: Path, tmp_path: Path) -> None:
     """Two adapters and none, on one engine that is started once; each answers as it should."""
-    from samullm_vllm.fork_launching import kept_fork_server
-
     path = write(place, chain("one", "two", None, "one"))
     spec = read_spec(path)
-    with kept_fork_server():
-        ready = setup_of(spec, spec.models, path, tmp_path / "r", fused=True)
-        plan = make_plan(ready.host, ready.instance.problem, "min-heuristic").plan
-        outcome = start_run(ready, plan)
+    ready = setup_of(spec, spec.models, path, tmp_path / "r", fused=True)
+    plan = make_plan(ready.host, ready.instance.problem, "min-heuristic").plan
+    outcome = start_run(ready, plan)
     assert outcome.failed == ()
     started = [r for r in read_journal(tmp_path / "r/events.jsonl") if r["kind"] == "engine_ready"]
     assert {r["node"] for r in started} == {"n0..n3"}

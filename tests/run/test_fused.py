@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
@@ -406,18 +405,9 @@ def test_plan_and_run_from_the_command_line(
     assert f"{FUSED}: check" in capsys.readouterr().err
 
 
-@pytest.fixture
-def forker() -> Iterator[None]:
-    """Keep the process that has imported vLLM for both runs."""
-    from samullm_vllm.fork_launching import kept_fork_server
-
-    with kept_fork_server():
-        yield
-
-
 @pytest.mark.vllm
 @pytest.mark.timeout(600)
-def test_real_engines_write_the_same_fused_or_not(tmp_path: Path, forker: None) -> None:
+def test_real_engines_write_the_same_fused_or_not(tmp_path: Path) -> None:
     """Temperature 0, float32: also where the fused engines move in mid-request."""
     make_tiny_llama(tmp_path / "one", tokenizer=True)
     make_tiny_llama(tmp_path / "two", seed=1, tokenizer=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +42,6 @@ ENGINE = {
     "max_num_batched_tokens": 512,
     "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def forker() -> Iterator[None]:
-    """Keep the process that has imported vLLM from test to test."""
-    from samullm_vllm.fork_launching import kept_fork_server
-
-    with kept_fork_server():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +44,6 @@ def small(models: Path, name: str) -> ModelSection:
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def forker() -> Iterator[None]:
-    """Keep the process that has imported vLLM from test to test."""
-    from samullm_vllm.fork_launching import kept_fork_server
-
-    with kept_fork_server():
-        yield
-
-
 def reference(models: Path, name: str, *texts: str) -> Any:
     """Return what transformers gives for the same text: a vector, or the classes' numbers."""
     import torch
@@ -73,7 +63,6 @@ def reference(models: Path, name: str, *texts: str) -> Any:
 
 @pytest.mark.vllm
 @pytest.mark.timeout(600)
-@pytest.mark.usefixtures("forker")
 def test_search_answers(models: Path, tmp_path: Path) -> None:
     """Every kind of number is what the model says, joined, journaled, and not asked for again."""
     spec = read_spec(APP)

@@ -7,7 +7,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,15 +25,6 @@ from tests.run.chaos import Chaos, read_texts
 from tests.run.real_app import ITEMS, make_files, plan, setup
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def forker() -> Iterator[None]:
-    """Keep the process that has imported vLLM from test to test."""
-    from samullm_vllm.fork_launching import kept_fork_server
-
-    with kept_fork_server():
-        yield
 
 
 @pytest.fixture(scope="module")

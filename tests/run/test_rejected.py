@@ -6,6 +6,7 @@ from pathlib import Path
 
 from samullm_plugin.host.interfaces.executor import RequestOutput
 from samullm_plugin.host.interfaces.observer import RunEvent, RunInfo
+from samullm_plugin.model.logprobs import TokenLogprob
 from samullm_plugin.run.ledger import Ledger, Status
 from samullm_plugin.run.length_prompts import LengthPrompts
 from samullm_plugin.run.log import RunLog
@@ -25,13 +26,20 @@ class Picky(LengthPrompts):
         return prompt if attempt <= 2 else None
 
 
-def test_a_rejected_output_is_asked_for_again_and_given_up_in_the_end() -> None:
+def admitted(source: type[LengthPrompts]) -> tuple[RequestQueue, RunLog, list[RunEvent]]:
+    """Return a queue of a small problem's first requests, its log, and what the log tells."""
     problem = small_problem()
-    ledger, log = Ledger(problem.app), RunLog(RunInfo("r", "a", "", Path()))
+    log = RunLog(RunInfo("r", "a", "", Path()))
     events: list[RunEvent] = []
     log.add_listener(events.append)
-    queue = RequestQueue(ledger, Picky(problem.scenarios[0]), log, {})
+    queue = RequestQueue(Ledger(problem.app), source(problem.scenarios[0]), log, {})
     queue.admit_first(0.0)
+    return queue, log, events
+
+
+def test_a_rejected_output_is_asked_for_again_and_given_up_in_the_end() -> None:
+    queue, log, events = admitted(Picky)
+    ledger = queue.ledger
     assert len(queue.take_given(0, 0.0)) == 20
     output = RequestOutput(0, 7, text="seven", finish_reason="stop")
     for attempt in (1, 2):
@@ -49,12 +57,8 @@ def test_a_rejected_output_is_asked_for_again_and_given_up_in_the_end() -> None:
 
 def test_tokens_before_a_move_count() -> None:
     """A request that generated 5 tokens on one engine and 3 on the next has 8."""
-    problem = small_problem()
-    ledger, log = Ledger(problem.app), RunLog(RunInfo("r", "a", "", Path()))
-    events: list[RunEvent] = []
-    log.add_listener(events.append)
-    queue = RequestQueue(ledger, LengthPrompts(problem.scenarios[0]), log, {})
-    queue.admit_first(0.0)
+    queue, log, events = admitted(LengthPrompts)
+    ledger = queue.ledger
     given = queue.take_given(0, 0.0)[1]
     queue.take_back(0, given, RequestOutput(1, 5), 1.0)
     assert int(ledger.generated[0][1]) == 5
@@ -78,3 +82,18 @@ def test_requests_are_dealt_in_the_order_of_the_table() -> None:
     for given in reversed(first[3:7]):
         queue.take_back(0, given, RequestOutput(given.request, 1), 1.0)
     assert [r.request for r in queue.take_given(0, 0.0)] == [3, 4, 5, 6]
+
+
+def test_log_probabilities_before_a_move_count() -> None:
+    """An engine that stops before it has generated anything takes nothing away."""
+    queue, _, _ = admitted(LengthPrompts)
+    tokens = [(TokenLogprob(k, f"w{k}", -0.5),) for k in range(4)]
+    given = queue.take_given(0, 0.0)[1]
+    queue.take_back(0, given, RequestOutput(1, 2, logprobs=tuple(tokens[:2])), 1.0)
+    (again,) = queue.take_given(0, 1.0)
+    queue.take_back(0, again, RequestOutput(1, 0), 2.0)
+    (last,) = queue.take_given(0, 2.0)
+    assert last.num_generated == 2
+    done = RequestOutput(1, 2, finish_reason="stop", text="four", logprobs=tuple(tokens[2:]))
+    queue.finish((0, 1), done, 3.0)
+    assert queue.ledger.results[0, 1].logprobs == tuple(tokens)

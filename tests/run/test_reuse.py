@@ -5,15 +5,24 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import pytest
 
 import samullm_plugin as sl
 from samullm_plugin import Curve, LoadTimes, Provenance, StepLatency
-from samullm_plugin.host.interfaces.executor import EngineRequest
-from samullm_plugin.run.reuse import Reuse
-from samullm_plugin.run.store import store_path
+from samullm_plugin.app.loaded import LoadedApplication
+from samullm_plugin.app.loading import load_application
+from samullm_plugin.host.interfaces.executor import EngineRequest, RequestOutput
+from samullm_plugin.host.interfaces.observer import RunInfo
+from samullm_plugin.run.ledger import Ledger
+from samullm_plugin.run.log import RunLog
+from samullm_plugin.run.python_calls import WorkerCalls
+from samullm_plugin.run.request_queue import RequestQueue
+from samullm_plugin.run.reuse import Reuse, ReuseOptions, opened_reuse
+from samullm_plugin.run.store import OutputStore, store_path
+from samullm_plugin.run.text_prompts import TextPrompts
 from tests.models import make_tiny_llama
 from tests.run.worlds import Uniform
 
@@ -159,3 +168,66 @@ def test_keys(tmp_path: Path) -> None:
         (tmp_path / "one" / "config.json").read_text() + " "
     )
     assert reuse_of(loaded).key((0, 3), asked_for) != key  # another checkpoint
+
+
+def texts(folder: Path) -> LoadedApplication:
+    """A function, a model behind it, and another whose prompts are all the same."""
+    (folder / "steps.py").write_text("def twice(row):\n    return row['prompt'] * 2\n")
+    (folder / "r.jsonl").write_text(
+        "".join(f'{{"id": "i{k}", "prompt": "w{k}"}}\n' for k in range(2))
+    )
+    (folder / "app.yaml").write_text(
+        dedent("""
+            version: 1
+            name: equal
+            models: {m: {model: THUDM/chatglm3-6b, max_model_len: 1024}}
+            nodes:
+              made: {python: "steps.py:twice", requests: r.jsonl}
+              first: {model: m, requests: r.jsonl, sampling_params: {max_tokens: 5}}
+              second:
+                model: m
+                for_each: first
+                prompt: always the same
+                sampling_params: {max_tokens: 5, temperature: 0}
+            cluster: {gpus: 1, gpu: A100-80GB}
+            planner: {scheduler: max-heuristic, scenarios: 1}
+        """)
+    )
+    return load_application(folder / "app.yaml")
+
+
+def test_equal_requests_of_one_run_are_asked_once(tmp_path: Path) -> None:
+    """Also if nothing was kept when the run began."""
+    loaded = texts(tmp_path)
+    source, log = TextPrompts(loaded), RunLog(RunInfo("r", "a", "", tmp_path))
+    with opened_reuse(ReuseOptions(), "vllm 1", loaded, loaded.app) as reuse:
+        assert reuse is not None
+        assert not reuse.hopeful
+        queue = RequestQueue(Ledger(loaded.app), source, log, {}, reuse)
+        first, second = (loaded.app.index(n) for n in ("first", "second"))
+        for end in queue.ledger.first():
+            if end[0] == first:
+                queue._admit([end], 0.0)
+        done = RequestOutput(0, 3, finish_reason="stop", text="yes")
+        queue.take_given(first, 0.0)
+        queue.finish((first, 0), done, 1.0)
+        assert len(queue.take_given(second, 1.0)) == 1
+        queue.finish((second, 0), done, 2.0)
+        queue.finish((first, 1), replace(done, request=1), 3.0)
+        assert queue.take_given(second, 3.0) == []
+        assert queue.ledger.results[second, 1].text == "yes"
+        assert reuse.counts == {"second": 1}
+
+
+@pytest.mark.vllm
+def test_looking_for_outputs_calls_no_function(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts(tmp_path)
+    store = OutputStore(store_path())
+    store.put(bytes(16), b"{}", "THUDM/chatglm3-6b")
+    store.close()
+    called: list[object] = []
+    monkeypatch.setattr(WorkerCalls, "submit", lambda self, request, *rest: called.append(request))
+    assert sl.App.from_yaml(tmp_path / "app.yaml").plan(executor="vllm").makespan_s > 0
+    assert called == []

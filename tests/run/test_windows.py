@@ -182,3 +182,23 @@ def test_results_are_read_back_from_the_journal(
     journal.close()
     assert len(list(read_journal(journal.path))) == 100
     assert log.records == []
+
+
+def test_values_count_as_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vectors are as large as texts, though they have none."""
+    monkeypatch.setattr(results, "KEPT_BYTES", 100_000)
+    journal = Journal(tmp_path / "events.jsonl")
+    log = RunLog(RunInfo("r", "a", "x"), journal)
+    held = Results([50])
+    held.read, log.written = journal.read, held.written
+    vectors = np.random.default_rng(0).normal(size=(50, 1024)).tolist()
+    for r, vector in enumerate(vectors):
+        held.add((0, r), Result(1, 3, "stop", value=vector))
+        log.add_settled(
+            (0, r), 1.5, "finished",
+            {"node": "n", "request": r, "num_tokens": 1, "finish_reason": "stop", "value": vector},
+        )  # fmt: skip
+    log.flush()
+    assert 1 <= len(held._recent) <= 3
+    assert [held[0, r].value for r in range(50)] == vectors
+    journal.close()

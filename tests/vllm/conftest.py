@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from samullm_vllm.executor import ProcessExecutor
-from samullm_vllm.fork_launching import kept_fork_server
 from samullm_vllm.vllm_executor import VllmExecutor, VllmOptions
 
 from samullm_plugin import (
@@ -26,13 +25,6 @@ from tests.models import make_tiny_llama
 
 CLUSTER = Cluster.uniform(Gpu("core", 1 << 30), 2, nvlink=2)
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
-
-
-@pytest.fixture(scope="session", autouse=True)
-def forker() -> Iterator[None]:
-    """Keep the process that has imported vLLM from test to test."""
-    with kept_fork_server():
-        yield
 
 
 @pytest.fixture(scope="session")
