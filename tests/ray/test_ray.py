@@ -130,10 +130,9 @@ def texts(directory: Path) -> dict[str, str]:
     return found
 
 
-def on_ray(
-    app: Path, directory: Path, address: str, lost_timeout_s: float = 10.0, **changes: object
-) -> RunSetup:
-    options = {"address": address, "heartbeat_s": 0.05, "lost_timeout_s": lost_timeout_s}
+def on_ray(app: Path, directory: Path, address: str, **changes: object) -> RunSetup:
+    # A busy machine may be silent for some seconds.
+    options = {"address": address, "heartbeat_s": 0.05, "lost_timeout_s": 10.0}
     ready = setup(app, directory, executor="ray", executor_options=options, **changes)
     problem = replace(ready.instance.problem, cluster=TWO_MACHINES)
     return replace(ready, instance=replace(ready.instance, problem=problem))
