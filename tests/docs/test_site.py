@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,3 +18,7 @@ def test_the_site_builds(tmp_path: Path) -> None:
     api = (tmp_path / "api" / "index.html").read_text()
     for name in ("App.llm", "App.python", "AppPlan.gantt", "AppRun.cancel", "RunTable.save"):
         assert f".{name}" in api, name
+    formulas = (tmp_path / "exact" / "index.html").read_text()
+    assert formulas.count("<mtr>") == 6
+    assert "arithmatex" not in formulas
+    assert "$" not in re.sub(r"<(code|pre|script)\b.*?</\1>", "", formulas, flags=re.DOTALL)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parent / "driver.c"
 LIBRARY = "libcudart.so.13"
-"""vLLM looks for a loaded library of this name."""
+"""What torch's libraries ask for first, so that NVIDIA's own is not loaded for them."""
 ALIASES = ("libcuda.so.1", "libnvidia-ml.so.1")
 GROUPS = {
     "libcudart.so.13": "cuda*; __cuda*;",
@@ -30,7 +30,7 @@ ASKED_AT_RUN_TIME = (
     "cuCtxSetCurrent", "cuCtxGetLimit", "cuCtxSetLimit", "cuCtxPushCurrent_v2",
     "cuCtxPopCurrent_v2", "cuCtxSynchronize", "cuStreamSynchronize", "cuFuncSetAttribute",
     "cuFuncSetCacheConfig", "cuModuleUnload", "cuMemMap", "cuMemSetAccess",
-    "cuTensorMapEncodeTiled", "cuTensorMapEncodeIm2col", "cublasLtDestroy",
+    "cuTensorMapEncodeTiled", "cuTensorMapEncodeIm2col", "cublasLtDestroy", "cudaDeviceReset",
 )  # fmt: skip
 _NAME = re.compile(r"(?:__)?cu(?:da|blas)?[A-Z]\w*")
 

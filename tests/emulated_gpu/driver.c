@@ -450,6 +450,7 @@ int cublasLtMatmulAlgoGetHeuristic(void *a, void *b, void *c, void *d, void *e, 
 
 /* ---- NVML: a device's handle is its number and one; it counts all, whatever CUDA shows ---- */
 
+#define NOT_SUPPORTED 3
 #define NOT_FOUND 6
 #define GPU(device) ((int)(long)(device) - 1)
 int nvmlInit(void) { return 0; }
@@ -482,6 +483,10 @@ int nvmlDeviceGetMemoryInfo(void *device, unsigned long long *info) {
   info[0] = total_bytes(), info[2] = used_bytes(GPU(device)), info[1] = info[0] - info[2];
   return 0;
 }
+/* torch looks for these when memory is short; it does without. */
+int nvmlDeviceGetNvLinkRemoteDeviceType(void *device, unsigned link, int *type) { return NOT_SUPPORTED; }
+int nvmlDeviceGetNvLinkRemotePciInfo_v2(void *device, unsigned link, void *info) { return NOT_SUPPORTED; }
+int nvmlDeviceGetGpuFabricInfoV(void *device, void *info) { return NOT_SUPPORTED; }
 /* NVLink joins neighbours: 0 and 1, 2 and 3. */
 int nvmlDeviceGetP2PStatus(void *one, void *other, int which, int *status) { *status = GPU(one) / 2 == GPU(other) / 2 ? 0 : 5; return 0; }
 typedef struct { unsigned pid; unsigned long long bytes; unsigned a, b; } Process;

@@ -54,7 +54,7 @@ def test_an_empty_chart_is_drawn() -> None:
     ElementTree.fromstring(gantt_svg([Panel("nothing", ())], ["0"]))
     ElementTree.fromstring(f'<x xmlns="http://www.w3.org/2000/svg">{lines_svg([], 1.0, "")}</x>')
     line = lines_svg([Line("n", ((0.0, 0.0), (2.0, 4.0)), "red")], 2.0, "u")
-    assert 'points="0.00,150.00 1000.00,7.14"' in line
+    assert 'points="0.00,150.00 1000.00,150.00 1000.00,7.14"' in line  # a step
     assert 'x="25.000%"' in shares_svg([[("a", 0.25, "red"), ("b", 0.75, "blue")]])
 
 
@@ -93,7 +93,7 @@ def test_load_and_cut_outputs() -> None:
         for t in (0.0, 1.0, 3.0)
     ]
     rate, running, *_ = load_lines(loads)
-    assert rate.points == ((0.5, 10.0), (2.0, 10.0))
+    assert rate.points == ((0.0, 10.0), (1.0, 10.0), (3.0, 10.0))
     assert running.points == ((0.0, 0.0), (1.0, 1.0), (3.0, 3.0))
     done = [{"kind": "finished", "node": "n", "finish_reason": r} for r in ("stop", "length")]
     assert cut_shares(done) == {"n": 0.5}

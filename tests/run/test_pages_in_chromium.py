@@ -26,6 +26,8 @@ height="900" style="border:0"></iframe><p id="found"></p><script>
 document.getElementById("f").onload = () => {{
   const d = document.getElementById("f").contentDocument, w = d.defaultView;
   const plot = d.querySelector(".scroll svg.plot");
+  const width = (node) => node.getBoundingClientRect().width;
+  const names = [...d.querySelectorAll(".plot .name")].filter(width);
   const before = plot.getBoundingClientRect().width;
   d.querySelector("[data-zoom='1.6']").click();
   const after = plot.getBoundingClientRect().width;
@@ -33,6 +35,8 @@ document.getElementById("f").onload = () => {{
   document.getElementById("found").textContent = JSON.stringify({{
     sticks_out: d.documentElement.scrollWidth - w.innerWidth,
     zoom: after / before, back: plot.getBoundingClientRect().width / before,
+    names: names.length,
+    cut: names.filter((n) => width(n) > width(n.parentNode.querySelector("rect"))).length,
     plots: d.querySelectorAll("svg.plot").length, rows: d.querySelectorAll("details").length,
     text: getComputedStyle(d.body).color, back_color: getComputedStyle(d.body).backgroundColor,
   }});
@@ -75,6 +79,8 @@ def test_the_report_fits_and_zooms(run_dir: Path, tmp_path: Path, width: int) ->
     assert found["back"] == pytest.approx(1.0, abs=0.01)
     assert found["plots"] == 5
     assert found["rows"] > 0
+    assert found["names"] > 0 or width < 1280  # none fits into bars of a narrow window
+    assert found["cut"] == 0
 
 
 def test_the_report_is_dark_where_that_is_wanted(run_dir: Path, tmp_path: Path) -> None:

@@ -162,6 +162,25 @@ def test_made_up_weights_do_not_sleep_deeply(tiny: Path, monkeypatch: pytest.Mon
         executor.sleep_engine("a", 2)
 
 
+def test_falling_asleep_may_take_as_long_as_loading(tmp_path: Path) -> None:
+    """All weights go to host memory, which stopping an engine is not waited for."""
+    options = VllmOptions(
+        platform="cuda", sleep_mode=True, stop_timeout_s=1.0, load_timeout_s=900.0
+    )
+    executor = VllmExecutor(options)
+    replica = SimpleNamespace(
+        spec=gpu_spec("a", tmp_path, (0,)), phase="ready", unfinished={}, log="a.log"
+    )
+    executor._replicas["a"] = replica  # type: ignore[assignment]  # as much of one as is looked at
+    executor._platform = "cuda"
+    waited: list[tuple[str, float]] = []
+    executor._send = lambda to, message: None  # type: ignore[method-assign,assignment]
+    executor._wait = lambda of, phase, limit_s: bool(waited.append((phase, limit_s)))  # type: ignore[method-assign,assignment,func-returns-value]
+    with pytest.raises(RunError, match=r"does not get to sleep.*a\.log"):
+        executor.sleep_engine("a", 1)
+    assert waited == [("asleep", 900.0)]
+
+
 def test_what_compilers_keep_outlives_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Caches do not lie in the run's temporary folder; what the user has set stays."""
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")

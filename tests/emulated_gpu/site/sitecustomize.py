@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.abc
 import importlib.machinery
+import os
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -46,8 +47,14 @@ def _devices(module: ModuleType) -> None:
     module._DRIVER = ("/proc/self/exe",)
 
 
+def _runtime(module: ModuleType) -> None:
+    # NVIDIA's own may be loaded as well, by its path; it would ask for a real driver.
+    module.find_loaded_library = lambda name: os.environ["LD_PRELOAD"]
+
+
 HOOKS: dict[str, Callable[[ModuleType], None]] = {
     "vllm.v1.core.sched.scheduler": _scheduler,
+    "vllm.distributed.device_communicators.cuda_wrapper": _runtime,
     "samullm_vllm.devices": _devices,
 }
 
