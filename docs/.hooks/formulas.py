@@ -18,6 +18,10 @@ def on_page_content(html: str, **_: Any) -> str:
         text = unescape(match[2]).strip().replace("{aligned}", "{align*}")
         if match[1] == "span":
             return str(convert(text))
-        return f'<div style="overflow-x:auto">{convert(text, display="block")}</div>'
+        # Browsers take the alignment of cells from styles only.
+        block = re.sub(
+            r'columnalign="(\w+)"', r'style="text-align:\1"', convert(text, display="block")
+        )
+        return f'<div style="overflow-x:auto">{block}</div>'
 
     return _FORMULA.sub(converted, html)

@@ -33,7 +33,9 @@ def report(
 
         if output is not None:
             raise InputError("--serve writes no file; leave out --output")
-        serve_report(run_dir, port, lambda text: console().print(text, markup=False))
+        serve_report(
+            run_dir, port, lambda text: console().print(text, markup=False, soft_wrap=True)
+        )
         return
     run = read_run(run_dir)
     path = output if output is not None else run_dir / "report.html"

@@ -261,7 +261,7 @@ def test_a_head_that_dies_ends_the_run_which_another_cluster_resumes(
 
     directory = tmp_path / "run"
     with pytest.raises(RunError, match=r"the head of the cluster at .* --resume"):
-        start_run(on_ray(app, directory, first.address, 2.0, listener=listen), plan())
+        start_run(on_ray(app, directory, first.address, listener=listen), plan())
     first.close()
     second = Machines()
     outcome = resume_run(on_ray(app, directory, second.address))

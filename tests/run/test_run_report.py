@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
+import sys
+import urllib.request
 from collections.abc import Callable
 from html import unescape
 from html.parser import HTMLParser
@@ -202,3 +206,25 @@ def test_an_output_that_cannot_be_written(
 ) -> None:
     assert main(["report", str(run_dir), "-o", str(run_dir / "none" / "a.html")]) == 2
     assert "--output" in capsys.readouterr().err
+
+
+def test_the_command_serves_until_it_is_interrupted(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(run_dir), "--serve", "--output", "page.html"]) == 2
+    assert "--serve writes no file; leave out --output" in capsys.readouterr().err
+    command = [sys.executable, "-m", "samullm_plugin", "report", str(run_dir), "--serve"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as served:
+        assert served.stderr is not None
+        told = served.stderr.readline()
+        try:
+            address = re.search(r"http://127\.0\.0\.1:\d+/", told)
+            assert address, told
+            with urllib.request.urlopen(address[0]) as answer:
+                page = answer.read().decode()
+        finally:
+            served.send_signal(signal.SIGINT)
+        rest = served.stderr.read()
+        assert served.wait(60) == 0
+    assert "</html>" in page
+    assert "Traceback" not in rest
