@@ -54,12 +54,14 @@ class RayExecutor(VllmExecutor):
     @contextmanager
     def kept_warm(cls) -> Iterator[None]:
         """Let executors opened one after another use the same agents, which have imported vLLM."""
+        outer = cls._keeping
         cls._keeping = True
         try:
             yield
         finally:
-            cls._keeping = False
-            cls.end_kept()
+            cls._keeping = outer
+            if not outer:
+                cls.end_kept()
 
     @classmethod
     def end_kept(cls) -> None:

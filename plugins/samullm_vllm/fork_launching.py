@@ -168,14 +168,16 @@ class _ForkServer:
 def kept_fork_server() -> Iterator[None]:
     """Let executors that are opened one after another fork from one process.
 
-    Importing vLLM takes most of the time of a short run. The process ends when the context does.
+    Importing vLLM takes most of the time of a short run. The process ends when the context does, or
+    the outermost one where there are several.
     """
+    outer = _ForkServer.keeping
     _ForkServer.keeping = True
     try:
         yield
     finally:
-        _ForkServer.keeping = False
-        while _ForkServer.kept:
+        _ForkServer.keeping = outer
+        while _ForkServer.kept and not outer:
             _ForkServer.kept.popitem()[1].end()
 
 

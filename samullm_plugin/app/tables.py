@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -226,25 +227,28 @@ class _Counting:
         self.written = bool(templates) or source.pair is not None
         self.variables = asked | second
         self._constant: int | None = self.section.template_tokens
-        good = [r for r in node.requests if r.error is None] if self.written else []
-        for request in good[:1]:
-            self._check(request)
+        self._node = node.name
+        if self.written:
+            self._check([r for r in node.requests if r.error is None])
 
     @cached_property
     def _reads_text_only(self) -> bool:
         file = config_of(self.model)
         return file is not None and reads_text_only(file)
 
-    def _check(self, request: Draft) -> None:
-        """Refuse templates that use what is not there, or fail on outputs as they may be."""
-        known = {"prompt", "previous", "inputs", *self.labels, *request.fields}
-        for field, variables in self._used.items():
-            for name in sorted({v for v in variables if "." not in v} - known):
-                raise InputError(
-                    f"{field}: {{{{ {name} }}}} is neither a field of request "
-                    f"{request.id!r} nor an input nor a node before; inputs: "
-                    f"{', '.join(sorted(self.labels)) or 'none'}"
-                )
+    def _check(self, good: Sequence[Draft]) -> None:
+        """Refuse templates that use what no row has, or fail on outputs as they may be.
+
+        What single rows lack is for :meth:`prompt_tokens` to say.
+        """
+        others = {"prompt", "previous", "inputs", *self.labels}
+        names = {v for vs in self._used.values() for v in vs if "." not in v} - others
+        wanted = names | {name for role, name in self.source.turns if role == "history"}
+        whole = (r for r in good if wanted <= r.fields.keys())
+        request = next(whole, None)
+        if request is None:
+            self._check_names(good, names)
+            return
         try:
             self._rendered(request.fields, self.sample, self._field)
         except InputError as error:
@@ -259,6 +263,18 @@ class _Counting:
                 f"{error} (tried with request {request.id!r}; {tried}; give `sample`, an output as "
                 f"it may be, on {nodes})"
             ) from error
+
+    def _check_names(self, good: Sequence[Draft], names: AbstractSet[str]) -> None:
+        """Refuse variables that no row has a field for."""
+        for request in good[:1]:
+            missing = {n for n in names if not any(n in r.fields for r in good)}
+            for field, variables in self._used.items():
+                for name in sorted(missing & variables):
+                    raise InputError(
+                        f"{field}: {{{{ {name} }}}} is neither a field of request "
+                        f"{request.id!r} nor an input nor a node before; inputs: "
+                        f"{', '.join(sorted(self.labels)) or 'none'}"
+                    )
 
     def _works_blank(self, request: Draft) -> bool:
         try:
@@ -312,12 +328,19 @@ class _Counting:
         return self._count(text, estimates=0) if text else 0
 
     def _tried(self, fields: Mapping[str, object], estimates: int = 1) -> int:
-        """Return the tokens of a prompt without those of outputs."""
+        """Return the tokens of a prompt without those of outputs.
+
+        Raises:
+            RowError: if its template fails on the row.
+        """
         taken = ""
         try:
             made, second = self._rendered(fields, self.blank, self.where)
         except InputError:  # it takes something out of an output
-            made, second = self._rendered(fields, self.sample, self.where)
+            try:
+                made, second = self._rendered(fields, self.sample, f"node {self._node}")
+            except InputError as error:
+                raise RowError(str(error)) from error
             taken = "".join(s[0] for n, s in self.sample.items() if n in self.variables)
         tokens = self._made(made, estimates) + (self._count(second, 0) if second else 0)
         return max(tokens - estimate_tokens(taken), 1) if taken else tokens

@@ -143,3 +143,54 @@ def test_images_for_models_that_read_text(
         return
     with pytest.raises(InputError, match=r"r.jsonl line 2.*images.*model m reads text only; take"):
         load_application(tmp_path / "app.yaml")
+
+
+def asked(folder: Path, rows: list[dict[str, object]], node: str, policy: str) -> LoadedApplication:
+    (folder / "r.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (folder / "app.yaml").write_text(
+        f"version: 1\nname: asked\non_bad_row: {policy}\n"
+        "models: {a: {model: lmsys/vicuna-13b-v1.5}}\n"
+        f"nodes:\n  x: {{model: a, requests: r.jsonl, {node},\n"
+        "      sampling_params: {max_tokens: 5}}\n"
+        "cluster: {gpus: 2}\n"
+    )
+    return load_application(folder / "app.yaml")
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+@pytest.mark.parametrize(
+    ("node", "field"),
+    [
+        ('prompt: "{{ about }}"', "about"),
+        ('prompt: "{{ about.upper() }}"', "about"),
+        ("messages: [{history: about}, {user: go on}]", "about"),
+    ],
+)
+def test_a_row_without_a_templates_field_costs_that_row(
+    tmp_path: Path, node: str, field: str, bad: int
+) -> None:
+    """Also where it is the first row."""
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    good = {"about": turns if "history" in node else "a"}
+    rows: list[dict[str, object]] = [{"id": str(k), **good} for k in range(3)]
+    del rows[bad][field]
+    with pytest.raises(InputError, match=rf"r\.jsonl line {bad + 1}: .*'{field}'"):
+        asked(tmp_path, rows, node, "fail")
+    loaded = asked(tmp_path, rows, node, "skip")
+    assert (loaded.app.nodes[0].requests.probability == [k != bad for k in range(3)]).all()
+
+
+def test_what_no_row_has_is_the_applications_fault(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"id": str(k), "about": "a"} for k in range(3)]
+    with pytest.raises(InputError, match=r"nodes\.x\.prompt: \{\{ abuot \}\} is neither a field"):
+        asked(tmp_path, rows, 'prompt: "{{ abuot }}"', "skip")
+
+
+def test_fields_that_only_some_rows_have_may_be_asked_for(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"id": "0", "about": "a"},
+        {"id": "1", "about": "b", "hint": "c"},
+    ]
+    node = """prompt: "{{ about }}{% if hint is defined %} {{ hint }}{% endif %}" """
+    loaded = asked(tmp_path, rows, node, "fail")
+    assert (loaded.app.nodes[0].requests.probability == 1).all()

@@ -130,10 +130,9 @@ def texts(directory: Path) -> dict[str, str]:
     return found
 
 
-def on_ray(
-    app: Path, directory: Path, address: str, lost_timeout_s: float = 10.0, **changes: object
-) -> RunSetup:
-    options = {"address": address, "heartbeat_s": 0.05, "lost_timeout_s": lost_timeout_s}
+def on_ray(app: Path, directory: Path, address: str, **changes: object) -> RunSetup:
+    # A busy machine may be silent for some seconds.
+    options = {"address": address, "heartbeat_s": 0.05, "lost_timeout_s": 10.0}
     ready = setup(app, directory, executor="ray", executor_options=options, **changes)
     problem = replace(ready.instance.problem, cluster=TWO_MACHINES)
     return replace(ready, instance=replace(ready.instance, problem=problem))
@@ -261,7 +260,7 @@ def test_a_head_that_dies_ends_the_run_which_another_cluster_resumes(
 
     directory = tmp_path / "run"
     with pytest.raises(RunError, match=r"the head of the cluster at .* --resume"):
-        start_run(on_ray(app, directory, first.address, 2.0, listener=listen), plan())
+        start_run(on_ray(app, directory, first.address, listener=listen), plan())
     first.close()
     second = Machines()
     outcome = resume_run(on_ray(app, directory, second.address))

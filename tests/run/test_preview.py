@@ -9,6 +9,7 @@ import pytest
 
 import samullm_plugin as sl
 from samullm_plugin.cli.app import main
+from tests.models import make_tiny_llama
 from tests.run.test_reuse import application
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "applications"
@@ -99,3 +100,26 @@ def test_what_a_filter_lets_pass_is_asked_in_any_case(
     table = sl.App.from_yaml(path).load().app
     assert table.nodes[table.index("explain")].requests.probability.tolist() == [1.0] * 4
     assert table.nodes[table.index("large")].requests.probability.tolist() == [0.4] * 4
+
+
+def test_counts_are_exact_by_the_tokenizer_and_template_that_the_engine_takes_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_tiny_llama(tmp_path / "spoken", tokenizer=True)
+    make_tiny_llama(tmp_path / "bare")
+    (tmp_path / "r.jsonl").write_text('{"prompt": "w7 w8"}\n')
+    (tmp_path / "app.yaml").write_text(
+        "version: 1\nname: a\n"
+        "models:\n"
+        f"  m: {{model: bare, path: bare, engine_args: {{tokenizer: {tmp_path}/spoken}}}}\n"
+        "  r: {model: spoken, path: spoken, engine_args: {convert: classify}}\n"
+        "nodes:\n"
+        "  answer: {model: m, requests: r.jsonl, chat: true, sampling_params: {max_tokens: 4},\n"
+        "    chat_template: '{% for m in messages %}{{ m.content }} w9 w10 w11{% endfor %}'}\n"
+        "  rank: {model: r, task: score, requests: r.jsonl, pair: w5}\n"
+        "cluster: {gpus: 1}\n"
+    )
+    assert main(["preview", str(tmp_path / "app.yaml"), "--json"]) == 0
+    answer, rank = json.loads(capsys.readouterr().out)
+    assert (answer["prompt_tokens"], answer["exact"]) == (5, True)
+    assert not rank["exact"]  # how two texts are put together is the engine's business

@@ -7,13 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from samullm_vllm.fork_launching import _ForkServer
+from samullm_vllm.vllm_executor import VllmExecutor
 
 from samullm_plugin import EngineRequest, ModelSpec
 from samullm_plugin.host.interfaces.executor import WINDOW
 from samullm_plugin.host.interfaces.moving import continued
 from samullm_plugin.testing.executor_contract import ExecutorContract
 from tests.models import make_tiny_llama
-from tests.vllm.conftest import GREEDY, Bench, request, spec
+from tests.vllm.conftest import CLUSTER, GREEDY, Bench, request, spec
 
 pytestmark = pytest.mark.vllm
 
@@ -292,6 +294,17 @@ def test_kv_cache_is_what_was_asked_for(bench: Bench, tiny: Path) -> None:
     assert steps is not None
     assert steps.context_tokens.max() <= 128
     assert steps.prefill_tokens.sum() > 3 * 17  # preempted ones were computed again
+
+
+def test_the_forking_process_ends_with_the_outermost_context(tmp_path: Path) -> None:
+    """These tests are in one themselves."""
+    with VllmExecutor.kept_warm():
+        executor = VllmExecutor()
+        executor.open(CLUSTER, tmp_path)
+        executor.close()
+        server = _ForkServer.kept["cpu"]
+    assert _ForkServer.kept["cpu"] is server
+    assert not server.lost
 
 
 def test_options_reach_the_engine(bench: Bench, tmp_path: Path) -> None:
