@@ -12,10 +12,8 @@ from samullm_plugin.run.dispatch import Deployment, Replica
 from samullm_plugin.run.engines import Engines
 from samullm_plugin.run.ledger import Status
 from samullm_plugin.run.request_queue import RequestQueue
+from samullm_plugin.simulator.node_run import UNFORESEEN_S
 from samullm_plugin.simulator.runs import PolicyCall
-
-UNFORESEEN_S = 1e9
-"""Arrival time that request policies see for requests whose inputs are not there yet."""
 
 
 class Serving:
@@ -84,7 +82,9 @@ class Serving:
         """Ask the request policy about everything that is left of a node."""
         status = self._queue.ledger.status[node]
         left = np.flatnonzero(status < Status.FINISHED)
-        arrival_s = np.where(status[left] == Status.WAITING, UNFORESEEN_S, 0.0)
+        there_s = deployment.inputs.available_s(self._queue.ledger.finish_s)
+        unforeseen = np.zeros(len(left), bool) if there_s is None else np.isinf(there_s[left])
+        arrival_s = np.where(unforeseen, UNFORESEEN_S, 0.0)
         priority, place = policy(0, node, left, arrival_s, len(deployment.replicas))
         if priority is None:
             priority = np.zeros(len(left), np.int64)

@@ -23,9 +23,13 @@ from samullm_plugin.simulator.requests import NodeInputs
 CURVE_POINTS = 256
 
 Spread = Callable[[Ints, Floats | None, int], tuple[Ints | None, Ints | None]]
-"""A request policy on one node: from request indices, their arrivals after the engines are ready
-(None: all are there) and the number of replicas to priorities (None: first come, first served) and
-replicas (None: in turn)."""
+"""A request policy on one node: from request indices, their arrivals as :func:`arrivals_known` has
+them (None: all are there) and the number of replicas to priorities (None: first come, first served)
+and replicas (None: in turn)."""
+
+
+UNFORESEEN_S = 1e9
+"""Arrival that request policies see of requests whose inputs of other nodes are not there yet."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -187,7 +191,8 @@ def node_jobs(
         arrivals = arrivals_after(available_s[remaining], ready_s)
     priority, chosen = None, None
     if spread is not None:
-        priority, chosen = spread(remaining, arrivals, parallel.data_parallel_size)
+        known = None if arrivals is None else arrivals_known(arrivals)
+        priority, chosen = spread(remaining, known, parallel.data_parallel_size)
     if chosen is None:
         replica = inputs.spread(remaining, parallel.data_parallel_size, arrivals)
     else:
@@ -222,6 +227,16 @@ def node_jobs(
         )
         parts.append(part)
     return NodeJobs(base, tuple(parts), tuple(jobs))
+
+
+def arrivals_known(arrival_s: Floats) -> Floats:
+    """Return what a request policy is told of arrivals, which is what a run can know.
+
+    It is asked when the first requests can be served: those that are there then have arrived at 0,
+    all others will at ``UNFORESEEN_S``.
+    """
+    first_s = max(0.0, float(arrival_s.min(initial=np.inf)))
+    return np.where(arrival_s <= first_s, 0.0, UNFORESEEN_S)
 
 
 def arrivals_after(available_s: Floats, ready_s: float) -> Floats:

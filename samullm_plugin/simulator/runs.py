@@ -24,9 +24,9 @@ from samullm_plugin.simulator.node_run import (
 )
 
 PolicyCall = Callable[[int, int, Ints, "Floats | None", int], tuple["Ints | None", "Ints | None"]]
-"""A request policy: from scenario, node, request indices, their arrivals after the engines are
-ready (None: all are there) and the number of replicas to priorities and replicas (None: first come,
-first served; None: in turn). Its answer may depend on nothing else."""
+"""A request policy: from scenario, node, request indices, their arrivals as far as a run can know
+them (``node_run.arrivals_known``; None: all are there) and the number of replicas to priorities and
+replicas (None: first come, first served; None: in turn). Its answer may depend on nothing else."""
 
 MAX_KEPT_REQUESTS = 20_000_000
 """Requests, summed over the kept node simulations, from which the oldest are dropped."""

@@ -23,7 +23,7 @@ from samullm_plugin.simulator import PlanSimulator
 from samullm_plugin.simulator.runs import PolicyCall
 from samullm_plugin.testing.factories import TestNode, make_problem
 from samullm_plugin.testing.strategies import plans, problems
-from tests.run.worlds import run_with_truth
+from tests.run.worlds import run_with_truth, small_plan, small_problem
 
 
 def consistent(problem: Problem) -> Problem:
@@ -138,3 +138,11 @@ def test_what_two_engines_free_at_one_moment_comes_in_one_order() -> None:
     trace = PlanSimulator(problem).simulate_scenario(Plan((stage,)), 0)
     assert trace.finish_s[0][0] == trace.finish_s[1][0]
     assert_equal(problem, Plan((stage,)))
+
+
+@pytest.mark.parametrize("name", ["longest-first", "shortest-first", "program-age"])
+def test_policies_know_in_plans_what_they_know_in_runs(name: str) -> None:
+    """Many equal lengths, whose order arrivals decide, in chains and behind other nodes."""
+    problem, plan = small_problem(n=300), small_plan()
+    policy = PluginHost.from_settings().create("request-policy", name)
+    assert_equal(problem, plan, policy_call(problem.app, policy, problem.scenarios))

@@ -17,7 +17,8 @@ class PolicyBatch:
         node: name of the node.
         prompt_tokens: shape ``(n,)``.
         predicted_tokens: predicted output lengths, shape ``(n,)``.
-        arrival_s: when each can start, seconds after the engine is ready, as far as predicted.
+        arrival_s: 0 for those that can be served when the first of them can, 1e9 for those whose
+            inputs of other nodes come later: a run knows no more, and plans assume no more.
         prefix_id: shared-prefix ids, -1: none, shape ``(n,)``.
         prefix_tokens: lengths of the shared prefixes.
         program_id: requests of one document or item of the application, shape ``(n,)``.
