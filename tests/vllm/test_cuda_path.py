@@ -136,7 +136,7 @@ def test_where_forking_would_break_cuda_engines_are_fresh(
 
     monkeypatch.setattr("samullm_vllm.fork_launching.ForkLauncher", Refusing)
     monkeypatch.setattr("samullm_vllm.vllm_executor.check_installed", lambda executor: None)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6")
     executor = VllmExecutor(VllmOptions(platform="cuda", start_method=method))
     try:
         if method == "fork":
