@@ -44,6 +44,11 @@ def heap_drop(requests: Array, size: int) -> None:
 def append_waiting(s: Record, requests: Array, request: int) -> None:
     """Add an arriving request to the waiting queue."""
     if s.priority:
+        first = requests[request].first_rank
+        rank = first + requests[first].num_ranked
+        requests[first].num_ranked += 1
+        requests[request].rank = rank
+        requests[rank].of_rank = request
         heap_push(requests, s.num_waiting, requests[request].rank)
     else:
         requests[request].after_waiting = -1

@@ -109,7 +109,8 @@ REQUEST = _record(
         np.int64,
         """
         prompt_tokens output_tokens generated computed_before after_waiting rank num_predecessors
-        first_hash tail_hash heap_rank of_rank arriving due_order due_request released finished
+        first_hash tail_hash first_rank num_ranked heap_rank of_rank arriving due_order due_request
+        released finished
         kept_blocks kept_before kept_after
         """,
     ),
@@ -119,10 +120,12 @@ REQUEST = _record(
 # generated: kept here while it does not decode
 # computed_before: tokens computed before a preemption
 # after_waiting: next in the waiting list (fcfs)
-# rank: order under policy priority
+# rank: order under policy priority, known when it arrives: by priority, then arrival
 # num_predecessors: requests it still waits for
 # first_hash: where its full prompt blocks begin in prompt_hash
 # tail_hash: of the tokens of the block with the end of its prompt, filled up with generated ones
+# first_rank: least rank of its priority
+# num_ranked: at a priority's first rank, how many of its requests have arrived
 # heap_rank, of_rank: heap of ranks of the waiting requests (priority); the request of each rank
 # arriving, arrival_key: requests that arrive by themselves, in order, and when
 # due_order, due_request, due_key: heap of released requests not yet due: order of release,

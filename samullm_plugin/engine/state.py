@@ -311,12 +311,9 @@ def _first_state(config: EngineConfig, workload: Workload, caching: int) -> Reco
 
 
 def _rank(workload: Workload, requests: Array) -> None:
-    """Fill in the order of the requests under policy ``priority``."""
-    n = len(workload)
-    priority = np.zeros(n, np.int64) if workload.priority is None else workload.priority
-    by_rank = np.argsort(priority, kind="stable")
-    requests["of_rank"] = by_rank
-    requests["rank"][by_rank] = np.arange(n)
+    """Fill in where the ranks of each priority begin; of equal ones the order is of arrival."""
+    if workload.priority is not None:
+        requests["first_rank"] = np.searchsorted(np.sort(workload.priority), workload.priority)
 
 
 def _arrivals(workload: Workload, requests: Array, timed: bool) -> tuple[int, Ints]:

@@ -239,7 +239,7 @@ class _Loop:
         self.released: list[int] = []
         self.in_flight: list[tuple[Any, dict[str, bool], Row | None]] = []
         self.rows: list[Row] = []
-        self.step = 0
+        self.step = self.num_added = 0
 
     def run(self) -> Outcome:
         idle = 0
@@ -269,10 +269,16 @@ class _Loop:
 
     def _admit(self) -> None:
         while self.to_come and self.arrival[self.to_come[0]] <= self.step:
-            self.scheduler.add_request(self.requests[self.to_come.pop(0)])
+            self._add(self.to_come.pop(0))
         for i in self.released:
-            self.scheduler.add_request(self.requests[i])
+            self._add(i)
         self.released = []
+
+    def _add(self, i: int) -> None:
+        """Let a request arrive; of equal priorities the order is of arrival."""
+        self.requests[i].arrival_time = float(self.num_added)
+        self.num_added += 1
+        self.scheduler.add_request(self.requests[i])
 
     def _send(self, output: Any) -> tuple[Any, dict[str, bool], Row]:
         samples = {

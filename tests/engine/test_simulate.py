@@ -211,5 +211,20 @@ def test_what_comes_after_a_sequence_that_preempts_itself() -> None:
         )
         for ends in (True, False)
     ]
-    assert runs[1].num_steps != runs[0].num_steps
+    assert runs[1].computed_tokens != runs[0].computed_tokens
     assert np.isfinite(runs[1].finish_s).all()
+
+
+def test_of_equal_priorities_the_first_to_arrive_comes_first() -> None:
+    """As vLLM orders them by arrival; a request freed by another arrives then."""
+    one = EngineConfig(max_num_seqs=1, num_blocks=50, scheduling_policy="priority")
+    workload = Workload(
+        np.full(4, 5),
+        np.full(4, 5),
+        priority=np.ones(4, np.int64),
+        arrival_s=np.array([0.03, 0.0, 0.01, 0.0]),
+        release_index=np.array([3]),
+        release_indptr=np.array([0, 0, 1, 1, 1]),
+    )
+    run = simulate_engine(one, workload, StepLatency(Curve.constant(0.01)))
+    assert np.argsort(run.finish_s).tolist() == [1, 2, 0, 3]

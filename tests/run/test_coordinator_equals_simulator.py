@@ -140,7 +140,7 @@ def test_what_two_engines_free_at_one_moment_comes_in_one_order() -> None:
     assert_equal(problem, Plan((stage,)))
 
 
-@pytest.mark.parametrize("name", ["longest-first", "shortest-first", "program-age"])
+@pytest.mark.parametrize("name", ["longest-first", "shortest-first", "multi-bin", "program-age"])
 def test_policies_know_in_plans_what_they_know_in_runs(name: str) -> None:
     """Many equal lengths, whose order arrivals decide, in chains and behind other nodes."""
     problem, plan = small_problem(n=300), small_plan()
