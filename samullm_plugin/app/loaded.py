@@ -249,7 +249,7 @@ class LoadedApplication:
         source, table = self.sources[node], self.app.all_nodes[node].requests
         found: dict[str, list[Output]] = {name: [] for name in source.inputs}
         spare: dict[str, list[Output]] = {}
-        for entry in range(*table.input_indptr[request : request + 2].tolist()):
+        for entry in table.entries(request):
             label = source.labels[entry]
             if not label:
                 continue

@@ -244,10 +244,10 @@ class _Counting:
         others = {"prompt", "previous", "inputs", *self.labels}
         names = {v for vs in self._used.values() for v in vs if "." not in v} - others
         wanted = names | {name for role, name in self.source.turns if role == "history"}
-        whole = (r for r in good if wanted <= r.fields.keys())
-        request = next(whole, None)
+        request = next((r for r in good if wanted <= r.fields.keys()), None)
         if request is None:
-            self._check_names(good, names)
+            if good:
+                self._check_names(good, names)
             return
         try:
             self._rendered(request.fields, self.sample, self._field)
@@ -266,15 +266,14 @@ class _Counting:
 
     def _check_names(self, good: Sequence[Draft], names: AbstractSet[str]) -> None:
         """Refuse variables that no row has a field for."""
-        for request in good[:1]:
-            missing = {n for n in names if not any(n in r.fields for r in good)}
-            for field, variables in self._used.items():
-                for name in sorted(missing & variables):
-                    raise InputError(
-                        f"{field}: {{{{ {name} }}}} is neither a field of request "
-                        f"{request.id!r} nor an input nor a node before; inputs: "
-                        f"{', '.join(sorted(self.labels)) or 'none'}"
-                    )
+        missing = {n for n in names if not any(n in r.fields for r in good)}
+        for field, variables in self._used.items():
+            for name in sorted(missing & variables):
+                inputs = ", ".join(sorted(self.labels)) or "none"
+                raise InputError(
+                    f"{field}: {{{{ {name} }}}} is neither a field of request {good[0].id!r} nor "
+                    f"an input nor a node before; inputs: {inputs}"
+                )
 
     def _works_blank(self, request: Draft) -> bool:
         try:
