@@ -75,7 +75,17 @@ def _require_listener(address: str) -> None:
     """
     host, _, port = address.rpartition(":")
     if host and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), _LISTENER_S).close()
+        _reach(address, _LISTENER_S)
+
+
+def _reach(address: str, limit_s: float) -> None:
+    """Connect to ``HOST:PORT`` once.
+
+    Raises:
+        OSError: if nobody listens there.
+    """
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), limit_s).close()
 
 
 class HeadWatch:
@@ -103,8 +113,8 @@ class HeadWatch:
 
     def answers(self) -> bool:
         """Return whether it answers now."""
-        host, _, port = self.address.rpartition(":")
-        with suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), 2.0):
+        with suppress(OSError):
+            _reach(self.address, 2.0)
             self._heard_s = time.monotonic()
             return True
         return False

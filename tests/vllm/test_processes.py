@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -32,15 +34,24 @@ time.sleep(60)
 """
 
 
-def test_a_process_runs_as_long_as_one_of_its_threads() -> None:
-    """Memory of devices goes with the last thread, however long the leader has been a zombie."""
+@contextmanager
+def leaderless(seconds: str) -> Iterator[tuple[subprocess.Popen[str], RecordedProcess]]:
+    """Start a process whose leader ends at once and a thread of which goes on for so long."""
     with subprocess.Popen(
-        [sys.executable, "-c", LEADERLESS], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", LEADERLESS.replace("1.0", seconds)],
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()
         recorded = RecordedProcess.of(process.pid)
         assert recorded is not None
+        yield process, recorded
+
+
+def test_a_process_runs_as_long_as_one_of_its_threads() -> None:
+    """Memory of devices goes with the last thread, however long the leader has been a zombie."""
+    with leaderless("1.0") as (process, recorded):
         while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
             time.sleep(0.01)
         assert len(list(Path(f"/proc/{process.pid}/task").iterdir())) > 1
@@ -52,14 +63,7 @@ def test_a_process_runs_as_long_as_one_of_its_threads() -> None:
 
 
 def test_one_whose_leader_has_ended_is_killed() -> None:
-    code = LEADERLESS.replace("1.0", "60.0")
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        recorded = RecordedProcess.of(process.pid)
-        assert recorded is not None
+    with leaderless("60.0") as (process, recorded):
         assert kill([recorded])
         assert process.wait(10.0) == -9
 
