@@ -13,12 +13,8 @@ from samullm_plugin.checkpoints.hf_config import ConfigFile, read_config_file
 from samullm_plugin.checkpoints.limits import derived_max_model_len
 from samullm_plugin.checkpoints.meta_device import count_parameters
 from samullm_plugin.checkpoints.parts import Attention, Layers, Part
-from samullm_plugin.checkpoints.quantization import (
-    DTYPE_BYTES,
-    Quantization,
-    online,
-    read_quantization,
-)
+from samullm_plugin.checkpoints.quantization import DTYPE_BYTES, Quantization, online
+from samullm_plugin.checkpoints.quantization_config import read_quantization
 from samullm_plugin.checkpoints.refusals import NotModelledError
 from samullm_plugin.checkpoints.stacks import read_layers, tied
 from samullm_plugin.checkpoints.weight_files import StoredWeights, read_weights
@@ -81,7 +77,14 @@ class ModelDescription:
             return stored.stored_bytes - stored.float_bytes + stored.float_numbers * size
         if found is None:
             return self.parameters * size
-        read = sum(found.stored_bytes(part, size) for part in self.layers.parts())
+        parts = self.layers.parts()
+        if not found.shrinks(parts):
+            raise InputError(
+                f"{self.file.file}: quantization {found.method}: none of the modules that it names "
+                "is known, so its sizes would be a guess; give them under `architecture` in "
+                "app.yaml, or a folder with its safetensors files"
+            )
+        read = sum(found.stored_bytes(part, size) for part in parts)
         return read * self.parameters / self.layers.parameters
 
     def kv_cache(self, engine: EngineOptions | None = None) -> tuple[KvCacheLayers, ...]:

@@ -41,16 +41,23 @@ _TEXT_SECTIONS = (
 )  # fmt: skip
 
 
+_REMOTE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "minicpm": {"tie_word_embeddings": True},
+    "exaone": {"tie_word_embeddings": True},
+}
+"""Of classes that come with the model's files: what those files do not say and sizes depend on."""
+
+
 @cache
 def _defaults() -> Mapping[str, Mapping[str, Any]]:
     file = files("samullm_plugin") / "data" / "model_defaults.json"
     families: Mapping[str, Mapping[str, Any]] = json.loads(file.read_text("utf-8"))["families"]
-    return families
+    return {**families, **_REMOTE_DEFAULTS}
 
 
 def has_defaults(kind: str) -> bool:
-    """Return whether the defaults of a ``model_type`` are known."""
-    return kind in _defaults()
+    """Return whether the defaults of a ``model_type`` are known: transformers has its class."""
+    return kind in _defaults() and kind not in _REMOTE_DEFAULTS
 
 
 @dataclass(frozen=True, slots=True)
