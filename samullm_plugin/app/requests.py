@@ -30,7 +30,8 @@ from samullm_plugin.app.keptrows import (
     fields_of,
 )
 from samullm_plugin.app.rowspec import RequestsSection
-from samullm_plugin.app.sampling import LARGEST, SamplingSection, TokenId
+from samullm_plugin.app.sampling import SamplingSection, TokenId
+from samullm_plugin.app.section import LARGEST
 from samullm_plugin.errors import InputError, suggest
 from samullm_plugin.files import read_rows
 from samullm_plugin.model.application import ModelSpec

@@ -15,7 +15,7 @@ from typing import Any
 from samullm_plugin.checkpoints.description import ModelDescription, describe, dtype_bytes
 from samullm_plugin.checkpoints.families import FAMILIES
 from samullm_plugin.checkpoints.hf_config import ConfigFile, read_config_file
-from samullm_plugin.checkpoints.parts import Part
+from samullm_plugin.checkpoints.parts import Matrix, Part
 from samullm_plugin.checkpoints.quantization import online
 from samullm_plugin.errors import InputError, suggest
 from samullm_plugin.model.application import EngineOptions, ModelSpec
@@ -78,8 +78,8 @@ def _as_loaded(sizes: ModelArchitecture, engine: EngineOptions, name: Path) -> M
     found = online(method, name) if isinstance(method, str) else None
     if found is not None:
         parts = (
-            Part("layers", matrices=others),
-            Part("experts", matrices=experts, experts=True),
+            Part("layers", (Matrix("layers", others, 1),)),
+            Part("experts", (Matrix("experts", experts, 1),), experts=True),
             Part("embedding and head", others=outside),
         )
         stored = sum(found.stored_bytes(part, size) for part in parts)
