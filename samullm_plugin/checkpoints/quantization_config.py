@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from samullm_plugin.checkpoints.hf_config import ConfigFile, load_json
+from samullm_plugin.checkpoints.hf_config import ConfigFile, load_json, readable
 from samullm_plugin.checkpoints.quantization import Quantization, Rule, Scheme
 from samullm_plugin.errors import InputError
 
@@ -56,7 +56,8 @@ def read_quantization(file: ConfigFile) -> Quantization | None:
                 break
     if section is None:
         return None
-    return _of_section(section, file.file)
+    with readable(None, f"{file.file}: quantization"):
+        return _of_section(section, file.file)
 
 
 def _of_section(section: Mapping[str, Any], file: Path) -> Quantization | None:
