@@ -9,10 +9,9 @@ import stat
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import pydantic_core
 
@@ -29,19 +28,20 @@ _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EROFS, errno.ENOSYS)
 # --- reading ---
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One line of a JSON lines file.
 
     Attributes:
         number: of the line, from 1.
         value: its object; empty if it is none.
         error: why it cannot be used; None if it can.
+        line: as it is written.
     """
 
     number: int
     value: Mapping[str, Any]
     error: str | None = None
+    line: bytes = b""
 
 
 def read_rows(path: Path, what: str) -> Iterator[Row]:
@@ -75,7 +75,7 @@ def read_rows(path: Path, what: str) -> Iterator[Row]:
                 yield Row(number, {}, reason)
                 continue
             if isinstance(value, dict):
-                yield Row(number, value)
+                yield Row(number, value, None, row)
             else:
                 yield Row(number, {}, f"must be a JSON object, not {type(value).__name__}")
 

@@ -10,7 +10,8 @@ import base64
 import datetime
 import decimal
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
 Format = Literal["jsonl", "csv", "parquet", "arrow"]
 
 CHUNK_ROWS = 4096
-"""Rows that are held as Python objects at a time."""
+"""The most rows that are held as Python objects at a time."""
+
+CHUNK_BYTES = 4 << 20
+"""And about their bytes, unless it is one row."""
+
 
 _SUFFIXES: Mapping[str, Format] = {
     ".jsonl": "jsonl",
@@ -129,7 +134,7 @@ def _parquet_batches(path: Path, text_columns: Sequence[str]) -> Iterator[pa.Rec
 
     del text_columns
     with pq.ParquetFile(path, memory_map=True) as file:
-        yield from file.iter_batches(batch_size=CHUNK_ROWS)
+        yield from file.iter_batches(batch_size=CHUNK_ROWS, use_threads=False)
 
 
 def _arrow_batches(path: Path, text_columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -137,7 +142,7 @@ def _arrow_batches(path: Path, text_columns: Sequence[str]) -> Iterator[pa.Recor
     import pyarrow as pa
 
     del text_columns
-    with pa.memory_map(str(path)) as data:
+    with pa.OSFile(str(path)) as data:  # not mapped: rows are read later, the file may change
         if data.read(6) == b"ARROW1":
             data.seek(0)
             with pa.ipc.open_file(data) as file:
@@ -301,33 +306,90 @@ def memory_batches(table: object, name: str) -> Batches:
         yield name, batch
 
 
-def batch_rows(batches: Batches) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (where, fields) of every row, values as JSON has them.
+def own_batches(batches: Batches) -> Batches:
+    """Yield copies of batches that only the reader holds: of a table that others may change."""
+    import pyarrow as pa
 
-    Raises:
-        InputError: for a value that JSON cannot hold.
-    """
+    for name, batch in batches:
+        yield name, pa.ipc.read_record_batch(batch.serialize(), batch.schema)
+
+
+def numbered_batches(batches: Batches) -> Iterator[tuple[str, range, pa.RecordBatch]]:
+    """Yield (file, numbers of the rows in it, rows), rows that can well be held as objects."""
     done, last = 0, ""
     for name, batch in batches:
         if name != last:
             done, last = 0, name
-        for first in range(0, batch.num_rows, CHUNK_ROWS):
-            for row in batch.slice(first, CHUNK_ROWS).to_pylist():
-                done += 1
-                where = f"{name} row {done}"
-                yield where, {k: _plain(v, where, k) for k, v in row.items()}
+        each = batch.nbytes / max(1, batch.num_rows)
+        size = max(1, min(CHUNK_ROWS, int(CHUNK_BYTES / max(1.0, each))))
+        for first in range(0, batch.num_rows, size):
+            part = batch.slice(first, size)
+            yield name, range(done + 1, done + part.num_rows + 1), part
+            done += part.num_rows
 
 
-def _plain(value: Any, where: str, column: str) -> Any:
-    """Return a cell as JSON has it: times in ISO's form, decimals as texts, images as data URLs."""
+def is_text(kind: pa.DataType) -> bool:
+    """Return whether all values of a column's type are texts."""
+    import pyarrow.types as of
+
+    return bool(of.is_string(kind) or of.is_large_string(kind))
+
+
+def is_plain(kind: pa.DataType) -> bool:
+    """Return whether JSON has all values of a column's type as they are."""
+    import pyarrow.types as of
+
+    tests = (is_text, of.is_integer, of.is_floating, of.is_boolean, of.is_null)
+    return any(test(kind) for test in tests)
+
+
+def batch_rows(batch: pa.RecordBatch, where: Callable[[int], str]) -> Iterator[dict[str, Any]]:
+    """Yield the fields of every row, values as JSON has them.
+
+    Args:
+        batch: the rows.
+        where: tells file and number of a row.
+
+    Raises:
+        InputError: at the row that holds a value which JSON cannot hold.
+    """
+    names, columns = batch.schema.names, []
+    bad: tuple[int, str, str] | None = None
+    for name, column in zip(names, batch.columns, strict=True):
+        values = column.to_pylist()
+        if not is_plain(column.type):
+            for at, value in enumerate(values):
+                try:
+                    values[at] = _plain(value)
+                except TypeError as error:
+                    if bad is None or at < bad[0]:
+                        bad = at, name, str(error)
+                    break
+        columns.append(values)
+    rows = zip(*columns, strict=True) if columns else repeat((), batch.num_rows)
+    for row in islice(rows, None if bad is None else bad[0]):
+        yield dict(zip(names, row, strict=True))
+    if bad is not None:
+        raise InputError(
+            f"{where(bad[0])}: the column {bad[1]!r} holds {bad[2]}, which no prompt can take; "
+            "leave the column out of the table, or make texts of it"
+        )
+
+
+def _plain(value: Any) -> Any:
+    """Return a cell as JSON has it: times in ISO's form, decimals as texts, images as data URLs.
+
+    Raises:
+        TypeError: naming a type that JSON lacks.
+    """
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if isinstance(value, list):
-        return [_plain(v, where, column) for v in value]
+        return [_plain(v) for v in value]
     if isinstance(value, Mapping):
         if set(value) == {"bytes", "path"} and value["bytes"] is not None:  # datasets' images
-            return _plain(value["bytes"], where, column)
-        return {k: _plain(v, where, column) for k, v in value.items()}
+            return _plain(value["bytes"])
+        return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, datetime.timedelta):
@@ -338,7 +400,4 @@ def _plain(value: Any, where: str, column: str) -> Any:
         for magic, kind in _IMAGES:
             if value.startswith(magic):
                 return f"data:image/{kind};base64,{base64.b64encode(value).decode()}"
-    raise InputError(
-        f"{where}: the column {column!r} holds {type(value).__name__}, which no prompt can take; "
-        "leave the column out of the table, or make texts of it"
-    )
+    raise TypeError(type(value).__name__)

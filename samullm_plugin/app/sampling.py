@@ -10,10 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, JsonValue, model_validator
 
-from samullm_plugin.app.section import Section
-
-LARGEST = 2**31 - 1
-"""Largest count of tokens, and largest token id."""
+from samullm_plugin.app.section import LARGEST, Section
 
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 TokenId = Annotated[int, Field(ge=0, le=LARGEST)]

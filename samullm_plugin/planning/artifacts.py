@@ -16,7 +16,7 @@ from samullm_plugin.errors import InputError
 from samullm_plugin.files import read_json, save
 from samullm_plugin.model.plan import Plan
 from samullm_plugin.model.types import STORED
-from samullm_plugin.planning.records import read_record, to_record
+from samullm_plugin.records import read_record, to_record
 
 PLAN_FORMAT = "samullm-plan-1"
 

@@ -10,7 +10,7 @@ from samullm_plugin.errors import InputError
 from samullm_plugin.host.interfaces.executor import RequestOutput
 from samullm_plugin.model.application import Application
 from samullm_plugin.model.plan import Plan
-from samullm_plugin.planning.records import read_record
+from samullm_plugin.records import read_record
 from samullm_plugin.run.ledger import Ledger, Status, is_call
 from samullm_plugin.run.log import BULKY
 from samullm_plugin.run.results import RequestId, Result, logprobs_of, result_of

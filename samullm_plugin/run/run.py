@@ -18,8 +18,8 @@ from samullm_plugin.model.plan import Plan
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.result import PlanTrace
 from samullm_plugin.planning.artifacts import StoredPlan, read_plan, write_plan
-from samullm_plugin.planning.records import to_record
-from samullm_plugin.rules.verify import require_valid
+from samullm_plugin.records import to_record
+from samullm_plugin.rules.verify import require_valid, verify
 from samullm_plugin.run.calibrating import Calibrator
 from samullm_plugin.run.coordinator import Coordinator
 from samullm_plugin.run.forecast import FORECAST_FILE, forecast_record, forecast_run
@@ -299,13 +299,12 @@ def _outcome(
 
 
 def _can_be_carried_out(problem: Problem, plan: Plan) -> bool:
-    """Return whether a plan's engines fit on devices that there are."""
-    return all(
-        max(a.devices, default=0) < problem.cluster.num_gpus
-        and problem.fits(problem.app.index(a.node), problem.mode_key(a.parallel, a.devices))
-        for stage in plan.stages
-        for a in stage.assignments
-    )
+    """Return whether a plan's engines fit on devices that there are.
+
+    One that was made during the run has only the nodes that were left.
+    """
+    left = ("completeness", "precedence")
+    return all(v.rule in left for v in verify(problem, plan))
 
 
 def require_resumable(directory: Path) -> str:

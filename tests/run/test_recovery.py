@@ -7,7 +7,7 @@ from typing import Any
 
 import samullm_plugin as sl
 from samullm_plugin.model.application import Application
-from samullm_plugin.planning.records import to_record
+from samullm_plugin.records import to_record
 from samullm_plugin.run.ledger import Status
 from samullm_plugin.run.recovery import Recovered, recover
 from tests.run.worlds import small_plan, small_problem
