@@ -136,9 +136,7 @@ def next_transition(
         ):
             _enter_next_stage(state)
         stays = {
-            n: r
-            for n, r in state.running.items()
-            if not make_room and _stays(plan, state, n, r)
+            n: r for n, r in state.running.items() if not make_room and _stays(plan, state, n, r)
         }
         start = _starts(plan, state.stage, cluster, upstreams, state, stays)
         if stays or start or state.stage == last:
