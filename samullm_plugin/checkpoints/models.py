@@ -64,6 +64,23 @@ def bundled_architecture(
     return (sizes if engine is None else _as_loaded(sizes, engine, Path(name))), max_model_len
 
 
+def sizes_of(model: ModelSpec) -> ModelArchitecture:
+    """Return the sizes of a model.
+
+    Raises:
+        InputError: if they are neither given nor bundled.
+    """
+    if model.architecture is not None:
+        return model.architecture
+    bundled = bundled_architecture(model.name)
+    if bundled is None:
+        raise InputError(
+            f"model {model.name}: its sizes are not known; give the folder of its files as path, "
+            "or a config.json as architecture"
+        )
+    return bundled[0]
+
+
 def _as_loaded(sizes: ModelArchitecture, engine: EngineOptions, name: Path) -> ModelArchitecture:
     """Return figures of 16 bits as an engine holds them with these settings."""
     method, cache = engine.given("quantization"), str(engine.given("kv_cache_dtype") or "auto")

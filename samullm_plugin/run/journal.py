@@ -21,7 +21,7 @@ from typing import Any, Literal
 import msgspec
 
 from samullm_plugin.errors import InputError, RunError
-from samullm_plugin.files import parse_json, sync_file, to_json
+from samullm_plugin.files import reread_json, sync_file, to_json
 
 Record = Mapping[str, Any]
 
@@ -139,7 +139,7 @@ def _record_at(fd: int, path: Path, place: int) -> dict[str, Any]:
                 raise RunError(f"{path}: was cut short by somebody else during the run")
             data += more[: end + 1] if (end := more.find(b"\n")) >= 0 else more
             size = 16 * _READ_BYTES
-        record = parse_json(data)
+        record = reread_json(data)
     except OSError as error:
         raise RunError(
             f"{path}: cannot be read: {error.strerror}; once it can be, continue with --resume "
@@ -206,7 +206,7 @@ def read_journal_places(path: Path) -> Iterator[Placed]:
                     and -_LARGEST < found.num_tokens < _LARGEST
                     and -_LARGEST < found.prompt_tokens < _LARGEST
                 )
-            except (msgspec.DecodeError, ValueError):
+            except (msgspec.DecodeError, ValueError, RecursionError):
                 whole = False
             yield place, found if whole else _record(path, number, line, _wrong)
             place += len(line)
@@ -246,7 +246,7 @@ def _record(
         InputError: if it is damaged.
     """
     try:
-        record = parse_json(line)
+        record = reread_json(line)
         wrong = wrong_with(record)
     except ValueError:
         wrong = "is not JSON"
