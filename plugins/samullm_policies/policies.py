@@ -184,16 +184,16 @@ class IsolateLongest(RequestPolicy):
     Config: ClassVar[type[BaseModel]] = IsolateLongestOptions
     config: IsolateLongestOptions
 
-    def assign(self, batch: PolicyBatch, num_replicas: int) -> tuple[None, Ints | None]:
-        """Return a replica per chain; the order stays that of arrival."""
+    def assign(self, batch: PolicyBatch, num_replicas: int) -> tuple[Ints | None, Ints | None]:
+        """Return a replica per chain, and equal priorities: the order stays that of arrival."""
         if batch.chain_id is None or num_replicas == 1 or len(batch) == 0:
             return None, None
         _, first, chain = np.unique(batch.chain_id, return_index=True, return_inverse=True)
         requests = np.bincount(chain)
         place = ranks(-requests, first)  # the longest first, then as submitted
         if len(requests) <= num_replicas:
-            return None, place[chain]
+            return np.zeros(len(batch), np.int64), place[chain]
         most = self.config.share * len(batch) / num_replicas
         isolated = max(1, int((np.cumsum(-np.sort(-requests)) <= most).sum()))
         replica = np.where(place < isolated, 0, 1 + (place - isolated) % (num_replicas - 1))
-        return None, np.asarray(replica[chain], dtype=np.int64)
+        return np.zeros(len(batch), np.int64), np.asarray(replica[chain], dtype=np.int64)

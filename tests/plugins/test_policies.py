@@ -107,7 +107,7 @@ def replica_of_chains(sizes, replicas, share=0.5):
     b = chains_of_sizes(*sizes)
     policy = policies.IsolateLongest(policies.IsolateLongestOptions(share=share))
     priority, replica = checked_assignment(policy, b, replicas)
-    assert priority is None
+    assert not priority.any()
     found = [set(replica[b.chain_id == c].tolist()) for c in range(len(sizes))]
     assert all(len(r) == 1 for r in found)  # chains stay whole
     return [r.pop() for r in found]
