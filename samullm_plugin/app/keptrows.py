@@ -95,6 +95,12 @@ class LineBlock(Block):
         self._lines = [self._lines[at] for at in places]
 
 
+class BadBlock(LineBlock):
+    """A row of a table that could not be read, in place of its fields."""
+
+    unit = "row"
+
+
 class TableBlock(Block):
     """Rows of a record batch that nobody changes."""
 

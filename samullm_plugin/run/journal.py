@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from samullm_plugin.errors import InputError, RunError
-from samullm_plugin.files import parse_json, sync_file, to_json
+from samullm_plugin.files import reread_json, sync_file, to_json
 
 Record = Mapping[str, Any]
 
@@ -137,7 +137,7 @@ def _record_at(fd: int, path: Path, place: int) -> dict[str, Any]:
                 raise RunError(f"{path}: was cut short by somebody else during the run")
             data += more[: end + 1] if (end := more.find(b"\n")) >= 0 else more
             size = 16 * _READ_BYTES
-        record = parse_json(data)
+        record = reread_json(data)
     except OSError as error:
         raise RunError(
             f"{path}: cannot be read: {error.strerror}; once it can be, continue with --resume "
@@ -188,7 +188,7 @@ def _read(
             if not line.endswith(b"\n"):
                 return
             try:
-                record = parse_json(line)
+                record = reread_json(line)
                 wrong = wrong_with(record)
             except ValueError:
                 wrong = "is not JSON"

@@ -37,6 +37,28 @@ def test_a_torn_line_anywhere_is_dropped_and_overwritten(tmp_path: Path) -> None
         assert [r["time_s"] for r in found] == [*range(complete), 9]
 
 
+def test_what_was_written_is_read_again_whatever_it_holds(tmp_path: Path) -> None:
+    """Values of functions and texts of exceptions may hold what JSON from elsewhere may not."""
+    deep: object = 1
+    for _ in range(150):
+        deep = [deep]
+    odd = {
+        "time_s": 0.0,
+        "kind": "x",
+        "half": "a\ud800",
+        "deep": deep,
+        "large": 10**400,
+        "none": float("inf"),
+    }
+    path = tmp_path / "events.jsonl"
+    journal = Journal(path)
+    places = journal.append([odd, *records(1)])
+    journal.sync()
+    assert journal.read(places[0]) == odd | {"none": None}
+    journal.close()
+    assert list(read_journal(path)) == [odd | {"none": None}, *records(1)]
+
+
 def test_damage_in_the_middle_is_named(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_text('{"time_s":0,"kind":"x"}\n{"time\n{"time_s":1,"kind":"x"}\n')
