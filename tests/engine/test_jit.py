@@ -17,9 +17,12 @@ from samullm_plugin.engine import jit
 SCRIPT = """
 import logging, numpy as np
 logging.basicConfig(format="%(message)s")
-from samullm_plugin.engine.jit import cache_folder
-from samullm_plugin.engine.prefixes import mix
-print(int(mix(1, 2)) > 0, cache_folder())
+from samullm_plugin.engine import records
+from samullm_plugin.engine.jit import compiled
+from samullm_plugin.engine.kv_cache import fill_pool
+blocks = np.zeros(3, records.BLOCK)
+fill_pool(blocks)
+print(blocks["free_after"].tolist() == [0, 2, 1], compiled.folder)
 """
 
 
@@ -28,7 +31,7 @@ def test_every_compiled_module_is_part_of_the_key() -> None:
     compiled = {
         str(p.relative_to(folder))
         for p in folder.rglob("*.py")
-        if re.search(r"^@compiled$", p.read_text(), re.MULTILINE)
+        if re.search(r"^@(compiled|inner)$", p.read_text(), re.MULTILINE)
     }
     assert compiled <= set(jit.COMPILED_MODULES)
 
@@ -38,9 +41,9 @@ def test_unwritable_folders_are_passed_over(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file" / "below"))
-    assert str(tmp_path) not in str(jit.cache_folder())
+    assert str(tmp_path) not in str(jit.compiled.find_folder())
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
-    assert jit.cache_folder().parent == tmp_path / "cache"
+    assert jit.compiled.find_folder().parent == tmp_path / "cache"
 
 
 def test_read_only_installation_uses_the_users_cache(tmp_path: Path) -> None:
@@ -64,6 +67,8 @@ def test_read_only_installation_uses_the_users_cache(tmp_path: Path) -> None:
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    folder = Path(result.stdout.split()[1])
+    right, told = result.stdout.split()
+    assert right == "True"
+    folder = Path(told)
     assert folder.is_relative_to(tmp_path / "cache")
-    assert list(folder.rglob("*mix*.nbi"))
+    assert list(folder.rglob("*fill_pool*.nbi"))
