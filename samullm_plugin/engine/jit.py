@@ -143,17 +143,16 @@ class Compiled:
                 return folder
         raise OSError(f"no writable folder for compiled code among {[str(p) for p in parents]}")
 
-    def __call__(self, function: Function) -> Function:
+    def __call__(self, function: Callable[..., Any]) -> Any:
         """Compile ``function`` at its first call; kept on disk."""
         settings: Any = numba_config  # its names are set at run time: unknown to type checkers
         compile_: Any = numba.njit(cache=True, **_OPTIONS)
         before = settings.CACHE_DIR
         settings.CACHE_DIR = str(self.folder)
         try:
-            result: Function = compile_(function)
+            return compile_(function)
         finally:
             settings.CACHE_DIR = before
-        return result
 
     def has(self, function: Any) -> bool:
         """Return whether a compiled form of ``function`` is kept."""
