@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numba
 from numba.core import config as numba_config
@@ -34,8 +34,6 @@ from numba.core.typed_passes import NativeLowering
 from numba.extending import register_jitable
 
 logger = logging.getLogger(__name__)
-
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 _HERE = Path(__file__).parent
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
@@ -92,10 +90,9 @@ def _inner_options() -> dict[str, Any]:
     return {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True, **more}
 
 
-def inner(function: Function) -> Function:
+def inner(function: Callable[..., Any]) -> Any:
     """Let compiled functions call ``function``, compiled; Python runs it as it is."""
-    result: Function = register_jitable(**_inner_options())(function)
-    return result
+    return register_jitable(**_inner_options())(function)
 
 
 def _writable(folder: Path) -> bool:
