@@ -108,6 +108,40 @@ def parse_json(text: bytes) -> Any:
         raise ValueError(message) from error
 
 
+DEEPEST = 100
+"""Levels that a value may be nested: half of what can be written as JSON and read again."""
+
+
+def is_too_deep(value: object) -> bool:
+    """Return whether lists and mappings are nested more than :data:`DEEPEST` levels."""
+    level: list[object] = [value]
+    for _ in range(DEEPEST + 1):
+        inside: list[object] = []
+        for one in level:
+            if isinstance(one, Mapping):
+                inside += one.values()
+            elif isinstance(one, list | tuple):
+                inside += one
+        if not inside:
+            return False
+        level = inside
+    return True
+
+
+def reread_json(text: bytes) -> Any:
+    """Return a value that :func:`to_json` has written, halves of UTF-16 pairs and deep ones too.
+
+    Raises:
+        ValueError: saying what is wrong and at which column.
+    """
+    try:
+        return pydantic_core.from_json(text)
+    except ValueError:
+        with suppress(ValueError, RecursionError):
+            return json.loads(text)
+        return parse_json(text)
+
+
 def read_json(path: Path, missing: str = "there is no such file") -> Any:
     """Return the value a JSON file holds.
 

@@ -18,9 +18,11 @@ from samullm_plugin.app.bodies import (
     check_messages,
     from_batch,
 )
+from samullm_plugin.app.csvtables import BadRow
 from samullm_plugin.app.fields import describe
 from samullm_plugin.app.keptrows import (
     PLACES,
+    BadBlock,
     Block,
     Fields,
     KeptRow,
@@ -315,8 +317,11 @@ def _blocks(
                 yield from _table_blocks(rowtables.file_batches(path, kind, ids), names)
 
 
-def _table_blocks(batches: rowtables.Batches, names: _Names) -> Iterator[_Read]:
+def _table_blocks(batches: rowtables.Pieces, names: _Names) -> Iterator[_Read]:
     for name, numbers, batch in rowtables.numbered_batches(batches):
+        if isinstance(batch, BadRow):
+            yield BadBlock(name, numbers, names.fields, (b"{}",)), ({},), batch.reason
+            continue
         yield TableBlock(name, numbers, names.fields, batch), None, None
 
 

@@ -10,18 +10,26 @@ import base64
 import datetime
 import decimal
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from samullm_plugin.app.csvtables import BadRow, csv_batches
 from samullm_plugin.errors import InputError, MissingExtraError, suggest
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    Column = tuple[str, pa.Array, bool]
+    """A column, after its name, and whether its values are as JSON has them."""
+
     Batches = Iterator[tuple[str, pa.RecordBatch]]
     """Record batches, each with the file it comes from."""
+    Pieces = Iterator[tuple[str, "pa.RecordBatch | BadRow"]]
+    """Record batches and rows that are none, in order, each with the file it comes from."""
 
 Format = Literal["jsonl", "csv", "parquet", "arrow"]
 
@@ -45,19 +53,8 @@ _SUFFIXES: Mapping[str, Format] = {
     ".ipc": "arrow",
 }
 _PACKED = (".gz", ".zst")
-_CSV_TYPES = (  # a column is of the first type that all of its cells are written as
-    ("int64", r"^-?(0|[1-9][0-9]{0,17})$"),
-    ("double", r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?$"),
-    ("bool", r"^(true|false|True|False)$"),
-)
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _IMAGES = ((b"\x89PNG", "png"), (b"\xff\xd8\xff", "jpeg"), (b"GIF8", "gif"), (b"RIFF", "webp"))
-
-
-def opened(path: Path) -> Any:
-    """Return a file open for reading bytes, unpacked if its name ends in ``.gz`` or ``.zst``."""
-    import pyarrow as pa
-
-    return pa.input_stream(str(path), compression="detect")
 
 
 def format_of(path: Path) -> Format | None:
@@ -104,8 +101,8 @@ def shards(path: Path, given: Format | None, where: str) -> list[tuple[Path, For
     return found
 
 
-def file_batches(path: Path, kind: Format, text_columns: Sequence[str] = ()) -> Batches:
-    """Yield the record batches of one file.
+def file_batches(path: Path, kind: Format, text_columns: Sequence[str] = ()) -> Pieces:
+    """Yield the record batches of one file, and between them its rows that are none.
 
     Args:
         path: a CSV, Parquet or Arrow file.
@@ -117,7 +114,8 @@ def file_batches(path: Path, kind: Format, text_columns: Sequence[str] = ()) -> 
     """
     import pyarrow as pa
 
-    readers = {"csv": _csv_batches, "parquet": _parquet_batches, "arrow": _arrow_batches}
+    readers: Mapping[str, Callable[[Path, Sequence[str]], Iterator[pa.RecordBatch | BadRow]]]
+    readers = {"csv": csv_batches, "parquet": _parquet_batches, "arrow": _arrow_batches}
     try:
         for batch in readers[kind](path, text_columns):
             yield str(path), batch
@@ -154,62 +152,7 @@ def _arrow_batches(path: Path, text_columns: Sequence[str]) -> Iterator[pa.Recor
                 yield from stream
 
 
-def _csv_batches(path: Path, text_columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Yield the batches of a CSV file, read twice: first to see what its columns are.
-
-    A column is numbers (or truth values) if every cell that is not empty is written as one is:
-    ``007`` and ``1,000`` stay texts. Empty cells are nulls in such columns, empty texts in others.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    fitting: dict[str, list[tuple[str, str]]] = {}
-    for batch in _csv_texts(path, {}):
-        for name, column in zip(batch.schema.names, batch.columns, strict=True):
-            kinds = fitting.setdefault(name, [] if name in text_columns else list(_CSV_TYPES))
-            if kinds:
-                cells = column.filter(pc.not_equal(column, ""))
-                fits = (pc.all(pc.match_substring_regex(cells, k[1])).as_py() for k in kinds)
-                kinds[:] = [k for k, fit in zip(kinds, fits, strict=True) if fit is not False]
-    types = {
-        name: pa.type_for_alias(kinds[0][0])
-        for name, kinds in fitting.items()
-        if kinds and len(kinds) < len(_CSV_TYPES)  # a column without any cell says nothing
-    }
-    yield from _csv_texts(path, types)
-
-
-def _csv_texts(path: Path, types: Mapping[str, Any]) -> Iterator[pa.RecordBatch]:
-    """Yield the batches of a CSV file; columns without a type are texts."""
-    import pyarrow as pa
-    from pyarrow import csv
-
-    delimiter = "\t" if ".tsv" in path.name.lower() else ","
-    parse = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    with opened(path) as head:
-        first = csv.open_csv(head, parse_options=parse, read_options=_csv_read(path))
-        names = first.schema.names
-    if twice := sorted({n for n in names if names.count(n) > 1}):
-        raise InputError(f"{path}: the column {twice[0]!r} is there twice; rename one")
-    convert = csv.ConvertOptions(
-        column_types={n: types.get(n, pa.string()) for n in names},
-        null_values=[""],
-        strings_can_be_null=False,
-    )
-    with opened(path) as data:
-        yield from csv.open_csv(
-            data, parse_options=parse, read_options=_csv_read(path), convert_options=convert
-        )
-
-
-def _csv_read(path: Path) -> Any:
-    from pyarrow import csv
-
-    del path
-    return csv.ReadOptions(block_size=4 << 20, use_threads=False)
-
-
-def dataset_batches(name: str, split: str | None, base: Path, where: str) -> Batches:
+def dataset_batches(name: str, split: str | None, base: Path, where: str) -> Pieces:
     """Yield the batches of a Hugging Face dataset.
 
     Args:
@@ -314,12 +257,18 @@ def own_batches(batches: Batches) -> Batches:
         yield name, pa.ipc.read_record_batch(batch.serialize(), batch.schema)
 
 
-def numbered_batches(batches: Batches) -> Iterator[tuple[str, range, pa.RecordBatch]]:
+def numbered_batches(
+    batches: Pieces,
+) -> Iterator[tuple[str, range, pa.RecordBatch | BadRow]]:
     """Yield (file, numbers of the rows in it, rows), rows that can well be held as objects."""
     done, last = 0, ""
     for name, batch in batches:
         if name != last:
             done, last = 0, name
+        if isinstance(batch, BadRow):
+            done += 1
+            yield name, range(done, done + 1), batch
+            continue
         each = batch.nbytes / max(1, batch.num_rows)
         size = max(1, min(CHUNK_ROWS, int(CHUNK_BYTES / max(1.0, each))))
         for first in range(0, batch.num_rows, size):
@@ -376,8 +325,24 @@ def batch_rows(batch: pa.RecordBatch, where: Callable[[int], str]) -> Iterator[d
         )
 
 
+def checked_columns(batch: pa.RecordBatch) -> list[Column]:
+    """Return the columns of rows that :func:`batch_rows` has read, to read single ones."""
+    pairs = zip(batch.schema.names, batch.columns, strict=True)
+    return [(name, column, is_plain(column.type)) for name, column in pairs]
+
+
+def checked_row(columns: Sequence[Column], at: int) -> dict[str, Any]:
+    """Return the fields of one row, as :func:`batch_rows`."""
+    return {
+        name: column[at].as_py() if plain else _plain(column[at].as_py())
+        for name, column, plain in columns
+    }
+
+
 def _plain(value: Any) -> Any:
     """Return a cell as JSON has it: times in ISO's form, decimals as texts, images as data URLs.
+
+    Bytes that are UTF-8 without control characters are texts: not every tool says so.
 
     Raises:
         TypeError: naming a type that JSON lacks.
@@ -385,6 +350,11 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if isinstance(value, list):
+        pairs = all(isinstance(v, tuple) and len(v) == 2 for v in value)
+        if value and pairs and all(isinstance(v[0], str) for v in value):  # a map of Arrow's
+            return {k: _plain(v) for k, v in value}
+        return [_plain(v) for v in value]
+    if isinstance(value, tuple):
         return [_plain(v) for v in value]
     if isinstance(value, Mapping):
         if set(value) == {"bytes", "path"} and value["bytes"] is not None:  # datasets' images
@@ -400,4 +370,8 @@ def _plain(value: Any) -> Any:
         for magic, kind in _IMAGES:
             if value.startswith(magic):
                 return f"data:image/{kind};base64,{base64.b64encode(value).decode()}"
+        with suppress(UnicodeDecodeError):
+            text = value.decode()
+            if not _CONTROL.search(text):
+                return text
     raise TypeError(type(value).__name__)

@@ -109,6 +109,7 @@ def start_run(setup: RunSetup, plan: Plan, scheduler: str = "") -> RunOutcome:
             scheduler=scheduler,
             makespan_s=[planned.makespan_s],
             fused=problem.app.fused,
+            request_policy=setup.instance.policy_name,
         )
         given = setup.loaded.output_tokens is not None
         estimator = None if given else setup.instance.estimator
@@ -160,6 +161,7 @@ def resume_run(
                     machines=plan.machines,
                     scheduler=plan.scheduler,
                     fused=plan.fused,
+                    request_policy=plan.request_policy,
                 )
             first = read_plan(setup.directory / "plan.json").plan
             require_valid(problem, first, str(setup.directory / "plan.json"))
