@@ -6,12 +6,14 @@ Run from the repository root::
     python benchmarks/plan_quality.py lengths [APPLICATION ...] [--seeds 30] [--gpus 8]
     python benchmarks/plan_quality.py chains [--schedulers auto,greedy] [--gpus 8]
     python benchmarks/plan_quality.py prepared [APPLICATION ...] [--schedulers auto,greedy]
+    python benchmarks/plan_quality.py isolated [APPLICATION ...] [--gpus 8]
 
 ``gaps`` plans the problems behind the instances of ``tests/instances``. ``lengths`` compares plans
 that were made with one, several and the true length scenarios, and carries them out on the same
 hidden lengths, of the planner's own distribution and of others. ``chains`` compares chains of one
 model written as one node and as one node per step. ``prepared`` plans with and without engine
-starts that are prepared ahead, and carries both plans out on the same hidden lengths.
+starts that are prepared ahead, and carries both plans out on the same hidden lengths; ``isolated``
+does so with plans of auto that may and may not choose a request policy.
 """
 
 from __future__ import annotations
@@ -34,8 +36,9 @@ from samullm_plugin.bench.rows import warm_up
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.application import RequestTable
 from samullm_plugin.model.scenarios import LengthScenario
-from samullm_plugin.model.types import Ints
-from samullm_plugin.planning.planner import make_plan
+from samullm_plugin.model.types import Floats, Ints
+from samullm_plugin.planning.planner import PlanningOptions, make_plan
+from samullm_plugin.planning.policies import policy_call
 from samullm_plugin.rules.bounds import lower_bound
 from samullm_plugin.rules.fusion import fuse_chains
 from samullm_plugin.simulator import PlanSimulator
@@ -253,17 +256,46 @@ def prepared(
                 hidden = next(h for h in case.hidden if h.label == "same").problem
                 traces = PlanSimulator(hidden).simulate(plan)
                 realised.append(np.array([t.makespan_s for t in traces]))
-            ratio = 100 * (realised[1] / realised[0] - 1)
-            error = ratio.std(ddof=1) / np.sqrt(len(ratio))
-            means = " | ".join(f"{r.mean():,.1f}" for r in realised)
-            difference = f"{ratio.mean():+.2f} ± {error:.2f} %"
-            print(f"| `{text}` | {s} | {means} | {difference} | {ratio.max():+.1f} % |", flush=True)
+            print(f"| `{text}` | {s} | {_paired(*realised)} |", flush=True)
+
+
+def _paired(without_s: Floats, with_s: Floats) -> str:
+    """Return mean makespans, and their paired difference with its standard error and the worst."""
+    ratio = 100 * (with_s / without_s - 1)
+    error = ratio.std(ddof=1) / np.sqrt(len(ratio))
+    return (
+        f"{without_s.mean():,.1f} | {with_s.mean():,.1f} | {ratio.mean():+.2f} ± {error:.2f} % "
+        f"| {ratio.max():+.1f} %"
+    )
+
+
+def isolated(host: PluginHost, names: Sequence[str], seeds: int, gpus: int) -> None:
+    """Print what a request policy chosen with the plan saves, paired over the hidden draws.
+
+    As in a run the policy is told lengths that the planner drew.
+    """
+    warm_up(host, ("auto",))
+    print("| application, GPUs | chosen | without, s | with, s | paired difference | worst draw |")
+    print("|---|---|--:|--:|--:|--:|")
+    for text in names:
+        case = make_case(host, text, CaseSettings(scenarios=4, seeds=seeds, shifts=(), gpus=gpus))
+        hidden = next(h for h in case.hidden if h.label == "same").problem
+        realised, chosen = [], None
+        for offered in ((), ("isolate-longest",)):
+            found = make_plan(host, case.problem, "auto", PlanningOptions(policies=offered))
+            chosen, call = found.request_policy, None
+            if chosen is not None:
+                told = [case.problem.scenarios[0]] * len(hidden.scenarios)
+                call = policy_call(hidden.app, host.create("request-policy", chosen), told)
+            traces = PlanSimulator(hidden, policy=call).simulate(found.plan)
+            realised.append(np.array([t.makespan_s for t in traces]))
+        print(f"| `{text}`, {gpus} | {chosen or 'none'} | {_paired(*realised)} |", flush=True)
 
 
 def main() -> None:
     """Measure one part."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("part", choices=["gaps", "lengths", "chains", "prepared"])
+    parser.add_argument("part", choices=["gaps", "lengths", "chains", "prepared", "isolated"])
     parser.add_argument("applications", nargs="*", default=APPLICATIONS)
     parser.add_argument("--schedulers", default="auto,greedy")
     parser.add_argument("--only", default="", help="only instances whose names contain this")
@@ -277,6 +309,8 @@ def main() -> None:
         chains(host, given.gpus, schedulers)
     elif given.part == "prepared":
         prepared(host, given.applications, given.seeds, given.gpus, schedulers)
+    elif given.part == "isolated":
+        isolated(host, given.applications, given.seeds, given.gpus)
     else:
         lengths(host, given.applications, given.seeds, given.gpus, schedulers[0])
 

@@ -9,10 +9,9 @@ import stat
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import pydantic_core
 
@@ -29,19 +28,20 @@ _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EROFS, errno.ENOSYS)
 # --- reading ---
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One line of a JSON lines file.
 
     Attributes:
         number: of the line, from 1.
         value: its object; empty if it is none.
         error: why it cannot be used; None if it can.
+        line: as it is written.
     """
 
     number: int
     value: Mapping[str, Any]
     error: str | None = None
+    line: bytes = b""
 
 
 def read_rows(path: Path, what: str) -> Iterator[Row]:
@@ -75,7 +75,7 @@ def read_rows(path: Path, what: str) -> Iterator[Row]:
                 yield Row(number, {}, reason)
                 continue
             if isinstance(value, dict):
-                yield Row(number, value)
+                yield Row(number, value, None, row)
             else:
                 yield Row(number, {}, f"must be a JSON object, not {type(value).__name__}")
 
@@ -106,6 +106,40 @@ def parse_json(text: bytes) -> Any:
             json.loads(text)  # Python's own reader takes halves of UTF-16 pairs
             message = "holds half of a UTF-16 pair, such as \\ud800, which is no character"
         raise ValueError(message) from error
+
+
+DEEPEST = 100
+"""Levels that a value may be nested: half of what can be written as JSON and read again."""
+
+
+def is_too_deep(value: object) -> bool:
+    """Return whether lists and mappings are nested more than :data:`DEEPEST` levels."""
+    level: list[object] = [value]
+    for _ in range(DEEPEST + 1):
+        inside: list[object] = []
+        for one in level:
+            if isinstance(one, Mapping):
+                inside += one.values()
+            elif isinstance(one, list | tuple):
+                inside += one
+        if not inside:
+            return False
+        level = inside
+    return True
+
+
+def reread_json(text: bytes) -> Any:
+    """Return a value that :func:`to_json` has written, halves of UTF-16 pairs and deep ones too.
+
+    Raises:
+        ValueError: saying what is wrong and at which column.
+    """
+    try:
+        return pydantic_core.from_json(text)
+    except ValueError:
+        with suppress(ValueError, RecursionError):
+            return json.loads(text)
+        return parse_json(text)
 
 
 def read_json(path: Path, missing: str = "there is no such file") -> Any:

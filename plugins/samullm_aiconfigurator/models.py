@@ -27,7 +27,7 @@ from samullm_plugin import (
     find_name,
 )
 from samullm_plugin.errors import describe_validation
-from samullm_plugin.profiling.loading import BY_OPTIONS, LoadModel
+from samullm_plugin.profiling.loading import AssumedStarts
 
 _SYSTEMS = {
     "a10080": "a100_sxm", "a100": "a100_sxm", "a100sxm": "a100_sxm", "a100sxm80": "a100_sxm",
@@ -63,7 +63,7 @@ class Correction(BaseModel):
     entries: tuple[CorrectionEntry, ...]
 
 
-class AiconfiguratorOptions(BaseModel):
+class AiconfiguratorOptions(AssumedStarts):
     """Options of ``aiconfigurator``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
@@ -99,19 +99,6 @@ class AiconfiguratorOptions(BaseModel):
         default=None,
         description="Host time from measured iterations, written by samullm profile fit --base "
         "aiconfigurator.",
-    )
-    start_s: float = Field(
-        default=45.0,
-        gt=0,
-        description="Seconds of an engine start without reading weights (assumed, not measured).",
-    )
-    read_bytes_per_s: float = Field(
-        default=2.5e9,
-        gt=0,
-        description="Weights read from the page cache per second (assumed, not measured).",
-    )
-    disk_bytes_per_s: float = Field(
-        default=1e9, gt=0, description="Weights read from disk per second (assumed, not measured)."
     )
 
 
@@ -198,11 +185,7 @@ class OperatorTables(LatencyModel):
         """
         operators = self._priced(model, gpu, tensor_parallel_size, pipeline_parallel_size)
         weights = self._memory(operators, model, gpu)[1] * tensor_parallel_size
-        options = self._options
-        loading = LoadModel(
-            options.start_s, options.start_s, options.read_bytes_per_s, options.disk_bytes_per_s
-        )
-        return loading.times(weights, tensor_parallel_size, source=BY_OPTIONS)
+        return self._options.load_times(weights, tensor_parallel_size)
 
     def provenance(
         self,

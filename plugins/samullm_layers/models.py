@@ -15,15 +15,13 @@ from samullm_plugin import (
     InputError,
     LatencyModel,
     LoadTimes,
-    ModelArchitecture,
     ModelSpec,
     Provenance,
-    bundled_model,
     find_name,
 )
-from samullm_plugin.checkpoints.models import short_name
+from samullm_plugin.checkpoints.models import short_name, sizes_of
 from samullm_plugin.model.kv_cache import KvCacheGroup
-from samullm_plugin.profiling.loading import BY_OPTIONS, LoadModel
+from samullm_plugin.profiling.loading import AssumedStarts
 from samullm_plugin.profiling.memory import (
     kv_cache_pool_tokens,
     replica_groups,
@@ -39,7 +37,7 @@ _VARIANTS = {
 }
 
 
-class LayersOptions(BaseModel):
+class LayersOptions(AssumedStarts):
     """Options of ``layers``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -82,19 +80,6 @@ class LayersOptions(BaseModel):
         description="Memory of a device that neither weights nor KV cache use; the default is what "
         "a recorded vLLM 0.19 engine kept (8B model, 2,048 batched tokens, CUDA graphs), rounded "
         "up.",
-    )
-    start_s: float = Field(
-        default=45.0,
-        gt=0,
-        description="Seconds of an engine start without reading weights (assumed, not measured).",
-    )
-    read_bytes_per_s: float = Field(
-        default=2.5e9,
-        gt=0,
-        description="Weights read from the page cache per second (assumed, not measured).",
-    )
-    disk_bytes_per_s: float = Field(
-        default=1e9, gt=0, description="Weights read from disk per second (assumed, not measured)."
     )
 
 
@@ -147,7 +132,7 @@ class Layers(LatencyModel):
             link = Link(options.link_bytes_per_s, options.link_latency_s)
         return LayerSteps(
             tables,
-            self._architecture(model),
+            sizes_of(model),
             size,
             link,
             options.host_s,
@@ -166,7 +151,7 @@ class Layers(LatencyModel):
         Raises:
             InputError: if the sizes of the model are not known.
         """
-        architecture = self._architecture(model)
+        architecture = sizes_of(model)
         if architecture.num_heads % tensor_parallel_size:
             return 0
         devices = tensor_parallel_size * pipeline_parallel_size
@@ -187,7 +172,7 @@ class Layers(LatencyModel):
     ) -> tuple[KvCacheGroup, ...]:
         """Return which layers share block tables."""
         return replica_groups(
-            self._architecture(model), model.engine, tensor_parallel_size, pipeline_parallel_size
+            sizes_of(model), model.engine, tensor_parallel_size, pipeline_parallel_size
         )
 
     def load_times(
@@ -202,12 +187,8 @@ class Layers(LatencyModel):
         Raises:
             InputError: if the sizes of the model are not known.
         """
-        options = self._options
-        loading = LoadModel(
-            options.start_s, options.start_s, options.read_bytes_per_s, options.disk_bytes_per_s
-        )
         devices = tensor_parallel_size * pipeline_parallel_size
-        return loading.times(self._architecture(model).weight_bytes, devices, source=BY_OPTIONS)
+        return self._options.load_times(sizes_of(model).weight_bytes, devices)
 
     def provenance(
         self,
@@ -223,17 +204,6 @@ class Layers(LatencyModel):
         """
         tables = self._profile(model, gpu, tensor_parallel_size, pipeline_parallel_size)
         return Provenance("layer-profile", f"layers measured on {tables.about}")
-
-    def _architecture(self, model: ModelSpec) -> ModelArchitecture:
-        """Return the sizes of a model.
-
-        Raises:
-            InputError: if they are neither given nor bundled.
-        """
-        found = model.architecture or bundled_model(model.name).architecture
-        if found is None:
-            raise InputError(f"model {model.name}: give its architecture (config.json)")
-        return found
 
     def _profile(self, model: ModelSpec, gpu: Gpu, size: int, pipeline: int) -> LayerTables:
         """Return the tables of a model on a device, read once.

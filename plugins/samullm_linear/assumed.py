@@ -7,19 +7,17 @@ from typing import ClassVar
 
 from samullm_plugin import (
     Gpu,
-    InputError,
     LatencyModel,
     LoadTimes,
-    ModelArchitecture,
     ModelSpec,
     Provenance,
 )
 from samullm_plugin.checkpoints.gpus import known_name
+from samullm_plugin.checkpoints.models import sizes_of
 from samullm_plugin.model.kv_cache import KvCacheGroup
 from samullm_plugin.model.latency import StepLatency
 from samullm_plugin.profiling.assumed import CPU_LOADING, LOADING, assumed_latency, sheet_of
 from samullm_plugin.profiling.assumed_memory import assumed_pool_tokens
-from samullm_plugin.profiling.latency_book import architecture_of
 from samullm_plugin.profiling.loading import ASSUMED
 from samullm_plugin.profiling.memory import replica_groups
 
@@ -42,7 +40,7 @@ class Assumed(LatencyModel):
             InputError: if neither the model's sizes nor the device's data sheet are known.
         """
         sheet, _ = sheet_of(gpu)
-        latency = assumed_latency(_sizes(model), tensor_parallel_size, sheet)
+        latency = assumed_latency(sizes_of(model), tensor_parallel_size, sheet)
         # Pipeline stages work one after another for a token, side by side for a batch.
         return replace(latency, overlap_host=model.engine.async_scheduling)
 
@@ -55,7 +53,7 @@ class Assumed(LatencyModel):
     ) -> int:
         """Return the KV-cache capacity in tokens of the pool; 0 if the model does not fit."""
         return assumed_pool_tokens(
-            model, _sizes(model), gpu, tensor_parallel_size, pipeline_parallel_size
+            model, sizes_of(model), gpu, tensor_parallel_size, pipeline_parallel_size
         )
 
     def kv_cache_groups(
@@ -67,7 +65,7 @@ class Assumed(LatencyModel):
     ) -> tuple[KvCacheGroup, ...]:
         """Return which layers share block tables."""
         return replica_groups(
-            _sizes(model), model.engine, tensor_parallel_size, pipeline_parallel_size
+            sizes_of(model), model.engine, tensor_parallel_size, pipeline_parallel_size
         )
 
     def load_times(
@@ -80,7 +78,7 @@ class Assumed(LatencyModel):
         """Return the seconds of engine starts, by the bytes of the weights."""
         devices = tensor_parallel_size * pipeline_parallel_size
         loading = CPU_LOADING if known_name(gpu.name) is None else LOADING
-        return loading.times(_sizes(model).weight_bytes, devices, source=ASSUMED)
+        return loading.times(sizes_of(model).weight_bytes, devices, source=ASSUMED)
 
     def provenance(
         self,
@@ -91,18 +89,3 @@ class Assumed(LatencyModel):
     ) -> Provenance:
         """Return the data sheet that the figures come from, with their known error."""
         return sheet_of(gpu)[1]
-
-
-def _sizes(model: ModelSpec) -> ModelArchitecture:
-    """Return the sizes of a model.
-
-    Raises:
-        InputError: if they are neither given nor bundled.
-    """
-    found = architecture_of(model.name, {}) if model.architecture is None else model.architecture
-    if found is None:
-        raise InputError(
-            f"model {model.name}: its sizes are not known; give the folder of its files as path, "
-            "or a config.json as architecture"
-        )
-    return found

@@ -19,5 +19,6 @@ def register_request_policies(register: Any) -> None:
         policies.MultiBin,
         policies.PrefixAffinity,
         policies.ProgramAge,
+        policies.IsolateLongest,
     ):
         register(policy)

@@ -156,3 +156,44 @@ class ProgramAge(RequestPolicy):
         _, program = np.unique(batch.program_id, return_inverse=True)
         priority = ranks(batch.program_tokens, batch.arrival_s, program)
         return priority, np.asarray(program % num_replicas, dtype=np.int64)
+
+
+class IsolateLongestOptions(BaseModel):
+    """Options of ``isolate-longest``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    share: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="Of a replica's even share of the requests, what the isolated replica gets at "
+        "most; one chain at least.",
+    )
+
+
+class IsolateLongest(RequestPolicy):
+    """The longest chains on a replica of their own, the others spread evenly over the rest.
+
+    A chain's requests run one after the other, so the longest chain decides when its node ends. On
+    a replica with few others its iterations are short, and not held up by their prefills. Longest
+    are the chains with most requests, which is known before any length is. Where no request waits
+    for another of its node, or there is one replica, requests run as they come.
+    """
+
+    name = "isolate-longest"
+    Config: ClassVar[type[BaseModel]] = IsolateLongestOptions
+    config: IsolateLongestOptions
+
+    def assign(self, batch: PolicyBatch, num_replicas: int) -> tuple[Ints | None, Ints | None]:
+        """Return a replica per chain, and equal priorities: the order stays that of arrival."""
+        if batch.chain_id is None or num_replicas == 1 or len(batch) == 0:
+            return None, None
+        _, first, chain = np.unique(batch.chain_id, return_index=True, return_inverse=True)
+        requests = np.bincount(chain)
+        place = ranks(-requests, first)  # the longest first, then as submitted
+        if len(requests) <= num_replicas:
+            return np.zeros(len(batch), np.int64), place[chain]
+        most = self.config.share * len(batch) / num_replicas
+        isolated = max(1, int((np.cumsum(-np.sort(-requests)) <= most).sum()))
+        replica = np.where(place < isolated, 0, 1 + (place - isolated) % (num_replicas - 1))
+        return np.zeros(len(batch), np.int64), np.asarray(replica[chain], dtype=np.int64)

@@ -100,6 +100,7 @@ class AppPlan:
             makespan_s=list(self.result.makespan_s),
             lower_bound_s=list(self.result.lower_bound_s),
             fused=problem.app.fused,
+            request_policy=self.result.request_policy,
         )
         return target
 
@@ -166,13 +167,20 @@ def make_app_plan(
     planner = changed_planner(loaded.planner, changes)
     instance = make_instance(app.host, loaded, planner, gpus=gpus)
     options = planner.scheduler.options if scheduler_options is None else scheduler_options
-    how = PlanningOptions(options=options, seed=planner.seed, budget_s=planner.budget_s)
+    how = PlanningOptions(
+        options=options,
+        seed=planner.seed,
+        budget_s=planner.budget_s,
+        policies=instance.offered_policies,
+    )
     part = executor or loaded.executor
     engine = app.host.create("executor", part.type, part.options).engine_version()
     known = known_outputs(reuse, engine, loaded, instance.problem)
     problem = instance.problem if known is None else known.problem
     simulator = instance.simulator(app.host, problem)
     result = make_plan(app.host, problem, planner.scheduler.type, how, simulator=simulator)
+    if result.request_policy is not None:
+        instance = instance.with_policy(result.request_policy)
     return AppPlan(app, loaded, instance, result, reuse, known)
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -17,6 +18,7 @@ from samullm_plugin.api.tasks import Task
 from samullm_plugin.app.spec import Component
 from samullm_plugin.errors import InputError
 from samullm_plugin.host.interfaces.observer import RunEvent
+from samullm_plugin.planning.artifacts import read_plan
 from samullm_plugin.run.display import RunDisplay
 from samullm_plugin.run.journal import read_journal
 from samullm_plugin.run.progress import RunProgress
@@ -90,6 +92,9 @@ class AppRun:
         """Go on with an interrupted run in the background; arguments as of :meth:`App.resume`."""
         executor = require_resumable(directory)
         made = plan or app.plan(scheduler="max-heuristic")
+        if made.loaded.planner.request_policy is None:
+            chosen = read_plan(directory / "plan.json").request_policy
+            made = replace(made, instance=made.instance.with_policy(chosen))
         run = cls(directory)
         options = None
         if executor == made.loaded.executor.type:

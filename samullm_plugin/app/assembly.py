@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import gc
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from samullm_plugin.app.graph import NodeGraph
 from samullm_plugin.app.loaded import NodeSource
 from samullm_plugin.app.modelspecs import model_specs
 from samullm_plugin.app.nodespec import NodeSection, PythonSection
-from samullm_plugin.app.requests import Line, TokenCounter, read_requests
+from samullm_plugin.app.requests import PLAIN, Line, TokenCounter, read_requests
 from samullm_plugin.app.schemas import Schema, SchemaResolver, schema_of_class
 from samullm_plugin.app.sources import (
     Turns,
@@ -99,7 +101,8 @@ class Assembly:
             InputError: naming file and field, or every row that cannot be asked.
         """
         try:
-            found = self._build()
+            with _collector_paused():
+                found = self._build()
         except InputError as error:
             bad = self._bad_rows()
             if bad and self.spec.on_bad_row == "fail":  # they may be why
@@ -169,7 +172,8 @@ class Assembly:
 
     def _named(self, node: NodeDraft) -> set[str]:
         """Return the nodes whose outputs the lines of a node name."""
-        return {n.partition(":")[0] for line in self._read(node) for n in line.values.inputs}
+        special = (line.values for line in self._read(node) if line.values is not PLAIN)
+        return {n.partition(":")[0] for values in special for n in values.inputs}
 
     def _fill(self, index: int) -> None:
         """Make the requests of a node whose upstream nodes have theirs."""
@@ -258,7 +262,7 @@ class Assembly:
                 before = self.nodes[at[0]]
                 for name in {before.name, before.section_name} & wanted - have:
                     if name not in request.fields:
-                        request.waits.append(drafts.Wait(name, *at))
+                        request.waits += (drafts.Wait(name, *at),)
                         have.add(name)
                 at = before.requests[at[1]].parent
 
@@ -281,7 +285,7 @@ class Assembly:
         if index in self._graph.routers:
             router = self._graph.routers[index][0]
             return [
-                Draft(r.id, r.item, r.fields, None, parent=(router, k))
+                Draft(r.id, r.item, r.row, None, parent=(router, k))
                 for k, r in self.nodes[router].rows
             ]
         name, edge = next(iter(section.edges.items()))
@@ -306,7 +310,7 @@ class Assembly:
             if base in taken:
                 raise InputError(f"{where}: copies of a branch's requests are not supported")
             taken.add(base)
-            request.waits.insert(0, drafts.Wait("", router, by_id[base]))
+            request.waits = (drafts.Wait("", router, by_id[base]), *request.waits)
             request.probability *= share
             request.choice = self._gate(router, by_id[base])
 
@@ -321,14 +325,29 @@ class Assembly:
             assert isinstance(draft.section, NodeSection)
             ids, lead = node.requests.prefix_id, constant_lead(source)
             with_ = f"{source.lora} " if source.lora else ""  # adapters share no cache
+            all_alike = lead or draft.section.prefix_tokens
             for k, request in enumerate(draft.requests):
-                values = request.line.values if request.line else None
-                if values and values.prefix_id is not None and values.prefix_tokens:
+                values = request.line.values if request.line else PLAIN
+                if values is PLAIN and not all_alike:
+                    continue
+                if values.prefix_id is not None and values.prefix_tokens:
                     ids[k] = numbers.setdefault(f"{with_}line {values.prefix_id}", len(numbers))
                 elif lead:
                     ids[k] = numbers.setdefault(f"{with_}turns {lead}", len(numbers))
                 elif draft.section.prefix_tokens:
                     ids[k] = numbers.setdefault(f"node {draft.section_name}", len(numbers))
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Have no garbage collected: of many rows there is none, and it is looked for ever again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _lora(node: NodeDraft) -> bool:

@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from samullm_plugin.app.expressions import parsed
+from samullm_plugin.app.keptrows import Fields, Row, each_fields, fields_of
 from samullm_plugin.app.loaded import Condition
 from samullm_plugin.app.nodespec import NodeSection, PythonSection
 from samullm_plugin.app.requests import Line
@@ -44,7 +44,7 @@ class Draft:
     Attributes:
         id: unique in its node.
         item: the line it comes from.
-        fields: of the row.
+        row: its fields, or where they are.
         line: that it is made of; None: another node's row.
         waits: what it waits for.
         probability: as in the table.
@@ -57,15 +57,20 @@ class Draft:
 
     id: str
     item: str
-    fields: Mapping[str, Any]
+    row: Row
     line: Line | None
-    waits: list[Wait] = field(default_factory=list)
+    waits: tuple[Wait, ...] = ()
     probability: float = 1.0
     choice: int = -1
     gate: int = -1
     parent: tuple[int, int] | None = None
     sample: int = 0
     error: str | None = None
+
+    @property
+    def fields(self) -> Fields:
+        """Return the fields of its row."""
+        return fields_of(self.row)
 
     def where(self, node: str) -> str:
         """Return where the request was written, for messages."""
@@ -81,10 +86,11 @@ class Draft:
             return self.id  # it joins nothing
         if name in ("id", "item"):
             return self.id if name == "id" else self.item
-        if name not in self.fields:
-            hint = suggest(name, self.fields)
+        fields = self.fields
+        if name not in fields:
+            hint = suggest(name, fields)
             raise InputError(f"{where}: request {self.id!r} has no field {name!r}{hint}")
-        return str(self.fields[name])
+        return str(fields[name])
 
 
 @dataclass(slots=True)
@@ -121,20 +127,22 @@ def pick(lines: Sequence[Line], section: NodeBase, where: str) -> list[Draft]:
     Raises:
         InputError: if none is left or a line lacks a field that ``where`` asks for.
     """
+    if not section.where:
+        return [Draft(line.id, line.item, line.row, line, error=line.error) for line in lines]
     found = []
-    for line in lines:
+    for line, fields in zip(lines, each_fields(line.row for line in lines), strict=True):
         if line.error is not None:
-            found.append(Draft(line.id, line.item, line.fields, line, error=line.error))
+            found.append(Draft(line.id, line.item, line.row, line, error=line.error))
             continue
         wanted = True
         for name, value in section.where.items():
-            if name not in line.fields:
-                hint = suggest(name, line.fields)
+            if name not in fields:
+                hint = suggest(name, fields)
                 raise InputError(f"{where}.where: {line.where} has no field {name!r}{hint}")
             options = value if isinstance(value, list) else [value]
-            wanted = wanted and line.fields[name] in options
+            wanted = wanted and fields[name] in options
         if wanted:
-            found.append(Draft(line.id, line.item, line.fields, line))
+            found.append(Draft(line.id, line.item, line.row, line))
     if not found:
         name = "" if section.table is None else section.table.name
         raise InputError(f"{where}.where: no line of {name} has these values")
@@ -147,9 +155,9 @@ def one_for_each(node: int, upstream: NodeDraft, label: str, prefix: str = "") -
         Draft(
             prefix + r.id,
             r.item,
-            r.fields,
+            r.row,
             None,
-            [Wait(label, node, k, needed=True)],
+            (Wait(label, node, k, needed=True),),
             parent=(node, k),
         )
         for k, r in upstream.rows
@@ -163,7 +171,7 @@ def one_for_each_value(upstream: Sequence[NodeDraft], by: str, where: str) -> li
         for _, request in node.rows:
             value = request.value(by, where)
             if value not in first and request.error is None:
-                first[value] = Draft(value, value, request.fields, None)
+                first[value] = Draft(value, value, request.row, None)
     return list(first.values())
 
 
@@ -172,7 +180,7 @@ def copied(requests: list[Draft], copies: int) -> list[Draft]:
     if copies == 1:
         return requests
     return [
-        replace(r, id=f"{r.id}#{k}", fields={**r.fields, "copy": k}, waits=list(r.waits))
+        replace(r, id=f"{r.id}#{k}", row={**r.fields, "copy": k})
         for r in requests
         for k in range(1, copies + 1)
     ]
@@ -193,9 +201,8 @@ def sampled(requests: list[Draft], default: int) -> list[Draft]:
             found.append(request)
             continue
         for k in range(count):
-            one = replace(request, id=f"{request.id}#{k + 1}", waits=list(request.waits), sample=k)
-            one.fields = {**request.fields, "copy": k + 1}
-            found.append(one)
+            row = {**request.fields, "copy": k + 1}
+            found.append(replace(request, id=f"{request.id}#{k + 1}", row=row, sample=k))
     return found
 
 
@@ -214,7 +221,7 @@ def lists(calls: Sequence[Draft], node: int, most: int, expected: float) -> list
             call.item,
             {**call.fields, "index": j + 1},
             None,
-            [Wait("call", node, k, needed=True)],
+            (Wait("call", node, k, needed=True),),
             probability=more[j],
             parent=call.parent,
         )
@@ -227,9 +234,9 @@ def lists(calls: Sequence[Draft], node: int, most: int, expected: float) -> list
 def all_at_once(rows: Sequence[Draft], node: int, name: str, share: float) -> list[Draft]:
     """Return the one call that takes all rows, and behind it the rows that may go on."""
     waits = {(w.node, w.request): Wait("", w.node, w.request) for r in rows for w in r.waits}
-    call = Draft(name, rows[0].item, {}, None, list(waits.values()))
+    call = Draft(name, rows[0].item, {}, None, tuple(waits.values()))
     for row in rows:
-        row.waits.append(Wait("", node, 0, needed=True))
+        row.waits += (Wait("", node, 0, needed=True),)
         row.probability *= share
     return [call, *rows]
 
@@ -280,7 +287,7 @@ def join(
         shown = label if edge.in_prompt else ""
         nodes = {index for index, _ in found} if passing else ()
         behind = passing & set[int]().union(*(before[index] for index in nodes))
-        request.waits += [Wait(shown, i, k, fallback=i in behind) for i, k in found]
+        request.waits += tuple(Wait(shown, i, k, fallback=i in behind) for i, k in found)
 
 
 def named_waits(requests: Sequence[Draft], nodes: Mapping[str, tuple[int, NodeDraft]]) -> None:
@@ -291,7 +298,7 @@ def named_waits(requests: Sequence[Draft], nodes: Mapping[str, tuple[int, NodeDr
     """
     ids: dict[str, dict[str, int]] = {}
     for request in requests:
-        if request.line is None:
+        if request.line is None or not request.line.values.inputs:
             continue
         for name in request.line.values.inputs:
             node, _, wanted = name.partition(":")
@@ -306,7 +313,7 @@ def named_waits(requests: Sequence[Draft], nodes: Mapping[str, tuple[int, NodeDr
             if wanted not in known:
                 hint = suggest(wanted, known)
                 raise InputError(f"{where}: node {node} has no request {wanted!r}{hint}")
-            request.waits.append(Wait(re.sub(r"\W", "_", node), index, known[wanted]))
+            request.waits += (Wait(re.sub(r"\W", "_", node), index, known[wanted]),)
 
 
 def link_chain(requests: Sequence[Draft], by: str, label: str, node: int, where: str) -> None:
@@ -318,7 +325,7 @@ def link_chain(requests: Sequence[Draft], by: str, label: str, node: int, where:
         copy = request.id.rpartition("#")[2] if "#" in request.id else ""
         key = (request.value(by, where), copy)
         if key in last:
-            request.waits.append(Wait(label, node, last[key]))
+            request.waits += (Wait(label, node, last[key]),)
         last[key] = k
 
 
@@ -351,6 +358,8 @@ def gate_requests(
         accepted: share of outputs that are accepted in the end, by node.
         gate_of: returns a number for what is decided about a request of a node.
     """
+    if not filters and not accepted:
+        return
     for request in requests:
         dropped: dict[int, list[tuple[int, int]]] = {}
         for wait in request.waits:

@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from samullm_plugin.app.expressions import ExpressionError, parsed
 from samullm_plugin.errors import InputError, Reject
+from samullm_plugin.files import DEEPEST, is_too_deep
 
 Scope = Literal["row", "batch", "all"]
 Row = Mapping[str, Any]
@@ -311,10 +312,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         value = dict(value)
     try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError) as error:
+        made = json.loads(json.dumps(value, allow_nan=False))  # as it will be read after a resume
+    except (TypeError, ValueError, RecursionError) as error:
         raise _KindError(f"returned a {type(value).__name__} that is not JSON: {error}") from error
-    return value
+    if is_too_deep(made):
+        raise _KindError(f"returned a value of more than {DEEPEST} levels, one inside of another")
+    return made
 
 
 def _one_each(result: Any, rows: Sequence[Row], most: int | None) -> list[Returned]:

@@ -93,7 +93,7 @@ class NodeSource:
         name: of the node as it is written, without a model's name.
         ids: unique per request.
         items: line of the requests file each comes from; copies and chunks share it.
-        fields: of the line, for templates.
+        fields: of the line, for templates; made when they are asked for.
         labels: name of the input each entry of the table's ``input_node`` belongs to; ``previous``
             within chains and empty where an output is only waited for.
         inputs: names of all inputs, whether or not a request has any.
@@ -129,7 +129,7 @@ class NodeSource:
 
     ids: tuple[str, ...]
     items: tuple[str, ...]
-    fields: tuple[Mapping[str, Any], ...]
+    fields: Sequence[Mapping[str, Any]]
     labels: tuple[str, ...]
     inputs: tuple[str, ...] = ()
     name: str = ""
@@ -309,7 +309,9 @@ def _own_turns(
     source: NodeSource, fields: Mapping[str, Any]
 ) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
     """Return the turns of a row's own conversation, and its last one if that is the user's."""
-    own = list(fields.get("messages") or ()) if source.own_prompt else []
+    own = list(fields.get("messages") or ()) if source.own_prompt else ()
+    if not own:
+        return [], []
     last = own[-1:] if own and own[-1].get("role") == "user" else []
     return own[: len(own) - len(last)], last
 
@@ -318,13 +320,14 @@ def _template_values(
     source: NodeSource, fields: Mapping[str, Any], inputs: Mapping[str, Sequence[Output]]
 ) -> dict[str, Any]:
     """Return what the templates of a request find by name."""
-    joined: dict[str, Any] = {
-        name: outputs[0] if len(outputs) == 1 else "\n\n".join(outputs)
-        for name, outputs in inputs.items()
-    }
-    _, last_user = _own_turns(source, fields)
-    asked = prompt_text({"messages": last_user} if last_user else fields)
-    return {"previous": "", "prompt": asked, **fields, **joined, "inputs": inputs}
+    values = {"previous": "", "prompt": "", **fields}
+    if "prompt" not in fields and fields.get("messages"):
+        _, last_user = _own_turns(source, fields)
+        values["prompt"] = prompt_text({"messages": last_user} if last_user else fields)
+    for name, outputs in inputs.items():
+        values[name] = outputs[0] if len(outputs) == 1 else "\n\n".join(outputs)
+    values["inputs"] = inputs
+    return values
 
 
 def pair_text(
@@ -358,7 +361,8 @@ def history(fields: Mapping[str, Any], name: str, where: str) -> list[dict[str, 
 
 def prompt_text(fields: Mapping[str, Any]) -> str:
     """Return the text of a line: its prompt, or its messages' contents."""
-    if isinstance(fields.get("prompt"), str):
-        return str(fields["prompt"])
+    prompt = fields.get("prompt")
+    if isinstance(prompt, str):
+        return prompt
     messages = fields.get("messages") or ()
     return "\n".join(content_text(m.get("content")) for m in messages)

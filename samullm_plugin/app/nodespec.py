@@ -10,7 +10,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from samullm_plugin.app.rowspec import ChainSection, Label, Name, NodeBase, Pattern, Probability
 from samullm_plugin.app.sampling import SamplingSection
-from samullm_plugin.app.section import Section
+from samullm_plugin.app.section import Count, Natural, Section
 
 
 class MessageSection(Section):
@@ -91,14 +91,12 @@ class NodeSection(NodeBase):
         description="Requests wait for the previous one: true (requests of one item), a field "
         "name, or a mapping.",
     )
-    copies: int = Field(
+    copies: Count = Field(
         default=1,
-        ge=1,
         description="How often each request is made; templates see which as `copy`, from 1.",
     )
-    n: int = Field(
+    n: Count = Field(
         default=1,
-        ge=1,
         description="Samples per request, as vLLM's n: requests with one prompt and other seeds, "
         "seen by others as copies are.",
     )
@@ -123,11 +121,11 @@ class NodeSection(NodeBase):
         description="Variables passed to the chat template, such as `enable_thinking: false`; a "
         "line's own come first.",
     )
-    template_tokens: int | None = Field(
-        default=None, ge=0, description="Tokens that templates add; else they are counted."
+    template_tokens: Natural | None = Field(
+        default=None, description="Tokens that templates add; else they are counted."
     )
-    prefix_tokens: int = Field(
-        default=0, ge=0, description="Tokens at the start that all prompts of the node share."
+    prefix_tokens: Natural = Field(
+        default=0, description="Tokens at the start that all prompts of the node share."
     )
     sampling_params: SamplingSection = SamplingSection()
     output_schema: OutputSchema | None = Field(
@@ -141,9 +139,8 @@ class NodeSection(NodeBase):
         description="Function (`file.py:name`) that is given the row with this node's output; it "
         "may raise Reject, or return the node's value.",
     )
-    retries: int = Field(
+    retries: Natural = Field(
         default=0,
-        ge=0,
         description="How often a request is asked again whose output does not follow the schema "
         "or is rejected by `check`, each time with another seed.",
     )
@@ -236,9 +233,8 @@ class PythonSection(NodeBase):
         description="What it is given: one row; a list of rows, for which it returns a list as "
         "long; or all rows at once, of which it returns those that go on.",
     )
-    max: int | None = Field(
+    max: Count | None = Field(
         default=None,
-        ge=1,
         description="It returns a list per row, of at most so many; each becomes a row.",
     )
     expected: float | None = Field(
@@ -247,20 +243,19 @@ class PythonSection(NodeBase):
         description="Rows expected per row (with scope all: share of rows that go on); the plan "
         "counts on them. Default: `max`, or 1.",
     )
-    batch_size: int = Field(default=32, ge=1, description="Rows per call, with scope batch.")
+    batch_size: Count = Field(default=32, description="Rows per call, with scope batch.")
     options: Mapping[str, JsonValue] = Field(
         default={}, description="Further arguments of the function, by name."
     )
     timeout_s: float = Field(
         default=60.0, gt=0, description="Seconds a row may take (with scope all: the whole call)."
     )
-    workers: int = Field(default=1, ge=1, description="Processes that call it side by side.")
+    workers: Count = Field(default=1, description="Processes that call it side by side.")
     seconds: float = Field(
         default=0.001, ge=0, description="Seconds a row is expected to take, until it is measured."
     )
-    tokens: int | None = Field(
+    tokens: Count | None = Field(
         default=None,
-        ge=1,
         description="Tokens its value is expected to have in later prompts. Default: those of the "
         "outputs it is given, shared among the rows it returns.",
     )

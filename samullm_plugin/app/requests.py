@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from array import array
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, NamedTuple, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 
@@ -17,9 +18,22 @@ from samullm_plugin.app.bodies import (
     check_messages,
     from_batch,
 )
+from samullm_plugin.app.csvtables import BadRow
 from samullm_plugin.app.fields import describe
+from samullm_plugin.app.keptrows import (
+    PLACES,
+    BadBlock,
+    Block,
+    Fields,
+    KeptRow,
+    LineBlock,
+    Row,
+    TableBlock,
+    fields_of,
+)
 from samullm_plugin.app.rowspec import RequestsSection
-from samullm_plugin.app.sampling import LARGEST, SamplingSection, TokenId
+from samullm_plugin.app.sampling import SamplingSection, TokenId
+from samullm_plugin.app.section import LARGEST
 from samullm_plugin.errors import InputError, suggest
 from samullm_plugin.files import read_rows
 from samullm_plugin.model.application import ModelSpec
@@ -90,27 +104,67 @@ PLAIN = LineValues()
 """What lines say that only have a text."""
 
 _SPECIAL = RequestLine.model_fields.keys() - {"id", "prompt", "messages"}
+_UNUSUAL = _SPECIAL | {"messages", "body", "custom_id"}
+"""Fields that rows with nothing but an id and a text do not have."""
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(KeptRow):
     """One request of a table.
 
     Attributes:
-        where: file and line number, for messages.
         id: unique in the file.
         item: the line it comes from; differs from ``id`` for a chunk of a line.
         values: its known fields.
-        fields: every field as written, for templates, joins and ``where``.
         error: why it cannot be asked; None if it can.
+        own: fields in place of those of its row, such as a chunk's.
+        chunk: its number, if it is a chunk of its row.
     """
 
-    where: str
+    __slots__ = ("chunk", "error", "id", "item", "own", "values")
+
+    def __init__(
+        self,
+        block: Block,
+        at: int,
+        id: str,
+        item: str,
+        values: LineValues,
+        error: str | None = None,
+        own: Fields | None = None,
+        chunk: int | None = None,
+    ) -> None:
+        self.block, self.at, self.id, self.item, self.values = block, at, id, item, values
+        self.error, self.own, self.chunk = error, own, chunk
+
+    @property
+    def row(self) -> Row:
+        """Return its fields, or where they are."""
+        return self if self.own is None else self.own
+
+    @property
+    def fields(self) -> Fields:
+        """Return every field as written, for templates, joins and ``where``."""
+        return fields_of(self.row)
+
+    @property
+    def where(self) -> str:
+        """Return file and line number, for messages."""
+        where = self.block.where(self.at)
+        return where if self.chunk is None else f"{where}, chunk {self.chunk}"
+
+
+class Checked(NamedTuple):
+    """A row that is a request.
+
+    Attributes:
+        id: its own, or that of its number.
+        values: its known fields.
+        fields: all of them.
+    """
+
     id: str
-    item: str
     values: LineValues
-    fields: Mapping[str, Any]
-    error: str | None = None
+    fields: Fields
 
 
 class RowError(ValueError):
@@ -142,110 +196,241 @@ def read_requests(
         InputError: naming file, line and field.
     """
     lines: list[Line] = []
-    first_of: dict[str, str] = {}
+    ids = _Ids(lines, f"{base / table.name} ")
     seen: set[str] = set()
+    names = _Names(table)
     most = min((n for n in (limit, table.limit) if n is not None), default=None)
-    taken = 0
-    for number, (place, row, error) in enumerate(_rows(table, base, where, given), start=1):
-        try:
-            if error is not None:
-                raise RowError(error)
-            if (fields := _prepared(row, table)) is None:
+    done = taken = 0
+    for block, read, wrong in _blocks(table, base, where, given, names):
+        plain = names.plain(block) if most is None and isinstance(block, TableBlock) else None
+        if plain is not None:
+            own = plain.columns()["id"].to_pylist()
+            if all(own) and ids.add_all(own):
+                notes += _misspelt(plain.where(0), plain.columns(), seen)
+                lines += [Line(plain, at, n, n, PLAIN) for at, n in zip(PLACES, own, strict=False)]
+                done += len(own)
                 continue
-            line = checked(fields, number, place)
-        except RowError as wrong:
-            rest = {n: v for n, v in row.items() if n != "messages"}  # which may be anything
-            line = Line(place, f"line-{number}", f"line-{number}", PLAIN, rest, str(wrong))
-        taken += 1
-        for one in _chunks(line):
-            if one.id in first_of:
-                twice = first_of[one.id].removeprefix(f"{base / table.name} ")
-                reason = f"the id {one.id!r} is already that of {twice}; ids must be unique"
+        rows = list(block.rows()) if read is None else read
+        numbers: Sequence[int] = range(done + 1, done + len(rows) + 1)
+        done += len(rows)
+        if table.where and wrong is None:
+            places = [at for at, row in enumerate(rows) if names.wanted(row)]
+            if len(places) < len(rows):
+                rows = [rows[at] for at in places]
+                numbers = [numbers[at] for at in places]
+                block.keep(places)
+        for at, number, row in zip(PLACES, numbers, rows, strict=False):
+            taken += 1
+            try:
+                if wrong is not None:
+                    raise RowError(wrong)
+                name, values, fields = checked(names.renamed(row), number)
+            except RowError as error:
+                fields = {n: v for n, v in row.items() if n != "messages"}  # which may be anything
                 name = f"line-{number}"
-                lines.append(Line(place, name, name, PLAIN, one.fields, one.error or reason))
-                continue
-            first_of[one.id] = place
-            lines.append(one)
-        notes += _misspelt(line, seen)
-        if taken == most:
-            break
+                found = [Line(block, at, name, name, PLAIN, str(error), fields)]
+            else:
+                found = [Line(block, at, name, name, values)]
+                if values.chunks is not None:
+                    found = list(_chunks(found[0], fields, values.chunks))
+            for line in found:
+                ids.check(line, number)
+                lines.append(line)
+            if not seen.issuperset(fields):
+                notes += _misspelt(block.where(at), fields, seen)
+            if taken == most:
+                block.keep(PLACES[: at + 1])
+                return tuple(lines)
     if not lines:
         left = f" with {dict(table.where)}" if table.where else ""
         raise InputError(f"{base / table.name}: it holds no requests{left}")
     return tuple(lines)
 
 
-def _misspelt(line: Line, seen: set[str]) -> Iterator[str]:
+class _Ids:
+    """The ids of a table's lines; where each is, is found once it is there twice."""
+
+    def __init__(self, lines: Sequence[Line], file: str) -> None:
+        self._lines, self._file = lines, file
+        self._known: set[str] = set()
+        self._where: dict[str, str] = {}
+
+    def check(self, line: Line, number: int) -> None:
+        """Make a line whose id is already there one that cannot be asked.
+
+        Args:
+            line: a line.
+            number: of its row.
+        """
+        if line.id not in self._known:
+            self._known.add(line.id)
+            if self._where:
+                self._where[line.id] = line.block.where(line.at)
+            return
+        if not self._where:
+            self._where = {other.id: other.block.where(other.at) for other in self._lines}
+        twice = self._where[line.id].removeprefix(self._file)
+        reason = f"the id {line.id!r} is already that of {twice}; ids must be unique"
+        line.error = line.error or reason
+        line.id = line.item = f"line-{number}"
+        line.values, line.chunk = PLAIN, None
+
+    def add_all(self, ids: Sequence[str]) -> bool:
+        """Return whether all of these are new; then, and only then, they are known."""
+        new = set(ids)
+        if self._where or len(new) < len(ids) or not new.isdisjoint(self._known):
+            return False
+        self._known |= new
+        return True
+
+
+def _misspelt(where: str, fields: Collection[str], seen: set[str]) -> Iterator[str]:
     """Yield remarks about fields that are close to known ones, each name once."""
-    for name in line.fields.keys() - seen:
+    for name in set(fields) - seen:
         seen.add(name)
         if name not in RequestLine.model_fields and (
             close := suggest(name, RequestLine.model_fields)
         ):
-            yield f"{line.where}: the field {name!r} is kept for templates only{close}"
+            yield f"{where}: the field {name!r} is kept for templates only{close}"
 
 
-def _rows(
-    table: RequestsSection, base: Path, where: str, given: object | None
-) -> Iterator[tuple[str, Mapping[str, Any], str | None]]:
-    """Yield place, fields and, if it is bad, what is wrong of every row of a table."""
+_Read = tuple[Block, Sequence[Fields] | None, str | None]
+"""Some rows; as they were read, if they are at hand; what is wrong, if it is one that is none."""
+
+
+def _blocks(
+    table: RequestsSection, base: Path, where: str, given: object | None, names: _Names
+) -> Iterator[_Read]:
+    """Yield the rows of a table, some at a time."""
     if given is not None:
-        batches = rowtables.memory_batches(given, table.name)
-        yield from ((w, f, None) for w, f in rowtables.batch_rows(batches))
+        batches = rowtables.own_batches(rowtables.memory_batches(given, table.name))
+        yield from _table_blocks(batches, names)
     elif table.dataset is not None:
         batches = rowtables.dataset_batches(table.dataset, table.split, base, where)
-        yield from ((w, f, None) for w, f in rowtables.batch_rows(batches))
+        yield from _table_blocks(batches, names)
     else:
         for path, kind in rowtables.shards(base / table.name, table.format, where):
             if kind == "jsonl":
-                for row in read_rows(path, "requests"):
-                    yield f"{path} line {row.number}", row.value, row.error
+                yield from _line_blocks(path, names)
             else:
                 ids = [name for name in (table.id or "id",) if name]
-                batches = rowtables.file_batches(path, kind, ids)
-                yield from ((w, f, None) for w, f in rowtables.batch_rows(batches))
+                yield from _table_blocks(rowtables.file_batches(path, kind, ids), names)
 
 
-def _prepared(row: Mapping[str, Any], table: RequestsSection) -> Mapping[str, Any] | None:
-    """Return a row under its new names; None if ``where`` leaves it out.
-
-    Raises:
-        RowError: if it lacks a column that the table's section names.
-    """
-    for name in (*table.rename, *([table.id] if table.id else ())):
-        if name not in row:
-            hint = suggest(name, row) or f"; columns: {', '.join(row)}"
-            part = "rename" if name in table.rename else "id"
-            raise RowError(f"requests.{part}: it has no column {name!r}{hint}")
-    fields = row
-    if table.rename:
-        fields = {table.rename.get(n, n): v for n, v in row.items()}
-        if len(fields) < len(row):
-            new = next(n for n in table.rename.values() if n in row and n not in table.rename)
-            raise RowError(f"requests.rename: it has a column {new!r} already; rename it as well")
-    if table.id is not None:
-        fields = {**fields, "id": row[table.id]}
-    for name, value in table.where.items():
-        if name not in fields:
-            raise RowError(f"requests.where: it has no field {name!r}{suggest(name, fields)}")
-        if fields[name] not in (value if isinstance(value, list) else [value]):
-            return None
-    return fields
+def _table_blocks(batches: rowtables.Pieces, names: _Names) -> Iterator[_Read]:
+    for name, numbers, batch in rowtables.numbered_batches(batches):
+        if isinstance(batch, BadRow):
+            yield BadBlock(name, numbers, names.fields, (b"{}",)), ({},), batch.reason
+            continue
+        yield TableBlock(name, numbers, names.fields, batch), None, None
 
 
-def checked(row: Mapping[str, Any], number: int, where: str) -> Line:
-    """Return a row as a request.
+def _line_blocks(path: Path, names: _Names) -> Iterator[_Read]:
+    numbers, lines, rows, size = array("q"), list[bytes](), list[Fields](), 0
+    for row in read_rows(path, "requests"):
+        full = len(rows) == rowtables.CHUNK_ROWS or size > rowtables.CHUNK_BYTES
+        if rows and (full or row.error is not None):
+            yield LineBlock(str(path), numbers, names.fields, lines), rows, None
+            numbers, lines, rows, size = array("q"), [], [], 0
+        if row.error is not None:
+            yield LineBlock(str(path), (row.number,), names.fields, (b"{}",)), ({},), row.error
+            continue
+        numbers.append(row.number)
+        lines.append(row.line)
+        rows.append(row.value)
+        size += len(row.line)
+    if rows:
+        yield LineBlock(str(path), numbers, names.fields, lines), rows, None
+
+
+class _Names:
+    """What the columns of a table are called in requests.
 
     Args:
-        row: its fields.
-        number: of the row in its table, from 1.
-        where: file and line, for messages.
+        table: what to read.
+    """
+
+    def __init__(self, table: RequestsSection) -> None:
+        self._id, self._rename, self._where = table.id, dict(table.rename), dict(table.where)
+        self._named = (*self._rename, *([table.id] if table.id else ()))
+
+    def fields(self, row: Fields) -> Fields:
+        """Return the fields of a request."""
+        return _requested(self.renamed(row) if self._named else row)
+
+    def renamed(self, row: Fields) -> Fields:
+        """Return a row under its new names.
+
+        Raises:
+            RowError: if it lacks a column that the table's section names.
+        """
+        fields = self._renamed(row) if self._named else row
+        for name in self._where:
+            if name not in fields:
+                raise RowError(f"requests.where: it has no field {name!r}{suggest(name, fields)}")
+        return fields
+
+    def wanted(self, row: Fields) -> bool:
+        """Return whether ``where`` takes a row; one that is wrong is told of later."""
+        try:
+            fields = self._renamed(row)
+        except RowError:
+            return True
+        for name, value in self._where.items():
+            if name not in fields:
+                return True
+            if fields[name] not in (value if isinstance(value, list) else [value]):
+                return False
+        return True
+
+    def plain(self, block: TableBlock) -> TableBlock | None:
+        """Return rows under their new names if all are ids, texts and fields of their own.
+
+        None: each of them has to be looked at.
+        """
+        columns = block.columns()
+        if self._where or not all(n in columns for n in self._named):
+            return None
+        new = [self._rename.get(n, n) for n in columns]
+        found = dict(zip(new, columns.values(), strict=True))
+        if self._id is not None:
+            found["id"] = columns[self._id]
+        if len(set(new)) < len(new) or "id" not in found or not _UNUSUAL.isdisjoint(found):
+            return None
+        if not all(rowtables.is_plain(column.type) for column in found.values()):
+            return None
+        known = [found[n] for n in ("id", "prompt") if n in found]
+        if not all(rowtables.is_text(c.type) and c.null_count == 0 for c in known):
+            return None
+        return block.renamed(found)
+
+    def _renamed(self, row: Fields) -> Fields:
+        fields = row
+        for name in self._named:
+            if name not in row:
+                hint = suggest(name, row) or f"; columns: {', '.join(row)}"
+                part = "rename" if name in self._rename else "id"
+                raise RowError(f"requests.{part}: it has no column {name!r}{hint}")
+        if self._rename:
+            fields = {self._rename.get(n, n): v for n, v in row.items()}
+            if len(fields) < len(row):
+                new = next(n for n in self._rename.values() if n in row and n not in self._rename)
+                raise RowError(
+                    f"requests.rename: it has a column {new!r} already; rename it as well"
+                )
+        if self._id is not None and (self._id != "id" or self._rename):
+            fields = {**fields, "id": row[self._id]}
+        return fields
+
+
+def _requested(row: Fields) -> Fields:
+    """Return the fields of a request, whatever form it is written in.
 
     Raises:
         RowError: naming the field that is wrong.
     """
     fields = row
-    if isinstance(row.get("body"), Mapping):
+    if "body" in row and isinstance(row["body"], Mapping):
         try:
             fields = from_batch(row)
         except BodyError as error:
@@ -254,13 +439,30 @@ def checked(row: Mapping[str, Any], number: int, where: str) -> Line:
         fields = {n: v for n, v in row.items() if n != "custom_id"}
         fields.setdefault("id", row["custom_id"])
     # A column that a row leaves empty is as good as not there, where the field is known.
-    empty = [n for n, v in fields.items() if v is None and n in RequestLine.model_fields]
-    if empty:
-        fields = {n: v for n, v in fields.items() if n not in empty}
+    if None in fields.values():
+        known = RequestLine.model_fields
+        fields = {n: v for n, v in fields.items() if v is not None or n not in known}
+    return fields
+
+
+def checked(row: Fields, number: int) -> Checked:
+    """Return a row as a request.
+
+    Args:
+        row: its fields.
+        number: of the row in its table, from 1.
+
+    Raises:
+        RowError: naming the field that is wrong.
+    """
+    fields = _requested(row)
+    own = fields.get("id")
+    usual = _UNUSUAL.isdisjoint(fields) and isinstance(fields.get("prompt", ""), str)
+    if usual and isinstance(own, str) and own:
+        return Checked(own, PLAIN, fields)
     origins = [n for n in ("prompt", "messages", "prompt_token_ids", "chunks") if n in fields]
     if len(origins) > 1:
         raise RowError(f"give {' or '.join(origins)}, not both")
-    own = fields.get("id")
     messages, chat = fields.get("messages"), _NONE
     if messages is not None:
         if not isinstance(messages, list):
@@ -276,15 +478,13 @@ def checked(row: Mapping[str, Any], number: int, where: str) -> Line:
     else:
         own, values = _special(fields, chat)
     own = f"line-{number}" if own is None else own
-    return Line(where, own, own, values, fields)
+    return Checked(own, values, fields)
 
 
 _NONE: Mapping[str, object] = {}
 
 
-def _special(
-    fields: Mapping[str, Any], chat: Mapping[str, object]
-) -> tuple[str | None, LineValues]:
+def _special(fields: Fields, chat: Mapping[str, object]) -> tuple[str | None, LineValues]:
     """Return id and values of a row with more than a text."""
     known = {n: fields[n] for n in RequestLine.model_fields if n in fields and n != "messages"}
     try:
@@ -325,18 +525,19 @@ def _shared(sampling: Mapping[str, object]) -> Mapping[str, object]:
 _MOST_SHARED = 1024
 
 
-def _chunks(line: Line) -> Iterable[Line]:
-    """Return the line itself, or one line per chunk of its document."""
-    chunks = line.values.chunks
-    if chunks is None:
-        return (line,)
-    found = []
+def _chunks(line: Line, fields: Fields, chunks: Sequence[str | int]) -> Iterator[Line]:
+    """Yield one line per chunk of a line's document."""
+    rest = {n: v for n, v in fields.items() if n not in ("chunks", "prompt_tokens")}
     for k, chunk in enumerate(chunks):
         own = {"prompt": chunk} if isinstance(chunk, str) else {"prompt_tokens": chunk}
-        text = isinstance(chunk, str)
-        tokens = None if text else int(chunk)
+        tokens = None if isinstance(chunk, str) else int(chunk)
         values = replace(line.values, chunks=None, prompt_tokens=tokens)
-        fields = {n: v for n, v in line.fields.items() if n not in ("chunks", "prompt_tokens")}
-        fields |= {**own, "chunk": k, "num_chunks": len(chunks)}
-        found.append(Line(f"{line.where}, chunk {k}", f"{line.id}/{k}", line.id, values, fields))
-    return found
+        yield Line(
+            line.block,
+            line.at,
+            f"{line.id}/{k}",
+            line.id,
+            values,
+            own={**rest, **own, "chunk": k, "num_chunks": len(chunks)},
+            chunk=k,
+        )

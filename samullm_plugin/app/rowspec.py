@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from samullm_plugin.app.expressions import parsed
-from samullm_plugin.app.section import Section
+from samullm_plugin.app.section import Count, Section
 
 
 def _regular_expression(pattern: str) -> str:
@@ -152,9 +152,7 @@ class RequestsSection(Section):
         default={},
         description="Take only rows whose fields have these values (a list: any of them).",
     )
-    limit: int | None = Field(
-        default=None, ge=1, description="Take only so many rows, the first ones."
-    )
+    limit: Count | None = Field(default=None, description="Take only so many rows, the first ones.")
 
     @property
     def name(self) -> str:

@@ -10,22 +10,35 @@ import base64
 import datetime
 import decimal
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from samullm_plugin.app.csvtables import BadRow, csv_batches
 from samullm_plugin.errors import InputError, MissingExtraError, suggest
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    Column = tuple[str, pa.Array, bool]
+    """A column, after its name, and whether its values are as JSON has them."""
+
     Batches = Iterator[tuple[str, pa.RecordBatch]]
     """Record batches, each with the file it comes from."""
+    Pieces = Iterator[tuple[str, "pa.RecordBatch | BadRow"]]
+    """Record batches and rows that are none, in order, each with the file it comes from."""
 
 Format = Literal["jsonl", "csv", "parquet", "arrow"]
 
 CHUNK_ROWS = 4096
-"""Rows that are held as Python objects at a time."""
+"""The most rows that are held as Python objects at a time."""
+
+CHUNK_BYTES = 4 << 20
+"""And about their bytes, unless it is one row."""
+
 
 _SUFFIXES: Mapping[str, Format] = {
     ".jsonl": "jsonl",
@@ -40,19 +53,8 @@ _SUFFIXES: Mapping[str, Format] = {
     ".ipc": "arrow",
 }
 _PACKED = (".gz", ".zst")
-_CSV_TYPES = (  # a column is of the first type that all of its cells are written as
-    ("int64", r"^-?(0|[1-9][0-9]{0,17})$"),
-    ("double", r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?$"),
-    ("bool", r"^(true|false|True|False)$"),
-)
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _IMAGES = ((b"\x89PNG", "png"), (b"\xff\xd8\xff", "jpeg"), (b"GIF8", "gif"), (b"RIFF", "webp"))
-
-
-def opened(path: Path) -> Any:
-    """Return a file open for reading bytes, unpacked if its name ends in ``.gz`` or ``.zst``."""
-    import pyarrow as pa
-
-    return pa.input_stream(str(path), compression="detect")
 
 
 def format_of(path: Path) -> Format | None:
@@ -99,8 +101,8 @@ def shards(path: Path, given: Format | None, where: str) -> list[tuple[Path, For
     return found
 
 
-def file_batches(path: Path, kind: Format, text_columns: Sequence[str] = ()) -> Batches:
-    """Yield the record batches of one file.
+def file_batches(path: Path, kind: Format, text_columns: Sequence[str] = ()) -> Pieces:
+    """Yield the record batches of one file, and between them its rows that are none.
 
     Args:
         path: a CSV, Parquet or Arrow file.
@@ -112,7 +114,8 @@ def file_batches(path: Path, kind: Format, text_columns: Sequence[str] = ()) -> 
     """
     import pyarrow as pa
 
-    readers = {"csv": _csv_batches, "parquet": _parquet_batches, "arrow": _arrow_batches}
+    readers: Mapping[str, Callable[[Path, Sequence[str]], Iterator[pa.RecordBatch | BadRow]]]
+    readers = {"csv": csv_batches, "parquet": _parquet_batches, "arrow": _arrow_batches}
     try:
         for batch in readers[kind](path, text_columns):
             yield str(path), batch
@@ -129,7 +132,7 @@ def _parquet_batches(path: Path, text_columns: Sequence[str]) -> Iterator[pa.Rec
 
     del text_columns
     with pq.ParquetFile(path, memory_map=True) as file:
-        yield from file.iter_batches(batch_size=CHUNK_ROWS)
+        yield from file.iter_batches(batch_size=CHUNK_ROWS, use_threads=False)
 
 
 def _arrow_batches(path: Path, text_columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -137,7 +140,7 @@ def _arrow_batches(path: Path, text_columns: Sequence[str]) -> Iterator[pa.Recor
     import pyarrow as pa
 
     del text_columns
-    with pa.memory_map(str(path)) as data:
+    with pa.OSFile(str(path)) as data:  # not mapped: rows are read later, the file may change
         if data.read(6) == b"ARROW1":
             data.seek(0)
             with pa.ipc.open_file(data) as file:
@@ -149,62 +152,7 @@ def _arrow_batches(path: Path, text_columns: Sequence[str]) -> Iterator[pa.Recor
                 yield from stream
 
 
-def _csv_batches(path: Path, text_columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Yield the batches of a CSV file, read twice: first to see what its columns are.
-
-    A column is numbers (or truth values) if every cell that is not empty is written as one is:
-    ``007`` and ``1,000`` stay texts. Empty cells are nulls in such columns, empty texts in others.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    fitting: dict[str, list[tuple[str, str]]] = {}
-    for batch in _csv_texts(path, {}):
-        for name, column in zip(batch.schema.names, batch.columns, strict=True):
-            kinds = fitting.setdefault(name, [] if name in text_columns else list(_CSV_TYPES))
-            if kinds:
-                cells = column.filter(pc.not_equal(column, ""))
-                fits = (pc.all(pc.match_substring_regex(cells, k[1])).as_py() for k in kinds)
-                kinds[:] = [k for k, fit in zip(kinds, fits, strict=True) if fit is not False]
-    types = {
-        name: pa.type_for_alias(kinds[0][0])
-        for name, kinds in fitting.items()
-        if kinds and len(kinds) < len(_CSV_TYPES)  # a column without any cell says nothing
-    }
-    yield from _csv_texts(path, types)
-
-
-def _csv_texts(path: Path, types: Mapping[str, Any]) -> Iterator[pa.RecordBatch]:
-    """Yield the batches of a CSV file; columns without a type are texts."""
-    import pyarrow as pa
-    from pyarrow import csv
-
-    delimiter = "\t" if ".tsv" in path.name.lower() else ","
-    parse = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    with opened(path) as head:
-        first = csv.open_csv(head, parse_options=parse, read_options=_csv_read(path))
-        names = first.schema.names
-    if twice := sorted({n for n in names if names.count(n) > 1}):
-        raise InputError(f"{path}: the column {twice[0]!r} is there twice; rename one")
-    convert = csv.ConvertOptions(
-        column_types={n: types.get(n, pa.string()) for n in names},
-        null_values=[""],
-        strings_can_be_null=False,
-    )
-    with opened(path) as data:
-        yield from csv.open_csv(
-            data, parse_options=parse, read_options=_csv_read(path), convert_options=convert
-        )
-
-
-def _csv_read(path: Path) -> Any:
-    from pyarrow import csv
-
-    del path
-    return csv.ReadOptions(block_size=4 << 20, use_threads=False)
-
-
-def dataset_batches(name: str, split: str | None, base: Path, where: str) -> Batches:
+def dataset_batches(name: str, split: str | None, base: Path, where: str) -> Pieces:
     """Yield the batches of a Hugging Face dataset.
 
     Args:
@@ -301,33 +249,117 @@ def memory_batches(table: object, name: str) -> Batches:
         yield name, batch
 
 
-def batch_rows(batches: Batches) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (where, fields) of every row, values as JSON has them.
+def own_batches(batches: Batches) -> Batches:
+    """Yield copies of batches that only the reader holds: of a table that others may change."""
+    import pyarrow as pa
 
-    Raises:
-        InputError: for a value that JSON cannot hold.
-    """
+    for name, batch in batches:
+        yield name, pa.ipc.read_record_batch(batch.serialize(), batch.schema)
+
+
+def numbered_batches(
+    batches: Pieces,
+) -> Iterator[tuple[str, range, pa.RecordBatch | BadRow]]:
+    """Yield (file, numbers of the rows in it, rows), rows that can well be held as objects."""
     done, last = 0, ""
     for name, batch in batches:
         if name != last:
             done, last = 0, name
-        for first in range(0, batch.num_rows, CHUNK_ROWS):
-            for row in batch.slice(first, CHUNK_ROWS).to_pylist():
-                done += 1
-                where = f"{name} row {done}"
-                yield where, {k: _plain(v, where, k) for k, v in row.items()}
+        if isinstance(batch, BadRow):
+            done += 1
+            yield name, range(done, done + 1), batch
+            continue
+        each = batch.nbytes / max(1, batch.num_rows)
+        size = max(1, min(CHUNK_ROWS, int(CHUNK_BYTES / max(1.0, each))))
+        for first in range(0, batch.num_rows, size):
+            part = batch.slice(first, size)
+            yield name, range(done + 1, done + part.num_rows + 1), part
+            done += part.num_rows
 
 
-def _plain(value: Any, where: str, column: str) -> Any:
-    """Return a cell as JSON has it: times in ISO's form, decimals as texts, images as data URLs."""
+def is_text(kind: pa.DataType) -> bool:
+    """Return whether all values of a column's type are texts."""
+    import pyarrow.types as of
+
+    return bool(of.is_string(kind) or of.is_large_string(kind))
+
+
+def is_plain(kind: pa.DataType) -> bool:
+    """Return whether JSON has all values of a column's type as they are."""
+    import pyarrow.types as of
+
+    tests = (is_text, of.is_integer, of.is_floating, of.is_boolean, of.is_null)
+    return any(test(kind) for test in tests)
+
+
+def batch_rows(batch: pa.RecordBatch, where: Callable[[int], str]) -> Iterator[dict[str, Any]]:
+    """Yield the fields of every row, values as JSON has them.
+
+    Args:
+        batch: the rows.
+        where: tells file and number of a row.
+
+    Raises:
+        InputError: at the row that holds a value which JSON cannot hold.
+    """
+    names, columns = batch.schema.names, []
+    bad: tuple[int, str, str] | None = None
+    for name, column in zip(names, batch.columns, strict=True):
+        values = column.to_pylist()
+        if not is_plain(column.type):
+            for at, value in enumerate(values):
+                try:
+                    values[at] = _plain(value)
+                except TypeError as error:
+                    if bad is None or at < bad[0]:
+                        bad = at, name, str(error)
+                    break
+        columns.append(values)
+    rows = zip(*columns, strict=True) if columns else repeat((), batch.num_rows)
+    for row in islice(rows, None if bad is None else bad[0]):
+        yield dict(zip(names, row, strict=True))
+    if bad is not None:
+        raise InputError(
+            f"{where(bad[0])}: the column {bad[1]!r} holds {bad[2]}, which no prompt can take; "
+            "leave the column out of the table, or make texts of it"
+        )
+
+
+def checked_columns(batch: pa.RecordBatch) -> list[Column]:
+    """Return the columns of rows that :func:`batch_rows` has read, to read single ones."""
+    pairs = zip(batch.schema.names, batch.columns, strict=True)
+    return [(name, column, is_plain(column.type)) for name, column in pairs]
+
+
+def checked_row(columns: Sequence[Column], at: int) -> dict[str, Any]:
+    """Return the fields of one row, as :func:`batch_rows`."""
+    return {
+        name: column[at].as_py() if plain else _plain(column[at].as_py())
+        for name, column, plain in columns
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Return a cell as JSON has it: times in ISO's form, decimals as texts, images as data URLs.
+
+    Bytes that are UTF-8 without control characters are texts: not every tool says so.
+
+    Raises:
+        TypeError: naming a type that JSON lacks.
+    """
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if isinstance(value, list):
-        return [_plain(v, where, column) for v in value]
+        pairs = all(isinstance(v, tuple) and len(v) == 2 for v in value)
+        if value and pairs and all(isinstance(v[0], str) for v in value):  # a map of Arrow's
+            return {k: _plain(v) for k, v in value}
+        return [_plain(v) for v in value]
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
     if isinstance(value, Mapping):
         if set(value) == {"bytes", "path"} and value["bytes"] is not None:  # datasets' images
-            return _plain(value["bytes"], where, column)
-        return {k: _plain(v, where, column) for k, v in value.items()}
+            return _plain(value["bytes"])
+        return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, datetime.timedelta):
@@ -338,7 +370,8 @@ def _plain(value: Any, where: str, column: str) -> Any:
         for magic, kind in _IMAGES:
             if value.startswith(magic):
                 return f"data:image/{kind};base64,{base64.b64encode(value).decode()}"
-    raise InputError(
-        f"{where}: the column {column!r} holds {type(value).__name__}, which no prompt can take; "
-        "leave the column out of the table, or make texts of it"
-    )
+        with suppress(UnicodeDecodeError):
+            text = value.decode()
+            if not _CONTROL.search(text):
+                return text
+    raise TypeError(type(value).__name__)

@@ -10,10 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, JsonValue, model_validator
 
-from samullm_plugin.app.section import Section
-
-LARGEST = 2**31 - 1
-"""Largest count of tokens, and largest token id."""
+from samullm_plugin.app.section import LARGEST, Section
 
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 TokenId = Annotated[int, Field(ge=0, le=LARGEST)]
@@ -96,11 +93,13 @@ class SamplingSection(Section):
         if not isinstance(value, Mapping):
             return value
         extra = value.get("extra")
-        if isinstance(extra, Mapping):
+        if not isinstance(extra, Mapping):
+            extra = {}  # whatever it is, its field says so
+        else:
             known = {n: v for n, v in extra.items() if n in cls.model_fields and n != "extra"}
             rest = {n: v for n, v in extra.items() if n not in known}
             value = {**value, **known, "extra": rest}
-        for name in (*value, *(value.get("extra") or ())):
+        for name in (*value, *extra):
             if name in REFUSED:
                 raise ValueError(f"{name} is not supported: {REFUSED[name]}")
         return value

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from samullm_plugin.app.functions import Function, load
 from samullm_plugin.errors import InputError, Reject
+from samullm_plugin.files import DEEPEST, is_too_deep
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,10 @@ class Schema:
             return text
         try:
             value = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Reject(f"is not JSON: {error}") from error
+        if is_too_deep(value):
+            raise Reject(f"is of more than {DEEPEST} levels, one inside of another")
         finding = next(iter(_validator(self.text).iter_errors(value)), None)
         if finding is not None:
             at = ".".join(str(p) for p in finding.absolute_path)

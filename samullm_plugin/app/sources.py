@@ -13,6 +13,7 @@ from samullm_plugin.app.drafts import NodeDraft
 from samullm_plugin.app.expressions import parsed
 from samullm_plugin.app.functions import function_of
 from samullm_plugin.app.graph import NodeGraph
+from samullm_plugin.app.keptrows import RowFields
 from samullm_plugin.app.loaded import Branch, NodeSource, PythonCall
 from samullm_plugin.app.nodespec import (
     ChoiceSection,
@@ -106,7 +107,7 @@ def node_source(graph: NodeGraph, index: int, turns: Turns, schema: Schema | Non
     common = NodeSource(
         ids=tuple(r.id for r in node.requests),
         items=tuple(r.item for r in node.requests),
-        fields=tuple(r.fields for r in node.requests),
+        fields=RowFields(r.row for r in node.requests),
         labels=labels,
         inputs=tuple(n for n in inputs if n and n != "previous"),
         name=node.section_name,
@@ -139,12 +140,18 @@ def _with_texts(
 ) -> NodeSource:
     """Return the texts of a model's node."""
     where = graph.where(node)
-    lines = {k: r.line.values for k, r in enumerate(node.requests) if r.line}
+    lines = {
+        k: r.line.values
+        for k, r in enumerate(node.requests)
+        if r.line and r.line.values is not PLAIN
+    }
     sampling = section.sampling_params.given()
     sampling.pop("n", None)
     own: dict[int, Mapping[str, object]] = {}
     for k, request in enumerate(node.requests if not section.pools else ()):
-        values = request.line.values if request.line else PLAIN
+        values = lines.get(k, PLAIN)
+        if values is PLAIN and not request.sample:
+            continue
         given = values.sampling
         if values.max_tokens is not None:
             given = {**given, "max_tokens": values.max_tokens}

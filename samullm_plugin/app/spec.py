@@ -13,22 +13,22 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 
 from samullm_plugin.app.nodespec import AnyNode, MessageSection
 from samullm_plugin.app.rowspec import Name
-from samullm_plugin.app.section import Section
+from samullm_plugin.app.section import Count, Natural, NumGpus, Section
 
 
 class ArchitectureSection(Section):
     """Figures of a transformer: :class:`~samullm_plugin.model.architecture.ModelArchitecture`."""
 
-    num_layers: int = Field(ge=1)
-    hidden_size: int = Field(ge=1)
-    num_heads: int = Field(ge=1)
-    num_kv_heads: int = Field(ge=1)
-    head_dim: int = Field(ge=1)
-    intermediate_size: int = Field(ge=1)
-    vocab_size: int = Field(ge=1)
+    num_layers: Count
+    hidden_size: Count
+    num_heads: Count
+    num_kv_heads: Count
+    head_dim: Count
+    intermediate_size: Count
+    vocab_size: Count
     mlp: Literal["gated", "plain"] = "gated"
-    num_experts: int = Field(default=0, ge=0)
-    num_active_experts: int = Field(default=0, ge=0)
+    num_experts: Natural = 0
+    num_active_experts: Natural = 0
     dtype_bytes: float = Field(default=2.0, gt=0)
 
 
@@ -41,9 +41,8 @@ class ModelSection(Section):
     path: str | None = Field(
         default=None, description="Local folder or hub id that is loaded; the name by default."
     )
-    max_model_len: int | None = Field(
+    max_model_len: Count | None = Field(
         default=None,
-        ge=1,
         description="Longest prompt plus output in tokens; by default that of the bundled figures "
         "or of the configuration file.",
     )
@@ -63,14 +62,14 @@ class GpuSection(Section):
     """Several GPUs of one kind."""
 
     gpu: str
-    count: int = Field(ge=1)
+    count: NumGpus = Field(ge=1)
     gpu_memory_gib: float | None = Field(default=None, gt=0)
 
 
 class ClusterSection(Section):
     """The devices."""
 
-    gpus: int | list[GpuSection] = Field(
+    gpus: NumGpus | list[GpuSection] = Field(
         description="Number of GPUs, or a list of kinds for clusters of several."
     )
     gpu: str = Field(default="A100-80GB", description="Kind of GPU, as latency profiles name it.")
@@ -131,7 +130,7 @@ class PlannerSection(Section):
         default=False,
         description="Do what an engine start needs no device for while others still compute.",
     )
-    scenarios: int = Field(default=4, ge=1, description="Independent length scenarios.")
+    scenarios: Count = Field(default=4, description="Independent length scenarios.")
     seed: int = Field(default=0, ge=0)
     page_cache: Literal["warm", "cold"] = Field(
         default="warm", description="Whether engine starts find their files in the page cache."

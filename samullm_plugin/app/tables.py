@@ -6,24 +6,28 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 from samullm_plugin.app.bodies import has_media
 from samullm_plugin.app.drafts import Draft, NodeDraft
+from samullm_plugin.app.keptrows import Fields, each_fields
 from samullm_plugin.app.loaded import NodeSource, conversation, pair_text, prompt_text
 from samullm_plugin.app.nodespec import NodeSection, PythonSection
 from samullm_plugin.app.requests import (
     CHARACTERS_PER_TOKEN,
+    PLAIN,
     RowError,
     TokenCounter,
     estimate_tokens,
 )
-from samullm_plugin.app.templates import Output, referenced
+from samullm_plugin.app.templates import Output, plain_parts, referenced
 from samullm_plugin.checkpoints.models import config_of, reads_text_only
 from samullm_plugin.checkpoints.tokenizing import WINDOW, OwnTokenizers
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.application import PythonNode, RequestTable
+from samullm_plugin.model.types import Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,22 +57,22 @@ def python_node(node: NodeDraft) -> PythonNode:
     if section.tokens is not None:
         share = 0.0
     tokens = np.full(len(node.requests), section.tokens or 0, np.int64)
-    table = _table(node, tokens, [1] * len(tokens))
+    table = _table(node, tokens, np.ones_like(tokens))
     return PythonNode(
         node.name, table, node.num_calls, section.seconds, section.workers, share,
         section.scope == "all",
     )  # fmt: skip
 
 
-def _table(node: NodeDraft, prompts: object, limits: list[int]) -> RequestTable:
+def _table(node: NodeDraft, prompts: Ints, limits: Ints) -> RequestTable:
     """Return a table with these lengths."""
     requests = node.requests
     waits = [w for r in requests for w in r.waits]
     needed = np.array([w.needed for w in waits], bool)
     table = RequestTable.of(
-        prompts,  # type: ignore[arg-type]  # lists and arrays
+        prompts,
         limits,
-        [[(w.node, w.request) for w in r.waits] for r in requests],
+        [[(w.node, w.request) for w in r.waits] for r in requests] if waits else None,
         probability=np.array([0.0 if r.error else r.probability for r in requests]),
         choice=np.array([r.choice for r in requests], np.int64),
         gate=np.array([r.gate for r in requests], np.int64),
@@ -101,18 +105,18 @@ def request_table(
     """
     assert node.model is not None
     counting = _Counting(node, source, stand_ins, where, count_tokens)
-    prompts: list[int] = []
-    for first in range(0, len(node.requests), WINDOW):
+    num = len(node.requests)
+    prompts = np.empty(num, np.int64)
+    for first in range(0, num, WINDOW):
         window = node.requests[first : first + WINDOW]
-        if isinstance(count_tokens, OwnTokenizers) and not counting.written:
-            texts = [prompt_text(r.fields) for r in window if r.error is None]
-            count_tokens.prime(node.model, [t for t in texts if t])
-        prompts += [_checked_tokens(node, r, counting) for r in window]
-    limits = [1 if r.error else _max_tokens(node, r, where) for r in node.requests]
-    table = _table(node, prompts, limits)
-    lead = counting.lead_tokens()
-    own = [0 if r.error else _prefix_tokens(node, r) for r in node.requests]
-    table.prefix_tokens[:] = np.minimum(lead, prompts) if lead else own
+        prompts[first : first + WINDOW] = counting.checked_tokens(window)
+    limits = (1 if r.error else _max_tokens(node, r, where) for r in node.requests)
+    table = _table(node, prompts, np.fromiter(limits, np.int64, num))
+    if lead := counting.lead_tokens():
+        table.prefix_tokens[:] = np.minimum(lead, prompts)
+    else:
+        own = (0 if r.error else _prefix_tokens(node, r) for r in node.requests)
+        table.prefix_tokens[:] = np.fromiter(own, np.int64, num)
     notes = []
     if counting.estimated:
         notes.append(
@@ -127,48 +131,14 @@ def request_table(
     return table, notes
 
 
-def _checked_tokens(node: NodeDraft, request: Draft, counting: _Counting) -> int:
-    """Return the tokens of a prompt; what is wrong with it becomes the request's error.
-
-    Only a length that is known refuses a prompt as too long; an estimate is cut to what fits, and
-    the engine decides.
-    """
-    assert node.model is not None
-    if request.error is not None:
-        return 1
-    before = counting.estimated
-    try:
-        tokens = counting.prompt_tokens(request)
-    except RowError as error:
-        request.error = str(error)
-        return 1
-    most = node.model.max_model_len - 1
-    shared = _prefix_tokens(node, request)
-    if shared > tokens:
-        request.error = f"prefix_tokens is {shared}, but its prompt has {tokens} tokens"
-        return 1
-    if tokens <= most:
-        return tokens
-    if counting.estimated > before:
-        counting.too_long += 1
-        return most
-    request.error = (
-        f"its prompt has {tokens} tokens, but node {node.name} uses {node.model.name} with "
-        f"max_model_len {most + 1}; shorten it, split it into chunks, or raise max_model_len"
-    )
-    return 1
-
-
 def _max_tokens(node: NodeDraft, request: Draft, where: str) -> int:
     """Return a request's limit: its line's, else the node's."""
     section = node.section
     assert isinstance(section, NodeSection)
     if section.pools:
         return 1
-    if request.line is not None:
-        values = request.line.values
-        if values.max_tokens is not None:
-            return values.max_tokens
+    if request.line is not None and request.line.values.max_tokens is not None:
+        return request.line.values.max_tokens
     limit = section.sampling_params.max_tokens
     if limit is None:
         raise InputError(
@@ -195,6 +165,29 @@ def constant_lead(source: NodeSource) -> str:
             break
         texts.append(template)
     return "\n".join(texts)
+
+
+class _Asked(NamedTuple):
+    """The texts whose tokens a prompt has.
+
+    Attributes:
+        text: of the prompt.
+        pair: a second text; empty if there is none.
+        messages: of a conversation, whose texts ``text`` holds; None: it is none.
+        taken: of samples in place of outputs in the text, which do not count.
+        extra: tokens beside them.
+    """
+
+    text: str
+    pair: str
+    messages: Sequence[Mapping[str, object]] | None
+    taken: str
+    extra: int
+
+    @property
+    def texts(self) -> tuple[str, str]:
+        """Return the texts that are counted."""
+        return self.text, self.pair
 
 
 class _Counting:
@@ -226,8 +219,14 @@ class _Counting:
         self._used = {self._field: asked, f"{where}.pair": second}
         self.written = bool(templates) or source.pair is not None
         self.variables = asked | second
+        self._uses_own = (
+            "prompt" in self.variables if self.written else self.section.requests is not None
+        )
+        self._parts = self._plain_parts()
+        self._shared, self._most = self.section.prefix_tokens, node.model.max_model_len - 1
         self._constant: int | None = self.section.template_tokens
-        self._node = node.name
+        self._framing: dict[tuple[str, ...], int] = {}
+        self._node = node
         if self.written:
             self._check([r for r in node.requests if r.error is None])
 
@@ -236,10 +235,24 @@ class _Counting:
         file = config_of(self.model)
         return file is not None and reads_text_only(file)
 
+    def _plain_parts(self) -> list[tuple[str, bool]] | None:
+        """Return the texts of the template and the names of fields that stand between them.
+
+        None: there is more to its prompts. Outputs are blank.
+        """
+        template = self.source.template
+        parts = None if template is None or self.source.pair is not None else plain_parts(template)
+        if parts is None or self.source.turns:
+            return None
+        return [
+            (str(self.blank[part][0]), False) if is_name and part in self.blank else (part, is_name)
+            for part, is_name in parts
+        ]
+
     def _check(self, good: Sequence[Draft]) -> None:
         """Refuse templates that use what no row has, or fail on outputs as they may be.
 
-        What single rows lack is for :meth:`prompt_tokens` to say.
+        What single rows lack is for :meth:`checked_tokens` to say.
         """
         others = {"prompt", "previous", "inputs", *self.labels}
         names = {v for vs in self._used.values() for v in vs if "." not in v} - others
@@ -295,16 +308,99 @@ class _Counting:
             return made, ""
         return made, pair_text(self.source, fields, outputs, self.where)
 
-    def prompt_tokens(self, request: Draft) -> int:
-        """Return the tokens of one prompt, at least 1."""
-        section, values = self.section, request.line.values if request.line else None
-        if values and values.prompt_token_ids:
+    def checked_tokens(self, requests: Sequence[Draft]) -> list[int]:
+        """Return the tokens of prompts; what is wrong with one becomes its request's error.
+
+        Only a length that is known refuses a prompt as too long; an estimate is cut to what fits,
+        and the engine decides. Texts are counted side by side.
+        """
+        found = [1] * len(requests)
+        asked: list[tuple[int, _Asked]] = []
+        plain: list[int] = []
+        texts: list[str] = []
+        for k, fields in enumerate(each_fields([r.row for r in requests])):
+            request = requests[k]
+            if request.error is not None:
+                continue
+            if (text := self._plain_text(request, fields)) is not None:
+                plain.append(k)
+                texts.append(text)
+                continue
+            try:
+                prompt = self._prompt(request, fields)
+            except RowError as error:
+                request.error = str(error)
+                continue
+            if isinstance(prompt, _Asked):
+                asked.append((k, prompt))
+            else:
+                found[k] = self._checked(request, prompt, estimated=False)
+        counts = self._counts([*texts, *(t for _, one in asked for t in one.texts if t)])
+        around = 0
+        if texts and self.source.chat:
+            around = self._around([{"role": "user", "content": texts[0]}], texts[0])
+        for k, text in zip(plain, texts, strict=True):
+            tokens = counts.get(text)
+            exact = tokens is not None
+            if tokens is None:
+                tokens = estimate_tokens(text)
+                self.estimated += 1
+            tokens = max(tokens + around, 1)
+            if self._shared <= tokens <= self._most:
+                found[k] = tokens
+            else:
+                found[k] = self._checked(requests[k], tokens, estimated=not exact)
+        for k, one in asked:
+            before = self.estimated
+            tokens = max(self._tokens(one, counts) + one.extra, 1)
+            found[k] = self._checked(requests[k], tokens, estimated=self.estimated > before)
+        return found
+
+    def _checked(self, request: Draft, tokens: int, *, estimated: bool) -> int:
+        """Return the tokens of a prompt that is not longer than it may be."""
+        most = self._most
+        shared = _prefix_tokens(self._node, request)
+        if shared > tokens:
+            request.error = f"prefix_tokens is {shared}, but its prompt has {tokens} tokens"
+            return 1
+        if tokens <= most:
+            return tokens
+        if estimated:
+            self.too_long += 1
+            return most
+        request.error = (
+            f"its prompt has {tokens} tokens, but node {self._node.name} uses {self.model.name} "
+            f"with max_model_len {most + 1}; shorten it, split it into chunks, or raise "
+            "max_model_len"
+        )
+        return 1
+
+    def _plain_text(self, request: Draft, fields: Fields) -> str | None:
+        """Return the only text that :meth:`_prompt` would ask to count; None: it has to say."""
+        if self._parts is None or "messages" in fields:
+            return None
+        if request.line is not None and request.line.values is not PLAIN:
+            return None
+        if self._uses_own and not fields.get("prompt"):
+            return None
+        try:
+            return "".join([fields[part] if is_name else part for part, is_name in self._parts])
+        except (KeyError, TypeError):
+            return None
+
+    def _prompt(self, request: Draft, fields: Fields) -> int | _Asked:
+        """Return the tokens of one prompt, at least 1, or the texts whose tokens they are.
+
+        Raises:
+            RowError: if it can be no prompt.
+        """
+        section, values = self.section, request.line.values if request.line else PLAIN
+        if values.prompt_token_ids:
             return len(values.prompt_token_ids)
-        counted = self._own_count(request)
-        uses_own = "prompt" in self.variables if self.written else section.requests is not None
+        counted = values.prompt_tokens
         if not self.written and section.requests is None:
             return max(section.template_tokens or 0, 1)
-        media = has_media(request.fields.get("messages") or ())
+        media = has_media(fields.get("messages") or ())
         if media and self._reads_text_only:
             raise RowError(
                 f"its messages hold images, audio or video, and model {self.model.name} reads text "
@@ -312,22 +408,26 @@ class _Counting:
             )
         if media and self.source.template is not None:
             raise RowError("its messages hold images, audio or video, which no `prompt` can take")
-        if uses_own and counted is None and not media and not prompt_text(request.fields):
+        if self._uses_own and counted is None and not media and not prompt_text(fields):
             raise RowError(
                 "it has no prompt; give prompt, messages, prompt_tokens or prompt_token_ids"
             )
-        if counted is not None and (uses_own or not self.variables - self.labels):
-            return max((counted if uses_own else 0) + self._template(request), 1)
-        extra = 0 if self.written else (section.template_tokens or 0)
-        return max(self._tried(request.fields) + extra, 1)
+        if counted is not None and (self._uses_own or not self.variables - self.labels):
+            own = counted if self._uses_own else 0
+            return max(own + self._template(request), 1)
+        return self._asked(fields, 0 if self.written else (section.template_tokens or 0))
 
     def lead_tokens(self) -> int:
         """Return the tokens of the turns that all conversations begin with."""
         text = constant_lead(self.source)
-        return self._count(text, estimates=0) if text else 0
+        return self._count(text, self._counts([text]), 0) if text else 0
 
-    def _tried(self, fields: Mapping[str, object], estimates: int = 1) -> int:
-        """Return the tokens of a prompt without those of outputs.
+    def _asked(self, fields: Fields, extra: int = 0) -> _Asked:
+        """Return the texts of a prompt without those of outputs.
+
+        Args:
+            fields: of the row.
+            extra: tokens beside those of the texts.
 
         Raises:
             RowError: if its template fails on the row.
@@ -337,31 +437,35 @@ class _Counting:
             made, second = self._rendered(fields, self.blank, self.where)
         except InputError:  # it takes something out of an output
             try:
-                made, second = self._rendered(fields, self.sample, f"node {self._node}")
+                made, second = self._rendered(fields, self.sample, f"node {self._node.name}")
             except InputError as error:
                 raise RowError(str(error)) from error
             taken = "".join(s[0] for n, s in self.sample.items() if n in self.variables)
-        tokens = self._made(made, estimates) + (self._count(second, 0) if second else 0)
-        return max(tokens - estimate_tokens(taken), 1) if taken else tokens
-
-    def _made(self, made: str | list[dict[str, object]], estimates: int) -> int:
-        """Return the tokens of a prompt, those that the chat template adds included."""
-        text = made if isinstance(made, str) else prompt_text({"messages": made})
-        tokens = self._count(text, estimates)
         if isinstance(made, list):
-            messages = made
-        elif self.source.chat:
-            messages = [{"role": "user", "content": made}]
-        else:
-            return tokens
-        if isinstance(self.count_tokens, OwnTokenizers):
-            options = self.source.chat_options
-            tokens += self.count_tokens.framing(self.model, messages, text, options)
+            return _Asked(prompt_text({"messages": made}), second, made, taken, extra)
+        return _Asked(made, second, None, taken, extra)
+
+    def _tokens(self, asked: _Asked, counts: Mapping[str, int | None], estimates: int = 1) -> int:
+        """Return the tokens of a prompt, those that the chat template adds included."""
+        tokens = self._count(asked.text, counts, estimates)
+        if asked.messages is not None:
+            tokens += self._around(asked.messages, asked.text)
+        if asked.pair:
+            tokens += self._count(asked.pair, counts, 0)
+        if asked.taken:
+            tokens = max(tokens - estimate_tokens(asked.taken), 1)
         return tokens
 
-    def _own_count(self, request: Draft) -> int | None:
-        """Return the tokens the line states for its own text."""
-        return request.line.values.prompt_tokens if request.line else None
+    def _around(self, messages: Sequence[Mapping[str, object]], text: str) -> int:
+        """Return the tokens that the chat template adds to a conversation."""
+        if not isinstance(self.count_tokens, OwnTokenizers):
+            return 0
+        roles = tuple(str(m.get("role")) for m in messages)
+        if roles not in self._framing:
+            self._framing[roles] = self.count_tokens.framing(
+                self.model, messages, text, self.source.chat_options
+            )
+        return self._framing[roles]
 
     def _template(self, request: Draft) -> int:
         """Return the tokens that the template adds to a stated count, counted once."""
@@ -369,14 +473,23 @@ class _Counting:
             self._constant = 0
             if self.written:
                 fields = {**request.fields, "prompt": "", "messages": ()}
-                self._constant = self._tried(fields, estimates=0)
+                asked = self._asked(fields)
+                counts = self._counts([t for t in asked.texts if t])
+                self._constant = self._tokens(asked, counts, estimates=0)
         return self._constant
 
-    def _count(self, text: str, estimates: int = 1) -> int:
-        """Return the tokens of a text, by a tokenizer if there is one."""
-        if self.count_tokens is not None:
-            exact = self.count_tokens(self.model, text)
-            if exact is not None:
-                return exact
+    def _counts(self, texts: Sequence[str]) -> Mapping[str, int | None]:
+        """Return the tokens of texts, as far as a tokenizer can tell."""
+        if isinstance(self.count_tokens, OwnTokenizers):
+            return self.count_tokens.counts(self.model, texts)
+        if self.count_tokens is None:
+            return {}
+        return {text: self.count_tokens(self.model, text) for text in texts}
+
+    def _count(self, text: str, counts: Mapping[str, int | None], estimates: int) -> int:
+        """Return the tokens of a text, estimated where no tokenizer has counted them."""
+        exact = counts.get(text)
+        if exact is not None:
+            return exact
         self.estimated += estimates
         return estimate_tokens(text)

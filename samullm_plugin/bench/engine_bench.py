@@ -19,7 +19,7 @@ from samullm_plugin.bench.engine_profiles import Measurement
 from samullm_plugin.bench.engine_rows import BenchRun, PlannedCase
 from samullm_plugin.bench.rows import try_plan
 from samullm_plugin.errors import PluginError
-from samullm_plugin.planning.records import read_record, to_record
+from samullm_plugin.records import read_record, to_record
 from samullm_plugin.run.journal import Journal, read_appended
 from samullm_plugin.run.replanning import Replanner
 from samullm_plugin.run.run import start_run

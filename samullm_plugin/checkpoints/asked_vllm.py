@@ -15,7 +15,15 @@ from typing import Any
 
 from samullm_plugin.checkpoints.asking import ask
 from samullm_plugin.checkpoints.hf_config import ConfigFile
-from samullm_plugin.checkpoints.parts import Attention, Layer, Layers, Mlp, Part, StateSpace
+from samullm_plugin.checkpoints.parts import (
+    Attention,
+    Layer,
+    Layers,
+    Matrix,
+    Mlp,
+    Part,
+    StateSpace,
+)
 from samullm_plugin.model.engine_config import vllm_version
 
 _LIMIT_S = 600.0
@@ -130,8 +138,8 @@ def _read(file: ConfigFile, answer: Mapping[str, Any]) -> Layers | None:
         used = mine + (routed * active // kinds if kinds else routed)
         mlp = Mlp(
             (
-                Part(f"layers.{i}.mlp", matrices=mine),
-                Part(f"layers.{i}.mlp.experts", matrices=routed, experts=True),
+                Part(f"layers.{i}.mlp", (Matrix(f"layers.{i}.mlp", mine, 1),)),
+                Part("experts", (Matrix(f"layers.{i}.mlp.experts", routed, 1),), experts=True),
             ),
             text.number("moe_intermediate_size", 0) or text.number("intermediate_size", 1),
             kinds, active, used,

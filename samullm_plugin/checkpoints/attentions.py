@@ -40,6 +40,7 @@ def attention(d: Decoder, i: int, kind: KvCacheKind) -> Attention:
         (hidden, kv_heads * size),
         (hidden, kv_heads * v_size),
         (heads * v_size, hidden),
+        names=("q_proj", "k_proj", "v_proj", "o_proj"),
         bias=(d.bias and c.kind not in ("gptj", "codegen")) or c.flag("attention_bias"),
     )
     return Attention(kind, heads, kv_heads, size + v_size, part, window)
@@ -71,23 +72,28 @@ def _latent(d: Decoder, i: int, kind: KvCacheKind, window: int) -> Attention:
     """Return attention through a latent that all heads share."""
     c, hidden, heads = d.c, d.hidden, d.heads
     rank, rope = c.number("kv_lora_rank"), c.number("qk_rope_head_dim")
-    nope, value = c.number("qk_nope_head_dim"), c.number("v_head_dim")
+    nope = c.number("qk_nope_head_dim")
+    value = c.number("v_head_dim", hidden // heads if c.kind == "minicpm3" else None)
     shapes = [
         (hidden, rank + rope),
         (rank, heads * (nope + value)),
         (heads * value, hidden),
     ]
+    names = ["kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]
     q_rank = c.get("q_lora_rank")
     if q_rank:
         shapes += [(hidden, int(q_rank)), (int(q_rank), heads * (nope + rope))]
+        names += ["q_a_proj", "q_b_proj"]
     else:
         shapes.append((hidden, heads * (nope + rope)))
+        names.append("q_proj")
     side = 0
     if "indexer" in d.flags:
         n, wide = c.number("index_n_heads"), c.number("index_head_dim")
         shapes += [(int(q_rank or hidden), n * wide), (hidden, wide), (hidden, n)]
+        names += ["indexer.wq_b", "indexer.wk", "indexer.weights_proj"]
         side = wide + 4  # one byte a number and a scale
-    module = f"model.layers.{i}.self_attn.kv_b_proj"
+    part = linear(f"model.layers.{i}.self_attn.kv_b_proj", *shapes, names=names)
     if c.kind == "minicpm3":  # vLLM keeps whole keys and values of this one
-        return Attention(kind, heads, heads, 2 * (nope + rope), linear(module, *shapes), window)
-    return Attention(kind, heads, 1, rank + rope, linear(module, *shapes), window, side_bytes=side)
+        return Attention(kind, heads, heads, 2 * (nope + rope), part, window)
+    return Attention(kind, heads, 1, rank + rope, part, window, side_bytes=side)

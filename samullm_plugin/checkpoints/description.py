@@ -9,16 +9,12 @@ from typing import Any, Literal
 
 from samullm_plugin.checkpoints.asked_vllm import ask_vllm
 from samullm_plugin.checkpoints.families import FAMILIES, NOT_MODELLED
-from samullm_plugin.checkpoints.hf_config import ConfigFile, read_config_file
+from samullm_plugin.checkpoints.hf_config import ConfigFile, read_config_file, readable
 from samullm_plugin.checkpoints.limits import derived_max_model_len
 from samullm_plugin.checkpoints.meta_device import count_parameters
 from samullm_plugin.checkpoints.parts import Attention, Layers, Part
-from samullm_plugin.checkpoints.quantization import (
-    DTYPE_BYTES,
-    Quantization,
-    online,
-    read_quantization,
-)
+from samullm_plugin.checkpoints.quantization import DTYPE_BYTES, Quantization, online
+from samullm_plugin.checkpoints.quantization_config import read_quantization
 from samullm_plugin.checkpoints.refusals import NotModelledError
 from samullm_plugin.checkpoints.stacks import read_layers, tied
 from samullm_plugin.checkpoints.weight_files import StoredWeights, read_weights
@@ -81,7 +77,14 @@ class ModelDescription:
             return stored.stored_bytes - stored.float_bytes + stored.float_numbers * size
         if found is None:
             return self.parameters * size
-        read = sum(found.stored_bytes(part, size) for part in self.layers.parts())
+        parts = self.layers.parts()
+        if not found.shrinks(parts):
+            raise InputError(
+                f"{self.file.file}: quantization {found.method}: none of the modules that it names "
+                "is known, so its sizes would be a guess; give them under `architecture` in "
+                "app.yaml, or a folder with its safetensors files"
+            )
+        read = sum(found.stored_bytes(part, size) for part in parts)
         return read * self.parameters / self.layers.parameters
 
     def kv_cache(self, engine: EngineOptions | None = None) -> tuple[KvCacheLayers, ...]:
@@ -129,9 +132,8 @@ class ModelDescription:
         text = self.file.text
         hidden = text.number("hidden_size")
         heads, kv_heads, head_dim = _heads(attentions)
-        active = sum(m.active_matrices for m in mlps) + sum(
-            p.matrices for x in layers for p in x.parts()[:-1] if "mlp" not in p.module
-        )
+        mixers = [m for x in layers for m in (x.attention, x.state) if m is not None]
+        active = sum(m.active_matrices for m in mlps) + sum(m.part.matrices for m in mixers)
         weights = self.weight_bytes(engine)
         return ModelArchitecture(
             num_layers=len(layers),
@@ -202,7 +204,8 @@ def describe(path: Path, *, ask: bool = False) -> ModelDescription:
     counted: int | None = None
     source = "config.json"
     try:
-        layers = read_layers(file)
+        with readable(file.text, file.text.where):
+            layers = read_layers(file)
     except NotModelledError as refusal:
         try:
             counted, layers = _counted(file, refusal)
@@ -211,6 +214,10 @@ def describe(path: Path, *, ask: bool = False) -> ModelDescription:
     count = max(len(layers.layers), file.text.number("num_hidden_layers", 0))
     stored = read_weights(file.folder, count) if file.folder else None
     quantization = read_quantization(file)
+    if layers.parameters < 1:
+        raise InputError(f"{file.text.where}: its sizes make a model without parameters")
+    with readable(None, f"{file.text.where}: its length"):
+        longest = derived_max_model_len(file)
     parameters = layers.parameters
     if stored is not None:
         layers, parameters = _with_head(layers, file, stored), layers.parameters
@@ -228,7 +235,7 @@ def describe(path: Path, *, ask: bool = False) -> ModelDescription:
         parameters,
         quantization,
         _dtype(file, stored),
-        derived_max_model_len(file),
+        longest,
         stored,
         source,  # type: ignore[arg-type]  # one of those above
         layers.notes,

@@ -10,7 +10,15 @@ from __future__ import annotations
 from samullm_plugin.checkpoints.decoder import Decoder
 from samullm_plugin.checkpoints.families import GEMMA_3N, GEMMA_4
 from samullm_plugin.checkpoints.mlps import dense, mixture
-from samullm_plugin.checkpoints.parts import Attention, Layer, Mlp, Part, linear, mlp_shapes
+from samullm_plugin.checkpoints.parts import (
+    Attention,
+    Layer,
+    Mlp,
+    Part,
+    linear,
+    mlp_names,
+    mlp_shapes,
+)
 
 
 def gemma_layer(d: Decoder, i: int, kind: str) -> Layer:
@@ -73,11 +81,12 @@ def _attention(d: Decoder, i: int, kind: str, borrows: bool) -> Attention:
     own = {int(k): v for k, v in (c.get("per_layer_config") or {}).items()}.get(i) or {}
     size = int(own.get("head_dim") or size)
     kv_heads = int(own.get("num_key_value_heads") or kv_heads)
-    shapes = [(hidden, heads * size), (heads * size, hidden)]
+    shapes, names = [(hidden, heads * size), (heads * size, hidden)], ["q_proj", "o_proj"]
     if not borrows:
+        names += ["k_proj"] if same else ["k_proj", "v_proj"]
         shapes += [(hidden, kv_heads * size)] * (1 if same else 2)
     part = linear(
-        f"model.layers.{i}.self_attn.q_proj", *shapes,
+        f"model.layers.{i}.self_attn.q_proj", *shapes, names=names,
         bias=c.flag("attention_bias"), others=size * (1 if borrows else 2),
     )  # fmt: skip
     window = c.number("sliding_window") if kind == "sliding_window" else 0
@@ -91,7 +100,10 @@ def _gemma_4_mlp(d: Decoder, i: int, borrows: bool) -> tuple[Mlp, int]:
     """Return the MLP of a layer, experts beside it, and the parameters of their norms."""
     c, hidden = d.c, d.hidden
     width = c.number("intermediate_size") * (2 if c.flag("use_double_wide_mlp") and borrows else 1)
-    part = linear(f"model.layers.{i}.mlp.down_proj", *mlp_shapes(hidden, width, gated=True))
+    part = linear(
+        f"model.layers.{i}.mlp.down_proj", *mlp_shapes(hidden, width, gated=True),
+        names=mlp_names(gated=True),
+    )  # fmt: skip
     if not c.get("num_experts"):
         return Mlp((part,), width, active_matrices=part.matrices), 0
     found = mixture(d, i)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -41,16 +43,23 @@ _TEXT_SECTIONS = (
 )  # fmt: skip
 
 
+_REMOTE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "minicpm": {"tie_word_embeddings": True},
+    "exaone": {"tie_word_embeddings": True},
+}
+"""Of classes that come with the model's files: what those files do not say and sizes depend on."""
+
+
 @cache
 def _defaults() -> Mapping[str, Mapping[str, Any]]:
     file = files("samullm_plugin") / "data" / "model_defaults.json"
     families: Mapping[str, Mapping[str, Any]] = json.loads(file.read_text("utf-8"))["families"]
-    return families
+    return {**families, **_REMOTE_DEFAULTS}
 
 
 def has_defaults(kind: str) -> bool:
-    """Return whether the defaults of a ``model_type`` are known."""
-    return kind in _defaults()
+    """Return whether the defaults of a ``model_type`` are known: transformers has its class."""
+    return kind in _defaults() and kind not in _REMOTE_DEFAULTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +71,14 @@ class HfConfig:
         kind: its ``model_type``.
         given: what the file says.
         defaults: what its class says of the rest.
+        asked: the field that was read last, for messages.
     """
 
     where: str
     kind: str
     given: Mapping[str, Any]
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    asked: deque[str] = field(default_factory=lambda: deque(maxlen=1), compare=False, repr=False)
 
     def names(self, name: str) -> tuple[str, ...]:
         """Return what a field is called here, its usual name first."""
@@ -80,6 +91,7 @@ class HfConfig:
         A field written twice under two names counts where it is not ``null``.
         """
         names = self.names(name)
+        self.asked.append(next((n for n in names if n in self.given), name))
         for values in (self.given, self.defaults):
             found = [values[n] for n in names if n in values]
             if found:
@@ -125,6 +137,26 @@ class HfConfig:
         if kind == assumed.get("model_type"):
             defaults |= assumed
         return HfConfig(f"{self.where}: {name}", kind, given, defaults)
+
+
+@contextmanager
+def readable(section: HfConfig | None, where: str) -> Iterator[None]:
+    """Turn values of another kind than their names promise into a message.
+
+    Args:
+        section: which is read, to name its field that was read last; None: no field is named.
+        where: file and section.
+
+    Raises:
+        InputError: naming it.
+    """
+    try:
+        yield
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        for name in section.asked if section is not None else ():
+            if section is not None and name in section.given:
+                where += f": {name} is {str(section.given[name])[:60]!r}"
+        raise InputError(f"{where}: cannot be used: {error}") from error
 
 
 def load_json(file: Path, what: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from samullm_plugin.checkpoints.families import GEMMA_3N, GEMMA_4, RECURRENT
 from samullm_plugin.checkpoints.hf_config import ConfigFile, HfConfig
 from samullm_plugin.checkpoints.refusals import NotModelledError
+from samullm_plugin.errors import InputError
 
 _KINDS: Mapping[str, str] = {
     "full_attention": "full", "attention": "full", "full": "full", "global": "full", "*": "full",
@@ -20,6 +21,9 @@ _KINDS: Mapping[str, str] = {
 """What the entries of ``layer_types`` and of patterns mean."""
 
 
+_MOST = 10_000
+
+
 def layer_kinds(file: ConfigFile, flags: frozenset[str]) -> list[str]:
     """Return what each layer has: a kind of attention, ``state``, ``hybrid``, ``moe`` or ``mlp``.
 
@@ -30,6 +34,9 @@ def layer_kinds(file: ConfigFile, flags: frozenset[str]) -> list[str]:
     Raises:
         InputError: naming a kind of layer that is not modelled.
     """
+    count = file.text.number("num_hidden_layers", 0)
+    if count > _MOST:
+        raise InputError(f"{file.text.where}: num_hidden_layers is {count}; at most {_MOST:,}")
     return _given(file) or _by_family(file.text, file.text.number("num_hidden_layers"), flags)
 
 

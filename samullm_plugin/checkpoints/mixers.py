@@ -45,6 +45,7 @@ def _mamba1(c: HfConfig, i: int) -> StateSpace:
     part = linear(
         f"model.layers.{i}.mamba.in_proj",
         (hidden, 2 * inner), (inner, rank + 2 * state), (rank, inner), (inner, hidden),
+        names=("in_proj", "x_proj", "dt_proj", "out_proj"),
         others=inner * (kernel + state + 3),
     )  # fmt: skip
     return StateSpace(part, inner * (kernel - 1), inner * state)
@@ -70,7 +71,7 @@ def _mamba2(c: HfConfig, i: int) -> StateSpace:
     mixed = inner + 2 * groups * state
     part = linear(
         f"model.layers.{i}.mamba.in_proj",
-        (hidden, inner + mixed + heads), (inner, hidden),
+        (hidden, inner + mixed + heads), (inner, hidden), names=("in_proj", "out_proj"),
         others=mixed * (kernel + 1) + 3 * heads + inner,
     )  # fmt: skip
     dtype = str(c.get("mamba_ssm_cache_dtype") or "")
@@ -86,7 +87,8 @@ def _gated_delta(c: HfConfig, i: int) -> StateSpace:
     kernel = c.number("linear_conv_kernel_dim", 4)
     part = linear(
         f"model.layers.{i}.linear_attn.in_proj_qkvz",
-        (hidden, 2 * keys + 2 * values + 2 * v_heads), (values, hidden),
+        (hidden, 2 * keys + 2 * values), (hidden, 2 * v_heads), (values, hidden),
+        names=("in_proj_qkvz", "in_proj_ba", "out_proj"),
         others=(2 * keys + values) * kernel + 2 * v_heads + v_size,
     )  # fmt: skip
     dtype = str(c.get("mamba_ssm_dtype") or "")
@@ -105,6 +107,8 @@ def _kimi(c: HfConfig, i: int) -> StateSpace:
         f"model.layers.{i}.self_attn.q_proj",
         (hidden, width), (hidden, width), (hidden, width), (width, hidden),
         (hidden, size), (size, width), (hidden, size), (size, width), (hidden, heads),
+        names=("q_proj", "k_proj", "v_proj", "o_proj", "f_a_proj", "f_b_proj", "g_a_proj",
+               "g_b_proj", "b_proj"),
         others=3 * width * kernel + width,
     )  # fmt: skip
     return StateSpace(part, 3 * width * (kernel - 1), heads * size * size, "float32")
@@ -117,6 +121,7 @@ def _short_convolution(c: HfConfig, i: int) -> StateSpace:
         f"model.layers.{i}.conv.in_proj",
         (hidden, 3 * hidden),
         (hidden, hidden),
+        names=("in_proj", "out_proj"),
         others=hidden * kernel,
     )
     return StateSpace(part, hidden * (kernel - 1), 0)
@@ -131,6 +136,7 @@ def _lightning(c: HfConfig, i: int) -> StateSpace:
         (hidden, 3 * heads * size),
         (heads * size, hidden),
         (hidden, heads * size),
+        names=("qkv_proj", "out_proj", "output_gate"),
         others=heads * size,
     )
     return StateSpace(part, 0, heads * size * size, "float32")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from samullm_plugin.checkpoints.decoder import Decoder
 from samullm_plugin.checkpoints.hf_config import HfConfig
-from samullm_plugin.checkpoints.parts import Mlp, Part, linear, mlp_shapes
+from samullm_plugin.checkpoints.parts import Mlp, Part, linear, mlp_names, mlp_shapes
 
 
 def mlp(d: Decoder, i: int) -> Mlp:
@@ -63,7 +63,9 @@ def dense(d: Decoder, i: int) -> Mlp:
     width = _dense_width(d, i)
     shapes = mlp_shapes(d.hidden, width, gated=d.gated)
     bias = d.bias or d.c.flag("mlp_bias") or (d.c.kind in ("gptj", "codegen", "gpt_neo"))
-    part = linear(f"model.layers.{i}.mlp.down_proj", *shapes, bias=bias)
+    part = linear(
+        f"model.layers.{i}.mlp.down_proj", *shapes, names=mlp_names(gated=d.gated), bias=bias
+    )
     return Mlp((part,), width, active_matrices=part.matrices)
 
 
@@ -113,9 +115,10 @@ def mixture(d: Decoder, i: int) -> Mlp:
     module = f"model.layers.{i}.mlp.experts.0.down_proj"
     routed = linear(
         module,
-        *per_expert * experts,
+        *per_expert,
+        names=mlp_names(gated=d.gated),
         bias="bias" in d.flags and c.kind == "gpt_oss",
-        experts=True,
+        experts=experts,
     )
     total = experts + c.number("zero_expert_num", 0)
     parts = [routed, Part(f"model.layers.{i}.mlp.gate", others=hidden * total)]
@@ -128,6 +131,7 @@ def mixture(d: Decoder, i: int) -> Mlp:
         part = linear(
             f"model.layers.{i}.mlp.{called}.down_proj",
             *mlp_shapes(hidden, shared, gated=d.gated),
+            names=mlp_names(gated=d.gated),
             others=gate,
         )
         parts.append(part)
@@ -137,9 +141,9 @@ def mixture(d: Decoder, i: int) -> Mlp:
         parts.append(part)
         matrices += part.matrices
     if c.kind == "arctic":
-        parts.append(
-            linear(f"model.layers.{i}.residual_mlp.w1", *mlp_shapes(hidden, hidden, gated=True))
-        )
+        part = linear(f"model.layers.{i}.residual_mlp.w1", *mlp_shapes(hidden, hidden, gated=True))
+        parts.append(part)
+        matrices += part.matrices
     return Mlp(tuple(parts), width, experts, active, matrices)
 
 

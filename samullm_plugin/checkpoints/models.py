@@ -15,7 +15,7 @@ from typing import Any
 from samullm_plugin.checkpoints.description import ModelDescription, describe, dtype_bytes
 from samullm_plugin.checkpoints.families import FAMILIES
 from samullm_plugin.checkpoints.hf_config import ConfigFile, read_config_file
-from samullm_plugin.checkpoints.parts import Part
+from samullm_plugin.checkpoints.parts import Matrix, Part
 from samullm_plugin.checkpoints.quantization import online
 from samullm_plugin.errors import InputError, suggest
 from samullm_plugin.model.application import EngineOptions, ModelSpec
@@ -64,6 +64,23 @@ def bundled_architecture(
     return (sizes if engine is None else _as_loaded(sizes, engine, Path(name))), max_model_len
 
 
+def sizes_of(model: ModelSpec) -> ModelArchitecture:
+    """Return the sizes of a model.
+
+    Raises:
+        InputError: if they are neither given nor bundled.
+    """
+    if model.architecture is not None:
+        return model.architecture
+    bundled = bundled_architecture(model.name)
+    if bundled is None:
+        raise InputError(
+            f"model {model.name}: its sizes are not known; give the folder of its files as path, "
+            "or a config.json as architecture"
+        )
+    return bundled[0]
+
+
 def _as_loaded(sizes: ModelArchitecture, engine: EngineOptions, name: Path) -> ModelArchitecture:
     """Return figures of 16 bits as an engine holds them with these settings."""
     method, cache = engine.given("quantization"), str(engine.given("kv_cache_dtype") or "auto")
@@ -78,8 +95,8 @@ def _as_loaded(sizes: ModelArchitecture, engine: EngineOptions, name: Path) -> M
     found = online(method, name) if isinstance(method, str) else None
     if found is not None:
         parts = (
-            Part("layers", matrices=others),
-            Part("experts", matrices=experts, experts=True),
+            Part("layers", (Matrix("layers", others, 1),)),
+            Part("experts", (Matrix("experts", experts, 1),), experts=True),
             Part("embedding and head", others=outside),
         )
         stored = sum(found.stored_bytes(part, size) for part in parts)

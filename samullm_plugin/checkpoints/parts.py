@@ -9,22 +9,47 @@ from samullm_plugin.model.kv_cache import KvCacheKind
 
 
 @dataclass(frozen=True, slots=True)
+class Matrix:
+    """Equal weight matrices of linear layers.
+
+    Attributes:
+        module: the first of them, as checkpoints name it.
+        inputs: numbers of a token that go in.
+        outputs: numbers that come out.
+        count: how many there are.
+    """
+
+    module: str
+    inputs: int
+    outputs: int
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
     """A group of weights that is stored, quantised and spread alike.
 
     Attributes:
-        module: one of its modules, as checkpoints name it; quantisation leaves out modules by name.
-        matrices: parameters in weight matrices of linear layers, which quantisation may shrink.
+        module: one of its modules, as checkpoints name it.
+        linears: its weight matrices of linear layers, which quantisation may shrink by their names.
         others: parameters that keep their type: embeddings, norms, biases, convolutions, routers.
-        outputs: rows of all its matrices together, for scales of one a row.
         experts: whether the matrices are experts'.
     """
 
     module: str
-    matrices: int = 0
+    linears: tuple[Matrix, ...] = ()
     others: int = 0
-    outputs: int = 0
     experts: bool = False
+
+    @property
+    def matrices(self) -> int:
+        """Return the parameters of its matrices."""
+        return sum(m.count * m.inputs * m.outputs for m in self.linears)
+
+    @property
+    def outputs(self) -> int:
+        """Return the rows of its matrices."""
+        return sum(m.count * m.outputs for m in self.linears)
 
     @property
     def parameters(self) -> int:
@@ -139,17 +164,34 @@ class Layers:
 def linear(
     module: str,
     *shapes: tuple[int, int],
+    names: Sequence[str] = (),
     bias: bool = False,
     others: int = 0,
-    experts: bool = False,
+    experts: int = 0,
 ) -> Part:
-    """Return the part of linear layers of some (inputs, outputs)."""
-    outputs = sum(o for _, o in shapes)
-    return Part(
-        module, sum(i * o for i, o in shapes), others + (outputs if bias else 0), outputs, experts
-    )
+    """Return the part of linear layers of some (inputs, outputs).
+
+    Args:
+        module: one of them.
+        shapes: of each.
+        names: last part of the name of each; none: all are called as the module.
+        bias: each has one.
+        others: parameters that are no matrices.
+        experts: there are as many of each, in experts; 0: one, in no expert.
+    """
+    stem = module.rpartition(".")[0]
+    called = [f"{stem}.{name}" for name in names] or [module] * len(shapes)
+    count = max(experts, 1)
+    found = tuple(Matrix(name, i, o, count) for name, (i, o) in zip(called, shapes, strict=True))
+    biases = count * sum(o for _, o in shapes) if bias else 0
+    return Part(module, found, others + biases, experts > 0)
 
 
 def mlp_shapes(hidden: int, width: int, *, gated: bool) -> list[tuple[int, int]]:
     """Return the matrices of an MLP."""
     return [(hidden, width)] * (2 if gated else 1) + [(width, hidden)]
+
+
+def mlp_names(*, gated: bool) -> list[str]:
+    """Return what the matrices of an MLP are called."""
+    return ["gate_proj", "up_proj", "down_proj"] if gated else ["up_proj", "down_proj"]

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from samullm_plugin.checkpoints.hf_config import ConfigFile, load_json
-from samullm_plugin.checkpoints.parts import Part
+from samullm_plugin.checkpoints.parts import Matrix, Part
 from samullm_plugin.errors import InputError
 
 DTYPE_BYTES: Mapping[str, float] = {
@@ -27,176 +25,154 @@ DTYPE_BYTES: Mapping[str, float] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Scheme:
+    """How the numbers of a matrix are stored.
+
+    Attributes:
+        bits: of one weight.
+        group: weights that share a scale; 0: one scale a row; -1: a tensor.
+        scale_bytes: of one scale, zero points included.
+    """
+
+    bits: float
+    group: int = -1
+    scale_bytes: float = 4.0
+
+    def stored_bytes(self, matrix: Matrix) -> float:
+        """Return the bytes of equal matrices."""
+        scales = matrix.outputs if self.group == 0 else 1
+        if self.group > 0:
+            scales = -(-matrix.inputs * matrix.outputs // self.group)
+        weights = matrix.inputs * matrix.outputs * self.bits / 8
+        return matrix.count * (weights + scales * self.scale_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What holds for the modules of some names.
+
+    Attributes:
+        pattern: a module's name or contiguous parts of it, with ``*`` for anything; after ``re:``
+            a regular expression of its beginning.
+        scheme: how they are stored; None: they keep their type.
+    """
+
+    pattern: str
+    scheme: Scheme | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Quantization:
     """How the matrices of linear layers are stored.
 
     Attributes:
         method: as vLLM names it.
-        bits: of one weight.
-        group: weights that share a scale; 0: one scale a row; -1: a tensor.
-        scale_bytes: of one scale, zero points included.
-        ignored: patterns of modules that keep their type.
+        scheme: of matrices that no rule names; None: these keep their type.
+        rules: of modules by name; the first that means a module holds.
         only_experts: only experts are shrunk.
+        head: scheme of the head; None: it keeps its type.
         kv_cache_dtype: type of the KV cache that the checkpoint asks for; empty: none.
     """
 
     method: str
-    bits: float
-    group: int = -1
-    scale_bytes: float = 4.0
-    ignored: tuple[str, ...] = ()
+    scheme: Scheme | None
+    rules: tuple[Rule, ...] = ()
     only_experts: bool = False
+    head: Scheme | None = None
     kv_cache_dtype: str = ""
+    _places: _Places = field(init=False, compare=False, repr=False)
 
-    def keeps(self, module: str) -> bool:
-        """Return whether a module keeps its type."""
-        return any(_matches(pattern, module) for pattern in self.ignored)
+    def __post_init__(self) -> None:
+        """Prepare the look-up of rules."""
+        object.__setattr__(self, "_places", _Places(self.rules))
+
+    def scheme_of(self, module: str) -> Scheme | None:
+        """Return how the matrix of a module is stored; None if it keeps its type."""
+        found = self._places.first(module)
+        return self.scheme if found is None else self.rules[found].scheme
+
+    def shrinks(self, parts: list[Part]) -> bool:
+        """Return whether anything of a model is stored by a scheme at all."""
+        return self.scheme is not None or any(
+            self.scheme_of(matrix.module) for part in parts for matrix in part.linears
+        )
 
     def stored_bytes(self, part: Part, dtype_bytes: float) -> float:
         """Return the bytes of a part."""
-        others = part.others * dtype_bytes
-        if not part.matrices or self.keeps(part.module) or (self.only_experts and not part.experts):
-            return others + part.matrices * dtype_bytes
-        scales = part.outputs if self.group == 0 else 1
-        if self.group > 0:
-            scales = -(-part.matrices // self.group)
-        return others + part.matrices * self.bits / 8 + scales * self.scale_bytes
+        if part.module == "lm_head" and self.head is not None:
+            return self.head.stored_bytes(Matrix(part.module, part.others, 1))
+        total = part.others * dtype_bytes
+        for matrix in part.linears:
+            scheme = None
+            if part.experts or not self.only_experts:
+                scheme = self.scheme_of(matrix.module)
+            numbers = matrix.count * matrix.inputs * matrix.outputs
+            total += numbers * dtype_bytes if scheme is None else scheme.stored_bytes(matrix)
+        return total
 
 
-def _matches(pattern: str, module: str) -> bool:
-    """Return whether a pattern of ignored modules means a module."""
-    if pattern.startswith("re:"):
-        return re.match(pattern[3:], module) is not None
-    if "*" in pattern:
-        return fnmatch.fnmatch(module, pattern) or fnmatch.fnmatch(module, f"{pattern}.*")
-    stem = module.rsplit(".", 1)[0]
-    return pattern == module or stem.endswith(pattern) or f".{pattern}." in f".{module}."
+_SPELLINGS = (
+    ("language_model.model", "model.", "language_model.model."),
+    ("model.language_model", "model.", "model.language_model."),
+    ("backbone", "model.", "backbone."),
+    ("feed_forward", ".mlp.", ".feed_forward."),
+    ("block_sparse_moe", ".mlp.", ".block_sparse_moe."),
+)
+"""Words of patterns, and what a module is called where such a word is used."""
+_FUSED = {
+    "q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj", "gate_proj": "gate_up_proj",
+    "up_proj": "gate_up_proj",
+}  # fmt: skip
+_MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
+_MIXER = re.compile(r"(?<=\.)(self_attn|mlp|mamba)(?=\.)")
 
 
-def read_quantization(file: ConfigFile) -> Quantization | None:
-    """Return how a checkpoint's weights are stored; None: all in the model's type.
+class _Places:
+    """Finds the first of some rules that means a module: names by table, patterns one by one."""
 
-    Raises:
-        InputError: naming the method, if it is not known.
-    """
-    section = next(
-        (s[n] for s in (file.raw, file.text.given)
-         for n in ("quantization_config", "compression_config") if isinstance(s.get(n), Mapping)),
-        None,
-    )  # fmt: skip
-    if section is None and file.folder is not None:
-        for name in ("hf_quant_config.json", "quantize_config.json", "quant_config.json"):
-            if (own := file.folder / name).is_file():
-                section = load_json(own, "a quantisation's configuration")
-                if name == "quantize_config.json":
-                    section = {"quant_method": "gptq", **section}
-                elif name == "quant_config.json":
-                    section = {"quant_method": "awq", **section}
-                break
-    if section is None:
-        return None
-    return _of_section(section, file.file)
+    def __init__(self, rules: tuple[Rule, ...]) -> None:
+        self._names: dict[str, int] = {}
+        self._patterns: list[tuple[int, re.Pattern[str], str]] = []
+        for i, pattern in enumerate(rule.pattern for rule in rules):
+            if pattern.startswith("re:"):
+                self._patterns.append((i, re.compile(pattern[3:]), pattern.replace("\\", "")))
+            elif "*" in pattern:
+                for text in (pattern, f"{pattern}.*"):
+                    self._patterns.append((i, re.compile(fnmatch.translate(text)), pattern))
+            else:
+                self._names.setdefault(pattern, i)
+        self._text = " ".join([*self._names, *(text for *_, text in self._patterns)])
 
-
-def _of_section(section: Mapping[str, Any], file: Path) -> Quantization:
-    """Return what one configuration means."""
-    method = str(section.get("quant_method") or "").lower().replace("_", "-")
-    inner = section.get("quantization")
-    if isinstance(inner, Mapping) and (
-        "quant_algo" in inner or dict(section.get("producer") or {}).get("name") == "modelopt"
-    ):
-        return _modelopt({**section, **inner})
-    ignored = tuple(str(v) for v in (
-        section.get("modules_to_not_convert") or section.get("ignored_layers")
-        or section.get("llm_int8_skip_modules") or section.get("ignore")
-        or section.get("exclude") or section.get("exclude_modules") or ()
-    ))  # fmt: skip
-    bits = section.get("bits", section.get("w_bit", section.get("weight_bits")))
-    group = section.get("group_size", section.get("q_group_size", section.get("groupsize", -1)))
-    group = 0 if group in (None, -1) else int(group)
-    if method in (
-        "awq",
-        "gptq",
-        "awq-marlin",
-        "gptq-marlin",
-        "auto-round",
-        "intel/auto-round",
-        "auto-gptq",
-        "auto-awq",
-        "moe-wna16",
-        "inc",
-    ):
-        bits = _bits(bits if bits is not None else 4, method, file)
-        # Half-precision scales, and a packed zero point of as many bits as a weight.
-        return Quantization(method, bits, group, 2 + bits / 8, ignored)
-    if method in ("fp8", "fbgemm-fp8"):
-        block = section.get("weight_block_size")
-        group = int(block[0]) * int(block[1]) if block else (0 if method == "fbgemm-fp8" else -1)
-        return Quantization(method, 8, group, 4, ignored)
-    if method == "compressed-tensors":
-        return _compressed_tensors(section, ignored, file)
-    if method == "mxfp4":
-        return Quantization(method, 4, 32, 1, ignored, only_experts=True)
-    if method in ("bitsandbytes", "bnb"):
-        four = bool(section.get("load_in_4bit", section.get("_load_in_4bit")))
-        double = bool(section.get("bnb_4bit_use_double_quant"))
-        if four:
-            return Quantization("bitsandbytes", 4, 64, 1.0625 if double else 4, ignored)
-        return Quantization("bitsandbytes", 8, 0, 4, ignored)
-    if method.startswith("modelopt") or "quant_algo" in section:
-        return _modelopt(section)
-    if method in ("experts-int8", "int8"):
-        return Quantization(method, 8, 0, 4, ignored, only_experts=method == "experts-int8")
-    known = "awq, gptq, fp8, compressed-tensors, mxfp4, bitsandbytes, modelopt, auto-round"
-    raise InputError(
-        f"{file}: quantization {method or section!r} is not modelled (known: {known}); give the "
-        "sizes under `architecture` in app.yaml, or a folder with its safetensors files"
-    )
+    def first(self, module: str) -> int | None:
+        """Return the number of the first rule that means a module."""
+        found: int | None = None
+        for name in _spelt(module, self._text):
+            words = name.split(".")
+            for start in range(len(words)):
+                for end in range(start + 1, len(words) + 1):
+                    i = self._names.get(".".join(words[start:end]))
+                    if i is not None and (found is None or i < found):
+                        found = i
+            for i, pattern, _ in self._patterns:
+                if (found is None or i < found) and pattern.match(name):
+                    found = i
+        return found
 
 
-def _bits(value: object, method: str, file: Path) -> float:
-    """Return a number of bits."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= 16:
-        raise InputError(f"{file}: quantization {method}: bits is {value!r}; it must be 1 to 16")
-    return float(value)
-
-
-def _compressed_tensors(
-    section: Mapping[str, Any], ignored: tuple[str, ...], file: Path
-) -> Quantization:
-    """Return the meaning of a compressed-tensors configuration (its first group of layers)."""
-    groups = section.get("config_groups") or {}
-    if not groups:
-        raise InputError(f"{file}: compressed-tensors without config_groups is not modelled")
-    weights = dict(next(iter(groups.values())).get("weights") or {})
-    bits = _bits(weights.get("num_bits", 8), "compressed-tensors", file)
-    strategy = str(weights.get("strategy") or "tensor")
-    group = {"tensor": -1, "channel": 0, "token": 0}.get(strategy, -1)
-    if strategy in ("group", "tensor_group"):
-        group = int(weights.get("group_size") or 128)
-    elif strategy == "block":
-        rows, columns = weights.get("block_structure") or (128, 128)
-        group = int(rows) * int(columns)
-    scale = 1.0 if bits == 4 and str(weights.get("type")) == "float" else 2.0
-    if not weights.get("symmetric", True):
-        scale += bits / 8
-    cache = section.get("kv_cache_scheme")
-    dtype = "fp8" if isinstance(cache, Mapping) and cache.get("num_bits") == 8 else ""
-    return Quantization("compressed-tensors", bits, group, scale, ignored, kv_cache_dtype=dtype)
-
-
-def _modelopt(section: Mapping[str, Any]) -> Quantization:
-    """Return the meaning of a modelopt configuration."""
-    algo = str(section.get("quant_algo") or "FP8").upper()
-    ignored = tuple(str(v) for v in (section.get("exclude_modules") or section.get("ignore") or ()))
-    cache = section.get("kv_cache_quant_algo") or section.get("kv_cache_scheme")
-    dtype = "fp8" if cache and ("8" in str(cache)) else ""
-    if "NVFP4" in algo or "MXFP4" in algo or "W4" in algo:
-        group = int(section.get("group_size") or (32 if "MX" in algo else 16))
-        return Quantization("modelopt_fp4", 4, group, 1, ignored, kv_cache_dtype=dtype)
-    if "FP8" in algo or "MXFP8" in algo or "INT8" in algo:
-        return Quantization("modelopt", 8, -1, 4, ignored, kv_cache_dtype=dtype)
-    raise InputError(f"modelopt: quant_algo {algo!r} is not modelled; known: FP8, NVFP4")
+def _spelt(module: str, patterns: str) -> Iterator[str]:
+    """Yield the names that checkpoints use for a module, where patterns hold such words."""
+    names = [module]
+    for word, ours, theirs in _SPELLINGS:
+        if word in patterns:
+            names += [n.replace(ours, theirs, 1) for n in names if ours in n]
+    if ".mixer." in patterns:
+        names += [_MIXER.sub("mixer", n) for n in names]
+    leaf = module.rpartition(".")[2]
+    for table in (_FUSED, _MIXTRAL):
+        other = table.get(leaf)
+        if other is not None and other in patterns:
+            names += [f"{n.rpartition('.')[0]}.{other}" for n in names if n.endswith(f".{leaf}")]
+    return iter(dict.fromkeys(names))
 
 
 def online(method: str, file: Path) -> Quantization | None:
@@ -207,15 +183,15 @@ def online(method: str, file: Path) -> Quantization | None:
     """
     name = method.lower().replace("_", "-")
     if name in ("fp8", "fp8-per-tensor", "ptpc-fp8", "fp8-per-block"):
-        return Quantization(name, 8, 128 * 128 if "block" in name else -1, 4)
+        return Quantization(name, Scheme(8, 128 * 128 if "block" in name else -1))
     if name == "mxfp8":
-        return Quantization(name, 8, 32, 1)
+        return Quantization(name, Scheme(8, 32, 1))
     if name == "mxfp4":
-        return Quantization(name, 4, 32, 1, only_experts=True)
+        return Quantization(name, Scheme(4, 32, 1), only_experts=True)
     if name == "bitsandbytes":
-        return Quantization(name, 4, 64, 4)
+        return Quantization(name, Scheme(4, 64))
     if name in ("experts-int8", "int8"):
-        return Quantization(name, 8, 0, 4, only_experts=True)
+        return Quantization(name, Scheme(8, 0), only_experts=True)
     raise InputError(
         f"{file}: engine_args.quantization {method!r}: the checkpoint is not stored so, and an "
         "engine cannot make it while it loads; leave it out, or give a checkpoint that is"

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from samullm_plugin.checkpoints.models import bundled_architecture, short_name
+from samullm_plugin.checkpoints.models import short_name, sizes_of
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.application import ModelSpec
 from samullm_plugin.model.architecture import ModelArchitecture
@@ -27,11 +27,7 @@ def random_model(model: ModelSpec, folder: Path) -> ModelSpec:
     Raises:
         InputError: if its sizes are not known, or no such kind has them.
     """
-    architecture = model.architecture
-    if architecture is None and (bundled := bundled_architecture(model.name)):
-        architecture = bundled[0]
-    if architecture is None:
-        raise InputError(f"model {model.name}: its sizes are not known; give its architecture")
+    architecture = sizes_of(model)
     path = folder / short_name(model.name)
     path.mkdir(parents=True, exist_ok=True)
     config = _config(model, architecture)

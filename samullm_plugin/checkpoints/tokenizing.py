@@ -33,26 +33,26 @@ class OwnTokenizers:
     """
 
     def __init__(self) -> None:
-        """Know no counts yet."""
-        self._counted: dict[tuple[str, str], int] = {}
+        """Know no model yet."""
         self._framing: dict[tuple[str, ...], int] = {}
         self._own: dict[str, OwnTokenizer] = {}
 
     def __call__(self, model: ModelSpec, text: str) -> int | None:
         """Return the tokens of a text; None without a tokenizer of the model here."""
-        place = _place(model)
-        if (place, text) in self._counted:
-            return self._counted[place, text]
-        return self._tokenizer(place).count(text)
+        return self._tokenizer(_place(model)).count(text)
 
-    def prime(self, model: ModelSpec, texts: Sequence[str]) -> None:
-        """Count texts that will be asked for next, all at once; earlier ones are forgotten."""
-        place = _place(model)
+    def counts(self, model: ModelSpec, texts: Sequence[str]) -> dict[str, int]:
+        """Return the tokens of texts, counted all at once; none without a tokenizer here."""
+        tokenizer = self._tokenizer(_place(model))
         unique = list(dict.fromkeys(texts))
-        counts = self._tokenizer(place).count_all(unique)
-        self._counted = {}
-        if counts is not None:
-            self._counted = {(place, t): n for t, n in zip(unique, counts, strict=True)}
+        if (counts := tokenizer.count_all(unique)) is not None:
+            return dict(zip(unique, counts, strict=True))
+        found = {}
+        for text in unique:
+            if (one := tokenizer.count(text)) is None:
+                break  # nor has it one for the others
+            found[text] = one
+        return found
 
     def framing(
         self,

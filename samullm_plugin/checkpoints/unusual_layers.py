@@ -9,7 +9,7 @@ from samullm_plugin.checkpoints.attentions import attention, shared_heads
 from samullm_plugin.checkpoints.decoder import Decoder
 from samullm_plugin.checkpoints.mixers import state_space
 from samullm_plugin.checkpoints.mlps import dense, mixture
-from samullm_plugin.checkpoints.parts import Attention, Layer, Mlp, linear, mlp_shapes
+from samullm_plugin.checkpoints.parts import Attention, Layer, Mlp, linear, mlp_names, mlp_shapes
 from samullm_plugin.checkpoints.refusals import NotModelledError
 
 
@@ -82,6 +82,7 @@ def searched_block(d: Decoder, i: int, kind: str) -> Layer:
         part = linear(
             f"model.layers.{i}.self_attn.q_proj",
             (d.hidden, wide), *[(d.hidden, kv_heads * size)] * 2, (wide, d.hidden),
+            names=("q_proj", "k_proj", "v_proj", "o_proj"),
             bias=d.c.flag("attention_bias"),
         )  # fmt: skip
         found = Attention("full", d.heads, kv_heads, 2 * size, part)
@@ -91,7 +92,10 @@ def searched_block(d: Decoder, i: int, kind: str) -> Layer:
     if not width:
         width = int(2 * float(mlp.get("ffn_mult") or 0) * d.hidden / 3)
         width = -(-width // 256) * 256
-    part = linear(f"model.layers.{i}.mlp.down_proj", *mlp_shapes(d.hidden, width, gated=True))
+    part = linear(
+        f"model.layers.{i}.mlp.down_proj", *mlp_shapes(d.hidden, width, gated=True),
+        names=mlp_names(gated=True),
+    )  # fmt: skip
     return Layer(found, None, Mlp((part,), width, active_matrices=part.matrices))
 
 

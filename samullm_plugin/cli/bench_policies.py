@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from samullm_plugin.bench.policy_bench import PolicyRow
 
-POLICIES = "fcfs shortest-first longest-first multi-bin prefix-affinity program-age"
+POLICIES = "fcfs shortest-first longest-first multi-bin prefix-affinity program-age isolate-longest"
 APPS = (
     "ensembling:requests=2000,max_tokens=512,gpus=4 document-questions "
     "chain-summary:documents=100,judges=4,gpus=4 map-reduce:gpus=4 vote:gpus=4"

@@ -78,7 +78,9 @@ def compare(
     problem = instance.problem
     results, failed = [], {}
     for name in names:
-        how = PlanningOptions(seed=planner.seed, budget_s=planner.budget_s)
+        how = PlanningOptions(
+            seed=planner.seed, budget_s=planner.budget_s, policies=instance.offered_policies
+        )
         try:
             simulator = instance.simulator(host)  # each its own: planning times are compared
             results.append(make_plan(host, problem, name, how, simulator=simulator))
@@ -106,6 +108,13 @@ def compare(
     numbers = ("makespan s", "over best", "gap", "planning s", "idle", "stages")
     title = f"{problem.app.name} on {problem.cluster.num_gpus} GPUs"
     print_table(("scheduler", "status", *numbers), rows, title=title, numbers=numbers)
+    chosen = [
+        f"{r.scheduler}: with request policy {r.request_policy}"
+        for r in results
+        if r.request_policy is not None
+    ]
+    for text in chosen:
+        out.print(text, markup=False)
     tables = [Table(None, ("scheduler", "status", *numbers), rows, numbers)]
     compared = {}
     for r in results:
@@ -142,7 +151,7 @@ def compare(
         from samullm_plugin.run.charts import device_names
         from samullm_plugin.run.pages import write_tables
 
-        notes = [*provenance_lines(problem), *problem.app.notes]
+        notes = [*chosen, *provenance_lines(problem), *problem.app.notes]
         notes += [f"{name}: no plan: {reason}" for name, reason in failed.items()]
         panels, labels = panels_of(results), device_names(problem.cluster)
         subtitle = "Predicted makespans of plans by several schedulers; charts: first scenario."

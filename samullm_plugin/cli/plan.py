@@ -115,7 +115,12 @@ def plan(
         options["preemption"] = False
     check_here(host, loaded)
     instance = make_instance(host, loaded, planner, gpus=gpus)
-    how = PlanningOptions(options=options, seed=planner.seed, budget_s=planner.budget_s)
+    how = PlanningOptions(
+        options=options,
+        seed=planner.seed,
+        budget_s=planner.budget_s,
+        policies=instance.offered_policies,
+    )
     part = loaded.executor
     engine = host.create("executor", part.type, part.options).engine_version()
     known = known_outputs(ReuseOptions(reuse, tuple(fresh or ())), engine, loaded, instance.problem)
@@ -135,6 +140,7 @@ def plan(
             makespan_s=list(result.makespan_s),
             lower_bound_s=list(result.lower_bound_s),
             fused=problem.app.fused,
+            request_policy=result.request_policy,
         )
         console().print(f"plan written to {output}", markup=False)
     if svg is not None:
@@ -271,6 +277,9 @@ def show_plan(problem: Problem, result: PlanResult, *, explain: bool = False) ->
         out.print("GPUs that stay idle:", style="dim")
         for text in idle:
             out.print(f"  {text}", markup=False, style="dim", soft_wrap=True)
+    if result.request_policy is not None:
+        text = f"Request policy, chosen with the plan: {result.request_policy}"
+        out.print(text, markup=False, style="dim", soft_wrap=True)
     if explain:
         out.print("Why:")
         for node, text in result.explanation:
@@ -327,4 +336,5 @@ def plan_json(problem: Problem, result: PlanResult) -> dict[str, object]:
         "assumptions": problem.app.notes,
         "fused": problem.app.fused,
         "idle_gpus": idle_lines(problem, result.plan),
+        "request_policy": result.request_policy,
     }

@@ -128,6 +128,8 @@ def run(
     require_preparing(engines, planner)
     fused = None if stored is None else stored.fused
     instance = make_instance(host, loaded, planner, gpus=gpus, fused=fused)
+    if stored is not None and planner.request_policy is None:
+        instance = instance.with_policy(stored.request_policy)
     problem = instance.problem
     reused = ReuseOptions(reuse, tuple(fresh or ()))
     known = None
@@ -142,9 +144,16 @@ def run(
         console().print(f"the plan of the run does not fit any more ({replaced}): planning again")
     if found is None and (resume is None or replaced):
         given = planner.scheduler.options if chosen == planner.scheduler.type else {}
-        how = PlanningOptions(options=given, seed=planner.seed, budget_s=planner.budget_s)
+        how = PlanningOptions(
+            options=given,
+            seed=planner.seed,
+            budget_s=planner.budget_s,
+            policies=instance.offered_policies,
+        )
         result = make_plan(host, remaining, chosen, how, simulator=simulator)
         found, traces = result.plan, result.traces
+        if result.request_policy is not None:
+            instance = instance.with_policy(result.request_policy)
     progress = RunProgress(problem.app, traces)
     with RunDisplay(progress, quiet=is_quiet()) as display, draining() as interruptible:
 
@@ -181,6 +190,7 @@ def run(
                     problem.cluster.machines_if_several,
                     chosen,
                     fused=problem.app.fused,
+                    request_policy=instance.policy_name,
                 )
             outcome = resume_run(setup, new, retry_failed=retry_failed)
     _report(outcome)

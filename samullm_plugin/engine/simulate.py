@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import namedtuple
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,9 @@ from samullm_plugin.errors import InputError
 from samullm_plugin.model.engine_config import EngineConfig
 from samullm_plugin.model.latency import StepLatency, StepModel, StepTable
 from samullm_plugin.model.types import Ints
+
+_Values = namedtuple("_Values", at.STATE.names or ())  # type: ignore[misc]  # a dtype's names
+"""The state's one row as plain numbers, read at once."""
 
 CHECKED_VLLM_VERSIONS = ("0.32.0", "0.33.0")
 """Versions of vLLM whose own scheduler the conformance suite found no difference to."""
@@ -154,7 +158,8 @@ def finished_run(state: EngineState, why: int, curve_points: int, record_steps: 
         NeverFitsError: the loop stopped for that.
         InputError: requests are left that wait for each other.
     """
-    s, requests = state.s, state.requests
+    s: Any = _Values(*state.s.item())
+    requests = state.requests
     finish = requests["finish"].copy()
     if why == at.DONE and s.num_unfinished > 0:
         i = int(np.argmax(requests["num_predecessors"] > 0))
@@ -173,27 +178,27 @@ def finished_run(state: EngineState, why: int, curve_points: int, record_steps: 
         first_token_s=requests["first_token"].copy(),
         generated_tokens=generated,
         makespan_s=float(done.max()) if len(done) else 0.0,
-        busy_s=float(s.busy),
-        num_steps=int(s.rows),
-        num_preemptions=int(s.num_preemptions),
-        peak_blocks=int(s.peak_blocks),
-        computed_tokens=int(s.computed_tokens),
-        cached_tokens=int(s.cached_tokens),
-        curve=_curve(state) if curve_points else None,
+        busy_s=s.busy,
+        num_steps=s.rows,
+        num_preemptions=s.num_preemptions,
+        peak_blocks=s.peak_blocks,
+        computed_tokens=s.computed_tokens,
+        cached_tokens=s.cached_tokens,
+        curve=_curve(state.curve, s) if curve_points else None,
         steps=step_trace(state) if record_steps else None,
     )
     if why == at.NEVER_FITS:
-        raise NeverFitsError(int(s.misfit_request), int(s.misfit_blocks), int(s.usable_blocks), run)
+        raise NeverFitsError(s.misfit_request, s.misfit_blocks, s.usable_blocks, run)
     return run
 
 
-def _curve(state: EngineState) -> ProgressCurve:
-    s = state.s
-    points = state.curve[: int(s.curve_count)]
-    if s.rows > 0 and points["time"][-1] < s.clock:
-        end = np.array([(s.clock, s.first_tokens, s.first_pairs)], points.dtype)
-        points = np.concatenate((points, end))
-    return ProgressCurve(*(points[name].copy() for name in ("time", "tokens", "pairs")))
+def _curve(curve: at.Array, s: Any) -> ProgressCurve:
+    points = curve[: s.curve_count]
+    columns = [points[name] for name in ("time", "tokens", "pairs")]
+    if s.rows > 0 and columns[0][-1] < s.clock:
+        ends = (s.clock, s.first_tokens, s.first_pairs)
+        return ProgressCurve(*(np.append(c, e) for c, e in zip(columns, ends, strict=True)))
+    return ProgressCurve(*(c.copy() for c in columns))
 
 
 def step_trace(state: EngineState) -> StepTrace:

@@ -203,15 +203,17 @@ def make_state(
     slots = np.zeros(most_seqs, at.SLOT)
     slots["free_slot"] = np.arange(most_seqs - 1, -1, -1)
     wheel_size = 1 << int(output.max()).bit_length()
-    s = _first_state(config, workload, caching)
-    s.num_arrivals = num_arrivals
-    s.wheel_mask = wheel_size - 1
-    s.record = record
-    s.curve_points = curve_points if curve_points >= LEAST_CURVE else 0
-    s.release_delay = release_delay_s
-    s.external_latency = latency is None
-    s.more_to_come = latency is None and workload.arrival_s is not None
-    s.stop = np.inf if latency is None else stop_s
+    # Bytes and columns: simulations are many and short, and rows are slow to copy and to set.
+    state = _first_state(config, caching).copy().view(at.STATE)
+    state["num_free_slots"], state["num_unfinished"] = most_seqs, n
+    state["arrivals_by_step"] = workload.arrival_step is not None
+    state["num_arrivals"], state["wheel_mask"] = num_arrivals, wheel_size - 1
+    state["record"], state["release_delay"] = record, release_delay_s
+    state["curve_points"] = curve_points if curve_points >= LEAST_CURVE else 0
+    state["external_latency"] = latency is None
+    state["more_to_come"] = latency is None and workload.arrival_s is not None
+    state["stop"] = np.inf if latency is None else stop_s
+    s = state[0]
     if latency is None:
         scalars, tables = np.zeros(1, at.LATENCY)[0], np.zeros(1, at.TABLES)
     else:
@@ -221,7 +223,7 @@ def make_state(
         requests,
         slots,
         np.full(wheel_size, -1, np.int64),
-        np.full(config.block_size, np.array((0, -1, -1), at.PHASE)),
+        _no_phases(config.block_size).copy().view(at.PHASE),
         successors,
         *pool,
         scalars,
@@ -286,8 +288,17 @@ def _queue(config: EngineConfig, requests: Array, s: Record) -> QueueState:
 _KINDS = ("full", "sliding_window", "chunked_local", "mamba")
 
 
-def _first_state(config: EngineConfig, workload: Workload, caching: int) -> Record:
-    s = np.zeros(1, at.STATE)[0]
+@lru_cache(maxsize=64)
+def _no_phases(block_size: int) -> Array:
+    """Return the phases of no sequences, as bytes to be copied."""
+    return np.full(block_size, np.array((0, -1, -1), at.PHASE)).view(np.uint8)
+
+
+@lru_cache(maxsize=256)
+def _first_state(config: EngineConfig, caching: int) -> Array:
+    """Return the one row of what all workloads begin with, as bytes to be copied."""
+    state = np.zeros(1, at.STATE)
+    s = state[0]
     s.max_num_seqs = config.max_num_seqs
     s.max_num_batched_tokens = config.max_num_batched_tokens
     s.block_size = config.block_size
@@ -301,13 +312,10 @@ def _first_state(config: EngineConfig, workload: Workload, caching: int) -> Reco
     s.caching = caching
     s.oldest_kept = s.newest_kept = -1
     s.async_scheduling = config.async_scheduling
-    s.arrivals_by_step = workload.arrival_step is not None
     s.curve_count = s.curve_stride = s.curve_next_row = 1
     s.max_rows = NO_LIMIT
     s.running_head = s.running_tail = s.waiting_head = s.waiting_tail = s.misfit_request = -1
-    s.num_free_slots = min(config.max_num_seqs, len(workload))
-    s.num_unfinished = len(workload)
-    return s
+    return state.view(np.uint8)
 
 
 def _rank(workload: Workload, requests: Array) -> None:

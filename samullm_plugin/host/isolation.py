@@ -23,7 +23,7 @@ import traceback
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, BinaryIO, Literal, ParamSpec, TypeVar
 
 from samullm_plugin.errors import InputError, PluginError, SamullmError
 
@@ -34,6 +34,12 @@ _CHILD = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from samullm_plugin.host.isolation import serve; serve()"
 )
+
+_BEGUN = "begun"
+"""What the child says before it calls a function."""
+_BEGIN_S = 60.0
+"""A child may take so long to start and to import the host's modules: on a busy machine several
+seconds, which are no fault of the code that it is to run."""
 
 
 class FaultError(PluginError):
@@ -87,7 +93,7 @@ class IsolatedWorker:
 
         Args:
             function: of a module that the child can import.
-            limit_s: seconds until the child is killed; None: never.
+            limit_s: seconds from its first line until the child is killed; None: never.
             args: pickled on the way there, as the value is on the way back.
             kwargs: likewise.
 
@@ -98,6 +104,7 @@ class IsolatedWorker:
         with self._lock:
             child = self._child or self._start()
             answers: list[Any] = []
+            begun = threading.Event()
 
             def exchange() -> None:
                 with contextlib.suppress(OSError, EOFError, ValueError, pickle.UnpicklingError):
@@ -105,10 +112,15 @@ class IsolatedWorker:
                     assert child.stdout is not None
                     pickle.dump(request, child.stdin)
                     child.stdin.flush()
-                    answers.append(pickle.load(child.stdout))
+                    answer = pickle.load(child.stdout)
+                    begun.set()
+                    answers.append(pickle.load(child.stdout) if answer == _BEGUN else answer)
+                begun.set()
 
             thread = threading.Thread(target=exchange, daemon=True)  # its end can be waited for
             thread.start()
+            if limit_s is not None:
+                begun.wait(limit_s + _BEGIN_S)
             thread.join(limit_s)
             if thread.is_alive():
                 _kill(child)
@@ -135,7 +147,7 @@ class IsolatedWorker:
         Args:
             name: the culprit of whatever goes wrong.
             function: of a module that the child can import.
-            limit_s: seconds until the child is killed; None: never.
+            limit_s: seconds from its first line until the child is killed; None: never.
             args: of the function.
             kwargs: of the function.
 
@@ -220,7 +232,7 @@ def serve() -> None:
             request = pickle.load(calls)
         except EOFError:
             return
-        answer = _answer(request)
+        answer = _answer(request, answers)
         try:
             data = pickle.dumps(answer)
         except Exception as error:  # what foreign code returns may be anything
@@ -229,9 +241,12 @@ def serve() -> None:
         answers.flush()
 
 
-def _answer(request: bytes) -> Answer:
+def _answer(request: bytes, answers: BinaryIO) -> Answer:
+    """Call a function, having said that it begins."""
     try:
         function, args, kwargs = pickle.loads(request)
+        pickle.dump(_BEGUN, answers)
+        answers.flush()
         return Answer(function(*args, **kwargs))
     except (Exception, SystemExit) as error:  # foreign code
         return Answer(failure=_failure(error))

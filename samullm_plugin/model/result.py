@@ -127,6 +127,8 @@ class PlanResult:
         planning_s: seconds the scheduler took.
         explanation: by node, why it is where it is, if the scheduler says so.
         notes: what the scheduler gave up or left out on the way.
+        request_policy: the request policy that was chosen with the plan and that its figures
+            assume; None: none was.
     """
 
     scheduler: str
@@ -140,6 +142,7 @@ class PlanResult:
     planning_s: float
     explanation: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    request_policy: str | None = None
 
     @property
     def mean_makespan_s(self) -> float:

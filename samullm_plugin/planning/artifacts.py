@@ -16,7 +16,7 @@ from samullm_plugin.errors import InputError
 from samullm_plugin.files import read_json, save
 from samullm_plugin.model.plan import Plan
 from samullm_plugin.model.types import STORED
-from samullm_plugin.planning.records import read_record, to_record
+from samullm_plugin.records import read_record, to_record
 
 PLAN_FORMAT = "samullm-plan-1"
 
@@ -35,6 +35,7 @@ class StoredPlan:
         makespan_s: simulated makespan per length scenario.
         lower_bound_s: no plan can be faster, per length scenario.
         fused: by name, the nodes it knows that were fused of several, and those.
+        request_policy: the request policy that was chosen with it; None: none was.
     """
 
     __pydantic_config__ = STORED
@@ -48,6 +49,7 @@ class StoredPlan:
     makespan_s: tuple[float, ...] = ()
     lower_bound_s: tuple[float, ...] = ()
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    request_policy: str | None = None
 
 
 def write_plan(
@@ -62,6 +64,7 @@ def write_plan(
     makespan_s: Sequence[float] = (),
     lower_bound_s: Sequence[float] = (),
     fused: Mapping[str, Sequence[str]] | None = None,
+    request_policy: str | None = None,
 ) -> None:
     """Write ``plan.json``; the arguments are the fields of :class:`StoredPlan`.
 
@@ -78,6 +81,7 @@ def write_plan(
         tuple(map(float, makespan_s)),
         tuple(map(float, lower_bound_s)),
         {name: tuple(parts) for name, parts in (fused or {}).items()},
+        request_policy,
     )
     head = {"format": PLAN_FORMAT, "written_by": f"samullm-plugin {version('samullm-plugin')}"}
     text = json.dumps({**head, **to_record(stored)}, indent=2, allow_nan=False)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from samullm_plugin.app.loaded import LoadedApplication
-from samullm_plugin.app.spec import PlannerSection
+from samullm_plugin.app.spec import Component, PlannerSection
 from samullm_plugin.checkpoints.gpus import bundled_gpu
 from samullm_plugin.errors import InputError
 from samullm_plugin.host.interfaces.latency import LatencyModel
@@ -40,6 +40,27 @@ class Instance:
     estimator: LengthEstimator
     latency_model: LatencyModel
     planner: PlannerSection
+
+    @property
+    def offered_policies(self) -> tuple[str, ...]:
+        """Return the request policies that may be chosen with a plan: none if one is asked for."""
+        if self.planner.request_policy is not None:
+            return ()
+        waits = any(
+            (n.requests.input_node == i).any() for i, n in enumerate(self.problem.app.nodes)
+        )
+        return ("isolate-longest",) if waits else ()
+
+    @property
+    def policy_name(self) -> str | None:
+        """Return the name of the planner's request policy, if it has one."""
+        chosen = self.planner.request_policy
+        return None if chosen is None else chosen.type
+
+    def with_policy(self, name: str | None) -> Instance:
+        """Return the instance as if its planner had asked for this request policy, or for none."""
+        chosen = {"request_policy": None if name is None else Component(type=name)}
+        return replace(self, planner=self.planner.model_copy(update=chosen))
 
     def simulator(self, host: PluginHost, problem: Problem | None = None) -> PlanSimulator:
         """Return a simulator that honours the planner's request policy.

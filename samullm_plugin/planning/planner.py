@@ -21,6 +21,7 @@ from samullm_plugin.host.settings import read_settings
 from samullm_plugin.model.plan import Plan
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.result import PlanResult
+from samullm_plugin.planning.policies import policy_call
 from samullm_plugin.rules.verify import require_valid
 from samullm_plugin.simulator import PlanSimulator
 
@@ -43,6 +44,7 @@ class PlanningOptions:
         third_party_limit_s: seconds after which a third party's scheduler is ended; None: as the
             settings say.
         give_up_s: seconds after which a scheduler that has no plan is given up; None: never.
+        policies: request policies that may be chosen with the plan, if the simulator has none.
     """
 
     options: Mapping[str, object] = field(default_factory=dict)
@@ -52,6 +54,7 @@ class PlanningOptions:
     progress: Progress | None = None
     third_party_limit_s: float | None = None
     give_up_s: float | None = None
+    policies: tuple[str, ...] = ()
 
 
 def make_plan(
@@ -78,10 +81,12 @@ def make_plan(
     """
     how = how or PlanningOptions()
     simulator = simulator or PlanSimulator(problem)
+    others = _with_policies(host, problem, how.policies, simulator)
     start = perf_counter()
-    plan, report = _schedule(host, problem, scheduler, how, simulator, depth=0)
+    plan, report = _schedule(host, problem, scheduler, how, simulator, depth=0, others=others)
     planning_s = perf_counter() - start
-    traces = simulator.simulate(plan)
+    policy = report.request_policy
+    traces = (simulator if policy is None else others[policy]).simulate(plan)
     return PlanResult(
         scheduler=scheduler,
         plan=plan,
@@ -94,7 +99,24 @@ def make_plan(
         planning_s=planning_s,
         explanation=tuple(report.explanation.items()),
         notes=tuple(report.notes),
+        request_policy=policy,
     )
+
+
+def _with_policies(
+    host: PluginHost, problem: Problem, names: tuple[str, ...], simulator: PlanSimulator
+) -> Mapping[str, PlanSimulator]:
+    """Return simulators that honour request policies, which share what is known of engines."""
+    made = {n: host.create("request-policy", n) for n in names}
+    return {
+        n: PlanSimulator(
+            problem,
+            simulator.cache,
+            policy_call(problem.app, policy, problem.scenarios),
+            simulator.running,
+        )
+        for n, policy in made.items()
+    }
 
 
 def _schedule(
@@ -104,6 +126,7 @@ def _schedule(
     how: PlanningOptions,
     simulator: PlanSimulator,
     depth: int,
+    others: Mapping[str, PlanSimulator] | None = None,
 ) -> tuple[Plan, SchedulingReport]:
     """Return a verified plan and what its scheduler says about it."""
     registration = host.resolve("scheduler", name)
@@ -146,6 +169,7 @@ def _schedule(
         incumbent=how.incumbent,
         schedule_with=schedule_with,
         progress=how.progress,
+        with_policies=others or {},
     )
     try:
         plan = instance.schedule(problem, context)

@@ -14,6 +14,7 @@ from samullm_plugin.errors import PluginError, SamullmError
 from samullm_plugin.host.interfaces.policy import PolicyBatch, RequestPolicy
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.application import Application
+from samullm_plugin.model.chains import chains_of
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.programs import program_ids, tokens_before
 from samullm_plugin.model.scenarios import LengthScenario
@@ -34,6 +35,7 @@ def policy_call(
     """
     programs = program_ids(app)
     before = [tokens_before(app, p) for p in predicted]
+    chains = [_chain_ids(app, i) for i in range(len(app.nodes))]
 
     def call(
         scenario: int, node: int, requests: Ints, arrival_s: Floats | None, num_replicas: int
@@ -48,10 +50,20 @@ def policy_call(
             prefix_tokens=table.prefix_tokens[requests],
             program_id=programs[node][requests],
             program_tokens=before[scenario][node][requests],
+            chain_id=None if (ids := chains[node]) is None else ids[requests],
         )
         return checked_assignment(policy, batch, num_replicas)
 
     return call
+
+
+def _chain_ids(app: Application, node: int) -> Ints | None:
+    """Return the first request that each request of a node hangs together with, if any does."""
+    table = app.nodes[node].requests
+    own = table.input_node == node
+    if not own.any():
+        return None
+    return chains_of(len(table), table.input_row[own], table.input_request[own]).first
 
 
 def planned_policy(

@@ -9,6 +9,7 @@ from typing import Any
 
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.architecture import ModelArchitecture
+from samullm_plugin.records import read_record
 
 _COLUMNS = {
     "layers": "num_layers",
@@ -66,11 +67,4 @@ def _make(path: Path, name: str, sizes: object) -> ModelArchitecture:
     Raises:
         InputError: naming the file and the model.
     """
-    if not isinstance(sizes, dict):
-        raise InputError(f"{path}: {name} must be an object of sizes")
-    if sizes.get("mlp", "gated") not in ("gated", "plain"):
-        raise InputError(f"{path}: {name}: mlp is {sizes['mlp']!r}; it must be gated or plain")
-    try:
-        return ModelArchitecture(**sizes)
-    except (TypeError, InputError) as error:
-        raise InputError(f"{path}: {name}: {error}") from error
+    return read_record(ModelArchitecture, sizes, f"{path}: {name}")

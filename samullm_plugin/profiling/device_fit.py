@@ -40,6 +40,16 @@ class HostCoefficients:
     parallel: tuple[float, ...]
     per_vocab: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        """Refuse other numbers of seconds than there are knots.
+
+        Raises:
+            InputError: naming the field.
+        """
+        for name in ("single", "parallel", "per_vocab"):
+            if (count := len(getattr(self, name))) != len(_HOST_KNOTS):
+                raise InputError(f"host {name}: {count} values for {len(_HOST_KNOTS)} knots")
+
     def curve(self, architecture: ModelArchitecture, parallel: int) -> Curve:
         """Return the host time of a model by sequences."""
         base = np.array(self.parallel if parallel > 1 else self.single)

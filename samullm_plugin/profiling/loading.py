@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from pydantic import BaseModel, Field
 
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.costs import LoadTimes
@@ -16,8 +17,6 @@ PROCESS_BYTES = 1e9
 
 ASSUMED = "assumed, of the size that start-up logs of vLLM show"
 """Where starts come from of which none was measured on the kind of device."""
-
-BY_OPTIONS = "assumed, by the options start_s and read_bytes_per_s of the latency model"
 
 MOST_PREPARED = 0.6
 """Share of a start that is taken to need no device at most, where it was not measured."""
@@ -94,6 +93,35 @@ class LoadModel:
             prepared_bytes=weight_bytes + PROCESS_BYTES,
             source=source,
         )
+
+
+class AssumedStarts(BaseModel):
+    """Options of latency models that know iterations only: engine starts by rates."""
+
+    start_s: float = Field(
+        default=45.0,
+        gt=0,
+        description="Seconds of an engine start without reading weights (assumed, not measured).",
+    )
+    read_bytes_per_s: float = Field(
+        default=2.5e9,
+        gt=0,
+        description="Weights read from the page cache per second (assumed, not measured).",
+    )
+    disk_bytes_per_s: float = Field(
+        default=1e9, gt=0, description="Weights read from disk per second (assumed, not measured)."
+    )
+
+    def load_times(self, weight_bytes: float, devices: int) -> LoadTimes:
+        """Return the seconds of a model's starts.
+
+        Args:
+            weight_bytes: bytes of all weights.
+            devices: of a replica.
+        """
+        model = LoadModel(self.start_s, self.start_s, self.read_bytes_per_s, self.disk_bytes_per_s)
+        by = "assumed, by the options start_s and read_bytes_per_s of the latency model"
+        return model.times(weight_bytes, devices, source=by)
 
 
 def fit_loading(

@@ -15,13 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from samullm_plugin.errors import InputError
 from samullm_plugin.files import save
 from samullm_plugin.model.architecture import ModelArchitecture
-from samullm_plugin.model.kv_cache import KvCacheLayers
 from samullm_plugin.model.latency import CURVES, Curve, StepLatency
 from samullm_plugin.profiling.device_fit import DeviceFit, HostCoefficients
 from samullm_plugin.profiling.loading import LoadModel
 from samullm_plugin.profiling.memory import BatchLimits, MemoryModel
 from samullm_plugin.profiling.roofline import DeviceCoefficients, DeviceHardware
 from samullm_plugin.profiling.transfer import TransferErrors
+from samullm_plugin.records import read_record
 
 _DIGITS = 5
 
@@ -208,8 +208,7 @@ class Profile(_Strict):
         sizes = self.architectures.get(model)
         if sizes is None:
             return None
-        cache = tuple(KvCacheLayers(**kind) for kind in sizes.get("kv_cache") or ())
-        return ModelArchitecture(**{**sizes, "kv_cache": cache})
+        return read_record(ModelArchitecture, sizes, f"architectures.{model}")
 
     def memory_model(self) -> MemoryModel | None:
         """Return the memory model, if any."""

@@ -29,7 +29,7 @@ def wanted_ahead(problem: Problem, plan: Plan, state: RunState) -> tuple[Assignm
     left = [float(cluster.host_bytes(m)) for m in range(len(cluster.machines))]
     wanted: dict[str, Assignment] = {}
     for number in range(max(state.stage, 0), len(plan.stages)):
-        late = overdue(plan, number) if number == state.stage else []
+        late = overdue(plan, number, state) if number == state.stage else []
         for assignment in (*late, *plan.stages[number].assignments):
             node = assignment.node
             if node in state.finished or node in wanted:

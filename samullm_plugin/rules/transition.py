@@ -43,6 +43,7 @@ class RunState:
         done_fraction: by node, share of its requests that are finished; needed for the nodes that
             ``node_progress`` events name.
         barred: devices that are lost; nothing starts on them.
+        indexed: a plan, and by node its last assignment there and the index of its stage.
     """
 
     stage: int = -1
@@ -51,6 +52,14 @@ class RunState:
     finished_before: set[str] = field(default_factory=set)
     done_fraction: dict[str, float] = field(default_factory=dict)
     barred: set[int] = field(default_factory=set)
+    indexed: tuple[Plan, dict[str, tuple[int, Assignment]]] | None = None
+
+    def last_of(self, plan: Plan) -> Mapping[str, tuple[int, Assignment]]:
+        """Return, by node, the last stage that assigns it, and that assignment."""
+        if self.indexed is None or self.indexed[0] is not plan:
+            stages = enumerate(plan.stages)
+            self.indexed = plan, {a.node: (k, a) for k, s in stages for a in s.assignments}
+        return self.indexed[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +136,7 @@ def next_transition(
         ):
             _enter_next_stage(state)
         stays = {
-            n: r
-            for n, r in state.running.items()
-            if not make_room and _stays(plan, state.stage, n, r)
+            n: r for n, r in state.running.items() if not make_room and _stays(plan, state, n, r)
         }
         start = _starts(plan, state.stage, cluster, upstreams, state, stays)
         if stays or start or state.stage == last:
@@ -143,14 +150,15 @@ def _enter_next_stage(state: RunState) -> None:
     state.finished_before = set(state.finished)
 
 
-def _stays(plan: Plan, current: int, node: str, running: Running) -> bool:
-    """Return whether an engine goes on untouched in stage ``current``."""
-    wanted = plan.stages[current].assignment(node)
+def _stays(plan: Plan, state: RunState, node: str, running: Running) -> bool:
+    """Return whether an engine goes on untouched in the current stage."""
+    wanted = plan.stages[state.stage].assignment(node)
     if wanted is not None:
         return wanted == running.planned
-    if plan.last_stage(node) <= current:
+    last, _ = state.last_of(plan).get(node, (-1, None))
+    if last <= state.stage:
         return True  # nobody would ever finish it otherwise
-    return running.stage > current  # started early
+    return running.stage > state.stage  # started early
 
 
 def _starts(
@@ -167,7 +175,7 @@ def _starts(
         free -= set(running.devices)
     starts: list[Running] = []
     stage = plan.stages[current]
-    wanted = [*overdue(plan, current), *stage.assignments]
+    wanted = [*overdue(plan, current, state), *stage.assignments]
     waiting = [a for a in wanted if a.node not in state.finished and a.node not in stays]
     while waiting:
         chosen = _next_start(waiting, cluster, upstreams, free)
@@ -250,13 +258,9 @@ def _next_start(
     return None
 
 
-def overdue(plan: Plan, current: int) -> list[Assignment]:
+def overdue(plan: Plan, current: int, state: RunState) -> list[Assignment]:
     """Return the last assignments of nodes that no stage from ``current`` on assigns, in order.
 
     One of them that has not finished and does not run waited for devices throughout its last stage.
     """
-    last: dict[str, tuple[int, Assignment]] = {}
-    for number, stage in enumerate(plan.stages):
-        for assignment in stage.assignments:
-            last[assignment.node] = (number, assignment)
-    return [assignment for number, assignment in last.values() if number < current]
+    return [a for number, a in state.last_of(plan).values() if number < current]

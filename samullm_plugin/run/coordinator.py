@@ -15,7 +15,7 @@ from samullm_plugin.model.latency import StepTable
 from samullm_plugin.model.plan import Assignment, Plan
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.types import Floats
-from samullm_plugin.planning.records import to_record
+from samullm_plugin.records import to_record
 from samullm_plugin.rules.placement import one_at_a_time
 from samullm_plugin.rules.preparing import wanted_ahead
 from samullm_plugin.rules.transition import Running, RunState, next_transition, stage_ended

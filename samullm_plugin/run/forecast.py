@@ -14,8 +14,8 @@ from samullm_plugin.host.interfaces.length import LengthEstimator
 from samullm_plugin.model.application import Application, ModelNode, PythonNode
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.result import EngineSegment, PlanTrace
-from samullm_plugin.planning.records import read_record, to_record
 from samullm_plugin.planning.reporting import provenance_lines
+from samullm_plugin.records import read_record, to_record
 
 FORECAST_FILE = "planned.json"
 

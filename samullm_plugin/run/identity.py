@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from samullm_plugin.app.keptrows import RowFields
 from samullm_plugin.app.loaded import LoadedApplication, NodeSource
 
 _WRITTEN_AS: Mapping[str, str] = {
@@ -42,7 +43,9 @@ def identity_of(loaded: LoadedApplication) -> dict[str, str]:
 
     def add(key: str, value: object) -> None:
         digest = found.setdefault(key, hashlib.sha256())
-        if isinstance(value, tuple) and len(value) > SHOWN:
+        if isinstance(value, RowFields) and len(value) <= SHOWN:
+            value = tuple(value)
+        if isinstance(value, tuple | RowFields) and len(value) > SHOWN:
             for item in value:  # not all requests' texts once more in memory
                 digest.update(repr(item).encode(errors="surrogatepass"))
         else:

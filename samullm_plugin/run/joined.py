@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic_core import to_json
+from pydantic_core import PydanticSerializationError, to_json
 
 from samullm_plugin.run.columns import FIGURES, find_columns
 from samullm_plugin.run.rows import RunRows
@@ -74,7 +75,7 @@ class JoinedTable:
                 cells[column.name].append(value)
         import pyarrow as pa
 
-        return pa.table({name: _array(values) for name, values in cells.items()})
+        return pa.table({name: column_of(values) for name, values in cells.items()})
 
     def _rows(self, first: int, last: int) -> Iterator[list[Any]]:
         if self._row_node < 0:
@@ -161,18 +162,35 @@ def _inside(value: Any, path: Sequence[str]) -> Any:
     return value
 
 
-def _array(values: list[Any]) -> pa.Array:
+def column_of(values: list[Any]) -> pa.Array:
     """Return values as a column; texts (JSON) where they are not of one type."""
     import pyarrow as pa
 
     try:
-        return pa.array(values)
+        found = pa.array(values)
+        if not _has_empty_struct(found.type):
+            return found
     except (pa.ArrowException, OverflowError, TypeError, ValueError):
-        return pa.array([as_text(v) for v in values], pa.string())
+        pass
+    return pa.array([as_text(v) for v in values], pa.string())
+
+
+def _has_empty_struct(kind: pa.DataType) -> bool:
+    """Return whether a type holds mappings of which none has a field: Parquet has no such type."""
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind) and not kind.num_fields:
+        return True
+    return any(_has_empty_struct(kind.field(i).type) for i in range(kind.num_fields))
 
 
 def as_text(value: Any) -> str | None:
-    """Return a value as a text, JSON if it is none."""
-    if value is None or isinstance(value, str):
-        return value
-    return to_json(value, inf_nan_mode="null", fallback=str).decode()
+    """Return a value as a text, JSON if it is none; halves of UTF-16 pairs as they are escaped."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    try:
+        return to_json(value, inf_nan_mode="null", fallback=str).decode()
+    except PydanticSerializationError:  # half of a pair inside
+        return json.dumps(value, default=str)

@@ -20,7 +20,7 @@ from samullm_plugin.model.types import Floats
 from samullm_plugin.planning.instances import Instance
 from samullm_plugin.planning.planner import PlanningOptions, make_plan
 from samullm_plugin.planning.policies import planned_policy
-from samullm_plugin.planning.records import to_record
+from samullm_plugin.records import to_record
 from samullm_plugin.rules.transition import Running
 from samullm_plugin.rules.verify import verify
 from samullm_plugin.run.drift import (

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,10 +20,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from pydantic_core import from_json, to_json
+from pydantic_core import PydanticSerializationError, to_json
 
 from samullm_plugin.app.loaded import LoadedApplication
 from samullm_plugin.errors import InputError, suggest
+from samullm_plugin.files import reread_json
+from samullm_plugin.files import to_json as written_json
 from samullm_plugin.host.interfaces.executor import EngineRequest
 from samullm_plugin.model.application import Application, ModelSpec
 from samullm_plugin.run.results import RequestId, Result, result_of
@@ -34,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 KEY_BYTES = 16
 
+_OF_THE_RUN = ("time_s", "kind", "node", "request")
 _NOT_CONTENT = ("request", "priority", "prompt_tokens", "num_generated", "output_tokens")
 """Fields of a request that say where and how it is served, not what is asked."""
 
@@ -102,7 +106,7 @@ class RunOutputs:
         with path.open("rb") as file:
             for line in file:
                 if b'"finished"' in line[:80] and line.endswith(b"\n"):
-                    record = from_json(line)
+                    record = reread_json(line)
                     finished += record["kind"] == "finished"
                     if key := record.get("key"):
                         keys += bytes.fromhex(key)
@@ -191,7 +195,11 @@ class Reuse:
         drawn = sampling.get("temperature", 1.0) != 0 and sampling.get("seed") is None
         node, index = self._users.written(request)
         place = (node, self._unique_id(node, index)) if drawn else ()
-        text = to_json([self._models[request[0]], content, place], fallback=repr)
+        whole = [self._models[request[0]], content, place]
+        try:
+            text = to_json(whole, fallback=repr)
+        except PydanticSerializationError:  # half of a UTF-16 pair
+            text = json.dumps(whole, default=repr).encode()
         return hashlib.sha256(text).digest()[:KEY_BYTES]
 
     def _adapter(self, folder: str) -> list[object]:
@@ -219,7 +227,7 @@ class Reuse:
                 continue
             if found is None:
                 continue
-            result = result_of(from_json(found))
+            result = result_of(reread_json(found))
             if self._with_token_ids and result.token_ids is None:
                 continue
             self.counts[node] += 1
@@ -236,9 +244,9 @@ class Reuse:
         """
         if self._store is None:
             return
-        record = {n: v for n, v in record.items() if n not in ("node", "request")}
+        record = {n: v for n, v in record.items() if n not in _OF_THE_RUN}
         try:
-            self._store.put(key, to_json(record), self._names[request[0]])
+            self._store.put(key, written_json(record), self._names[request[0]])
         except InputError as error:
             logger.warning("%s; outputs of this run are not kept", error)
             self._store = None

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 
 from samullm_plugin.app.loaded import LoadedApplication, NodeSource
 from samullm_plugin.errors import InputError
+from samullm_plugin.files import reread_json
 from samullm_plugin.model.application import PythonNode
 from samullm_plugin.model.types import Ints
 from samullm_plugin.run.log import SETTLED
@@ -209,7 +210,7 @@ class RunRows:
             at, self._read_to = self._read_to, self._read_to + len(line)
             if not any(kind in line[:80] for kind in (b'"finished"', b'"skipped"', b'"failed"')):
                 continue
-            record = from_json(line)
+            record = reread_json(line)
             if record["kind"] in SETTLED and record["node"] in self._index:
                 self._place[self._index[record["node"]]][int(record["request"])] = at
         return self._read_to > before
@@ -224,7 +225,7 @@ class RunRows:
         if at < 0:
             return None
         self._journal.seek(at)
-        found: dict[str, Any] = from_json(self._journal.readline())
+        found: dict[str, Any] = reread_json(self._journal.readline())
         return found
 
     def failed(self) -> Iterator[tuple[str, str, str]]:
@@ -243,7 +244,7 @@ class RunRows:
             if done + count > first:
                 group = self._items.read_row_group(k)
                 for row in range(max(0, first - done), count):
-                    fields: dict[str, Any] = from_json(group["fields"][row].as_py())
+                    fields: dict[str, Any] = reread_json(group["fields"][row].as_py())
                     yield group["id"][row].as_py(), fields
             done += count
 

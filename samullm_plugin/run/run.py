@@ -18,8 +18,8 @@ from samullm_plugin.model.plan import Plan
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.result import PlanTrace
 from samullm_plugin.planning.artifacts import StoredPlan, read_plan, write_plan
-from samullm_plugin.planning.records import to_record
-from samullm_plugin.rules.verify import require_valid
+from samullm_plugin.records import to_record
+from samullm_plugin.rules.verify import require_valid, verify
 from samullm_plugin.run.calibrating import Calibrator
 from samullm_plugin.run.coordinator import Coordinator
 from samullm_plugin.run.forecast import FORECAST_FILE, forecast_record, forecast_run
@@ -109,6 +109,7 @@ def start_run(setup: RunSetup, plan: Plan, scheduler: str = "") -> RunOutcome:
             scheduler=scheduler,
             makespan_s=[planned.makespan_s],
             fused=problem.app.fused,
+            request_policy=setup.instance.policy_name,
         )
         given = setup.loaded.output_tokens is not None
         estimator = None if given else setup.instance.estimator
@@ -160,18 +161,21 @@ def resume_run(
                     machines=plan.machines,
                     scheduler=plan.scheduler,
                     fused=plan.fused,
+                    request_policy=plan.request_policy,
                 )
             first = read_plan(setup.directory / "plan.json").plan
             require_valid(problem, first, str(setup.directory / "plan.json"))
+            note = {}
             if found.plan is not None and not _can_be_carried_out(problem, found.plan):
                 found.begin_plan(None)  # made for a cluster or models that are others now
+                note = {"note": "its last plan does not fit the devices or models: from its first"}
             if found.resume.stage >= len((found.plan or first).stages):
                 raise InputError(f"{path}: tells of a stage that the run's plan does not have")
             executor, source = prepare(setup)
             log = open_log(setup, journal)
             log.records.extend(found.records)
             interrupted_s = found.resume.clock_s
-            log.add(interrupted_s, "resumed", interrupted_s=interrupted_s)
+            log.add(interrupted_s, "resumed", interrupted_s=interrupted_s, **note)
             if retry_failed and (count := found.reopen_failed()):
                 log.add(interrupted_s, "retry", requests=count)
             if plan is not None:
@@ -299,13 +303,12 @@ def _outcome(
 
 
 def _can_be_carried_out(problem: Problem, plan: Plan) -> bool:
-    """Return whether a plan's engines fit on devices that there are."""
-    return all(
-        max(a.devices, default=0) < problem.cluster.num_gpus
-        and problem.fits(problem.app.index(a.node), problem.mode_key(a.parallel, a.devices))
-        for stage in plan.stages
-        for a in stage.assignments
-    )
+    """Return whether a plan's engines fit on devices that there are.
+
+    One that was made during the run has only the nodes that were left.
+    """
+    left = ("completeness", "precedence")
+    return all(v.rule in left for v in verify(problem, plan))
 
 
 def require_resumable(directory: Path) -> str:

@@ -228,12 +228,18 @@ def live_table(loaded: LoadedApplication, directory: Path) -> Iterator[LiveTable
         finally:
             error = live.stop()
         if live.complete:
+            if error is None:
+                try:
+                    parts.finish(file, table_format(file))
+                except RunError:
+                    raise
+                except Exception as failure:  # of a library; the run itself is whole
+                    error = failure
             if error is not None:
                 raise RunError(
                     f"{file}: the joined table could not be written: {error}; every result is in "
                     f"the journal: samullm export {directory} --output {file}"
                 ) from error
-            parts.finish(file, table_format(file))
     finally:
         rows.close()
 

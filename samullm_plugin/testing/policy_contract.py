@@ -28,6 +28,7 @@ def policy_batch(count: int, seed: int = 0) -> PolicyBatch:
         prefix_tokens=rng.integers(0, 100, count),
         program_id=rng.integers(0, max(1, count // 3), count),
         program_tokens=rng.integers(0, 2000, count),
+        chain_id=rng.integers(0, max(1, count // 3), count),
     )
 
 
@@ -76,6 +77,13 @@ class RequestPolicyContract:
         """The batch's arrays are not changed."""
         batch, untouched = policy_batch(40), policy_batch(40)
         self.make().assign(batch, 3)
-        for field in ("prompt_tokens", "predicted_tokens", "arrival_s", "prefix_id", "program_id"):
+        for field in (
+            "prompt_tokens",
+            "predicted_tokens",
+            "arrival_s",
+            "prefix_id",
+            "program_id",
+            "chain_id",
+        ):
             same = np.array_equal(getattr(batch, field), getattr(untouched, field))
             require(same, "leaves-batch", f"{field} was changed")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from samullm_auto.search import Candidate
 from samullm_auto.solution import by_shape
 from samullm_plugin import Problem
-from samullm_plugin.host.interfaces.scheduler import SchedulingContext
 from samullm_plugin.model.result import PlanTrace
+from samullm_plugin.simulator import PlanSimulator
 
 
-def explain(problem: Problem, context: SchedulingContext, best: Candidate) -> dict[str, str]:
+def explain(problem: Problem, judge: PlanSimulator, best: Candidate) -> dict[str, str]:
     """Return by node name what it got, when, and what the fastest alternative would have been."""
-    simulator = context.simulator.coarse()
+    simulator = judge.coarse()
     trace = simulator.simulate_scenario(best.plan, 0)
     result = {}
     for i, node in enumerate(problem.app.nodes):

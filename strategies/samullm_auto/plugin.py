@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from time import monotonic
 from typing import ClassVar
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from samullm_auto.budget import Budget
 from samullm_auto.explain import explain
 from samullm_auto.neighbourhood import compile_ahead
 from samullm_auto.risk import Risk, RiskMeasure
-from samullm_auto.search import Search
-from samullm_auto.selection import confirm, select_on_holdout
+from samullm_auto.search import Candidate, Search
+from samullm_auto.selection import (
+    CONTENDERS,
+    NEAR_COARSE,
+    confirm,
+    contenders_of,
+    select_on_holdout,
+)
 from samullm_plugin import Plan, Problem, SamullmError, StageScheduler, hookimpl
 from samullm_plugin.host.interfaces.scheduler import SchedulingContext
 from samullm_plugin.model.result import PlanStatus
+from samullm_plugin.simulator import PlanSimulator
 
 Start = tuple[str, dict[str, object]]
 
@@ -51,6 +60,9 @@ PAIRS_S = 4.0
 FUSE, FUSE_S = 100.0, 600.0
 """How many times the allowance the clock may show before it ends a search without a limit of its
 own, and at least so many seconds."""
+
+POLICY_GAIN = 0.01
+"""Share of the makespan that a request policy must save to be chosen."""
 
 CONFIRMED_REQUESTS = 200_000
 """Requests up to which the last candidates are simulated whole in all scenarios searched on."""
@@ -125,12 +137,48 @@ class AutoScheduler(StageScheduler):
             )
         if budget.blown:
             notes.append("the time limit ended the search: another run may find another plan")
-        context.report.explanation.update(explain(problem, context, best))
+        judge = context.simulator
+        if not search.optimal:
+            best, judge = self._with_policy(best, search, context, risk)
+        context.report.explanation.update(explain(problem, judge, best))
         context.report.notes += notes
         context.report.objective_s = best.value_s
         if search.optimal and best is search.best and not rest:
             context.report.status = PlanStatus.OPTIMAL
         return best.plan
+
+    def _with_policy(
+        self, best: Candidate, search: Search, context: SchedulingContext, risk: Risk
+    ) -> tuple[Candidate, PlanSimulator]:
+        """Return the candidate to carry out, and the simulator that tells how.
+
+        That is another request policy's if some candidate takes less by enough under it.
+        """
+        plans = {c.plan: c for c in contenders_of(search.candidates, NEAR_COARSE, CONTENDERS)}
+        plans[best.plan] = best
+        every = context.simulator.problem.app.num_requests <= CONFIRMED_REQUESTS
+        scenarios = range(search.num_scenarios if every else 1)
+
+        def value_s(judge: PlanSimulator, plan: Plan) -> float:
+            return risk.of(
+                np.array([judge.simulate_scenario(plan, s).makespan_s for s in scenarios])
+            )
+
+        found, chosen = best, context.simulator
+        if context.with_policies:
+            before_s = least_s = value_s(context.simulator, best.plan)
+        for name, judge in context.with_policies.items():
+            for plan, candidate in plans.items():
+                takes_s = value_s(judge, plan)
+                if takes_s < before_s * (1 - POLICY_GAIN) and takes_s < least_s:
+                    found, chosen, least_s = replace(candidate, value_s=takes_s), judge, takes_s
+                    context.report.request_policy = name
+        if context.report.request_policy is not None:
+            context.report.notes.append(
+                f"request policy {context.report.request_policy}: {before_s:.1f} s without, "
+                f"{least_s:.1f} s with it"
+            )
+        return found, chosen
 
     def _offer_starts(self, search: Search, context: SchedulingContext, exact_up_to: int) -> None:
         """Let the search begin with the plans of the other schedulers.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from samullm_tasks.sizes import between, far_apart
 
-from samullm_greedy.throughput import StageView, WorkMeter, mean_throughput
+from samullm_greedy.throughput import StageView, WorkMeter, mean_throughput, mean_throughputs
 from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment, Plan
 from samullm_plugin.model.problem import Problem
@@ -17,6 +19,9 @@ from samullm_plugin.simulator import PlanSimulator, Progress, Rollout
 
 Stage = Mapping[str, ParallelConfig]
 """A stage in the making: configuration by node name."""
+
+Step = tuple[str, ParallelConfig]
+"""One ready node more, or one node on more GPUs than it has."""
 
 EVERY_STEP, SHORTLIST = 128, 12
 """Steps of a stage that are all judged; of more, so many by nodes that are in the stage, and so
@@ -71,11 +76,14 @@ class Greedy:
         self._problem, self._simulator, self._meter = problem, simulator, meter
         self._preemption, self._give_up_s = preemption, give_up_s
         self._drafts: dict[tuple[str, ParallelConfig], Assignment] = {}
-        self._alone: dict[tuple[object, ...], tuple[float, list[Progress]]] = {}
-        self._by_rank: dict[tuple[str, ParallelConfig], float] = {}
+        self._alone: dict[
+            tuple[object, ...], tuple[dict[ParallelConfig, float], list[Progress]]
+        ] = {}  # the progress is kept, for its ids are in the key
+        self._ranked: list[Step] = []
         self._configs = {
             node.name: problem.parallel_configs(i) for i, node in enumerate(problem.app.nodes)
-        }
+        }  # fewest GPUs first
+        self._num_devices = {n: _devices(configs) for n, configs in self._configs.items()}
 
     def plan(self) -> Plan:
         """Return the plan.
@@ -93,7 +101,7 @@ class Greedy:
     def _next_stage(self, rollout: Rollout, unfinished: list[str]) -> tuple[Assignment, ...]:
         """Return the stage that begins now, grown from nothing (or from what may not change)."""
         views = [StageView(self._simulator, s, self._meter) for s in rollout.states]
-        self._by_rank.clear()
+        self._ranked.clear()
         fixed: dict[str, ParallelConfig] = {}
         if not self._preemption:
             fixed = {n: a.parallel for n, a in rollout.held.items() if n in unfinished}
@@ -132,96 +140,123 @@ class Greedy:
         Candidates are judged as if whoever goes on stayed where it is; only those that would win
         get devices, and are judged again if somebody had to move for them.
         """
-        steps = list(self._steps(stage, ready, fixed))
-        if len(steps) > EVERY_STEP:
-            steps = self._shortlist(rollout, views, stage, steps)
-        candidates = [(n, {**stage, n: p}) for n, p in steps]
-        here = {n: self._draft(rollout, n, p) for n, p in stage.items()}
+        steps = self._considered(rollout, views, stage, ready, fixed)
+        here = [self._draft(rollout, n, p) for n, p in stage.items()]
         new = [self._draft(rollout, n, p) for n, p in steps]
-        drafts = [tuple({**here, a.node: a}.values()) for a in new]
         for view in views:
-            view.prefetch([*here.values(), *new])
-        used = sum(p.num_devices for p in stage.values())
+            view.prefetch([*here, *new])
 
-        def judged(node: str, grown: Stage, assignments: tuple[Assignment, ...]) -> Choice:
-            value = mean_throughput(views, assignments)
-            added = sum(p.num_devices for p in grown.values()) - used
-            return Choice(node, grown, assignments, value, (value - throughput) / added)
+        def gain_of(value: float, name: str, parallel: ParallelConfig) -> float:
+            has = stage[name].num_devices if name in stage else 0
+            return (value - throughput) / (parallel.num_devices - has)
 
-        choices = [judged(n, c, d) for (n, c), d in zip(candidates, drafts, strict=True)]
+        values = mean_throughputs(views, here, new)
+        gains = [gain_of(v, *s) for v, s in zip(values, steps, strict=True)]
         best: Choice | None = None
         # The first of equals: fewest GPUs, then the order of the nodes.
-        for choice in sorted(choices, key=lambda c: -c.gain):
-            if choice.gain <= (0.0 if best is None else best.gain):
+        for k in sorted(range(len(steps)), key=lambda k: -gains[k]):
+            if gains[k] <= (0.0 if best is None else best.gain):
                 break  # drafts are never worse than what becomes of them
-            assignments = place(self._problem, choice.stage, rollout.held)
+            name, parallel = steps[k]
+            grown = {**stage, name: parallel}
+            assignments = place(self._problem, grown, rollout.held)
             if assignments is None or not _still(fixed, assignments, rollout.held):
                 continue
-            real = judged(choice.node, choice.stage, assignments)
-            if real.gain > (0.0 if best is None else best.gain):
-                best = real
+            value = mean_throughput(views, assignments)
+            gain = gain_of(value, name, parallel)
+            if gain > (0.0 if best is None else best.gain):
+                best = Choice(name, grown, assignments, value, gain)
         return best
 
-    def _steps(
-        self, stage: Stage, ready: list[str], fixed: Stage
-    ) -> Iterator[tuple[str, ParallelConfig]]:
-        """Yield one ready node more, or one node on more GPUs than it has."""
-        free = self._problem.cluster.num_gpus - sum(p.num_devices for p in stage.values())
-        for node in ready:
-            if node in fixed:
-                continue
-            has = stage[node].num_devices if node in stage else 0
-            for parallel in self._configs[node]:
-                if has < parallel.num_devices <= has + free:
-                    yield node, parallel
-
-    def _shortlist(
+    def _considered(
         self,
         rollout: Rollout,
         views: list[StageView],
         stage: Stage,
-        steps: list[tuple[str, ParallelConfig]],
-    ) -> list[tuple[str, ParallelConfig]]:
-        """Return steps of the stage's own nodes, and those of others that do most alone."""
-        if not self._by_rank:
-            self._rank(rollout, views, steps)
-        own = [s for s in steps if s[0] in stage]
-        ranked = sorted(own, key=lambda s: -self._by_rank.get(s, 0.0))[:SHORTLIST]
-        others = [s for s in steps if s[0] not in stage]
-        ranked += sorted(others, key=lambda s: -self._by_rank.get(s, 0.0))[:SHORTLIST]
-        return ranked
+        ready: list[str],
+        fixed: Stage,
+    ) -> list[Step]:
+        """Return steps to judge: all, or of many the most promising by what models do alone."""
+        open_ = [n for n in ready if n not in fixed]
+        if sum(len(self._sizes(n, stage)) for n in open_) <= EVERY_STEP:
+            return [(n, p) for n in open_ for p in self._sizes(n, stage)]
+        if not self._ranked:
+            self._rank(rollout, views, {n: self._sizes(n, stage) for n in open_})
+        own = self._shortlist(stage, [n for n in open_ if n in stage])
+        return own + self._shortlist(stage, [n for n in open_ if n not in stage])
+
+    def _sizes(self, name: str, stage: Stage) -> Sequence[ParallelConfig]:
+        """Return what a model may get next: more GPUs than it has, as far as they are free."""
+        free = self._problem.cluster.num_gpus - sum(p.num_devices for p in stage.values())
+        has = stage[name].num_devices if name in stage else 0
+        counts = self._num_devices[name]
+        return self._configs[name][bisect_right(counts, has) : bisect_right(counts, has + free)]
+
+    def _shortlist(self, stage: Stage, names: list[str]) -> list[Step]:
+        """Return the steps of these models that do most alone per GPU.
+
+        Of equals, and among models that were not ready when the stage began, the first ones.
+        """
+        sizes = {n: self._sizes(n, stage) for n in names}
+        limits = {n: (s[0].num_devices, s[-1].num_devices) for n, s in sizes.items() if s}
+        found: list[Step] = []
+        for name, parallel in self._ranked:
+            least, most = limits.get(name, (1, 0))
+            if least <= parallel.num_devices <= most:
+                found.append((name, parallel))
+                if len(found) == SHORTLIST:
+                    return found
+        taken = set(found)
+        rest = ((n, p) for n in names for p in sizes[n] if (n, p) not in taken)
+        return found + list(islice(rest, SHORTLIST - len(found)))
 
     def _rank(
-        self, rollout: Rollout, views: list[StageView], steps: list[tuple[str, ParallelConfig]]
+        self,
+        rollout: Rollout,
+        views: list[StageView],
+        steps: Mapping[str, Sequence[ParallelConfig]],
     ) -> None:
-        """Find the throughput alone per GPU of steps; of many sizes, that of some is simulated."""
-        new = [s for s in steps if self._alone_key(rollout, *s) not in self._alone]
-        some = [sizes[k] for sizes in _by_shape(new) for k in far_apart(_devices(sizes))]
+        """Rank steps by their throughput alone per GPU; of many sizes, that of some is simulated.
+
+        Args:
+            rollout: the stages so far.
+            views: by length scenario.
+            steps: by model, the sizes it may get.
+        """
+        keys = {n: self._alone_key(rollout, n) for n in steps}
+        alone = {
+            n: self._alone.setdefault(k, ({}, self._bases(rollout, n)))[0] for n, k in keys.items()
+        }
+        new = {n: [p for p in sizes if p not in alone[n]] for n, sizes in steps.items()}
+        shapes = [(n, s) for n, sizes in new.items() for s in _by_shape(sizes)]
+        some = [(n, s[k]) for n, s in shapes for k in far_apart(_devices(s))]
         drafts = [self._draft(rollout, n, p) for n, p in some]
         for view in views:
             view.prefetch(drafts)
-        known = {
-            step: mean_throughput(views, (draft,)) / step[1].num_devices
-            for step, draft in zip(some, drafts, strict=True)
-        }
-        for sizes in _by_shape(new):
+        found = iter(
+            [
+                mean_throughput(views, (draft,)) / p.num_devices
+                for (_, p), draft in zip(some, drafts, strict=True)
+            ]
+        )
+        for name, sizes in shapes:
             apart = far_apart(_devices(sizes))
-            found = np.array([[known[sizes[k]]] for k in apart])
-            values = between(_devices(sizes), apart, found)[:, 0]
-            node = self._problem.app.index(sizes[0][0])
-            bases = [s.progress[node] for s in rollout.states]
-            for step, value in zip(sizes, values, strict=True):
-                self._alone[self._alone_key(rollout, *step)] = float(value), bases
-        for step in steps:
-            self._by_rank[step] = self._alone[self._alone_key(rollout, *step)][0]
+            known = np.array([[next(found)] for _ in apart])
+            values = between(_devices(sizes), apart, known)[:, 0]
+            alone[name].update(zip(sizes, values.tolist(), strict=True))
+        every = [(n, p, alone[n][p]) for n, sizes in steps.items() for p in sizes]
+        every = [e for e in every if e[2] > 0.0]
+        self._ranked = [(n, p) for n, p, _ in sorted(every, key=lambda e: -e[2])]
 
-    def _alone_key(
-        self, rollout: Rollout, name: str, parallel: ParallelConfig
-    ) -> tuple[object, ...]:
-        """Return what the throughput of a node started alone depends on."""
-        node = self._problem.app.index(name)
+    def _alone_key(self, rollout: Rollout, name: str) -> tuple[object, ...]:
+        """Return what the throughput of a node started alone depends on, but for its size."""
         running = tuple(s.clock_s for s in rollout.states if name in s.active)
-        return name, parallel, running, tuple(id(s.progress[node]) for s in rollout.states)
+        return name, running, tuple(id(p) for p in self._bases(rollout, name))
+
+    def _bases(self, rollout: Rollout, name: str) -> list[Progress]:
+        """Return what is done of a node in each scenario."""
+        node = self._problem.app.index(name)
+        return [s.progress[node] for s in rollout.states]
 
     def _draft(self, rollout: Rollout, name: str, parallel: ParallelConfig) -> Assignment:
         """Return an assignment before devices are chosen: the one held if equal, else anywhere."""
@@ -236,19 +271,16 @@ class Greedy:
         return self._drafts[key]
 
 
-def _by_shape(
-    steps: Iterable[tuple[str, ParallelConfig]],
-) -> list[list[tuple[str, ParallelConfig]]]:
-    """Return steps by node and shape of a replica, in the order of their devices."""
-    shapes: dict[tuple[str, int, int], list[tuple[str, ParallelConfig]]] = {}
-    for name, p in steps:
-        key = name, p.tensor_parallel_size, p.pipeline_parallel_size
-        shapes.setdefault(key, []).append((name, p))
+def _by_shape(sizes: Iterable[ParallelConfig]) -> list[list[ParallelConfig]]:
+    """Return sizes by shape of a replica, in the order of their devices."""
+    shapes: dict[tuple[int, int], list[ParallelConfig]] = {}
+    for p in sizes:
+        shapes.setdefault((p.tensor_parallel_size, p.pipeline_parallel_size), []).append(p)
     return list(shapes.values())
 
 
-def _devices(sizes: Sequence[tuple[str, ParallelConfig]]) -> list[int]:
-    return [p.num_devices for _, p in sizes]
+def _devices(sizes: Sequence[ParallelConfig]) -> list[int]:
+    return [p.num_devices for p in sizes]
 
 
 def _still(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -79,6 +79,9 @@ class WorkCurve:
         curves = [r.curve for r in runs if r.curve is not None]
         if not curves:
             return cls(np.zeros(1), np.zeros(1))
+        if len(curves) == 1:
+            (curve,) = curves
+            return cls(curve.time_s, meter.work(node, curve.tokens, curve.pairs))
         time_s = np.unique(np.concatenate([c.time_s for c in curves]))
         total = np.zeros(len(time_s))
         for curve in curves:
@@ -100,17 +103,38 @@ class Member:
         curve: its work.
         before: work of the run that lies before the stage.
         again: work at the run's beginning that had been done in an earlier stage.
+        end_s: when the run ends.
     """
 
     run: NodeRun
     curve: WorkCurve
     before: float
     again: float
+    end_s: float
+    _until: dict[float, float] = field(default_factory=dict)
 
     def work_until(self, time_s: float) -> float:
         """Return the useful work between the stage's beginning and ``time_s``."""
-        done = self.curve.at(time_s - self.run.ready_s)
-        return done - max(self.before, min(done, self.again))
+        known = self._until.get(time_s)
+        if known is None:
+            done = self.curve.at(time_s - self.run.ready_s)
+            known = self._until[time_s] = done - max(self.before, min(done, self.again))
+        return known
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lineup:
+    """Models of a stage that is being considered, by index, upstream ones first.
+
+    Attributes:
+        assignments: theirs.
+        members: what they do.
+        changed: those that do not go on as they would have without the stage.
+    """
+
+    assignments: Mapping[int, Assignment]
+    members: dict[int, Member]
+    changed: set[int]
 
 
 class StageView:
@@ -149,29 +173,73 @@ class StageView:
 
         0 if this scenario has nothing left to do for any of them.
         """
-        members = self._stage_members(stage)
+        return self._throughput(self._lineup(stage).members.values())
+
+    def throughputs(self, stage: Sequence[Assignment], new: Sequence[Assignment]) -> list[float]:
+        """Return the throughput of the stage with each of ``new`` in turn.
+
+        An assignment of ``new`` comes in addition, or in place of the stage's own of that node.
+        """
+        if self._plain:
+            base = self._lineup(stage)
+            return [self._throughput(self._grown(base, a)) for a in new]
+        stages = [tuple({**{b.node: b for b in stage}, a.node: a}.values()) for a in new]
+        return [self.throughput(s) for s in stages]
+
+    def _throughput(self, members: Collection[Member]) -> float:
         if not members:
             return 0.0
-        end_s = min(m.run.end_s for m in members)
+        end_s = min([m.end_s for m in members])
         took_s = end_s - self._state.clock_s
-        return sum(m.work_until(end_s) for m in members) / took_s if took_s > 0 else 0.0
+        return sum([m.work_until(end_s) for m in members]) / took_s if took_s > 0 else 0.0
 
-    def _stage_members(self, stage: Sequence[Assignment]) -> list[Member]:
-        active = {a.node: a for a in stage if a.node not in self._done}
-        order = sorted(map(self._app.index, active), key=self._rank.__getitem__)
-        changed: dict[int, NodeRun] = {}  # what consumers in the stage must be told of
-        members: dict[int, Member] = {}
+    def _lineup(self, stage: Sequence[Assignment]) -> Lineup:
+        """Return the stage's models, upstream ones first."""
+        active = {self._app.index(a.node): a for a in stage if a.node not in self._done}
+        lineup = Lineup(active, {}, set())
+        for i in sorted(active, key=self._rank.__getitem__):
+            self._enter(i, active[i], lineup)
+        return lineup
+
+    def _grown(self, base: Lineup, new: Assignment) -> Collection[Member]:
+        """Return the members of a stage with one more or another assignment.
+
+        Only that model is looked at, and those that have their inputs from it.
+        """
+        if new.node in self._done:
+            return base.members.values()
+        node = self._app.index(new.node)
+        rank = self._rank
+        if node in base.members:
+            order = list(base.members)
+        else:
+            order = sorted([*base.members, node], key=rank.__getitem__)
+        lineup = Lineup(base.assignments, {}, set(base.changed))
+        touched = {node}
         for i in order:
-            assignment = active[self._app.nodes[i].name]
-            sources = self._app.upstreams[i] & members.keys()
-            goes_on = self._goes_on(assignment)
-            if sources and not (goes_on and changed.keys().isdisjoint(sources)):
-                members[i] = self._piped(i, assignment, goes_on, sources, members)
+            if i == node:
+                lineup.changed.discard(i)
+                self._enter(i, new, lineup)
+            elif rank[i] > rank[node] and not self._app.upstreams[i].isdisjoint(touched):
+                touched.add(i)
+                lineup.changed.discard(i)
+                self._enter(i, base.assignments[i], lineup)
             else:
-                members[i] = self._unpiped(i, assignment, goes_on)
-            if not goes_on or sources & changed.keys():
-                changed[i] = members[i].run
-        return list(members.values())
+                lineup.members[i] = base.members[i]
+        return lineup.members.values()
+
+    def _enter(self, node: int, assignment: Assignment, lineup: Lineup) -> None:
+        """Add a model to a lineup in which those before it are."""
+        sources = self._app.upstreams[node] & lineup.members.keys()
+        goes_on = self._goes_on(assignment)
+        told = sources & lineup.changed
+        if sources and (told or not goes_on):
+            member = self._piped(node, assignment, goes_on, sources, lineup.members)
+        else:
+            member = self._unpiped(node, assignment, goes_on)
+        lineup.members[node] = member
+        if not goes_on or told:
+            lineup.changed.add(node)
 
     def _piped(
         self,
@@ -221,7 +289,8 @@ class StageView:
             self._meter.curves[id(run.runs)] = kept
         curve = kept[1]
         before = curve.at(self._state.clock_s - run.ready_s) if goes_on else 0.0
-        return Member(run, curve, before, self._again(node, run) if self._meter.once else 0.0)
+        again = self._again(node, run) if self._meter.once else 0.0
+        return Member(run, curve, before, again, run.end_s)
 
     def _again(self, node: int, run: NodeRun) -> float:
         """Return the work of computing again what unfinished requests had computed."""
@@ -233,7 +302,10 @@ class StageView:
 
     def _goes_on(self, assignment: Assignment) -> bool:
         engine = self._state.active.get(assignment.node)
-        return engine is not None and engine.running.planned == assignment
+        if engine is None:
+            return False
+        planned = engine.running.planned
+        return planned is assignment or planned == assignment
 
     def _restart(self, assignment: Assignment, finish_s: Sequence[Floats] | None) -> NodeQuery:
         node = self._app.index(assignment.node)
@@ -246,3 +318,11 @@ class StageView:
 def mean_throughput(views: Sequence[StageView], stage: Sequence[Assignment]) -> float:
     """Return the stage's throughput averaged over the length scenarios."""
     return sum(v.throughput(stage) for v in views) / len(views) if stage else 0.0
+
+
+def mean_throughputs(
+    views: Sequence[StageView], stage: Sequence[Assignment], new: Sequence[Assignment]
+) -> list[float]:
+    """Return the throughput of the stage with each of ``new``, averaged over the scenarios."""
+    found = [v.throughputs(stage, new) for v in views]
+    return [sum(values) / len(views) for values in zip(*found, strict=True)]

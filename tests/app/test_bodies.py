@@ -18,7 +18,7 @@ MESSAGES = [{"role": "user", "content": "hi"}]
 
 
 def line(body: dict[str, Any], **more: Any) -> Any:
-    return checked({"custom_id": "r", "method": "POST", "body": body, **more}, 1, "f line 1")
+    return checked({"custom_id": "r", "method": "POST", "body": body, **more}, 1)
 
 
 def chat(**body: Any) -> Any:
@@ -81,9 +81,9 @@ def test_chat_options_reach_the_template() -> None:
     }
     assert set(options) == bodies.CHAT_OPTIONS
     assert chat(**options).values.chat == options
-    plain = checked({"id": "a", "messages": MESSAGES, "tools": options["tools"]}, 1, "f line 1")
+    plain = checked({"id": "a", "messages": MESSAGES, "tools": options["tools"]}, 1)
     assert plain.values.chat == {"tools": options["tools"]}
-    other = checked({"id": "a", "prompt": "x", "tools": "a column"}, 1, "f line 1")
+    other = checked({"id": "a", "prompt": "x", "tools": "a column"}, 1)
     assert (other.values.chat, other.fields["tools"]) == ({}, "a column")
 
 

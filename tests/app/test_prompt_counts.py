@@ -51,20 +51,19 @@ def test_counts_made_side_by_side_are_those_that_conversations_are_asked_for(
     class Seen(OwnTokenizers):
         def __init__(self) -> None:
             super().__init__()
-            self.primed: list[str] = []
-            self.asked: list[str] = []
+            self.counted: list[str] = []
 
-        def prime(self, model: ModelSpec, texts: Any) -> None:
-            self.primed += texts
+        def counts(self, model: ModelSpec, texts: Any) -> dict[str, int]:
+            self.counted += texts
+            return dict.fromkeys(texts, 1)
 
         def __call__(self, model: ModelSpec, text: str) -> int:
-            self.asked.append(text)
-            return 1
+            raise AssertionError("counted by itself")
 
     node = "n: {model: m, requests: r.jsonl, sampling_params: {max_tokens: 4}}"
     seen = Seen()
     load(tmp_path, node, [{"messages": CONVERSATION}], seen)
-    assert seen.asked == seen.primed == [prompt_text({"messages": CONVERSATION})]
+    assert seen.counted == [prompt_text({"messages": CONVERSATION})]
 
 
 ASKED = "a: {model: m, requests: r.jsonl, sampling_params: {max_tokens: 4}, SAMPLE}"

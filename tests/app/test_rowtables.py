@@ -174,14 +174,43 @@ def test_values_that_json_lacks(tmp_path: Path) -> None:
             "prompt": ["a"],
             "when": pa.array([datetime.datetime(2024, 5, 1, 12)]),
             "pic": pa.array([{"bytes": b"\x89PNG...", "path": "x.png"}]),
+            "tags": pa.array([[("a", 1), ("b", None)]], pa.map_(pa.string(), pa.int64())),
+            "pairs": pa.array([[(1, "x")]], pa.map_(pa.int64(), pa.string())),
+            "bytes": pa.array(["Grüße\n".encode()]),
         }
     )
     found = fields(loaded(tmp_path, {"file": "m.parquet"}, tables={"m.parquet": rows}))[0]
     assert found["when"] == "2024-05-01T12:00:00"
     assert found["pic"].startswith("data:image/png;base64,")
+    assert found["tags"] == {"a": 1, "b": None}
+    assert found["pairs"] == [[1, "x"]]
+    assert found["bytes"] == "Grüße\n"
     rows = rows.append_column("raw", pa.array([b"\x00\x01"]))
     with pytest.raises(InputError, match=r"m\.parquet row 1: the column 'raw' holds bytes"):
         loaded(tmp_path, {"file": "m.parquet"}, tables={"m.parquet": rows})
+
+
+RAGGED = b'id,prompt,n\n1,"a\nb",1\n2\n\n3,c,3\n4,\xe9,4,5\n5,\xe9,5\n6,\xc3\xa9,6\n7,h,7\n8,"i\n'
+
+
+@pytest.mark.parametrize("block", [4 << 20, 24])
+def test_one_bad_row_of_a_csv_file_costs_one_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    """Too few and too many cells, a text that is not UTF-8; a quote that is never closed."""
+    monkeypatch.setattr("samullm_plugin.app.csvtables.CSV_BLOCK_BYTES", block)
+    (tmp_path / "r.csv").write_bytes(RAGGED.rpartition(b"8,")[0])
+    with pytest.raises(InputError) as caught:
+        loaded(tmp_path, "r.csv")
+    said = str(caught.value).replace(f"{tmp_path / 'r.csv'} ", "")
+    assert said.startswith("3 bad rows: row 2: has 1 cells, and the file 3 columns; row 4: has 4")
+    assert "row 5: its column 'prompt' is not UTF-8" in said
+    asked = spec("r.csv") | {"on_bad_row": "skip"}
+    app = build_application(AppSpec.model_validate(asked), tmp_path / "app.yaml")
+    assert app.sources is not None
+    assert app.sources[0].ids == ("1", "line-2", "3", "line-4", "line-5", "6", "7")
+    assert [f.get("n") for f in fields(app)] == [1, None, 3, None, None, 6, 7]
+    assert fields(app)[5]["prompt"] == "é"
 
 
 @pytest.mark.parametrize(

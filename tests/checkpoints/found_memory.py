@@ -1,6 +1,6 @@
 """What real CPU engines of tiny models hold: weights, groups of layers, capacity.
 
-Run as a program, since vLLM starts one engine after another in it; writes one JSON object by kind.
+Run as a program, which imports vLLM once and forks for each kind; writes one JSON object by kind.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -57,21 +58,38 @@ def found(folder: Path) -> dict[str, Any]:
     }
 
 
+def make(folder: Path) -> None:
+    """Write the model of a kind, the folder's name, and what its engine holds."""
+    import torch
+    import transformers
+
+    config, model, sizes = KINDS[folder.name]
+    torch.manual_seed(0)
+    made = getattr(transformers, model)(getattr(transformers, config)(**sizes))
+    made.to(torch.bfloat16).save_pretrained(folder)
+    (folder / "found.json").write_text(json.dumps(found(folder)))
+
+
 def main(folder: Path) -> None:
     """Write the models and what their engines hold."""
     os.environ.update(
         VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="ERROR", HF_HUB_OFFLINE="1",
         VLLM_CPU_KVCACHE_SPACE="1",
     )  # fmt: skip
-    import torch
-    import transformers
+    import vllm.v1.engine.llm_engine  # noqa: F401  # for all of the forked processes
 
-    kind = folder.name
-    config, model, sizes = KINDS[kind]
-    torch.manual_seed(0)
-    made = getattr(transformers, model)(getattr(transformers, config)(**sizes))
-    made.to(torch.bfloat16).save_pretrained(folder)
-    (folder / "found.json").write_text(json.dumps(found(folder)))
+    for kind in KINDS:
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                make(folder / kind)
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        os.waitpid(child, 0)
 
 
 if __name__ == "__main__":

@@ -16,16 +16,24 @@ from samullm_plugin.profiling.memory import replica_groups
 from tests.checkpoints.found_memory import BLOCKS, KINDS, MAX_MODEL_LEN
 
 
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("engines")
+    program = Path(__file__).with_name("found_memory.py")
+    log = folder / "log.txt"
+    with log.open("w") as file:
+        subprocess.run(
+            [sys.executable, str(program), str(folder)], stdout=file, stderr=file, check=False
+        )
+    print(log.read_text()[-4000:])  # why there is no file, if so
+    return folder
+
+
 @pytest.mark.vllm
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_engines_hold_what_is_predicted(tmp_path: Path, kind: str) -> None:
-    folder = tmp_path / kind
-    program = Path(__file__).with_name("found_memory.py")
-    done = subprocess.run(
-        [sys.executable, str(program), str(folder)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+def test_engines_hold_what_is_predicted(engines: Path, kind: str) -> None:
+    folder = engines / kind
     found = json.loads((folder / "found.json").read_text())
     engine = EngineOptions(
         max_num_seqs=16, max_num_batched_tokens=512, block_size=32, async_scheduling=False

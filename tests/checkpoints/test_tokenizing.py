@@ -41,8 +41,10 @@ def test_tokens_are_those_of_the_models_tokenizer(tmp_path: Path) -> None:
     assert counter(ModelSpec("x", 64, path=str(bare)), "w5 w6") is None
     told = EngineOptions(extra=(("tokenizer", str(folder)),))
     assert counter(ModelSpec("x", 64, path=str(bare), engine=told), "w5 w6") == 2
-    counter.prime(ModelSpec("x", 64, path=str(folder)), ["w5", "w5 w6 w7", "w5"])
-    assert counter(ModelSpec("x", 64, path=str(folder)), "w5 w6 w7") == 3
+    texts = ["w5", "w5 w6 w7", "w5"]
+    found = counter.counts(ModelSpec("x", 64, path=str(folder)), texts)
+    assert found == {"w5": 1, "w5 w6 w7": 3}
+    assert counter.counts(ModelSpec("x", 64, path=str(bare)), texts) == {}
 
 
 TEMPLATE = (

@@ -95,3 +95,19 @@ def test_ctrl_c_does_not_reach_the_child(worker) -> None:
     failure = worker.try_call(os.getpid, 20.0).failure
     assert failure is not None
     assert failure.kind == "died"
+
+
+class Slow:
+    """Takes a second to be read by whoever it is sent to, as a busy machine's imports do."""
+
+    def __reduce__(self) -> tuple[object, tuple[float]]:
+        return time.sleep, (1.0,)
+
+
+def test_the_limit_begins_with_the_function(worker) -> None:
+    answer = worker.try_call(str, 0.5, Slow())
+    assert answer.failure is None
+    assert answer.value == "None"
+    late = worker.try_call(time.sleep, 0.5, 20.0)
+    assert late.failure is not None
+    assert late.failure.kind == "timeout"

@@ -37,12 +37,14 @@ def test_plans_come_back_equal_and_readable(tmp_path: Path) -> None:
         scheduler="greedy",
         provenance={"latency": "measured"},
         makespan_s=np.array([3.0, 4.5]),
+        request_policy="isolate-longest",
     )
     stored = read_plan(tmp_path / "plan.json")
     assert stored.plan == PLAN
     assert (stored.application, stored.num_gpus, stored.scheduler) == ("t", 4, "greedy")
     assert stored.machines == ((0, 1), (2, 3))
     assert stored.makespan_s == (3.0, 4.5)
+    assert stored.request_policy == "isolate-longest"
     record = json.loads((tmp_path / "plan.json").read_text())
     assert record["format"] == "samullm-plan-1"
     assert record["plan"]["stages"][0]["assignments"][0]["devices"] == [0, 1]

@@ -12,7 +12,9 @@ from samullm_plugin import PluginError, PolicyBatch, RequestPolicy
 from samullm_plugin.planning.policies import checked_assignment
 
 
-def batch(predicted, prefix=None, program=None, before=None, arrival=None) -> PolicyBatch:
+def batch(
+    predicted, prefix=None, program=None, before=None, arrival=None, chain=None
+) -> PolicyBatch:
     n = len(predicted)
     return PolicyBatch(
         node="n",
@@ -23,6 +25,7 @@ def batch(predicted, prefix=None, program=None, before=None, arrival=None) -> Po
         prefix_tokens=np.zeros(n, np.int64),
         program_id=np.arange(n) if program is None else np.array(program),
         program_tokens=np.zeros(n, np.int64) if before is None else np.array(before),
+        chain_id=None if chain is None else np.array(chain, dtype=np.int64),
     )
 
 
@@ -33,6 +36,7 @@ ALL = [
     policies.MultiBin,
     policies.PrefixAffinity,
     policies.ProgramAge,
+    policies.IsolateLongest,
 ]
 
 
@@ -45,7 +49,7 @@ ALL = [
 def test_every_policy_answers_within_the_rules(cls, predicted, replicas, groups):
     prefix = [i % groups if groups else -1 for i in range(len(predicted))]
     priority, replica = checked_assignment(cls(), batch(predicted, prefix, prefix), replicas)
-    assert (replica is None) == (cls is policies.Fcfs)
+    assert (replica is None) == (cls in (policies.Fcfs, policies.IsolateLongest))  # no chains
     assert replica is None or len(replica) == len(predicted)
     if len(predicted) >= 3 * replicas and cls is policies.LongestFirst:
         counts = np.bincount(replica, minlength=replicas)
@@ -91,6 +95,63 @@ def test_program_age_serves_the_least_served_program_first_and_keeps_it_on_its_r
     priority, replica = policies.ProgramAge().assign(b, 2)
     assert np.argsort(priority).tolist()[-2:] == [2, 1]
     assert replica[0] == replica[1] != replica[2] == replica[3]
+
+
+def chains_of_sizes(*sizes: int) -> PolicyBatch:
+    """First every chain's first request, then the second ones, as documents are read."""
+    chain = [c for k in range(max(sizes)) for c, size in enumerate(sizes) if size > k]
+    return batch([1000 - c for c in chain], chain=chain)  # predictions do not matter
+
+
+def replica_of_chains(sizes, replicas, share=0.5):
+    b = chains_of_sizes(*sizes)
+    policy = policies.IsolateLongest(policies.IsolateLongestOptions(share=share))
+    priority, replica = checked_assignment(policy, b, replicas)
+    assert not priority.any()
+    found = [set(replica[b.chain_id == c].tolist()) for c in range(len(sizes))]
+    assert all(len(r) == 1 for r in found)  # chains stay whole
+    return [r.pop() for r in found]
+
+
+def test_the_longest_chains_get_a_replica_of_their_own_up_to_its_share():
+    sizes = [2, 2, 9, 2, 2, 7, 2, 2, 2, 2]  # 32 requests: even shares are 16 of 2 replicas
+    assert replica_of_chains(sizes, 2) == [1, 1, 0, 1, 1, 1, 1, 1, 1, 1]  # 9 and 7 are over 8
+    assert replica_of_chains(sizes, 2, share=1.0) == [1, 1, 0, 1, 1, 0, 1, 1, 1, 1]
+    assert replica_of_chains([20, 3, 3, 3], 2, share=0.1) == [0, 1, 1, 1]  # one at least
+
+
+def test_other_chains_are_spread_evenly_the_longer_ones_apart():
+    replica = replica_of_chains([9, 4, 4, 3, 3, 2, 2], 3)
+    assert replica[0] == 0
+    assert replica[1:] == [1, 2, 1, 2, 1, 2]
+    assert replica_of_chains([3, 5, 4], 3) == [2, 0, 1]  # one each
+
+
+def test_nothing_is_isolated_without_chains_or_on_one_replica():
+    policy = policies.IsolateLongest()
+    assert policy.assign(batch([5, 6, 7]), 2) == (None, None)
+    assert policy.assign(chains_of_sizes(3, 2, 1), 1) == (None, None)
+
+
+def test_a_long_chain_alone_finishes_sooner():
+    """Its requests wait for no others."""
+    from samullm_plugin.model.application import EngineOptions
+    from samullm_plugin.testing.factories import TestNode
+
+    two = EngineOptions(max_num_seqs=2)
+
+    sizes = [12, *[3] * 12]
+    chain, inputs, last = [], [], {}
+    for k in range(max(sizes)):
+        for c, size in enumerate(sizes):
+            if size > k:
+                inputs.append([(0, last[c])] if k else [])
+                last[c] = len(chain)
+                chain.append(c)
+    n = len(chain)
+    nodes = [TestNode("a", [4] * n, [20] * n, inputs=inputs, in_prompt=False, engine=two)]
+    together, alone = (simulated(nodes, p, 2) for p in (None, policies.IsolateLongest()))
+    assert alone.max() < 0.95 * together.max()
 
 
 class _Wrong(RequestPolicy):

@@ -55,7 +55,7 @@ def test_tables_of_sizes(tmp_path: Path) -> None:
     )
     assert read_architectures(table)["a/b"].mlp == "plain"
     table.write_text(table.read_text().replace("plain", "odd"))
-    with pytest.raises(InputError, match="mlp is 'odd'"):
+    with pytest.raises(InputError, match="or 'plain', not 'odd'"):
         read_architectures(table)
     table.write_text("model,layers\n")
     with pytest.raises(InputError, match="no column mlp"):

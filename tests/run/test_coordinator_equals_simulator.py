@@ -14,7 +14,7 @@ from samullm_plugin.engine import EngineCache
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.application import EngineOptions
 from samullm_plugin.model.parallel import ParallelConfig
-from samullm_plugin.model.plan import Assignment, Plan, Stage
+from samullm_plugin.model.plan import Assignment, Plan, Stage, StageEnd
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.scenarios import make_scenario
 from samullm_plugin.planning.planner import make_plan
@@ -146,3 +146,42 @@ def test_policies_know_in_plans_what_they_know_in_runs(name: str) -> None:
     problem, plan = small_problem(n=300), small_plan()
     policy = PluginHost.from_settings().create("request-policy", name)
     assert_equal(problem, plan, policy_call(problem.app, policy, problem.scenarios))
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 1.0])
+def test_isolated_chains_are_isolated_alike(share: float) -> None:
+    """Also of what is left when their engines move; and other chains than in turn."""
+    rng = np.random.default_rng(5)
+    sizes = rng.geometric(0.2, 24)
+    last: dict[int, int] = {}
+    inputs: list[list[tuple[int, int]]] = []
+    for k in range(int(sizes.max())):
+        for c in np.flatnonzero(sizes > k).tolist():
+            inputs.append([(0, last[c])] if k else [])
+            last[c] = len(inputs) - 1
+    n, few = len(inputs), EngineOptions(max_num_seqs=3)
+    lengths = [int(v) for v in rng.integers(1, 30, n)]
+    judged = [[(0, last[c])] for c in range(24)]
+    problem = make_problem(
+        [
+            TestNode("chain", [6] * n, lengths, inputs, step_s=0.08, load_s=1.0, engine=few),
+            TestNode("judge", [9] * 24, [5] * 24, judged, step_s=0.06, load_s=1.5),
+        ],
+        4,
+        nvlink=1,
+    )
+    three, two, one = ParallelConfig(3), ParallelConfig(2), ParallelConfig()
+    halfway = StageEnd("node_progress", "chain", 0.4)
+    plan = Plan(
+        (
+            Stage((Assignment("chain", three, (0, 1, 2)),), halfway),
+            Stage((Assignment("chain", two, (0, 1)), Assignment("judge", one, (3,)))),
+        )
+    )
+    host = PluginHost.from_settings()
+    chosen = host.create("request-policy", "isolate-longest", {"share": share})
+    policy = policy_call(problem.app, chosen, problem.scenarios)
+    assert_equal(problem, plan, policy)
+    first = PlanSimulator(problem).simulate_scenario(plan, 0)
+    other = PlanSimulator(problem, policy=policy).simulate_scenario(plan, 0)
+    assert (first.finish_s[0] != other.finish_s[0]).any()

@@ -37,6 +37,20 @@ def bad_batch(rows): return [1 / (r["text"] != "b") for r in rows]
 def unique(rows): return [{**r, "rank": k} for k, r in enumerate(rows) if r["text"] != "b"]
 def stranger(rows): return [{"id": "zz"}]
 def with_option(row, *, suffix): return row["text"] + suffix
+def keys(row): return {1: (row["text"], None)}
+def pair(row): return {"half": "\\ud800"}
+def endless(row):
+    found = []
+    found.append(found)
+    return {"x": found}
+def deep(row):
+    found = 1
+    for _ in range(200): found = [found]
+    return {"x": found}
+def deeper(row):
+    found = 1
+    for _ in range(100_000): found = [found]
+    return {"x": found}
 def nothing(): return 1
 NUMBER = 4
 """
@@ -76,6 +90,8 @@ def called(runner: WorkerCalls, function: Function, **how: Any) -> list[tuple[st
     ("name", "how", "expected"),
     [
         ("one", {}, [("value", {"length": 1})] * 3),
+        ("keys", {}, [("value", {"1": [t, None]}) for t in "abc"]),
+        ("pair", {}, [("value", {"half": "\ud800"})] * 3),
         ("drop", {}, [("value", "a"), ("dropped", ""), ("value", "c")]),
         ("split", {"most": 2}, [("value", ["a"]), ("value", ["b"]), ("value", ["c"])]),
         ("reject", {}, [("rejected", "too short")] * 3),
@@ -94,6 +110,9 @@ def test_what_functions_return(
     [
         ("split", {}, "returned a list; set `max`"),
         ("broken", {}, "raised KeyError: 'nothing'; steps.py line 9, in broken"),
+        ("endless", {}, "that is not JSON: Circular reference"),
+        ("deep", {}, "of more than 100 levels"),
+        ("deeper", {}, "that is not JSON: maximum recursion depth"),
         ("kind", {}, "returned a object; it may return"),
         ("short", {"scope": "batch"}, "1 results for"),
         ("stranger", {"scope": "all"}, "the id 'zz', which it was not given"),

@@ -17,7 +17,7 @@ from samullm_plugin.app.loading import load_application
 from samullm_plugin.cli.app import main
 from samullm_plugin.errors import InputError
 from samullm_plugin.run import table_files
-from samullm_plugin.run.joined import JoinedTable
+from samullm_plugin.run.joined import JoinedTable, column_of
 from samullm_plugin.run.rows import RunRows, write_layout
 from samullm_plugin.run.table_files import TableParts, check_output, export_table
 
@@ -174,6 +174,25 @@ def test_columns_of_changing_types_become_texts(
     table = pq.read_table(tmp_path / "t.parquet")
     assert table["v"].to_pylist() == ["1.0", "2.5", "three", '{"four":4}', None]
     assert table["w"].to_pylist() == [0, 1, 1, 1.5, 2]
+
+
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [
+        ([{}, {}], ["{}", "{}"]),
+        ([[{}], {"a": 1}], ["[{}]", '{"a":1}']),
+        ([{"a": [{}]}], ['{"a":[{}]}']),
+        (["\ud800", None], ["\\ud800", None]),
+        ([{"a": "\ud800"}, 1], ['{"a": "\\ud800"}', "1"]),
+        ([2**70, 1.5], ["1180591620717411303424", "1.5"]),
+    ],
+)
+def test_values_that_no_column_type_holds_are_texts(
+    tmp_path: Path, values: list[Any], texts: list[str | None]
+) -> None:
+    path = tmp_path / "t.parquet"
+    pq.write_table(pyarrow.table({"x": column_of(values)}), path)
+    assert pq.read_table(path)["x"].to_pylist() == texts
 
 
 @pytest.mark.parametrize(

@@ -35,17 +35,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-@pytest.fixture(scope="module")
-def reference(folder: Path) -> dict[str, list[str]]:
-    """What comes out when no engine is ever moved."""
+def quiet_plan() -> Plan:
+    """Return stages in which no engine is moved."""
     one = ParallelConfig()
-    quiet = Plan(
+    return Plan(
         (
             Stage((Assignment("answer", one, (0,)), Assignment("chain", one, (1,)))),
             Stage((Assignment("judge", one, (0,)), Assignment("chain", one, (1,)))),
         )
     )
-    outcome = start_run(setup(folder, folder / "reference"), quiet)
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> dict[str, list[str]]:
+    """What comes out when no engine is ever moved."""
+    outcome = start_run(setup(folder, folder / "reference"), quiet_plan())
     assert not outcome.failed
     moved = [r for r in read_journal(folder / "reference/events.jsonl") if r["kind"] == "moved"]
     assert not moved
@@ -143,8 +147,10 @@ def test_an_engine_that_hangs_is_replaced(
 
     def soon(coordinator: Coordinator) -> None:
         def hang() -> None:
-            while num_finished(coordinator) < 5:
-                time.sleep(0.02)
+            status = coordinator.ledger.status[coordinator.ledger.app.index("answer")]
+            while not (status == Status.FINISHED).any():
+                time.sleep(0.005)
+            # at work, that is: one that stands still while it starts has load_timeout_s
             replica = coordinator.executor._replicas  # type: ignore[attr-defined]
             pid = next(r.launched.pids[0] for k, r in replica.items() if k.startswith("answer"))
             os.kill(pid, signal.SIGSTOP)
@@ -152,9 +158,9 @@ def test_an_engine_that_hangs_is_replaced(
 
         threading.Thread(target=hang, daemon=True).start()
 
-    options = {"heartbeat_s": 0.05, "hang_timeout_s": 2.0, "stop_timeout_s": 1.0}
+    options = {"heartbeat_s": 0.05, "hang_timeout_s": 5.0, "stop_timeout_s": 1.0}
     ready = setup(folder, tmp_path / "run", on_start=soon, executor_options=options)
-    outcome = start_run(ready, plan())
+    outcome = start_run(ready, quiet_plan())
     assert stopped
     assert not outcome.failed
     assert outcome.metrics["engine_failures"] >= 1

@@ -51,6 +51,30 @@ def test_a_plan_from_a_file_is_carried_out(tmp_path: Path) -> None:
     assert first["plan"] == json.loads((tmp_path / "p.json").read_text())["plan"]
 
 
+def test_the_policy_chosen_with_a_plan_is_carried_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By runs of the file; it is the file that tells."""
+    app, one = "chain-summary:documents=60,judges=1,gpus=4", ("--scenarios", "1")
+    file = tmp_path / "p.json"
+    assert main(["plan", app, *one, "-o", str(file)]) == 0
+    assert "Request policy, chosen with the plan: isolate-longest" in capsys.readouterr().err
+    assert json.loads(file.read_text())["request_policy"] == "isolate-longest"
+    given = ("--output-dir", tmp_path / "run", "--plan", file, "--no-replan")
+    assert run(app, *one, *given) == 0
+    whole = json.loads((tmp_path / "run/metrics.json").read_text())
+    stored = json.loads((tmp_path / "run/plan.json").read_text())
+    assert stored["request_policy"] == "isolate-longest"
+    record = json.loads(file.read_text())
+    record["request_policy"] = None
+    file.write_text(json.dumps(record))
+    given = ("--output-dir", tmp_path / "other", "--plan", file, "--no-replan")
+    assert run(app, *one, *given) == 0
+    other = json.loads((tmp_path / "other/metrics.json").read_text())
+    assert whole["makespan_s"]["measured"] < 0.97 * other["makespan_s"]["measured"]
+    assert whole["makespan_s"]["planned"] < 0.97 * other["makespan_s"]["planned"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

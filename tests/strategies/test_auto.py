@@ -21,6 +21,7 @@ from samullm_plugin.model.plan import Plan
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.result import PlanStatus
 from samullm_plugin.planning.planner import PlanningOptions, make_plan
+from samullm_plugin.planning.policies import policy_call
 from samullm_plugin.rules.verify import verify
 from samullm_plugin.simulator import PlanSimulator
 from samullm_plugin.testing.factories import TestNode, make_problem
@@ -191,3 +192,41 @@ def test_very_many_requests_are_planned_on_a_part_and_confirmed(host: PluginHost
     others = [make_plan(host, problem, n, simulator=simulator).mean_makespan_s for n in OTHERS]
     assert auto.mean_makespan_s <= 1.001 * min(others)
     assert any("requests" in note for note in auto.notes)
+
+
+def documents(longest: int, *, others: int = 24) -> Problem:
+    """One document of many parts and others of three, four at a time on each of two GPUs."""
+    sizes = [longest, *[3] * others]
+    last: dict[int, int] = {}
+    inputs: list[list[tuple[int, int]]] = []
+    for k in range(longest):
+        for document in [d for d, size in enumerate(sizes) if size > k]:
+            inputs.append([(0, last[document])] if k else [])
+            last[document] = len(inputs) - 1
+    n, engine = len(inputs), EngineOptions(max_num_seqs=4)
+    return make_problem([TestNode("read", [4] * n, [20] * n, inputs, engine=engine)], num_gpus=2)
+
+
+def test_a_request_policy_is_chosen_where_it_pays(host: PluginHost) -> None:
+    problem, offered = documents(12), PlanningOptions(policies=("isolate-longest",))
+    without, found = make_plan(host, problem, "auto"), make_plan(host, problem, "auto", offered)
+    assert without.request_policy is None
+    assert found.request_policy == "isolate-longest"
+    assert found.mean_makespan_s < 0.99 * without.mean_makespan_s
+    assert found.mean_makespan_s >= found.lower_bound_s[0]
+    assert any("request policy isolate-longest" in note for note in found.notes)
+    policy = policy_call(
+        problem.app, host.create("request-policy", "isolate-longest"), problem.scenarios
+    )
+    again = PlanSimulator(problem, policy=policy).simulate_scenario(found.plan, 0)
+    assert found.makespan_s.tolist() == [again.makespan_s]
+    assert f"to {again.makespan_s:.0f} s" in dict(found.explanation)["read"]
+
+
+def test_no_request_policy_is_chosen_where_it_saves_nothing(host: PluginHost) -> None:
+    offered = PlanningOptions(policies=("isolate-longest",))
+    for problem in (documents(3), puzzle()):
+        found = make_plan(host, problem, "auto", offered)
+        assert found.request_policy is None
+        assert found.makespan_s.tolist() == make_plan(host, problem, "auto").makespan_s.tolist()
+    assert make_plan(host, documents(12), "greedy", offered).request_policy is None

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from samullm_greedy.plugin import GreedyOptions, GreedyScheduler
-from samullm_greedy.throughput import StageView, WorkMeter, mean_throughput
+from samullm_greedy.throughput import (
+    StageView,
+    WorkMeter,
+    mean_throughput,
+    mean_throughputs,
+)
 
 from samullm_plugin.errors import InputError
 from samullm_plugin.host.interfaces.scheduler import SchedulingContext
@@ -148,3 +153,31 @@ def test_plans_are_valid_and_finish(problem: Problem) -> None:
         plan = schedule(problem, **options)
         for trace in PlanSimulator(problem).simulate(plan):
             assert np.isfinite(trace.makespan_s)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(problems(max_scenarios=2))
+def test_a_stage_that_grows_is_judged_as_if_looked_at_anew(problem: Problem) -> None:
+    """Exactly, with consumers behind what was added or changed, and others that run on."""
+    simulator = PlanSimulator(problem)
+    states = [simulator.initial_state(s) for s in range(len(problem.scenarios))]
+    for stage in schedule(problem).stages:
+        meter = WorkMeter(problem, "corrected", [1.0] * len(problem.app.nodes))
+        views = [StageView(simulator, state, meter) for state in states]
+        for k, last in enumerate(stage.assignments):
+            others = [a for a in stage.assignments if a is not last]
+            new = [last, *stage.assignments[:k]]
+            anew = [
+                mean_throughput(
+                    [StageView(simulator, state, meter) for state in states],
+                    tuple({**{a.node: a for a in others}, n.node: n}.values()),
+                )
+                for n in new
+            ]
+            assert mean_throughputs(views, others, new) == anew
+        for state in states:
+            left = [a for a in stage.assignments if a.node not in state.finished()]
+            if left:
+                state.keep_only(left)
+                index = problem.app.index
+                state.advance_to(min(state.node_finish_s(index(a.node)) for a in left))

@@ -24,6 +24,8 @@ class PolicyBatch:
         program_id: requests of one document or item of the application, shape ``(n,)``.
         program_tokens: tokens that program has been served so far and is predicted to need before
             this request, shape ``(n,)``.
+        chain_id: requests of this node that wait for each other, directly or through others of the
+            node, have the same, shape ``(n,)``; None: none waits for another.
     """
 
     node: str
@@ -34,6 +36,7 @@ class PolicyBatch:
     prefix_tokens: Ints
     program_id: Ints
     program_tokens: Ints
+    chain_id: Ints | None = None
 
     def __len__(self) -> int:
         """Return the number of requests."""

@@ -27,6 +27,8 @@ class SchedulingReport:
         objective_s: its own objective for the returned plan in that structure.
         explanation: by node, why it is where it is.
         notes: what was given up or left out on the way, for people.
+        request_policy: one of the context's policies, with which the plan is to be carried out;
+            None: requests run as they come.
     """
 
     status: PlanStatus = PlanStatus.HEURISTIC
@@ -34,6 +36,7 @@ class SchedulingReport:
     objective_s: float | None = None
     explanation: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    request_policy: str | None = None
 
 
 class ScheduleWith(Protocol):
@@ -78,6 +81,8 @@ class SchedulingContext:
             imports another.
         progress: called with (bound, incumbent) in seconds while a long search runs.
         report: filled in by the scheduler.
+        with_policies: by the name of a request policy that may be chosen with the plan, a simulator
+            of this problem that honours it.
     """
 
     simulator: PlanSimulator
@@ -88,6 +93,7 @@ class SchedulingContext:
     schedule_with: ScheduleWith | None = None
     progress: Callable[[float | None, float | None], None] | None = None
     report: SchedulingReport = field(default_factory=SchedulingReport)
+    with_policies: Mapping[str, PlanSimulator] = field(default_factory=dict)
 
     @property
     def remaining_s(self) -> float:

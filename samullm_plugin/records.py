@@ -39,7 +39,7 @@ def read_record(kind: type[T], record: object, source: str) -> T:
     """
     try:
         wanted: Any = kind
-        found: T = _adapter(wanted).validate_json(to_json(record), strict=True)
+        found: T = _adapter(wanted).validate_json(to_json(record), strict=True, extra="forbid")
     except ValidationError as error:
         raise InputError(f"{source}: {describe_validation(error)}") from error
     except InputError as error:  # of the dataclass's own checks

@@ -1,0 +1,225 @@
+"""Rows of a table as they were read, kept compact: their fields are made when they are asked for.
+
+A row as a mapping of Python objects takes several times the bytes that it has in its file. What is
+kept of it is its line of JSON, or its place in a record batch.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from samullm_plugin.app import rowtables
+from samullm_plugin.files import parse_json
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Fields = Mapping[str, Any]
+
+PLACES = tuple(range(rowtables.CHUNK_ROWS))
+"""The places in a block: one object for each of them, whatever the number of blocks."""
+
+
+class Block:
+    """Some rows of one file, in order, :data:`PLACES` at most.
+
+    Attributes:
+        named: makes of a row as it was read the fields of a request.
+    """
+
+    unit = "row"
+
+    def __init__(
+        self, name: str, numbers: Sequence[int], named: Callable[[Fields], Fields]
+    ) -> None:
+        """Take note of where the rows are.
+
+        Args:
+            name: of the file.
+            numbers: of the rows in it, from 1.
+            named: see above.
+        """
+        self.named = named
+        self._name, self._numbers = name, numbers
+
+    def where(self, at: int) -> str:
+        """Return file and number of a row, for messages."""
+        return f"{self._name} {self.unit} {self._numbers[at]}"
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Forget all rows but some; their places are those in this list from then on."""
+        numbers = self._numbers
+        self._numbers = array("q", [numbers[at] for at in places])
+        self._keep(places)
+
+    def rows(self) -> Iterator[Fields]:
+        """Yield all rows as they were read."""
+        raise NotImplementedError
+
+    def row(self, at: int) -> Fields:
+        """Return one row as it was read."""
+        raise NotImplementedError
+
+    def _keep(self, places: Sequence[int]) -> None:
+        raise NotImplementedError
+
+
+class LineBlock(Block):
+    """Lines of JSON."""
+
+    unit = "line"
+
+    def __init__(
+        self,
+        name: str,
+        numbers: Sequence[int],
+        named: Callable[[Fields], Fields],
+        lines: Sequence[bytes],
+    ) -> None:
+        """Keep lines, each of which is an object."""
+        super().__init__(name, numbers, named)
+        self._lines = lines
+
+    def rows(self) -> Iterator[Fields]:
+        """Yield all rows as they were read."""
+        return map(parse_json, self._lines)
+
+    def row(self, at: int) -> Fields:
+        """Return one row as it was read."""
+        found: Fields = parse_json(self._lines[at])
+        return found
+
+    def _keep(self, places: Sequence[int]) -> None:
+        self._lines = [self._lines[at] for at in places]
+
+
+class BadBlock(LineBlock):
+    """A row of a table that could not be read, in place of its fields."""
+
+    unit = "row"
+
+
+class TableBlock(Block):
+    """Rows of a record batch that nobody changes."""
+
+    def __init__(
+        self,
+        name: str,
+        numbers: Sequence[int],
+        named: Callable[[Fields], Fields],
+        batch: pa.RecordBatch,
+    ) -> None:
+        """Keep the rows of a batch."""
+        super().__init__(name, numbers, named)
+        self._batch = batch
+        self._columns: list[rowtables.Column] | None = None
+
+    def columns(self) -> Mapping[str, pa.Array]:
+        """Return the columns by name; of two of one name, the last, as in rows."""
+        return dict(zip(self._batch.schema.names, self._batch.columns, strict=True))
+
+    def renamed(self, columns: Mapping[str, pa.Array]) -> TableBlock:
+        """Return the same rows with columns that have the names of fields."""
+        import pyarrow as pa
+
+        batch = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+        return TableBlock(self._name, self._numbers, _as_it_is, batch)
+
+    def rows(self) -> Iterator[Fields]:
+        """Yield all rows as they were read.
+
+        Raises:
+            InputError: for a value that JSON cannot hold.
+        """
+        return rowtables.batch_rows(self._batch, self.where)
+
+    def row(self, at: int) -> Fields:
+        """Return one row as it was read."""
+        if self._columns is None:
+            self._columns = rowtables.checked_columns(self._batch)
+        return rowtables.checked_row(self._columns, at)
+
+    def _keep(self, places: Sequence[int]) -> None:
+        import pyarrow as pa
+
+        self._batch, self._columns = self._batch.take(pa.array(places, pa.int32())), None
+
+
+def _as_it_is(row: Fields) -> Fields:
+    return row
+
+
+class KeptRow:
+    """A row and where it is.
+
+    Attributes:
+        block: that holds it.
+        at: its place there.
+    """
+
+    __slots__ = ("at", "block")
+
+    def __init__(self, block: Block, at: int) -> None:
+        self.block, self.at = block, at
+
+
+Row = KeptRow | Fields
+"""The fields of a row, or where they are."""
+
+
+def fields_of(row: Row) -> Fields:
+    """Return the fields of a row."""
+    return row.block.named(row.block.row(row.at)) if isinstance(row, KeptRow) else row
+
+
+def each_fields(rows: Iterable[Row]) -> Iterator[Fields]:
+    """Yield the fields of rows, most of which follow one another: a block is read as a whole."""
+    block: Block | None = None
+    read: Sequence[Fields] = ()
+    for row in rows:
+        if not isinstance(row, KeptRow):
+            yield row
+            continue
+        if row.block is not block:
+            block, read = row.block, list(row.block.rows())
+        yield block.named(read[row.at])
+
+
+class RowFields(Sequence[Fields]):
+    """The fields of a node's requests."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        """Take note of where they are."""
+        self._own: dict[int, Fields] = {}
+        self._blocks: list[Block] = []
+        self._block, self._at = array("i"), array("i")
+        for k, row in enumerate(rows):
+            if isinstance(row, KeptRow):
+                if not self._blocks or self._blocks[-1] is not row.block:
+                    self._blocks.append(row.block)
+                self._block.append(len(self._blocks) - 1)
+                self._at.append(row.at)
+            else:
+                self._own[k] = row
+                self._block.append(-1)
+                self._at.append(0)
+
+    def __len__(self) -> int:
+        """Return the number of requests."""
+        return len(self._at)
+
+    def __getitem__(self, k: Any) -> Any:
+        """Return the fields of one request, or those of some as a tuple."""
+        if isinstance(k, slice):
+            return tuple(self[j] for j in range(*k.indices(len(self))))
+        return fields_of(self._row(k if k >= 0 else k + len(self)))
+
+    def __iter__(self) -> Iterator[Fields]:
+        """Yield the fields of all requests."""
+        return each_fields(map(self._row, range(len(self))))
+
+    def _row(self, k: int) -> Row:
+        block = self._block[k]
+        return self._own[k] if block < 0 else KeptRow(self._blocks[block], self._at[k])
