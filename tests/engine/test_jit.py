@@ -9,10 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import samullm_plugin
-from samullm_plugin.engine import jit
+from samullm_plugin.engine import Curve, EngineConfig, StepLatency, Workload, jit, simulate_engine
+from samullm_plugin.engine.loop import advance
 
 SCRIPT = """
 import logging, numpy as np
@@ -72,3 +74,21 @@ def test_read_only_installation_uses_the_users_cache(tmp_path: Path) -> None:
     folder = Path(told)
     assert folder.is_relative_to(tmp_path / "cache")
     assert list(folder.rglob("*fill_pool*.nbi"))
+
+
+@pytest.mark.parametrize("more", [{}, {"enable_prefix_caching": True}])
+@pytest.mark.parametrize("record_steps", [False, True])
+def test_the_loop_is_compiled_once_for_every_setting(
+    more: dict[str, bool], record_steps: bool
+) -> None:
+    """A second form of it, for another type of some argument, would take as long again."""
+    config = EngineConfig(
+        max_num_seqs=2, num_blocks=9, scheduling_policy="priority", async_scheduling=True, **more
+    )
+    lengths = np.array([4, 9], np.int32)
+    workload = Workload(lengths, lengths, arrival_s=np.array([0.5, 0.25]), priority=lengths)
+    simulate_engine(
+        config, workload, StepLatency(Curve.line(0.004, 1e-5)), record_steps=record_steps
+    )
+    simulate_engine(EngineConfig(), Workload(lengths, lengths), StepLatency(Curve.line(0.004, 0)))
+    assert len(advance.signatures) == 1
