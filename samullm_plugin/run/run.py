@@ -168,15 +168,17 @@ def resume_run(
                 )
             first = read_plan(setup.directory / "plan.json").plan
             require_valid(problem, first, str(setup.directory / "plan.json"))
+            note = {}
             if found.plan is not None and not _can_be_carried_out(problem, found.plan):
                 found.begin_plan(None)  # made for a cluster or models that are others now
+                note = {"note": "its last plan does not fit the devices or models: from its first"}
             if found.resume.stage >= len((found.plan or first).stages):
                 raise InputError(f"{path}: tells of a stage that the run's plan does not have")
             executor, source = prepare(setup)
             log = open_log(setup, journal)
             log.records.extend(found.records)
             interrupted_s = found.resume.clock_s
-            log.add(interrupted_s, "resumed", interrupted_s=interrupted_s)
+            log.add(interrupted_s, "resumed", interrupted_s=interrupted_s, **note)
             if retry_failed and (count := found.reopen_failed()):
                 log.add(interrupted_s, "retry", requests=count)
             if plan is not None:

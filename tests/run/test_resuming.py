@@ -18,6 +18,7 @@ from samullm_simulated.executor import SimulatedExecutor
 from samullm_plugin.errors import InputError, RunError
 from samullm_plugin.host.interfaces.executor import EngineEvent, EngineRequest
 from samullm_plugin.model.problem import Problem
+from samullm_plugin.records import to_record
 from samullm_plugin.run.coordinator import Coordinator
 from samullm_plugin.run.journal import read_journal
 from samullm_plugin.run.run import RunOutcome, resume_run, start_run
@@ -346,3 +347,18 @@ def test_a_full_disk_loses_nothing_journaled(
     outcome = resume_run(setup_run(problem, directory))
     check_complete(directory, problem, outcome)
     assert [r for r in journal(directory) if r["kind"] == "finished"][: len(before)] == before
+
+
+def test_a_plan_that_cannot_be_carried_out_any_more_is_told(tmp_path: Path) -> None:
+    """One that was made during the run, with a replica more than it has devices."""
+    problem = small_problem()
+    directory = tmp_path / "run"
+    interrupted(problem, directory, 25)
+    plan = to_record(small_plan())
+    plan["stages"][0]["assignments"][0]["parallel"]["data_parallel_size"] += 1
+    with (directory / "events.jsonl").open("a") as file:
+        file.write(json.dumps({"time_s": 1e3, "kind": "plan", "plan": plan}) + "\n")
+    outcome = resume_run(setup_run(problem, directory))
+    check_complete(directory, problem, outcome)
+    (resumed,) = [r for r in journal(directory) if r["kind"] == "resumed"]
+    assert resumed["note"] == "its last plan does not fit the devices or models: from its first"
