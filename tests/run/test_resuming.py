@@ -273,6 +273,32 @@ def test_wrong_directories_are_refused(tmp_path: Path) -> None:
         start_run(setup_run(problem, tmp_path / "full"), small_plan())
 
 
+@pytest.mark.parametrize(
+    "at", ["rundir.RunDirectory.write_json", "run.write_layout", "run.write_plan", "run.Journal"]
+)
+def test_a_run_stopped_before_it_began_is_begun_anew(
+    tmp_path: Path, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its directory is then as good as an empty one, and nothing is said that leads nowhere."""
+    problem, directory = small_problem(), tmp_path / "run"
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"samullm_plugin.run.{at}", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            start_run(setup_run(problem, directory), small_plan())
+    if at in ("run.write_layout", "run.write_plan"):
+        with pytest.raises(InputError, match="stopped before it began; start it anew with --out"):
+            resume_run(setup_run(problem, directory))
+    check_complete(directory, problem, start_run(setup_run(problem, directory), small_plan()))
+    (tmp_path / "other" / "outputs").mkdir(parents=True)
+    (tmp_path / "other" / "outputs" / "a.jsonl").write_text("{}")
+    with pytest.raises(InputError, match="is not empty"):
+        start_run(setup_run(problem, tmp_path / "other"), small_plan())
+
+
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     problem = small_problem()
     directory = tmp_path / "run"
