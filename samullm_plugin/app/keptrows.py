@@ -114,6 +114,7 @@ class TableBlock(Block):
         """Keep the rows of a batch."""
         super().__init__(name, numbers, named)
         self._batch = batch
+        self._columns: list[rowtables.Column] | None = None
 
     def columns(self) -> Mapping[str, pa.Array]:
         """Return the columns by name; of two of one name, the last, as in rows."""
@@ -136,12 +137,14 @@ class TableBlock(Block):
 
     def row(self, at: int) -> Fields:
         """Return one row as it was read."""
-        return next(rowtables.batch_rows(self._batch.slice(at, 1), self.where))
+        if self._columns is None:
+            self._columns = rowtables.checked_columns(self._batch)
+        return rowtables.checked_row(self._columns, at)
 
     def _keep(self, places: Sequence[int]) -> None:
         import pyarrow as pa
 
-        self._batch = self._batch.take(pa.array(places, pa.int32()))
+        self._batch, self._columns = self._batch.take(pa.array(places, pa.int32())), None
 
 
 def _as_it_is(row: Fields) -> Fields:

@@ -23,6 +23,9 @@ from samullm_plugin.errors import InputError, MissingExtraError, suggest
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    Column = tuple[str, pa.Array, bool]
+    """A column, after its name, and whether its values are as JSON has them."""
+
     Batches = Iterator[tuple[str, pa.RecordBatch]]
     """Record batches, each with the file it comes from."""
     Pieces = Iterator[tuple[str, "pa.RecordBatch | BadRow"]]
@@ -320,6 +323,20 @@ def batch_rows(batch: pa.RecordBatch, where: Callable[[int], str]) -> Iterator[d
             f"{where(bad[0])}: the column {bad[1]!r} holds {bad[2]}, which no prompt can take; "
             "leave the column out of the table, or make texts of it"
         )
+
+
+def checked_columns(batch: pa.RecordBatch) -> list[Column]:
+    """Return the columns of rows that :func:`batch_rows` has read, to read single ones."""
+    pairs = zip(batch.schema.names, batch.columns, strict=True)
+    return [(name, column, is_plain(column.type)) for name, column in pairs]
+
+
+def checked_row(columns: Sequence[Column], at: int) -> dict[str, Any]:
+    """Return the fields of one row, as :func:`batch_rows`."""
+    return {
+        name: column[at].as_py() if plain else _plain(column[at].as_py())
+        for name, column, plain in columns
+    }
 
 
 def _plain(value: Any) -> Any:

@@ -93,11 +93,13 @@ class SamplingSection(Section):
         if not isinstance(value, Mapping):
             return value
         extra = value.get("extra")
-        if isinstance(extra, Mapping):
+        if not isinstance(extra, Mapping):
+            extra = {}  # whatever it is, its field says so
+        else:
             known = {n: v for n, v in extra.items() if n in cls.model_fields and n != "extra"}
             rest = {n: v for n, v in extra.items() if n not in known}
             value = {**value, **known, "extra": rest}
-        for name in (*value, *(value.get("extra") or ())):
+        for name in (*value, *extra):
             if name in REFUSED:
                 raise ValueError(f"{name} is not supported: {REFUSED[name]}")
         return value

@@ -132,9 +132,8 @@ class ModelDescription:
         text = self.file.text
         hidden = text.number("hidden_size")
         heads, kv_heads, head_dim = _heads(attentions)
-        active = sum(m.active_matrices for m in mlps) + sum(
-            p.matrices for x in layers for p in x.parts()[:-1] if "mlp" not in p.module
-        )
+        mixers = [m for x in layers for m in (x.attention, x.state) if m is not None]
+        active = sum(m.active_matrices for m in mlps) + sum(m.part.matrices for m in mixers)
         weights = self.weight_bytes(engine)
         return ModelArchitecture(
             num_layers=len(layers),

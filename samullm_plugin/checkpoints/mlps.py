@@ -141,9 +141,9 @@ def mixture(d: Decoder, i: int) -> Mlp:
         parts.append(part)
         matrices += part.matrices
     if c.kind == "arctic":
-        parts.append(
-            linear(f"model.layers.{i}.residual_mlp.w1", *mlp_shapes(hidden, hidden, gated=True))
-        )
+        part = linear(f"model.layers.{i}.residual_mlp.w1", *mlp_shapes(hidden, hidden, gated=True))
+        parts.append(part)
+        matrices += part.matrices
     return Mlp(tuple(parts), width, experts, active, matrices)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from samullm_plugin.engine import records as at
-from samullm_plugin.engine.jit import compiled
+from samullm_plugin.engine.jit import compiled, inner
 from samullm_plugin.engine.kv_cache import blocks_for
 from samullm_plugin.engine.kv_groups import (
     adopt_hits,
@@ -45,13 +45,13 @@ from samullm_plugin.engine.records import Array, Record
 from samullm_plugin.engine.running import add_running, last_in_priority, remove_running
 
 
-@compiled
+@inner
 def known_tokens(requests: Array, request: int) -> Any:
     """Return the tokens of ``request`` that are known: its prompt and its output so far."""
     return requests[request].prompt_tokens + requests[request].generated
 
 
-@compiled
+@inner
 def preempt_tracked(
     s: Record, requests: Array, slots: Array, tracks: Array, blocks: Array, groups: Array,
     held: Array, group_table: Array, preempted: Array, i: int,
@@ -72,7 +72,7 @@ def preempt_tracked(
     s.step_preemptions += 1
 
 
-@compiled
+@inner
 def schedule_running_tracked(
     s: Record, requests: Array, slots: Array, tracks: Array, blocks: Array, buckets: Array,
     groups: Array, held: Array, group_table: Array, chain: Array, prompt_hash: Array,
@@ -132,7 +132,7 @@ def schedule_running_tracked(
     return budget
 
 
-@compiled
+@inner
 def schedule_waiting_tracked(
     s: Record, requests: Array, slots: Array, tracks: Array, blocks: Array, buckets: Array,
     groups: Array, held: Array, group_table: Array, chain: Array, prompt_hash: Array,
@@ -191,7 +191,7 @@ def schedule_waiting_tracked(
         prepend_waiting(s, requests, tracks[j].passed_over)
 
 
-@compiled
+@inner
 def send_batch(
     s: Record, requests: Array, slots: Array, tracks: Array, batches: Array, batch_seqs: Array,
     stages: Array, latency: Record, tables: Array, log: Array, entries: Array, number: int,
@@ -287,7 +287,7 @@ def send_batch(
     return True
 
 
-@compiled
+@inner
 def note_sample(
     s: Record, requests: Array, tracks: Array, request: int, end: float, number: int
 ) -> None:
@@ -308,7 +308,7 @@ def note_sample(
         s.num_unfinished -= 1
 
 
-@compiled
+@inner
 def process_batch(
     s: Record, requests: Array, slots: Array, tracks: Array, batches: Array, batch_seqs: Array,
     blocks: Array, buckets: Array, groups: Array, held: Array, group_table: Array, chain: Array,
@@ -358,7 +358,7 @@ def process_batch(
         release_successors(s, requests, successors, batch_seqs[q, j].request, key)
 
 
-@compiled
+@inner
 def nothing_scheduled(s: Record, requests: Array, groups: Array, batches: Array) -> Any:
     """Say what follows a step that scheduled nothing."""
     for j in range(s.num_batches):

@@ -17,12 +17,12 @@ from __future__ import annotations
 from typing import Any
 
 from samullm_plugin.engine import records as at
-from samullm_plugin.engine.jit import compiled
+from samullm_plugin.engine.jit import compiled, inner
 from samullm_plugin.engine.prefixes import GENERATED, mix
 from samullm_plugin.engine.records import Array, Record
 
 
-@compiled
+@inner
 def blocks_for(tokens: int, block: int) -> Any:
     """Return the blocks that hold ``tokens`` tokens."""
     return (tokens + block - 1) // block
@@ -39,7 +39,7 @@ def fill_pool(blocks: Array) -> None:
     blocks[1].free_before = end
 
 
-@compiled
+@inner
 def forget_hash(blocks: Array, buckets: Array, b: int) -> None:
     """Remove block ``b`` from the cache."""
     h = blocks[b].hash
@@ -54,7 +54,7 @@ def forget_hash(blocks: Array, buckets: Array, b: int) -> None:
         blocks[b].hash = 0
 
 
-@compiled
+@inner
 def remember_hash(blocks: Array, buckets: Array, b: int, h: int) -> None:
     """Enter block ``b`` into the cache under hash ``h``, as the last of its bucket."""
     i = h & (len(buckets) - 1)
@@ -72,7 +72,7 @@ def remember_hash(blocks: Array, buckets: Array, b: int, h: int) -> None:
     blocks[b].hash = h
 
 
-@compiled
+@inner
 def find_hash(blocks: Array, buckets: Array, h: int) -> Any:
     """Return the block that got hash ``h`` first, or -1."""
     b = buckets[h & (len(buckets) - 1)]
@@ -81,7 +81,7 @@ def find_hash(blocks: Array, buckets: Array, h: int) -> Any:
     return b
 
 
-@compiled
+@inner
 def take_block(s: Record, blocks: Array, buckets: Array) -> Any:
     """Hand out the first free block."""
     end = len(blocks) - 1
@@ -95,7 +95,7 @@ def take_block(s: Record, blocks: Array, buckets: Array) -> Any:
     return b
 
 
-@compiled
+@inner
 def use_block(s: Record, blocks: Array, b: int) -> None:
     """Let one more sequence use the cached block ``b``."""
     if blocks[b].ref_cnt == 0:
@@ -106,7 +106,7 @@ def use_block(s: Record, blocks: Array, b: int) -> None:
     blocks[b].ref_cnt += 1
 
 
-@compiled
+@inner
 def free_block(s: Record, blocks: Array, b: int, front: int) -> Any:
     """Let one sequence less use block ``b``; return after which block the next unhashed one goes.
 
@@ -132,7 +132,7 @@ def free_block(s: Record, blocks: Array, b: int, front: int) -> Any:
     return front if hashed else b
 
 
-@compiled
+@inner
 def give_back_blocks(s: Record, blocks: Array, table: Array, i: int, count: int) -> None:
     """Free the ``count`` blocks of slot ``i``, the last one first."""
     front = len(blocks) - 1
@@ -140,7 +140,7 @@ def give_back_blocks(s: Record, blocks: Array, table: Array, i: int, count: int)
         front = free_block(s, blocks, table[i, j], front)
 
 
-@compiled
+@inner
 def block_hash(
     s: Record, requests: Array, prompt_hash: Array, request: int, j: int, before: int
 ) -> Any:
@@ -151,7 +151,7 @@ def block_hash(
     return mix(before, requests[request].tail_hash if tokens > 0 else GENERATED)
 
 
-@compiled
+@inner
 def remember_blocks(
     s: Record,
     requests: Array,
@@ -179,7 +179,7 @@ def remember_blocks(
         j += 1
 
 
-@compiled
+@inner
 def find_prefix(
     s: Record,
     requests: Array,
@@ -210,7 +210,7 @@ def find_prefix(
     return limit, unused
 
 
-@compiled
+@inner
 def take_blocks(s: Record, requests: Array, count: int) -> None:
     """Hand out ``count`` free blocks whose identity does not matter."""
     s.free_blocks -= count
@@ -228,7 +228,7 @@ def take_blocks(s: Record, requests: Array, count: int) -> None:
             unlink_kept(s, requests, request)
 
 
-@compiled
+@inner
 def unlink_kept(s: Record, requests: Array, request: int) -> None:
     """Take ``request`` out of the list of those with cached free blocks."""
     before, after = requests[request].kept_before, requests[request].kept_after
@@ -242,7 +242,7 @@ def unlink_kept(s: Record, requests: Array, request: int) -> None:
         s.newest_kept = before
 
 
-@compiled
+@inner
 def keep_blocks(s: Record, requests: Array, request: int, count: int, hashed: int) -> None:
     """Free ``count`` blocks of ``request``, the first ``hashed`` of which stay in the cache."""
     s.free_blocks += count
@@ -259,7 +259,7 @@ def keep_blocks(s: Record, requests: Array, request: int, count: int, hashed: in
         s.newest_kept = request
 
 
-@compiled
+@inner
 def reuse_blocks(s: Record, requests: Array, request: int) -> None:
     """Take the cached blocks of ``request`` into use again."""
     if requests[request].kept_blocks > 0:
@@ -268,7 +268,7 @@ def reuse_blocks(s: Record, requests: Array, request: int) -> None:
         unlink_kept(s, requests, request)
 
 
-@compiled
+@inner
 def hashed_blocks(s: Record, slots: Array, i: int, computed: int, extra: int) -> Any:
     """Return how many blocks of slot ``i`` have a hash.
 
@@ -286,7 +286,7 @@ def hashed_blocks(s: Record, slots: Array, i: int, computed: int, extra: int) ->
     return max(slots[i].hashed_blocks, known // s.block_size)
 
 
-@compiled
+@inner
 def release_blocks(
     s: Record,
     requests: Array,

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from samullm_plugin.engine import records as at
-from samullm_plugin.engine.jit import compiled
+from samullm_plugin.engine.jit import inner
 from samullm_plugin.engine.kv_cache import (
     block_hash,
     blocks_for,
@@ -26,7 +26,7 @@ from samullm_plugin.engine.prefixes import mix
 from samullm_plugin.engine.records import Array, Record
 
 
-@compiled
+@inner
 def skipped_blocks(group: Record, computed: int) -> Any:
     """Return the blocks that no token after the first ``computed`` ones needs."""
     if group.kind == at.SLIDING_WINDOW:
@@ -37,7 +37,7 @@ def skipped_blocks(group: Record, computed: int) -> Any:
     return 0
 
 
-@compiled
+@inner
 def drop_skipped(
     s: Record, blocks: Array, groups: Array, held: Array, group_table: Array, i: int, settled: int
 ) -> None:
@@ -53,7 +53,7 @@ def drop_skipped(
             group_table[g, i, j] = 0
 
 
-@compiled
+@inner
 def blocks_to_grow(groups: Array, held: Array, i: int, tokens: int) -> Any:
     """Return the blocks that slot ``i`` needs in addition to hold ``tokens`` tokens."""
     needed = 0
@@ -62,7 +62,7 @@ def blocks_to_grow(groups: Array, held: Array, i: int, tokens: int) -> Any:
     return needed
 
 
-@compiled
+@inner
 def blocks_to_start(
     blocks: Array, groups: Array, held: Array, group_table: Array, computed: int, tokens: int,
     capped: bool,
@@ -94,7 +94,7 @@ def blocks_to_start(
     return needed
 
 
-@compiled
+@inner
 def adopt_hits(
     s: Record, blocks: Array, groups: Array, held: Array, group_table: Array, i: int, computed: int
 ) -> None:
@@ -112,7 +112,7 @@ def adopt_hits(
         held[g, i].num_cached = hits
 
 
-@compiled
+@inner
 def grow(
     s: Record, blocks: Array, buckets: Array, groups: Array, held: Array, group_table: Array,
     i: int, tokens: int,
@@ -125,7 +125,7 @@ def grow(
         held[g, i].num_blocks = max(held[g, i].num_blocks, end)
 
 
-@compiled
+@inner
 def give_up(
     s: Record, blocks: Array, groups: Array, held: Array, group_table: Array, i: int
 ) -> None:
@@ -140,7 +140,7 @@ def give_up(
         held[g, i].num_cached = 0
 
 
-@compiled
+@inner
 def extend_chain(
     s: Record, requests: Array, prompt_hash: Array, chain: Array, i: int, request: int, tokens: int
 ) -> None:
@@ -153,7 +153,7 @@ def extend_chain(
     chain[i, 0] = max(done, end)
 
 
-@compiled
+@inner
 def is_reachable(s: Record, group: Record, j: int) -> Any:
     """Return whether block ``j`` can ever be part of a hit: hits end at multiples of all sizes."""
     if group.kind != at.SLIDING_WINDOW:
@@ -163,7 +163,7 @@ def is_reachable(s: Record, group: Record, j: int) -> Any:
     return need >= per_segment or j % per_segment >= per_segment - need
 
 
-@compiled
+@inner
 def cache_tokens(
     s: Record, requests: Array, slots: Array, blocks: Array, buckets: Array, groups: Array,
     held: Array, group_table: Array, chain: Array, prompt_hash: Array, i: int, tokens: int,
@@ -183,7 +183,7 @@ def cache_tokens(
         held[g, i].num_cached = max(held[g, i].num_cached, full)
 
 
-@compiled
+@inner
 def look_up(
     s: Record, blocks: Array, buckets: Array, groups: Array, group_table: Array, chain: Array,
     spec: int, j: int,
@@ -201,7 +201,7 @@ def look_up(
     return True
 
 
-@compiled
+@inner
 def find_in_groups(
     s: Record, blocks: Array, buckets: Array, groups: Array, group_table: Array, chain: Array,
     spec: int, first: int, longest: int,
@@ -256,7 +256,7 @@ def find_in_groups(
     return hits
 
 
-@compiled
+@inner
 def find_common_prefix(
     s: Record, requests: Array, blocks: Array, buckets: Array, groups: Array, held: Array,
     group_table: Array, chain: Array, prompt_hash: Array, request: int, tokens: int,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from samullm_plugin.engine import records as at
-from samullm_plugin.engine.jit import compiled
+from samullm_plugin.engine.jit import compiled, inner
 from samullm_plugin.engine.kv_cache import blocks_for, take_blocks
 from samullm_plugin.engine.outcome import (
     compute_step,
@@ -25,7 +25,7 @@ from samullm_plugin.engine.schedule import schedule_running, schedule_waiting
 GOES_ON = -1
 
 
-@compiled
+@inner
 def only_decodes(s: Record, requests: Array, slots: Array, finish_wheel: Array) -> Any:
     """Return whether the next step surely does nothing but decode, with the same sequences."""
     if s.caching == at.SHARED_BLOCKS or s.record == at.ALL_SEQUENCES:
@@ -43,7 +43,7 @@ def only_decodes(s: Record, requests: Array, slots: Array, finish_wheel: Array) 
     return blocks_for(tokens, s.block_size) > s.free_blocks
 
 
-@compiled
+@inner
 def fast_forward_decode(
     s: Record,
     requests: Array,
@@ -112,7 +112,7 @@ def fast_forward_decode(
     return row - first_row
 
 
-@compiled
+@inner
 def await_arrival(s: Record, requests: Array) -> Any:
     """Go to the next arrival, as nothing can be done before it."""
     key = next_arrival_key(s, requests)
@@ -127,7 +127,7 @@ def await_arrival(s: Record, requests: Array) -> Any:
     return GOES_ON
 
 
-@compiled
+@inner
 def pass_empty_step(
     s: Record,
     requests: Array,
@@ -174,7 +174,7 @@ def pass_empty_step(
     return at.NEVER_FITS
 
 
-@compiled
+@inner
 def run_step(
     s: Record,
     requests: Array,

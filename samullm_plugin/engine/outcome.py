@@ -8,17 +8,17 @@ from __future__ import annotations
 from typing import Any
 
 from samullm_plugin.engine import records as at
-from samullm_plugin.engine.jit import compiled
+from samullm_plugin.engine.jit import inner
 from samullm_plugin.engine.kv_cache import release_blocks, remember_blocks
 from samullm_plugin.engine.queues import admit_arrivals, append_waiting, push_arrival
 from samullm_plugin.engine.records import Array, Record
 from samullm_plugin.engine.running import leave_sums, remove_running, start_decoding
 from samullm_plugin.model.latency import iteration_seconds as latency_formula
 
-iteration_seconds = compiled(latency_formula)
+iteration_seconds = inner(latency_formula)
 
 
-@compiled
+@inner
 def step_seconds(
     s: Record,
     latency: Record,
@@ -48,7 +48,7 @@ def step_seconds(
     )
 
 
-@compiled
+@inner
 def prefill_work_of(
     requests: Array, request: int, computed: int, n: int
 ) -> tuple[float, int, float]:
@@ -65,7 +65,7 @@ def prefill_work_of(
     return pairs, fresh, fresh * float(seen) + 0.5 * fresh * (fresh + 1)
 
 
-@compiled
+@inner
 def prefill_work(s: Record, requests: Array, slots: Array) -> tuple[int, int, float, int, float]:
     """Return what the prefilling sequences compute in the step at hand.
 
@@ -88,7 +88,7 @@ def prefill_work(s: Record, requests: Array, slots: Array) -> tuple[int, int, fl
     return seqs, tokens, pairs, first_tokens, first_pairs
 
 
-@compiled
+@inner
 def sort_by_order(slots: Array, count: int) -> None:
     """Sort the first ``count`` ending slots by their place in the running list."""
     for k in range(1, count):
@@ -101,7 +101,7 @@ def sort_by_order(slots: Array, count: int) -> None:
         slots[j + 1].ending = i
 
 
-@compiled
+@inner
 def compute_step(
     s: Record,
     requests: Array,
@@ -160,7 +160,7 @@ def compute_step(
     return finished
 
 
-@compiled
+@inner
 def release_successors(
     s: Record, requests: Array, successors: Array, request: int, now: float
 ) -> None:
@@ -183,7 +183,7 @@ def release_successors(
             push_arrival(s, requests, key, successor)
 
 
-@compiled
+@inner
 def process_outcome(
     s: Record,
     requests: Array,
@@ -228,7 +228,7 @@ def process_outcome(
         release_successors(s, requests, successors, slots[j].leaving_request, key)
 
 
-@compiled
+@inner
 def log_is_full(s: Record, log: Array, entries: Array, preempted: Array) -> Any:
     """Return whether the next step may not fit into the record."""
     if s.record == at.NOTHING:
@@ -241,7 +241,7 @@ def log_is_full(s: Record, log: Array, entries: Array, preempted: Array) -> Any:
     )
 
 
-@compiled
+@inner
 def log_step(
     log: Array,
     row: int,
@@ -268,7 +268,7 @@ def log_step(
     log[row].longest_tokens = longest
 
 
-@compiled
+@inner
 def log_sequences(s: Record, slots: Array, entries: Array) -> None:
     """Record who is scheduled in the step at hand, in running order."""
     k = s.logged_seqs
@@ -289,7 +289,7 @@ def log_sequences(s: Record, slots: Array, entries: Array) -> None:
     s.logged_preempted += s.step_preemptions
 
 
-@compiled
+@inner
 def mark_curve(s: Record, curve: Array) -> None:
     """Add a point to the progress curve; when it is full, drop every other one."""
     i = s.curve_count

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from samullm_plugin.engine.jit import compiled
+from samullm_plugin.engine.jit import compiled, inner
 from samullm_plugin.engine.records import Array
 
 GENERATED = 7
 """Id of every generated token, and by agreement the hash of a block of nothing else."""
 
 
-@compiled
+@inner
 def mix(before: Any, value: Any) -> Any:
     """Return a 62-bit hash, never 0, of a chain ``before`` continued by ``value``."""
     x = np.uint64(before) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(value)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from samullm_plugin.engine.jit import compiled
+from samullm_plugin.engine.jit import inner
 from samullm_plugin.engine.records import Array, Record
 
 
-@compiled
+@inner
 def heap_push(requests: Array, size: int, key: int) -> None:
     """Push ``key`` on the binary heap of ``size`` ranks."""
     i = size
@@ -21,7 +21,7 @@ def heap_push(requests: Array, size: int, key: int) -> None:
     requests[i].heap_rank = key
 
 
-@compiled
+@inner
 def heap_drop(requests: Array, size: int) -> None:
     """Remove the least of the binary heap of ``size`` ranks."""
     last = requests[size - 1].heap_rank
@@ -40,7 +40,7 @@ def heap_drop(requests: Array, size: int) -> None:
     requests[i].heap_rank = last
 
 
-@compiled
+@inner
 def append_waiting(s: Record, requests: Array, request: int) -> None:
     """Add an arriving request to the waiting queue."""
     if s.priority:
@@ -60,7 +60,7 @@ def append_waiting(s: Record, requests: Array, request: int) -> None:
     s.num_waiting += 1
 
 
-@compiled
+@inner
 def prepend_waiting(s: Record, requests: Array, request: int) -> None:
     """Put a preempted request back to the front of the waiting queue."""
     if s.priority:
@@ -73,7 +73,7 @@ def prepend_waiting(s: Record, requests: Array, request: int) -> None:
     s.num_waiting += 1
 
 
-@compiled
+@inner
 def peek_waiting(s: Record, requests: Array) -> Any:
     """Return the first request of the waiting queue."""
     if s.priority:
@@ -81,7 +81,7 @@ def peek_waiting(s: Record, requests: Array) -> Any:
     return s.waiting_head
 
 
-@compiled
+@inner
 def pop_waiting(s: Record, requests: Array) -> None:
     """Remove the first request of the waiting queue."""
     if s.priority:
@@ -94,7 +94,7 @@ def pop_waiting(s: Record, requests: Array) -> None:
     s.num_waiting -= 1
 
 
-@compiled
+@inner
 def remove_waiting(s: Record, requests: Array, request: int) -> None:
     """Take ``request`` out of the waiting queue, wherever it is."""
     if s.priority:
@@ -121,7 +121,7 @@ def remove_waiting(s: Record, requests: Array, request: int) -> None:
     s.num_waiting -= 1
 
 
-@compiled
+@inner
 def push_arrival(s: Record, requests: Array, key: float, request: int) -> None:
     """Keep a released request until ``key``; equal keys in the order of release."""
     count = s.num_pushed
@@ -141,7 +141,7 @@ def push_arrival(s: Record, requests: Array, key: float, request: int) -> None:
     requests[i].due_request = request
 
 
-@compiled
+@inner
 def pop_arrival(s: Record, requests: Array) -> int:
     """Remove and return the first pending request."""
     result: int = requests[0].due_request
@@ -179,7 +179,7 @@ def pop_arrival(s: Record, requests: Array) -> int:
     return result
 
 
-@compiled
+@inner
 def next_arrival_key(s: Record, requests: Array) -> Any:
     """Return when the next request arrives, inf if none is known."""
     key = float("inf")
@@ -190,7 +190,7 @@ def next_arrival_key(s: Record, requests: Array) -> Any:
     return key
 
 
-@compiled
+@inner
 def admit_arrivals(s: Record, requests: Array, now: float) -> None:
     """Move what has arrived by ``now`` to the waiting queue, in order of arrival."""
     while True:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from samullm_plugin.engine import records as at
-from samullm_plugin.engine.jit import compiled
+from samullm_plugin.engine.jit import inner
 from samullm_plugin.engine.kv_cache import release_blocks
 from samullm_plugin.engine.queues import prepend_waiting
 from samullm_plugin.engine.records import Array, Record
 
 
-@compiled
+@inner
 def add_running(s: Record, slots: Array, request: int) -> int:
     """Append ``request`` to the running list and return its slot."""
     s.num_free_slots -= 1
@@ -33,7 +33,7 @@ def add_running(s: Record, slots: Array, request: int) -> int:
     return i
 
 
-@compiled
+@inner
 def remove_running(s: Record, slots: Array, i: int) -> None:
     """Take slot ``i`` out of the running list."""
     before, after = slots[i].before, slots[i].after
@@ -51,7 +51,7 @@ def remove_running(s: Record, slots: Array, i: int) -> None:
     s.num_running -= 1
 
 
-@compiled
+@inner
 def computed_tokens(s: Record, slots: Array, i: int) -> Any:
     """Return the tokens whose keys and values slot ``i`` has."""
     if slots[i].state == at.DECODE:
@@ -59,7 +59,7 @@ def computed_tokens(s: Record, slots: Array, i: int) -> Any:
     return slots[i].offset
 
 
-@compiled
+@inner
 def generated_tokens(s: Record, requests: Array, slots: Array, i: int) -> Any:
     """Return the output tokens of the request on slot ``i``."""
     if slots[i].state == at.DECODE:
@@ -67,7 +67,7 @@ def generated_tokens(s: Record, requests: Array, slots: Array, i: int) -> Any:
     return requests[slots[i].request].generated
 
 
-@compiled
+@inner
 def start_decoding(
     s: Record, slots: Array, finish_wheel: Array, phases: Array, i: int, computed: int, left: int
 ) -> None:
@@ -114,7 +114,7 @@ def start_decoding(
         s.longest_offset = offset
 
 
-@compiled
+@inner
 def leave_sums(s: Record, slots: Array, phases: Array, i: int) -> None:
     """Take slot ``i`` out of the sums over decoding sequences (not out of the finish_wheel)."""
     k = slots[i].phase
@@ -135,7 +135,7 @@ def leave_sums(s: Record, slots: Array, phases: Array, i: int) -> None:
         s.longest_is_stale = 1
 
 
-@compiled
+@inner
 def stop_decoding(s: Record, slots: Array, finish_wheel: Array, phases: Array, i: int) -> None:
     """Take slot ``i`` out of the decoding before its last token."""
     before, after = slots[i].wheel_before, slots[i].wheel_after
@@ -148,7 +148,7 @@ def stop_decoding(s: Record, slots: Array, finish_wheel: Array, phases: Array, i
     leave_sums(s, slots, phases, i)
 
 
-@compiled
+@inner
 def remove_prefill(s: Record, slots: Array, i: int) -> None:
     """Take slot ``i`` out of the list of prefilling sequences, keeping its order."""
     kept = 0
@@ -159,7 +159,7 @@ def remove_prefill(s: Record, slots: Array, i: int) -> None:
     s.num_prefill = kept
 
 
-@compiled
+@inner
 def longest_offset(s: Record, slots: Array) -> Any:
     """Return the largest offset of a decoding sequence."""
     if s.longest_is_stale:
@@ -174,7 +174,7 @@ def longest_offset(s: Record, slots: Array) -> Any:
     return s.longest_offset
 
 
-@compiled
+@inner
 def preempt(
     s: Record,
     requests: Array,
@@ -211,7 +211,7 @@ def preempt(
     s.step_preemptions += 1
 
 
-@compiled
+@inner
 def last_in_priority(s: Record, requests: Array, slots: Array) -> Any:
     """Return the slot that policy ``priority`` preempts first."""
     worst = s.running_head
@@ -223,7 +223,7 @@ def last_in_priority(s: Record, requests: Array, slots: Array) -> Any:
     return worst
 
 
-@compiled
+@inner
 def skip(s: Record, slots: Array, finish_wheel: Array, phases: Array, i: int) -> None:
     """Leave the decoding slot ``i`` out of the step at hand."""
     computed = computed_tokens(s, slots, i)
@@ -235,7 +235,7 @@ def skip(s: Record, slots: Array, finish_wheel: Array, phases: Array, i: int) ->
     s.num_skipped += 1
 
 
-@compiled
+@inner
 def resume_skipped(s: Record, slots: Array, finish_wheel: Array, phases: Array) -> None:
     """Let the sequences left out of the step decode on."""
     for j in range(s.num_skipped):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from samullm_plugin.engine import records as at
-from samullm_plugin.engine.jit import compiled
+from samullm_plugin.engine.jit import inner
 from samullm_plugin.engine.kv_cache import (
     blocks_for,
     find_prefix,
@@ -29,7 +29,7 @@ from samullm_plugin.engine.running import (
 )
 
 
-@compiled
+@inner
 def plan_running(s: Record, slots: Array, phases: Array, threshold: int) -> tuple[int, int]:
     """Set the chunks of the prefilling sequences as if all running sequences could be scheduled.
 
@@ -55,7 +55,7 @@ def plan_running(s: Record, slots: Array, phases: Array, threshold: int) -> tupl
     return tokens, needed
 
 
-@compiled
+@inner
 def blocks_needed(s: Record, slots: Array, i: int) -> Any:
     """Return the blocks that slot ``i`` needs for what is planned for it."""
     state = slots[i].state
@@ -68,7 +68,7 @@ def blocks_needed(s: Record, slots: Array, i: int) -> Any:
     return 0
 
 
-@compiled
+@inner
 def next_in_order(slots: Array, j: int, num_prefill: int, i: int) -> Any:
     """Return the earlier of the ``j``-th prefilling slot and slot ``i``; -1: there is neither."""
     if j >= num_prefill:
@@ -79,7 +79,7 @@ def next_in_order(slots: Array, j: int, num_prefill: int, i: int) -> Any:
     return i
 
 
-@compiled
+@inner
 def schedule_in_blocks(
     s: Record,
     requests: Array,
@@ -136,7 +136,7 @@ def schedule_in_blocks(
         remember_blocks(s, requests, slots, blocks, buckets, table, prompt_hash, current, known)
 
 
-@compiled
+@inner
 def schedule_one_by_one(
     s: Record,
     requests: Array,
@@ -212,7 +212,7 @@ def schedule_one_by_one(
     return budget
 
 
-@compiled
+@inner
 def schedule_running(
     s: Record,
     requests: Array,
@@ -273,7 +273,7 @@ def schedule_running(
     return s.max_num_batched_tokens - tokens
 
 
-@compiled
+@inner
 def schedule_waiting(
     s: Record,
     requests: Array,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from samullm_plugin.host.interfaces.backlog import Backlog
@@ -66,14 +66,14 @@ class Replica:
         at the head of its queue as if it had them all. A request that is to be served before one
         the engine has is given to it even where there is no room.
         """
-        room, last = self.room, None
+        for _ in range(min(self.room, len(self.backlog))):
+            yield self.backlog.take()
+        last: int | None = None
         while self.backlog:
-            if room <= 0:
-                if last is None:
-                    last = max((r.priority for r in self.outstanding.values()), default=0)
-                if self.backlog.first() >= last:
-                    return
-            room -= 1
+            if last is None:
+                last = max((r.priority for r in self.outstanding.values()), default=0)
+            if self.backlog.first() >= last:
+                return
             yield self.backlog.take()
 
 
@@ -109,7 +109,18 @@ class Deployment:
         """Return whether any replica can serve."""
         return any(r.ready_s is not None for r in self.replicas)
 
-    def place(self, request: int) -> Replica:
+    def deal(self, requests: Sequence[int]) -> None:
+        """Put requests into the backlogs of the replicas whose turn it is."""
+        if self.assigned is not None or self.inputs.has_chain:
+            for r in requests:
+                self._place(r).backlog.add(self._priority(r), r)
+            return
+        for k, replica in enumerate(self.replicas):
+            first = (k - self._turn) % len(self.replicas)
+            replica.backlog.add_all(requests[first :: len(self.replicas)])
+        self._turn += len(requests)
+
+    def _place(self, request: int) -> Replica:
         """Return the replica whose turn it is."""
         chain = int(self.inputs.chain[request])
         replica = self._chain_at.get(chain)
@@ -122,7 +133,7 @@ class Deployment:
                 self._chain_at[chain] = replica
         return replica
 
-    def priority(self, request: int) -> int:
+    def _priority(self, request: int) -> int:
         """Return the priority of a request; the lower number first."""
         return 0 if self.assigned is None else self.assigned[request][0]
 

@@ -96,7 +96,7 @@ class RunDisplay:
             return (
                 "planned" if gain is None else f"planned again: about {float(str(gain)):.0f} s less"
             )
-        return event.kind
+        return f"{event.kind}; {fields['note']}" if fields.get("note") else event.kind
 
     def summary(self) -> str:
         """Return how far the run is, in a line."""

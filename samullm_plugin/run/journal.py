@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from samullm_plugin.errors import InputError, RunError
 from samullm_plugin.files import reread_json, sync_file, to_json
@@ -157,13 +159,57 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
     return (record for _, record in _read(path, _wrong))
 
 
-def read_journal_places(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+class Finished(msgspec.Struct, gc=False):
+    """What a resumed run needs of the record of a request that an engine has finished.
+
+    Records of that kind that say more of this (seconds of a call), or are damaged, are none.
+    """
+
+    time_s: float
+    kind: Literal["finished"]
+    node: str
+    request: int
+    num_tokens: int
+    prompt_tokens: int = 0
+    finish_reason: str | None = None
+    text: str | None = None
+    error: str | None = None
+    seconds: None = None
+
+
+Placed = tuple[int, dict[str, Any] | Finished]
+"""Where a record begins in its journal, and the record."""
+
+
+def read_journal_places(path: Path) -> Iterator[Placed]:
     """Yield where each record of a run's journal begins, and the record, as :func:`read_journal`.
+
+    Most are of finished requests, of which only what they hold in common is read: several times
+    faster than all of them as mappings.
 
     Raises:
         InputError: naming the line that is damaged.
     """
-    return _read(path, _wrong)
+    decode = msgspec.json.Decoder(Finished).decode
+    place = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                if not line.isascii():
+                    line.decode()  # fields that are passed over are not looked at
+                found = decode(line)
+                whole = (
+                    -_LARGEST < found.time_s < _LARGEST
+                    and -_LARGEST < found.request < _LARGEST
+                    and -_LARGEST < found.num_tokens < _LARGEST
+                    and -_LARGEST < found.prompt_tokens < _LARGEST
+                )
+            except (msgspec.DecodeError, ValueError, RecursionError):
+                whole = False
+            yield place, found if whole else _record(path, number, line, _wrong)
+            place += len(line)
 
 
 def _not_an_object(record: object) -> str | None:
@@ -187,18 +233,29 @@ def _read(
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 return
-            try:
-                record = reread_json(line)
-                wrong = wrong_with(record)
-            except ValueError:
-                wrong = "is not JSON"
-            if wrong is not None:
-                raise InputError(
-                    f"{path} line {number}: {wrong}; the file was damaged after it had been "
-                    "written, and nothing can be continued from it"
-                )
-            yield place, record
+            yield place, _record(path, number, line, wrong_with)
             place += len(line)
+
+
+def _record(
+    path: Path, number: int, line: bytes, wrong_with: Callable[[Any], str | None]
+) -> dict[str, Any]:
+    """Return the record of a line.
+
+    Raises:
+        InputError: if it is damaged.
+    """
+    try:
+        record = reread_json(line)
+        wrong = wrong_with(record)
+    except ValueError:
+        wrong = "is not JSON"
+    if wrong is not None:
+        raise InputError(
+            f"{path} line {number}: {wrong}; the file was damaged after it had been written, and "
+            "nothing can be continued from it"
+        )
+    return dict(record)
 
 
 _TYPES: Mapping[str, type | tuple[type, ...]] = {

@@ -8,8 +8,8 @@ from enum import IntEnum
 import numpy as np
 
 from samullm_plugin.model.application import Application
-from samullm_plugin.model.types import Bools, Ints
-from samullm_plugin.run.results import RequestId, Result, Results
+from samullm_plugin.model.types import Bools, Floats, Ints
+from samullm_plugin.run.results import RequestId, Result, Results, single_numbers
 
 
 class Status(IntEnum):
@@ -21,6 +21,9 @@ class Status(IntEnum):
     FINISHED = 3
     SKIPPED = 4
     FAILED = 5
+
+
+_FINISHED = int(Status.FINISHED)
 
 
 def is_call(app: Application, request: RequestId) -> bool:
@@ -43,6 +46,7 @@ class Ledger:
         finish_s: per node, when each request was settled on the run's clock, inf before.
         results: of settled requests.
         calls: by Python node, how many calls were timed, and their seconds in all.
+        states: ``status``, the same memory, for single numbers: numpy takes several times as long.
     """
 
     def __init__(self, app: Application) -> None:
@@ -57,11 +61,23 @@ class Ledger:
         self.results = Results(sizes)
         self.calls: dict[int, tuple[int, float]] = {}
         self._num_models = len(app.nodes)
-        self._tables = [n.requests for n in app.all_nodes]
         self._rows_left: dict[RequestId, int] = {}
         self._open = [np.diff(n.requests.input_indptr).astype(np.int64) for n in app.all_nodes]
         self._unsettled = list(sizes)
         self._dependents = _dependents(app)
+        self.states = single_numbers(self.status)
+        self._open_views = single_numbers(self._open)
+        tables = [n.requests for n in app.all_nodes]
+        self._input_views = [
+            single_numbers((t.input_indptr, t.input_node, t.input_request)) for t in tables
+        ]
+        self._views = [
+            single_numbers(columns)
+            for columns in zip(
+                self.status, self.finish_s, self.generated, self.prompt_tokens, self.cut,
+                *zip(*self._dependents, strict=True), strict=True,
+            )
+        ]  # fmt: skip
 
     def first(self) -> Iterator[RequestId]:
         """Yield the unsettled requests that wait for nothing."""
@@ -71,13 +87,17 @@ class Ledger:
 
     def inputs(self, request: RequestId) -> list[RequestId]:
         """Return the requests whose outputs a request waits for, in the table's order."""
-        table = self._tables[request[0]]
-        entries = table.entries(request[1])
-        if not entries:
-            return []
-        part = slice(entries.start, entries.stop)
-        nodes, requests = table.input_node[part].tolist(), table.input_request[part].tolist()
-        return list(zip(nodes, requests, strict=True))
+        starts, nodes, requests = self._input_views[request[0]]
+        r = request[1]
+        return [(nodes[k], requests[k]) for k in range(starts[r], starts[r + 1])]
+
+    def inputs_finished(self, request: RequestId) -> bool:
+        """Return whether all that a request waits for has finished, and nothing failed."""
+        starts, nodes, requests = self._input_views[request[0]]
+        r, states = request[1], self.states
+        return all(
+            states[nodes[k]][requests[k]] == _FINISHED for k in range(starts[r], starts[r + 1])
+        )
 
     def lacks(self, request: RequestId) -> bool:
         """Return whether an input that a request needs was not taken."""
@@ -128,23 +148,53 @@ class Ledger:
     ) -> list[RequestId]:
         """Settle a request whose result is kept elsewhere; return as :meth:`settle` does."""
         node, r = request
-        self.status[node][r] = status
-        self.finish_s[node][r] = time_s
-        self.generated[node][r] = num_tokens
-        self.prompt_tokens[node][r] = prompt_tokens
-        self.cut[node][r] = cut
+        states, finish_s, generated, prompts, cuts, starts, nodes, requests = self._views[node]
+        states[r] = status
+        finish_s[r] = time_s
+        generated[r] = num_tokens
+        prompts[r] = prompt_tokens
+        cuts[r] = cut
         self._unsettled[node] -= 1
-        indptr, nodes, requests = self._dependents[node]
-        first, last = indptr[r], indptr[r + 1]
-        if first == last:
-            return []
         complete = []
-        for i, q in zip(nodes[first:last].tolist(), requests[first:last].tolist(), strict=True):
-            left = self._open[i]
-            left[q] -= 1
-            if left[q] == 0:
+        for k in range(starts[r], starts[r + 1]):
+            i, q = nodes[k], requests[k]
+            views = self._open_views[i]
+            views[q] = left = views[q] - 1
+            if not left:
                 complete.append((i, q))
         return complete
+
+    def mark_finished(
+        self,
+        node: int,
+        requests: Ints,
+        time_s: Floats,
+        num_tokens: Ints,
+        prompt_tokens: Ints,
+        cut: Bools,
+    ) -> None:
+        """Settle finished requests of a node whose results are kept elsewhere, as :meth:`mark`.
+
+        Args:
+            node: its index.
+            requests: different ones, none of them settled.
+            time_s: when each finished.
+            num_tokens: of their outputs.
+            prompt_tokens: of their prompts.
+            cut: whose outputs ended at a limit.
+        """
+        self.status[node][requests] = Status.FINISHED
+        self.finish_s[node][requests] = time_s
+        self.generated[node][requests] = num_tokens
+        self.prompt_tokens[node][requests] = prompt_tokens
+        self.cut[node][requests] = cut
+        self._unsettled[node] -= len(requests)
+        starts, nodes, targets = self._dependents[node]
+        first, count = starts[requests], starts[requests + 1] - starts[requests]
+        ends = np.cumsum(count)
+        entries = np.repeat(first - (ends - count), count) + np.arange(count.sum())
+        for i in np.unique(nodes[entries]).tolist():
+            np.subtract.at(self._open[i], targets[entries][nodes[entries] == i], 1)
 
     def note_call(self, node: int, seconds: float) -> None:
         """Count a call of a Python node."""

@@ -80,11 +80,14 @@ class RunLog:
         self._pending.append((record, None))
         self.records.append({k: v for k, v in record.items() if k not in BULKY})
 
-    def add_settled(
-        self, request: RequestId, time_s: float, kind: str, fields: Mapping[str, Any]
-    ) -> None:
-        """Add what became of a request; nothing of it is kept here once it is written."""
-        self._pending.append(({"time_s": time_s, "kind": kind, **fields}, request))
+    def add_settled(self, request: RequestId, record: dict[str, Any]) -> None:
+        """Add what became of a request; nothing of it is kept here once it is written.
+
+        Args:
+            request: whose record it is.
+            record: with its time and kind.
+        """
+        self._pending.append((record, request))
 
     def flush(self) -> None:
         """Write the pending events, then pass them to observers.

@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from samullm_plugin.errors import InputError
 from samullm_plugin.host.interfaces.executor import RequestOutput
 from samullm_plugin.model.application import Application
 from samullm_plugin.model.plan import Plan
 from samullm_plugin.records import read_record
+from samullm_plugin.run.journal import Finished, Placed
 from samullm_plugin.run.ledger import Ledger, Status, is_call
 from samullm_plugin.run.log import BULKY
 from samullm_plugin.run.results import RequestId, Result, logprobs_of, result_of
@@ -72,9 +75,77 @@ class Recovered:
         return count
 
 
+class _Batch:
+    """Finished requests that follow one another in a journal, to be settled together."""
+
+    ROWS = 8192
+
+    def __init__(self, resume: ResumePoint, users: UserNodes) -> None:
+        self._resume, self._ledger = resume, resume.ledger
+        models = len(resume.ledger.app.nodes)
+        self._parts = {
+            name: (node, part.start, len(part)) for name, node, part in users if node < models
+        }
+        self._rows: list[tuple[int, int, float, int, int, bool, int]] = []
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._rows)
+
+    def add(self, place: int, record: Finished) -> bool:
+        """Add a request; return False if it is no request of a model's node."""
+        node, start, count = self._parts.get(record.node, (0, 0, 0))
+        if not 0 <= record.request < count:
+            return False
+        self._rows.append(
+            (node, start + record.request, record.time_s, record.num_tokens, record.prompt_tokens,
+             record.finish_reason == "length", place)
+        )  # fmt: skip
+        return True
+
+    def settle(self, moved: dict[RequestId, RequestOutput]) -> int | None:
+        """Settle them and be empty.
+
+        Args:
+            moved: unfinished requests; those that are not any more are taken out.
+
+        Returns:
+            Which of them had been settled before, with nothing changed; None: none had.
+        """
+        rows, self._rows = self._rows, []
+        if not rows:
+            return None
+        ledger = self._resume.ledger
+        node, request, time_s, tokens, prompts, cut, place = map(np.array, zip(*rows, strict=True))
+        nodes = [(i, node == i) for i in np.unique(node).tolist()]
+        for i, mine in nodes:
+            known = ledger.status[i][request[mine]] >= Status.FINISHED
+            if known.any() or len(np.unique(request[mine])) < len(known):
+                return _first_known(ledger, [row[:2] for row in rows])
+        for i, mine in nodes:
+            ledger.mark_finished(
+                i, request[mine], time_s[mine], tokens[mine], prompts[mine], cut[mine]
+            )
+            ledger.results.all_written(i, request[mine], place[mine])
+        self._resume.clock_s = max(self._resume.clock_s, float(time_s.max()))
+        for row in rows if moved else ():
+            moved.pop(row[:2], None)
+        return None
+
+
+def _first_known(ledger: Ledger, requests: Iterable[RequestId]) -> int | None:
+    """Return which of some requests is the first that is settled, or there twice."""
+    seen: set[RequestId] = set()
+    for k, at in enumerate(requests):
+        if at in seen or ledger.states[at[0]][at[1]] >= Status.FINISHED:
+            return k
+        seen.add(at)
+    return None
+
+
 def recover(
     app: Application,
-    journal: Iterable[tuple[int, Mapping[str, Any]]],
+    journal: Iterable[Placed | tuple[int, Mapping[str, Any]]],
     where: str,
     read: Callable[[int], Mapping[str, Any]],
 ) -> Recovered:
@@ -96,7 +167,22 @@ def recover(
     users = UserNodes(app)
     calls: dict[RequestId, tuple[float, int, Result]] = {}
     ledger.results.read = read
-    for number, (place, record) in enumerate(journal, 1):
+    batch = _Batch(resume, users)
+
+    def settle(before: int) -> None:
+        count = len(batch)
+        if (k := batch.settle(moved)) is not None:
+            at = before - count + k
+            raise InputError(f"{where} line {at}: the request was settled before")
+
+    number = 0
+    for number, (place, found_there) in enumerate(journal, 1):
+        if isinstance(found_there, Finished) and batch.add(place, found_there):
+            if len(batch) == _Batch.ROWS:
+                settle(number + 1)
+            continue
+        settle(number)
+        record = read(place) if isinstance(found_there, Finished) else found_there
         try:
             resume.clock_s = max(resume.clock_s, float(record["time_s"]))
             kind = record["kind"]
@@ -142,6 +228,7 @@ def recover(
                 )
         except (KeyError, TypeError, ValueError, OverflowError, IndexError) as error:
             raise InputError(f"{where} line {number}: is damaged: {error!r}") from error
+    settle(number + 1)
     for request, (time_s, place, result) in calls.items():
         if ledger.rows_settled(request):  # else it is called again: its values were not written
             ledger.settle(request, Status.FINISHED, time_s, result)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
+from typing import Any, TypeVar
 
 import numpy as np
+from msgspec import structs
 
 from samullm_plugin.app.functions import Returned
 from samullm_plugin.app.requests import estimate_tokens
@@ -25,10 +28,9 @@ from samullm_plugin.run.user_nodes import UserNodes
 WAITING, READY, SUBMITTED, FINISHED, SKIPPED, FAILED = map(int, Status)
 """As plain numbers: a look-up in an enumeration takes a microsecond, and there are many."""
 
-_OPTIONAL = ("finish_reason", "stop_reason", "logprobs", "prompt_logprobs", "seconds")
-"""What is in the record of a finished request if it is known."""
-
 _NAMES = {int(s): s.name.lower() for s in Status}
+
+T = TypeVar("T")
 
 
 class RequestQueue:
@@ -105,7 +107,8 @@ class RequestQueue:
             None if it cannot be asked: it has failed then.
         """
         request = node, r
-        if self.ledger.status[node][r] != READY:
+        states = self.ledger.states[node]
+        if states[r] != READY:
             return None  # its node was given up in the meantime
         made = self._requests.get(request)
         if made is None:
@@ -123,7 +126,7 @@ class RequestQueue:
         elif made.priority != priority:
             made = replace(made, priority=priority)
         self._requests[request] = made
-        self.ledger.status[node][r] = SUBMITTED
+        states[r] = SUBMITTED
         return made
 
     def unqueue(self, node: int, request: int) -> None:
@@ -136,13 +139,16 @@ class RequestQueue:
 
     def _admit(self, complete: Iterable[RequestId], now_s: float) -> None:
         """Decide what becomes of requests whose inputs are all settled."""
-        waiting = deque(complete)
-        while waiting:
-            request = waiting.popleft()
+        waiting: deque[RequestId] = deque()
+        for request in chain(complete, _emptied(waiting)):
             node, r = request
-            if self.ledger.status[node][r] != WAITING:
+            states = self.ledger.states[node]
+            if states[r] != WAITING:
                 continue
             decision = self._decide(request)
+            if decision is A_PROMPT and not self._finds:  # mostly
+                self._make_ready(request)
+                continue
             found = None
             if self._finds and isinstance(decision, Prompt):
                 decision = self._source.prepare(request, self.ledger)
@@ -151,20 +157,16 @@ class RequestQueue:
             if isinstance(decision, Prompt):
                 judgement = found and self._source.judge(request, found, self.ledger)
                 if found is not None and isinstance(judgement, Call):
-                    self.ledger.status[node][r] = SUBMITTED
+                    states[r] = SUBMITTED
                     self._checked[request] = found
                     self.calls.submit(request, judgement, now_s)
                     continue
                 if found is not None and judgement is None:
                     waiting.extend(self._note(request, FINISHED, now_s, found, reused=True))
                     continue
-                self._keys.pop(request, None)
-                self.ledger.status[node][r] = READY
-                if request in self._moved:
-                    self.ledger.generated[node][r] = self._moved[request].num_tokens
-                self._queue[node].append(r)
+                self._make_ready(request)
             elif isinstance(decision, Call):
-                self.ledger.status[node][r] = SUBMITTED
+                states[r] = SUBMITTED
                 self.calls.submit(request, decision, now_s)
             elif isinstance(decision, Given):
                 result = Result(decision.num_tokens, finish_reason="stop", value=decision.value)
@@ -175,6 +177,15 @@ class RequestQueue:
                 result = Result(finish_reason="error", error=decision.reason)
                 waiting.extend(self._note(request, FAILED, now_s, result))
 
+    def _make_ready(self, request: RequestId) -> None:
+        """Queue a request."""
+        node, r = request
+        self._keys.pop(request, None)
+        self.ledger.states[node][r] = READY
+        if request in self._moved:
+            self.ledger.generated[node][r] = self._moved[request].num_tokens
+        self._queue[node].append(r)
+
     def _answered(self, request: RequestId, prompt: Prompt) -> Result | None:
         """Return the output of an equal request of an earlier run."""
         if self._reuse is None:
@@ -183,8 +194,10 @@ class RequestQueue:
         return self._reuse.find(request, self._keys[request])
 
     def _decide(self, request: RequestId) -> Prepared:
+        node, num_models = request[0], len(self._queue)
+        if node < num_models and self.ledger.inputs_finished(request):
+            return self._source.decide(request, self.ledger)
         inputs = self.ledger.inputs(request)
-        node, num_models = request[0], len(self.ledger.app.nodes)
         python = self.ledger.app.python[node - num_models] if node >= num_models else None
         if python is not None and request[1] >= python.num_calls:
             call = inputs[-1]
@@ -235,7 +248,7 @@ class RequestQueue:
 
     def finish(self, request: RequestId, output: RequestOutput, time_s: float) -> None:
         """Settle a request that an engine has finished."""
-        if self.ledger.status[request[0]][request[1]] >= FINISHED:
+        if self.ledger.states[request[0]][request[1]] >= FINISHED:
             return  # its node was given up in the meantime
         given = self._requests[request]
         if output.finish_reason == "error":
@@ -278,7 +291,8 @@ class RequestQueue:
         attempt = self._rejected[request] = self._rejected.get(request, 0) + 1
         if self._source.again(request, A_PROMPT, attempt) is None:
             tries = f" ({attempt} times)" if attempt > 1 else ""
-            failed = replace(result, finish_reason="error", error=f"rejected{tries}: {reason}")
+            why = f"rejected{tries}: {reason}"
+            failed = structs.replace(result, finish_reason="error", error=why)
             self._admit(self._note(request, FAILED, time_s, failed), time_s)
             return
         name, index = self._users.written(request)
@@ -305,14 +319,15 @@ class RequestQueue:
             if returned.kind in ("failed", "rejected"):
                 rejected = "rejected: " if returned.kind == "rejected" else ""
                 text = f"{rejected}{returned.reason}"
-                result = replace(checked or Result(), finish_reason="error", error=text)
+                failed = checked or Result()
+                result = structs.replace(failed, finish_reason="error", error=text)
                 self._admit(self._note(request, FAILED, time_s, result), time_s)
                 continue
             if returned.kind == "dropped" and checked is None:
                 self._admit(self._note(request, SKIPPED, time_s, Result()), time_s)
                 continue
             if checked is not None:
-                result = replace(checked, value=returned.value)
+                result = structs.replace(checked, value=returned.value)
             else:
                 result = self._called(request, returned)
             self._admit(self._note(request, FINISHED, time_s, result), time_s)
@@ -387,15 +402,24 @@ class RequestQueue:
     ) -> list[RequestId]:
         """Write a settled request down; return the requests that have all their inputs now."""
         name, index = self._users.written(request)
-        fields: dict[str, object] = {"node": name, "request": index}
+        fields: dict[str, Any] = {
+            "time_s": time_s, "kind": _NAMES[status], "node": name, "request": index
+        }  # fmt: skip
         if status == FINISHED:
             fields["prompt_tokens"] = result.prompt_tokens
             fields["num_tokens"] = result.num_tokens
             if result.text is not None:
                 fields["text"] = result.text
-            for field in _OPTIONAL:
-                if (content := getattr(result, field)) is not None:
-                    fields[field] = content
+            if result.finish_reason is not None:
+                fields["finish_reason"] = result.finish_reason
+            if result.stop_reason is not None:
+                fields["stop_reason"] = result.stop_reason
+            if result.logprobs is not None:
+                fields["logprobs"] = result.logprobs
+            if result.prompt_logprobs is not None:
+                fields["prompt_logprobs"] = result.prompt_logprobs
+            if result.seconds is not None:
+                fields["seconds"] = result.seconds
             if result.token_ids is not None and self._keeps_ids(result):
                 fields["token_ids"] = result.token_ids
             if result.value is not None and not is_call(self.ledger.app, request):
@@ -413,7 +437,7 @@ class RequestQueue:
             self._keys.pop(request, None)
             if result.text is not None:
                 fields["text"] = result.text
-        self._log.add_settled(request, time_s, _NAMES[status], fields)
+        self._log.add_settled(request, fields)
         self._requests.pop(request, None)
         complete = self.ledger.settle(request, status, time_s, result)
         self._left[name] -= 1
@@ -422,6 +446,12 @@ class RequestQueue:
         if self.ledger.settled(request[0]):
             self.changed = True
         return complete
+
+
+def _emptied(items: deque[T]) -> Iterator[T]:
+    """Yield what is in a queue, and what is added meanwhile, until nothing is left."""
+    while items:
+        yield items.popleft()
 
 
 def _generated_ids(request: EngineRequest) -> tuple[int, ...] | None:

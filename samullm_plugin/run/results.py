@@ -7,13 +7,16 @@ not grow with the texts it generates. Runs without a journal keep everything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from samullm_plugin.model.logprobs import PositionLogprobs, TokenLogprob
+from samullm_plugin.model.types import Ints
 
 RequestId = tuple[int, int]
 """Index of a node and of a request in its table."""
@@ -28,8 +31,7 @@ _BYTES_IN_MEMORY = 2
 _UNWRITTEN = -1
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(msgspec.Struct, frozen=True):  # made twice as fast as a frozen dataclass
     """What came of a settled request.
 
     Attributes:
@@ -85,6 +87,11 @@ def logprobs_of(rows: Any) -> Any:
     return tuple(None if r is None else tuple(TokenLogprob(*t) for t in r) for r in rows)
 
 
+def single_numbers(arrays: Iterable[NDArray[Any]]) -> list[Any]:
+    """Return the memory of arrays, to read and write single numbers: numpy takes longer for one."""
+    return [memoryview(array) for array in arrays]  # type: ignore[arg-type]  # they have buffers
+
+
 class Results:
     """A mapping from settled requests to their results.
 
@@ -100,9 +107,11 @@ class Results:
         """
         self.read: Callable[[int], Mapping[str, Any]] | None = None
         self._place = [np.full(n, _UNWRITTEN, np.int64) for n in sizes]
+        self._places = single_numbers(self._place)
         self._unwritten: dict[RequestId, Result] = {}
         self._recent: dict[RequestId, tuple[Result, int]] = {}
         self._recent_bytes = 0
+        self._order: deque[RequestId] = deque()  # of recent ones; the first key of a dict is slow
         self._pinned: dict[RequestId, Result] = {}
 
     def add(self, request: RequestId, result: Result, *, pinned: bool = False) -> None:
@@ -130,14 +139,19 @@ class Results:
             place: where its record begins.
             num_bytes: of the record.
         """
-        self._place[request[0]][request[1]] = place
+        self._places[request[0]][request[1]] = place
         result = self._unwritten.pop(request, None)
         if result is not None and self.read is not None:
             size = _RESULT_BYTES + _BYTES_IN_MEMORY * num_bytes
             self._recent[request] = result, size
             self._recent_bytes += size
+            self._order.append(request)
             while self._recent_bytes > KEPT_BYTES and len(self._recent) > 1:
-                self._forget(next(iter(self._recent)))
+                self._forget(self._order.popleft())
+
+    def all_written(self, node: int, requests: Ints, places: Ints) -> None:
+        """Note where results of a node's requests are in the journal, none of which is held."""
+        self._place[node][requests] = places
 
     def _forget(self, request: RequestId) -> None:
         _, size = self._recent.pop(request, (None, 0))
@@ -150,7 +164,7 @@ class Results:
         for held in (self._unwritten, self._pinned):
             if (found := held.get(request)) is not None:
                 return found
-        place = int(self._place[request[0]][request[1]])
+        place = self._places[request[0]][request[1]]
         if place == _UNWRITTEN or self.read is None:
             return None
         return result_of(self.read(place))
@@ -167,13 +181,13 @@ class Results:
 
     def __contains__(self, request: RequestId) -> bool:
         """Return whether there is a result."""
-        if self._place[request[0]][request[1]] != _UNWRITTEN:
+        if self._places[request[0]][request[1]] != _UNWRITTEN:
             return True
         return request in self._unwritten or request in self._pinned
 
     def pop(self, request: RequestId) -> None:
         """Forget a result: the request is asked again."""
-        self._place[request[0]][request[1]] = _UNWRITTEN
+        self._places[request[0]][request[1]] = _UNWRITTEN
         self._unwritten.pop(request, None)
         self._pinned.pop(request, None)
         self._forget(request)

@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 KEY_BYTES = 16
 
+_OF_THE_RUN = ("time_s", "kind", "node", "request")
 _NOT_CONTENT = ("request", "priority", "prompt_tokens", "num_generated", "output_tokens")
 """Fields of a request that say where and how it is served, not what is asked."""
 
@@ -243,7 +244,7 @@ class Reuse:
         """
         if self._store is None:
             return
-        record = {n: v for n, v in record.items() if n not in ("node", "request")}
+        record = {n: v for n, v in record.items() if n not in _OF_THE_RUN}
         try:
             self._store.put(key, written_json(record), self._names[request[0]])
         except InputError as error:

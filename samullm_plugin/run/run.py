@@ -48,7 +48,7 @@ from samullm_plugin.run.setup import (
     prepare,
 )
 from samullm_plugin.run.signals import defer_signals
-from samullm_plugin.run.table_files import live_table
+from samullm_plugin.run.table_files import TableError, live_table
 from samullm_plugin.run.trace import trace_json
 from samullm_plugin.run.user_nodes import UserNodes
 
@@ -122,9 +122,12 @@ def start_run(setup: RunSetup, plan: Plan, scheduler: str = "") -> RunOutcome:
             log.flush()
             resume = ResumePoint(Ledger(problem.app))
             with _opened(setup, executor, directory) as open_s:
-                run = _run(setup, plan, executor, source, log, directory, resume)
+                run, unwritten = _run(setup, plan, executor, source, log, directory, resume)
             figures = executor.figures()
-            return _outcome(setup, run, source, log, directory, planned, open_s, figures)
+            done = _outcome(setup, run, source, log, directory, planned, open_s, figures)
+            if unwritten is not None:
+                raise unwritten
+            return done
         finally:
             journal.close()
     finally:
@@ -165,15 +168,17 @@ def resume_run(
                 )
             first = read_plan(setup.directory / "plan.json").plan
             require_valid(problem, first, str(setup.directory / "plan.json"))
+            note = {}
             if found.plan is not None and not _can_be_carried_out(problem, found.plan):
                 found.begin_plan(None)  # made for a cluster or models that are others now
+                note = {"note": "its last plan does not fit the devices or models: from its first"}
             if found.resume.stage >= len((found.plan or first).stages):
                 raise InputError(f"{path}: tells of a stage that the run's plan does not have")
             executor, source = prepare(setup)
             log = open_log(setup, journal)
             log.records.extend(found.records)
             interrupted_s = found.resume.clock_s
-            log.add(interrupted_s, "resumed", interrupted_s=interrupted_s)
+            log.add(interrupted_s, "resumed", interrupted_s=interrupted_s, **note)
             if retry_failed and (count := found.reopen_failed()):
                 log.add(interrupted_s, "retry", requests=count)
             if plan is not None:
@@ -181,11 +186,14 @@ def resume_run(
                 found.begin_plan(first)
             planned = planned_trace(setup, first)
             with _opened(setup, executor) as open_s:
-                run = _run(
+                run, unwritten = _run(
                     setup, found.plan or first, executor, source, log, directory, found.resume
                 )
             figures = executor.figures()
-            return _outcome(setup, run, source, log, directory, planned, open_s, figures)
+            done = _outcome(setup, run, source, log, directory, planned, open_s, figures)
+            if unwritten is not None:
+                raise unwritten
+            return done
         finally:
             journal.close()
     finally:
@@ -228,8 +236,8 @@ def _run(
     log: RunLog,
     directory: RunDirectory,
     resume: ResumePoint,
-) -> Coordinator:
-    """Run on an open executor; return the coordinator after the run."""
+) -> tuple[Coordinator, TableError | None]:
+    """Run on an open executor; return the coordinator after the run, and why it has no table."""
     app = setup.instance.problem.app
     # Engines that only imitate would teach the next plan what the last one believed.
     real = not (imitates(executor) or executor.virtual_clock)
@@ -252,14 +260,18 @@ def _run(
         log.add_listener(writer.take)
         if setup.on_start is not None:
             setup.on_start(coordinator)
-        with live_table(setup.loaded, setup.directory) as table:
-            coordinator.run()
-            if table is not None and not coordinator.drained:
-                table.complete = True
+        unwritten: TableError | None = None
+        try:
+            with live_table(setup.loaded, setup.directory) as table:
+                coordinator.run()
+                if table is not None and not coordinator.drained:
+                    table.complete = True
+        except TableError as error:
+            unwritten = error
     if calibrator is not None:
         calibrator.keep(coordinator.ledger)
     writer.write_rest()
-    return coordinator
+    return coordinator, unwritten
 
 
 def _outcome(

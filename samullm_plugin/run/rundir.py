@@ -26,6 +26,11 @@ logger = logging.getLogger(__name__)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 """What file systems answer that have no ``flock``."""
 
+_BEFORE_RUN = frozenset(
+    {"run.lock", "outputs", "run.json", "rows", "app.yaml", "plan.json", "planned.json"}
+)
+"""What a run writes before its journal: without one, nothing of it is worth keeping."""
+
 FORMAT = 1
 """Version of the directory's layout."""
 
@@ -60,20 +65,25 @@ class RunDirectory:
             InputError: if the folder holds a run or other files, or cannot be made.
         """
         directory = cls(path)
-        if (path / "run.json").exists():
+        if directory.journal_path.exists():
             raise InputError(
                 f"{path}: holds a run already; continue it with --resume {path}, or give another "
                 "--output-dir"
             )
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if any(p.name != "run.lock" for p in path.iterdir()):
+            if any(p.name not in _BEFORE_RUN for p in path.iterdir()):
                 raise InputError(f"{path}: is not empty; give an --output-dir that is")
             directory.lock()
-            (path / "outputs").mkdir(exist_ok=True)
+            directory._clear()
+            (path / "outputs").mkdir()
             directory.write_json("run.json", {"format": FORMAT, **facts, "identity": identity})
         except OSError as error:
+            directory.close()
             raise InputError(f"{path}: {error.strerror}") from error
+        except BaseException:
+            directory.close()
+            raise
         return directory
 
     @classmethod
@@ -86,6 +96,11 @@ class RunDirectory:
         """
         directory = cls(path)
         facts = read_facts(path)
+        if not (path / "plan.json").exists() and not directory.journal_path.exists():
+            raise InputError(
+                f"{path}: the run was stopped before it began; start it anew with --output-dir "
+                f"{path}"
+            )
         if changed := differences(facts.get("identity") or {}, identity):
             more = f"; and {len(changed) - SHOWN} more nodes" if len(changed) > SHOWN else ""
             where = facts.get("app_file")
@@ -98,6 +113,22 @@ class RunDirectory:
             )
         directory.lock()
         return directory
+
+    def _clear(self) -> None:
+        """Remove what a run left that was stopped before it began.
+
+        Raises:
+            InputError: if there are outputs: they are of something else.
+        """
+        outputs = self.path / "outputs"
+        if outputs.exists() and any(outputs.iterdir()):
+            raise InputError(f"{self.path}: is not empty; give an --output-dir that is")
+        for name in _BEFORE_RUN - {"run.lock"}:
+            file = self.path / name
+            if file.is_dir():
+                shutil.rmtree(file)
+            else:
+                file.unlink(missing_ok=True)
 
     def discard(self) -> None:
         """Remove everything in the directory, and let go of it: the run was never begun."""
@@ -119,6 +150,7 @@ class RunDirectory:
             raise InputError(f"{self.path}: another process runs in this directory") from error
         except OSError as error:
             if error.errno not in _NO_LOCKS:
+                self.close()
                 raise InputError(f"{self.path}: {error.strerror}") from error
             logger.warning(
                 "%s: its file system has no locks (%s); see that no other process runs there",

@@ -61,8 +61,7 @@ class Serving:
     def _deal(self, node: int, deployment: Deployment) -> None:
         if self._policy is not None and deployment.assigned is None:
             deployment.assigned = self._assign(node, deployment, self._policy)
-        for r in self._queue.take_queue(node):
-            deployment.place(r).backlog.add(deployment.priority(r), r)
+        deployment.deal(self._queue.take_queue(node))
 
     def _give(self, node: int, replica: Replica, now_s: float) -> None:
         """Give an engine requests up to its window, and any that are to be served before others."""
@@ -101,15 +100,19 @@ class Serving:
             RunError: if it reports requests that it does not have.
         """
         found = self._engines.find(event.key)
-        for output in event.outputs:
-            if found is not None:
-                deployment, replica = found
-                node = deployment.node
-                replica.outstanding.pop(output.request, None)
+        if found is not None:
+            deployment, replica = found
+            node, outstanding = deployment.node, replica.outstanding
+            for output in event.outputs:
+                outstanding.pop(output.request, None)
                 replica.num_finished += 1
-                if not replica.outstanding:
+                if not outstanding:
                     replica.note_busy(time_s)
-            elif event.key in self.late:
+                self.failures[node] = self.unstarted[node] = 0
+                self._queue.finish((node, output.request), output, time_s)
+            return
+        for output in event.outputs:
+            if event.key in self.late:
                 node, waiting = self.late[event.key]
                 waiting.discard(output.request)
                 if not waiting:

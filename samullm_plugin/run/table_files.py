@@ -170,6 +170,10 @@ def _cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
+class TableError(RunError):
+    """The joined table could not be written; everything else of the run can."""
+
+
 class LiveTable:
     """Writes parts of a table in a thread of its own while the run goes on.
 
@@ -211,7 +215,7 @@ def live_table(loaded: LoadedApplication, directory: Path) -> Iterator[LiveTable
         The table, or None if none is asked for.
 
     Raises:
-        RunError: if it could not be written; everything else of the run is there.
+        TableError: if it could not be written.
     """
     output = loaded.output
     if output is None or loaded.sources is None:
@@ -231,12 +235,10 @@ def live_table(loaded: LoadedApplication, directory: Path) -> Iterator[LiveTable
             if error is None:
                 try:
                     parts.finish(file, table_format(file))
-                except RunError:
-                    raise
-                except Exception as failure:  # of a library; the run itself is whole
+                except Exception as failure:  # of the disk or a library; the run itself is whole
                     error = failure
             if error is not None:
-                raise RunError(
+                raise TableError(
                     f"{file}: the joined table could not be written: {error}; every result is in "
                     f"the journal: samullm export {directory} --output {file}"
                 ) from error

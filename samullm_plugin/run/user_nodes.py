@@ -35,6 +35,8 @@ class UserNodes:
     def written(self, request: RequestId) -> tuple[str, int]:
         """Return the user's node a request belongs to, and its index there."""
         node, r = request
+        if len(self._starts[node]) == 1:
+            return self._names[node][0], r
         k = bisect_right(self._starts[node], r) - 1
         return self._names[node][k], r - self._starts[node][k]
 

@@ -6,11 +6,12 @@ progress read off the table of its run alone. Tens of thousands take a second.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
+from samullm_plugin.engine.jit import Compiled, inner
 from samullm_plugin.model.types import Bools, Floats, Ints
 
 WORTHWHILE = 0.01
@@ -29,6 +30,10 @@ SURELY = 0.98
 NEVER = 1e300
 SLACK = 1e-9
 WAITING, RUNNING, FINISHED = 0, 1, 2
+
+compiled = Compiled(
+    "auto", (Path(__file__).with_name(f"{n}.py") for n in ("decoder", "neighbourhood"))
+)
 
 
 class Tables(NamedTuple):
@@ -93,11 +98,22 @@ class EncodedSolution(NamedTuple):
     flags: Ints
 
 
-@numba.njit(cache=True, nogil=True)
-def _take(t, mode, free, held):  # type: ignore[no-untyped-def]  # typed by numba from its arguments
+@inner
+def _sum(values, total):  # type: ignore[no-untyped-def]  # typed by numba from its arguments
+    """Return ``total`` and all values."""
+    for i in range(len(values)):
+        total += values[i]
+    return total
+
+
+@inner
+def _take(t, mode, free, held):  # type: ignore[no-untyped-def]  # as above
     """Take devices for a mode, in place: from the fullest groups that have room."""
     width, parts = t.width[mode], t.parts[mode]
-    for kind in range(t.kind.max() + 1):
+    kinds = 0
+    for g in range(len(free)):
+        kinds = max(kinds, t.kind[g] + 1)
+    for kind in range(kinds):
         room = 0
         for g in range(len(free)):
             if t.kind[g] == kind and t.allowed[mode, g]:
@@ -116,7 +132,7 @@ def _take(t, mode, free, held):  # type: ignore[no-untyped-def]  # typed by numb
     return False
 
 
-@numba.njit(cache=True, nogil=True)
+@inner
 def _share_after(work_s, shares, seconds):  # type: ignore[no-untyped-def]  # as above
     """Return the share of the requests that is finished after so many seconds of work."""
     last = len(shares) - 1
@@ -131,7 +147,7 @@ def _share_after(work_s, shares, seconds):  # type: ignore[no-untyped-def]  # as
     return 1.0
 
 
-@numba.njit(cache=True, nogil=True)
+@inner
 def _work_until(work_s, shares, share):  # type: ignore[no-untyped-def]  # as above
     """Return the seconds of work in which a share of the requests is finished."""
     for k in range(1, len(shares)):
@@ -141,7 +157,7 @@ def _work_until(work_s, shares, share):  # type: ignore[no-untyped-def]  # as ab
     return work_s[len(shares) - 1]
 
 
-@numba.njit(cache=True, nogil=True)
+@inner
 def _find_ends(t, state, mode, base_s, floor_s, total_s, end_s):  # type: ignore[no-untyped-def]  # as above
     """Write when each running model finishes, its producers considered."""
     for i in t.topological:
@@ -155,7 +171,7 @@ def _find_ends(t, state, mode, base_s, floor_s, total_s, end_s):  # type: ignore
         end_s[i] = end
 
 
-@numba.njit(cache=True, nogil=True)
+@inner
 def _tail(t, entry, producer, its_mode, node, mode, total_s):  # type: ignore[no-untyped-def]  # as above
     """Return what a consumer needs after its producer's end, at most its whole time."""
     width = t.first[node + 1] - t.first[node]
@@ -163,7 +179,7 @@ def _tail(t, entry, producer, its_mode, node, mode, total_s):  # type: ignore[no
     return min(t.tail_s[at], total_s)
 
 
-@numba.njit(cache=True, nogil=True)
+@inner
 def decode(t, solution, s, limit_s):  # type: ignore[no-untyped-def]  # as above
     """Return the makespan and the sum of all finishes in scenario ``s``.
 
@@ -176,10 +192,13 @@ def decode(t, solution, s, limit_s):  # type: ignore[no-untyped-def]  # as above
     origin_s, begun_s = np.zeros(count), np.zeros(count)
     base_s, floor_s, total_s = np.zeros(count), np.zeros(count), np.zeros(count)
     end_s = np.zeros(count)
-    split = np.where(then == modes, 0.0, splits)  # nothing would change there
+    split = splits.copy()
+    for i in range(count):
+        if then[i] == modes[i]:
+            split[i] = 0.0  # nothing would change there
     held = np.zeros((count, len(t.size)), np.int64)
     free = t.size.copy()
-    by_end = np.empty(count, np.int64)
+    by_end = np.zeros(count, np.int64)
     now, left = 0.0, count
     for _ in range(12 * count + 60):
         # Devices to models in order.
@@ -207,7 +226,7 @@ def decode(t, solution, s, limit_s):  # type: ignore[no-untyped-def]  # as above
             base_s[i] = now + total_s[i]
             left -= 1
         _find_ends(t, state, mode, base_s, floor_s, total_s, end_s)
-        num_free = free.sum()
+        num_free = _sum(free, 0)
         if left == 0 and flags[1] and num_free > 0:
             # What is left over to models that finish sooner by it, what finishes last first.
             running = 0
@@ -239,7 +258,7 @@ def decode(t, solution, s, limit_s):  # type: ignore[no-untyped-def]  # as above
                         limit, chosen = now + t.load_s[s, m] + rest, m
                 if chosen >= 0 and _resize(t, s, i, chosen, share, now, free, held, mode,
                                            origin_s, begun_s, base_s, total_s):  # fmt: skip
-                    num_free = free.sum()
+                    num_free = _sum(free, 0)
             _find_ends(t, state, mode, base_s, floor_s, total_s, end_s)
         # The next event.
         at, who, kind = NEVER, -1, 0
@@ -289,18 +308,19 @@ def decode(t, solution, s, limit_s):  # type: ignore[no-untyped-def]  # as above
     return makespan, total
 
 
-@numba.njit(cache=True, nogil=True)
+@inner
 def _resize(  # type: ignore[no-untyped-def]  # as above
     t, s, i, m, share, now, free, held, mode, origin_s, begun_s, base_s, total_s
 ):
     """Start a running model anew in another mode, in place; return whether there is a place."""
-    before, free_before = held[i].copy(), free.copy()
+    before = held[i].copy()
     for g in range(len(free)):
         free[g] += held[i, g]
         held[i, g] = 0
     if not _take(t, m, free, held[i]):
         for g in range(len(free)):
-            free[g], held[i, g] = free_before[g], before[g]
+            free[g] -= before[g]
+            held[i, g] = before[g]
         return False
     mode[i], begun_s[i] = m, now
     origin_s[i] = now + t.load_s[s, m] - _work_until(t.work_s[s, m], t.shares, share)
@@ -309,7 +329,7 @@ def _resize(  # type: ignore[no-untyped-def]  # as above
     return True
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def value_s(t, solution, limit_s, least_s):  # type: ignore[no-untyped-def]  # as above
     """Return the mean makespan of a solution, plus a little of the mean finish of all models.
 
@@ -320,7 +340,7 @@ def value_s(t, solution, limit_s, least_s):  # type: ignore[no-untyped-def]  # a
         least_s: by scenario, the least value known; made smaller, in place, where this one's is.
     """
     count, scenarios = len(solution.order), t.load_s.shape[0]
-    total, rest = 0.0, SURELY * least_s.sum()
+    total, rest = 0.0, SURELY * _sum(least_s, 0.0)
     for s in range(scenarios):
         rest -= SURELY * least_s[s]
         makespan, finishes = decode(t, solution, s, limit_s * scenarios - total - rest)

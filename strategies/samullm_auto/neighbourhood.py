@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
-from samullm_auto.decoder import NEVER, EncodedSolution, Tables, value_s
+from samullm_auto.decoder import NEVER, EncodedSolution, Tables, compiled, value_s
+from samullm_plugin.engine.jit import inner
 
 
-@numba.njit(cache=True, nogil=True)
+@inner
 def _pick(weights, rng):  # type: ignore[no-untyped-def]  # typed by numba from its arguments
     """Return an index at random, by cumulative weights that end at 1."""
     at = rng.random()
@@ -18,7 +18,13 @@ def _pick(weights, rng):  # type: ignore[no-untyped-def]  # typed by numba from 
     return len(weights) - 1
 
 
-@numba.njit(cache=True, nogil=True)
+@inner
+def _below(rng, bound):  # type: ignore[no-untyped-def]  # as above
+    """Return a number at random."""
+    return rng.integers(0, bound)
+
+
+@inner
 def move(t, solution, weights, moments, rng):  # type: ignore[no-untyped-def]  # as above
     """Change a solution at random, in place."""
     order, mode, start, split, then, flags = solution
@@ -30,7 +36,7 @@ def move(t, solution, weights, moments, rng):  # type: ignore[no-untyped-def]  #
         if t.up_first[node + 1] == t.up_first[node]:
             kind = 0.3  # it waits for nobody
         else:
-            choice = rng.integers(0, len(moments) + 2)
+            choice = _below(rng, len(moments) + 2)
             start[node] = 0.0 if choice == 0 else 1.0
             if 0 < choice <= len(moments):
                 start[node] = moments[choice - 1]
@@ -39,15 +45,15 @@ def move(t, solution, weights, moments, rng):  # type: ignore[no-untyped-def]  #
         if split[node] > 0.0 and rng.random() < 0.5:
             split[node] = 0.0
         else:
-            split[node] = moments[rng.integers(0, len(moments))]
-            then[node] = t.first[node] + rng.integers(0, options)
+            split[node] = moments[_below(rng, len(moments))]
+            then[node] = t.first[node] + _below(rng, options)
     elif kind < 0.65 or count == 1:
-        mode[node] = t.first[node] + rng.integers(0, options)
+        mode[node] = t.first[node] + _below(rng, options)
     elif kind < 0.77:
-        a, b = rng.integers(0, count), rng.integers(0, count)
+        a, b = _below(rng, count), _below(rng, count)
         order[a], order[b] = order[b], order[a]
     elif kind < 0.86:
-        a, b = rng.integers(0, count), rng.integers(0, count)
+        a, b = _below(rng, count), _below(rng, count)
         moved = order[a]
         while a < b:
             order[a] = order[a + 1]
@@ -57,18 +63,18 @@ def move(t, solution, weights, moments, rng):  # type: ignore[no-untyped-def]  #
             a -= 1
         order[b] = moved
     elif kind < 0.94:
-        mode[node] = t.first[node] + rng.integers(0, options)
+        mode[node] = t.first[node] + _below(rng, options)
         other = _pick(weights, rng)
-        mode[other] = t.first[other] + rng.integers(0, t.first[other + 1] - t.first[other])
+        mode[other] = t.first[other] + _below(rng, t.first[other + 1] - t.first[other])
     else:
-        which = rng.integers(0, 3)
+        which = _below(rng, 3)
         if which != 1:
             flags[0] = 1 - flags[0]
         if which != 0:
             flags[1] = 1 - flags[1]
 
 
-@numba.njit(cache=True, nogil=True)
+@inner
 def _copy(source, target):  # type: ignore[no-untyped-def]  # as above
     """Write one solution into another."""
     for i in range(len(source.order)):
@@ -78,7 +84,7 @@ def _copy(source, target):  # type: ignore[no-untyped-def]  # as above
     target.flags[0], target.flags[1] = source.flags[0], source.flags[1]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def anneal(  # type: ignore[no-untyped-def]  # as above
     t, current, value, trial, weights, moments, heat, steps, kept, kept_s, least_s, rng
 ):

@@ -9,7 +9,7 @@ import numpy as np
 from samullm_tasks.timing import TimedMode, alone, tails_s
 
 from samullm_auto.chains import annealing_chains, encoded_columns
-from samullm_auto.decoder import EARLY, NEVER, EncodedSolution, Tables, decode, value_s
+from samullm_auto.decoder import NEVER, EncodedSolution, Tables, value_s
 from samullm_auto.solution import Solution, Split, by_shape
 from samullm_plugin import ParallelConfig, Problem
 from samullm_plugin.model.types import Floats
@@ -108,10 +108,8 @@ class Surrogate:
         values = {s: self.value_s(s) for s in starts}
         best = min(values, key=values.__getitem__)
         start = self.encode(best)
-        least_s = np.zeros(len(self._scenarios))
-        for s in range(len(least_s)):
-            makespan_s, finishes_s = decode(self.tables, start, s, NEVER)
-            least_s[s] = makespan_s + EARLY * finishes_s / len(self._modes)
+        least_s = np.full(len(self._scenarios), NEVER)
+        value_s(self.tables, start, NEVER, least_s)
         moments = np.array(MOMENTS)
         chains = annealing_chains(
             self.tables, start, values[best], least_s, weights, moments, steps, fuse_s, count, rng

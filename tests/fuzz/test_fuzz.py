@@ -19,6 +19,7 @@ FOUND = {
     ("journal", 251): "a journal record with a list for its kind",
     ("journal", 700480): "a journal's plan with a node twice in a stage",
     ("app.yaml", 700537): "a length that no computer's integer holds",
+    ("app.yaml", 703292): "a list where further sampling parameters belong",
     ("profile", 700393): "a profile with host seconds for other knots",
     ("profile", 700404): "a profile with a text for a model's size",
 }

@@ -229,6 +229,27 @@ def test_a_simulated_run_writes_its_table(
     assert "there is no 'ids' (did you mean 'id'?)" in capsys.readouterr().err
 
 
+def test_a_table_that_cannot_be_written_loses_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    application(tmp_path, 20, "output: {file: result.parquet}")
+
+    def full(*_: object, **__: object) -> None:
+        raise pyarrow.ArrowNotImplementedError("no such type")
+
+    app, out = str(tmp_path / "app.yaml"), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("pyarrow.parquet.write_table", full)
+        assert main(["run", app, "--output-dir", str(out), "--scheduler", "max-heuristic"]) == 1
+    said = capsys.readouterr().err
+    assert "result.parquet: the joined table could not be written: no such type; every" in said
+    for node, lines in (("generate.a", 20), ("generate.b", 20), ("rate", 40), ("sum", 20)):
+        assert len((out / f"outputs/{node}.jsonl").read_text().splitlines()) == lines
+    assert json.loads((out / "metrics.json").read_text())
+    assert main(["export", str(out), "--output", str(out / "result.parquet")]) == 0
+    assert pq.read_table(out / "result.parquet").num_rows == 20
+
+
 def test_functions_are_columns(tmp_path: Path) -> None:
     """Values of functions and elements of lists; the call that made a list is no element."""
     app = sl.App("lists", models={"m": "THUDM/chatglm3-6b"}, folder=tmp_path)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from samullm_plugin.errors import InputError, RunError
-from samullm_plugin.run.journal import Journal, read_journal
+from samullm_plugin.files import to_json
+from samullm_plugin.run.journal import Finished, Journal, read_journal, read_journal_places
 
 
 def records(count: int, start: int = 0) -> list[dict[str, object]]:
@@ -118,3 +121,41 @@ def test_lines_are_plain_json(tmp_path: Path) -> None:
         "devices": [1, 2],
         "text": 'a\n"b"',
     }
+
+
+def test_records_of_finished_requests_are_read_short_and_refused_as_whole_ones(
+    tmp_path: Path,
+) -> None:
+    """Whatever a byte is changed to, both ways of reading agree."""
+    record = {
+        "time_s": 12.5, "kind": "finished", "node": "a", "request": 3, "prompt_tokens": 7,
+        "num_tokens": 9, "text": "é \u2028 \"x\"", "finish_reason": "length",
+        "token_ids": [1, 2], "value": {"a": [None, 1e3, "ü"]}, "key": "00ff",
+    }  # fmt: skip
+    line = to_json(record)
+    rng = np.random.default_rng(5)
+    path, read, short = tmp_path / "events.jsonl", 0, 0
+    for case in range(1500):
+        changed = bytearray(line)
+        for at in rng.integers(0, len(line), rng.integers(0, 3)):
+            changed[at] = rng.choice(list(b'0123456789.-+eE"\\{}[],:nNutrlsaf \xff\xc3\x00'))
+        path.write_bytes(bytes(changed) + b"\n")
+        try:
+            whole = list(read_journal(path))
+        except InputError as error:
+            with pytest.raises(InputError, match=re.escape(str(error))):
+                list(read_journal_places(path))
+            continue
+        ((_, found),) = list(read_journal_places(path)) or ((0, None),)
+        read += 1
+        if isinstance(found, Finished):
+            short += 1
+            (expected,) = whole
+            for name in ("time_s", "kind", "node", "request", "num_tokens"):
+                assert getattr(found, name) == expected[name], case
+            assert found.prompt_tokens == expected.get("prompt_tokens", 0), case
+            assert found.finish_reason == expected.get("finish_reason"), case
+            assert expected.get("seconds") is None
+        else:
+            assert whole in ([found], [])
+    assert read > short > 500

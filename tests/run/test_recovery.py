@@ -5,9 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import samullm_plugin as sl
+from samullm_plugin.errors import InputError
+from samullm_plugin.files import to_json
 from samullm_plugin.model.application import Application
 from samullm_plugin.records import to_record
+from samullm_plugin.run.journal import JournalReader, read_journal_places
 from samullm_plugin.run.ledger import Status
 from samullm_plugin.run.recovery import Recovered, recover
 from tests.run.worlds import small_plan, small_problem
@@ -77,3 +82,33 @@ def test_failures_before_a_retry_are_open_again() -> None:
     assert not any(r["kind"] == "failed" for r in found.records)
     journal += finished("a", 20, 8.0)[19:]
     assert recovered(app, journal).resume.ledger.settled(0)
+
+
+def test_what_many_finished_requests_leave_is_what_one_by_one_leave(tmp_path: Path) -> None:
+    """Read short and settled together, or as mappings and by themselves."""
+    app = small_problem().app
+    records = [
+        *finished("a", 20, 5.0),
+        {"time_s": 6.0, "kind": "moved", "node": "b", "request": 1, "num_tokens": 2},
+        {**finished("b", 3, 7.0)[2], "finish_reason": "length", "prompt_tokens": 4},
+        {"time_s": 8.0, "kind": "failed", "node": "b", "request": 0, "error": "x"},
+        *finished("b", 2, 9.0)[1:],
+    ]
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b"".join(to_json(r) + b"\n" for r in records))
+    reader = JournalReader(path)
+    many = recover(app, read_journal_places(path), str(path), reader.read).resume
+    single = recovered(app, records).resume
+    for name in ("status", "generated", "finish_s", "prompt_tokens", "cut", "_open"):
+        ours, theirs = getattr(many.ledger, name), getattr(single.ledger, name)
+        assert [a.tolist() for a in ours] == [a.tolist() for a in theirs], name
+    assert (many.clock_s, many.moved, many.ledger.all_settled) == (9.0, {}, False)
+    assert [many.ledger.num_settled(i) for i in range(2)] == [20, 3]
+    assert list(many.ledger.results) == list(single.ledger.results)
+
+    for wrong, reason in ((19, "the request was settled before"), (20, "there is no such request")):
+        again = to_json({**records[0], "request": wrong}) + b"\n"
+        path.write_bytes(b"".join(to_json(r) + b"\n" for r in records) + again)
+        with pytest.raises(InputError, match=f"line {len(records) + 1}: {reason}"):
+            recover(app, read_journal_places(path), str(path), reader.read)
+    reader.close()

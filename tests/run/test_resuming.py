@@ -18,6 +18,7 @@ from samullm_simulated.executor import SimulatedExecutor
 from samullm_plugin.errors import InputError, RunError
 from samullm_plugin.host.interfaces.executor import EngineEvent, EngineRequest
 from samullm_plugin.model.problem import Problem
+from samullm_plugin.records import to_record
 from samullm_plugin.run.coordinator import Coordinator
 from samullm_plugin.run.journal import read_journal
 from samullm_plugin.run.run import RunOutcome, resume_run, start_run
@@ -272,6 +273,32 @@ def test_wrong_directories_are_refused(tmp_path: Path) -> None:
         start_run(setup_run(problem, tmp_path / "full"), small_plan())
 
 
+@pytest.mark.parametrize(
+    "at", ["rundir.RunDirectory.write_json", "run.write_layout", "run.write_plan", "run.Journal"]
+)
+def test_a_run_stopped_before_it_began_is_begun_anew(
+    tmp_path: Path, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its directory is then as good as an empty one, and nothing is said that leads nowhere."""
+    problem, directory = small_problem(), tmp_path / "run"
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"samullm_plugin.run.{at}", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            start_run(setup_run(problem, directory), small_plan())
+    if at in ("run.write_layout", "run.write_plan"):
+        with pytest.raises(InputError, match="stopped before it began; start it anew with --out"):
+            resume_run(setup_run(problem, directory))
+    check_complete(directory, problem, start_run(setup_run(problem, directory), small_plan()))
+    (tmp_path / "other" / "outputs").mkdir(parents=True)
+    (tmp_path / "other" / "outputs" / "a.jsonl").write_text("{}")
+    with pytest.raises(InputError, match="is not empty"):
+        start_run(setup_run(problem, tmp_path / "other"), small_plan())
+
+
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     problem = small_problem()
     directory = tmp_path / "run"
@@ -320,3 +347,18 @@ def test_a_full_disk_loses_nothing_journaled(
     outcome = resume_run(setup_run(problem, directory))
     check_complete(directory, problem, outcome)
     assert [r for r in journal(directory) if r["kind"] == "finished"][: len(before)] == before
+
+
+def test_a_plan_that_cannot_be_carried_out_any_more_is_told(tmp_path: Path) -> None:
+    """One that was made during the run, with a replica more than it has devices."""
+    problem = small_problem()
+    directory = tmp_path / "run"
+    interrupted(problem, directory, 25)
+    plan = to_record(small_plan())
+    plan["stages"][0]["assignments"][0]["parallel"]["data_parallel_size"] += 1
+    with (directory / "events.jsonl").open("a") as file:
+        file.write(json.dumps({"time_s": 1e3, "kind": "plan", "plan": plan}) + "\n")
+    outcome = resume_run(setup_run(problem, directory))
+    check_complete(directory, problem, outcome)
+    (resumed,) = [r for r in journal(directory) if r["kind"] == "resumed"]
+    assert resumed["note"] == "its last plan does not fit the devices or models: from its first"

@@ -160,9 +160,9 @@ def test_results_are_read_back_from_the_journal(
     for r, text in texts.items():
         held.add((0, r), Result(r, 3, "stop", text))
         log.add_settled(
-            (0, r), 1.5, "finished",
-            {"node": "n", "request": r, "num_tokens": r, "prompt_tokens": 3,
-             "finish_reason": "stop", "text": text},
+            (0, r),
+            {"time_s": 1.5, "kind": "finished", "node": "n", "request": r, "num_tokens": r,
+             "prompt_tokens": 3, "finish_reason": "stop", "text": text},
         )  # fmt: skip
         if r % 10 == 0:
             log.flush()
@@ -195,8 +195,9 @@ def test_values_count_as_what_is_kept(tmp_path: Path, monkeypatch: pytest.Monkey
     for r, vector in enumerate(vectors):
         held.add((0, r), Result(1, 3, "stop", value=vector))
         log.add_settled(
-            (0, r), 1.5, "finished",
-            {"node": "n", "request": r, "num_tokens": 1, "finish_reason": "stop", "value": vector},
+            (0, r),
+            {"time_s": 1.5, "kind": "finished", "node": "n", "request": r, "num_tokens": 1,
+             "finish_reason": "stop", "value": vector},
         )  # fmt: skip
     log.flush()
     assert 1 <= len(held._recent) <= 3

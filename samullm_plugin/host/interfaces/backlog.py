@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from collections.abc import Iterable
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -30,6 +31,14 @@ class Backlog(Generic[Item]):
         while self._equal:
             self._push(0, self._equal.popleft())
         self._push(priority, item)
+
+    def add_all(self, items: Iterable[Item]) -> None:
+        """Add requests of priority 0."""
+        if self._heap:
+            for item in items:
+                self._push(0, item)
+        else:
+            self._equal.extend(items)
 
     def _push(self, priority: int, item: Item) -> None:
         heapq.heappush(self._heap, (priority, self._count, item))
