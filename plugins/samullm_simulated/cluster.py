@@ -9,6 +9,7 @@ never changes what happened earlier.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -225,8 +226,11 @@ class SimulatedCluster:
             finish = self._inputs[i].settled_s(self._taken[i], available, finish)
         self.finish_s[i] = finish
         for engine in engines:
-            engine.foreseen_at = sorted(
-                (self._expected_s(engine, s, finish), s.request) for s in engine.foreseen.values()
+            engine.foreseen_at = deque(
+                sorted(
+                    (self._expected_s(engine, s, finish), s.request)
+                    for s in engine.foreseen.values()
+                )
             )
 
     def _reported_until(self, engine: SimulatedEngine) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -71,12 +72,12 @@ class SimulatedEngine:
     reported_ready: bool = False
     submitted: dict[int, Submission] = field(default_factory=dict)
     foreseen: dict[int, Submission] = field(default_factory=dict)
-    foreseen_at: list[tuple[float, int]] = field(default_factory=list)
+    foreseen_at: deque[tuple[float, int]] = field(default_factory=deque)
     rows: list[Submission] = field(default_factory=list)
     job: EngineJob | None = None
     run: EngineRun | None = None
     _finish_s: Floats = field(default_factory=lambda: np.empty(0))
-    _order: list[int] = field(default_factory=list)
+    _order: Ints = field(default_factory=lambda: np.empty(0, np.int64))
     _next: int = 0
     _steps_taken: int = 0
     _prefixes: tuple[Ints, Ints] | None = None
@@ -105,12 +106,12 @@ class SimulatedEngine:
         self._next = 0
         if not self.rows:
             self.job = self.run = None
-            self._finish_s, self._order = np.empty(0), []
+            self._finish_s, self._order = np.empty(0), np.empty(0, np.int64)
             return
         self.job = EngineJob(self.config, self._workload(), self.costs.latency)
         self.run = simulate_engines([self.job], cache=cache)[0]
         self._finish_s = self.ready_s + self.run.finish_s
-        self._order = np.argsort(self._finish_s, kind="stable").tolist()
+        self._order = np.argsort(self._finish_s, kind="stable")
 
     def _workload(self) -> Workload:
         rows = self.rows
@@ -155,7 +156,7 @@ class SimulatedEngine:
         """Return the requests that have finished by then and were not returned before."""
         found = []
         while self.next_finish_s() <= by_s:
-            row = self._order[self._next]
+            row = int(self._order[self._next])
             found.append(self.rows[row])
             if self.run is not None:
                 self._last_finish_s = (self._finish_s[row], float(self.run.finish_s[row]))
@@ -165,7 +166,7 @@ class SimulatedEngine:
     def overdue(self, clock_s: float) -> bool:
         """Return whether a foreseen request has not come when it was expected."""
         while self.foreseen_at and self.foreseen_at[0][1] not in self.foreseen:
-            self.foreseen_at.pop(0)
+            self.foreseen_at.popleft()
         return bool(self.foreseen_at) and self.foreseen_at[0][0] <= clock_s
 
     def _until(self, clock_s: float, *, record_steps: bool = False) -> EngineRun | None:
@@ -182,7 +183,7 @@ class SimulatedEngine:
 
     def generated(self, clock_s: float) -> list[tuple[Submission, int]]:
         """Return the submitted requests that are not reported, with the tokens generated so far."""
-        reported = {self.rows[i].request for i in self._order[: self._next]}
+        reported = {self.rows[i].request for i in self._order[: self._next].tolist()}
         run = self._until(clock_s)
         tokens = [0] * len(self.rows) if run is None else run.generated_tokens.tolist()
         by_request = {s.request: n for s, n in zip(self.rows, tokens, strict=True)}
@@ -191,6 +192,16 @@ class SimulatedEngine:
             for s in self.submitted.values()
             if s.request not in reported
         ]
+
+    def progress(self, clock_s: float) -> dict[int, int]:
+        """Return the tokens of submitted requests that have some and are not reported."""
+        run = self._until(clock_s)
+        if run is None:
+            return {}
+        tokens = run.generated_tokens.copy()
+        tokens[self._order[: self._next]] = 0
+        begun = ((self.rows[i].request, int(tokens[i])) for i in np.flatnonzero(tokens).tolist())
+        return {request: n for request, n in begun if request in self.submitted}
 
     def take_steps(self, clock_s: float) -> tuple[StepTable, Floats] | None:
         """Return the iterations up to now that were not returned before, and their seconds."""
