@@ -25,6 +25,7 @@ from samullm_plugin.errors import InputError
 
 if TYPE_CHECKING:
     from samullm_plugin.app.loaded import LoadedApplication
+    from samullm_plugin.host.manager import PluginHost
     from samullm_plugin.model.plan import Plan
     from samullm_plugin.model.problem import Problem
     from samullm_plugin.model.result import PlanTrace
