@@ -214,7 +214,29 @@ def _zstd(path: Path, file: IO[bytes]) -> Iterator[IO[bytes]]:
         yield io.BufferedReader(stream)
 
 
+def arrow_input(path: Path) -> Any:
+    """Return a file for pyarrow to read, which itself takes no names that are not UTF-8.
+
+    Raises:
+        OSError: if it cannot be opened.
+    """
+    import pyarrow as pa
+
+    return pa.memory_map(os.fsencode(path))
+
+
 # --- writing ---
+
+
+def arrow_output(path: Path) -> Any:
+    """Return a new file for pyarrow to write, which itself takes no names that are not UTF-8.
+
+    Raises:
+        OSError: if it cannot be made.
+    """
+    import pyarrow as pa
+
+    return pa.OSFile(os.fsencode(path), "wb")
 
 
 def to_json(value: object, *, indent: int | None = None) -> bytes:

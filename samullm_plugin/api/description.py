@@ -326,7 +326,7 @@ class Description:
             InputError: naming the field that is wrong.
         """
         fields = _given(locals())
-        fields["python"] = fields.pop("function")
+        fields["python"] = fields.pop("function", None)
         return self._add(PythonSection, name, f"app.python({name!r})", fields)
 
     def _add(self, kind: type[NodeBase], name: str, place: str, fields: dict[str, Any]) -> Node:

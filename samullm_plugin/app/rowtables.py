@@ -254,7 +254,10 @@ def own_batches(batches: Batches) -> Batches:
     import pyarrow as pa
 
     for name, batch in batches:
-        yield name, pa.ipc.read_record_batch(batch.serialize(), batch.schema)
+        copy = pa.BufferOutputStream()
+        with pa.ipc.new_stream(copy, batch.schema) as stream:  # with its dictionaries, if any
+            stream.write_batch(batch)
+        yield name, pa.ipc.open_stream(copy.getvalue()).read_next_batch()
 
 
 def numbered_batches(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -99,6 +100,10 @@ def cluster_of(
                 f"{where}: it names no cluster; add a `cluster` section, or give --gpus"
             )
         return loaded.cluster
+    try:
+        gpus = operator.index(gpus)  # numpy's numbers are whole as well
+    except TypeError as error:
+        raise InputError(f"gpus is {gpus!r}; it must be a whole number") from error
     if gpus < 1:
         raise InputError(f"--gpus is {gpus}; a plan needs at least one GPU")
     if loaded.cluster is None:

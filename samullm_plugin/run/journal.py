@@ -320,13 +320,14 @@ def _wrong(record: Any) -> str | None:
 def disk_error(path: Path, error: OSError) -> RunError:
     """Return what to tell the user about a write that failed."""
     folder = path.parent.parent if path.parent.name == "outputs" else path.parent
+    reason = os.strerror(error.errno) if error.errno else str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return RunError(
-            f"{path}: {error.strerror}; what is in the journal is safe: make room and continue "
+            f"{path}: {reason}; what is in the journal is safe: make room and continue "
             f"with --resume {folder}"
         )
     return RunError(
-        f"{path}: cannot be written: {error.strerror}; what is in the journal is safe: once it can "
+        f"{path}: cannot be written: {reason}; what is in the journal is safe: once it can "
         f"be, continue with --resume {folder}"
     )
 

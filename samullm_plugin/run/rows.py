@@ -17,9 +17,10 @@ from pydantic_core import to_json
 
 from samullm_plugin.app.loaded import LoadedApplication, NodeSource
 from samullm_plugin.errors import InputError
-from samullm_plugin.files import reread_json
-from samullm_plugin.model.application import PythonNode
+from samullm_plugin.files import arrow_input, arrow_output, reread_json
+from samullm_plugin.model.application import Application, PythonNode
 from samullm_plugin.model.types import Ints
+from samullm_plugin.run.journal import disk_error
 from samullm_plugin.run.log import SETTLED
 
 FOLDER = "rows"
@@ -63,34 +64,44 @@ def write_layout(folder: Path, loaded: LoadedApplication) -> None:
         loaded: the application; nothing is written if it has no texts.
 
     Raises:
-        OSError: if the disk is full or fails.
+        RunError: if the disk is full or fails.
     """
     if loaded.sources is None:
         return
+    try:
+        _write_layout(folder / FOLDER, loaded.app, loaded.sources)
+    except OSError as error:
+        raise disk_error(folder / FOLDER, error) from error
+
+
+def _write_layout(place: Path, app: Application, sources: Sequence[NodeSource]) -> None:
+    """Write the files of a layout."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    place = folder / FOLDER
     place.mkdir(exist_ok=True)
     numbers: dict[tuple[str, str], int] = {}
     origin: list[tuple[int, int]] = []
     items: list[Ints] = []
-    for index, (node, source) in enumerate(zip(loaded.app.all_nodes, loaded.sources, strict=True)):
+    for index, (node, source) in enumerate(zip(app.all_nodes, sources, strict=True)):
         part = node.name.rpartition("/")[0]  # equal ids of applications run together are others
         mine = np.empty(len(source.items), np.int64)
         for k, item in enumerate(source.items):
             mine[k] = number = numbers.setdefault((part, item), len(numbers))
             if number == len(origin):
                 origin.append((index, k))
-            elif source.ids[k] == item and not _is_item(loaded.sources, *origin[number]):
+            elif source.ids[k] == item and not _is_item(sources, *origin[number]):
                 origin[number] = index, k  # the item's own row, not one made of it
         items.append(mine)
     names = [item for _, item in numbers]
     kind = pa.schema({"id": pa.string(), "fields": pa.string()})
-    with pq.ParquetWriter(place / "items.parquet", kind, compression="zstd") as writer:
+    with (
+        arrow_output(place / "items.parquet") as file,
+        pq.ParquetWriter(file, kind, compression="zstd") as writer,
+    ):
         for first in range(0, len(origin), CHUNK_ROWS):
             rows = range(first, min(first + CHUNK_ROWS, len(origin)))
-            fields = [_item_fields(loaded, *origin[k], names[k]) for k in rows]
+            fields = [_item_fields(sources, *origin[k], names[k]) for k in rows]
             ids = [names[k] for k in rows]
             writer.write_table(pa.table({"id": ids, "fields": fields}, schema=kind))
     columns = {
@@ -100,12 +111,15 @@ def write_layout(folder: Path, loaded: LoadedApplication) -> None:
         "input_request": pa.list_(pa.int64()),
     }
     kind = pa.schema(columns)
-    for index, (node, source) in enumerate(zip(loaded.app.all_nodes, loaded.sources, strict=True)):
+    for index, (node, source) in enumerate(zip(app.all_nodes, sources, strict=True)):
         calls = node.hidden_calls if isinstance(node, PythonNode) else 0
         described = kind.with_metadata({"node": node.name, "calls": str(calls)})
         path = place / f"requests-{index:04d}.parquet"
         table = node.requests
-        with pq.ParquetWriter(path, described, compression="zstd") as writer:
+        with (
+            arrow_output(path) as file,
+            pq.ParquetWriter(file, described, compression="zstd") as writer,
+        ):
             for first in range(0, len(table), CHUNK_ROWS):
                 last = min(first + CHUNK_ROWS, len(table))
                 edges = slice(table.input_indptr[first], table.input_indptr[last])
@@ -130,10 +144,9 @@ def _is_item(sources: Sequence[NodeSource], node: int, request: int) -> bool:
     return sources[node].ids[request] == sources[node].items[request]
 
 
-def _item_fields(loaded: LoadedApplication, node: int, request: int, item: str) -> str:
+def _item_fields(sources: Sequence[NodeSource], node: int, request: int, item: str) -> str:
     """Return the fields of an item's input as JSON; those of a chunk are not the item's."""
-    assert loaded.sources is not None
-    source = loaded.sources[node]
+    source = sources[node]
     fields = dict(source.fields[request])
     if source.ids[request] != item:
         fields = {n: v for n, v in fields.items() if n not in _OF_CHUNKS}
@@ -172,11 +185,11 @@ class RunRows:
                 f"{folder}: the run has no rows to join: its application has no texts (it is "
                 "bundled), or an older release ran it"
             )
-        self._items = pq.ParquetFile(place / "items.parquet", memory_map=True)
+        self._items = pq.ParquetFile(arrow_input(place / "items.parquet"))
         self.num_items = int(self._items.metadata.num_rows)
         self.nodes: list[NodeRows] = []
         for path in sorted(place.glob("requests-*.parquet")):
-            table = pq.read_table(path)
+            table = pq.read_table(arrow_input(path))
             name = table.schema.metadata[b"node"].decode()
             nodes, requests = (table[c].combine_chunks() for c in ("input_node", "input_request"))
             self.nodes.append(

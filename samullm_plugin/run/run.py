@@ -37,7 +37,7 @@ from samullm_plugin.run.prompts import PromptBuilder
 from samullm_plugin.run.recovery import ResumePoint, recover
 from samullm_plugin.run.reuse import opened_reuse
 from samullm_plugin.run.rows import write_layout
-from samullm_plugin.run.rundir import RunDirectory, read_facts
+from samullm_plugin.run.rundir import RunDirectory, read_facts, require_begun
 from samullm_plugin.run.samples import write_samples
 from samullm_plugin.run.setup import (
     RunSetup,
@@ -325,6 +325,7 @@ def require_resumable(directory: Path) -> str:
     """Return the executor of a run that is to go on.
 
     Raises:
-        InputError: if the folder holds no run.
+        InputError: if the folder holds no run, or one that was stopped before it began.
     """
+    require_begun(directory)
     return str(read_facts(directory).get("executor", ""))

@@ -96,11 +96,7 @@ class RunDirectory:
         """
         directory = cls(path)
         facts = read_facts(path)
-        if not (path / "plan.json").exists() and not directory.journal_path.exists():
-            raise InputError(
-                f"{path}: the run was stopped before it began; start it anew with --output-dir "
-                f"{path}"
-            )
+        require_begun(path)
         if changed := differences(facts.get("identity") or {}, identity):
             more = f"; and {len(changed) - SHOWN} more nodes" if len(changed) > SHOWN else ""
             where = facts.get("app_file")
@@ -184,6 +180,20 @@ class RunDirectory:
             replace_file(path, parts, sync=True)
         except OSError as error:
             raise disk_error(path, error) from error
+
+
+def require_begun(path: Path) -> None:
+    """Refuse to go on with a run that was stopped before it began.
+
+    Raises:
+        InputError: naming the remedy.
+    """
+    if (path / "run.json").exists() and not any(
+        (path / name).exists() for name in ("plan.json", "events.jsonl")
+    ):
+        raise InputError(
+            f"{path}: the run was stopped before it began; start it anew with --output-dir {path}"
+        )
 
 
 def read_facts(path: Path) -> dict[str, Any]:

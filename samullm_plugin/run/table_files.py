@@ -19,6 +19,7 @@ from pydantic_core import to_json
 
 from samullm_plugin.app.loaded import LoadedApplication
 from samullm_plugin.errors import InputError, RunError
+from samullm_plugin.files import arrow_input, arrow_output
 from samullm_plugin.run.columns import find_columns
 from samullm_plugin.run.joined import JoinedTable, as_text
 from samullm_plugin.run.rows import RunRows
@@ -85,7 +86,8 @@ class TableParts:
 
         part = self.table.part(first, min(first + PART_ROWS, len(self.table)))
         path = self._folder / f"part-{first // PART_ROWS:05d}.parquet"
-        pq.write_table(part, path.with_suffix(".tmp"), compression="zstd")
+        with arrow_output(path.with_suffix(".tmp")) as file:
+            pq.write_table(part, file, compression="zstd")
         path.with_suffix(".tmp").replace(path)
         self._left.remove(first)
 
@@ -105,7 +107,7 @@ class TableParts:
             _join_parts(parts, partial, kind)
             partial.replace(file)
         except OSError as error:
-            raise RunError(f"{file}: cannot be written: {error.strerror}") from error
+            raise RunError(f"{file}: cannot be written: {error.strerror or error}") from error
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
@@ -114,21 +116,22 @@ def _join_parts(parts: Sequence[Path], file: Path, kind: TableFormat) -> None:
     import pyarrow.csv
     import pyarrow.parquet as pq
 
-    schema = _common([pq.read_schema(p) for p in parts], flat=kind == "csv")
+    schema = _common([pq.read_schema(arrow_input(p)) for p in parts], flat=kind == "csv")
     if kind == "jsonl":
         with file.open("wb") as lines:
             for path in parts:
-                for row in pq.read_table(path).to_pylist():
+                for row in pq.read_table(arrow_input(path)).to_pylist():
                     lines.write(to_json(row, inf_nan_mode="null") + b"\n")
         return
-    writer = (
-        pq.ParquetWriter(file, schema, compression="zstd")
-        if kind == "parquet"
-        else pa.csv.CSVWriter(file, schema)
-    )
-    with writer:
-        for path in parts:
-            writer.write_table(_cast(pq.read_table(path), schema))
+    with arrow_output(file) as output:
+        writer = (
+            pq.ParquetWriter(output, schema, compression="zstd")
+            if kind == "parquet"
+            else pa.csv.CSVWriter(output, schema)
+        )
+        with writer:
+            for path in parts:
+                writer.write_table(_cast(pq.read_table(arrow_input(path)), schema))
 
 
 def concatenated(parts: Sequence[pa.Table]) -> pa.Table:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+from time import perf_counter
+
 import numpy as np
 
 from samullm_auto.decoder import NEVER, EncodedSolution, Tables, compiled, value_s
+from samullm_plugin.engine.ahead import loop_compiled_beside
 from samullm_plugin.engine.jit import inner
+
+logger = logging.getLogger(__name__)
 
 
 @inner
@@ -133,7 +139,23 @@ def compile_ahead() -> None:
     """Have all of it compiled, or read from the cache of an earlier process.
 
     Compiling takes seconds, once per installation, that are not to count as seconds of searching.
+    The simulator, which the search needs as well, is compiled beside it.
     """
+    if compiled.has(anneal):
+        _compile()
+        return
+    logger.warning(
+        "compiling the planner's search and the simulator (once per version, half a minute); "
+        "kept in %s",
+        compiled.folder,
+    )
+    started = perf_counter()
+    with loop_compiled_beside():
+        _compile()
+    logger.warning("compiled in %.1f s", perf_counter() - started)
+
+
+def _compile() -> None:
     one = np.array([1], np.int64)
     none = np.zeros(0, np.int64)
     tables = Tables(

@@ -51,7 +51,7 @@ FAR_OFF = 0.04
 EXACT_NODES_PER_S, EXACT_S, EXACT_MOST_S = 400_000, 0.4, 5.0
 """Nodes of branch and bound in a second; least and most reference seconds that exact may take."""
 
-EXACT_SIMULATIONS = 20
+EXACT_SIMULATIONS = 60
 """Schedules that exact may simulate whatever that takes."""
 
 PAIRS_S = 4.0

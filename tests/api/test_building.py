@@ -122,6 +122,8 @@ def test_functions_by_name(tmp_path: Path) -> None:
         (lambda a: a.llm("x", model="m", for_each="nn") and a.load(), r"no node 'nn' \(did you"),
         (lambda a: sl.App("t", {"m": {"modle": "x"}}), r"App\('t'\)\.models\.m: .*modle: unknown"),
         (lambda a: sl.App("t", planner={"scheduler": int}), "does not derive from StageScheduler"),
+        (lambda a: a.plan(gpus="two"), "gpus is 'two'; it must be a whole number"),
+        (lambda a: a.python("p", None, data=[{"q": 1}]), "should be callable, not None"),
         (lambda a: a.plan(gpus=2, scheduler="greedi"), "did you mean 'greedy'"),
         (lambda a: sl.App("two words"), "use letters, digits"),
         (lambda a: sl.App.from_yaml("none/app.yaml"), "there is no such file"),

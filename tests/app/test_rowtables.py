@@ -190,6 +190,17 @@ def test_values_that_json_lacks(tmp_path: Path) -> None:
         loaded(tmp_path, {"file": "m.parquet"}, tables={"m.parquet": rows})
 
 
+def test_columns_with_dictionaries(tmp_path: Path) -> None:
+    """As pandas' categories are in Arrow, also in lists."""
+    import pyarrow as pa
+
+    words = pa.array(["a", "b", "a"]).dictionary_encode()
+    lists = pa.ListArray.from_arrays([0, 1, 3, 3], words)
+    table = pa.table({"prompt": words, "tags": lists})
+    found = fields(loaded(tmp_path, {"file": "m.parquet"}, tables={"m.parquet": table}))
+    assert [(f["prompt"], f["tags"]) for f in found] == [("a", ["a"]), ("b", ["b", "a"]), ("a", [])]
+
+
 RAGGED = b'id,prompt,n\n1,"a\nb",1\n2\n\n3,c,3\n4,\xe9,4,5\n5,\xe9,5\n6,\xc3\xa9,6\n7,h,7\n8,"i\n'
 
 

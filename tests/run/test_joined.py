@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import samullm_plugin as sl
 from samullm_plugin.app.loaded import LoadedApplication
 from samullm_plugin.app.loading import load_application
 from samullm_plugin.cli.app import main
-from samullm_plugin.errors import InputError
+from samullm_plugin.errors import InputError, RunError
 from samullm_plugin.run import table_files
 from samullm_plugin.run.joined import JoinedTable, column_of
 from samullm_plugin.run.rows import RunRows, write_layout
@@ -248,6 +250,30 @@ def test_a_table_that_cannot_be_written_loses_nothing_else(
     assert json.loads((out / "metrics.json").read_text())
     assert main(["export", str(out), "--output", str(out / "result.parquet")]) == 0
     assert pq.read_table(out / "result.parquet").num_rows == 20
+
+
+def test_names_of_folders_need_not_be_texts(tmp_path: Path) -> None:
+    """Linux has file names that are no UTF-8; pyarrow by itself takes none."""
+    folder = tmp_path / os.fsdecode(b"b\xff")
+    application(folder, 3, "output: {file: result.csv}")
+    app, out = str(folder / "app.yaml"), str(folder / "run")
+    assert main(["run", app, "--output-dir", out, "--scheduler", "max-heuristic"]) == 0
+    assert main(["export", out, "--format", "parquet"]) == 0
+    assert len((folder / "run" / "result.csv").read_text().splitlines()) == 4
+    assert (folder / "run" / "result.parquet").stat().st_size
+
+
+def test_a_full_disk_is_named_while_the_rows_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = application(tmp_path)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("pyarrow.parquet.ParquetWriter.write_table", full)
+    with pytest.raises(RunError, match=r"rows: No space left on device; .* make room"):
+        write_layout(tmp_path, loaded)
 
 
 def test_functions_are_columns(tmp_path: Path) -> None:
