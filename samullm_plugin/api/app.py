@@ -178,6 +178,7 @@ class App(Description):
         Raises:
             InputError: if the input is wrong.
         """
+        from samullm_plugin.api.plans import AppPlan
         from samullm_plugin.api.runs import AppRun
 
         given: dict[str, Any] = {"gpus": gpus, "limit": limit, "reuse": reuse, "fresh": fresh}
@@ -185,6 +186,10 @@ class App(Description):
         if plan is not None and given:
             names = ", ".join(given)
             raise InputError(f"app.run: {names}: this belongs to the plan; give it to app.plan")
+        if plan is not None and not isinstance(plan, AppPlan):
+            raise InputError(
+                f"app.run: the plan is a {type(plan).__name__}; give what app.plan gave"
+            )
         made = self.plan(executor=executor, **given) if plan is None else plan
         part = (
             made.loaded.executor

@@ -13,7 +13,7 @@ import numpy as np
 from samullm_plugin.app.fields import validate
 from samullm_plugin.app.loaded import LoadedApplication
 from samullm_plugin.app.spec import Component, PlannerSection
-from samullm_plugin.errors import SamullmError
+from samullm_plugin.errors import InputError, SamullmError
 from samullm_plugin.model.plan import Plan, Stage
 from samullm_plugin.model.result import PlanResult
 from samullm_plugin.planning.artifacts import write_plan
@@ -294,6 +294,8 @@ def compare(
         SamullmError: if none of them made a plan.
     """
     names = [app.plugins.scheduler_name(s) for s in schedulers]
+    if not names:
+        raise InputError("compare: it names no schedulers")
     plans: dict[str, AppPlan] = {}
     failed: dict[str, str] = {}
     for name in dict.fromkeys(names):

@@ -19,12 +19,14 @@ from samullm_plugin.app.spec import Component
 from samullm_plugin.errors import InputError
 from samullm_plugin.host.interfaces.observer import RunEvent
 from samullm_plugin.planning.artifacts import read_plan
+from samullm_plugin.rules.verify import verify
 from samullm_plugin.run.display import RunDisplay
 from samullm_plugin.run.journal import read_journal
 from samullm_plugin.run.progress import RunProgress
 from samullm_plugin.run.replanning import Replanner
 from samullm_plugin.run.rows import RunRows
 from samullm_plugin.run.run import RunOutcome, require_resumable, resume_run, start_run
+from samullm_plugin.run.rundir import read_facts
 from samullm_plugin.run.setup import RunSetup
 from samullm_plugin.run.table_files import TableFormat
 
@@ -33,6 +35,28 @@ if TYPE_CHECKING:
     from samullm_plugin.run.coordinator import Coordinator
 
 REDRAW_EVERY_S = 0.5
+
+
+def _planned_again(app: App, directory: Path) -> AppPlan:
+    """Return a plan on the devices that a run was planned for.
+
+    An application may name none: then they are this machine's, unless the run's plan does not fit
+    these, because a number of GPUs was given.
+    """
+    stored = read_plan(directory / "plan.json").plan
+    wrong: InputError | None = None
+    try:
+        made = app.plan(scheduler="max-heuristic")
+        if made.loaded.cluster is not None or not verify(made.instance.problem, stored):
+            return made
+    except InputError as error:
+        wrong = error
+    gpus = read_facts(directory).get("num_devices")
+    if not isinstance(gpus, int):
+        if wrong is not None:
+            raise wrong
+        return made
+    return app.plan(scheduler="max-heuristic", gpus=gpus)
 
 
 class AppRun:
@@ -91,7 +115,7 @@ class AppRun:
     def resume(cls, app: App, directory: Path, plan: AppPlan | None) -> AppRun:
         """Go on with an interrupted run in the background; arguments as of :meth:`App.resume`."""
         executor = require_resumable(directory)
-        made = plan or app.plan(scheduler="max-heuristic")
+        made = plan or _planned_again(app, directory)
         if made.loaded.planner.request_policy is None:
             chosen = read_plan(directory / "plan.json").request_policy
             made = replace(made, instance=made.instance.with_policy(chosen))

@@ -128,6 +128,26 @@ def test_cancel_and_resume(tmp_path: Path) -> None:
     assert done.metrics["requests"]["finished"] == 400
 
 
+def test_a_run_goes_on_with_as_many_gpus_as_it_was_planned_for(tmp_path: Path) -> None:
+    """The application names no cluster: a number was given to its plan."""
+
+    def made() -> sl.App:
+        app = sl.App("t", models={"m": "THUDM/chatglm3-6b"}, folder=tmp_path)
+        app.llm("n", model="m", data=[{"prompt": f"p{i}"} for i in range(50)], max_tokens=8)
+        return app
+
+    app = made()
+    run = app.start(app.plan(gpus=3, scheduler="max-heuristic"), tmp_path / "run")
+    run.cancel()
+    run.wait(60)
+    assert run.interrupted
+    assert len(made().resume(tmp_path / "run").table()) == 50
+    with pytest.raises(sl.InputError, match="the plan is a str; give what"):
+        app.run("plan.json", tmp_path / "other")  # type: ignore[arg-type]  # wrong on purpose
+    with pytest.raises(sl.InputError, match="names no schedulers"):
+        sl.compare(app, schedulers=[], gpus=1)
+
+
 def test_plugins_as_objects(tmp_path: Path) -> None:
     from samullm_plugin.host.manager import PluginHost
 
