@@ -25,6 +25,7 @@ from samullm_plugin.errors import InputError
 
 if TYPE_CHECKING:
     from samullm_plugin.app.loaded import LoadedApplication
+    from samullm_plugin.host.manager import PluginHost
     from samullm_plugin.model.plan import Plan
     from samullm_plugin.model.problem import Problem
     from samullm_plugin.model.result import PlanTrace
@@ -129,6 +130,8 @@ def run(
     fused = None if stored is None else stored.fused
     instance = make_instance(host, loaded, planner, gpus=gpus, fused=fused)
     if stored is not None and planner.request_policy is None:
+        if stored.request_policy is not None:
+            _require_policy(host, stored.request_policy, plan or directory / "plan.json")
         instance = instance.with_policy(stored.request_policy)
     problem = instance.problem
     reused = ReuseOptions(reuse, tuple(fresh or ()))
@@ -217,6 +220,18 @@ def _plan_for(loaded: LoadedApplication, path: Path) -> StoredPlan:
                 "does not have: the plan was made for another one; plan again"
             )
     return stored
+
+
+def _require_policy(host: PluginHost, name: str, path: Path) -> None:
+    """Refuse a plan whose request policy is not installed.
+
+    Raises:
+        InputError: naming the file and the policies there are.
+    """
+    try:
+        host.resolve("request-policy", name)
+    except InputError as error:
+        raise InputError(f"{path}: request_policy: {error}") from error
 
 
 def _misfit(problem: Problem, stored: StoredPlan) -> str:

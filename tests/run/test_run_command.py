@@ -99,6 +99,20 @@ def test_wrong_input_starts_nothing(
     assert not (tmp_path / "a").exists()
 
 
+def test_a_plan_with_an_unknown_policy_names_its_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "p.json"
+    assert main(["plan", APP, "--scheduler", "max-heuristic", "-o", str(file)]) == 0
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps({**record, "request_policy": "isolate-longst"}))
+    assert run(APP, "--output-dir", tmp_path / "run", "--plan", file) == 2
+    message = capsys.readouterr().err
+    assert f"{file}: request_policy: " in message
+    assert "did you mean 'isolate-longest'?" in message
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_plan_of_another_application_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
