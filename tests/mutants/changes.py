@@ -229,7 +229,7 @@ CHANGES = (
     Change(
         _RULE,
         "an engine that started early is stopped",
-        "return running.stage > current  # started early",
+        "return running.stage > state.stage  # started early",
         "return False",
         TRANSITION,
     ),
