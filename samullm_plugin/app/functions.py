@@ -149,7 +149,7 @@ def load(place: str, attribute: str, pickled: bytes | None = None) -> Any:
         module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(
             place
         )  # fmt: skip
-    except Exception as error:  # the user's code
+    except (Exception, KeyboardInterrupt) as error:  # the user's code
         raise InputError(f"{place} cannot be imported: {_last_line(error)}") from error
     if not hasattr(module, attribute):
         from samullm_plugin.errors import suggest
@@ -229,7 +229,7 @@ def call_function(
         values = [Returned("rejected", reason=str(error))] * len(rows)
     except _KindError as error:
         values = [Returned("failed", reason=str(error))] * len(rows)
-    except Exception as error:  # the user's code
+    except (Exception, KeyboardInterrupt) as error:  # the user's code
         if scope == "batch" and len(rows) > 1:  # find the row that did it
             return [one for r in rows for one in call_function(function, scope, [r], limit_s, most)]
         values = [Returned("failed", reason=_described(error))] * len(rows)
@@ -255,7 +255,7 @@ def _on_row(found: Any, function: Function, row: Row, limit_s: float, most: int 
         made = Returned("rejected", reason=str(error))
     except _KindError as error:
         made = Returned("failed", reason=str(error))
-    except Exception as error:  # the user's code
+    except (Exception, KeyboardInterrupt) as error:  # the user's code
         made = Returned("failed", reason=_described(error))
     return Returned(made.kind, made.value, made.reason, time.monotonic() - began_s)
 
@@ -369,7 +369,7 @@ def _last_line(error: BaseException) -> str:
     return " ".join("".join(traceback.format_exception_only(error)).split())
 
 
-def _described(error: Exception) -> str:
+def _described(error: BaseException) -> str:
     """Return an error with the lines of the user's code that led to it, last one first."""
     frames = [
         f"{Path(f.filename).name} line {f.lineno}, in {f.name}"

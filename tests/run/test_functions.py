@@ -51,6 +51,8 @@ def deeper(row):
     found = 1
     for _ in range(100_000): found = [found]
     return {"x": found}
+def stop(row): raise KeyboardInterrupt
+def stop_batch(rows): raise KeyboardInterrupt
 def nothing(): return 1
 NUMBER = 4
 """
@@ -111,6 +113,8 @@ def test_what_functions_return(
         ("split", {}, "returned a list; set `max`"),
         ("broken", {}, "raised KeyError: 'nothing'; steps.py line 9, in broken"),
         ("endless", {}, "that is not JSON: Circular reference"),
+        ("stop", {}, "raised KeyboardInterrupt"),
+        ("stop_batch", {"scope": "batch"}, "raised KeyboardInterrupt"),
         ("deep", {}, "of more than 100 levels"),
         ("deeper", {}, "that is not JSON: maximum recursion depth"),
         ("kind", {}, "returned a object; it may return"),
