@@ -149,7 +149,7 @@ def load(place: str, attribute: str, pickled: bytes | None = None) -> Any:
         module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(
             place
         )  # fmt: skip
-    except (Exception, KeyboardInterrupt) as error:  # the user's code
+    except Exception as error:  # the user's code
         raise InputError(f"{place} cannot be imported: {_last_line(error)}") from error
     if not hasattr(module, attribute):
         from samullm_plugin.errors import suggest
