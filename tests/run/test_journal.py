@@ -40,6 +40,17 @@ def test_a_torn_line_anywhere_is_dropped_and_overwritten(tmp_path: Path) -> None
         assert [r["time_s"] for r in found] == [*range(complete), 9]
 
 
+def test_nothing_stays_of_a_torn_line_longer_than_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    torn = b'{"time_s": 0, "kind": "finished", "text": "' + b"y" * 500
+    path.write_bytes(torn)
+    journal = Journal(path)
+    journal.append(records(1))
+    journal.close()
+    assert b"yy" not in path.read_bytes()
+    assert len(list(read_journal(path))) == 1
+
+
 def test_what_was_written_is_read_again_whatever_it_holds(tmp_path: Path) -> None:
     """Values of functions and texts of exceptions may hold what JSON from elsewhere may not."""
     deep: object = 1
