@@ -161,7 +161,7 @@ def test_functions_of_a_notebook_are_sent(runner: WorkerCalls, steps: Path) -> N
         ("{python: 'steps.py:wonder'}", "nodes.p.python: .*steps.py has no 'wonder'"),
         ("{python: 'steps.py:nothing'}", r"nothing\(\) cannot be called with a row"),
         ("{python: 'steps.py:NUMBER'}", "is a int, not a function"),
-        ("{python: 'steps.py:with_option'}", "missing a required argument: 'suffix'"),
+        ("{python: 'steps.py:with_option'}", "missing a required .*argument: 'suffix'"),
         ("{python: 'nowhere.py:f'}", "there is no file .*nowhere.py"),
         ("{python: 'no_such_module:f'}", "cannot be imported: ModuleNotFoundError"),
         ("{python: 'what'}", "names no function; write file.py:name"),
