@@ -55,6 +55,18 @@ def test_a_rejected_output_is_asked_for_again_and_given_up_in_the_end() -> None:
     assert kinds == [("rejected", 1), ("rejected", 2), ("failed", None)]
 
 
+def test_tokens_before_a_move_are_rejected_with_the_rest() -> None:
+    queue, _, _ = admitted(Picky)
+    given = queue.take_given(0, 0.0)[0]
+    queue.take_back(0, given, RequestOutput(0, 5), 1.0)
+    queue.take_given(0, 0.0)
+    assert int(queue.ledger.generated[0][0]) == 5
+    queue.finish((0, 0), RequestOutput(0, 3, text="six", finish_reason="stop"), 2.0)
+    assert queue.ledger.status[0][0] == Status.READY
+    assert int(queue.ledger.generated[0][0]) == 0
+    assert [r.num_generated for r in queue.take_given(0, 0.0)] == [0]
+
+
 def test_tokens_before_a_move_count() -> None:
     """A request that generated 5 tokens on one engine and 3 on the next has 8."""
     queue, log, events = admitted(LengthPrompts)
