@@ -19,7 +19,7 @@ from samullm_plugin.model.result import PlanResult
 from samullm_plugin.planning.artifacts import write_plan
 from samullm_plugin.planning.gantt import text_gantt
 from samullm_plugin.planning.instances import Instance, make_instance
-from samullm_plugin.planning.planner import PlanningOptions, make_plan
+from samullm_plugin.planning.planner import make_plan
 from samullm_plugin.planning.reporting import provenance_lines, stage_lines
 from samullm_plugin.run.known import Known, known_outputs, known_text
 from samullm_plugin.run.reuse import NO_REUSE, ReuseOptions
@@ -167,12 +167,7 @@ def make_app_plan(
     planner = changed_planner(loaded.planner, changes)
     instance = make_instance(app.host, loaded, planner, gpus=gpus)
     options = planner.scheduler.options if scheduler_options is None else scheduler_options
-    how = PlanningOptions(
-        options=options,
-        seed=planner.seed,
-        budget_s=planner.budget_s,
-        policies=instance.offered_policies,
-    )
+    how = instance.planning_options(options)
     part = executor or loaded.executor
     engine = app.host.create("executor", part.type, part.options).engine_version()
     known = known_outputs(reuse, engine, loaded, instance.problem)

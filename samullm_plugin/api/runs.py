@@ -116,9 +116,9 @@ class AppRun:
         """Go on with an interrupted run in the background; arguments as of :meth:`App.resume`."""
         executor = require_resumable(directory)
         made = plan or _planned_again(app, directory)
-        if made.loaded.planner.request_policy is None:
-            chosen = read_plan(directory / "plan.json").request_policy
-            made = replace(made, instance=made.instance.with_policy(chosen))
+        path = directory / "plan.json"
+        chosen = read_plan(path).request_policy
+        made = replace(made, instance=made.instance.with_stored_policy(app.host, chosen, path))
         run = cls(directory)
         options = None
         if executor == made.loaded.executor.type:

@@ -6,6 +6,7 @@ kept of it is its line of JSON, or its place in a record batch.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ PLACES = tuple(range(rowtables.CHUNK_ROWS))
 """The places in a block: one object for each of them, whatever the number of blocks."""
 
 
-class Block:
+class Block(ABC):
     """Some rows of one file, in order, :data:`PLACES` at most.
 
     Attributes:
@@ -54,16 +55,17 @@ class Block:
         self._numbers = array("q", [numbers[at] for at in places])
         self._keep(places)
 
+    @abstractmethod
     def rows(self) -> Iterator[Fields]:
         """Yield all rows as they were read."""
-        raise NotImplementedError
 
+    @abstractmethod
     def row(self, at: int) -> Fields:
         """Return one row as it was read."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _keep(self, places: Sequence[int]) -> None:
-        raise NotImplementedError
+        """Forget all rows but some."""
 
 
 class LineBlock(Block):

@@ -223,7 +223,7 @@ class _Counting:
             "prompt" in self.variables if self.written else self.section.requests is not None
         )
         self._parts = self._plain_parts()
-        self._shared, self._most = self.section.prefix_tokens, node.model.max_model_len - 1
+        self._most = node.model.max_model_len - 1
         self._constant: int | None = self.section.template_tokens
         self._framing: dict[tuple[str, ...], int] = {}
         self._node = node
@@ -340,16 +340,9 @@ class _Counting:
         if texts and self.source.chat:
             around = self._around([{"role": "user", "content": texts[0]}], texts[0])
         for k, text in zip(plain, texts, strict=True):
-            tokens = counts.get(text)
-            exact = tokens is not None
-            if tokens is None:
-                tokens = estimate_tokens(text)
-                self.estimated += 1
-            tokens = max(tokens + around, 1)
-            if self._shared <= tokens <= self._most:
-                found[k] = tokens
-            else:
-                found[k] = self._checked(requests[k], tokens, estimated=not exact)
+            before = self.estimated
+            tokens = max(self._count(text, counts, 1) + around, 1)
+            found[k] = self._checked(requests[k], tokens, estimated=self.estimated > before)
         for k, one in asked:
             before = self.estimated
             tokens = max(self._tokens(one, counts) + one.extra, 1)

@@ -51,7 +51,7 @@ def compare(
     from samullm_plugin.planning.applications import find_application
     from samullm_plugin.planning.gantt import text_gantt
     from samullm_plugin.planning.instances import make_instance
-    from samullm_plugin.planning.planner import PlanningOptions, make_plan
+    from samullm_plugin.planning.planner import make_plan
     from samullm_plugin.planning.reporting import differences
     from samullm_plugin.run.pages import Table
 
@@ -78,9 +78,7 @@ def compare(
     problem = instance.problem
     results, failed = [], {}
     for name in names:
-        how = PlanningOptions(
-            seed=planner.seed, budget_s=planner.budget_s, policies=instance.offered_policies
-        )
+        how = instance.planning_options()
         try:
             simulator = instance.simulator(host)  # each its own: planning times are compared
             results.append(make_plan(host, problem, name, how, simulator=simulator))

@@ -90,7 +90,7 @@ def plan(
     from samullm_plugin.planning.applications import find_application
     from samullm_plugin.planning.artifacts import write_plan
     from samullm_plugin.planning.instances import make_instance
-    from samullm_plugin.planning.planner import PlanningOptions, make_plan
+    from samullm_plugin.planning.planner import make_plan
     from samullm_plugin.planning.this_machine import check_here
     from samullm_plugin.run.known import known_outputs, known_text
     from samullm_plugin.run.reuse import ReuseOptions
@@ -115,12 +115,7 @@ def plan(
         options["preemption"] = False
     check_here(host, loaded)
     instance = make_instance(host, loaded, planner, gpus=gpus)
-    how = PlanningOptions(
-        options=options,
-        seed=planner.seed,
-        budget_s=planner.budget_s,
-        policies=instance.offered_policies,
-    )
+    how = instance.planning_options(options)
     part = loaded.executor
     engine = host.create("executor", part.type, part.options).engine_version()
     known = known_outputs(ReuseOptions(reuse, tuple(fresh or ())), engine, loaded, instance.problem)

@@ -25,7 +25,6 @@ from samullm_plugin.errors import InputError
 
 if TYPE_CHECKING:
     from samullm_plugin.app.loaded import LoadedApplication
-    from samullm_plugin.host.manager import PluginHost
     from samullm_plugin.model.plan import Plan
     from samullm_plugin.model.problem import Problem
     from samullm_plugin.model.result import PlanTrace
@@ -79,7 +78,7 @@ def run(
     from samullm_plugin.planning.applications import find_application
     from samullm_plugin.planning.artifacts import StoredPlan, read_plan
     from samullm_plugin.planning.instances import make_instance
-    from samullm_plugin.planning.planner import PlanningOptions, make_plan
+    from samullm_plugin.planning.planner import make_plan
     from samullm_plugin.planning.this_machine import usual_executor
     from samullm_plugin.run.display import RunDisplay
     from samullm_plugin.run.known import known_outputs, known_text
@@ -129,10 +128,9 @@ def run(
     require_preparing(engines, planner)
     fused = None if stored is None else stored.fused
     instance = make_instance(host, loaded, planner, gpus=gpus, fused=fused)
-    if stored is not None and planner.request_policy is None:
-        if stored.request_policy is not None:
-            _require_policy(host, stored.request_policy, plan or directory / "plan.json")
-        instance = instance.with_policy(stored.request_policy)
+    if stored is not None:
+        path = plan or directory / "plan.json"
+        instance = instance.with_stored_policy(host, stored.request_policy, path)
     problem = instance.problem
     reused = ReuseOptions(reuse, tuple(fresh or ()))
     known = None
@@ -147,12 +145,7 @@ def run(
         console().print(f"the plan of the run does not fit any more ({replaced}): planning again")
     if found is None and (resume is None or replaced):
         given = planner.scheduler.options if chosen == planner.scheduler.type else {}
-        how = PlanningOptions(
-            options=given,
-            seed=planner.seed,
-            budget_s=planner.budget_s,
-            policies=instance.offered_policies,
-        )
+        how = instance.planning_options(given)
         result = make_plan(host, remaining, chosen, how, simulator=simulator)
         found, traces = result.plan, result.traces
         if result.request_policy is not None:
@@ -220,18 +213,6 @@ def _plan_for(loaded: LoadedApplication, path: Path) -> StoredPlan:
                 "does not have: the plan was made for another one; plan again"
             )
     return stored
-
-
-def _require_policy(host: PluginHost, name: str, path: Path) -> None:
-    """Refuse a plan whose request policy is not installed.
-
-    Raises:
-        InputError: naming the file and the policies there are.
-    """
-    try:
-        host.resolve("request-policy", name)
-    except InputError as error:
-        raise InputError(f"{path}: request_policy: {error}") from error
 
 
 def _misfit(problem: Problem, stored: StoredPlan) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from samullm_plugin.model.problem import Problem
 from samullm_plugin.planning.best_known import best_known, seen_lengths
 from samullm_plugin.planning.building import build_problem
 from samullm_plugin.planning.estimators import make_latency_model, make_length_estimator
+from samullm_plugin.planning.planner import PlanningOptions
 from samullm_plugin.planning.policies import planned_policy
 from samullm_plugin.planning.this_machine import local_devices
 from samullm_plugin.rules.fusion import fuse_chains, fuse_groups
@@ -58,10 +60,43 @@ class Instance:
         chosen = self.planner.request_policy
         return None if chosen is None else chosen.type
 
+    def planning_options(self, options: Mapping[str, object] | None = None) -> PlanningOptions:
+        """Return how the planner makes a plan of it.
+
+        Args:
+            options: the scheduler's; None: its defaults.
+        """
+        return PlanningOptions(
+            options=options or {},
+            seed=self.planner.seed,
+            budget_s=self.planner.budget_s,
+            policies=self.offered_policies,
+        )
+
     def with_policy(self, name: str | None) -> Instance:
         """Return the instance as if its planner had asked for this request policy, or for none."""
         chosen = {"request_policy": None if name is None else Component(type=name)}
         return replace(self, planner=self.planner.model_copy(update=chosen))
+
+    def with_stored_policy(self, host: PluginHost, name: str | None, path: Path) -> Instance:
+        """Return the instance with the policy that was chosen with a plan, if none is asked for.
+
+        Args:
+            host: the plugins.
+            name: the policy; None: none was chosen.
+            path: file of the plan, for messages.
+
+        Raises:
+            InputError: if that policy is not installed.
+        """
+        if self.planner.request_policy is not None:
+            return self
+        if name is not None:
+            try:
+                host.resolve("request-policy", name)
+            except InputError as error:
+                raise InputError(f"{path}: request_policy: {error}") from error
+        return self.with_policy(name)
 
     def simulator(self, host: PluginHost, problem: Problem | None = None) -> PlanSimulator:
         """Return a simulator that honours the planner's request policy.

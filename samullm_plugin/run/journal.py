@@ -191,25 +191,20 @@ def read_journal_places(path: Path) -> Iterator[Placed]:
         InputError: naming the line that is damaged.
     """
     decode = msgspec.json.Decoder(Finished).decode
-    place = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                if not line.isascii():
-                    line.decode()  # fields that are passed over are not looked at
-                found = decode(line)
-                whole = (
-                    -_LARGEST < found.time_s < _LARGEST
-                    and -_LARGEST < found.request < _LARGEST
-                    and -_LARGEST < found.num_tokens < _LARGEST
-                    and -_LARGEST < found.prompt_tokens < _LARGEST
-                )
-            except (msgspec.DecodeError, ValueError, RecursionError):
-                whole = False
-            yield place, found if whole else _record(path, number, line, _wrong)
-            place += len(line)
+    for place, number, line in _lines(path):
+        try:
+            if not line.isascii():
+                line.decode()  # fields that are passed over are not looked at
+            found = decode(line)
+            whole = (
+                -_LARGEST < found.time_s < _LARGEST
+                and -_LARGEST < found.request < _LARGEST
+                and -_LARGEST < found.num_tokens < _LARGEST
+                and -_LARGEST < found.prompt_tokens < _LARGEST
+            )
+        except (msgspec.DecodeError, ValueError, RecursionError):
+            whole = False
+        yield place, found if whole else _record(path, number, line, _wrong)
 
 
 def _not_an_object(record: object) -> str | None:
@@ -228,12 +223,18 @@ def read_appended(path: Path) -> Iterator[dict[str, Any]]:
 def _read(
     path: Path, wrong_with: Callable[[Any], str | None]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
+    for place, number, line in _lines(path):
+        yield place, _record(path, number, line, wrong_with)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Yield place, number from 1 and content of every line that is whole."""
     place = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 return
-            yield place, _record(path, number, line, wrong_with)
+            yield place, number, line
             place += len(line)
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from itertools import chain
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from msgspec import structs
@@ -28,9 +27,10 @@ from samullm_plugin.run.user_nodes import UserNodes
 WAITING, READY, SUBMITTED, FINISHED, SKIPPED, FAILED = map(int, Status)
 """As plain numbers: a look-up in an enumeration takes a microsecond, and there are many."""
 
-_NAMES = {int(s): s.name.lower() for s in Status}
+_OPTIONAL = ("finish_reason", "stop_reason", "logprobs", "prompt_logprobs", "seconds")
+"""What is in the record of a finished request if it is known."""
 
-T = TypeVar("T")
+_NAMES = {int(s): s.name.lower() for s in Status}
 
 
 class RequestQueue:
@@ -139,8 +139,9 @@ class RequestQueue:
 
     def _admit(self, complete: Iterable[RequestId], now_s: float) -> None:
         """Decide what becomes of requests whose inputs are all settled."""
-        waiting: deque[RequestId] = deque()
-        for request in chain(complete, _emptied(waiting)):
+        waiting = deque(complete)
+        while waiting:
+            request = waiting.popleft()
             node, r = request
             states = self.ledger.states[node]
             if states[r] != WAITING:
@@ -410,16 +411,9 @@ class RequestQueue:
             fields["num_tokens"] = result.num_tokens
             if result.text is not None:
                 fields["text"] = result.text
-            if result.finish_reason is not None:
-                fields["finish_reason"] = result.finish_reason
-            if result.stop_reason is not None:
-                fields["stop_reason"] = result.stop_reason
-            if result.logprobs is not None:
-                fields["logprobs"] = result.logprobs
-            if result.prompt_logprobs is not None:
-                fields["prompt_logprobs"] = result.prompt_logprobs
-            if result.seconds is not None:
-                fields["seconds"] = result.seconds
+            for field in _OPTIONAL:
+                if (content := getattr(result, field)) is not None:
+                    fields[field] = content
             if result.token_ids is not None and self._keeps_ids(result):
                 fields["token_ids"] = result.token_ids
             if result.value is not None and not is_call(self.ledger.app, request):
@@ -446,12 +440,6 @@ class RequestQueue:
         if self.ledger.settled(request[0]):
             self.changed = True
         return complete
-
-
-def _emptied(items: deque[T]) -> Iterator[T]:
-    """Yield what is in a queue, and what is added meanwhile, until nothing is left."""
-    while items:
-        yield items.popleft()
 
 
 def _generated_ids(request: EngineRequest) -> tuple[int, ...] | None:

@@ -100,19 +100,15 @@ class Serving:
             RunError: if it reports requests that it does not have.
         """
         found = self._engines.find(event.key)
-        if found is not None:
-            deployment, replica = found
-            node, outstanding = deployment.node, replica.outstanding
-            for output in event.outputs:
-                outstanding.pop(output.request, None)
-                replica.num_finished += 1
-                if not outstanding:
-                    replica.note_busy(time_s)
-                self.failures[node] = self.unstarted[node] = 0
-                self._queue.finish((node, output.request), output, time_s)
-            return
         for output in event.outputs:
-            if event.key in self.late:
+            if found is not None:
+                deployment, replica = found
+                node = deployment.node
+                replica.outstanding.pop(output.request, None)
+                replica.num_finished += 1
+                if not replica.outstanding:
+                    replica.note_busy(time_s)
+            elif event.key in self.late:
                 node, waiting = self.late[event.key]
                 waiting.discard(output.request)
                 if not waiting:

@@ -349,8 +349,8 @@ CHANGES = (
     Change(
         _SERVING,
         "failures of engines add up over the whole run",
-        "time_s)\n                self.failures[node] = self.unstarted[node] = 0\n",
-        "time_s)\n",
+        "            self.failures[node] = self.unstarted[node] = 0\n",
+        "",
         FAILURES,
     ),
     Change(
