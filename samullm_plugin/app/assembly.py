@@ -16,7 +16,9 @@ from samullm_plugin.app.graph import NodeGraph
 from samullm_plugin.app.loaded import NodeSource
 from samullm_plugin.app.modelspecs import model_specs
 from samullm_plugin.app.nodespec import NodeSection, PythonSection
-from samullm_plugin.app.requests import PLAIN, Line, TokenCounter, read_requests
+from samullm_plugin.app.promptcounts import constant_lead
+from samullm_plugin.app.requestlines import PLAIN, TokenCounter
+from samullm_plugin.app.requests import Line, read_requests
 from samullm_plugin.app.schemas import Schema, SchemaResolver, schema_of_class
 from samullm_plugin.app.sources import (
     Turns,
@@ -26,7 +28,7 @@ from samullm_plugin.app.sources import (
     node_turns,
 )
 from samullm_plugin.app.spec import AppSpec
-from samullm_plugin.app.tables import constant_lead, python_node, request_table
+from samullm_plugin.app.tables import python_node, request_table
 from samullm_plugin.app.trying import Trials
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.application import Application, ModelNode

@@ -9,7 +9,7 @@ from samullm_plugin.app.assembly import Assembly
 from samullm_plugin.app.fields import read_yaml, validate
 from samullm_plugin.app.loaded import LoadedApplication, NodeSource
 from samullm_plugin.app.modelspecs import build_cluster
-from samullm_plugin.app.requests import TokenCounter
+from samullm_plugin.app.requestlines import TokenCounter
 from samullm_plugin.app.schemas import SchemaResolver
 from samullm_plugin.app.spec import AppSpec
 from samullm_plugin.errors import InputError

@@ -23,7 +23,7 @@ from samullm_plugin.app.nodespec import (
     RegexSection,
 )
 from samullm_plugin.app.pooling import class_names
-from samullm_plugin.app.requests import PLAIN
+from samullm_plugin.app.requestlines import PLAIN
 from samullm_plugin.app.schemas import Schema, SchemaResolver, json_schema
 from samullm_plugin.app.templates import referenced
 from samullm_plugin.errors import InputError, suggest

@@ -9,8 +9,8 @@ from samullm_plugin.app.expressions import parsed
 from samullm_plugin.app.graph import NodeGraph
 from samullm_plugin.app.nodespec import NodeSection, PythonSection
 from samullm_plugin.app.pooling import pooled_example
+from samullm_plugin.app.promptcounts import StandIn
 from samullm_plugin.app.schemas import Schema
-from samullm_plugin.app.tables import StandIn
 from samullm_plugin.app.templates import Output, unknown_output
 from samullm_plugin.errors import InputError, Reject, suggest
 

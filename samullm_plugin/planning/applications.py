@@ -8,7 +8,7 @@ import yaml
 
 from samullm_plugin.app.loaded import LoadedApplication
 from samullm_plugin.app.loading import load_application, looks_like_file
-from samullm_plugin.app.requests import TokenCounter
+from samullm_plugin.app.requestlines import TokenCounter
 from samullm_plugin.checkpoints.tokenizing import OwnTokenizers
 from samullm_plugin.errors import InputError
 from samullm_plugin.host.manager import PluginHost

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from samullm_plugin.app.bodies import has_media
 from samullm_plugin.app.loaded import LoadedApplication, NodeSource
-from samullm_plugin.app.requests import estimate_tokens
+from samullm_plugin.app.requestlines import estimate_tokens
 from samullm_plugin.app.templates import text_of
 from samullm_plugin.checkpoints.tokenizing import count_prompt_tokens
 from samullm_plugin.errors import InputError, suggest

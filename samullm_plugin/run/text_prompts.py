@@ -10,7 +10,7 @@ from samullm_plugin.app.expressions import ExpressionError
 from samullm_plugin.app.functions import Function, Row
 from samullm_plugin.app.loaded import LoadedApplication, PythonCall
 from samullm_plugin.app.pooling import pooled_value
-from samullm_plugin.app.requests import estimate_tokens
+from samullm_plugin.app.requestlines import estimate_tokens
 from samullm_plugin.app.templates import Output, text_of
 from samullm_plugin.errors import InputError, Reject
 from samullm_plugin.model.application import Application

@@ -11,7 +11,7 @@ import pytest
 
 from samullm_plugin.app import bodies
 from samullm_plugin.app.bodies import BodyError, check_chat, check_messages, content_text
-from samullm_plugin.app.requests import RowError, checked
+from samullm_plugin.app.requestlines import RowError, checked
 from samullm_plugin.app.sampling import REFUSED, SamplingSection
 
 MESSAGES = [{"role": "user", "content": "hi"}]
