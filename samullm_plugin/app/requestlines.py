@@ -17,8 +17,8 @@ from samullm_plugin.app.bodies import (
 )
 from samullm_plugin.app.fields import describe
 from samullm_plugin.app.keptrows import Fields
-from samullm_plugin.app.sampling import SamplingSection, TokenId
-from samullm_plugin.app.section import LARGEST
+from samullm_plugin.app.sampling import SamplingSection
+from samullm_plugin.app.section import Count, Natural
 from samullm_plugin.model.application import ModelSpec
 
 CHARACTERS_PER_TOKEN = 4
@@ -33,7 +33,6 @@ def estimate_tokens(text: str) -> int:
 
 
 Id = Annotated[str, BeforeValidator(lambda v: str(v) if type(v) is int else v)]
-Tokens = Annotated[int, Field(ge=1, le=LARGEST)]
 
 
 class RequestLine(BaseModel):
@@ -44,14 +43,14 @@ class RequestLine(BaseModel):
     id: Id | None = Field(default=None, min_length=1)
     prompt: str | None = None
     messages: list[Mapping[str, JsonValue]] | None = None
-    prompt_tokens: Tokens | None = None
-    prompt_token_ids: list[TokenId] | None = Field(default=None, min_length=1)
-    max_tokens: Tokens | None = None
+    prompt_tokens: Count | None = None
+    prompt_token_ids: list[Natural] | None = Field(default=None, min_length=1)
+    max_tokens: Count | None = None
     sampling_params: SamplingSection = SamplingSection()
     inputs: list[str] = []
     prefix_id: Id | None = None
-    prefix_tokens: int = Field(default=0, ge=0, le=LARGEST)
-    chunks: list[str | Tokens] | None = Field(default=None, min_length=1)
+    prefix_tokens: Natural = 0
+    chunks: list[str | Count] | None = Field(default=None, min_length=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,9 @@ from typing import Annotated, Any
 
 from pydantic import Field, JsonValue, model_validator
 
-from samullm_plugin.app.section import LARGEST, Section
+from samullm_plugin.app.section import LARGEST, Count, Natural, Section
 
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-TokenId = Annotated[int, Field(ge=0, le=LARGEST)]
 
 REFUSED: Mapping[str, str] = {
     "flat_logprobs": "outputs have one form of log probabilities; leave it out",
@@ -32,10 +31,8 @@ REFUSED: Mapping[str, str] = {
 class SamplingSection(Section):
     """Sampling parameters by vLLM's names (``vllm/sampling_params.py``)."""
 
-    max_tokens: int | None = Field(
-        default=None, ge=1, le=LARGEST, description="Limit of the output."
-    )
-    min_tokens: int | None = Field(default=None, ge=0, le=LARGEST)
+    max_tokens: Count | None = Field(default=None, description="Limit of the output.")
+    min_tokens: Natural | None = None
     n: int | None = Field(
         default=None, ge=1, le=16384, description="Choices: outputs per request, with other seeds."
     )
@@ -45,15 +42,15 @@ class SamplingSection(Section):
     min_p: float | None = Field(default=None, ge=0, le=1)
     seed: Seed | None = None
     stop: str | list[str] | None = None
-    stop_token_ids: list[TokenId] | None = None
+    stop_token_ids: list[Natural] | None = None
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     repetition_penalty: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     bad_words: list[str] | None = None
-    logit_bias: Mapping[TokenId, float] | None = None
-    allowed_token_ids: list[TokenId] | None = None
+    logit_bias: Mapping[Natural, float] | None = None
+    allowed_token_ids: list[Natural] | None = None
     logprobs: int | None = Field(
         default=None,
         ge=-1,
@@ -64,7 +61,7 @@ class SamplingSection(Section):
     prompt_logprobs: int | None = Field(
         default=None, ge=-1, le=LARGEST, description="The same of each token of the prompt."
     )
-    logprob_token_ids: list[TokenId] | None = Field(
+    logprob_token_ids: list[Natural] | None = Field(
         default=None, description="Tokens whose log probabilities are written at each place."
     )
     detokenize: bool | None = Field(default=None, description="false: token ids, no texts.")
