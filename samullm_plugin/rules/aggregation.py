@@ -191,7 +191,7 @@ def _nodes(
             for p in node.fused
         )
         table = _table(node.requests, kept[i], position)
-        nodes.append(replace(node, model=model, requests=table, fused=parts))
+        nodes.append(replace(node, model=model, requests=table, fused=parts, repeats=0))
     return nodes
 
 

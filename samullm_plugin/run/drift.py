@@ -44,6 +44,7 @@ class Snapshot:
         load_factor: measured by predicted seconds of engine starts; 1 if unknown.
         devices: those that are not lost.
         call_s: by Python node, mean seconds of its calls so far; those without any are left out.
+        rejected: by the user's node, outputs that were rejected; those without retries left out.
     """
 
     now_s: float
@@ -55,6 +56,7 @@ class Snapshot:
     load_factor: float
     devices: tuple[int, ...]
     call_s: Mapping[int, float] = field(default_factory=dict)
+    rejected: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -118,6 +120,12 @@ class DriftEstimator:
             factor,
             tuple(d for d in range(run.problem.cluster.num_gpus) if d not in run.engines.lost),
             {i: total_s / count for i, (count, total_s) in ledger.calls.items()},
+            {
+                part.name: run.queue.rejected(i, part)
+                for i, node in enumerate(app.nodes)
+                for part in node.parts
+                if part.repeats
+            },
         )
 
     def _latency_factor(self, node: int) -> float:
