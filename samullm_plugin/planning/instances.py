@@ -224,6 +224,8 @@ def make_instance(
         true_lengths=known,
         prepared_starts=how.prepared_starts,
     )
+    if not how.fusion:
+        problem = problem.without_shared_engines()
     if how.prepared_starts:
         _require_preparable(problem, loaded)
     return Instance(problem, estimator, latency, how)

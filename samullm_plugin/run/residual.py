@@ -262,7 +262,8 @@ def residual_problem(
             {k: _corrected(c, factor, snapshot.load_factor) for k, c in problem.costs[i].items()}
         )
     cluster = problem.cluster.subset(snapshot.devices)
-    return Problem(left.app, cluster, scenarios, tuple(costs), problem.page_cache)
+    engine_of = tuple(problem.engine_numbers[i] for i, _ in left.kept)
+    return Problem(left.app, cluster, scenarios, tuple(costs), problem.page_cache, engine_of)
 
 
 def _corrected(costs: ModeCosts, latency_factor: float, load_factor: float) -> ModeCosts:
