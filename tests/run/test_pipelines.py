@@ -92,10 +92,11 @@ def setup_of(
     directory: Path,
     *,
     fused: bool = False,
+    cores: int = 2,
     **changes: Any,
 ) -> RunSetup:
-    """Return the run of an app.yaml with other models, on two cores."""
-    cluster = ClusterSection(gpus=2, gpu="core", gpu_memory_gib=1, nvlink=2)
+    """Return the run of an app.yaml with other models, on so many cores."""
+    cluster = ClusterSection(gpus=cores, gpu="core", gpu_memory_gib=1, nvlink=cores)
     spec = spec.model_copy(update={"models": models, "cluster": cluster})
     loaded = build_application(spec, app)
     assert loaded.cluster is not None

@@ -78,7 +78,7 @@ def test_a_judge_is_started_once_on_real_engines(tmp_path: Path) -> None:
     told, texts = [], []
     for name in ("shared", "apart"):
         spec = read_spec(tmp_path / "app.yaml")
-        ready = setup_of(spec, models, tmp_path / "app.yaml", tmp_path / name)
+        ready = setup_of(spec, models, tmp_path / "app.yaml", tmp_path / name, cores=1)
         problem = ready.instance.problem
         if name == "apart":
             problem = problem.without_shared_engines()
