@@ -263,7 +263,11 @@ def residual_problem(
         )
     cluster = problem.cluster.subset(snapshot.devices)
     engine_of = tuple(problem.engine_numbers[i] for i, _ in left.kept)
-    return Problem(left.app, cluster, scenarios, tuple(costs), problem.page_cache, engine_of)
+    machines = {
+        problem.cluster.machine_of(d): cluster.machine_of(i) for i, d in enumerate(snapshot.devices)
+    }
+    there = frozenset((n, machines[m]) for n, m in snapshot.in_page_cache if m in machines)
+    return Problem(left.app, cluster, scenarios, tuple(costs), problem.page_cache, there, engine_of)
 
 
 def _corrected(costs: ModeCosts, latency_factor: float, load_factor: float) -> ModeCosts:
