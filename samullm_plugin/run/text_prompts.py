@@ -193,7 +193,8 @@ class TextPrompts(PromptBuilder):
             try:
                 value = source.schema.parse(result.text)
             except Reject as error:
-                cut = "; it was cut at max_tokens" if result.finish_reason == "length" else ""
+                cut = "; it was cut at max_tokens: raise it, or ask for less"
+                cut = cut if result.finish_reason == "length" else ""
                 return f"the output {error}{cut}"
         if source.check is None:
             return None

@@ -11,6 +11,7 @@ import yaml
 
 from samullm_plugin.app.loaded import LoadedApplication
 from samullm_plugin.app.loading import load_application
+from samullm_plugin.app.templates import Output, render
 from samullm_plugin.errors import InputError
 
 Load = Callable[..., LoadedApplication]
@@ -195,3 +196,15 @@ def test_unmatched_requests(load: Load) -> None:
         load(text=text)
     loaded = load(text=text.replace("i: x", "i: {from: x, optional: true}"))
     assert len(loaded.app.nodes[1].requests.input_node) == 2
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ rate.scor }}", r"no field 'scor' \(did you mean 'score'\?\)"),
+        ("{{ rate['zzz'] }}", "no field 'zzz'; it has text, value, score"),
+    ],
+)
+def test_a_field_that_an_output_lacks(template: str, said: str) -> None:
+    with pytest.raises(InputError, match=f"node g: prompt template: an output has {said}"):
+        render(template, {"rate": Output.of("one", {"score": 1})}, "node g")
