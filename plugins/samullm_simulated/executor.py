@@ -14,6 +14,7 @@ from samullm_plugin import (
     EngineRequest,
     EngineSpec,
     Executor,
+    ModelSpec,
     Problem,
     RequestOutput,
     RunError,
@@ -78,9 +79,22 @@ class SimulatedExecutor(Executor):
         self.cluster.prepare(spec)
         return True
 
+    def prefetch_on(self, model: ModelSpec, devices: Sequence[int]) -> None:
+        """Begin to read a checkpoint on the devices' machines."""
+        self.cluster.prefetch(model.name, devices)
+
     def start_engine(self, spec: EngineSpec) -> None:
         """Start a replica; it is ready after its load time."""
         self.cluster.start(spec)
+
+    @property
+    def can_pass_on(self) -> bool:
+        """Simulated engines serve whatever they are given."""
+        return True
+
+    def pass_on_engine(self, key: str, spec: EngineSpec) -> None:
+        """Let a replica without requests go on for another node."""
+        self.cluster.pass_on(key, spec)
 
     def submit(self, key: str, requests: Sequence[EngineRequest]) -> None:
         """Let requests arrive now."""

@@ -32,7 +32,14 @@ def estimate_tokens(text: str) -> int:
     return -(-len(text) // CHARACTERS_PER_TOKEN)
 
 
-Id = Annotated[str, BeforeValidator(lambda v: str(v) if type(v) is int else v)]
+def _id(value: object) -> object:
+    """Return a whole number as a text; tables with an empty cell often have 3.0 for 3."""
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    return str(value) if type(value) is int else value
+
+
+Id = Annotated[str, BeforeValidator(_id)]
 
 
 class RequestLine(BaseModel):

@@ -46,7 +46,12 @@ class Problem:
         scenarios: possible lengths, at least one.
         costs: per node the costs of each replica size that was asked for; sizes that do not fit
             have a KV capacity below ``max_model_len``.
-        page_cache: whether engine starts find their files in the page cache.
+        page_cache: whether machines have all files in their page caches; if they are cold, each
+            machine reads a checkpoint once.
+        in_page_cache: checkpoints, by name and machine, that cold caches have at the beginning.
+        engine_of: by node, a number that nodes of the same engines share: one may take over those
+            of another that has finished. None: nodes of one checkpoint, with equal engine
+            arguments and equal costs, share theirs.
     """
 
     app: Application
@@ -54,12 +59,15 @@ class Problem:
     scenarios: tuple[LengthScenario, ...]
     costs: tuple[Mapping[ModeKey, ModeCosts], ...]
     page_cache: Literal["warm", "cold"] = "warm"
+    in_page_cache: frozenset[tuple[str, int]] = frozenset()
+    engine_of: tuple[int, ...] | None = None
     _configs: dict[int, tuple[ParallelConfig, ...]] = field(
         default_factory=dict, init=False, repr=False
     )
     _fitting: dict[tuple[int, int, int], frozenset[str]] = field(
         default_factory=dict, init=False, repr=False
     )
+    _same_engine: dict[str, dict[str, int]] = field(default_factory=dict, init=False, repr=False)
     _idle: dict[tuple[frozenset[str], ParallelConfig], tuple[int, ...] | None] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -90,6 +98,35 @@ class Problem:
         """Take up what :meth:`__getstate__` returned."""
         for f in fields(self):
             object.__setattr__(self, f.name, state[f.name] if f.init else {})
+
+    @property
+    def same_engine(self) -> Mapping[str, int]:
+        """Return by node the number of its engines, for nodes that share theirs with others."""
+        if "" not in self._same_engine:
+            numbers = self.engine_numbers
+            names = (n.name for n in self.app.nodes)
+            shared = {n: k for n, k in zip(names, numbers, strict=True) if numbers.count(k) > 1}
+            self._same_engine[""] = shared
+        return self._same_engine[""]
+
+    @property
+    def engine_numbers(self) -> tuple[int, ...]:
+        """Return by node the number of its engines."""
+        if self.engine_of is not None:
+            return self.engine_of
+        found: list[int] = []
+        for i, node in enumerate(self.app.nodes):
+            alike = (
+                k
+                for k in range(i)
+                if self.app.nodes[k].model == node.model and self.costs[k] == self.costs[i]
+            )
+            found.append(next(alike, i))
+        return tuple(found)
+
+    def without_shared_engines(self) -> Problem:
+        """Return the same problem in which every node's engines are started for it."""
+        return replace(self, engine_of=tuple(range(len(self.app.nodes))))
 
     def node(self, name: str) -> ModelNode:
         """Return a node by name.
@@ -222,26 +259,29 @@ class Problem:
         )
 
     def load_s(self, costs: ModeCosts) -> float:
-        """Return the seconds of starting an engine."""
+        """Return the seconds of starting an engine, the first of its checkpoint on a machine."""
         return costs.load.warm_s if self.page_cache == "warm" else costs.load.cold_s
 
     def least_start_s(self, costs: ModeCosts) -> float:
         """Return the seconds that an engine start holds its devices at least."""
-        load = costs.load
-        return load.warm_s - load.prepare_s if load.prepare_s > 0.0 else self.load_s(costs)
+        return costs.load.warm_s - costs.load.prepare_s
 
-    def ready_s(self, costs: ModeCosts, start_s: float, prepared_s: float | None) -> float:
-        """Return when an engine is ready.
+    def reading_s(self, checkpoint: str) -> float:
+        """Return the seconds at least in which a machine's disk reads a checkpoint."""
+        if self.page_cache == "warm":
+            return 0.0
+        return min(
+            costs.load.cold_s - costs.load.warm_s
+            for node, sizes in zip(self.app.nodes, self.costs, strict=True)
+            if node.model.name == checkpoint
+            for costs in sizes.values()
+        )
 
-        Args:
-            costs: of its size.
-            start_s: when it gets its devices.
-            prepared_s: since when what needs no device is being done; None: since it got them.
-        """
-        if prepared_s is None or costs.load.prepare_s == 0.0:
-            return start_s + self.load_s(costs)
-        device_s = self.least_start_s(costs)
-        return max(start_s, prepared_s + self.load_s(costs) - device_s) + device_s
+    def first_ready_s(self, node: int, costs: ModeCosts) -> float:
+        """Return when the first engine of a node can be ready at the earliest."""
+        name = self.app.nodes[node].model.name
+        there = any(name == known for known, _ in self.in_page_cache)
+        return costs.load.warm_s + (0.0 if there else self.reading_s(name))
 
     def without_prepared_starts(self) -> Problem:
         """Return the same problem with engine starts of which no part can be done ahead."""

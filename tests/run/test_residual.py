@@ -14,9 +14,16 @@ from samullm_plugin.model.application import (
     PythonNode,
     RequestTable,
 )
+from samullm_plugin.model.cluster import Cluster
+from samullm_plugin.rules.repeats import with_repeats
 from samullm_plugin.run.drift import Snapshot
 from samullm_plugin.run.ledger import Status
-from samullm_plugin.run.residual import residual_plan, residual_work, taken_rate
+from samullm_plugin.run.residual import (
+    residual_plan,
+    residual_problem,
+    residual_work,
+    taken_rate,
+)
 from tests.run.worlds import small_plan, small_problem
 
 MODEL = ModelSpec("m", 256)
@@ -80,6 +87,27 @@ def test_what_was_rejected_is_learned() -> None:
     assert taken_rate(app, 1, snapshot) == pytest.approx(1.5)
 
 
+def test_the_rate_of_rejections_is_learned() -> None:
+    """Of 25 outputs and 15 rejected ones 40 were judged; the plan had counted on a tenth."""
+    first = RequestTable.of([10] * COUNT, 8)
+    behind = RequestTable.of([8] * COUNT, 16, [[(0, r)] for r in range(COUNT)])
+    rate = ModelNode("rate", MODEL, first, retries=2, reject_rate=0.1)
+    app = with_repeats(Application("rated", (rate, ModelNode("behind", MODEL, behind))))
+    snapshot = snapshot_of(app, dict.fromkeys(range(25), Status.READY))
+    snapshot.status[0][[*range(COUNT, COUNT + 25)]] = Status.SKIPPED
+    for rejected, expected in (({"rate": 15}, 15 / 40), ({}, 0.0)):
+        left = residual_work(app, replace(snapshot, rejected=rejected))
+        assert left is not None
+        chance = left.app.nodes[0].requests.probability
+        assert chance[: COUNT - 25].tolist() == [1.0] * (COUNT - 25)
+        assert chance[COUNT - 25 :] == pytest.approx(expected)
+        assert left.requests[0].max() == COUNT - 1  # of whose lengths each is a sample
+    snapshot.status[0][5:25] = Status.SUBMITTED  # five say nothing
+    left = residual_work(app, replace(snapshot, rejected={"rate": 4}))
+    assert left is not None
+    assert left.app.nodes[0].requests.probability[-1] == pytest.approx(0.1)
+
+
 def test_measured_seconds_of_calls_are_planned_with() -> None:
     app = filtered()
     calls = RequestTable.of([0] * COUNT, 1, [[(1, r)] for r in range(COUNT)])
@@ -88,7 +116,7 @@ def test_measured_seconds_of_calls_are_planned_with() -> None:
     none = [np.zeros(COUNT, np.int64)] * 4
     status, cut = [np.zeros(COUNT, np.int8)] * 4, [np.zeros(COUNT, bool)] * 4
     snapshot = Snapshot(
-        0.0, tuple(status), tuple(none), tuple(cut), {}, (1.0,) * 2, 1.0, (0,), {2: 3.0}
+        0.0, tuple(status), tuple(none), tuple(cut), {}, (1.0,) * 2, 1.0, (0,), call_s={2: 3.0}
     )
     left = residual_work(app, snapshot)
     assert left is not None
@@ -118,3 +146,19 @@ def test_a_share_is_of_all_requests_not_of_those_left() -> None:
     left = residual_work(app, replace(snapshot, status=tuple(status)))
     assert left is not None
     assert residual_plan(plan, 0, left, status, {}).stages[0].end.kind == "first_finisher"
+
+
+def test_what_machines_have_read_stays_read_on_those_that_are_left() -> None:
+    whole = small_problem()
+    gpu = whole.cluster.gpus[0]
+    cluster = Cluster((gpu,) * 3, ((0,), (1,), (2,)), ((0,), (1, 2)))
+    problem = replace(whole, cluster=cluster, page_cache="cold")
+    status = tuple(np.zeros(20, np.int8) for _ in range(3))
+    zeros = tuple(np.zeros(20, np.int64) for _ in range(3))
+    cut = tuple(np.zeros(20, bool) for _ in range(3))
+    read = frozenset({("model-a", 0), ("model-b", 1)})
+    snapshot = Snapshot(0.0, status, zeros, cut, {}, (1.0,) * 3, 1.0, (1, 2), read)
+    left = residual_work(problem.app, snapshot)
+    assert left is not None
+    after = residual_problem(problem, left, problem.scenarios, snapshot)
+    assert (after.page_cache, after.in_page_cache) == ("cold", {("model-b", 0)})

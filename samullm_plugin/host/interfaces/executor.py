@@ -177,6 +177,11 @@ class Executor(Plugin, ABC):
         """Whether ``prepare_engine`` shortens the start that follows."""
         return False
 
+    @property
+    def can_pass_on(self) -> bool:
+        """Whether ``pass_on_engine`` lets engines go on for another node."""
+        return False
+
     @classmethod
     def kept_warm(cls) -> AbstractContextManager[None]:
         """Let executors opened one after another in this context share what is slow to start."""
@@ -258,6 +263,18 @@ class Executor(Plugin, ABC):
         del spec
         return False
 
+    def pass_on_engine(self, key: str, spec: EngineSpec) -> None:
+        """Let a ready replica without requests go on for another node, ready at once.
+
+        From now on it is known by ``spec.key`` and reports the requests of ``spec.node``; model,
+        devices and sizes are those it has. Only called if ``can_pass_on``.
+
+        Args:
+            key: of the replica.
+            spec: what it is from now on.
+        """
+        raise InputError(f"executor {self.name}: its engines serve one node only")
+
     def window(self, model: ModelSpec) -> int | None:
         """Return how many requests a replica of a model is given before it reports some.
 
@@ -286,6 +303,10 @@ class Executor(Plugin, ABC):
 
     def prefetch(self, model: ModelSpec) -> None:
         """Read a model's weights ahead, in the background, for an engine started later."""
+
+    def prefetch_on(self, model: ModelSpec, devices: Sequence[int]) -> None:
+        """Do so on the machines of these devices; an executor of one machine has only that."""
+        self.prefetch(model)
 
     def progress(self, key: str) -> Mapping[int, int]:
         """Return how many tokens each unfinished request of a replica has generated so far.
