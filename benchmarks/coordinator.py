@@ -3,7 +3,8 @@
 Two nodes: each answer is judged. Engines answer at once, up to ``max_num_seqs`` requests a time, so
 that all that is measured is the coordinator: prompts, dispatch, journal, what it keeps. The time
 inside the executor is taken off. Beside other work processor time is longer by what that drives out
-of the caches: the tenth of the steps that took least says what it would be without. Run it from the checkout that is to be measured:
+of the caches: the tenth of the steps that took least says what it would be without. Run it from the
+checkout that is to be measured:
 
     python benchmarks/coordinator.py --requests 1000000
     python benchmarks/coordinator.py --requests 100000 --engines 1024

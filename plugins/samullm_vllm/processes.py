@@ -6,6 +6,7 @@ import ctypes
 import fcntl
 import os
 import re
+import select
 import signal
 import socket
 import time
@@ -162,15 +163,12 @@ def ended_with_peer(control: socket.socket) -> Iterator[None]:
     Nobody waits for that but the kernel: a process that is to be forked should have no threads.
     """
 
+    closing = select.poll()
+    closing.register(control, select.POLLRDHUP)
+
     def look(*_: object) -> None:
-        try:
-            if control.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
-                return
-        except BlockingIOError:
-            return
-        except OSError:  # it closed with something unread
-            pass
-        os.killpg(0, signal.SIGKILL)
+        if closing.poll(0):
+            os.killpg(0, signal.SIGKILL)
 
     before = signal.signal(signal.SIGIO, look)
     flags = fcntl.fcntl(control, fcntl.F_GETFL)
