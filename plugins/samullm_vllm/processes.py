@@ -162,7 +162,6 @@ def ended_with_peer(control: socket.socket) -> Iterator[None]:
 
     Nobody waits for that but the kernel: a process that is to be forked should have no threads.
     """
-
     closing = select.poll()
     closing.register(control, select.POLLRDHUP)
 
