@@ -454,8 +454,6 @@ class RequestQueue:
         self._left[name] -= 1
         if not self._left[name]:
             self._log.add(time_s, "node_finished", node=name)
-        if self.ledger.settled(request[0]):
-            self.changed = True
         return complete
 
     def _settle(
