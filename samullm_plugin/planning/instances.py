@@ -221,6 +221,7 @@ def make_instance(
         rng=np.random.default_rng(how.seed),
         page_cache=how.page_cache,
         true_lengths=known,
+        pipeline_parallel_sizes=how.pipeline_parallel_sizes,
         prepared_starts=how.prepared_starts,
     )
     if how.prepared_starts:
