@@ -240,10 +240,11 @@ class RayExecutor(VllmExecutor):
         """Note the models; every machine says whether their folders are there when it joins."""
         self._models |= {m.path or m.name: m for m in models}
 
-    def prefetch(self, model: ModelSpec) -> None:
-        """Have every machine read the weights' files into its page cache, in the background."""
-        for machine in self._remote.machines.values():
-            machine.tell(Prefetch(model.path or model.name))
+    def prefetch_on(self, model: ModelSpec, devices: Sequence[int]) -> None:
+        """Have the devices' machines read the weights' files into their page caches, meanwhile."""
+        for number in {self._places[d][0] for d in devices}:
+            if (machine := self._remote.machines.get(number)) is not None:
+                machine.tell(Prefetch(model.path or model.name))
 
     def _device_names(self, spec: EngineSpec) -> list[str]:
         return ["/".join(map(str, self._places[d])) for d in spec.devices]

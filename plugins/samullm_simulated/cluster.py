@@ -25,6 +25,7 @@ from samullm_plugin import (
 )
 from samullm_plugin.engine import EngineCache
 from samullm_plugin.model.types import Floats
+from samullm_plugin.rules.page_cache import PageCaches
 from samullm_plugin.simulator.python_rows import python_finish_s
 from samullm_plugin.simulator.requests import NodeInputs
 from samullm_simulated.engine import SimulatedEngine, Submission, requests_of
@@ -49,6 +50,7 @@ class SimulatedCluster:
         self.clock_s = 0.0
         self.engines: dict[str, SimulatedEngine] = {}
         self._prepared: dict[str, float] = {}
+        self._caches = PageCaches(truth)
         self._nodes = truth.app.nodes
         scenario = truth.scenarios[0]
         self._prompt = scenario.prompt_tokens
@@ -75,9 +77,14 @@ class SimulatedCluster:
             raise RunError(f"executor simulated: there is no engine {key!r}")
         return self.engines[key]
 
+    def prefetch(self, model: str, devices: Sequence[int]) -> None:
+        """Begin to read a checkpoint on the machines of some devices."""
+        self._caches.read_ahead(model, devices, self.clock_s)
+
     def prepare(self, spec: EngineSpec) -> None:
         """Begin with what an engine's start needs no device for."""
         self._prepared[spec.key] = self.clock_s
+        self.prefetch(spec.model.name, spec.devices)
 
     def start(self, spec: EngineSpec) -> None:
         """Add an engine that is ready after its load time.
@@ -99,7 +106,8 @@ class SimulatedCluster:
             self.truth.engine_config(spec.node, costs, spec.pipeline_parallel_size),
             scheduling_policy=spec.scheduling_policy,
         )
-        ready_s = self.truth.ready_s(costs, self.clock_s, self._prepared.pop(spec.key, None))
+        since_s = self._prepared.pop(spec.key, None)
+        ready_s = self._caches.ready_s(spec.node, costs, spec.devices, self.clock_s, since_s)
         engine = SimulatedEngine(spec, config, costs, self.clock_s, ready_s)
         if config.enable_prefix_caching:
             table = self._nodes[spec.node].requests

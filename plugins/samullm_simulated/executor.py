@@ -14,6 +14,7 @@ from samullm_plugin import (
     EngineRequest,
     EngineSpec,
     Executor,
+    ModelSpec,
     Problem,
     RequestOutput,
     RunError,
@@ -77,6 +78,10 @@ class SimulatedExecutor(Executor):
         """Begin with what a replica's start needs no device for."""
         self.cluster.prepare(spec)
         return True
+
+    def prefetch_on(self, model: ModelSpec, devices: Sequence[int]) -> None:
+        """Begin to read a checkpoint on the devices' machines."""
+        self.cluster.prefetch(model.name, devices)
 
     def start_engine(self, spec: EngineSpec) -> None:
         """Start a replica; it is ready after its load time."""

@@ -362,7 +362,9 @@ class Description:
         for name, table in self._tables.items():
             if table is data:
                 return name
-        name = f"{node}.parquet"
+        from samullm_plugin.app.memorytables import is_rows
+
+        name = f"{node}.jsonl" if is_rows(data) else f"{node}.parquet"
         self._tables[name] = data
         return name
 

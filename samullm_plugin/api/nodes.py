@@ -159,11 +159,15 @@ def model_section(value: object, where: str) -> ModelSection:
 
 
 def write_table(table: object, path: Path) -> None:
-    """Write a table in memory as Parquet."""
+    """Write a table in memory: as lines of JSON where it is rows of their own, else as Parquet."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from samullm_plugin.app.rowtables import memory_batches
+    from samullm_plugin.app.memorytables import label_of, memory_batches, memory_rows
 
-    batches = [batch for _, batch in memory_batches(table, path.name)]
+    if path.suffix == ".jsonl":
+        with path.open("wb") as file:
+            file.writelines(row.line + b"\n" for row in memory_rows(table, label_of(path.name)))
+        return
+    batches = [batch for _, batch in memory_batches(table, label_of(path.name))]
     pq.write_table(pa.Table.from_batches(batches), path, compression="zstd")

@@ -97,8 +97,8 @@ class LineBlock(Block):
         self._lines = [self._lines[at] for at in places]
 
 
-class BadBlock(LineBlock):
-    """A row of a table that could not be read, in place of its fields."""
+class RowBlock(LineBlock):
+    """Rows of a table that is no JSON lines, kept as such: each is of a shape of its own."""
 
     unit = "row"
 
@@ -146,7 +146,21 @@ class TableBlock(Block):
     def _keep(self, places: Sequence[int]) -> None:
         import pyarrow as pa
 
-        self._batch, self._columns = self._batch.take(pa.array(places, pa.int32())), None
+        wanted = pa.array(places, pa.int32())
+        columns = [_taken(column, wanted) for column in self._batch.columns]
+        self._batch = pa.RecordBatch.from_arrays(columns, schema=self._batch.schema)
+        self._columns = None
+
+
+def _taken(column: pa.Array, places: pa.Array) -> pa.Array:
+    """Return some values of a column; Arrow itself takes none of views and run-length encodings."""
+    import pyarrow as pa
+
+    try:
+        return column.take(places)
+    except pa.ArrowNotImplementedError:
+        values = [column[at].as_py() for at in places.to_pylist()]
+        return pa.array(values, column.type)
 
 
 def _as_it_is(row: Fields) -> Fields:

@@ -32,7 +32,14 @@ def estimate_tokens(text: str) -> int:
     return -(-len(text) // CHARACTERS_PER_TOKEN)
 
 
-Id = Annotated[str, BeforeValidator(lambda v: str(v) if type(v) is int else v)]
+def _id(value: object) -> object:
+    """Return a whole number as a text; tables with an empty cell often have 3.0 for 3."""
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    return str(value) if type(value) is int else value
+
+
+Id = Annotated[str, BeforeValidator(_id)]
 
 
 class RequestLine(BaseModel):
@@ -46,8 +53,8 @@ class RequestLine(BaseModel):
     prompt_tokens: Count | None = None
     prompt_token_ids: list[Natural] | None = Field(default=None, min_length=1)
     max_tokens: Count | None = None
-    sampling_params: SamplingSection = SamplingSection()
-    inputs: list[str] = []
+    sampling_params: SamplingSection | None = None
+    inputs: list[str] | None = None
     prefix_id: Id | None = None
     prefix_tokens: Natural = 0
     chunks: list[str | Count] | None = Field(default=None, min_length=1)
@@ -141,9 +148,9 @@ def checked(row: Fields, number: int) -> Checked:
         RowError: naming the field that is wrong.
     """
     fields = requested(row)
-    own = fields.get("id")
-    usual = UNUSUAL.isdisjoint(fields) and isinstance(fields.get("prompt", ""), str)
-    if usual and isinstance(own, str) and own:
+    own = fields.get("id", f"line-{number}")
+    usual = isinstance(own, str) and own != "" and isinstance(fields.get("prompt", ""), str)
+    if usual and UNUSUAL.isdisjoint(fields):
         return Checked(own, PLAIN, fields)
     origins = [n for n in ("prompt", "messages", "prompt_token_ids", "chunks") if n in fields]
     if len(origins) > 1:
@@ -157,8 +164,7 @@ def checked(row: Fields, number: int) -> Checked:
         chat = {n: fields[n] for n in CHAT_OPTIONS if fields.get(n) is not None}
         if (wrong := check_chat(chat)) is not None:
             raise RowError(wrong)
-    plain = isinstance(own, str) and own and _SPECIAL.isdisjoint(fields)
-    if plain and isinstance(fields.get("prompt", ""), str):
+    if usual and _SPECIAL.isdisjoint(fields):
         values = PLAIN if not chat else LineValues(chat=chat)
     else:
         own, values = _special(fields, chat)
@@ -178,7 +184,7 @@ def _special(fields: Fields, chat: Mapping[str, object]) -> tuple[str | None, Li
         raise RowError(describe(error, RequestLine)) from error
     if _SPECIAL.isdisjoint(fields) and not chat:
         return line.id, PLAIN
-    sampling = line.sampling_params.given()
+    sampling = line.sampling_params.given() if line.sampling_params else {}
     n = sampling.pop("n", None)
     limit = sampling.pop("max_tokens", None)
     return line.id, LineValues(
@@ -188,7 +194,7 @@ def _special(fields: Fields, chat: Mapping[str, object]) -> tuple[str | None, Li
         cast("int | None", n),
         _shared(sampling),
         chat,
-        tuple(line.inputs),
+        tuple(line.inputs or ()),
         line.prefix_id,
         line.prefix_tokens,
         None if line.chunks is None else tuple(line.chunks),

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from samullm_plugin.app import rowtables
+from samullm_plugin.app import memorytables, rowtables
 from samullm_plugin.app.csvtables import BadRow
 from samullm_plugin.app.keptrows import (
     PLACES,
-    BadBlock,
     Block,
     Fields,
     KeptRow,
     LineBlock,
     Row,
+    RowBlock,
     TableBlock,
     fields_of,
 )
@@ -31,6 +31,7 @@ from samullm_plugin.app.requestlines import (
 )
 from samullm_plugin.app.rowspec import RequestsSection
 from samullm_plugin.errors import InputError, suggest
+from samullm_plugin.files import Row as FileRow
 from samullm_plugin.files import read_rows
 
 
@@ -104,7 +105,8 @@ def read_requests(
         InputError: naming file, line and field.
     """
     lines: list[Line] = []
-    ids = _Ids(lines, f"{base / table.name} ")
+    named = str(base / table.name) if given is None else memorytables.label_of(table.name)
+    ids = _Ids(lines, f"{named} ")
     seen: set[str] = set()
     names = _Names(table)
     most = min((n for n in (limit, table.limit) if n is not None), default=None)
@@ -151,7 +153,7 @@ def read_requests(
                 return tuple(lines)
     if not lines:
         left = f" with {dict(table.where)}" if table.where else ""
-        raise InputError(f"{base / table.name}: it holds no requests{left}")
+        raise InputError(f"{named.removesuffix(',')}: it holds no requests{left}")
     return tuple(lines)
 
 
@@ -210,16 +212,19 @@ def _blocks(
     table: RequestsSection, base: Path, where: str, given: object | None, names: _Names
 ) -> Iterator[_Read]:
     """Yield the rows of a table, some at a time."""
-    if given is not None:
-        batches = rowtables.own_batches(rowtables.memory_batches(given, table.name))
-        yield from _table_blocks(batches, names)
+    if given is not None and memorytables.is_rows(given):
+        label = memorytables.label_of(table.name)
+        yield from _line_blocks(label, memorytables.memory_rows(given, label), names, RowBlock)
+    elif given is not None:
+        batches = memorytables.memory_batches(given, memorytables.label_of(table.name))
+        yield from _table_blocks(memorytables.own_batches(batches), names)
     elif table.dataset is not None:
         batches = rowtables.dataset_batches(table.dataset, table.split, base, where)
         yield from _table_blocks(batches, names)
     else:
         for path, kind in rowtables.shards(base / table.name, table.format, where):
             if kind == "jsonl":
-                yield from _line_blocks(path, names)
+                yield from _line_blocks(str(path), read_rows(path, "requests"), names)
             else:
                 ids = [name for name in (table.id or "id",) if name]
                 yield from _table_blocks(rowtables.file_batches(path, kind, ids), names)
@@ -228,27 +233,29 @@ def _blocks(
 def _table_blocks(batches: rowtables.Pieces, names: _Names) -> Iterator[_Read]:
     for name, numbers, batch in rowtables.numbered_batches(batches):
         if isinstance(batch, BadRow):
-            yield BadBlock(name, numbers, names.fields, (b"{}",)), ({},), batch.reason
+            yield RowBlock(name, numbers, names.fields, (b"{}",)), ({},), batch.reason
             continue
         yield TableBlock(name, numbers, names.fields, batch), None, None
 
 
-def _line_blocks(path: Path, names: _Names) -> Iterator[_Read]:
+def _line_blocks(
+    name: str, given: Iterable[FileRow], names: _Names, kind: type[LineBlock] = LineBlock
+) -> Iterator[_Read]:
     numbers, lines, rows, size = array("q"), list[bytes](), list[Fields](), 0
-    for row in read_rows(path, "requests"):
+    for row in given:
         full = len(rows) == rowtables.CHUNK_ROWS or size > rowtables.CHUNK_BYTES
         if rows and (full or row.error is not None):
-            yield LineBlock(str(path), numbers, names.fields, lines), rows, None
+            yield kind(name, numbers, names.fields, lines), rows, None
             numbers, lines, rows, size = array("q"), [], [], 0
         if row.error is not None:
-            yield LineBlock(str(path), (row.number,), names.fields, (b"{}",)), ({},), row.error
+            yield kind(name, (row.number,), names.fields, (b"{}",)), ({},), row.error
             continue
         numbers.append(row.number)
         lines.append(row.line)
         rows.append(row.value)
         size += len(row.line)
     if rows:
-        yield LineBlock(str(path), numbers, names.fields, lines), rows, None
+        yield kind(name, numbers, names.fields, lines), rows, None
 
 
 class _Names:

@@ -1,4 +1,4 @@
-"""Rows of tables: CSV, Parquet and Arrow files, folders of shards, datasets, and tables in memory.
+"""Rows of tables: CSV, Parquet and Arrow files, folders of shards, and datasets.
 
 Read by pyarrow in chunks: a table may be larger than memory as long as what is made of its rows is
 not. JSON lines have a reader of their own (``app/requests.py``).
@@ -11,6 +11,7 @@ import datetime
 import decimal
 import json
 import re
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice, repeat
@@ -205,59 +206,14 @@ def _hub_batches(name: str, split: str | None, where: str) -> Batches:
         if len(found) != 1:
             raise InputError(f"{where}.split: say which; splits: {', '.join(found)}")
         found = next(iter(found.values()))
-    for _, batch in memory_batches(found, name):
-        yield name, batch
+    yield from stored_batches(found, name)
 
 
-def memory_batches(table: object, name: str) -> Batches:
-    """Yield the batches of a table in memory.
-
-    Args:
-        table: of pandas, polars, pyarrow or ``datasets``; a list of mappings, or a mapping of
-            columns; anything that speaks Arrow's C stream interface.
-        name: what to call it in messages.
-
-    Raises:
-        InputError: if it is no table.
-    """
-    import pyarrow as pa
-
-    package = type(table).__module__.partition(".")[0]
-    value: Any = table
-    try:
-        if package == "datasets":
-            value = value.with_format("arrow")
-            for part in value.iter(batch_size=CHUNK_ROWS):
-                for batch in part.to_batches():
-                    yield name, batch
-            return
-        if package == "pandas":
-            value = pa.Table.from_pandas(value, preserve_index=False)
-        elif isinstance(value, Mapping):
-            value = pa.table(dict(value))
-        elif isinstance(value, Sequence) and all(isinstance(row, Mapping) for row in value):
-            value = pa.Table.from_pylist([dict(row) for row in value])
-        elif not isinstance(value, pa.Table):
-            value = pa.RecordBatchReader.from_stream(value)
-    except (pa.ArrowException, TypeError, AttributeError, ValueError) as error:
-        raise InputError(
-            f"{name}: a {type(table).__name__} cannot be read as a table ({error}); give a table "
-            "of pandas, polars, pyarrow or datasets, or a list of mappings"
-        ) from error
-    batches = value.to_batches(max_chunksize=CHUNK_ROWS) if isinstance(value, pa.Table) else value
-    for batch in batches:
-        yield name, batch
-
-
-def own_batches(batches: Batches) -> Batches:
-    """Yield copies of batches that only the reader holds: of a table that others may change."""
-    import pyarrow as pa
-
-    for name, batch in batches:
-        copy = pa.BufferOutputStream()
-        with pa.ipc.new_stream(copy, batch.schema) as stream:  # with its dictionaries, if any
-            stream.write_batch(batch)
-        yield name, pa.ipc.open_stream(copy.getvalue()).read_next_batch()
+def stored_batches(dataset: Any, name: str) -> Batches:
+    """Yield the batches of a dataset that ``datasets`` has opened."""
+    for part in dataset.with_format("arrow").iter(batch_size=CHUNK_ROWS):
+        for batch in part.to_batches():
+            yield name, batch
 
 
 def numbered_batches(
@@ -284,7 +240,7 @@ def is_text(kind: pa.DataType) -> bool:
     """Return whether all values of a column's type are texts."""
     import pyarrow.types as of
 
-    return bool(of.is_string(kind) or of.is_large_string(kind))
+    return bool(of.is_string(kind) or of.is_large_string(kind) or of.is_string_view(kind))
 
 
 def is_plain(kind: pa.DataType) -> bool:
@@ -312,7 +268,7 @@ def batch_rows(batch: pa.RecordBatch, where: Callable[[int], str]) -> Iterator[d
         if not is_plain(column.type):
             for at, value in enumerate(values):
                 try:
-                    values[at] = _plain(value)
+                    values[at] = json_value(value)
                 except TypeError as error:
                     if bad is None or at < bad[0]:
                         bad = at, name, str(error)
@@ -337,15 +293,16 @@ def checked_columns(batch: pa.RecordBatch) -> list[Column]:
 def checked_row(columns: Sequence[Column], at: int) -> dict[str, Any]:
     """Return the fields of one row, as :func:`batch_rows`."""
     return {
-        name: column[at].as_py() if plain else _plain(column[at].as_py())
+        name: column[at].as_py() if plain else json_value(column[at].as_py())
         for name, column, plain in columns
     }
 
 
-def _plain(value: Any) -> Any:
+def json_value(value: Any) -> Any:
     """Return a cell as JSON has it: times in ISO's form, decimals as texts, images as data URLs.
 
-    Bytes that are UTF-8 without control characters are texts: not every tool says so.
+    Values of numpy are Python's. Bytes that are UTF-8 without control characters are texts: not
+    every tool says so.
 
     Raises:
         TypeError: naming a type that JSON lacks.
@@ -355,19 +312,19 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         pairs = all(isinstance(v, tuple) and len(v) == 2 for v in value)
         if value and pairs and all(isinstance(v[0], str) for v in value):  # a map of Arrow's
-            return {k: _plain(v) for k, v in value}
-        return [_plain(v) for v in value]
+            return {k: json_value(v) for k, v in value}
+        return [json_value(v) for v in value]
     if isinstance(value, tuple):
-        return [_plain(v) for v in value]
+        return [json_value(v) for v in value]
     if isinstance(value, Mapping):
         if set(value) == {"bytes", "path"} and value["bytes"] is not None:  # datasets' images
-            return _plain(value["bytes"])
-        return {k: _plain(v) for k, v in value.items()}
+            return json_value(value["bytes"])
+        return {str(k): json_value(v) for k, v in value.items()}
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, datetime.timedelta):
         return value.total_seconds()
-    if isinstance(value, decimal.Decimal):
+    if isinstance(value, decimal.Decimal | uuid.UUID):
         return str(value)
     if isinstance(value, bytes):
         for magic, kind in _IMAGES:
@@ -377,4 +334,6 @@ def _plain(value: Any) -> Any:
             text = value.decode()
             if not _CONTROL.search(text):
                 return text
+    if type(value).__module__ == "numpy":
+        return json_value(value.tolist())
     raise TypeError(type(value).__name__)

@@ -46,7 +46,9 @@ class Problem:
         scenarios: possible lengths, at least one.
         costs: per node the costs of each replica size that was asked for; sizes that do not fit
             have a KV capacity below ``max_model_len``.
-        page_cache: whether engine starts find their files in the page cache.
+        page_cache: whether machines have all files in their page caches; if they are cold, each
+            machine reads a checkpoint once.
+        in_page_cache: checkpoints, by name and machine, that cold caches have at the beginning.
     """
 
     app: Application
@@ -54,6 +56,7 @@ class Problem:
     scenarios: tuple[LengthScenario, ...]
     costs: tuple[Mapping[ModeKey, ModeCosts], ...]
     page_cache: Literal["warm", "cold"] = "warm"
+    in_page_cache: frozenset[tuple[str, int]] = frozenset()
     _configs: dict[int, tuple[ParallelConfig, ...]] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -222,26 +225,29 @@ class Problem:
         )
 
     def load_s(self, costs: ModeCosts) -> float:
-        """Return the seconds of starting an engine."""
+        """Return the seconds of starting an engine, the first of its checkpoint on a machine."""
         return costs.load.warm_s if self.page_cache == "warm" else costs.load.cold_s
 
     def least_start_s(self, costs: ModeCosts) -> float:
         """Return the seconds that an engine start holds its devices at least."""
-        load = costs.load
-        return load.warm_s - load.prepare_s if load.prepare_s > 0.0 else self.load_s(costs)
+        return costs.load.warm_s - costs.load.prepare_s
 
-    def ready_s(self, costs: ModeCosts, start_s: float, prepared_s: float | None) -> float:
-        """Return when an engine is ready.
+    def reading_s(self, checkpoint: str) -> float:
+        """Return the seconds at least in which a machine's disk reads a checkpoint."""
+        if self.page_cache == "warm":
+            return 0.0
+        return min(
+            costs.load.cold_s - costs.load.warm_s
+            for node, sizes in zip(self.app.nodes, self.costs, strict=True)
+            if node.model.name == checkpoint
+            for costs in sizes.values()
+        )
 
-        Args:
-            costs: of its size.
-            start_s: when it gets its devices.
-            prepared_s: since when what needs no device is being done; None: since it got them.
-        """
-        if prepared_s is None or costs.load.prepare_s == 0.0:
-            return start_s + self.load_s(costs)
-        device_s = self.least_start_s(costs)
-        return max(start_s, prepared_s + self.load_s(costs) - device_s) + device_s
+    def first_ready_s(self, node: int, costs: ModeCosts) -> float:
+        """Return when the first engine of a node can be ready at the earliest."""
+        name = self.app.nodes[node].model.name
+        there = any(name == known for known, _ in self.in_page_cache)
+        return costs.load.warm_s + (0.0 if there else self.reading_s(name))
 
     def without_prepared_starts(self) -> Problem:
         """Return the same problem with engine starts of which no part can be done ahead."""

@@ -114,7 +114,7 @@ def _device_seconds(problem: Problem, scenario: LengthScenario, node: int) -> De
         best,
         one_start,
         min(problem.least_start_s(costs) for _, costs, _ in modes),
-        min(problem.load_s(costs) for _, costs, _ in modes),
+        min(problem.first_ready_s(node, costs) for _, costs, _ in modes),
     )
 
 
@@ -137,7 +137,7 @@ def _critical_path_s(
             load, alone = 0.0, np.where(np.arange(len(table)) < node.num_calls, node.seconds, 0.0)
         else:
             modes = _modes(problem, i)
-            load = min(problem.load_s(costs) for _, costs, _ in modes)
+            load = min(problem.first_ready_s(i, costs) for _, costs, _ in modes)
             alone = np.min([_alone_s(scenario, i, c.latency, e) for _, c, e in modes], axis=0)
             if i in ahead_s:
                 load, alone = 0.0, np.maximum(alone - ahead_s[i], 0.0)

@@ -106,7 +106,6 @@ class Coordinator:
             for i, name in enumerate(self._names)
         }
         self._zero_s = executor.now_s() - resume.clock_s
-        self._prefetched: set[str] = set()
         self._stages = StageTracker(log, stage=resume.stage, stages_run=resume.stages_run)
         self.queue.changed = True
         self._drain_requested = False
@@ -270,8 +269,6 @@ class Coordinator:
             for running in move.start:
                 if not kept & set(running.devices):
                     self.engines.start(running, self.now_s())
-                    node = self._app.index(running.planned.node)
-                    self._prefetched.add(self._app.nodes[node].model.name)
             stalled = not self._can_go_on()
             if not stalled:
                 break
@@ -293,14 +290,11 @@ class Coordinator:
             self.engines.prepare(wanted, self.now_s())
 
     def _prefetch(self) -> None:
-        """Have the weights of the next stage's models read ahead, once for each model."""
-        for stage in self.plan.stages[self.rule.stage + 1 : self.rule.stage + 2]:
-            for assignment in stage.assignments:
-                node = self._app.index(assignment.node)
-                model = self._app.nodes[node].model
-                if model.name not in self._prefetched and not self.ledger.settled(node):
-                    self._prefetched.add(model.name)
-                    self.executor.prefetch(model)
+        """Have the weights of the next stage's models read ahead, once on each machine."""
+        caches, stage = self.engines.caches, self.rule.stage
+        for name, devices in caches.read_next(self.plan, stage, self._finished(), self.now_s()):
+            model = self._app.nodes[self._app.index(name)].model
+            self.executor.prefetch_on(model, devices)
 
     def _can_go_on(self) -> bool:
         """Return whether a node or the current stage can end if nothing else is started."""
@@ -356,6 +350,9 @@ class Coordinator:
             self.queue.changed = True
             return
         lost |= changed
+        for machine, devices in enumerate(self.problem.cluster.machines):
+            if lost.issuperset(devices):  # what joins for it may be another
+                self.engines.caches.forget(machine)
         self.engines.prepare((), self.now_s())  # it may have been for a machine that is lost
         self.rule.barred = set(lost)
         stages = self.plan.stages[max(self.rule.stage, 0) :]

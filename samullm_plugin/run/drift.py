@@ -43,6 +43,7 @@ class Snapshot:
         latency_factor: per node, measured by predicted iteration seconds; 1 where unknown.
         load_factor: measured by predicted seconds of engine starts; 1 if unknown.
         devices: those that are not lost.
+        in_page_cache: checkpoints that machines have read, by name and machine.
         call_s: by Python node, mean seconds of its calls so far; those without any are left out.
     """
 
@@ -54,6 +55,7 @@ class Snapshot:
     latency_factor: tuple[float, ...]
     load_factor: float
     devices: tuple[int, ...]
+    in_page_cache: frozenset[tuple[str, int]] = frozenset()
     call_s: Mapping[int, float] = field(default_factory=dict)
 
 
@@ -117,6 +119,7 @@ class DriftEstimator:
             tuple(self._latency_factor(i) for i in range(len(app.nodes))),
             factor,
             tuple(d for d in range(run.problem.cluster.num_gpus) if d not in run.engines.lost),
+            run.engines.caches.held,
             {i: total_s / count for i, (count, total_s) in ledger.calls.items()},
         )
 

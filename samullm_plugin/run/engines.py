@@ -11,6 +11,7 @@ from samullm_plugin.host.interfaces.moving import move_rule
 from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment
 from samullm_plugin.model.problem import Problem
+from samullm_plugin.rules.page_cache import PageCaches
 from samullm_plugin.rules.transition import Running
 from samullm_plugin.run.dispatch import Deployment, Replica
 from samullm_plugin.run.log import RunLog
@@ -39,6 +40,7 @@ class Engines:
         deployments: by node, those that hold devices.
         prepared: by node name, those that are prepared.
         lost: devices that no engine may be started on.
+        caches: what machines have read.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Engines:
         self.deployments: dict[int, Deployment] = {}
         self.prepared: dict[str, PreparedEngines] = {}
         self.lost: set[int] = set()
+        self.caches = PageCaches(problem)
         self._problem, self._executor, self._inputs, self._log = problem, executor, inputs, log
         self._scheduling_policy = scheduling_policy
         self._by_key: dict[str, tuple[Deployment, Replica]] = {}
@@ -115,6 +118,8 @@ class Engines:
                 self._discard(keys[:i])
                 return
             self._log.add(now_s, "engine_preparing", key=key, node=assignment.node)
+        model = self._problem.app.nodes[self._problem.app.index(assignment.node)].model
+        self.caches.read_ahead(model.name, assignment.devices, now_s)
         self.prepared[assignment.node] = PreparedEngines(assignment, keys, now_s)
 
     def note_unprepared(self, key: str, time_s: float, reason: str) -> bool:
@@ -161,7 +166,7 @@ class Engines:
         parallel = planned.parallel
         spec = self._spec(key, planned, devices)
         costs = self._problem.mode(deployment.node, parallel, devices)
-        ready_s = self._problem.ready_s(costs, now_s, since_s)
+        ready_s = self.caches.ready_s(deployment.node, costs, devices, now_s, since_s)
         window = self._executor.window(spec.model)
         replica = Replica(key, devices, now_s, ready_s, window)
         deployment.replicas.append(replica)

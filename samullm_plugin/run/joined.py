@@ -39,8 +39,7 @@ class JoinedTable:
         """
         self.rows = rows
         names = [n.name for n in rows.nodes]
-        _, first = next(rows.items(), ("", {}))
-        self.columns = find_columns(columns, names, list(first), rows_of)
+        self.columns = find_columns(columns, names, rows.fields, rows_of)
         self._row_node = -1 if rows_of is None else names.index(rows_of)
         # Calls that make lists are no rows; their elements are.
         self._calls = 0 if rows_of is None else rows.nodes[self._row_node].calls

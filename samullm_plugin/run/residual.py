@@ -237,7 +237,11 @@ def residual_problem(
             {k: _corrected(c, factor, snapshot.load_factor) for k, c in problem.costs[i].items()}
         )
     cluster = problem.cluster.subset(snapshot.devices)
-    return Problem(left.app, cluster, scenarios, tuple(costs), problem.page_cache)
+    machines = {
+        problem.cluster.machine_of(d): cluster.machine_of(i) for i, d in enumerate(snapshot.devices)
+    }
+    there = frozenset((n, machines[m]) for n, m in snapshot.in_page_cache if m in machines)
+    return Problem(left.app, cluster, scenarios, tuple(costs), problem.page_cache, there)
 
 
 def _corrected(costs: ModeCosts, latency_factor: float, load_factor: float) -> ModeCosts:

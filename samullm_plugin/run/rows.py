@@ -17,13 +17,15 @@ from pydantic_core import to_json
 
 from samullm_plugin.app.loaded import LoadedApplication, NodeSource
 from samullm_plugin.errors import InputError
-from samullm_plugin.files import arrow_input, arrow_output, reread_json
+from samullm_plugin.files import arrow_input, arrow_output, parse_json, reread_json
 from samullm_plugin.model.application import Application, PythonNode
 from samullm_plugin.model.types import Ints
 from samullm_plugin.run.journal import disk_error
 from samullm_plugin.run.log import SETTLED
 
 FOLDER = "rows"
+FIELDS = "fields"
+"""Where ``items.parquet`` keeps the names of all fields, a list in JSON."""
 CHUNK_ROWS = 8192
 
 _OF_CHUNKS = ("chunk", "num_chunks", "prompt", "prompt_tokens")
@@ -99,11 +101,18 @@ def _write_layout(place: Path, app: Application, sources: Sequence[NodeSource]) 
         arrow_output(place / "items.parquet") as file,
         pq.ParquetWriter(file, kind, compression="zstd") as writer,
     ):
+        known: dict[str, None] = {}
         for first in range(0, len(origin), CHUNK_ROWS):
             rows = range(first, min(first + CHUNK_ROWS, len(origin)))
-            fields = [_item_fields(sources, *origin[k], names[k]) for k in rows]
+            texts = []
+            for k in rows:
+                fields = _item_fields(sources, *origin[k], names[k])
+                if not fields.keys() <= known.keys():
+                    known |= dict.fromkeys(fields)
+                texts.append(to_json(fields, inf_nan_mode="null", fallback=str).decode())
             ids = [names[k] for k in rows]
-            writer.write_table(pa.table({"id": ids, "fields": fields}, schema=kind))
+            writer.write_table(pa.table({"id": ids, "fields": texts}, schema=kind))
+        writer.add_key_value_metadata({FIELDS: to_json(list(known)).decode()})
     columns = {
         "item": pa.int64(),
         "id": pa.string(),
@@ -144,14 +153,16 @@ def _is_item(sources: Sequence[NodeSource], node: int, request: int) -> bool:
     return sources[node].ids[request] == sources[node].items[request]
 
 
-def _item_fields(sources: Sequence[NodeSource], node: int, request: int, item: str) -> str:
-    """Return the fields of an item's input as JSON; those of a chunk are not the item's."""
+def _item_fields(
+    sources: Sequence[NodeSource], node: int, request: int, item: str
+) -> dict[str, Any]:
+    """Return the fields of an item's input; those of a chunk are not the item's."""
     source = sources[node]
     fields = dict(source.fields[request])
     if source.ids[request] != item:
         fields = {n: v for n, v in fields.items() if n not in _OF_CHUNKS}
     fields.pop("id", None)
-    return to_json(fields, inf_nan_mode="null", fallback=str).decode()
+    return fields
 
 
 class RunRows:
@@ -163,6 +174,7 @@ class RunRows:
         folder: of the run.
         nodes: the user's nodes.
         num_items: rows of the joined table.
+        fields: of the items' inputs; those that any of them has.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -187,6 +199,7 @@ class RunRows:
             )
         self._items = pq.ParquetFile(arrow_input(place / "items.parquet"))
         self.num_items = int(self._items.metadata.num_rows)
+        self.fields: list[str] = parse_json(self._items.metadata.metadata[FIELDS.encode()])
         self.nodes: list[NodeRows] = []
         for path in sorted(place.glob("requests-*.parquet")):
             table = pq.read_table(arrow_input(path))

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from pydantic_core import to_json
@@ -268,13 +268,26 @@ def check_output(loaded: LoadedApplication) -> None:
             "in it (samullm export writes elsewhere)"
         )
     sources = loaded.sources
+    nodes = [n.name for n in loaded.app.all_nodes]
     first = next((s for s in sources if s.ids[:1] == s.items[:1]), sources[0])
-    fields = [n for n in first.fields[0] if n != "id"]
     try:
         table_format(path)
-        find_columns(output.columns, [n.name for n in loaded.app.all_nodes], fields, output.rows)
+        try:
+            find_columns(output.columns, nodes, _names(first.fields[:1]), output.rows)
+        except InputError:  # it may be a field of other rows
+            rows = (fields for source in sources for fields in source.fields)
+            find_columns(output.columns, nodes, _names(rows), output.rows)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
+
+
+def _names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the names of all fields of rows."""
+    found: dict[str, None] = {}
+    for row in rows:
+        if not row.keys() <= found.keys():
+            found |= dict.fromkeys(row)
+    return [n for n in found if n != "id"]
 
 
 def _parts_of(file: Path) -> Path:

@@ -235,6 +235,7 @@ class PlanSimulator:
             if not stalled:
                 rule.running = {n: a.running for n, a in state.active.items()}
                 state.prepare(wanted_ahead(self.problem, plan, rule))
+                state.caches.read_next(plan, move.stage, rule.finished, state.clock_s)
                 state.advance_to(next_s)
         return self._trace(state, stage_start)
 

@@ -11,6 +11,7 @@ from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment
 from samullm_plugin.model.result import EngineSegment
 from samullm_plugin.model.types import Floats
+from samullm_plugin.rules.page_cache import PageCaches
 from samullm_plugin.rules.transition import Running
 from samullm_plugin.simulator.node_run import (
     NodeRun,
@@ -52,6 +53,7 @@ class SimulationState:
         active: engines by node name.
         prepared: by node name, what its engines are being prepared for, and since when.
         segments: engines that have ended.
+        caches: what machines have read.
     """
 
     def __init__(self, runs: NodeRuns, start: Sequence[Progress], scenario: int) -> None:
@@ -69,6 +71,7 @@ class SimulationState:
         self.active: dict[str, ActiveEngine] = {}
         self.prepared: dict[str, tuple[Assignment, float]] = {}
         self.segments: list[EngineSegment] = []
+        self.caches = PageCaches(runs.problem)
         self.finish_s: list[Floats] = [p.finish_s for p in self.progress]
         self._node_finish_s: list[float | None] = [None] * len(self.finish_s)
         self.refresh()
@@ -88,6 +91,7 @@ class SimulationState:
         new.active = {n: replace(a) for n, a in self.active.items()}
         new.prepared = dict(self.prepared)
         new.segments = list(self.segments)
+        new.caches = self.caches.copy()
         new.finish_s = list(self.finish_s)
         new._node_finish_s = list(self._node_finish_s)
         return new
@@ -134,7 +138,7 @@ class SimulationState:
         since_s = None
         if known is not None and known[0].parallel == running.planned.parallel:
             since_s = known[1]
-        ready = problem.ready_s(costs, self.clock_s, since_s)
+        ready = self.caches.ready_s(node, costs, running.devices, self.clock_s, since_s)
         base = self.progress[node]
         run = NodeRun(ready, base, (), (), ())
         self.active[running.planned.node] = ActiveEngine(
@@ -272,6 +276,8 @@ class SimulationState:
             known = self.prepared.get(assignment.node)
             if known is None or known[0].parallel != assignment.parallel:
                 known = assignment, self.clock_s
+                model = self._problem.app.nodes[self._problem.app.index(assignment.node)].model
+                self.caches.read_ahead(model.name, assignment.devices, self.clock_s)
             kept[assignment.node] = known
         self.prepared = kept
 

@@ -329,8 +329,8 @@ def _resize(  # type: ignore[no-untyped-def]  # as above
     return True
 
 
-@compiled
-def value_s(t, solution, limit_s, least_s):  # type: ignore[no-untyped-def]  # as above
+@inner
+def inner_value_s(t, solution, limit_s, least_s):  # type: ignore[no-untyped-def]  # as above
     """Return the mean makespan of a solution, plus a little of the mean finish of all models.
 
     Args:
@@ -350,3 +350,9 @@ def value_s(t, solution, limit_s, least_s):  # type: ignore[no-untyped-def]  # a
             return NEVER
         least_s[s] = min(least_s[s], value)
     return total / scenarios
+
+
+@compiled
+def value_s(t, solution, limit_s, least_s):  # type: ignore[no-untyped-def]  # as above
+    """Return what ``inner_value_s`` does; for Python."""
+    return inner_value_s(t, solution, limit_s, least_s)

@@ -7,7 +7,14 @@ from time import perf_counter
 
 import numpy as np
 
-from samullm_auto.decoder import NEVER, EncodedSolution, Tables, compiled, value_s
+from samullm_auto.decoder import (
+    NEVER,
+    EncodedSolution,
+    Tables,
+    compiled,
+    inner_value_s,
+    value_s,
+)
 from samullm_plugin.engine.ahead import loop_compiled_beside
 from samullm_plugin.engine.jit import inner
 
@@ -115,7 +122,7 @@ def anneal(  # type: ignore[no-untyped-def]  # as above
         _copy(current, trial)
         move(t, trial, weights, moments, rng)
         accepted = value - heat * np.log(1.0 - rng.random())  # drawn first: the rest is given up
-        judged = value_s(t, trial, accepted, least_s)
+        judged = inner_value_s(t, trial, accepted, least_s)
         if judged > accepted:
             continue
         _copy(trial, current)

@@ -79,7 +79,7 @@ def test_tables_and_functions_are_written_down(tmp_path: Path) -> None:
     app.llm("two", model="m", data=rows, id="key", rename={"q": "prompt"}, max_tokens=8)
     app.llm("three", model="m", for_each=one, inputs={"other": "two"}, max_tokens=8)
     again = sl.App.from_yaml(app.to_yaml(tmp_path / "t" / "app.yaml"))
-    assert sorted(p.name for p in (tmp_path / "t").iterdir()) == ["app.yaml", "one.parquet"]
+    assert sorted(p.name for p in (tmp_path / "t").iterdir()) == ["app.yaml", "one.jsonl"]
     assert again.spec == app.spec
     for loaded in (app.load(), again.load()):
         assert loaded.sources is not None

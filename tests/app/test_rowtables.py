@@ -186,7 +186,7 @@ def test_values_that_json_lacks(tmp_path: Path) -> None:
     assert found["pairs"] == [[1, "x"]]
     assert found["bytes"] == "Grüße\n"
     rows = rows.append_column("raw", pa.array([b"\x00\x01"]))
-    with pytest.raises(InputError, match=r"m\.parquet row 1: the column 'raw' holds bytes"):
+    with pytest.raises(InputError, match="data of node m, row 1: the column 'raw' holds bytes"):
         loaded(tmp_path, {"file": "m.parquet"}, tables={"m.parquet": rows})
 
 

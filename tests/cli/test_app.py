@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -72,6 +73,29 @@ def test_help_imports_no_heavy_library_and_is_quick() -> None:
     imported, seconds = done.stderr.rsplit(maxsplit=1)
     assert imported == "[]"
     assert float(seconds) < 0.8  # of the processor; 0.2 s on an idle core
+
+
+def test_validate_imports_neither_compiler_nor_solver_nor_engines(tmp_path: Path) -> None:
+    """Half of its time for a small application would be theirs."""
+    (tmp_path / "app.yaml").write_text(
+        "version: 1\nname: one\nmodels: {m: {model: THUDM/chatglm3-6b}}\n"
+        "nodes: {a: {model: m, requests: {file: r.jsonl}, prompt: '{{ q }}',"
+        " sampling_params: {max_tokens: 4}}}\n"
+        "cluster: {gpus: 8, gpu: A100-80GB, nvlink: 2}\nexecutor: vllm\n"
+    )
+    (tmp_path / "r.jsonl").write_text('{"q": "x"}\n')
+    code = textwrap.dedent("""
+        import sys
+        from samullm_plugin.cli.app import main
+        assert main(["validate", sys.argv[1]]) == 0
+        heavy = {"numba", "ortools", "vllm", "torch", "transformers", "ray", "pandas", "scipy",
+                 "pyarrow", "matplotlib"}
+        print(sorted(heavy & set(sys.modules)))
+        """)
+    command = [sys.executable, "-c", code, str(tmp_path / "app.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[]\n"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,12 +15,14 @@ from samullm_plugin.bench.cases import CaseSettings, make_case
 from samullm_plugin.engine import EngineCache
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.application import EngineOptions
+from samullm_plugin.model.cluster import Cluster
 from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment, Plan, Stage, StageEnd
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.scenarios import make_scenario
 from samullm_plugin.planning.planner import make_plan
 from samullm_plugin.planning.policies import policy_call
+from samullm_plugin.rules.bounds import lower_bound
 from samullm_plugin.simulator import PlanSimulator
 from samullm_plugin.simulator.runs import PolicyCall
 from samullm_plugin.testing.factories import TestNode, make_problem
@@ -72,6 +76,33 @@ def test_random_problems(data: st.DataObject) -> None:
     problem = consistent(data.draw(problems()))
     plan = data.draw(plans(problem))
     assert_equal(problem, plan)
+
+
+@settings(
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(st.data())
+def test_cold_page_caches_of_one_and_two_machines(data: st.DataObject) -> None:
+    """Every machine reads each checkpoint once, ahead if it can, one after another."""
+    problem = consistent(data.draw(problems()))
+    cluster = problem.cluster
+    groups = cluster.nvlink_groups
+    if len(groups) > 1 and data.draw(st.booleans()):
+        machines = (groups[0], tuple(d for g in groups[1:] for d in g))
+        cluster = Cluster(cluster.gpus, groups, machines, cluster.host_memory_bytes)
+    problem = replace(problem, cluster=cluster, page_cache="cold")
+    plan = data.draw(plans(problem))
+    bound_s = lower_bound(problem, problem.scenarios[0]).value_s
+    trace = PlanSimulator(problem).simulate_scenario(plan, 0)
+    assert bound_s <= trace.makespan_s * (1 + 1e-9)
+    if not any(  # replicas on several machines are planned to be ready together
+        len({cluster.machine_of(d) for d in a.devices}) > 1
+        for s in plan.stages
+        for a in s.assignments
+    ):
+        assert_equal(problem, plan)
 
 
 @pytest.mark.parametrize(

@@ -293,3 +293,22 @@ def test_functions_are_columns(tmp_path: Path) -> None:
 
 def split(row: dict[str, str]) -> list[str]:
     return row["text"].split()
+
+
+def test_fields_that_only_some_rows_have_are_columns(tmp_path: Path) -> None:
+    import samullm_plugin as sl
+
+    data = [{"q": "a"}, {"q": "b", "more": 1}, {"q": "c", "late": [2]}]
+    app = sl.App(
+        "t",
+        models={"m": "THUDM/chatglm3-6b"},
+        cluster={"gpus": 1, "gpu": "A100-80GB"},
+        output={"file": "some.jsonl", "columns": ["late", "id"]},
+    )
+    app.llm("n", model="m", data=data, prompt="{{ q }}", max_tokens=4)
+    run = app.run(app.plan(scheduler="max-heuristic", scenarios=1), tmp_path / "run")
+    table = run.to_arrow()
+    assert table.column_names == ["id", "q", "more", "late", "n", "n.error"]
+    assert table["more"].to_pylist() == [None, 1, None]
+    lines = (tmp_path / "run" / "some.jsonl").read_text().splitlines()
+    assert [json.loads(line)["late"] for line in lines] == [None, None, [2]]

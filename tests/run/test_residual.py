@@ -14,9 +14,15 @@ from samullm_plugin.model.application import (
     PythonNode,
     RequestTable,
 )
+from samullm_plugin.model.cluster import Cluster
 from samullm_plugin.run.drift import Snapshot
 from samullm_plugin.run.ledger import Status
-from samullm_plugin.run.residual import residual_plan, residual_work, taken_rate
+from samullm_plugin.run.residual import (
+    residual_plan,
+    residual_problem,
+    residual_work,
+    taken_rate,
+)
 from tests.run.worlds import small_plan, small_problem
 
 MODEL = ModelSpec("m", 256)
@@ -88,7 +94,7 @@ def test_measured_seconds_of_calls_are_planned_with() -> None:
     none = [np.zeros(COUNT, np.int64)] * 4
     status, cut = [np.zeros(COUNT, np.int8)] * 4, [np.zeros(COUNT, bool)] * 4
     snapshot = Snapshot(
-        0.0, tuple(status), tuple(none), tuple(cut), {}, (1.0,) * 2, 1.0, (0,), {2: 3.0}
+        0.0, tuple(status), tuple(none), tuple(cut), {}, (1.0,) * 2, 1.0, (0,), call_s={2: 3.0}
     )
     left = residual_work(app, snapshot)
     assert left is not None
@@ -118,3 +124,19 @@ def test_a_share_is_of_all_requests_not_of_those_left() -> None:
     left = residual_work(app, replace(snapshot, status=tuple(status)))
     assert left is not None
     assert residual_plan(plan, 0, left, status, {}).stages[0].end.kind == "first_finisher"
+
+
+def test_what_machines_have_read_stays_read_on_those_that_are_left() -> None:
+    whole = small_problem()
+    gpu = whole.cluster.gpus[0]
+    cluster = Cluster((gpu,) * 3, ((0,), (1,), (2,)), ((0,), (1, 2)))
+    problem = replace(whole, cluster=cluster, page_cache="cold")
+    status = tuple(np.zeros(20, np.int8) for _ in range(3))
+    zeros = tuple(np.zeros(20, np.int64) for _ in range(3))
+    cut = tuple(np.zeros(20, bool) for _ in range(3))
+    read = frozenset({("model-a", 0), ("model-b", 1)})
+    snapshot = Snapshot(0.0, status, zeros, cut, {}, (1.0,) * 3, 1.0, (1, 2), read)
+    left = residual_work(problem.app, snapshot)
+    assert left is not None
+    after = residual_problem(problem, left, problem.scenarios, snapshot)
+    assert (after.page_cache, after.in_page_cache) == ("cold", {("model-b", 0)})

@@ -287,6 +287,10 @@ class Executor(Plugin, ABC):
     def prefetch(self, model: ModelSpec) -> None:
         """Read a model's weights ahead, in the background, for an engine started later."""
 
+    def prefetch_on(self, model: ModelSpec, devices: Sequence[int]) -> None:
+        """Do so on the machines of these devices; an executor of one machine has only that."""
+        self.prefetch(model)
+
     def progress(self, key: str) -> Mapping[int, int]:
         """Return how many tokens each unfinished request of a replica has generated so far.
 
