@@ -86,6 +86,20 @@ class SimulatedCluster:
         self._prepared[spec.key] = self.clock_s
         self.prefetch(spec.model.name, spec.devices)
 
+    def pass_on(self, key: str, spec: EngineSpec) -> None:
+        """Let an engine that has no requests go on for another node.
+
+        Raises:
+            RunError: if it is not ready or has requests.
+        """
+        engine = self.engine(key)
+        if not engine.reported_ready or engine.generated(self.clock_s):
+            raise RunError(f"executor simulated: engine {key} cannot go on as {spec.key}")
+        self.stop(key)
+        self.start(spec)
+        taken_over = self.engines[spec.key]
+        taken_over.ready_s, taken_over.reported_ready = self.clock_s, True
+
     def start(self, spec: EngineSpec) -> None:
         """Add an engine that is ready after its load time.
 

@@ -87,6 +87,15 @@ class SimulatedExecutor(Executor):
         """Start a replica; it is ready after its load time."""
         self.cluster.start(spec)
 
+    @property
+    def can_pass_on(self) -> bool:
+        """Simulated engines serve whatever they are given."""
+        return True
+
+    def pass_on_engine(self, key: str, spec: EngineSpec) -> None:
+        """Let a replica without requests go on for another node."""
+        self.cluster.pass_on(key, spec)
+
     def submit(self, key: str, requests: Sequence[EngineRequest]) -> None:
         """Let requests arrive now."""
         engine = self.cluster.engine(key)

@@ -183,6 +183,23 @@ class ProcessExecutor(Executor):
             replica.phase = "starting"
             self._send(replica, self._running.placement(self._device_names(spec)))
 
+    @property
+    def can_pass_on(self) -> bool:
+        """What a node asks for is in its requests, not in its engines."""
+        return True
+
+    def pass_on_engine(self, key: str, spec: EngineSpec) -> None:
+        """Let a ready replica without requests go on for another node.
+
+        Raises:
+            RunError: if it is not ready, or has requests.
+        """
+        replica = self._replica(key)
+        if replica.phase != "ready" or replica.unfinished or spec.key in self._replicas:
+            raise RunError(f"executor {self.name}: engine {key} cannot go on as {spec.key}")
+        replica.spec = spec
+        self._replicas[spec.key] = self._replicas.pop(key)
+
     def _launch(self, spec: EngineSpec, *, ahead: bool) -> Replica:
         """Have the processes of a replica made, and tell them what to be."""
         if spec.key in self._replicas:

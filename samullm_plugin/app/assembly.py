@@ -150,7 +150,16 @@ class Assembly:
             self.notes += notes
             refused = {k: r.error for k, r in enumerate(draft.requests) if r.error is not None}
             sources[index] = replace(sources[index], refused=refused)
-            nodes.append(ModelNode(draft.name, draft.model, table, draft.section.task))
+            asked = draft.section
+            node = ModelNode(
+                draft.name,
+                draft.model,
+                table,
+                asked.task,
+                retries=asked.retries,
+                reject_rate=asked.reject_rate,
+            )
+            nodes.append(node)
         self._number_prefixes(nodes, sources)
         remarks = tuple(dict.fromkeys(self.notes))
         return Application(self.spec.name, tuple(nodes), remarks, tuple(python)), tuple(sources)

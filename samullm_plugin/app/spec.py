@@ -124,7 +124,8 @@ class PlannerSection(Section):
     request_policy: Component | None = None
     fusion: bool = Field(
         default=True,
-        description="Serve nodes of one model that follow one another with the same engines.",
+        description="Serve nodes of one model that follow one another with the same engines, and "
+        "let nodes that start take over engines of nodes that have finished.",
     )
     prepared_starts: bool = Field(
         default=False,

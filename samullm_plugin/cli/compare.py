@@ -139,7 +139,7 @@ def compare(
             tables.append(Table(heading, columns, table, columns[3:]))
         else:
             out.print(f"{r.scheduler} runs every node as {best.scheduler} does\n", markup=False)
-    show_fusion(problem)
+    show_fusion(problem, best.traces[0])
     if gantt:
         for r in results:
             out.print(f"{r.scheduler}, {r.mean_makespan_s:.1f} s", markup=False)

@@ -15,7 +15,7 @@ from samullm_plugin.errors import InputError
 if TYPE_CHECKING:
     from samullm_plugin.app.spec import PlannerSection
     from samullm_plugin.model.problem import Problem
-    from samullm_plugin.model.result import PlanResult
+    from samullm_plugin.model.result import PlanResult, PlanTrace
     from samullm_plugin.run.charts import Panel
 
 Target = Annotated[
@@ -290,7 +290,7 @@ def show_plan(problem: Problem, result: PlanResult, *, explain: bool = False) ->
         out.print(f"  {text}", markup=False, style="dim", soft_wrap=True)
     for note in problem.app.notes:
         out.print(f"  assumed: {note}", markup=False, style="dim", soft_wrap=True)
-    show_fusion(problem)
+    show_fusion(problem, result.traces[0])
     if idle := idle_lines(problem, result.plan):
         out.print("GPUs that stay idle:", style="dim")
         for text in idle:
@@ -312,13 +312,17 @@ def show_plan(problem: Problem, result: PlanResult, *, explain: bool = False) ->
             out.print(f"  {text}", markup=False, soft_wrap=True)
 
 
-def show_fusion(problem: Problem) -> None:
-    """Print which of the application's nodes are planned as one."""
-    from samullm_plugin.planning.reporting import fusion_lines
+def show_fusion(problem: Problem, trace: PlanTrace) -> None:
+    """Print which of the application's nodes are planned as one, or share engines."""
+    from samullm_plugin.planning.reporting import fusion_lines, sharing_lines
 
-    if lines := fusion_lines(problem.app):
+    for title, lines in (
+        ("Nodes of one model planned as one", fusion_lines(problem.app)),
+        ("Engines of nodes of one model", sharing_lines(problem, trace)),
+    ):
         out = console()
-        out.print("Nodes of one model planned as one (--no-fusion keeps them apart):", style="dim")
+        if lines:
+            out.print(f"{title} (--no-fusion keeps them apart):", style="dim")
         for line in lines:
             out.print(f"  {line}", markup=False, style="dim", soft_wrap=True)
 

@@ -147,26 +147,42 @@ class RequestTable:
 class NodePart:
     """Consecutive requests of a node that its user wrote as a node of their own.
 
+    Behind the requests themselves come those that ask them again where outputs are rejected
+    (:mod:`samullm_plugin.rules.repeats`): as many for the second try, then for the third, and so
+    on. Only plans and executors that model engines know them.
+
     Attributes:
         name: of the user's node.
         task: its task.
         start: its first request in the node's table.
-        stop: the one behind its last.
+        stop: the one behind its last, repeated requests included.
+        repeats: how often each request is in the table again.
     """
 
     name: str
     task: str
     start: int
     stop: int
+    repeats: int = 0
 
     def __len__(self) -> int:
-        """Return the number of its requests."""
-        return self.stop - self.start
+        """Return the number of its requests, without repeated ones."""
+        return (self.stop - self.start) // (1 + self.repeats)
 
     @property
     def rows(self) -> slice:
-        """Return its requests in the node's table."""
+        """Return its requests in the node's table, without repeated ones."""
+        return slice(self.start, self.start + len(self))
+
+    @property
+    def whole(self) -> slice:
+        """Return its requests in the node's table, repeated ones last."""
         return slice(self.start, self.stop)
+
+    @property
+    def written(self) -> Ints:
+        """Return by request of :attr:`whole` its index in the user's node."""
+        return np.tile(np.arange(len(self)), 1 + self.repeats)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -179,6 +195,9 @@ class ModelNode:
         requests: what it is asked.
         task: label that length estimators may tell apart, such as ``summary``.
         fused: the user's nodes that have become this one, in order; empty if it is one itself.
+        retries: how often an output that is rejected is asked for again.
+        reject_rate: share of outputs expected to be rejected each time.
+        repeats: how often its table holds each request again, as in :class:`NodePart`.
     """
 
     name: str
@@ -186,11 +205,15 @@ class ModelNode:
     requests: RequestTable
     task: str = ""
     fused: tuple[NodePart, ...] = ()
+    retries: int = 0
+    reject_rate: float = 0.0
+    repeats: int = 0
 
     @property
     def parts(self) -> tuple[NodePart, ...]:
         """Return the user's nodes it consists of: itself, unless it was fused of several."""
-        return self.fused or (NodePart(self.name, self.task, 0, len(self.requests)),)
+        whole = NodePart(self.name, self.task, 0, len(self.requests), self.repeats)
+        return self.fused or (whole,)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

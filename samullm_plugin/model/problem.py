@@ -49,6 +49,9 @@ class Problem:
         page_cache: whether machines have all files in their page caches; if they are cold, each
             machine reads a checkpoint once.
         in_page_cache: checkpoints, by name and machine, that cold caches have at the beginning.
+        engine_of: by node, a number that nodes of the same engines share: one may take over those
+            of another that has finished. None: nodes of one checkpoint, with equal engine
+            arguments and equal costs, share theirs.
     """
 
     app: Application
@@ -57,12 +60,14 @@ class Problem:
     costs: tuple[Mapping[ModeKey, ModeCosts], ...]
     page_cache: Literal["warm", "cold"] = "warm"
     in_page_cache: frozenset[tuple[str, int]] = frozenset()
+    engine_of: tuple[int, ...] | None = None
     _configs: dict[int, tuple[ParallelConfig, ...]] = field(
         default_factory=dict, init=False, repr=False
     )
     _fitting: dict[tuple[int, int, int], frozenset[str]] = field(
         default_factory=dict, init=False, repr=False
     )
+    _same_engine: dict[str, dict[str, int]] = field(default_factory=dict, init=False, repr=False)
     _idle: dict[tuple[frozenset[str], ParallelConfig], tuple[int, ...] | None] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -93,6 +98,35 @@ class Problem:
         """Take up what :meth:`__getstate__` returned."""
         for f in fields(self):
             object.__setattr__(self, f.name, state[f.name] if f.init else {})
+
+    @property
+    def same_engine(self) -> Mapping[str, int]:
+        """Return by node the number of its engines, for nodes that share theirs with others."""
+        if "" not in self._same_engine:
+            numbers = self.engine_numbers
+            names = (n.name for n in self.app.nodes)
+            shared = {n: k for n, k in zip(names, numbers, strict=True) if numbers.count(k) > 1}
+            self._same_engine[""] = shared
+        return self._same_engine[""]
+
+    @property
+    def engine_numbers(self) -> tuple[int, ...]:
+        """Return by node the number of its engines."""
+        if self.engine_of is not None:
+            return self.engine_of
+        found: list[int] = []
+        for i, node in enumerate(self.app.nodes):
+            alike = (
+                k
+                for k in range(i)
+                if self.app.nodes[k].model == node.model and self.costs[k] == self.costs[i]
+            )
+            found.append(next(alike, i))
+        return tuple(found)
+
+    def without_shared_engines(self) -> Problem:
+        """Return the same problem in which every node's engines are started for it."""
+        return replace(self, engine_of=tuple(range(len(self.app.nodes))))
 
     def node(self, name: str) -> ModelNode:
         """Return a node by name.

@@ -131,9 +131,9 @@ def sample_outputs(
         for part in node.parts:
             passes = 2 if _is_chain(node.requests, i, part) else 1  # prompts hold own outputs
             for _ in range(passes):
-                prompts = _prompts(app, i, outputs)[part.rows]
+                prompts = _prompts(app, i, outputs)[part.whole]
                 sampled = _sample_part(node, part, prompts, estimator, rng)
-                outputs[i][part.rows] = np.where(mask[part.rows], sampled, 0)
+                outputs[i][part.whole] = np.where(mask[part.whole], sampled, 0)
     return tuple(np.maximum(o, 1) for o in outputs[: len(app.nodes)])
 
 
@@ -141,7 +141,7 @@ def _is_chain(table: RequestTable, i: int, part: NodePart) -> bool:
     """Return whether requests of a part of node ``i`` wait for others of the same part."""
     own = table.input_node == i
     rows, requests = table.input_row[own], table.input_request[own]
-    return bool(((requests >= part.start) & (rows < part.stop)).any())
+    return bool(((requests >= part.start) & (rows < part.rows.stop)).any())
 
 
 def _prompts(app: Application, i: int, outputs: Sequence[Ints]) -> Ints:
@@ -159,17 +159,18 @@ def _sample_part(
     rng: np.random.Generator,
 ) -> Ints:
     """Return one checked sample of a node's output lengths, for one of the user's nodes in it."""
-    if node.requests.max_tokens[part.rows].max() == 1:  # as of pooling models
-        return np.ones(len(part), np.int64)
+    count = part.stop - part.start
+    if node.requests.max_tokens[part.whole].max() == 1:  # as of pooling models
+        return np.ones(count, np.int64)
     query = LengthQuery(
         model=node.model.name,
         task=part.task,
         prompt_tokens=prompts,
-        max_tokens=node.requests.max_tokens[part.rows],
-        generated_tokens=np.zeros(len(part), np.int64),
+        max_tokens=node.requests.max_tokens[part.whole],
+        generated_tokens=np.zeros(count, np.int64),
         max_model_len=node.model.max_model_len,
         node=part.name,
-        requests=np.arange(len(part)),
+        requests=part.written,
     )
     lengths: Ints = check_lengths(estimator.sample(query, rng, 1), query, 1, estimator.name)[0]
     return lengths

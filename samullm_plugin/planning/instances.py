@@ -25,6 +25,7 @@ from samullm_plugin.planning.planner import PlanningOptions
 from samullm_plugin.planning.policies import planned_policy
 from samullm_plugin.planning.this_machine import local_devices
 from samullm_plugin.rules.fusion import fuse_chains, fuse_groups
+from samullm_plugin.rules.repeats import with_repeats
 from samullm_plugin.simulator import PlanSimulator
 
 
@@ -200,7 +201,7 @@ def make_instance(
     """
     how = planner or loaded.planner
     cluster = cluster_of(loaded, gpus, host)
-    app, known = loaded.app, loaded.output_tokens
+    app, known = with_repeats(loaded.app), loaded.output_tokens
     if fused is not None:
         made = fuse_groups(app, fused)
     else:
@@ -224,6 +225,8 @@ def make_instance(
         pipeline_parallel_sizes=how.pipeline_parallel_sizes,
         prepared_starts=how.prepared_starts,
     )
+    if not how.fusion:
+        problem = problem.without_shared_engines()
     if how.prepared_starts:
         _require_preparable(problem, loaded)
     return Instance(problem, estimator, latency, how)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from samullm_plugin.model.application import Application
+from samullm_plugin.model.application import Application, EngineOptions, ModelNode, ModelSpec
 from samullm_plugin.model.cluster import Cluster, device_list
 from samullm_plugin.model.plan import Plan, Stage
 from samullm_plugin.model.problem import Problem
@@ -126,6 +126,47 @@ def fusion_lines(app: Application) -> list[str]:
             shown = last if len(names) <= 6 else f"{names[0]} to {names[-1]}, {len(names)} nodes"
             found.append(f"{node.name}: {shown}, one after the other on the same engines")
     return found
+
+
+def sharing_lines(problem: Problem, trace: PlanTrace) -> list[str]:
+    """Return which nodes share engines, and which of one checkpoint cannot and why.
+
+    Args:
+        problem: the instance.
+        trace: its plan, simulated.
+    """
+    kinds: dict[int, list[str]] = {}
+    for name, number in problem.same_engine.items():
+        kinds.setdefault(number, []).append(name)
+    lines = []
+    for names in kinds.values():
+        mine = [s for s in trace.segments if s.node in names]
+        taken = sum(s.ready_s == s.start_s for s in mine)
+        lines.append(
+            f"{', '.join(names)}: the same engines; {taken} of {len(mine)} times they are taken "
+            "over from another node and not started"
+        )
+    first: dict[str, ModelNode] = {}
+    for node in problem.app.nodes:
+        other = first.setdefault(node.model.path or node.model.name, node)
+        if differ := _engine_differences(other.model, node.model):
+            lines.append(
+                f"{other.name}, {node.name}: one checkpoint, but engines of their own, as "
+                f"{', '.join(differ)} {'differ' if len(differ) > 1 else 'differs'}"
+            )
+    return lines
+
+
+def _engine_differences(one: ModelSpec, other: ModelSpec) -> list[str]:
+    """Return the names of engine arguments in which two uses of a checkpoint differ."""
+    found = [] if one.max_model_len == other.max_model_len else ["max_model_len"]
+    for field in fields(EngineOptions):
+        if field.name != "extra" and getattr(one.engine, field.name) != getattr(
+            other.engine, field.name
+        ):
+            found.append(field.name)
+    names = dict.fromkeys(name for name, _ in (*one.engine.extra, *other.engine.extra))
+    return found + [n for n in names if one.engine.given(n) != other.engine.given(n)]
 
 
 def idle_lines(problem: Problem, plan: Plan) -> list[str]:

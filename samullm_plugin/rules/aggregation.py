@@ -83,7 +83,10 @@ def aggregate(problem: Problem, most_requests: int) -> Aggregate | None:
         for i, of_node in enumerate(problem.costs)
     )
     smaller = Application(app.name, tuple(nodes), app.notes)
-    return Aggregate(replace(problem, app=smaller, scenarios=scenarios, costs=costs), kept, alike)
+    same = replace(
+        problem, app=smaller, scenarios=scenarios, costs=costs, engine_of=problem.engine_numbers
+    )
+    return Aggregate(same, kept, alike)
 
 
 def _most_alike(problem: Problem) -> float:
@@ -191,7 +194,7 @@ def _nodes(
             for p in node.fused
         )
         table = _table(node.requests, kept[i], position)
-        nodes.append(replace(node, model=model, requests=table, fused=parts))
+        nodes.append(replace(node, model=model, requests=table, fused=parts, repeats=0))
     return nodes
 
 

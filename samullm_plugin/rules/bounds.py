@@ -17,7 +17,7 @@ two where reading context is dear.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -67,16 +67,23 @@ def lower_bound(
         problem.app.index(name): (max(0.0, -ready_s), len(engine.devices))
         for name, (engine, ready_s) in (running or {}).items()
     }
+    engine_of = problem.engine_numbers
+    numbers = {engine_of[i] for i in ahead}  # of engines that are there
+    started = {i for i, k in enumerate(engine_of) if k in numbers}
     demands = []
     for i in range(len(problem.app.nodes)):
         demand = _device_seconds(problem, scenario, i)
         if demand is not None and i in ahead:
             done_s, devices = ahead[i]
             demand = Demand(max(0.0, demand.work - done_s * devices), 0.0, 0.0, 0.0)
+        elif demand is not None and engine_of[i] in numbers:
+            demand = Demand(demand.work, 0.0, 0.0, 0.0)  # it may take over another's engines
         if demand is not None:
+            numbers.add(engine_of[i])
             demands.append(demand)
     device_s = fitting_s(demands, problem.cluster.num_gpus)
-    path_s = _critical_path_s(problem, scenario, {i: done_s for i, (done_s, _) in ahead.items()})
+    work_s = {i: seconds for i, (seconds, _) in ahead.items()}
+    path_s = _critical_path_s(problem, scenario, work_s, started)
     return LowerBound(max(device_s, path_s), path_s, device_s)
 
 
@@ -119,7 +126,10 @@ def _device_seconds(problem: Problem, scenario: LengthScenario, node: int) -> De
 
 
 def _critical_path_s(
-    problem: Problem, scenario: LengthScenario, ahead_s: Mapping[int, float]
+    problem: Problem,
+    scenario: LengthScenario,
+    ahead_s: Mapping[int, float],
+    started: Container[int],
 ) -> float:
     """Return when the last request can finish at the earliest, devices being unlimited.
 
@@ -127,6 +137,7 @@ def _critical_path_s(
         problem: the instance.
         scenario: lengths.
         ahead_s: by index of a node whose engines run, the seconds of work they have done.
+        started: nodes that may be served by engines which run.
     """
     app = problem.app
     finish: list[Floats] = [np.empty(0)] * len(app.all_nodes)
@@ -139,8 +150,8 @@ def _critical_path_s(
             modes = _modes(problem, i)
             load = min(problem.first_ready_s(i, costs) for _, costs, _ in modes)
             alone = np.min([_alone_s(scenario, i, c.latency, e) for _, c, e in modes], axis=0)
-            if i in ahead_s:
-                load, alone = 0.0, np.maximum(alone - ahead_s[i], 0.0)
+            if i in started:
+                load, alone = 0.0, np.maximum(alone - ahead_s.get(i, 0.0), 0.0)
         ready = np.where(taken, load, 0.0)
         own = table.input_node == i
         outside = np.flatnonzero(~own)

@@ -24,11 +24,13 @@ class Running:
         planned: the assignment as the plan states it.
         devices: the devices it really holds.
         stage: index of the stage it was started for; above the current one if it started early.
+        takes_over: node that has finished and whose engines go on as these; None: they are started.
     """
 
     planned: Assignment
     devices: tuple[int, ...]
     stage: int
+    takes_over: str | None = None
 
 
 @dataclass(slots=True)
@@ -43,6 +45,8 @@ class RunState:
         done_fraction: by node, share of its requests that are finished; needed for the nodes that
             ``node_progress`` events name.
         barred: devices that are lost; nothing starts on them.
+        released: by node that has just finished, its engines, which are ready and have nothing to
+            do: other nodes of the same engines may take them over, the others stop.
         indexed: a plan, and by node its last assignment there and the index of its stage.
     """
 
@@ -52,6 +56,7 @@ class RunState:
     finished_before: set[str] = field(default_factory=set)
     done_fraction: dict[str, float] = field(default_factory=dict)
     barred: set[int] = field(default_factory=set)
+    released: dict[str, Running] = field(default_factory=dict)
     indexed: tuple[Plan, dict[str, tuple[int, Assignment]]] | None = None
 
     def last_of(self, plan: Plan) -> Mapping[str, tuple[int, Assignment]]:
@@ -100,6 +105,7 @@ def next_transition(
     state: RunState,
     *,
     stalled: bool = False,
+    same_engine: Mapping[str, int] | None = None,
 ) -> Transition:
     """Apply the rule after something has happened.
 
@@ -117,6 +123,9 @@ def next_transition(
        runs. So do nodes of the stages after it, as long as all that the stages before assign runs
        as it is planned there or has finished. So no device idles because models finish in another
        order than foreseen.
+    5. Engines of a node that has just finished go on as those of a node that is to start, if it
+       uses the same engines in the same sizes, on its planned devices or else where the devices
+       are planned for nobody else who waits.
 
     Args:
         plan: the plan.
@@ -125,6 +134,8 @@ def next_transition(
         state: the run so far; ``stage`` and ``finished_before`` are updated in place, engines of
             finished nodes must have been removed from ``running``.
         stalled: nothing that runs can go on, its inputs are those of nodes that do not run.
+        same_engine: by node, a number that nodes of the same engines share; nodes that are left
+            out share with none.
     """
     last = len(plan.stages) - 1
     make_room = stalled and state.stage == last
@@ -138,7 +149,8 @@ def next_transition(
         stays = {
             n: r for n, r in state.running.items() if not make_room and _stays(plan, state, n, r)
         }
-        start = _starts(plan, state.stage, cluster, upstreams, state, stays)
+        free = _Free(cluster, state, stays, same_engine or {})
+        start = _starts(plan, state.stage, upstreams, state, stays, free)
         if stays or start or state.stage == last:
             stop = tuple(n for n in state.running if n not in stays)
             return Transition(state.stage, stop, tuple(start))
@@ -161,33 +173,87 @@ def _stays(plan: Plan, state: RunState, node: str, running: Running) -> bool:
     return running.stage > state.stage  # started early
 
 
+class _Free:
+    """Devices that nobody holds, and engines on them that others may take over."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        state: RunState,
+        stays: Mapping[str, Running],
+        same_engine: Mapping[str, int],
+    ) -> None:
+        """Take all devices but those of engines that stay."""
+        self._cluster, self._same = cluster, same_engine
+        self._devices = set(range(cluster.num_gpus)) - state.barred
+        for running in stays.values():
+            self._devices -= set(running.devices)
+        self._offers = {n: r for n, r in state.released.items() if n in same_engine}
+
+    def has(self, assignment: Assignment) -> bool:
+        """Return whether the planned devices are free."""
+        return self._devices.issuperset(assignment.devices)
+
+    def offer(
+        self, assignment: Assignment, waiting: Sequence[Assignment]
+    ) -> tuple[tuple[int, ...], str] | None:
+        """Return engines that an assignment can take over: their devices and their node.
+
+        Args:
+            assignment: what is to start.
+            waiting: all that is, of which none is to find its devices taken.
+        """
+        number = self._same.get(assignment.node)
+        if number is None or not self._offers:
+            return None
+        others = {d for a in waiting if a is not assignment for d in a.devices}
+        found = None
+        for name, running in self._offers.items():
+            alike = self._same[name] == number and running.planned.parallel == assignment.parallel
+            if not alike or not self._devices.issuperset(running.devices):
+                continue
+            if set(running.devices) == set(assignment.devices):
+                return running.devices, name
+            if found is None and others.isdisjoint(running.devices):
+                found = running.devices, name
+        return found
+
+    def elsewhere(self, assignment: Assignment) -> tuple[int, ...] | None:
+        """Return the planned devices if they are free, else others of the same kind and shape."""
+        if self.has(assignment):
+            return assignment.devices
+        kind = self._cluster.gpus[assignment.devices[0]]
+        alike = [d for d in self._devices if self._cluster.gpus[d] == kind]
+        return self._cluster.find_devices(alike, assignment.parallel)
+
+    def take(self, devices: Sequence[int]) -> None:
+        """Let somebody hold these devices; what ran on them before ends."""
+        self._devices -= set(devices)
+
+
 def _starts(
     plan: Plan,
     current: int,
-    cluster: Cluster,
     upstreams: Mapping[str, Sequence[str]],
     state: RunState,
     stays: Mapping[str, Running],
+    free: _Free,
 ) -> list[Running]:
     """Return the engines that can start now."""
-    free = set(range(cluster.num_gpus)) - state.barred
-    for running in stays.values():
-        free -= set(running.devices)
     starts: list[Running] = []
     stage = plan.stages[current]
     wanted = [*overdue(plan, current, state), *stage.assignments]
     waiting = [a for a in wanted if a.node not in state.finished and a.node not in stays]
     while waiting:
-        chosen = _next_start(waiting, cluster, upstreams, free)
+        chosen = _next_start(waiting, upstreams, free, current)
         if chosen is None:
             return starts  # what is free is left to those who wait
-        assignment, devices = chosen
-        free -= set(devices)
-        starts.append(Running(assignment, devices, current))
-        waiting.remove(assignment)
+        free.take(chosen.devices)
+        starts.append(chosen)
+        waiting.remove(chosen.planned)
     begun = {r.planned.node: r.planned for r in (*stays.values(), *starts)}
     for number in range(current + 1, len(plan.stages)):
-        if not _start_early(plan, number, cluster, upstreams, state, begun, free, starts):
+        if not _start_early(plan, number, upstreams, state, begun, free, starts):
             return starts
     return starts
 
@@ -195,11 +261,10 @@ def _starts(
 def _start_early(
     plan: Plan,
     number: int,
-    cluster: Cluster,
     upstreams: Mapping[str, Sequence[str]],
     state: RunState,
     begun: dict[str, Assignment],
-    free: set[int],
+    free: _Free,
     starts: list[Running],
 ) -> bool:
     """Start what a later stage assigns on devices that are left, in place.
@@ -208,7 +273,9 @@ def _start_early(
         Whether all of the stage runs as it is planned, so that those after it may be looked at.
     """
     complete = True
-    for assignment in plan.stages[number].assignments:
+    stage = plan.stages[number].assignments
+    waiting = [a for a in stage if a.node not in state.finished and a.node not in begun]
+    for assignment in stage:
         node = assignment.node
         if node in state.finished:
             continue
@@ -216,45 +283,44 @@ def _start_early(
             complete &= begun[node] == assignment
             continue
         ready = all(u in state.finished or u in begun for u in upstreams.get(node, ()))
-        devices = _devices(assignment, cluster, free) if ready else None
+        devices, before = None, None
+        if ready and (offer := free.offer(assignment, waiting)) is not None:
+            devices, before = offer
+        elif ready:
+            devices = free.elsewhere(assignment)
         if devices is None:
             complete = False
             continue
-        free -= set(devices)
-        starts.append(Running(assignment, devices, number))
+        free.take(devices)
+        starts.append(Running(assignment, devices, number, before))
         begun[node] = assignment
     return complete
 
 
-def _devices(assignment: Assignment, cluster: Cluster, free: set[int]) -> tuple[int, ...] | None:
-    """Return the planned devices if they are free, else others of the same kind and shape."""
-    if free.issuperset(assignment.devices):
-        return assignment.devices
-    kind = cluster.gpus[assignment.devices[0]]
-    alike = [d for d in free if cluster.gpus[d] == kind]
-    return cluster.find_devices(alike, assignment.parallel)
-
-
 def _next_start(
     waiting: Sequence[Assignment],
-    cluster: Cluster,
     upstreams: Mapping[str, Sequence[str]],
-    free: set[int],
-) -> tuple[Assignment, tuple[int, ...]] | None:
+    free: _Free,
+    stage: int,
+) -> Running | None:
     """Return which of the waiting nodes starts next, and where, or None if none can.
 
-    Planned devices first for everybody, so that nobody's detour takes another's place; and no node
-    before one that it waits for, so that it cannot hold the devices that one needs.
+    Engines that can be taken over first, then planned devices for everybody, so that nobody's
+    detour takes another's place; and no node before one that it waits for, so that it cannot hold
+    the devices that one needs.
     """
     names = {a.node for a in waiting}
     able = [a for a in waiting if names.isdisjoint(upstreams.get(a.node, ()))]
     for assignment in able:
-        if free.issuperset(assignment.devices):
-            return assignment, assignment.devices
+        if (offer := free.offer(assignment, waiting)) is not None:
+            return Running(assignment, offer[0], stage, offer[1])
     for assignment in able:
-        devices = _devices(assignment, cluster, free)
+        if free.has(assignment):
+            return Running(assignment, assignment.devices, stage)
+    for assignment in able:
+        devices = free.elsewhere(assignment)
         if devices is not None:
-            return assignment, devices
+            return Running(assignment, devices, stage)
     return None
 
 

@@ -105,6 +105,7 @@ class Coordinator:
             name: tuple(self._names[u] for u in sorted(self._app.upstreams[i]))
             for i, name in enumerate(self._names)
         }
+        self._same_engine = problem.same_engine if executor.can_pass_on else {}
         self._zero_s = executor.now_s() - resume.clock_s
         self._stages = StageTracker(log, stage=resume.stage, stages_run=resume.stages_run)
         self.queue.changed = True
@@ -236,7 +237,9 @@ class Coordinator:
 
     def _update_rule(self) -> None:
         self.rule.finished = self._finished()
-        self.rule.running = {self._names[i]: d.running for i, d in self.engines.deployments.items()}
+        engines = {self._names[i]: d.running for i, d in self.engines.deployments.items()}
+        self.rule.running = {n: r for n, r in engines.items() if n not in self.rule.finished}
+        self.rule.released = {n: r for n, r in engines.items() if n in self.rule.finished}
         watched = {s.end.node for s in self.plan.stages if s.end.kind == "node_progress"}
         self.rule.done_fraction = {
             name: self.ledger.num_settled(i) / len(self.ledger.status[i])
@@ -250,15 +253,23 @@ class Coordinator:
         before, stalled = self.rule.stage, False
         while True:
             for node in [i for i in self.engines.deployments if self.ledger.settled(i)]:
-                self._stop(node)
+                if not self._can_be_taken_over(node):
+                    self._stop(node)
             self._update_rule()
             if len(self.rule.finished) == len(self._names):
+                self._stop_released(())
                 break  # what is left is for Python nodes
             stuck = stalled and self.rule.stage == len(self.plan.stages) - 1
             move = next_transition(
-                self.plan, self.problem.cluster, self._upstreams, self.rule, stalled=stalled
+                self.plan,
+                self.problem.cluster,
+                self._upstreams,
+                self.rule,
+                stalled=stalled,
+                same_engine=self._same_engine,
             )
             self._stages.enter(self.plan, move.stage, self.now_s(), self._finished())
+            self._stop_released([r.takes_over for r in move.start])
             kept: set[int] = set()
             for name in move.stop:
                 node = self._app.index(name)
@@ -267,7 +278,9 @@ class Coordinator:
                 else:
                     self._stop(node)
             for running in move.start:
-                if not kept & set(running.devices):
+                if running.takes_over is not None:
+                    self._take_over(running)
+                elif not kept & set(running.devices):
                     self.engines.start(running, self.now_s())
             stalled = not self._can_go_on()
             if not stalled:
@@ -281,6 +294,27 @@ class Coordinator:
             self._prepare()
         self._prefetch()
         return self.rule.stage != before
+
+    def _can_be_taken_over(self, node: int) -> bool:
+        """Return whether a node's engines can go on for another: all are ready, and idle."""
+        deployment = self.engines.deployments[node]
+        return self._names[node] in self._same_engine and all(
+            r.ready_s is not None and not r.outstanding and not r.backlog
+            for r in deployment.replicas
+        )
+
+    def _stop_released(self, taken_over: Iterable[str | None]) -> None:
+        """Stop the engines of nodes that have finished, but for those that others take over."""
+        for name in set(self.rule.released) - set(taken_over):
+            self._stop(self._app.index(name))
+
+    def _take_over(self, running: Running) -> None:
+        """Let engines go on for another node."""
+        if self._calibrator is not None:
+            before = self.engines.deployments[self._app.index(str(running.takes_over))]
+            for replica in before.replicas:
+                self.take_steps(before, replica)
+        self.engines.take_over(running, self.now_s())
 
     def _prepare(self) -> None:
         """Have the engines that come next prepared, if the executor can."""

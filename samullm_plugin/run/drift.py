@@ -45,6 +45,7 @@ class Snapshot:
         devices: those that are not lost.
         in_page_cache: checkpoints that machines have read, by name and machine.
         call_s: by Python node, mean seconds of its calls so far; those without any are left out.
+        rejected: by the user's node, outputs that were rejected; those without retries left out.
     """
 
     now_s: float
@@ -57,6 +58,7 @@ class Snapshot:
     devices: tuple[int, ...]
     in_page_cache: frozenset[tuple[str, int]] = frozenset()
     call_s: Mapping[int, float] = field(default_factory=dict)
+    rejected: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -121,6 +123,12 @@ class DriftEstimator:
             tuple(d for d in range(run.problem.cluster.num_gpus) if d not in run.engines.lost),
             run.engines.caches.held,
             {i: total_s / count for i, (count, total_s) in ledger.calls.items()},
+            {
+                part.name: run.queue.rejected(i, part)
+                for i, node in enumerate(app.nodes)
+                for part in node.parts
+                if part.repeats
+            },
         )
 
     def _latency_factor(self, node: int) -> float:

@@ -93,6 +93,22 @@ class Engines:
         for key, devices in zip(keys, actual.replicas(), strict=True):
             self._start_replica(deployment, key, devices, now_s, since_s)
 
+    def take_over(self, running: Running, now_s: float) -> None:
+        """Let the engines of a node that has finished go on as those of another."""
+        before = self.deployments.pop(self._problem.app.index(str(running.takes_over)))
+        node = self._problem.app.index(running.planned.node)
+        if (known := self.prepared.pop(running.planned.node, None)) is not None:
+            self._discard(known.keys)
+        deployment = Deployment(node, running, self._inputs[node], now_s)
+        self.deployments[node] = deployment
+        actual = Assignment(running.planned.node, running.planned.parallel, running.devices)
+        for key, old in zip(self._new_keys(actual), list(before.replicas), strict=True):
+            self._executor.pass_on_engine(old.key, self._spec(key, running.planned, old.devices))
+            self.forget(before, old, now_s, finished=True)
+            replica = Replica(key, old.devices, now_s, now_s, old.window, now_s)
+            self._add(deployment, replica, now_s, takes_over=old.key)
+            self.note_ready(deployment, replica, now_s)
+
     def _new_keys(self, assignment: Assignment) -> tuple[str, ...]:
         node = self._problem.app.index(assignment.node)
         number = self._starts[node]
@@ -168,25 +184,37 @@ class Engines:
         costs = self._problem.mode(deployment.node, parallel, devices)
         ready_s = self.caches.ready_s(deployment.node, costs, devices, now_s, since_s)
         window = self._executor.window(spec.model)
-        replica = Replica(key, devices, now_s, ready_s, window)
+        self._add(deployment, Replica(key, devices, now_s, ready_s, window), now_s)
+        self._executor.start_engine(spec)
+
+    def _add(
+        self,
+        deployment: Deployment,
+        replica: Replica,
+        now_s: float,
+        *,
+        takes_over: str | None = None,
+    ) -> None:
+        """Note that an engine is started, or taken over from another node."""
         deployment.replicas.append(replica)
-        self._by_key[key] = (deployment, replica)
-        self._nodes[key] = deployment.node
+        self._by_key[replica.key] = (deployment, replica)
+        self._nodes[replica.key] = deployment.node
         self._log.add(
             now_s,
             "engine_started",
-            key=key,
+            key=replica.key,
             node=deployment.running.planned.node,
-            devices=devices,
-            parallel=str(parallel),
+            devices=replica.devices,
+            parallel=str(deployment.running.planned.parallel),
             stage=deployment.running.stage,
+            **({} if takes_over is None else {"takes_over": takes_over}),
         )
-        self._executor.start_engine(spec)
 
     def note_ready(self, deployment: Deployment, replica: Replica, time_s: float) -> None:
         """Note that an engine can serve."""
         replica.ready_s = time_s
         name = deployment.running.planned.node
+        taken_over = deployment.running.takes_over is not None and replica.started_s == time_s
         self._log.add(
             time_s,
             "engine_ready",
@@ -194,7 +222,7 @@ class Engines:
             node=name,
             load_s=time_s - replica.started_s,
             planned_load_s=replica.planned_s - replica.started_s,
-            parts=dict(self._executor.start_parts(replica.key)),
+            parts={} if taken_over else dict(self._executor.start_parts(replica.key)),
         )
 
     def note_stopped(self, deployment: Deployment, now_s: float, *, finished: bool) -> None:

@@ -32,6 +32,7 @@ class MeasuredEngine:
         busy_s: seconds in which it had requests.
         num_finished: requests it finished.
         failed: it died.
+        taken_over: it was not started, but taken over from a node that had finished.
     """
 
     key: str
@@ -44,6 +45,7 @@ class MeasuredEngine:
     busy_s: float = 0.0
     num_finished: int = 0
     failed: bool = False
+    taken_over: bool = False
 
 
 def measured_engines(records: Records) -> list[MeasuredEngine]:
@@ -59,6 +61,7 @@ def measured_engines(records: Records) -> list[MeasuredEngine]:
                 tuple(record["devices"]),
                 record["parallel"],
                 time_s,
+                taken_over="takes_over" in record,
             )
             engines.append(engine)
             open_[engine.key] = engine
@@ -225,7 +228,8 @@ def metrics_of(
         "prompt_tokens": sum(c.prompt_tokens for c in counts.values()),
         "tokens_per_s": generated / end_s if end_s > 0 else None,
         "idle_share": {"measured": 1.0 - busy_s / total_s if total_s > 0 else None},
-        "engine_starts": len(engines),
+        "engine_starts": sum(not e.taken_over for e in engines),
+        "engines_taken_over": sum(e.taken_over for e in engines),
         "load_s": sum(e.ready_s - e.start_s for e in engines if e.ready_s is not None),
         "engine_failures": sum(e.failed for e in engines),
         "plans_adopted": sum(r["kind"] == "plan" for r in records),
@@ -244,7 +248,7 @@ def metrics_of(
         mine = [e for e in engines if e.node == node.served_as]
         begin = min((e.start_s for e in mine), default=None)
         finish = count.settled_s
-        loads = [e.ready_s - e.start_s for e in mine if e.ready_s is not None]
+        loads = [e.ready_s - e.start_s for e in mine if e.ready_s is not None and not e.taken_over]
         seconds = finish - begin if finish is not None and begin is not None else 0.0
         result["nodes"][node.name] = {
             "served_as": node.served_as,

@@ -80,7 +80,9 @@ class RunProgress:
 
     def expect(self, traces: Sequence[PlanTrace]) -> None:
         """Take the remaining time from these simulations of the run's first plan."""
-        self._finish = [np.sort(np.concatenate([f for f in t.finish_s])) for t in traces]
+        mine = [(i, part.rows) for i, part in self._parts]
+        ends = ([t.finish_s[i][rows] for i, rows in mine] for t in traces)
+        self._finish = [np.sort(np.concatenate(e)) for e in ends]
 
     def take_up(self, ledger: Ledger, clock: Callable[[], float]) -> None:
         """Count what was settled before an interruption.

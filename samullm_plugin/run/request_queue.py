@@ -15,6 +15,7 @@ from samullm_plugin.app.requestlines import estimate_tokens
 from samullm_plugin.app.templates import text_of
 from samullm_plugin.host.interfaces.executor import EngineRequest, RequestOutput
 from samullm_plugin.host.interfaces.moving import continued
+from samullm_plugin.model.application import NodePart
 from samullm_plugin.model.logprobs import PositionLogprobs
 from samullm_plugin.run.ledger import Ledger, Status, is_call
 from samullm_plugin.run.log import RunLog
@@ -129,6 +130,14 @@ class RequestQueue:
         states[r] = SUBMITTED
         return made
 
+    def rejected(self, node: int, part: NodePart) -> int:
+        """Return how many outputs of one of the user's nodes have been rejected."""
+        return sum(
+            count
+            for (i, r), count in self._rejected.items()
+            if i == node and part.start <= r < part.stop
+        )
+
     def unqueue(self, node: int, request: int) -> None:
         """Take one request out of its node's queue."""
         self._queue[node].remove(request)
@@ -196,6 +205,10 @@ class RequestQueue:
 
     def _decide(self, request: RequestId) -> Prepared:
         node, num_models = request[0], len(self._queue)
+        if self._users.repeats(request):
+            before = self.ledger.inputs(request)[-1]
+            if self.ledger.status[before[0]][before[1]] != FINISHED:
+                return None
         if node < num_models and self.ledger.inputs_finished(request):
             return self._source.decide(request, self.ledger)
         inputs = self.ledger.inputs(request)
@@ -402,6 +415,8 @@ class RequestQueue:
         reused: bool = False,
     ) -> list[RequestId]:
         """Write a settled request down; return the requests that have all their inputs now."""
+        if self._users.repeats(request):
+            return self._settle(request, status, time_s, result)
         name, index = self._users.written(request)
         fields: dict[str, Any] = {
             "time_s": time_s, "kind": _NAMES[status], "node": name, "request": index
@@ -432,11 +447,18 @@ class RequestQueue:
             if result.text is not None:
                 fields["text"] = result.text
         self._log.add_settled(request, fields)
-        self._requests.pop(request, None)
-        complete = self.ledger.settle(request, status, time_s, result)
+        complete = self._settle(request, status, time_s, result)
         self._left[name] -= 1
         if not self._left[name]:
             self._log.add(time_s, "node_finished", node=name)
+        return complete
+
+    def _settle(
+        self, request: RequestId, status: int, time_s: float, result: Result
+    ) -> list[RequestId]:
+        """Settle a request in the ledger alone: planned repetitions are in no journal."""
+        self._requests.pop(request, None)
+        complete = self.ledger.settle(request, status, time_s, result)
         if self.ledger.settled(request[0]):
             self.changed = True
         return complete

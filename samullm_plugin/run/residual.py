@@ -22,7 +22,7 @@ from samullm_plugin.model.costs import ModeCosts
 from samullm_plugin.model.plan import Assignment, Plan, Stage, StageEnd
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.scenarios import LengthScenario, draw_taken, make_scenario
-from samullm_plugin.model.types import Ints
+from samullm_plugin.model.types import Floats, Ints
 from samullm_plugin.planning.building import check_lengths
 from samullm_plugin.rules.transition import Running
 from samullm_plugin.run.drift import Snapshot
@@ -69,6 +69,7 @@ def residual_work(app: Application, snapshot: Snapshot) -> ResidualWork | None:
             app.nodes[i],
             requests=_table(app, i, left[i], place, position, snapshot),
             fused=_parts_left(app.nodes[i], left[i]),
+            repeats=0,
         )
         for i in kept
     ]
@@ -104,6 +105,8 @@ def taken_rate(app: Application, i: int, snapshot: Snapshot) -> float:
         decided[table.input_row[part][state == Status.FINISHED]] = True
         failed[table.input_row[part][state == Status.FAILED]] = True
     decided |= failed
+    for part in app.all_nodes[i].parts:
+        decided[part.rows.stop : part.stop] = False  # of repetitions see reject_rate
     decided &= (table.probability < 1) & (table.choice < 0) & (status >= Status.FINISHED)
     expected = float(table.probability[decided].sum())
     if decided.sum() < ENOUGH_DECIDED or expected <= 0:
@@ -111,10 +114,31 @@ def taken_rate(app: Application, i: int, snapshot: Snapshot) -> float:
     return float(((status != Status.SKIPPED) & ~failed)[decided].sum()) / expected
 
 
+def reject_rate(snapshot: Snapshot, i: int, part: NodePart) -> float | None:
+    """Return the share of a node's outputs that was rejected; None: too few have been judged."""
+    rejected = snapshot.rejected.get(part.name, 0)
+    judged = rejected + int((snapshot.status[i][part.rows] == Status.FINISHED).sum())
+    return rejected / judged if judged >= ENOUGH_DECIDED else None
+
+
+def _chances(app: Application, i: int, snapshot: Snapshot) -> Floats:
+    """Return with what probability each request of a node is taken, as it has turned out so far."""
+    table = app.all_nodes[i].requests
+    chance = np.minimum(taken_rate(app, i, snapshot) * table.probability, 1.0)
+    for part in app.all_nodes[i].parts:
+        if part.repeats:
+            seen = reject_rate(snapshot, i, part)
+            again = slice(part.rows.stop, part.stop)
+            chance[again] = table.probability[again] if seen is None else seen
+    return chance
+
+
 def _written(node: ModelNode, rows: Ints) -> Ints:
     """Return where requests of a node are in the tables of the user's nodes."""
     starts = np.array([p.start for p in node.parts])
-    found: Ints = rows - starts[np.searchsorted(starts, rows, side="right") - 1]
+    sizes = np.array([len(p) for p in node.parts])
+    part = np.searchsorted(starts, rows, side="right") - 1
+    found: Ints = (rows - starts[part]) % sizes[part]
     return found
 
 
@@ -124,7 +148,7 @@ def _parts_left(node: ModelNode, rows: Ints) -> tuple[NodePart, ...]:
     for part in node.fused:
         count = int(np.count_nonzero((rows >= part.start) & (rows < part.stop)))
         if count:
-            found.append(replace(part, start=start, stop=start + count))
+            found.append(replace(part, start=start, stop=start + count, repeats=0))
         start += count
     return tuple(found)
 
@@ -159,7 +183,8 @@ def _table(
         prompt = table.prompt_tokens[rows] + np.rint(node.tokens_share * entered).astype(np.int64)
     else:
         prompt = np.minimum(prompt + entered, node.model.max_model_len - 1)
-    waiting, chance = snapshot.status[i][rows] == Status.WAITING, table.probability[rows]
+    waiting = snapshot.status[i][rows] == Status.WAITING
+    chance = _chances(app, i, snapshot)[rows]
     counts = np.bincount(targets[open_], minlength=len(rows))
     gate = None if table.gate is None else np.where(waiting, table.gate[rows], -1)
     return RequestTable(
@@ -174,7 +199,7 @@ def _table(
             np.int64,
         ),
         enters[open_],
-        np.where(waiting, np.minimum(taken_rate(app, i, snapshot) * chance, 1.0), 1.0),
+        np.where(waiting, chance, 1.0),
         np.where(waiting, table.choice[rows], -1),
         gate,
         None if table.input_needed is None else table.input_needed[mine][open_],
@@ -237,11 +262,12 @@ def residual_problem(
             {k: _corrected(c, factor, snapshot.load_factor) for k, c in problem.costs[i].items()}
         )
     cluster = problem.cluster.subset(snapshot.devices)
+    engine_of = tuple(problem.engine_numbers[i] for i, _ in left.kept)
     machines = {
         problem.cluster.machine_of(d): cluster.machine_of(i) for i, d in enumerate(snapshot.devices)
     }
     there = frozenset((n, machines[m]) for n, m in snapshot.in_page_cache if m in machines)
-    return Problem(left.app, cluster, scenarios, tuple(costs), problem.page_cache, there)
+    return Problem(left.app, cluster, scenarios, tuple(costs), problem.page_cache, there, engine_of)
 
 
 def _corrected(costs: ModeCosts, latency_factor: float, load_factor: float) -> ModeCosts:

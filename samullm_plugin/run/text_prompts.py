@@ -89,6 +89,8 @@ class TextPrompts(PromptBuilder):
         self, request: RequestId, ledger: Ledger
     ) -> Prepared | dict[RequestId, Output | None]:
         """Return what is to be done for a request; for a prompt, the outputs it is made of."""
+        if self._users.repeats(request):
+            return None  # the request itself is asked again
         node, r = self._written(request)
         source = self._sources[node]
         if r in source.refused:

@@ -26,6 +26,8 @@ class UserNodes:
         }
         self._names = [[p.name for p in node.parts] for node in app.all_nodes]
         self._starts = [[p.start for p in node.parts] for node in app.all_nodes]
+        repeated = any(p.repeats for node in app.all_nodes for p in node.parts)
+        self._repeated = [[len(p) for p in n.parts] for n in app.all_nodes] if repeated else []
 
     def __iter__(self) -> Iterator[tuple[str, int, NodePart]]:
         """Yield each of the user's nodes, the planned node it is in, and its part of that."""
@@ -33,12 +35,26 @@ class UserNodes:
             yield name, node, part
 
     def written(self, request: RequestId) -> tuple[str, int]:
-        """Return the user's node a request belongs to, and its index there."""
+        """Return the user's node a request belongs to, and its index there.
+
+        Of a planned repetition these are what it repeats.
+        """
         node, r = request
+        if self._repeated:
+            k = bisect_right(self._starts[node], r) - 1
+            return self._names[node][k], (r - self._starts[node][k]) % self._repeated[node][k]
         if len(self._starts[node]) == 1:
             return self._names[node][0], r
         k = bisect_right(self._starts[node], r) - 1
         return self._names[node][k], r - self._starts[node][k]
+
+    def repeats(self, request: RequestId) -> bool:
+        """Return whether a request is there for the case that another's output is rejected."""
+        if not self._repeated:
+            return False
+        node, r = request
+        k = bisect_right(self._starts[node], r) - 1
+        return r - self._starts[node][k] >= self._repeated[node][k]
 
     def planned(self, name: str, request: int) -> RequestId | None:
         """Return the planned request behind one of the user's; None if there is none."""

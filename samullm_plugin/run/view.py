@@ -14,6 +14,7 @@ from samullm_plugin.run.dispatch import Deployment, Replica
 from samullm_plugin.run.engines import Engines
 from samullm_plugin.run.ledger import Ledger
 from samullm_plugin.run.log import RunLog
+from samullm_plugin.run.request_queue import RequestQueue
 
 
 class RunView(Protocol):
@@ -23,6 +24,7 @@ class RunView(Protocol):
     plan: Plan
     executor: Executor
     ledger: Ledger
+    queue: RequestQueue
     rule: RunState
     engines: Engines
     log: RunLog

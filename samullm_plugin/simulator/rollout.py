@@ -89,7 +89,10 @@ class Rollout:
             for state in self.states
         ]
         bases = [state.progress_now(node) for _, node, _, state in asked]
-        keys = [(s, i, p, id(base)) for (s, i, p, _), base in zip(asked, bases, strict=True)]
+        keys = [
+            (s, i, p, id(base), state.can_take_over(i, p))
+            for (s, i, p, state), base in zip(asked, bases, strict=True)
+        ]
         missing = {k: a for k, a in zip(keys, asked, strict=True) if k not in known}
         queries = []
         for _, node, parallel, state in missing.values():

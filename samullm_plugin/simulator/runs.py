@@ -65,8 +65,9 @@ class NodeRuns:
         problem: the instance.
         works: per scenario and node, what there is to do.
         cache: results of engine simulations.
-        alone_s: by scenario, node, sizes and id of the progress they start from, the seconds of
-            engines started anew with all inputs there, and that progress.
+        alone_s: by scenario, node, sizes, id of the progress they start from and whether there are
+            engines to take over, the seconds of engines started anew with all inputs there, and
+            that progress.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class NodeRuns:
         self._policy = policy
         self._kept: OrderedDict[tuple[object, ...], NodeRun] = OrderedDict()
         self._num_kept_requests = 0
-        self.alone_s: dict[tuple[int, int, ParallelConfig, int], tuple[float, Progress]] = {}
+        self.alone_s: dict[tuple[int, int, ParallelConfig, int, bool], tuple[float, Progress]] = {}
 
     def get(self, query: NodeQuery) -> NodeRun:
         """Return one run."""

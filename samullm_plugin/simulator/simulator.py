@@ -213,16 +213,21 @@ class PlanSimulator:
         while True:
             rule.finished = state.finished()
             rule.running = {n: a.running for n, a in state.active.items()}
+            rule.released = dict(state.released)
             rule.done_fraction = {n: state.done_fraction(app.index(n)) for n in watched}
             if len(rule.finished) == len(app.nodes):
                 break
             stuck = stalled and rule.stage == len(plan.stages) - 1
-            move = next_transition(plan, cluster, self._upstreams, rule, stalled=stalled)
+            move = next_transition(
+                plan, cluster, self._upstreams, rule,
+                stalled=stalled, same_engine=self.problem.same_engine,
+            )  # fmt: skip
             stage_start += [state.clock_s] * (move.stage + 1 - len(stage_start))
             for name in move.stop:
                 state.stop(name)
             for running in move.start:
                 state.start(running)
+            state.released.clear()
             state.refresh()
             next_s = self._next_event_s(state, rule, plan.stages[move.stage].end)
             stalled = not np.isfinite(next_s)

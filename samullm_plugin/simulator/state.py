@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -53,6 +53,8 @@ class SimulationState:
         active: engines by node name.
         prepared: by node name, what its engines are being prepared for, and since when.
         segments: engines that have ended.
+        released: by node that has finished just now, its engines if they were ready: until time
+            goes on others may take them over.
         caches: what machines have read.
     """
 
@@ -71,6 +73,7 @@ class SimulationState:
         self.active: dict[str, ActiveEngine] = {}
         self.prepared: dict[str, tuple[Assignment, float]] = {}
         self.segments: list[EngineSegment] = []
+        self.released: dict[str, Running] = {}
         self.caches = PageCaches(runs.problem)
         self.finish_s: list[Floats] = [p.finish_s for p in self.progress]
         self._node_finish_s: list[float | None] = [None] * len(self.finish_s)
@@ -91,6 +94,7 @@ class SimulationState:
         new.active = {n: replace(a) for n, a in self.active.items()}
         new.prepared = dict(self.prepared)
         new.segments = list(self.segments)
+        new.released = dict(self.released)
         new.caches = self.caches.copy()
         new.finish_s = list(self.finish_s)
         new._node_finish_s = list(self._node_finish_s)
@@ -138,7 +142,10 @@ class SimulationState:
         since_s = None
         if known is not None and known[0].parallel == running.planned.parallel:
             since_s = known[1]
-        ready = self.caches.ready_s(node, costs, running.devices, self.clock_s, since_s)
+        if running.takes_over is not None:
+            ready = self.clock_s
+        else:
+            ready = self.caches.ready_s(node, costs, running.devices, self.clock_s, since_s)
         base = self.progress[node]
         run = NodeRun(ready, base, (), (), ())
         self.active[running.planned.node] = ActiveEngine(
@@ -209,7 +216,9 @@ class SimulationState:
         problem = self._problem
         # Whole starts, as no plan says yet what comes next: taken to be prepared, they made plans
         # that change engines more often than there is time to prepare them.
-        ready_s = self.clock_s + problem.load_s(problem.mode(node, parallel, (device,)))
+        ready_s = self.clock_s
+        if not self.can_take_over(node, parallel):
+            ready_s += problem.load_s(problem.mode(node, parallel, (device,)))
         available = None
         if finish_s is not None:
             available = self._works[node].inputs.available_s(finish_s)
@@ -290,8 +299,27 @@ class SimulationState:
                 self.stop(name)
         for assignment in wanted.values():
             if assignment.node not in self.active:
-                self.start(Running(assignment, assignment.devices, 0))
+                before = self._taken_over(assignment)
+                self.start(Running(assignment, assignment.devices, 0, before))
+        self.released.clear()
         self.refresh()
+
+    def can_take_over(self, node: int, parallel: ParallelConfig) -> bool:
+        """Return whether engines that have just become free can serve a node in these sizes."""
+        name = self._problem.app.nodes[node].name
+        return bool(self.released) and any(self._offers(name, parallel))
+
+    def _offers(self, node: str, parallel: ParallelConfig) -> Iterator[tuple[str, Running]]:
+        """Yield the engines that a node can take over, by the node they were of."""
+        same = self._problem.same_engine
+        for name, running in self.released.items() if node in same else ():
+            if same.get(name) == same[node] and running.planned.parallel == parallel:
+                yield name, running
+
+    def _taken_over(self, wanted: Assignment) -> str | None:
+        """Return the node whose engines an assignment can take over on its devices."""
+        offers = self._offers(wanted.node, wanted.parallel)
+        return next((n for n, r in offers if set(r.devices) == set(wanted.devices)), None)
 
     def advance_to(self, time_s: float) -> None:
         """Set the clock; engines of nodes that finish by then end at their finish.
@@ -300,9 +328,13 @@ class SimulationState:
             time_s: at most the next finish of a running node, so that nothing is skipped.
         """
         self.clock_s = time_s
+        self.released.clear()
         for name in [
             n for n in self.active if self.node_finish_s(self._problem.app.index(n)) <= time_s
         ]:
+            engine = self.active[name]
+            if engine.ready_s <= time_s:
+                self.released[name] = engine.running
             self.stop(name)
 
 

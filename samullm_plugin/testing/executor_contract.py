@@ -157,6 +157,25 @@ class ExecutorContract:
                 outputs = [o for e in events if e.key == key for o in e.outputs]
                 self.check_outputs(outputs, expected)
 
+    def test_an_engine_goes_on_for_another_node(self) -> None:
+        """An idle engine that is passed on serves at once, under its new key alone."""
+        with self.opened() as executor:
+            if not executor.can_pass_on:
+                return
+            executor.start_engine(self.spec())
+            executor.submit("engine.0", [self.request(i) for i in (0, 1)])
+            self.check_outputs([o for e in self.gather(executor, 2) for o in e.outputs], {0, 1})
+            executor.pass_on_engine("engine.0", self.spec("other.0"))
+            executor.submit("other.0", [self.request(i) for i in (2, 3, 4)])
+            events = self.gather(executor, 3)
+            require(
+                {(e.key, e.kind) for e in events} == {("other.0", "finished")},
+                "passed-on",
+                f"an engine that was passed on reports {[(e.key, e.kind) for e in events]}",
+            )
+            self.check_outputs([o for e in events for o in e.outputs], {2, 3, 4})
+            require(not executor.stop_engine("other.0"), "nothing-doubled", "stop reports finished")
+
     def test_close_twice(self) -> None:
         """Closing is safe at any time and twice."""
         with self.opened() as executor:

@@ -50,7 +50,9 @@ def relaxed(problem: Problem, timings: Timings, scenario: int) -> Instance:
                     held[i, key] = least_held(problem, problem.scenarios[scenario], i, key)
                 held_s = held[i, key].seconds(size.data_parallel_size)
             else:
-                ahead_s = problem.load_s(costs) - problem.least_start_s(costs)
+                ahead_s = problem.load_s(costs)
+                if task.name not in problem.same_engine:  # else it may need no start
+                    ahead_s -= problem.least_start_s(costs)
                 held_s = timings.end_s[i][m][scenario] - ahead_s
             ticks = max(1, int(held_s / tick_s + 1e-9))
             modes.append(Mode(size, 0, ticks, mode.gpu))

@@ -109,6 +109,21 @@ def test_adapters_share_an_engine(place: Path, tmp_path: Path) -> None:
         assert given == generated(place, adapter), node
 
 
+@pytest.mark.vllm
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("executor", ["simulated", "emulated"])
+def test_executors_that_model_engines(place: Path, tmp_path: Path, executor: str) -> None:
+    path = write(place, chain("one", "two", None))
+    spec = read_spec(path)
+    made = setup_of(spec, spec.models, path, tmp_path / "r", fused=True)
+    truth = made.instance.problem
+    ready = replace(made, executor=executor, executor_options={}, truth=truth)
+    outcome = start_run(ready, make_plan(ready.host, truth, "min-heuristic").plan)
+    assert outcome.failed == ()
+    finished = {n: c["requests"]["finished"] for n, c in outcome.metrics["nodes"].items()}
+    assert finished == dict.fromkeys(("n0", "n1", "n2"), len(ROWS))
+
+
 def test_engines_hold_all_adapters(place: Path) -> None:
     loaded = load_application(write(place, chain("one", None, "two", "one")))
     engines = {n.model.engine for n in loaded.app.nodes}

@@ -22,6 +22,7 @@ from samullm_plugin.planning.building import sample_scenarios
 from samullm_plugin.planning.instances import Instance
 from samullm_plugin.planning.planner import make_plan
 from samullm_plugin.rules.fusion import fuse_chains
+from samullm_plugin.rules.repeats import with_repeats
 from samullm_plugin.run.coordinator import Coordinator
 from samullm_plugin.run.journal import read_journal
 from samullm_plugin.run.run import RunOutcome, resume_run, start_run
@@ -91,14 +92,16 @@ def setup_of(
     directory: Path,
     *,
     fused: bool = False,
+    cores: int = 2,
     **changes: Any,
 ) -> RunSetup:
-    """Return the run of an app.yaml with other models, on two cores."""
-    cluster = ClusterSection(gpus=2, gpu="core", gpu_memory_gib=1, nvlink=2)
+    """Return the run of an app.yaml with other models, on so many cores."""
+    cluster = ClusterSection(gpus=cores, gpu="core", gpu_memory_gib=1, nvlink=cores)
     spec = spec.model_copy(update={"models": models, "cluster": cluster})
     loaded = build_application(spec, app)
     assert loaded.cluster is not None
-    planned = fuse_chains(loaded.app, 2).app if fused else loaded.app
+    apart = with_repeats(loaded.app)
+    planned = fuse_chains(apart, 2).app if fused else apart
     scenarios = sample_scenarios(planned, Uniform(100), np.random.default_rng(0), 1)
     modes = {ModeKey("core", 1): COSTS}
     problem = Problem(planned, loaded.cluster, scenarios, (modes,) * len(planned.nodes))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,27 @@ def reference(models: Path, name: str, *texts: str) -> Any:
     if name == "embedder":
         return torch.nn.functional.normalize(made.last_hidden_state[0, 0], dim=0).tolist()
     return made.logits[0]
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("executor", ["simulated", "emulated"])
+def test_executors_that_model_engines(models: Path, tmp_path: Path, executor: str) -> None:
+    """They run every kind of node for as long as the plan says, with numbers of no meaning."""
+    spec = read_spec(APP)
+    made = setup_of(spec, {n: small(models, n) for n in spec.models}, APP, tmp_path / "r")
+    options = {"time_scale": 0.2} if executor == "emulated" else {}
+    truth = made.instance.problem
+    ready = replace(made, executor=executor, executor_options=options, truth=truth)
+    plan = make_plan(ready.host, truth, "min-heuristic").plan
+    outcome = start_run(ready, plan)
+    assert outcome.failed == ()
+    for node, counts in outcome.metrics["nodes"].items():
+        taken = sum(counts["requests"].values())
+        assert taken > 0, node
+    for i, node in enumerate(truth.app.nodes):
+        told = outcome.metrics["nodes"][node.name]["requests"]
+        assert told["finished"] == int((truth.scenarios[0].output_tokens[i] > 0).sum()), node.name
 
 
 @pytest.mark.vllm

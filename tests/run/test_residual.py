@@ -15,6 +15,7 @@ from samullm_plugin.model.application import (
     RequestTable,
 )
 from samullm_plugin.model.cluster import Cluster
+from samullm_plugin.rules.repeats import with_repeats
 from samullm_plugin.run.drift import Snapshot
 from samullm_plugin.run.ledger import Status
 from samullm_plugin.run.residual import (
@@ -84,6 +85,27 @@ def test_what_was_rejected_is_learned() -> None:
     snapshot = snapshot_of(app, states)
     snapshot.status[0][15:25] = Status.FAILED
     assert taken_rate(app, 1, snapshot) == pytest.approx(1.5)
+
+
+def test_the_rate_of_rejections_is_learned() -> None:
+    """Of 25 outputs and 15 rejected ones 40 were judged; the plan had counted on a tenth."""
+    first = RequestTable.of([10] * COUNT, 8)
+    behind = RequestTable.of([8] * COUNT, 16, [[(0, r)] for r in range(COUNT)])
+    rate = ModelNode("rate", MODEL, first, retries=2, reject_rate=0.1)
+    app = with_repeats(Application("rated", (rate, ModelNode("behind", MODEL, behind))))
+    snapshot = snapshot_of(app, dict.fromkeys(range(25), Status.READY))
+    snapshot.status[0][[*range(COUNT, COUNT + 25)]] = Status.SKIPPED
+    for rejected, expected in (({"rate": 15}, 15 / 40), ({}, 0.0)):
+        left = residual_work(app, replace(snapshot, rejected=rejected))
+        assert left is not None
+        chance = left.app.nodes[0].requests.probability
+        assert chance[: COUNT - 25].tolist() == [1.0] * (COUNT - 25)
+        assert chance[COUNT - 25 :] == pytest.approx(expected)
+        assert left.requests[0].max() == COUNT - 1  # of whose lengths each is a sample
+    snapshot.status[0][5:25] = Status.SUBMITTED  # five say nothing
+    left = residual_work(app, replace(snapshot, rejected={"rate": 4}))
+    assert left is not None
+    assert left.app.nodes[0].requests.probability[-1] == pytest.approx(0.1)
 
 
 def test_measured_seconds_of_calls_are_planned_with() -> None:

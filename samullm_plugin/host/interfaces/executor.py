@@ -177,6 +177,11 @@ class Executor(Plugin, ABC):
         """Whether ``prepare_engine`` shortens the start that follows."""
         return False
 
+    @property
+    def can_pass_on(self) -> bool:
+        """Whether ``pass_on_engine`` lets engines go on for another node."""
+        return False
+
     @classmethod
     def kept_warm(cls) -> AbstractContextManager[None]:
         """Let executors opened one after another in this context share what is slow to start."""
@@ -257,6 +262,18 @@ class Executor(Plugin, ABC):
         """
         del spec
         return False
+
+    def pass_on_engine(self, key: str, spec: EngineSpec) -> None:
+        """Let a ready replica without requests go on for another node, ready at once.
+
+        From now on it is known by ``spec.key`` and reports the requests of ``spec.node``; model,
+        devices and sizes are those it has. Only called if ``can_pass_on``.
+
+        Args:
+            key: of the replica.
+            spec: what it is from now on.
+        """
+        raise InputError(f"executor {self.name}: its engines serve one node only")
 
     def window(self, model: ModelSpec) -> int | None:
         """Return how many requests a replica of a model is given before it reports some.

@@ -1,0 +1,138 @@
+"""Engines of a node that has finished go on for other nodes of the same checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from samullm_simulated.executor import SimulatedExecutor
+
+from samullm_plugin.host.manager import PluginHost
+from samullm_plugin.model.cluster import Cluster, Gpu
+from samullm_plugin.model.parallel import ParallelConfig
+from samullm_plugin.model.plan import Assignment, Plan, Stage
+from samullm_plugin.model.problem import Problem
+from samullm_plugin.planning.planner import make_plan
+from samullm_plugin.rules.bounds import lower_bound
+from samullm_plugin.rules.transition import Running, RunState, next_transition
+from samullm_plugin.run.metrics import measured_engines
+from samullm_plugin.simulator import PlanSimulator
+from samullm_plugin.testing.factories import TestNode, make_problem
+from tests.run.worlds import run_with_truth
+
+ONE, TWO = ParallelConfig(), ParallelConfig(2)
+
+
+def judged(devices: int = 1) -> Problem:
+    """A writer, three checks by one judge, and another model between two of them."""
+    n = 6
+    each = [[(0, r)] for r in range(n)]
+    nodes = [
+        TestNode("write", [5] * n, [7 + r for r in range(n)], step_s=0.05, load_s=4.0),
+        TestNode("check0", [5] * n, [2] * n, each, step_s=0.04, load_s=3.0),
+        TestNode("other", [5] * n, [3] * n, [[(1, r)] for r in range(n)], step_s=0.05, load_s=2.0),
+        TestNode("check1", [5] * n, [2] * n, each, step_s=0.04, load_s=3.0),
+        TestNode("check2", [5] * n, [4] * n, [[(2, r)] for r in range(n)], step_s=0.04, load_s=3.0),
+    ]
+    problem = make_problem(nodes, devices, nvlink=1)
+    judge, costs = problem.app.nodes[1].model, problem.costs[1]
+    same = (1, 3, 4)
+    app = replace(
+        problem.app,
+        nodes=tuple(
+            replace(node, model=judge) if i in same else node
+            for i, node in enumerate(problem.app.nodes)
+        ),
+    )
+    return replace(
+        problem,
+        app=app,
+        costs=tuple(costs if i in same else c for i, c in enumerate(problem.costs)),
+    )
+
+
+def run_equals_plan(problem: Problem, plan: Plan) -> list[str | None]:
+    """Return which engines took others over, after comparing a run with its plan."""
+    trace = PlanSimulator(problem).simulate_scenario(plan, 0)
+    run = run_with_truth(problem, plan, SimulatedExecutor(), problem)
+    for i, finish_s in enumerate(trace.finish_s):
+        np.testing.assert_allclose(run.ledger.finish_s[i], finish_s, rtol=1e-9, atol=1e-9)
+    starts = [r for r in run.log.records if r["kind"] == "engine_started"]
+    engines = measured_engines(run.log.records)
+    for record, engine in zip(starts, engines, strict=True):
+        loaded = "takes_over" not in record
+        assert engine.ready_s is not None
+        assert (engine.ready_s > engine.start_s) == loaded == (not engine.taken_over), record
+    assert all(e.end_s is not None for e in engines)
+    return [r.get("takes_over") for r in starts]
+
+
+def stages(*names: str, parallel: ParallelConfig = ONE, devices: tuple[int, ...] = (0,)) -> Plan:
+    return Plan(tuple(Stage((Assignment(n, parallel, devices),)) for n in names))
+
+
+def test_a_judge_is_loaded_once() -> None:
+    problem = judged()
+    assert problem.same_engine == {"check0": 1, "check1": 1, "check2": 1}
+    plan = stages("write", "check0", "check1", "other", "check2")
+    assert run_equals_plan(problem, plan) == [None, None, "check0.0.0", None, None]
+    apart = problem.without_shared_engines()
+    assert run_equals_plan(apart, plan) == [None] * 5
+    shared_s, apart_s = (
+        PlanSimulator(p).simulate_scenario(plan, 0).makespan_s for p in (problem, apart)
+    )
+    assert apart_s - shared_s == pytest.approx(3.0)
+
+
+def test_several_replicas_are_taken_over_together() -> None:
+    problem = judged(2)
+    plan = stages("write", "check0", "check1", "other", "check2", parallel=TWO, devices=(0, 1))
+    taken = [t for t in run_equals_plan(problem, plan) if t is not None]
+    assert taken == ["check0.0.0", "check0.0.1"]
+
+
+def test_engines_of_another_size_are_started() -> None:
+    problem = judged(2)
+    first = stages("write", "check0", parallel=TWO, devices=(0, 1))
+    plan = Plan((*first.stages, *stages("check1", "other", "check2").stages))
+    assert [t for t in run_equals_plan(problem, plan) if t is not None] == []
+
+
+def moved(*also: Assignment) -> dict[str, Running]:
+    """Return what starts when ``a`` has finished on device 0 and ``c`` is planned on device 1."""
+    cluster = Cluster.uniform(Gpu("g", 1), 3)
+    work = Assignment("work", ONE, (2,))
+    first = Assignment("a", ONE, (0,))
+    plan = Plan((Stage((first, work)), Stage((Assignment("c", ONE, (1,)), work, *also))))
+    state = RunState(0, {"work": Running(work, (2,), 0)}, {"a"})
+    state.released = {"a": Running(first, (0,), 0)}
+    move = next_transition(plan, cluster, {}, state, same_engine={"a": 0, "c": 0})
+    return {r.planned.node: r for r in move.start}
+
+
+def test_where_they_are_and_not_where_it_was_planned() -> None:
+    taken = moved()["c"]
+    assert (taken.devices, taken.takes_over) == ((0,), "a")
+
+
+def test_nobody_loses_its_place_by_that() -> None:
+    started = moved(Assignment("d", ONE, (0,)))
+    assert (started["c"].devices, started["c"].takes_over) == ((1,), None)
+    assert started["d"].devices == (0,)
+
+
+@pytest.mark.parametrize("scheduler", ["greedy", "min-heuristic", "max-heuristic", "auto", "exact"])
+@pytest.mark.parametrize("devices", [1, 2])
+def test_every_scheduler_plans_with_it(scheduler: str, devices: int) -> None:
+    """What is planned is what is run, above the bound; sharing is never longer on one device."""
+    problem = judged(devices)
+    host = PluginHost.from_settings()
+    result = make_plan(host, problem, scheduler)
+    taken = [t for t in run_equals_plan(problem, result.plan) if t is not None]
+    bound = lower_bound(problem, problem.scenarios[0]).value_s
+    assert bound <= float(result.makespan_s[0]) + 1e-9
+    if devices == 1:
+        apart = make_plan(host, problem.without_shared_engines(), scheduler)
+        assert taken
+        assert float(result.makespan_s[0]) < float(apart.makespan_s[0])
