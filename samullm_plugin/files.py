@@ -19,7 +19,9 @@ from samullm_plugin.errors import InputError
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _BOM = b"\xef\xbb\xbf"
-_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+"""Byte order marks."""
+
 _BLANK = b" \t\r\n"
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EROFS, errno.ENOSYS)
 """What file systems and devices answer that cannot force data to a disk."""
@@ -61,7 +63,7 @@ def read_rows(path: Path, what: str) -> Iterator[Row]:
     with _opened(path, what) as file:
         for number, line in enumerate(file, start=1):
             row = line.removeprefix(_BOM) if number == 1 else line
-            if number == 1 and row[:2] in _UTF_16:
+            if number == 1 and row[:2] in UTF_16:
                 raise InputError(f"{path}: is UTF-16; write it as UTF-8")
             if not (row := row.strip(_BLANK)):
                 continue
@@ -77,7 +79,8 @@ def read_rows(path: Path, what: str) -> Iterator[Row]:
             if isinstance(value, dict):
                 yield Row(number, value, None, row)
             else:
-                yield Row(number, {}, f"must be a JSON object, not {type(value).__name__}")
+                hint = "; write one object a line" if isinstance(value, list) else ""
+                yield Row(number, {}, f"must be a JSON object, not {type(value).__name__}{hint}")
 
 
 def good_rows(path: Path, what: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

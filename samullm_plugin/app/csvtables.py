@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samullm_plugin.errors import InputError
+from samullm_plugin.files import UTF_16
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -143,12 +144,20 @@ def _with_bad_rows(
 
 
 def _is_utf_8(path: Path) -> bool:
-    """Return whether a file is UTF-8 throughout."""
+    """Return whether a file is UTF-8 throughout.
+
+    Raises:
+        InputError: if it is UTF-16.
+    """
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
         with opened(path) as data:
-            while part := data.read(CSV_BLOCK_BYTES):
+            part = data.read(CSV_BLOCK_BYTES)
+            if part[:2] in UTF_16:
+                raise InputError(f"{path}: is UTF-16; write it as UTF-8")
+            while part:
                 decoder.decode(part)
+                part = data.read(CSV_BLOCK_BYTES)
         decoder.decode(b"", final=True)
     except UnicodeDecodeError:
         return False

@@ -17,7 +17,10 @@ from samullm_plugin.app.requestlines import PLAIN, RowError, TokenCounter, estim
 from samullm_plugin.app.templates import Output, plain_parts, referenced
 from samullm_plugin.checkpoints.models import config_of, reads_text_only
 from samullm_plugin.checkpoints.tokenizing import OwnTokenizers
-from samullm_plugin.errors import InputError
+from samullm_plugin.errors import InputError, suggest
+
+SHOWN_FIELDS = 12
+"""Fields of a row that a message names at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,9 +175,12 @@ class PromptCounts:
         for field, variables in self._used.items():
             for name in sorted(missing & variables):
                 inputs = ", ".join(sorted(self.labels)) or "none"
+                known = list(good[0].fields)
+                more = ", ..." if len(known) > SHOWN_FIELDS else ""
                 raise InputError(
                     f"{field}: {{{{ {name} }}}} is neither a field of request {good[0].id!r} nor "
-                    f"an input nor a node before; inputs: {inputs}"
+                    f"an input nor a node before{suggest(name, known)}; fields: "
+                    f"{', '.join(known[:SHOWN_FIELDS]) or 'none'}{more}; inputs: {inputs}"
                 )
 
     def _works_blank(self, request: Draft) -> bool:

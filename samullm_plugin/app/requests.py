@@ -227,7 +227,11 @@ def _blocks(
                 yield from _line_blocks(str(path), read_rows(path, "requests"), names)
             else:
                 ids = [name for name in (table.id or "id",) if name]
-                yield from _table_blocks(rowtables.file_batches(path, kind, ids), names)
+                pieces = rowtables.file_batches(path, kind, ids)
+                if path != base / table.name:
+                    parts = rowtables.partition_of(path, base / table.name)
+                    pieces = rowtables.with_fields(pieces, parts)
+                yield from _table_blocks(pieces, names)
 
 
 def _table_blocks(batches: rowtables.Pieces, names: _Names) -> Iterator[_Read]:

@@ -17,6 +17,7 @@ from contextlib import suppress
 from itertools import islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
+from urllib.parse import unquote
 
 from samullm_plugin.app.csvtables import BadRow, csv_batches
 from samullm_plugin.errors import InputError, MissingExtraError, suggest
@@ -54,6 +55,7 @@ _SUFFIXES: Mapping[str, Format] = {
     ".ipc": "arrow",
 }
 _PACKED = (".gz", ".zst")
+_OTHERS = frozenset({".xlsx", ".xls", ".ods", ".bz2", ".xz", ".zip", ".7z", ".avro", ".orc", ".db"})
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _IMAGES = ((b"\x89PNG", "png"), (b"\xff\xd8\xff", "jpeg"), (b"GIF8", "gif"), (b"RIFF", "webp"))
 
@@ -81,6 +83,11 @@ def shards(path: Path, given: Format | None, where: str) -> list[tuple[Path, For
     if not path.exists():
         raise InputError(f"{path}: there is no such requests file")
     if not path.is_dir():
+        if given is None and path.suffix.lower() in _OTHERS:
+            raise InputError(
+                f"{path}: {path.suffix} files are not read; save it as CSV, Parquet or JSON lines "
+                f"(packed: {' or '.join(_PACKED)})"
+            )
         return [(path, given or format_of(path) or "jsonl")]
     names = sorted(
         p
@@ -151,6 +158,33 @@ def _arrow_batches(path: Path, text_columns: Sequence[str]) -> Iterator[pa.Recor
             data.seek(0)
             with pa.ipc.open_stream(data) as stream:
                 yield from stream
+
+
+def partition_of(file: Path, table: Path) -> Mapping[str, str | int | None]:
+    """Return the fields of a file's rows that folders between it and its table's name.
+
+    ``lang=de/0.parquet`` is how pyarrow, Spark and Hive write tables in parts.
+    """
+    found: dict[str, str | int | None] = {}
+    for name, equals, value in (p.partition("=") for p in file.relative_to(table).parts[:-1]):
+        if name and equals:
+            number = re.fullmatch(r"-?(0|[1-9][0-9]{0,17})", value)
+            text = None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value)
+            found[unquote(name)] = int(value) if number else text
+    return found
+
+
+def with_fields(pieces: Pieces, fields: Mapping[str, str | int | None]) -> Pieces:
+    """Yield batches with further columns, each of one value; their own columns stay."""
+    import pyarrow as pa
+
+    for name, batch in pieces:
+        if not isinstance(batch, BadRow):
+            for field, value in fields.items():
+                if field not in batch.schema.names:
+                    column = pa.array([value] * batch.num_rows)
+                    batch = batch.append_column(field, column)  # noqa: PLW2901  # the same rows
+        yield name, batch
 
 
 def dataset_batches(name: str, split: str | None, base: Path, where: str) -> Pieces:

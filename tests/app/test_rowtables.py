@@ -262,3 +262,38 @@ def test_wrong_tables(tmp_path: Path, table: dict[str, Any], message: str) -> No
     write(tmp_path / "mixed", "r.parquet")
     with pytest.raises(InputError, match=message):
         loaded(tmp_path, table)
+
+
+def test_folders_that_name_a_field(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.dataset
+
+    columns = {"prompt": ["a", "b", "c"], "lang": ["d e", "en", None], "year": [1, 2, 2]}
+    pa.dataset.write_dataset(
+        pa.table(columns),
+        tmp_path / "parts",
+        format="parquet",
+        partitioning=["lang", "year"],
+        partitioning_flavor="hive",
+    )
+    found = fields(loaded(tmp_path, "parts"))
+    assert sorted((f["prompt"], str(f["lang"]), f["year"]) for f in found) == [
+        ("a", "d e", 1), ("b", "en", 2), ("c", "None", 2)
+    ]  # fmt: skip
+    some = loaded(tmp_path, {"file": "parts", "where": {"year": 2, "lang": "en"}})
+    assert [f["prompt"] for f in fields(some)] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.csv", "prompt\na\n".encode("utf-16"), r"t\.csv: is UTF-16; write it as UTF-8"),
+        ("t.xlsx", b"PK", r"t\.xlsx: \.xlsx files are not read; save it as CSV, Parquet"),
+        ("t.csv.bz2", b"BZh", r"\.bz2 files are not read; .* \(packed: \.gz or \.zst\)"),
+        ("t.json", b'[{"prompt": "a"}]', "must be a JSON object, not list; write one object a"),
+    ],
+)
+def test_files_that_are_not_read(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        loaded(tmp_path, name)

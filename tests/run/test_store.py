@@ -16,6 +16,8 @@ from samullm_plugin.errors import InputError
 from samullm_plugin.run import store as store_module
 from samullm_plugin.run.store import OutputStore, store_path
 
+REPOSITORY = Path(__file__).parents[2]
+
 WRITER = """
 import sys, time
 from pathlib import Path
@@ -53,6 +55,14 @@ def test_what_was_flushed_survives_kill_9(tmp_path: Path) -> None:
             assert store._base.execute("PRAGMA integrity_check").fetchone() == ("ok",)
             for k in range(attempt * 1_000_000, last + 1):
                 assert store.get(key(k)) == b"x" * 200 + str(k).encode()
+
+
+def test_many_kills_beside_other_runs_lose_nothing_that_was_written(tmp_path: Path) -> None:
+    """Three processes share the store; one after another is killed, wherever it is."""
+    command = [sys.executable, "-m", "tests.run.killed_writers", str(tmp_path / "o.sqlite"), "60"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert not done.stderr
+    assert int(done.stdout) > 100
 
 
 def test_processes_share_it(tmp_path: Path) -> None:
