@@ -108,7 +108,7 @@ class BenchRow:
         num_gpus: of the case.
         scheduler: its name.
         status: what the scheduler proved of its plan; None if it made none.
-        note: why there is no plan, what the figures leave out, or the request policy chosen with it.
+        note: why there is no plan, what the figures leave out, or the request policy chosen.
         failed: a plugin is to blame for that.
         simulated_s: makespan on the planner's lengths, mean of its scenarios.
         realised_s: makespan on hidden lengths of the same distribution, mean of the draws.
