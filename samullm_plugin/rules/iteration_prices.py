@@ -84,7 +84,9 @@ class Work:
         cheapest = offers[0]
         for offer in offers[1:]:
             cheapest = np.minimum(cheapest, offer)
-        return max(0.0, float((cheapest @ amounts).max()))
+        # Or what is best for each size by itself: any prices of each size will do.
+        own = np.min([offer[np.argmax(offer @ amounts)] for offer in offers], axis=0)
+        return max(0.0, float((cheapest @ amounts).max()), float(own @ amounts))
 
 
 def work_of(problem: Problem, scenario: LengthScenario, node: int) -> Work:
