@@ -14,6 +14,7 @@ import psutil
 from pydantic import BaseModel, Field
 
 from samullm_plugin import Cluster, EngineSpec, InputError, ModelSpec, RunError
+from samullm_plugin.checkpoints.models import checkpoint_of
 from samullm_plugin.model.engine_config import vllm_version
 from samullm_vllm.arguments import check_model, check_sampling, check_tokenizer
 from samullm_vllm.device_locks import DeviceLocks
@@ -188,7 +189,7 @@ class VllmExecutor(ProcessExecutor):
                     raise InputError(
                         f"model {model.name}: {path} has no config.json; it is no model folder"
                     )
-            elif looks_local or model.path is not None:
+            elif looks_local or (model.path is not None and checkpoint_of(model) is None):
                 raise InputError(
                     f"model {model.name}: there is no folder {path}; correct the model's path"
                 )

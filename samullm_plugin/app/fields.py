@@ -84,7 +84,11 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             known = _fields(model, loc[:-1])
-            message = f"unknown field{suggest(str(loc[-1]), known)}"
+            inside = [k for k in known if loc[-1] in _fields(model, [*loc[:-1], k])]
+            if inside:
+                message = f"unknown field (did you mean {inside[0]}.{loc[-1]}?)"
+            else:
+                message = f"unknown field{suggest(str(loc[-1]), known)}"
             if known and "did you mean" not in message:
                 message += f"; known: {', '.join(sorted(known))}"
         elif item["type"] == "missing":

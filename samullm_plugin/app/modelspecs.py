@@ -9,11 +9,13 @@ from pathlib import Path
 from samullm_plugin.app.spec import AppSpec, ArchitectureSection, ClusterSection, ModelSection
 from samullm_plugin.checkpoints.gpus import bundled_gpu
 from samullm_plugin.checkpoints.hf_config import read_config_file
+from samullm_plugin.checkpoints.hub import fetch_description, has_weights, is_snapshot
 from samullm_plugin.checkpoints.limits import derived_max_model_len
 from samullm_plugin.checkpoints.models import (
     bundled_architecture,
     find_checkpoint,
     read_checkpoint,
+    revision_of,
 )
 from samullm_plugin.errors import InputError, suggest
 from samullm_plugin.model.application import EngineOptions, ModelSpec
@@ -45,7 +47,7 @@ def model_specs(spec: AppSpec, path: Path) -> dict[str, ModelSpec]:
 def _model(section: ModelSection, path: Path, where: str) -> ModelSpec:
     """Return one model."""
     engine = engine_options(section.engine_args, f"{where}.engine_args")
-    folder = find_checkpoint(section.path or section.model, path.parent)
+    folder = _files(section, path, engine, where)
     architecture, longest = _architecture(section, path, where, folder, engine)
     max_model_len = section.max_model_len or longest
     if max_model_len is None and folder is not None:
@@ -57,9 +59,28 @@ def _model(section: ModelSection, path: Path, where: str) -> ModelSpec:
             "in tokens"
         )
     loaded = section.path
-    if folder is not None and folder.is_dir():
+    if folder is not None and folder.is_dir() and (has_weights(folder) or not is_snapshot(folder)):
         loaded = str(folder.resolve())
     return ModelSpec(section.model, max_model_len, architecture, loaded, engine)
+
+
+def _files(section: ModelSection, path: Path, engine: EngineOptions, where: str) -> Path | None:
+    """Return where a model's description is: on this machine, or brought here from the hub.
+
+    Raises:
+        InputError: naming the section of a model that nothing here describes, if the hub cannot
+            describe it either.
+    """
+    reference, revision = section.path or section.model, revision_of(engine)
+    found = find_checkpoint(reference, path.parent, revision)
+    described = section.architecture is not None and section.max_model_len is not None
+    named = section.path is None and bundled_architecture(section.model) is not None
+    if found or described or named:
+        return found
+    try:
+        return fetch_description(reference, revision)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def _architecture(

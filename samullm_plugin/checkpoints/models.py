@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache, lru_cache
@@ -15,6 +13,7 @@ from typing import Any
 from samullm_plugin.checkpoints.description import ModelDescription, describe, dtype_bytes
 from samullm_plugin.checkpoints.families import FAMILIES
 from samullm_plugin.checkpoints.hf_config import ConfigFile, read_config_file
+from samullm_plugin.checkpoints.hub import snapshot
 from samullm_plugin.checkpoints.parts import Matrix, Part
 from samullm_plugin.checkpoints.quantization import online
 from samullm_plugin.errors import InputError, suggest
@@ -191,7 +190,11 @@ def config_of(model: ModelSpec) -> ConfigFile | None:
     Raises:
         InputError: if it cannot be read.
     """
-    place = find_checkpoint(model.path) if model.path else _downloaded(model.name)
+    revision = revision_of(model.engine)
+    if model.path:
+        place = find_checkpoint(model.path, revision=revision)
+    else:
+        place = snapshot(model.name, revision)
     if place is None:
         return None
     try:
@@ -212,25 +215,27 @@ def reads_text_only(file: ConfigFile) -> bool:
     return file.text.kind in FAMILIES and not any(k.startswith(marks) for k in file.raw)
 
 
-def find_checkpoint(reference: str, base: Path | None = None) -> Path | None:
+def find_checkpoint(
+    reference: str, base: Path | None = None, revision: str = "main"
+) -> Path | None:
     """Return where a checkpoint's files are on this machine; None: nowhere.
 
     Args:
         reference: a folder, a ``config.json``, or a hub id whose files were downloaded before.
         base: folder that relative paths start from; the working directory if None.
+        revision: branch, tag or commit of a hub id.
     """
     path = (base or Path()) / Path(reference).expanduser()
     if path.is_dir() or path.is_file():
         return path
-    return _downloaded(reference)
+    return snapshot(reference, revision)
 
 
-def _downloaded(reference: str) -> Path | None:
-    """Return the newest snapshot of a hub id in the hub's cache."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", reference):
-        return None
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
-    snapshots = hub / f"models--{reference.replace('/', '--')}" / "snapshots"
-    found = [s for s in snapshots.glob("*") if (s / "config.json").is_file()]
-    return max(found, key=lambda s: s.stat().st_mtime, default=None)
+def checkpoint_of(model: ModelSpec) -> Path | None:
+    """Return where the files are that a model's engines load, if they are on this machine."""
+    return find_checkpoint(model.path or model.name, revision=revision_of(model.engine))
+
+
+def revision_of(engine: EngineOptions) -> str:
+    """Return the revision of a hub id that engines load."""
+    return str(engine.given("revision") or "main")

@@ -12,7 +12,7 @@ from typing import Any
 
 from samullm_plugin.checkpoints.asking import installed
 from samullm_plugin.checkpoints.machine_cache import keep, read_kept
-from samullm_plugin.checkpoints.models import find_checkpoint
+from samullm_plugin.checkpoints.models import checkpoint_of, find_checkpoint
 from samullm_plugin.model.application import ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -252,4 +252,4 @@ def _key(files: Sequence[Path], texts: Sequence[str]) -> str:
 
 def _place(model: ModelSpec) -> str:
     """Return where the tokenizer of a model is: with its files, or where engine arguments say."""
-    return str(model.engine.given("tokenizer") or model.path or model.name)
+    return str(model.engine.given("tokenizer") or checkpoint_of(model) or model.path or model.name)

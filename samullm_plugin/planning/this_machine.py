@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from samullm_plugin.app.loaded import LoadedApplication
-from samullm_plugin.checkpoints.models import find_checkpoint
+from samullm_plugin.checkpoints.hub import can_download, has_weights, is_hub_id
+from samullm_plugin.checkpoints.models import checkpoint_of
 from samullm_plugin.errors import InputError
 from samullm_plugin.host.interfaces.executor import Executor
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.application import ModelSpec
 from samullm_plugin.model.cluster import Cluster
-
-_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
 
 
 def local_devices(host: PluginHost) -> tuple[str, Cluster] | None:
@@ -47,12 +44,16 @@ def check_here(host: PluginHost, loaded: LoadedApplication) -> None:
 
 
 def _loadable(model: ModelSpec) -> bool:
-    """Return whether an engine can load a model from files of this machine."""
-    folder: Path | None = find_checkpoint(model.path or model.name)
+    """Return whether an engine can load a model: from this machine, or from the hub.
+
+    What was read of a hub id is in the hub's cache; an engine downloads its weights.
+    """
+    folder = checkpoint_of(model)
     if folder is None or not folder.is_dir():
         return False
-    dummy = model.engine.given("load_format") == "dummy"
-    return dummy or any(True for pattern in _WEIGHTS for _ in folder.glob(pattern))
+    if model.engine.given("load_format") == "dummy" or has_weights(folder):
+        return True
+    return is_hub_id(model.path or model.name) and can_download()
 
 
 def check_runnable(executor: Executor, loaded: LoadedApplication) -> None:

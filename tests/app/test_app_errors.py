@@ -56,6 +56,7 @@ def load(tmp_path: Path) -> Load:
         ("nodes.y.inputs", {"i": {"take": "all"}}, "nodes.y.inputs.i.from: missing"),
         ("nodes.y.inputs", {"i": ["x"]}, "nodes.y.inputs.i: must be a text or a mapping"),
         ("nodes.x.sampling_params", {"max_token": 1}, "(did you mean 'max_tokens'"),
+        ("nodes.x.max_tokens", 5, "(did you mean sampling_params.max_tokens?)"),
         ("nodes.x.sampling_params", {}, "nodes.x.sampling_params.max_tokens: missing"),
         ("nodes.x.inputs", {"j": "y"}, "they form a cycle: x -> y -> x"),
         ("nodes.y.inputs", {"i": "xx"}, "inputs.i.from: there is no node 'xx' (did you mean 'x'?)"),

@@ -15,7 +15,12 @@ from samullm_plugin.engine import EngineConfig, Workload
 from tests.conformance.compare import Case, simulate, simulated_rows
 from tests.models import make_tiny_llama
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.filterwarnings("default")]
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.filterwarnings("default"),
+]
 
 ROOMY = EngineConfig(
     max_num_seqs=16,
@@ -39,9 +44,7 @@ def _cases() -> list[Case]:
     ids = tuple(np.concatenate((prefix, own)) for own in shared.prompt_token_ids)
     shared = Workload(shared.prompt_tokens + 96, shared.output_tokens, prompt_token_ids=ids)
     return [
-        Case(ROOMY, some(24, 300, 40)),
         Case(tight, some(24, 100, 120)),
-        Case(replace(ROOMY, enable_prefix_caching=True), shared),
         Case(replace(tight, enable_prefix_caching=True, num_blocks=40), shared),
     ]
 
@@ -75,7 +78,7 @@ def test_batches_of_real_engines(tmp_path: Path) -> None:
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

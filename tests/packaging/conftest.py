@@ -38,7 +38,7 @@ class Environment:
 
     def install(self, *requirements: str) -> None:
         """Install with pip."""
-        done = self.run("python", "-m", "pip", "install", "--quiet", *requirements)
+        done = self.run("python", "-m", "pip", "install", "--quiet", "--no-compile", *requirements)
         assert done.returncode == 0, done.stderr
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,14 +28,14 @@ from samullm_plugin.rules.transition import Running
 from samullm_plugin.run.coordinator import Coordinator
 from samullm_plugin.run.drift import DriftEstimator, Snapshot, length_observations
 from samullm_plugin.run.ledger import Status
-from samullm_plugin.run.replanning import Replanner
+from samullm_plugin.run.replanning import Proposal, Replanner, ReplanOptions
 from samullm_plugin.run.residual import (
     aligned,
     residual_plan,
     residual_problem,
     residual_work,
 )
-from samullm_plugin.run.view import Replanning
+from samullm_plugin.run.view import Replanning, RunView
 from samullm_plugin.simulator import PlanSimulator
 from samullm_plugin.testing.factories import GPU, TestNode, make_problem
 from tests.run.worlds import NoLatency, Uniform, run_with_truth, small_plan, small_problem
@@ -280,6 +281,45 @@ def test_a_bad_plan_is_left() -> None:
     adopted = [p for p in replanner.proposals if p.plan is not None]
     assert 1 <= len(adopted) <= 3
     assert all(p.gain_s > 0 for p in adopted)
+
+
+def test_a_small_gain_changes_nothing() -> None:
+    instance, plan, truth = mis_estimated(8.0)
+    replanner = Replanner(PluginHost.from_settings(), instance, ReplanOptions(min_gain=0.9))
+    run_with_truth(instance.problem, plan, SimulatedExecutor(), truth, replanner=replanner)
+    assert any(p.gain_s > 0 for p in replanner.proposals)
+    assert all(p.plan is None for p in replanner.proposals)
+
+
+class Thinking(Replanner):
+    """Has a plan at once, and answers at the first look or when another stage has begun."""
+
+    def __init__(self, instance: Instance, proposal: Proposal, *, late: bool) -> None:
+        super().__init__(PluginHost.from_settings(), instance)
+        self.proposal, self.late = proposal, late
+        self.answers: list[Plan | None] = []
+
+    def consider(self, run: RunView, *, stage_changed: bool) -> Plan | None:
+        if self._asked is None and len(run.rule.running) == 2:
+            self._asked, self.stage = self._question(run, drifted_only=False), run.rule.stage
+            self._future = Future()
+            self._future.set_result(self.proposal)
+        if self._future is not None and (not self.late or run.rule.stage > self.stage):
+            self.answers.append(self._answer(run))
+            return self.answers[-1]
+        return None
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_plan_for_engines_that_have_changed_is_not_adopted(late: bool) -> None:
+    problem, plan = small_problem(1), small_plan()
+    planner = PlannerSection(scheduler=Component(type="min-heuristic"), scenarios=1)
+    instance = Instance(problem, Uniform(), NoLatency(), planner)
+    proposal = Proposal(plan, 1.0, 10.0, 0.0)
+    replanner = Thinking(instance, proposal, late=late)
+    run_with_truth(problem, plan, SimulatedExecutor(), problem, replanner=replanner)
+    assert replanner.answers == [None if late else plan]
+    assert replanner.proposals == ([] if late else [proposal])
 
 
 def test_a_run_with_several_plans_can_be_resumed(tmp_path: Path) -> None:
