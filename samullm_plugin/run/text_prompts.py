@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
+
+from msgspec import structs
 
 from samullm_plugin.app.expressions import ExpressionError
 from samullm_plugin.app.functions import Function, Row
@@ -220,7 +221,7 @@ class TextPrompts(PromptBuilder):
             sampling["seed"] = seed + attempt
         warmer = source.retry_temperature * attempt
         sampling["temperature"] = float(str(sampling.get("temperature", 1.0))) + warmer
-        return replace(prompt, sampling=sampling)
+        return structs.replace(prompt, sampling=sampling)
 
     def _prompt(
         self, request: RequestId, ledger: Ledger, output_of: Callable[[int, int], Output | None]

@@ -81,7 +81,7 @@ def load(tmp_path: Path) -> Load:
         ("models.a.max_model_len", -5, "models.a.max_model_len: Input should be greater"),
         ("models.a.architecture", "c.json", "neither a bundled model nor a file"),
         ("models.a.architecture", {"num_layers": 3}, "architecture.hidden_size: missing"),
-        ("models.a.model", "org/new", "models.a.max_model_len: missing"),
+        ("models.a.model", "new", "models.a.max_model_len: missing"),
         ("models.a.engine_args", {"max_num_seq": 1}, "(did you mean 'max_num_seqs'?)"),
         ("models.a.engine_args", {"tensor_parallel_size": 2}, "the planner decides it"),
         ("models.a.engine_args", {"max_num_seqs": 0}, "must be a whole number of at least 1"),
