@@ -299,7 +299,7 @@ CHANGES = (
         ("tests/rules/test_bounds.py",),
     ),
     Change(
-        "samullm_plugin/rules/bounds.py",
+        "samullm_plugin/rules/iteration_prices.py",
         "the bound leaves prefix caching out",
         "fresh = prompts - ((prompts - 1) // block) * block",
         "fresh = prompts",
