@@ -224,7 +224,10 @@ def test_the_command_serves_until_it_is_interrupted(
                 page = answer.read().decode()
         finally:
             served.send_signal(signal.SIGINT)
+        try:
+            assert served.wait(60) == 0
+        finally:
+            served.kill()
         rest = served.stderr.read()
-        assert served.wait(60) == 0
     assert "</html>" in page
     assert "Traceback" not in rest
