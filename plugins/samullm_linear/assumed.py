@@ -20,6 +20,8 @@ from samullm_plugin.profiling.assumed import CPU_LOADING, LOADING, assumed_laten
 from samullm_plugin.profiling.assumed_memory import assumed_pool_tokens
 from samullm_plugin.profiling.loading import ASSUMED
 from samullm_plugin.profiling.memory import replica_groups
+from samullm_plugin.profiling.pipeline import SOURCE as PIPELINE_SOURCE
+from samullm_plugin.profiling.pipeline import stage_latency
 
 
 class Assumed(LatencyModel):
@@ -40,8 +42,9 @@ class Assumed(LatencyModel):
             InputError: if neither the model's sizes nor the device's data sheet are known.
         """
         sheet, _ = sheet_of(gpu)
-        latency = assumed_latency(sizes_of(model), tensor_parallel_size, sheet)
-        # Pipeline stages work one after another for a token, side by side for a batch.
+        sizes = sizes_of(model)
+        whole = assumed_latency(sizes, tensor_parallel_size, sheet)
+        latency = stage_latency(whole, sizes, pipeline_parallel_size)
         return replace(latency, overlap_host=model.engine.async_scheduling)
 
     def kv_cache_tokens(
@@ -88,4 +91,7 @@ class Assumed(LatencyModel):
         pipeline_parallel_size: int = 1,
     ) -> Provenance:
         """Return the data sheet that the figures come from, with their known error."""
-        return sheet_of(gpu)[1]
+        found = sheet_of(gpu)[1]
+        if pipeline_parallel_size == 1:
+            return found
+        return replace(found, source=f"{found.source}; {PIPELINE_SOURCE}")

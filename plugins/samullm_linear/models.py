@@ -29,6 +29,8 @@ from samullm_plugin.profiling.memory import (
     replica_groups,
     weight_bytes_on_device,
 )
+from samullm_plugin.profiling.pipeline import SOURCE as PIPELINE_SOURCE
+from samullm_plugin.profiling.pipeline import stage_latency
 from samullm_plugin.profiling.profile_files import (
     EngineStart,
     Profile,
@@ -288,22 +290,27 @@ class Linear(LatencyModel):
         Raises:
             InputError: if the device, the model or the size cannot be predicted.
         """
-        if pipeline != 1:
-            raise InputError(
-                f"model {model.name}: pipeline-parallel size {pipeline} was not measured on "
-                f"{gpu.name}; use 1"
-            )
         profile = self._profile(gpu)
         if profile.device not in self._books:
             self._books[profile.device] = latency_book(profile)
         name, architecture = self._identify(model, profile)
-        return self._books[profile.device].predict(
+        if pipeline != 1 and architecture is None:
+            raise InputError(
+                f"model {model.name}: pipeline-parallel size {pipeline} was not measured on "
+                f"{gpu.name}; to predict it the model's architecture is needed, else use 1"
+            )
+        latency, found = self._books[profile.device].predict(
             name,
             architecture,
             size,
             spread=self._options.experts == "spread",
             use_measured=self.use_measured,
         )
+        if pipeline == 1 or architecture is None:
+            return latency, found
+        source = f"{found.source}; {PIPELINE_SOURCE}"
+        stage = stage_latency(latency, architecture, pipeline)
+        return stage, Provenance("transferred", source, None)
 
 
 class Transfer(Linear):

@@ -25,7 +25,7 @@ from typing import NoReturn
 
 from samullm_vllm import engine
 from samullm_vllm.channel import Channel
-from samullm_vllm.processes import end_with_parent
+from samullm_vllm.processes import end_with_parent, ended_with_peer
 from samullm_vllm.protocol import (
     LENGTH,
     Exited,
@@ -186,7 +186,8 @@ def main(arguments: Sequence[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control = socket.socket(fileno=int(number))
     try:
-        engine.preload(platform)
+        with ended_with_peer(control):  # importing takes long
+            engine.preload(platform)
     except Exception as error:  # an installation can be broken in any way
         traceback.print_exc()
         reason = f"vLLM cannot be imported: {engine.last_line(error)}"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import re
+import select
 import signal
+import socket
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -151,6 +154,31 @@ def end_with_parent(parent: int, *, cleaning_up: bool = False) -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextmanager
+def ended_with_peer(control: socket.socket) -> Iterator[None]:
+    """Have this process's whole group end when the other end of a socket closes.
+
+    Nobody waits for that but the kernel: a process that is to be forked should have no threads.
+    """
+    closing = select.poll()
+    closing.register(control, select.POLLRDHUP)
+
+    def look(*_: object) -> None:
+        if closing.poll(0):
+            os.killpg(0, signal.SIGKILL)
+
+    before = signal.signal(signal.SIGIO, look)
+    flags = fcntl.fcntl(control, fcntl.F_GETFL)
+    fcntl.fcntl(control, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(control, fcntl.F_SETFL, flags | os.O_ASYNC)
+    try:
+        look()
+        yield
+    finally:
+        fcntl.fcntl(control, fcntl.F_SETFL, flags)
+        signal.signal(signal.SIGIO, before)
 
 
 def tail(log: str) -> bytes:

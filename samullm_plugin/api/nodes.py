@@ -159,15 +159,23 @@ def model_section(value: object, where: str) -> ModelSection:
 
 
 def write_table(table: object, path: Path) -> None:
-    """Write a table in memory: as lines of JSON where it is rows of their own, else as Parquet."""
+    """Write a table in memory: as lines of JSON where it is rows of their own, else as Parquet.
+
+    Raises:
+        InputError: for a row that cannot be written down.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     from samullm_plugin.app.memorytables import label_of, memory_batches, memory_rows
 
     if path.suffix == ".jsonl":
+        label = label_of(path.name)
         with path.open("wb") as file:
-            file.writelines(row.line + b"\n" for row in memory_rows(table, label_of(path.name)))
+            for row in memory_rows(table, label):
+                if row.error is not None:
+                    raise InputError(f"{label} row {row.number}: {row.error}")
+                file.write(row.line + b"\n")
         return
     batches = [batch for _, batch in memory_batches(table, label_of(path.name))]
     pq.write_table(pa.Table.from_batches(batches), path, compression="zstd")

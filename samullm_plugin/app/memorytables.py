@@ -121,6 +121,8 @@ def memory_batches(table: object, name: str) -> Batches:
     package = _package(table)
     value: Any = table
     try:
+        if package == "datasets" and isinstance(value, Mapping):
+            raise TypeError(f"it has several splits, {', '.join(value)}: give one of them")
         if package == "datasets":
             yield from stored_batches(value, name)
             return

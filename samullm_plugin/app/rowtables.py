@@ -89,6 +89,10 @@ def shards(path: Path, given: Format | None, where: str) -> list[tuple[Path, For
                 f"(packed: {' or '.join(_PACKED)})"
             )
         return [(path, given or format_of(path) or "jsonl")]
+    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        raise InputError(
+            f"{path}: is a dataset as save_to_disk writes it; say `dataset`, not `file`"
+        )
     names = sorted(
         p
         for p in path.rglob("*")

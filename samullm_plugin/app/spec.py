@@ -131,6 +131,12 @@ class PlannerSection(Section):
         default=False,
         description="Do what an engine start needs no device for while others still compute.",
     )
+    pipeline_parallel_sizes: list[Count] | None = Field(
+        default=None,
+        min_length=1,
+        description="Groups of layers to consider for a replica, such as [1, 2, 4]. By default 1, "
+        "and more only for models that fit no GPU or NVLink group whole.",
+    )
     scenarios: Count = Field(default=4, description="Independent length scenarios.")
     seed: int = Field(default=0, ge=0)
     page_cache: Literal["warm", "cold"] = Field(

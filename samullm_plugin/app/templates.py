@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 import jinja2.sandbox
 
-from samullm_plugin.errors import InputError
+from samullm_plugin.errors import InputError, suggest
 
 
 class Output(str):
@@ -69,18 +69,24 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         """Return ``obj.attribute``."""
         if isinstance(obj, Output) and attribute in obj.fields:
             return obj.fields[attribute]
-        found = super().getattr(obj, attribute)
-        if isinstance(obj, UnknownOutput) and isinstance(found, jinja2.Undefined):
-            return unknown_output()
-        return found
+        return self._of_output(obj, attribute, super().getattr(obj, attribute))
 
     def getitem(self, obj: Any, argument: Any) -> Any:
         """Return ``obj[argument]``."""
         if isinstance(obj, Output) and isinstance(argument, str) and argument in obj.fields:
             return obj.fields[argument]
-        found = super().getitem(obj, argument)
-        if isinstance(obj, UnknownOutput) and isinstance(found, jinja2.Undefined):
+        return self._of_output(obj, argument, super().getitem(obj, argument))
+
+    @staticmethod
+    def _of_output(obj: Any, name: Any, found: Any) -> Any:
+        """Return what was found in an object; for an output that lacks it, what to say."""
+        if not isinstance(found, jinja2.Undefined):
+            return found
+        if isinstance(obj, UnknownOutput):
             return unknown_output()
+        if isinstance(obj, Output) and isinstance(name, str):
+            hint = suggest(name, obj.fields) or f"; it has {', '.join(obj.fields) or 'none'}"
+            return jinja2.StrictUndefined(f"an output has no field {name!r}{hint}")
         return found
 
 

@@ -103,6 +103,7 @@ class CaseSettings:
         latency_model: name of the latency model.
         gpus: overrides the application's own number of GPUs.
         prepared_starts: what engine starts need no device for can be done ahead.
+        pipeline_parallel_sizes: groups of layers to consider for a replica; None: as few as fit.
     """
 
     scenarios: int = 1
@@ -113,6 +114,7 @@ class CaseSettings:
     latency_model: str = "linear"
     gpus: int | None = None
     prepared_starts: bool = False
+    pipeline_parallel_sizes: tuple[int, ...] | None = None
 
 
 def shifted_estimator(host: PluginHost, name: str, estimator: str) -> LengthEstimator:
@@ -170,6 +172,7 @@ def make_case(host: PluginHost, text: str, settings: CaseSettings) -> BenchCase:
         scenarios=settings.scenarios,
         rng=np.random.default_rng(streams[0]),
         true_lengths=known,
+        pipeline_parallel_sizes=settings.pipeline_parallel_sizes,
         prepared_starts=settings.prepared_starts,
     )
     hidden = []

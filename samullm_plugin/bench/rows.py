@@ -20,6 +20,7 @@ from samullm_plugin.model.plan import Plan
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.result import PlanResult, PlanStatus
 from samullm_plugin.planning.planner import PlanningOptions, make_plan
+from samullm_plugin.planning.policies import offered_policies, policy_call
 from samullm_plugin.rules.bounds import lower_bound
 from samullm_plugin.simulator import PlanSimulator
 
@@ -107,7 +108,7 @@ class BenchRow:
         num_gpus: of the case.
         scheduler: its name.
         status: what the scheduler proved of its plan; None if it made none.
-        note: why there is no plan, or what the figures leave out.
+        note: why there is no plan, what the figures leave out, or the request policy chosen.
         failed: a plugin is to blame for that.
         simulated_s: makespan on the planner's lengths, mean of its scenarios.
         realised_s: makespan on hidden lengths of the same distribution, mean of the draws.
@@ -159,7 +160,8 @@ def run_case(
     """Let each scheduler plan a case, and carry its plan out on the hidden lengths.
 
     A scheduler that fails gets a row that says so; the others are not affected. Every scheduler
-    starts from an empty cache, so that planning times can be compared.
+    starts from an empty cache, so that planning times can be compared. A request policy that it
+    chooses with its plan is told lengths that the planner drew, as in a run.
 
     Args:
         host: the plugins.
@@ -174,7 +176,8 @@ def run_case(
     bound_s = float(np.mean([lower_bound(case.problem, s).value_s for s in case.problem.scenarios]))
     for name in schedulers:
         on_start(name)
-        planned = try_plan(host, case.problem, name, options(name))
+        how = replace(options(name), policies=offered_policies(case.problem.app))
+        planned = try_plan(host, case.problem, name, how)
         if planned.result is None:
             rows.append(
                 BenchRow(
@@ -187,9 +190,21 @@ def run_case(
                 )
             )
         else:
-            rows.append(_simulated_row(case, name, planned.result, simulators))
+            policy = planned.result.request_policy
+            chosen = simulators if policy is None else _honouring(host, policy, case)
+            rows.append(_simulated_row(case, name, planned.result, chosen))
     totals = {r.scheduler: {0: r.total_s} for r in rows if r.total_s is not None}
     return [_compared(r, totals, baselines) for r in rows]
+
+
+def _honouring(host: PluginHost, policy: str, case: BenchCase) -> list[tuple[str, PlanSimulator]]:
+    """Return simulators of the hidden draws that honour a policy."""
+    found = []
+    for draw in case.hidden:
+        told = [case.problem.scenarios[0]] * len(draw.problem.scenarios)
+        call = policy_call(draw.problem.app, host.create("request-policy", policy), told)
+        found.append((draw.label, PlanSimulator(draw.problem, policy=call)))
+    return found
 
 
 def _compared(
@@ -225,6 +240,7 @@ def _simulated_row(
         num_gpus=case.num_gpus,
         scheduler=name,
         status=result.status,
+        note="" if result.request_policy is None else f"request policy {result.request_policy}",
         simulated_s=result.mean_makespan_s,
         realised_s=same,
         shifted_s={k: float(np.mean(v)) for k, v in realised.items() if k != "same"},

@@ -13,6 +13,7 @@ from samullm_plugin.cli.plan import (
     Budget,
     Gpus,
     NoFusion,
+    PipelineSizes,
     PreparedStarts,
     Scenarios,
     Seed,
@@ -39,6 +40,7 @@ def compare(
     budget: Budget = None,
     no_fusion: NoFusion = False,
     prepared_starts: PreparedStarts = None,
+    pipeline_sizes: PipelineSizes = None,
     gantt: Annotated[bool, typer.Option(help="Draw each plan.")] = True,
     svg: Svg = None,
     html: Annotated[
@@ -73,6 +75,7 @@ def compare(
         budget,
         no_fusion=no_fusion,
         prepared_starts=prepared_starts,
+        pipeline_sizes=pipeline_sizes,
     )
     instance = make_instance(host, loaded, planner, gpus=gpus)
     problem = instance.problem

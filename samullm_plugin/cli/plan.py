@@ -41,6 +41,14 @@ PreparedStarts = Annotated[
         help="Do what engine starts need no device for while others still compute, or not."
     ),
 ]
+PipelineSizes = Annotated[
+    str | None,
+    typer.Option(
+        "--pipeline-parallel-sizes",
+        metavar="SIZES",
+        help="Groups of layers to consider for a replica, such as 1,2,4.",
+    ),
+]
 Limit = Annotated[
     int | None,
     typer.Option(help="Take no more rows than this of each table of requests.", min=1),
@@ -75,6 +83,7 @@ def plan(
     budget: Budget = None,
     no_fusion: NoFusion = False,
     prepared_starts: PreparedStarts = None,
+    pipeline_sizes: PipelineSizes = None,
     limit: Limit = None,
     reuse: Reuse = "cache",
     fresh: Fresh = None,
@@ -106,6 +115,7 @@ def plan(
         budget,
         no_fusion=no_fusion,
         prepared_starts=prepared_starts,
+        pipeline_sizes=pipeline_sizes,
     )
     chosen = planner.scheduler
     name = scheduler or chosen.type
@@ -187,14 +197,27 @@ def overridden(
     *,
     no_fusion: bool,
     prepared_starts: bool | None,
+    pipeline_sizes: str | None,
 ) -> PlannerSection:
-    """Return the planner section with the options given on the command line."""
+    """Return the planner section with the options given on the command line.
+
+    Raises:
+        InputError: if the pipeline-parallel sizes are not whole numbers with commas between.
+    """
     changes = {"scenarios": scenarios, "seed": seed, "budget_s": budget_s}
     given: dict[str, object] = {k: v for k, v in changes.items() if v is not None}
     if no_fusion:
         given["fusion"] = False
     if prepared_starts is not None:
         given["prepared_starts"] = prepared_starts
+    if pipeline_sizes is not None:
+        texts = pipeline_sizes.split(",")
+        if not all(t.strip().isdecimal() and int(t) > 0 for t in texts):
+            raise InputError(
+                f"--pipeline-parallel-sizes {pipeline_sizes!r} is not a list of whole numbers; "
+                "write for example 1,2,4"
+            )
+        given["pipeline_parallel_sizes"] = sorted({int(t) for t in texts})
     return planner.model_copy(update=given)
 
 

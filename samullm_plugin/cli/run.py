@@ -14,6 +14,7 @@ from samullm_plugin.cli.plan import (
     Gpus,
     Limit,
     NoFusion,
+    PipelineSizes,
     PreparedStarts,
     Reuse,
     Scenarios,
@@ -66,6 +67,7 @@ def run(
     budget: Budget = None,
     no_fusion: NoFusion = False,
     prepared_starts: PreparedStarts = None,
+    pipeline_sizes: PipelineSizes = None,
     limit: Limit = None,
     reuse: Reuse = "cache",
     fresh: Fresh = None,
@@ -109,6 +111,7 @@ def run(
         budget,
         no_fusion=no_fusion,
         prepared_starts=prepared_starts,
+        pipeline_sizes=pipeline_sizes,
     )
     traces: tuple[PlanTrace, ...] = ()
     found: Plan | None = None

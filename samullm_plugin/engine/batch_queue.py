@@ -214,6 +214,7 @@ def send_batch(
     """
     decode, prefill_seqs, prefill_tokens, first_tokens = 0, 0, 0, 0
     context, longest, pairs, first_pairs = 0.0, 0.0, 0.0, 0.0
+    start = max(stages[0], s.next_call)
     i = s.running_head
     while i >= 0:
         n = slots[i].chunk
@@ -222,6 +223,7 @@ def send_batch(
             computed = tracks[request].computed
             if slots[i].state == at.DECODE:
                 decode += 1
+                start = max(start, tracks[request].token_end)  # its last stage is to tell it
                 context += computed + 1
                 longest = max(longest, float(computed + 1))
             else:
@@ -235,7 +237,6 @@ def send_batch(
     seconds = step_seconds(
         s, latency, tables, decode, prefill_seqs, prefill_tokens, pairs, context, longest
     )
-    start = max(stages[0], s.next_call)
     end = start
     for j in range(len(stages)):
         end = max(end, stages[j]) + seconds
@@ -294,6 +295,7 @@ def note_sample(
     """Count an output token of ``request`` that is there at ``end``."""
     t = tracks[request]
     t.sampling += 1
+    t.token_end = end
     if s.async_scheduling:
         t.placeholders += 1
         t.eligible_step = number + s.decode_stagger

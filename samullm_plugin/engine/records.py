@@ -169,7 +169,8 @@ TRACK = _record(
     _of_type(
         np.int64,
         "slot computed in_flight stale sampling placeholders eligible_step passed_over",
-    )
+    ),
+    _of_type(np.float64, "token_end"),
 )
 """One row per request."""
 # computed: tokens computed or being computed
@@ -177,6 +178,7 @@ TRACK = _record(
 # sampling: output tokens in flight; placeholders: those that count as tokens (asynchronous)
 # eligible_step: first step that may schedule its next token
 # passed_over: list of waiting requests that the step at hand cannot take yet
+# token_end: when its newest output token is there, which the next one is computed from
 BATCH = _record(_of_type(np.int64, "num_seqs"), _of_type(np.float64, "end"))
 BATCH_SEQ = _record(_of_type(np.int64, "request tokens samples"))
 GROUP = _record(_of_type(np.int64, "kind block_size window_tokens most_blocks spec"))

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from samullm_plugin.model.types import Ints
+from samullm_plugin.model.types import Floats, Ints
 
 
 class Chains:
@@ -90,3 +90,38 @@ def chains_of(num: int, own_row: Ints, own_request: Ints) -> Chains:
     chains = Chains()
     chains.grow(num, zip(own_row.tolist(), own_request.tolist(), strict=True))
     return chains
+
+
+def lines_of(weights: Floats, own_row: Ints, own_request: Ints) -> Ints:
+    """Return requests divided into lines, in each of which every one waits for the one before.
+
+    The heaviest line is one of them.
+
+    Args:
+        weights: of the requests, shape ``(n,)``; those of none are in no line with others.
+        own_row: requests that wait for others of the node, increasing.
+        own_request: the earlier requests they wait for.
+
+    Returns:
+        The number of each request's line, shape ``(n,)``.
+    """
+    count, weight = len(weights), weights.tolist()
+    pairs = [
+        (r, q)
+        for r, q in zip(own_row.tolist(), own_request.tolist(), strict=True)
+        if weight[r] > 0 and weight[q] > 0
+    ]
+    before, after = [0.0] * count, [0.0] * count
+    come_from, go_to = [-1] * count, [-1] * count
+    for r, q in pairs:  # earlier ones first
+        if before[q] + weight[q] > before[r]:
+            before[r], come_from[r] = before[q] + weight[q], q
+    for r, q in reversed(pairs):
+        if come_from[r] == q and after[r] + weight[r] > after[q]:
+            after[q], go_to[q] = after[r] + weight[r], r
+    line = list(range(count))
+    for r in range(count):
+        q = come_from[r]
+        if q >= 0 and go_to[q] == r:
+            line[r] = line[q]
+    return np.array(line, np.int64)

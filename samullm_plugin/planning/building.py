@@ -30,6 +30,8 @@ from samullm_plugin.model.scenarios import (
 from samullm_plugin.model.types import Bools, Ints
 
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
+PIPELINE_PARALLEL_SIZES = (2, 4, 8)
+"""Groups of layers that are considered for a model which fits no device or NVLink group whole."""
 
 
 def build_problem(
@@ -42,7 +44,7 @@ def build_problem(
     rng: np.random.Generator,
     page_cache: Literal["warm", "cold"] = "warm",
     true_lengths: Sequence[Ints] | None = None,
-    pipeline_parallel_sizes: Sequence[int] = (1,),
+    pipeline_parallel_sizes: Sequence[int] | None = None,
     prepared_starts: bool = False,
 ) -> Problem:
     """Return the problem of running an application on a cluster.
@@ -58,7 +60,7 @@ def build_problem(
         true_lengths: output lengths known beforehand, per node; then there is one scenario and the
             estimator is not asked (for requests that a router or filter may drop, who is taken is
             still drawn).
-        pipeline_parallel_sizes: groups of layers to consider for a replica.
+        pipeline_parallel_sizes: see :func:`collect_costs`.
         prepared_starts: what engine starts need no device for can be done ahead.
 
     Raises:
@@ -207,7 +209,7 @@ def collect_costs(
     latency_model: LatencyModel,
     *,
     tensor_parallel_sizes: Sequence[int] = TENSOR_PARALLEL_SIZES,
-    pipeline_parallel_sizes: Sequence[int] = (1,),
+    pipeline_parallel_sizes: Sequence[int] | None = None,
 ) -> tuple[Mapping[ModeKey, ModeCosts], ...]:
     """Return per node the costs of every replica size that the cluster's NVLink groups allow.
 
@@ -215,22 +217,48 @@ def collect_costs(
     Sizes by which a model's heads or layers cannot be divided are left out, as vLLM refuses them;
     so are sizes for which the latency model has no figures, unless that leaves none.
 
+    Args:
+        app: the application.
+        cluster: its devices.
+        latency_model: where the figures come from.
+        tensor_parallel_sizes: devices per layer to consider.
+        pipeline_parallel_sizes: groups of layers to consider for a replica; None: more than one
+            only for models that fit no device or NVLink group whole.
+
     Raises:
-        InputError: if the latency model knows nothing of a model.
+        InputError: if the latency model knows nothing of a model, or no model's layers can be
+            divided as was asked for.
     """
-    sizes = [
-        (device, tp, pp)
-        for device, largest in _largest_groups(cluster).items()
-        for tp in tensor_parallel_sizes
-        for pp in pipeline_parallel_sizes
-        if tp <= largest and tp * pp <= cluster.num_gpus
-    ]
+    most = max(len(m) for m in cluster.machines)  # a replica lies on one
+
+    def sizes(pipeline: Sequence[int]) -> list[tuple[int, int, int]]:
+        return [
+            (device, tp, pp)
+            for device, largest in _largest_groups(cluster).items()
+            for tp in tensor_parallel_sizes
+            for pp in pipeline
+            if tp <= largest and tp * pp <= most
+        ]
+
+    asked = sizes((1,) if pipeline_parallel_sizes is None else pipeline_parallel_sizes)
     known: list[tuple[ModelSpec, Mapping[ModeKey, ModeCosts]]] = []
     per_node = []
     for node in app.nodes:
         costs = next((c for model, c in known if model == node.model), None)
         if costs is None:
-            costs = _model_costs(node, cluster, sizes, latency_model.costs)
+            costs, refusal = _model_costs(node, cluster, asked, latency_model.costs)
+            if not costs and refusal is not None:
+                raise InputError(f"node {node.name}: {refusal}") from refusal
+            if not costs and pipeline_parallel_sizes is not None:
+                raise InputError(
+                    f"node {node.name}: pipeline_parallel_sizes "
+                    f"{', '.join(map(str, pipeline_parallel_sizes))}: no replica of "
+                    f"{node.model.name} can be divided so, with {_layers_text(node.model)} and "
+                    f"{most} GPUs in a machine; add smaller sizes, such as 1"
+                )
+            if pipeline_parallel_sizes is None and not _any_fits(node.model, costs):
+                further = sizes(PIPELINE_PARALLEL_SIZES)
+                costs |= _model_costs(node, cluster, further, latency_model.costs)[0]
             known.append((node.model, costs))
         per_node.append(costs)
     return tuple(per_node)
@@ -241,8 +269,8 @@ def _model_costs(
     cluster: Cluster,
     sizes: Sequence[tuple[int, int, int]],
     costs_of: Callable[[ModelSpec, Gpu, int, int], ModeCosts],
-) -> Mapping[ModeKey, ModeCosts]:
-    """Return the costs of one model by size."""
+) -> tuple[dict[ModeKey, ModeCosts], InputError | None]:
+    """Return the costs of one model by size, and why the first unknown size is not known."""
     found: dict[ModeKey, ModeCosts] = {}
     refusal: InputError | None = None
     architecture = node.model.architecture
@@ -254,9 +282,20 @@ def _model_costs(
             found[key] = costs_of(node.model, cluster.gpus[device], tp, pp)
         except InputError as error:
             refusal = refusal or error
-    if not found and refusal is not None:
-        raise InputError(f"node {node.name}: {refusal}") from refusal
-    return found
+    return found, refusal
+
+
+def _layers_text(model: ModelSpec) -> str:
+    """Return how many layers a model has, for messages."""
+    return "its layers" if (a := model.architecture) is None else f"{a.num_layers} layers"
+
+
+def _any_fits(model: ModelSpec, costs: Mapping[ModeKey, ModeCosts]) -> bool:
+    """Return whether the model fits in one of the sizes."""
+    return any(
+        c.kv_cache_tokens >= (1 if c.kv_cache_groups else model.max_model_len)
+        for c in costs.values()
+    )
 
 
 def _largest_groups(cluster: Cluster) -> dict[int, int]:

@@ -22,7 +22,7 @@ from samullm_plugin.planning.best_known import best_known, seen_lengths
 from samullm_plugin.planning.building import build_problem
 from samullm_plugin.planning.estimators import make_latency_model, make_length_estimator
 from samullm_plugin.planning.planner import PlanningOptions
-from samullm_plugin.planning.policies import planned_policy
+from samullm_plugin.planning.policies import offered_policies, planned_policy
 from samullm_plugin.planning.this_machine import local_devices
 from samullm_plugin.rules.fusion import fuse_chains, fuse_groups
 from samullm_plugin.rules.repeats import with_repeats
@@ -48,12 +48,8 @@ class Instance:
     @property
     def offered_policies(self) -> tuple[str, ...]:
         """Return the request policies that may be chosen with a plan: none if one is asked for."""
-        if self.planner.request_policy is not None:
-            return ()
-        waits = any(
-            (n.requests.input_node == i).any() for i, n in enumerate(self.problem.app.nodes)
-        )
-        return ("isolate-longest",) if waits else ()
+        chosen = self.planner.request_policy
+        return offered_policies(self.problem.app) if chosen is None else ()
 
     @property
     def policy_name(self) -> str | None:
@@ -222,6 +218,7 @@ def make_instance(
         rng=np.random.default_rng(how.seed),
         page_cache=how.page_cache,
         true_lengths=known,
+        pipeline_parallel_sizes=how.pipeline_parallel_sizes,
         prepared_starts=how.prepared_starts,
     )
     if not how.fusion:

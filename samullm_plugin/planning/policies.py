@@ -66,6 +66,12 @@ def _chain_ids(app: Application, node: int) -> Ints | None:
     return chains_of(len(table), table.input_row[own], table.input_request[own]).first
 
 
+def offered_policies(app: Application) -> tuple[str, ...]:
+    """Return the request policies that may be chosen with a plan of an application."""
+    waits = any((n.requests.input_node == i).any() for i, n in enumerate(app.nodes))
+    return ("isolate-longest",) if waits else ()
+
+
 def planned_policy(
     host: PluginHost, planner: PlannerSection, problem: Problem
 ) -> PolicyCall | None:

@@ -160,7 +160,7 @@ def kind_key(a: ModelArchitecture) -> tuple[object, ...]:
     return attention, a.mlp, a.num_experts > 0, a.head_dim > 128
 
 
-def _combined(curves: Sequence[Curve], weights: Sequence[float]) -> Curve:
+def combined(curves: Sequence[Curve], weights: Sequence[float]) -> Curve:
     """Return the weighted sum of curves."""
     knots = np.unique(np.concatenate([np.array(c.knots) for c in curves]))
     knots = np.append(knots, knots[-1] + 1024)
@@ -177,7 +177,7 @@ def average(latencies: Sequence[StepLatency]) -> StepLatency:
     def mean(name: str) -> Any:
         values = [getattr(x, name) for x in latencies]
         if name in CURVES:
-            return _combined(values, weights)
+            return combined(values, weights)
         if isinstance(values[0], bool):
             return values[0]
         return int(np.median(values)) if name == "longest_over_seqs" else float(np.mean(values))

@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 
 import numpy as np
 
@@ -31,11 +30,9 @@ from samullm_plugin.model.latency import StepLatency
 from samullm_plugin.model.problem import ModeKey, Problem
 from samullm_plugin.model.scenarios import LengthScenario
 from samullm_plugin.model.types import Floats
+from samullm_plugin.rules.iteration_prices import iteration_parts, unit_prices, work_of
 from samullm_plugin.rules.packing import Demand, fitting_s
 from samullm_plugin.rules.transition import Running
-
-MIXED = 1 / 16
-"""Weight of the steepest line in the mixed ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,39 +48,6 @@ class LowerBound:
     value_s: float
     critical_path_s: float
     device_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """Totals of a node: what certainly has to be computed.
-
-    Attributes:
-        decode: output tokens after the first of each request.
-        prefill: prompt tokens that no cache can hold.
-        context: sum over decode tokens of the context they read.
-        requests: requests taken.
-        pairs: query-key pairs of the prompts.
-        longest: output tokens of the longest chain of requests that follow one another.
-    """
-
-    decode: float
-    prefill: float
-    context: float
-    requests: float
-    pairs: float
-    longest: float
-
-    @property
-    def amounts(self) -> tuple[float, ...]:
-        """Return the totals in the order of :func:`_unit_costs`."""
-        return (
-            self.decode,
-            self.prefill,
-            self.context,
-            self.requests,
-            self.pairs,
-            self.longest,
-        )
 
 
 def lower_bound(
@@ -136,124 +100,22 @@ def _modes(problem: Problem, node: int) -> list[tuple[int, ModeCosts, EngineConf
     ]
 
 
-def _work(problem: Problem, scenario: LengthScenario, node: int) -> _Work:
-    outputs = scenario.output_tokens[node]
-    taken = outputs > 0
-    prompts = scenario.prompt_tokens[node][taken].astype(np.float64)
-    decode = outputs[taken].astype(np.float64) - 1
-    fresh = prompts
-    if problem.app.nodes[node].model.engine.enable_prefix_caching:
-        # Any full block may be found in the cache; the last token never is.
-        block = problem.app.nodes[node].model.engine.block_size
-        fresh = prompts - ((prompts - 1) // block) * block
-    context = decode * prompts + decode * (decode + 1) / 2
-    pairs = fresh * (fresh + 1) / 2
-    return _Work(
-        float(decode.sum()),
-        float(fresh.sum()),
-        float(context.sum()),
-        float(taken.sum()),
-        float(pairs.sum()),
-        _longest_tokens(problem, scenario, node),
-    )
-
-
-def _longest_tokens(problem: Problem, scenario: LengthScenario, node: int) -> float:
-    """Return the most output tokens of requests of a node that follow one another."""
-    table, model = problem.app.nodes[node].requests, problem.app.nodes[node].model
-    room = np.maximum(model.max_model_len - scenario.prompt_tokens[node], 0)
-    tokens = np.minimum(scenario.output_tokens[node], room).astype(np.float64)
-    own = table.input_node == node
-    if own.any():
-        so_far = tokens.tolist()
-        rows, befores = table.input_row[own].tolist(), table.input_request[own].tolist()
-        most = np.zeros(len(so_far)).tolist()
-        for r, q in zip(rows, befores, strict=True):  # earlier ones first
-            if so_far[r] > 0 and so_far[q] > 0:
-                most[r] = max(most[r], so_far[q] + most[q])
-        tokens += most
-    return float(tokens.max(initial=0.0))
-
-
-def _hull(values: Floats, knots: tuple[float, ...]) -> list[tuple[float, float]]:
-    """Return (intercept, slope) of lines that lie nowhere above ``values`` at 1, 2, ...
-
-    ``values`` is linear between ``knots``. Only lines with a non-negative intercept and slope, so
-    that more iterations or more tokens never lower the bound; the flat line through the smallest
-    value is always among them.
-    """
-    lines = [(max(0.0, float(values.min())), 0.0)]
-    hull: list[int] = []
-    around = {int(f(k)) - 1 for k in knots for f in (np.floor, np.ceil)}
-    corners = sorted({0, len(values) - 1} | {i for i in around if 0 <= i < len(values)})
-    for i in corners:
-        while len(hull) > 1:
-            a, b = hull[-2], hull[-1]
-            if (values[b] - values[a]) * (i - a) >= (values[i] - values[a]) * (b - a):
-                hull.pop()
-            else:
-                break
-        hull.append(i)
-    for a, b in pairwise(hull):
-        slope = float(values[b] - values[a]) / (b - a)
-        intercept = float(values[a]) - slope * (a + 1)
-        if slope > 0 and intercept >= 0:
-            lines.append((intercept, slope))
-    steepest = max(0.0, float((values / np.arange(1, len(values) + 1)).min()))
-    # A little of the steepest makes up for context that recomputation may save.
-    mixed = [(a * (1 - MIXED), b * (1 - MIXED) + steepest * MIXED) for a, b in lines]
-    return [*lines, *mixed, (0.0, steepest)]
-
-
-@dataclass(frozen=True, slots=True)
-class _IterationParts:
-    """Seconds of the parts of an iteration, at 1, 2, ... tokens or sequences.
-
-    Attributes:
-        tokens: device seconds by scheduled tokens, what prefills may save taken off.
-        seqs: device seconds by sequences.
-        host: host seconds by sequences that are not hidden behind the device.
-        launch: least device seconds of any iteration.
-    """
-
-    tokens: Floats
-    seqs: Floats
-    host: Floats
-    launch: float
-
-
-def _tables(latency: StepLatency, config: EngineConfig) -> _IterationParts:
-    tokens = latency.by_tokens.table(config.max_num_batched_tokens)[1:]
-    credit = min(0.0, latency.prefill_token_s) + min(0.0, latency.prefill_seq_s)
-    if credit < 0:  # prefill tokens and sequences are at most all scheduled tokens
-        tokens = tokens + credit * np.arange(1, len(tokens) + 1)
-    tokens = tokens + min(0.0, latency.prefill_step_s)
-    seqs = latency.by_seqs.table(config.max_num_seqs)[1:]
-    host = latency.host_by_seqs.table(config.max_num_seqs)[1:]
-    if latency.overlap_host:
-        host = np.zeros_like(host)
-    launch = max(0.0, min(latency.launch_s, latency.prefill_launch_s))
-    return _IterationParts(tokens, seqs, host, launch)
-
-
 def _device_seconds(problem: Problem, scenario: LengthScenario, node: int) -> Demand | None:
     """Return what the node certainly costs, or None if none of its requests is needed."""
-    work = _work(problem, scenario, node)
+    work = work_of(problem, scenario, node)
     modes = _modes(problem, node)
     if work.requests == 0:
         return None
-    per_mode = [
-        _unit_costs(size, costs.latency, config)
+    # One choice of prices for all sizes; the cheapest size of each unit is what any mixture costs
+    # at least.
+    offers = [
+        unit_prices(size, costs.latency, config)
         if isinstance(costs.latency, StepLatency)
-        else [np.zeros(6)]  # nothing is known of another model's least iteration
+        else None  # nothing is known of another model's least iteration
         for size, costs, config in modes
     ]
-    best = 0.0
-    # One choice of lines for all sizes gives costs per unit of work; the cheapest size of each
-    # unit is what any mixture costs at least.
-    for variant in range(max(len(v) for v in per_mode)):
-        units = np.min([v[min(variant, len(v) - 1)] for v in per_mode], axis=0)
-        best = max(best, float(np.dot(units, work.amounts)))
+    known = [offer for offer in offers if offer is not None]
+    best = work.least_s(known) if len(known) == len(offers) else 0.0
     one_start = min(size * problem.least_start_s(costs) for size, costs, _ in modes)
     return Demand(
         best,
@@ -261,47 +123,6 @@ def _device_seconds(problem: Problem, scenario: LengthScenario, node: int) -> De
         min(problem.least_start_s(costs) for _, costs, _ in modes),
         min(problem.first_ready_s(node, costs) for _, costs, _ in modes),
     )
-
-
-@lru_cache(maxsize=1024)
-def _unit_costs(size: int, latency: StepLatency, config: EngineConfig) -> list[Floats]:
-    """Return device seconds per decode token, prefill token, context token, request and pair.
-
-    And, last, per output token of the longest chain. Several variants, each valid: a line under the
-    table of seconds by tokens, and what the number of iterations is bounded by (sequences at once,
-    KV-cache capacity, or the longest chain: each of its output tokens is one of another iteration).
-    """
-    tables = _tables(latency, config)
-    per_row = np.arange(1, len(tables.seqs) + 1)
-    both = tables.seqs + tables.host
-    seq_floor = max(0.0, float(both.min()))
-    seq_slope = max(0.0, float((both / per_row).min()))
-    launch = tables.launch + max(0.0, float(tables.host.min()))
-    capacity = (config.num_blocks - 1) * config.block_size
-    caching = config.enable_prefix_caching
-    variants = []
-
-    def add(intercept: float, units: Floats) -> None:
-        """Add ``units`` with ``intercept`` per iteration, by each bound on their number."""
-        variants.append(units + np.array([intercept / config.max_num_seqs, 0, 0, 0, 0, 0]))
-        variants.append(units + np.array([0, 0, 0, 0, 0, intercept]))
-        if not caching:  # cached blocks count for several sequences at once
-            variants.append(units + np.array([0, 0, intercept / capacity, 0, 0, 0]))
-
-    add(launch, np.zeros(6))
-    for intercept, slope in _hull(tables.tokens, latency.by_tokens.knots):
-        prefill_token_s = slope + max(0.0, latency.prefill_token_s)
-        prefill_pair_s = max(0.0, latency.prefill_pair_s)
-        # A request that is resumed with n tokens computes n - 1 that were computed before (n >= 2)
-        # instead of reading n; of cached ones it makes n pairs.
-        resumed_s = prefill_pair_s if caching else prefill_token_s / 2 + prefill_pair_s
-        context_s = max(0.0, min(latency.context_token_s, resumed_s))
-        prefill_seq_s = max(0.0, latency.prefill_seq_s)
-        units = np.array([slope, prefill_token_s, context_s, prefill_seq_s, prefill_pair_s, 0.0])
-        add(intercept + seq_floor, units)
-        per_seq = units + np.array([seq_slope, 0, 0, seq_slope, 0, 0])
-        add(intercept, per_seq)
-    return [size * v for v in variants]
 
 
 def _critical_path_s(
@@ -360,7 +181,10 @@ def _alone_s(scenario: LengthScenario, node: int, latency: object, config: Engin
     )
     ends = np.minimum(prompts + decode, len(step_s))
     generate_s = so_far[ends] - so_far[np.minimum(prompts, ends)]
-    return np.asarray(prefill_steps * step_s[0] + generate_s)
+    # Chunks of a prompt follow each other through the pipeline's stages; a token that is generated
+    # has passed all of them before the next one begins.
+    stages = config.pipeline_parallel_size
+    return np.asarray((prefill_steps + stages - 1) * step_s[0] + stages * generate_s)
 
 
 @lru_cache(maxsize=1024)
@@ -370,7 +194,7 @@ def _least_step_s(latency: StepLatency, config: EngineConfig) -> Floats:
     At ``n - 1``: the sequence has ``n`` tokens including the one computed; it decodes, or it was
     preempted and is computed anew. Shape ``(max_model_len,)``, not decreasing.
     """
-    tables = _tables(latency, config)
+    tables = iteration_parts(latency, config)
     lengths = np.arange(1, config.max_model_len + 1)
     lone_s = latency.longest_token_s if latency.longest_over_seqs < 1 else 0.0
     read_s = max(latency.context_token_s, lone_s, 0.0) * lengths
@@ -414,11 +238,11 @@ class LeastHeld:
 def least_held(problem: Problem, scenario: LengthScenario, node: int, key: ModeKey) -> LeastHeld:
     """Return what a node takes at least with replicas of a shape on a kind of GPU."""
     costs = problem.costs[node][key]
-    start_s, work = problem.least_start_s(costs), _work(problem, scenario, node)
+    start_s, work = problem.least_start_s(costs), work_of(problem, scenario, node)
     if work.requests == 0 or not isinstance(costs.latency, StepLatency):
         return LeastHeld(start_s)
     config = problem.engine_config(node, costs)
-    shared_s = max(float(np.dot(u, work.amounts)) for u in _unit_costs(1, costs.latency, config))
+    shared_s = work.least_s([unit_prices(1, costs.latency, config)])
     taken = scenario.output_tokens[node] > 0
     alone_s = _alone_s(scenario, node, costs.latency, config)[taken]
     return LeastHeld(start_s, shared_s, float(alone_s.max()))

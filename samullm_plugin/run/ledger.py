@@ -95,9 +95,10 @@ class Ledger:
         """Return whether all that a request waits for has finished, and nothing failed."""
         starts, nodes, requests = self._input_views[request[0]]
         r, states = request[1], self.states
-        return all(
-            states[nodes[k]][requests[k]] == _FINISHED for k in range(starts[r], starts[r + 1])
-        )
+        for k in range(starts[r], starts[r + 1]):  # a generator takes twice as long
+            if states[nodes[k]][requests[k]] != _FINISHED:
+                return False
+        return True
 
     def lacks(self, request: RequestId) -> bool:
         """Return whether an input that a request needs was not taken."""
@@ -119,20 +120,26 @@ class Ledger:
             The requests all of whose inputs are settled now.
         """
         python = request[0] >= self._num_models
-        pinned = python and status == Status.FINISHED and is_call(self.app, request)
+        if not python:  # mostly
+            self.results.add(request, result)
+            return self.mark(
+                request, status, time_s, result.num_tokens, result.prompt_tokens,
+                cut=result.finish_reason == "length",
+            )  # fmt: skip
+        pinned = status == Status.FINISHED and is_call(self.app, request)
         self.results.add(request, result, pinned=pinned)
         cut = result.finish_reason == "length"
         complete = self.mark(
             request, status, time_s, result.num_tokens, result.prompt_tokens, cut=cut
         )
-        if python and result.seconds is not None:
+        if result.seconds is not None:
             self.note_call(request[0], result.seconds)
         if pinned:
             if left := self._rows_of(request):
                 self._rows_left[request] = left
             else:
                 self.results.unpin(request)
-        elif python:
+        else:
             self._let_go(request)
         return complete
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
+from msgspec import structs
 
 from samullm_plugin.app.loaded import LoadedApplication
 from samullm_plugin.model.application import Application
@@ -104,7 +103,7 @@ class TokenPrompts(LengthPrompts):
             if table.input_in_prompt[e] and found is not None:
                 parts.append(found.token_ids or ())
         ids = tuple(t for part in parts for t in part)[: prompt.prompt_tokens]
-        return replace(prompt, token_ids=ids, sampling={"temperature": 0.0})
+        return structs.replace(prompt, token_ids=ids, sampling={"temperature": 0.0})
 
     def _tokens(self, count: int, vocabulary: int, *stream: int) -> tuple[int, ...]:
         """Return random tokens, none of them special."""

@@ -6,12 +6,16 @@ import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Lock
 
 from samullm_plugin.errors import InputError, SamullmError
 from samullm_plugin.run.report import read_run, report_html
 
 REFRESH_MS = 3000
 """How often an open page asks; making one costs seconds for a million requests, so it is kept."""
+
+BUSY_SHARE = 0.1
+"""At most this share of the time goes into making pages, beside the run that they show."""
 
 
 def report_server(directory: Path, port: int = 0) -> ThreadingHTTPServer:
@@ -26,13 +30,17 @@ def report_server(directory: Path, port: int = 0) -> ThreadingHTTPServer:
     """
     read_run(directory)
     kept: list[tuple[float, bytes]] = []
+    one_at_a_time = Lock()
 
     def page() -> bytes:
-        now_s = time.monotonic()
-        if not kept or now_s - kept[0][0] > REFRESH_MS / 1000:
-            html = report_html(read_run(directory), None, REFRESH_MS).encode()
-            kept[:] = [(time.monotonic(), html)]
-        return kept[0][1]
+        with one_at_a_time:
+            began_s = time.monotonic()
+            if not kept or began_s >= kept[0][0]:
+                html = report_html(read_run(directory), None, REFRESH_MS).encode()
+                took_s = time.monotonic() - began_s
+                wait_s = max(REFRESH_MS / 1000, took_s * (1 / BUSY_SHARE - 1))
+                kept[:] = [(time.monotonic() + wait_s, html)]
+            return kept[0][1]
 
     class Handler(BaseHTTPRequestHandler):
         """Answers GET / with the page."""

@@ -28,8 +28,8 @@ from samullm_plugin.run.user_nodes import UserNodes
 WAITING, READY, SUBMITTED, FINISHED, SKIPPED, FAILED = map(int, Status)
 """As plain numbers: a look-up in an enumeration takes a microsecond, and there are many."""
 
-_OPTIONAL = ("finish_reason", "stop_reason", "logprobs", "prompt_logprobs", "seconds")
-"""What is in the record of a finished request if it is known."""
+_OPTIONAL = ("stop_reason", "logprobs", "prompt_logprobs", "seconds")
+"""What is in the record of a finished request if it is known, and mostly is not."""
 
 _NAMES = {int(s): s.name.lower() for s in Status}
 
@@ -121,7 +121,7 @@ class RequestQueue:
             if self._reuse is not None:
                 asked = self.engine_request(r, prompt)
                 self._keys[request] = self._reuse.key(request, asked)
-            if attempt := self._rejected.get(request):
+            if self._rejected and (attempt := self._rejected.get(request)):
                 prompt = self._source.again(request, prompt, attempt) or prompt
             made = self._taken_up(request, prompt, priority)
         elif made.priority != priority:
@@ -190,9 +190,10 @@ class RequestQueue:
     def _make_ready(self, request: RequestId) -> None:
         """Queue a request."""
         node, r = request
-        self._keys.pop(request, None)
+        if self._keys:
+            self._keys.pop(request, None)
         self.ledger.states[node][r] = READY
-        if request in self._moved:
+        if self._moved and request in self._moved:
             self.ledger.generated[node][r] = self._moved[request].num_tokens
         self._queue[node].append(r)
 
@@ -252,7 +253,7 @@ class RequestQueue:
     def _taken_up(self, request: RequestId, prompt: Prompt, priority: int) -> EngineRequest:
         """Return a request, with what it generated before the run was interrupted."""
         made = self.engine_request(request[1], prompt, priority)
-        if request in self._moved:
+        if self._moved and request in self._moved:
             moved = self._moved.pop(request)
             made = continued(made, moved)
             self.ledger.generated[request[0]][request[1]] = made.num_generated
@@ -297,8 +298,8 @@ class RequestQueue:
             self.calls.submit(request, judgement, time_s)
         elif judgement is not None:
             self._reject(request, result, judgement, time_s)
-        else:
-            self._admit(self._note(request, FINISHED, time_s, result), time_s)
+        elif complete := self._note(request, FINISHED, time_s, result):
+            self._admit(complete, time_s)
 
     def _reject(self, request: RequestId, result: Result, reason: str, time_s: float) -> None:
         """Ask a request again whose output will not do, or give it up."""
@@ -426,6 +427,8 @@ class RequestQueue:
             fields["num_tokens"] = result.num_tokens
             if result.text is not None:
                 fields["text"] = result.text
+            if result.finish_reason is not None:
+                fields["finish_reason"] = result.finish_reason
             for field in _OPTIONAL:
                 if (content := getattr(result, field)) is not None:
                     fields[field] = content
@@ -433,7 +436,7 @@ class RequestQueue:
                 fields["token_ids"] = result.token_ids
             if result.value is not None and not is_call(self.ledger.app, request):
                 fields["value"] = result.value
-            key = self._keys.pop(request, None)
+            key = self._keys.pop(request, None) if self._keys else None
             if self._reuse is not None and key is not None:
                 if reused:
                     fields["reused"] = True

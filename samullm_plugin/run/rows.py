@@ -27,6 +27,9 @@ FOLDER = "rows"
 FIELDS = "fields"
 """Where ``items.parquet`` keeps the names of all fields, a list in JSON."""
 CHUNK_ROWS = 8192
+"""Rows of a row group at most."""
+CHUNK_BYTES = 32 << 20
+"""And about the bytes of its texts."""
 
 _OF_CHUNKS = ("chunk", "num_chunks", "prompt", "prompt_tokens")
 
@@ -102,16 +105,17 @@ def _write_layout(place: Path, app: Application, sources: Sequence[NodeSource]) 
         pq.ParquetWriter(file, kind, compression="zstd") as writer,
     ):
         known: dict[str, None] = {}
-        for first in range(0, len(origin), CHUNK_ROWS):
-            rows = range(first, min(first + CHUNK_ROWS, len(origin)))
-            texts = []
-            for k in rows:
-                fields = _item_fields(sources, *origin[k], names[k])
-                if not fields.keys() <= known.keys():
-                    known |= dict.fromkeys(fields)
-                texts.append(to_json(fields, inf_nan_mode="null", fallback=str).decode())
-            ids = [names[k] for k in rows]
-            writer.write_table(pa.table({"id": ids, "fields": texts}, schema=kind))
+        texts, size, last = list[str](), 0, len(origin) - 1
+        for k in range(len(origin)):
+            fields = _item_fields(sources, *origin[k], names[k])
+            if not fields.keys() <= known.keys():
+                known |= dict.fromkeys(fields)
+            texts.append(to_json(fields, inf_nan_mode="null", fallback=str).decode())
+            size += len(texts[-1])
+            if len(texts) == CHUNK_ROWS or size > CHUNK_BYTES or k == last:
+                ids = names[k + 1 - len(texts) : k + 1]
+                writer.write_table(pa.table({"id": ids, "fields": texts}, schema=kind))
+                texts, size = [], 0
         writer.add_key_value_metadata({FIELDS: to_json(list(known)).decode()})
     columns = {
         "item": pa.int64(),
@@ -175,6 +179,7 @@ class RunRows:
         nodes: the user's nodes.
         num_items: rows of the joined table.
         fields: of the items' inputs; those that any of them has.
+        item_bytes: what the input of an item takes on average.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -199,6 +204,8 @@ class RunRows:
             )
         self._items = pq.ParquetFile(arrow_input(place / "items.parquet"))
         self.num_items = int(self._items.metadata.num_rows)
+        groups = map(self._items.metadata.row_group, range(self._items.num_row_groups))
+        self.item_bytes = sum(g.total_byte_size for g in groups) / max(1, self.num_items)
         self.fields: list[str] = parse_json(self._items.metadata.metadata[FIELDS.encode()])
         self.nodes: list[NodeRows] = []
         for path in sorted(place.glob("requests-*.parquet")):

@@ -1,7 +1,8 @@
 """Files of the joined table, written while the run goes on or afterwards.
 
-Parts of :data:`PART_ROWS` rows are written while the run goes on, each once all requests of its
-items are settled; at the end they become one file. Nothing but one part is held in memory.
+Parts of :data:`PART_ROWS` rows, fewer where rows are long, are written while the run goes on, each
+once all requests of its items are settled; at the end they become one file. Nothing but one part is
+held in memory.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 PART_ROWS = 8192
+PART_BYTES = 64 << 20
+"""About the bytes that the inputs in a part may take."""
 LOOK_EVERY_S = 2.0
 """Seconds between two looks at the journal of a run that goes on."""
 
@@ -71,21 +74,24 @@ class TableParts:
         self.table, self._folder = table, folder
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        self._left = list(range(0, len(table), PART_ROWS))
+        most = int(PART_BYTES / max(1.0, table.rows.item_bytes))
+        self._rows = min(PART_ROWS, max(1, most))
+        self._left = list(range(0, len(table), self._rows))
 
     def advance(self) -> None:
         """Read on in the journal and write the parts that have become complete."""
         if not self.table.rows.advance() or not self._left:
             return
-        waiting = np.add.reduceat(self.table.unsettled(), np.arange(0, len(self.table), PART_ROWS))
-        for first in [f for f in self._left if waiting[f // PART_ROWS] == 0]:
+        starts = np.arange(0, len(self.table), self._rows)
+        waiting = np.add.reduceat(self.table.unsettled(), starts)
+        for first in [f for f in self._left if waiting[f // self._rows] == 0]:
             self._write(first)
 
     def _write(self, first: int) -> None:
         import pyarrow.parquet as pq
 
-        part = self.table.part(first, min(first + PART_ROWS, len(self.table)))
-        path = self._folder / f"part-{first // PART_ROWS:05d}.parquet"
+        part = self.table.part(first, min(first + self._rows, len(self.table)))
+        path = self._folder / f"part-{first // self._rows:05d}.parquet"
         with arrow_output(path.with_suffix(".tmp")) as file:
             pq.write_table(part, file, compression="zstd")
         path.with_suffix(".tmp").replace(path)

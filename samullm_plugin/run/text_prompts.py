@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
+
+from msgspec import structs
 
 from samullm_plugin.app.expressions import ExpressionError
 from samullm_plugin.app.functions import Function, Row
@@ -193,7 +194,8 @@ class TextPrompts(PromptBuilder):
             try:
                 value = source.schema.parse(result.text)
             except Reject as error:
-                cut = "; it was cut at max_tokens" if result.finish_reason == "length" else ""
+                cut = "; it was cut at max_tokens: raise it, or ask for less"
+                cut = cut if result.finish_reason == "length" else ""
                 return f"the output {error}{cut}"
         if source.check is None:
             return None
@@ -219,7 +221,7 @@ class TextPrompts(PromptBuilder):
             sampling["seed"] = seed + attempt
         warmer = source.retry_temperature * attempt
         sampling["temperature"] = float(str(sampling.get("temperature", 1.0))) + warmer
-        return replace(prompt, sampling=sampling)
+        return structs.replace(prompt, sampling=sampling)
 
     def _prompt(
         self, request: RequestId, ledger: Ledger, output_of: Callable[[int, int], Output | None]

@@ -38,8 +38,8 @@ class PlanSimulator:
         running: engines that run when plans begin.
         runs: simulations of single nodes, shared by everything this simulator is asked.
         cache: results of engine simulations behind them.
-        alike: by node, for how many requests of the whole problem one stands; 1 unless this is a
-            :meth:`coarse` simulator.
+        alike: by node of a model, for how many requests of the whole problem one stands; 1 unless
+            this is a :meth:`coarse` simulator.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class PlanSimulator:
             for works in self.works
         ]
         self.runs = NodeRuns(problem, self.works, self.cache, policy)
-        self.alike: tuple[float, ...] = (1.0,) * len(inputs)
+        self.alike: tuple[float, ...] = (1.0,) * len(problem.app.nodes)
         self._policy = policy
         self._whole: PlanSimulator | None = None
         self._coarse: PlanSimulator | None = None

@@ -11,6 +11,7 @@ import yaml
 
 from samullm_plugin.app.loaded import LoadedApplication
 from samullm_plugin.app.loading import load_application
+from samullm_plugin.app.templates import Output, render
 from samullm_plugin.errors import InputError
 
 Load = Callable[..., LoadedApplication]
@@ -80,7 +81,7 @@ def load(tmp_path: Path) -> Load:
         ("models.a.max_model_len", -5, "models.a.max_model_len: Input should be greater"),
         ("models.a.architecture", "c.json", "neither a bundled model nor a file"),
         ("models.a.architecture", {"num_layers": 3}, "architecture.hidden_size: missing"),
-        ("models.a.model", "org/new", "models.a.max_model_len: missing"),
+        ("models.a.model", "new", "models.a.max_model_len: missing"),
         ("models.a.engine_args", {"max_num_seq": 1}, "(did you mean 'max_num_seqs'?)"),
         ("models.a.engine_args", {"tensor_parallel_size": 2}, "the planner decides it"),
         ("models.a.engine_args", {"max_num_seqs": 0}, "must be a whole number of at least 1"),
@@ -196,3 +197,15 @@ def test_unmatched_requests(load: Load) -> None:
         load(text=text)
     loaded = load(text=text.replace("i: x", "i: {from: x, optional: true}"))
     assert len(loaded.app.nodes[1].requests.input_node) == 2
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ rate.scor }}", r"no field 'scor' \(did you mean 'score'\?\)"),
+        ("{{ rate['zzz'] }}", "no field 'zzz'; it has text, value, score"),
+    ],
+)
+def test_a_field_that_an_output_lacks(template: str, said: str) -> None:
+    with pytest.raises(InputError, match=f"node g: prompt template: an output has {said}"):
+        render(template, {"rate": Output.of("one", {"score": 1})}, "node g")

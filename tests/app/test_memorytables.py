@@ -194,7 +194,7 @@ def test_what_is_no_table(make: Callable[[], object], message: str) -> None:
         application(make()).load()
 
 
-def test_a_bad_row_costs_one_row() -> None:
+def test_a_bad_row_costs_one_row(tmp_path: Path) -> None:
     data = [{"q": "a"}, {"q": "b", "x": "\ud800"}, {"q": "c", "x": object()}, {"q": "d"}]
     app = sl.App(
         "t",
@@ -205,3 +205,5 @@ def test_a_bad_row_costs_one_row() -> None:
     app.llm("n", model="m", data=data, prompt="{{ q }}", max_tokens=4)
     loaded = app.load()
     assert loaded.app.nodes[0].requests.probability.tolist() == [1, 0, 0, 1]
+    with pytest.raises(sl.InputError, match="data of node n, row 2: cannot be written as JSON"):
+        app.to_yaml(tmp_path / "app.yaml")

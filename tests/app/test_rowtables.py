@@ -244,6 +244,7 @@ def test_one_bad_row_of_a_csv_file_costs_one_row(
         ({"dataset": "shards"}, r"shards: is no dataset as save_to_disk writes it .*`file`"),
         ({"dataset": "someone/data"}, r"'someone/data' is no folder; a dataset of the hub needs"),
         ({"file": "mixed"}, r"mixed: the folder holds files of several formats \(csv, parquet\)"),
+        ({"file": "saved"}, "saved: is a dataset as save_to_disk writes it; say `dataset`"),
         ({"file": "empty"}, r"empty: the folder holds no table"),
         ({"file": "twice.csv"}, r"twice\.csv: the column 'a' is there twice"),
         ({"file": "double.csv"}, r"double\.csv row 2: the id '1' is already that of"),

@@ -9,9 +9,10 @@ import pytest
 
 from samullm_plugin import InputError, PluginHost
 from samullm_plugin.bench.cases import SUITES, CaseSettings, make_case, planning_options, suite
-from samullm_plugin.bench.rows import BASELINES, run_case, speedups
+from samullm_plugin.bench.rows import BASELINES, carry_out, run_case, speedups
 from samullm_plugin.cli.app import main
-from samullm_plugin.planning.planner import PlanningOptions
+from samullm_plugin.planning.planner import PlanningOptions, make_plan
+from samullm_plugin.simulator import PlanSimulator
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,18 @@ def test_rows_hold_together(host, case):
     assert greedy.speedup_max == pytest.approx(totals["max-heuristic"] / totals["greedy"])
     assert rows[1].speedup_max is None
     assert rows[1].speedup_min == pytest.approx(totals["min-heuristic"] / totals["max-heuristic"])
+
+
+def test_a_request_policy_may_be_chosen_with_the_plan_and_is_carried_out(host):
+    """As ``plan`` does; the plan of a scheduler that cannot choose is carried out without."""
+    text = "chain-summary:documents=100,judges=1"
+    case = make_case(host, text, CaseSettings(seeds=2, shifts=()))
+    auto, greedy = run_case(host, case, ["auto", "greedy"], lambda n: PlanningOptions())
+    assert auto.note == "request policy isolate-longest"
+    assert greedy.note == ""
+    plan = make_plan(host, case.problem, "auto").plan
+    hidden = PlanSimulator(case.hidden[0].problem)
+    assert auto.realised_s < 0.97 * sum(carry_out(hidden, plan)[0]) / 2
 
 
 def test_a_scheduler_that_fails_gets_a_row_that_says_so(host, case):

@@ -116,6 +116,15 @@ def test_batches_follow_each_other_through_the_stages() -> None:
     assert alone.makespan_s == pytest.approx(2 * 50 * stage_s)  # nothing fills the bubbles
 
 
+@pytest.mark.parametrize("async_scheduling", [False, True])
+def test_a_token_has_passed_all_stages_before_the_next_one(async_scheduling: bool) -> None:
+    """Scheduled ahead or not: the last stage is to say from what the first one goes on."""
+    config = EngineConfig(pipeline_parallel_size=3, async_scheduling=async_scheduling)
+    alone = Workload(np.array([4]), np.array([10]))
+    run = simulate_engine(config, alone, StepLatency(Curve.constant(2.0)))
+    assert run.finish_s[0] == pytest.approx(10 * 3 * 2.0)
+
+
 def test_a_pipeline_needs_a_latency_of_one_stage() -> None:
     config = EngineConfig(pipeline_parallel_size=2)
     with pytest.raises(InputError, match="pipeline_parallel_size above 1 needs a StepLatency"):

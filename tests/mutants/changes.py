@@ -22,6 +22,8 @@ EQUAL = (
     "tests/run/test_coordinator_equals_simulator.py::test_request_policies",
 )
 REUSE = ("tests/run/test_reuse.py::test_keys", "tests/run/test_store.py")
+SHARING = ("tests/run/test_shared_engines.py",)
+REPEATS = ("tests/rules/test_repeats.py",)
 REPLANNING = ("tests/run/test_residual.py", "tests/run/test_replanning.py")
 
 
@@ -236,9 +238,30 @@ CHANGES = (
     Change(
         _RULE,
         "engines start on lost devices",
-        "free = set(range(cluster.num_gpus)) - state.barred",
-        "free = set(range(cluster.num_gpus))",
+        "self._devices = set(range(cluster.num_gpus)) - state.barred",
+        "self._devices = set(range(cluster.num_gpus))",
         (*TRANSITION, "tests/run/test_lost_devices.py"),
+    ),
+    Change(
+        _RULE,
+        "engines are taken over where others' devices are planned",
+        "if found is None and others.isdisjoint(running.devices):",
+        "if found is None:",
+        SHARING,
+    ),
+    Change(
+        _RULE,
+        "engines of another size are taken over",
+        "alike = self._same[name] == number and running.planned.parallel == assignment.parallel",
+        "alike = self._same[name] == number",
+        SHARING,
+    ),
+    Change(
+        "samullm_plugin/rules/repeats.py",
+        "who waits does not wait for repeated requests",
+        "    also = behind > 0",
+        "    also = behind > len(table) ** 9",
+        REPEATS,
     ),
     Change(
         _RULE,
@@ -433,15 +456,22 @@ CHANGES = (
     Change(
         _RESIDUAL,
         "requests that have started may still be left out",
-        "np.where(waiting, np.minimum(taken_rate(app, i, snapshot) * chance, 1.0), 1.0)",
-        "np.minimum(taken_rate(app, i, snapshot) * chance, 1.0)",
+        "np.where(waiting, chance, 1.0)",
+        "chance",
         REPLANNING,
     ),
     Change(
         _RESIDUAL,
         "what filters let through so far is not learned from",
-        "np.minimum(taken_rate(app, i, snapshot) * chance, 1.0)",
-        "np.minimum(chance, 1.0)",
+        "np.minimum(taken_rate(app, i, snapshot) * table.probability, 1.0)",
+        "np.minimum(table.probability, 1.0)",
+        REPLANNING,
+    ),
+    Change(
+        _RESIDUAL,
+        "the share of rejected outputs so far is not learned from",
+        "return rejected / judged if judged >= ENOUGH_DECIDED else None",
+        "return None",
         REPLANNING,
     ),
     Change(

@@ -24,8 +24,13 @@ from samullm_plugin import (
     RequestTable,
     bundled_model,
 )
+from samullm_plugin.checkpoints.gpus import bundled_gpu
+from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.latency import Curve, StepLatency
+from samullm_plugin.model.plan import Assignment, Plan, Stage
 from samullm_plugin.planning.building import build_problem, collect_costs, sample_outputs
+from samullm_plugin.rules.bounds import lower_bound
+from samullm_plugin.simulator import PlanSimulator
 
 
 class Flat(LatencyModel):
@@ -129,7 +134,8 @@ def test_sizes_follow_nvlink_groups_heads_and_what_is_known() -> None:
         ]
 
     assert sizes(Cluster.uniform(A100, 4, nvlink=2)) == [[1, 2], [1, 2]]
-    assert sizes(Cluster.uniform(A100, 3)) == [[1], [1]]
+    # The large one fits no device: its layers are divided over two as well.
+    assert sizes(Cluster.uniform(A100, 3)) == [[1], [1, 1]]
     assert sizes(Cluster.uniform(A100, 8, nvlink=8)) == [[1, 2, 8], [1, 2, 8]]  # 4 is not known
     mixed = Cluster((A100, A100, Gpu("L40S-48GB", 44 * 2**30)), ((0, 1), (2,)))
     keys = list(collect_costs(chain(), mixed, Flat())[0])
@@ -170,3 +176,42 @@ def test_faulty_estimators_are_named(wrong: Callable[..., Any], rule: str) -> No
 
     with pytest.raises(PluginError, match=f"length-estimator faulty: .*{rule}"):
         build(chain(), Faulty(), Cluster.uniform(A100, 4, nvlink=2))
+
+
+def large_alone(nvlink: int, sizes: tuple[int, ...] | None) -> Any:
+    model = bundled_model("meta-llama/Llama-2-70b-chat-hf")
+    app = Application("large", (ModelNode("a", model, RequestTable.of([100] * 4, 50)),))
+    cluster = Cluster.uniform(bundled_gpu("A100-80GB"), 4, nvlink=nvlink)
+    latency = PluginHost().create("latency-model", "linear")
+    known = [np.full(4, 50)]
+    rng = np.random.default_rng(0)
+    return build_problem(
+        app,
+        cluster,
+        EcdfLengths(),
+        latency,
+        rng=rng,
+        true_lengths=known,
+        pipeline_parallel_sizes=sizes,
+    )
+
+
+def test_a_model_that_fits_no_nvlink_group_is_divided_by_layers() -> None:
+    """And it runs as the simulation of its pipeline stages says, never below the bound."""
+    problem = large_alone(1, None)
+    assert {str(p) for p in problem.parallel_configs(0)} == {
+        "dp1xtp1xpp2", "dp2xtp1xpp2", "dp1xtp1xpp4"
+    }  # fmt: skip
+    for parallel in problem.parallel_configs(0):
+        devices = problem.idle_devices(0, parallel)
+        assert devices is not None
+        plan = Plan((Stage((Assignment("a", parallel, devices),)),))
+        makespan_s = PlanSimulator(problem).simulate_scenario(plan, 0).makespan_s
+        assert lower_bound(problem, problem.scenarios[0]).value_s <= makespan_s
+    assert {p.pipeline_parallel_size for p in large_alone(2, None).parallel_configs(0)} == {1}
+    assert {p.pipeline_parallel_size for p in large_alone(2, (1, 2)).parallel_configs(0)} == {1, 2}
+
+
+def test_layers_that_cannot_be_divided_so_are_said() -> None:
+    with pytest.raises(InputError, match=r"sizes 81: .*80 layers and 4 GPUs in a machine"):
+        large_alone(2, (81,))

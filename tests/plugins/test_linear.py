@@ -128,6 +128,20 @@ def test_options_of_overlap_disk_and_experts() -> None:
     assert spread > 1.3 * few
 
 
+def test_a_pipeline_stage_has_its_layers_and_the_way_to_the_next() -> None:
+    model = Linear()
+    large = bundled_model("meta-llama/Llama-2-70b-chat-hf")
+    whole, half = (model.costs(large, A100, 2, stages) for stages in (1, 2))
+    for batch in (1, 64):
+        ratio = (half.latency.step_seconds(decode(batch, 500)) /
+                 whole.latency.step_seconds(decode(batch, 500)))[0]  # fmt: skip
+        assert 0.5 < ratio < 0.6
+    assert half.kv_cache_tokens > 3 * whole.kv_cache_tokens  # half the weights, half the layers
+    assert half.provenance.kind == "transferred"
+    assert "way between stages assumed" in half.provenance.source
+    assert half.provenance.error_pct is None
+
+
 def test_what_is_not_known_is_said() -> None:
     model = Linear()
     with pytest.raises(InputError, match="GPU TPU: no profile"):
@@ -138,8 +152,8 @@ def test_what_is_not_known_is_said() -> None:
         model.kv_cache_tokens(ModelSpec("new/unknown", 2048), A100, 1)
     with pytest.raises(InputError, match="give its architecture"):
         model.load_times(ModelSpec("new/unknown", 2048), A100, 1)
-    with pytest.raises(InputError, match="pipeline-parallel size 2"):
-        model.step_latency(VICUNA, A100, 1, 2)
+    with pytest.raises(InputError, match="architecture is needed"):
+        model.step_latency(ModelSpec("new/unknown", 2048), A100, 1, 2)
     with pytest.raises(InputError, match=r"nowhere\.json"):
         Linear(LinearOptions(profile=Path("nowhere.json")))
 

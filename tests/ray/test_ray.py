@@ -17,10 +17,12 @@ import pytest
 
 from samullm_plugin import Cluster, EngineOptions, Gpu, InputError, ModelSpec, RunError
 from samullm_plugin.host.interfaces.observer import RunEvent
+from samullm_plugin.model.parallel import ParallelConfig
+from samullm_plugin.model.plan import Assignment, Plan, Stage
 from samullm_plugin.run.run import resume_run, start_run
 from samullm_plugin.run.setup import RunSetup
 from samullm_plugin.testing.executor_contract import ExecutorContract
-from tests.models import make_tiny_llama
+from tests.models import make_tiny_adapter, make_tiny_encoder, make_tiny_llama
 from tests.run.real_app import make_files, plan, setup
 
 pytest.importorskip("ray")
@@ -169,6 +171,45 @@ def test_texts_are_those_of_local_engines(
     assert not outcome.failed
     assert texts(tmp_path / "run") == undisturbed_texts
     assert outcome.metrics["executor"]["ray_polls"] > 0
+
+
+def test_pooling_and_adapters(machines: Machines, tmp_path: Path) -> None:
+    """Numbers and adapters come from agents as from local engines."""
+    make_tiny_encoder(tmp_path / "embedder")
+    make_tiny_llama(tmp_path / "base", characters=True, vocab_size=104)
+    make_tiny_adapter(tmp_path / "adapter", seed=1)
+    (tmp_path / "rows.jsonl").write_text('{"id": "a", "prompt": "good day"}\n')
+    engine = {"dtype": "float32", "block_size": 32, "max_num_seqs": 4}
+    engine["max_num_batched_tokens"] = 512
+
+    def model(name: str) -> dict[str, object]:
+        return {"model": name, "path": name, "max_model_len": 256, "engine_args": engine}
+
+    limit = {"sampling_params": {"max_tokens": 6, "temperature": 0}}
+    text = {"model": "base", "prompt": "{{ prompt }}", **limit}
+    nodes = {
+        "plain": {**text, "requests": "rows.jsonl"},
+        "adapted": {**text, "for_each": "plain", "lora": "adapter"},
+        "vector": {
+            "model": "embedder", "task": "embed", "for_each": "adapted", "prompt": "{{ prompt }}",
+        },
+    }  # fmt: skip
+    models = {name: model(name) for name in ("base", "embedder")}
+    app = {"version": 1, "name": "kinds", "models": models, "nodes": nodes}
+    cluster = {"gpus": 2, "gpu": "core", "gpu_memory_gib": 1, "nvlink": 1}
+    (tmp_path / "app.yaml").write_text(json.dumps(app | {"cluster": cluster}))
+    ready = on_ray(tmp_path, tmp_path / "run", machines.address)
+    one = ParallelConfig()
+    stages = (
+        Stage((Assignment("plain", one, (0,)),)),
+        Stage((Assignment("adapted", one, (0,)), Assignment("vector", one, (1,)))),
+    )
+    outcome = start_run(ready, Plan(stages))
+    assert outcome.failed == ()
+    found = {n: json.loads((tmp_path / f"run/outputs/{n}.jsonl").read_text()) for n in nodes}
+    bodies = {n: line["response"]["body"] for n, line in found.items()}
+    assert all(bodies[n]["usage"]["completion_tokens"] for n in ("plain", "adapted"))
+    assert all(isinstance(v, float) for v in bodies["vector"]["data"][0]["embedding"])
 
 
 @soak

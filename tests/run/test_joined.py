@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from samullm_plugin.app.loaded import LoadedApplication
 from samullm_plugin.app.loading import load_application
 from samullm_plugin.cli.app import main
 from samullm_plugin.errors import InputError, RunError
+from samullm_plugin.run import rows as rows_module
 from samullm_plugin.run import table_files
 from samullm_plugin.run.joined import JoinedTable, column_of
 from samullm_plugin.run.rows import RunRows, write_layout
@@ -296,8 +298,6 @@ def split(row: dict[str, str]) -> list[str]:
 
 
 def test_fields_that_only_some_rows_have_are_columns(tmp_path: Path) -> None:
-    import samullm_plugin as sl
-
     data = [{"q": "a"}, {"q": "b", "more": 1}, {"q": "c", "late": [2]}]
     app = sl.App(
         "t",
@@ -312,3 +312,25 @@ def test_fields_that_only_some_rows_have_are_columns(tmp_path: Path) -> None:
     assert table["more"].to_pylist() == [None, 1, None]
     lines = (tmp_path / "run" / "some.jsonl").read_text().splitlines()
     assert [json.loads(line)["late"] for line in lines] == [None, None, [2]]
+
+
+def test_long_rows_are_read_and_written_a_few_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows_module, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(table_files, "PART_BYTES", 1500)
+    texts = [str(random.Random(k).getrandbits(4000)) for k in range(5)]
+    rows = [{"q": text} for text in texts]
+    app = sl.App(
+        "t",
+        models={"m": "THUDM/chatglm3-6b"},
+        cluster={"gpus": 1, "gpu": "A100-80GB"},
+        output={"file": "t.parquet", "columns": ["q"]},
+    )
+    app.llm("n", model="m", data=rows, prompt="{{ q }}", max_tokens=4)
+    app.run(app.plan(scheduler="max-heuristic", scenarios=1), tmp_path / "run")
+    groups = pq.ParquetFile(tmp_path / "run" / "rows" / "items.parquet").num_row_groups
+    assert groups == 5
+    written = pq.ParquetFile(tmp_path / "run" / "t.parquet")
+    assert written.num_row_groups == 5
+    assert written.read()["q"].to_pylist() == texts

@@ -7,6 +7,8 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 import urllib.request
 from collections.abc import Callable
 from html import unescape
@@ -17,6 +19,7 @@ from urllib.parse import unquote
 import pytest
 
 from samullm_plugin.cli.app import main
+from samullm_plugin.run import report_server
 from samullm_plugin.run.report import read_run, report_facts, report_html
 from samullm_plugin.run.run import start_run
 from tests.run.worlds import setup_run, small_plan, small_problem
@@ -213,7 +216,10 @@ def test_the_command_serves_until_it_is_interrupted(
 ) -> None:
     assert main(["report", str(run_dir), "--serve", "--output", "page.html"]) == 2
     assert "--serve writes no file; leave out --output" in capsys.readouterr().err
-    command = [sys.executable, "-m", "samullm_plugin", "report", str(run_dir), "--serve"]
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    start = f"{heard}from samullm_plugin.cli.app import main; raise SystemExit(main())"
+    # Shells have what they start in the background ignore Ctrl-C.
+    command = [sys.executable, "-c", start, "report", str(run_dir), "--serve"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as served:
         assert served.stderr is not None
         told = served.stderr.readline()
@@ -231,3 +237,33 @@ def test_the_command_serves_until_it_is_interrupted(
         rest = served.stderr.read()
     assert "</html>" in page
     assert "Traceback" not in rest
+
+
+def test_a_served_page_is_not_made_all_the_time(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page that takes long to make is kept for longer: the run beside it needs the processor."""
+    made = []
+
+    def slow(*arguments: object) -> str:
+        made.append(arguments)
+        time.sleep(0.2)
+        return "page"
+
+    monkeypatch.setattr(report_server, "report_html", slow)
+    monkeypatch.setattr(report_server, "REFRESH_MS", 0)
+    for share, pages in ((0.001, 1), (1.0, 4)):
+        monkeypatch.setattr(report_server, "BUSY_SHARE", share)
+        made.clear()
+        server = report_server.report_server(run_dir)
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            for _ in range(4):
+                with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/") as answer:
+                    assert answer.read() == b"page"
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+        assert len(made) == pages

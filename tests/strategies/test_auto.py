@@ -11,13 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from samullm_auto import budget, chains
 from samullm_auto.plugin import AutoOptions, AutoScheduler
-from samullm_auto.risk import Risk
+from samullm_auto.risk import Risk, RiskMeasure
 
 from samullm_plugin import PluginHost
 from samullm_plugin.errors import InputError
 from samullm_plugin.host.interfaces.scheduler import SchedulingContext
 from samullm_plugin.model.application import EngineOptions
-from samullm_plugin.model.plan import Plan
+from samullm_plugin.model.parallel import ParallelConfig
+from samullm_plugin.model.plan import Assignment, Plan, Stage
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.result import PlanStatus
 from samullm_plugin.planning.planner import PlanningOptions, make_plan
@@ -150,6 +151,40 @@ def test_risk_changes_the_plan() -> None:
         plan = AutoScheduler(options).schedule(problem, context)
         worst[risk] = max(t.makespan_s for t in context.simulate(plan))
     assert worst["cvar"] <= worst["mean"]
+
+
+@pytest.mark.parametrize(("risk", "level"), [("mean", 0.9), ("quantile", 0.5), ("cvar", 0.6)])
+def test_no_simple_plan_has_a_smaller_risk(risk: RiskMeasure, level: float) -> None:
+    """Brute force: both at once, each alone after the other, one resized when the other ends."""
+    engine = EngineOptions(max_num_seqs=1, async_scheduling=False)
+    outputs = [[5] * 4, [60] * 4, [90] * 4, [20] * 4]
+    risky = TestNode("risky", [4] * 4, outputs, engine=engine, load_s=9.0)
+    steady = TestNode("steady", [4] * 5, [[30] * 5] * 4, engine=engine, load_s=9.0)
+    problem = make_problem([risky, steady], num_gpus=2, nvlink=1, num_scenarios=4)
+    one, two = ParallelConfig(1), ParallelConfig(2)
+
+    def on(name: str, *devices: int) -> Assignment:
+        return Assignment(name, one if len(devices) == 1 else two, devices)
+
+    beside = Stage((on("risky", 0), on("steady", 1)))
+    plans = [Plan((beside,))]
+    plans += [Plan((beside, Stage((on(n, 0, 1),)))) for n in ("risky", "steady")]
+    plans += [
+        Plan((Stage((on(a, *range(i)),)), Stage((on(b, *range(j)),))))
+        for a, b in (("risky", "steady"), ("steady", "risky"))
+        for i in (1, 2)
+        for j in (1, 2)
+    ]
+    context = context_of(problem)
+    judged = Risk(risk, level)
+
+    def value_s(plan: Plan) -> float:
+        return judged.of(np.array([t.makespan_s for t in context.simulate(plan)]))
+
+    found = AutoScheduler(AutoOptions(budget_s=1.0, risk=risk, level=level)).schedule(
+        problem, context
+    )
+    assert value_s(found) <= min(map(value_s, plans)) * (1 + 1e-9)
 
 
 def test_a_seed_gives_one_plan_however_slow_the_machine(

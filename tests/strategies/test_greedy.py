@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from samullm_greedy.throughput import (
     mean_throughputs,
 )
 
+import samullm_plugin as sl
 from samullm_plugin.errors import InputError
 from samullm_plugin.host.interfaces.scheduler import SchedulingContext
 from samullm_plugin.model.application import EngineOptions
@@ -181,3 +183,11 @@ def test_a_stage_that_grows_is_judged_as_if_looked_at_anew(problem: Problem) -> 
                 state.keep_only(left)
                 index = problem.app.index
                 state.advance_to(min(state.node_finish_s(index(a.node)) for a in left))
+
+
+def test_functions_between_models_are_none_of_its_nodes() -> None:
+    examples = Path(__file__).parents[2] / "examples" / "applications"
+    app = sl.App.from_yaml(examples / "preference-data" / "app.yaml")
+    plan = app.plan(scheduler="greedy", scenarios=1)
+    planned = {a.node for stage in plan.stages for a in stage.assignments}
+    assert planned == {"generate.mistral", "generate.vicuna", "rate"}

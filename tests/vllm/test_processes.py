@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -30,6 +33,19 @@ ctypes.PyDLL(None).sleep(60)  # keeps the interpreter's lock
 PARENT = """
 import os, subprocess, sys, time
 subprocess.Popen([sys.executable, "-c", sys.argv[1], str(os.getpid())])
+time.sleep(60)
+"""
+
+WATCHING = """
+import socket, subprocess, sys, time
+from samullm_vllm.processes import ended_with_peer
+control = socket.socket(fileno=int(sys.argv[1]))
+with ended_with_peer(control):
+    helper = subprocess.Popen(["sleep", "60"])
+    print(helper.pid, flush=True)
+    while not control.recv(1, socket.MSG_PEEK) or sys.argv[2] == "stay":
+        time.sleep(0.01)
+print("told", flush=True)
 time.sleep(60)
 """
 
@@ -79,3 +95,48 @@ def test_an_engine_that_hangs_ends_with_its_coordinator() -> None:
         time.sleep(0.1)  # until it hangs
         coordinator.kill()
         assert wait_gone([engine], 10.0)
+
+
+@contextmanager
+def watching(how: str) -> Iterator[tuple[subprocess.Popen[str], socket.socket, psutil.Process]]:
+    """Start a process that ends with the other end of its socket, and a helper of its own."""
+    ours, theirs = socket.socketpair()
+    with (
+        ours,
+        subprocess.Popen(
+            [sys.executable, "-c", WATCHING, str(theirs.fileno()), how],
+            pass_fds=[theirs.fileno()],
+            stdout=subprocess.PIPE,
+            text=True,
+            process_group=0,
+        ) as process,
+    ):
+        theirs.close()
+        assert process.stdout is not None
+        helper = psutil.Process(int(process.stdout.readline()))
+        try:
+            yield process, ours, helper
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_while_it_imports_a_process_ends_with_its_peer_and_takes_its_helpers_along() -> None:
+    with watching("stay") as (process, ours, helper):
+        ours.sendall(b"x")  # work that comes meanwhile is no end
+        time.sleep(0.3)
+        assert process.poll() is None
+        ours.close()
+        assert process.wait(20) == -signal.SIGKILL
+        gone, _ = psutil.wait_procs([helper], 20)
+        assert gone or helper.status() == psutil.STATUS_ZOMBIE
+
+
+def test_afterwards_the_end_of_the_peer_is_its_own_affair() -> None:
+    with watching("leave") as (process, ours, _):
+        ours.sendall(b"x")
+        assert process.stdout is not None
+        assert process.stdout.readline() == "told\n"
+        ours.close()
+        time.sleep(0.3)
+        assert process.poll() is None

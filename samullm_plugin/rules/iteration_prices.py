@@ -1,0 +1,275 @@
+"""What the tokens of a node cost at least, whatever iterations a plan computes them in.
+
+Every token is given a *price*, such that in no iteration that an engine can have, the prices of its
+tokens add up to more than the iteration takes. Then all of a node's tokens at their prices are no
+more than all its iterations, over all replicas and stages. Prices are:
+
+* of prompt tokens, one for each but the last of a request, a slope ``y``;
+* of context tokens read, by what reading takes, and, where it is filled, by the KV cache: an
+  iteration holds no more than its capacity;
+* of output tokens, by *rank*: requests that follow one another are in no iteration together, so
+  that a node's requests are chains, and an iteration has one token of each at most. The longest
+  chain's tokens have the first price, those of the second longest the second, and so on, falling.
+  If the first ``b`` prices add up to no more than an iteration of ``b`` sequences takes, for every
+  ``b``, then no iteration is too cheap: the first prices are the highest (Lovász' extension of a
+  submodular function; with a concave sum of prices no others are better).
+
+The sum of the first ``b`` prices is to be concave and nowhere above the seconds of an iteration
+with ``b`` sequences. It is made of lines, the least of which counts, each of them below these
+seconds in a part of the sizes, so that in every part one is. Several parts are tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+
+import numpy as np
+
+from samullm_plugin.model.chains import lines_of
+from samullm_plugin.model.engine_config import EngineConfig
+from samullm_plugin.model.latency import StepLatency
+from samullm_plugin.model.problem import Problem
+from samullm_plugin.model.scenarios import LengthScenario
+from samullm_plugin.model.types import Floats
+
+RANKS = 256
+"""Chains that have prices of their own; all others have the price of the last of them."""
+
+BENDS = (1, 2, 4, 8, 16, 32, 64)
+"""Sizes of batches, each up to which lines join neighbouring ones; one line follows."""
+
+SLOPES, MIXED = 8, 1 / 16
+"""Slopes of prompt tokens that are tried; the least of them, as a share of the steepest."""
+
+LASTS = 4
+"""Lines that are tried for the batches beyond the bend."""
+
+CHARGED = (0.0, 0.5, 1.0)
+"""Shares of what an iteration takes beside its sequences that are charged to the KV cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What of a node certainly has to be computed.
+
+    Attributes:
+        chains: output tokens of its ``RANKS`` longest chains, longest first, filled with zeros;
+            those of all others are added to the last.
+        prefill: prompt tokens that no cache can hold, but the last of each request.
+        context: sum over decode tokens of the context they read.
+        requests: requests taken.
+        pairs: query-key pairs of the prompts.
+    """
+
+    chains: Floats
+    prefill: float
+    context: float
+    requests: float
+    pairs: float
+
+    def least_s(self, offers: Sequence[Floats]) -> float:
+        """Return the least device seconds where each token may be computed in any of some sizes.
+
+        Args:
+            offers: prices by size, see :func:`unit_prices`.
+        """
+        if not offers:
+            return 0.0
+        amounts = np.concatenate(
+            [[self.prefill, self.context, self.requests, self.pairs], self.chains]
+        )
+        cheapest = offers[0]
+        for offer in offers[1:]:
+            cheapest = np.minimum(cheapest, offer)
+        # Or what is best for each size by itself: any prices of each size will do.
+        own = np.min([offer[np.argmax(offer @ amounts)] for offer in offers], axis=0)
+        return max(0.0, float((cheapest @ amounts).max()), float(own @ amounts))
+
+
+def work_of(problem: Problem, scenario: LengthScenario, node: int) -> Work:
+    """Return what of a node certainly has to be computed."""
+    model, table = problem.app.nodes[node].model, problem.app.nodes[node].requests
+    room = np.maximum(model.max_model_len - scenario.prompt_tokens[node], 0)
+    outputs = np.minimum(scenario.output_tokens[node], room).astype(np.float64)
+    taken = outputs > 0
+    prompts = scenario.prompt_tokens[node][taken].astype(np.float64)
+    decode = outputs[taken] - 1
+    fresh = prompts
+    if model.engine.enable_prefix_caching:
+        # Any full block may be found in the cache; the last token never is.
+        block = model.engine.block_size
+        fresh = prompts - ((prompts - 1) // block) * block
+    context = decode * prompts + decode * (decode + 1) / 2
+    pairs = fresh * (fresh + 1) / 2
+    own = table.input_node == node
+    lengths = outputs
+    if own.any():
+        line = lines_of(outputs, table.input_row[own], table.input_request[own])
+        lengths = np.bincount(line, weights=outputs)
+    lengths = np.sort(lengths)[::-1]
+    chains = np.zeros(RANKS)
+    chains[: min(RANKS, len(lengths))] = lengths[:RANKS]
+    chains[-1] += lengths[RANKS:].sum()
+    return Work(
+        chains,
+        float(fresh.sum() - taken.sum()),
+        float(context.sum()),
+        float(taken.sum()),
+        float(pairs.sum()),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class IterationParts:
+    """Seconds of the parts of an iteration, at 1, 2, ... tokens or sequences.
+
+    Attributes:
+        tokens: device seconds by scheduled tokens, what prefills may save taken off.
+        seqs: device seconds by sequences.
+        host: host seconds by sequences that are not hidden behind the device.
+        launch: least device seconds of any iteration.
+    """
+
+    tokens: Floats
+    seqs: Floats
+    host: Floats
+    launch: float
+
+
+def iteration_parts(latency: StepLatency, config: EngineConfig) -> IterationParts:
+    """Return the parts of iterations that any engine of this kind can have."""
+    tokens = latency.by_tokens.table(config.max_num_batched_tokens)[1:]
+    credit = min(0.0, latency.prefill_token_s) + min(0.0, latency.prefill_seq_s)
+    if credit < 0:  # prefill tokens and sequences are at most all scheduled tokens
+        tokens = tokens + credit * np.arange(1, len(tokens) + 1)
+    tokens = tokens + min(0.0, latency.prefill_step_s)
+    seqs = latency.by_seqs.table(config.max_num_seqs)[1:]
+    host = latency.host_by_seqs.table(config.max_num_seqs)[1:]
+    if latency.overlap_host:
+        host = np.zeros_like(host)
+    launch = max(0.0, min(latency.launch_s, latency.prefill_launch_s))
+    return IterationParts(tokens, seqs, host, launch)
+
+
+@lru_cache(maxsize=64)
+def unit_prices(size: int, latency: StepLatency, config: EngineConfig) -> Floats:
+    """Return device seconds per prefill token, context token, request, pair, and token by rank.
+
+    One row for each of several choices, each valid by itself, shape ``(n, 4 + RANKS)``; the same
+    row is the same choice for all sizes.
+    """
+    parts = iteration_parts(latency, config)
+    most = min(config.max_num_seqs, config.max_num_batched_tokens)
+    batch = np.arange(1, most + 1)
+    seqs = _at_least((parts.seqs + parts.host)[:most])
+    host = _at_least(parts.host[:most])
+    knots = latency.by_tokens.knots
+    caching = config.enable_prefix_caching
+    capacity = (config.num_blocks - 1) * config.block_size
+    pair_s = max(0.0, latency.prefill_pair_s)
+    rows: list[Floats] = []
+    for slope in _slopes(parts.tokens, knots):
+        beyond = parts.tokens - slope * np.arange(1, len(parts.tokens) + 1)
+        seconds = _at_least(beyond)[:most] + slope * batch + seqs
+        prefill_s = slope + max(0.0, latency.prefill_token_s)
+        # A request that is resumed with n tokens computes n - 1 that were computed before (n >= 2)
+        # instead of reading n; of cached ones it makes n pairs.
+        resumed_s = pair_s if caching else prefill_s / 2 + pair_s
+        context_s = max(0.0, min(latency.context_token_s, resumed_s))
+        units = (prefill_s, context_s, max(0.0, latency.prefill_seq_s), pair_s)
+        rows += _priced(np.maximum(seconds, 0.0), slope, units, 0.0 if caching else capacity)
+    # Or by what an iteration takes whatever it computes.
+    least = np.maximum(_at_least(parts.tokens)[:most], 0.0) + _at_least(parts.seqs[:most])
+    seconds = np.maximum(least, parts.launch) + host
+    rows += _priced(np.maximum(seconds, 0.0), 0.0, (0.0,) * 4, 0.0 if caching else capacity)
+    return size * np.concatenate(rows)
+
+
+def _at_least(values: Floats) -> Floats:
+    """Return the least value at this place or a later one."""
+    return np.asarray(np.minimum.accumulate(values[::-1])[::-1])
+
+
+def _slopes(values: Floats, knots: tuple[float, ...]) -> Floats:
+    """Return slopes of prompt tokens: those of lines under ``values`` at 1, 2, ..., and others.
+
+    ``values`` is linear between ``knots``. Always ``SLOPES`` slopes, so that sizes can be compared.
+    """
+    hull: list[int] = []
+    around = {int(f(k)) - 1 for k in knots for f in (np.floor, np.ceil)}
+    corners = sorted({0, len(values) - 1} | {i for i in around if 0 <= i < len(values)})
+    for i in corners:
+        while len(hull) > 1:
+            a, b = hull[-2], hull[-1]
+            if (values[b] - values[a]) * (i - a) >= (values[i] - values[a]) * (b - a):
+                hull.pop()
+            else:
+                break
+        hull.append(i)
+    steepest = max(0.0, float((values / np.arange(1, len(values) + 1)).min()))
+    # A little of the steepest makes up for context that recomputation may save.
+    tried = {0.0, MIXED * steepest, steepest}
+    lines = {float(values[b] - values[a]) / (b - a) for a, b in pairwise(hull)}
+    between = sorted(x for x in lines if 0 < x < steepest)
+    several = np.linspace(0, len(between) - 1, min(SLOPES - 3, len(between)))
+    found = sorted(tried | {between[round(k)] for k in several})
+    return np.array([*found, *([found[-1]] * (SLOPES - len(found)))])
+
+
+def _priced(
+    seconds: Floats, slope: float, units: tuple[float, float, float, float], capacity: float
+) -> list[Floats]:
+    """Return rows of prices.
+
+    Args:
+        seconds: that an iteration of so many sequences takes at least, for 1, 2, ... of them.
+        slope: by which they grow at least, about.
+        units: prices of a prefill token, a context token, a request and a pair.
+        capacity: tokens of the KV cache; 0: cached blocks may count for several sequences.
+    """
+    prefill_s, context_s, request_s, pair_s = units
+    sums = _sums(seconds, slope)
+    prices = np.diff(sums, axis=1, prepend=0.0)
+    rows = []
+    for share in CHARGED if capacity else CHARGED[:1]:
+        # At most what the first rank has more than the second, so that prices still fall.
+        charged = share * np.maximum(prices[:, 0] - prices[:, 1 % prices.shape[1]], 0.0)
+        row = np.empty((len(prices), 4 + RANKS))
+        row[:, 0], row[:, 2], row[:, 3] = prefill_s, request_s, pair_s
+        row[:, 1] = context_s + (charged / capacity if capacity else 0.0)
+        mine = prices.copy()
+        mine[:, 0] -= charged
+        mine = np.minimum.accumulate(mine, axis=1)  # falling, if by rounding they did not
+        ranks = min(RANKS, mine.shape[1])
+        row[:, 4 : 4 + ranks] = mine[:, :ranks]
+        row[:, 4 + ranks :] = mine[:, -1:]
+        row[:, -1] = mine[:, -1]  # of all chains after these, too
+        rows.append(row)
+    return rows
+
+
+def _sums(seconds: Floats, slope: float) -> Floats:
+    """Return concave sums of prices, each nowhere above ``seconds``, one a row."""
+    most = len(seconds)
+    batch = np.arange(1, most + 1, dtype=np.float64)
+    joined = np.full(most, np.inf)
+    from_0 = float((seconds / batch).min())
+    rows = [from_0 * batch]
+    for bend in BENDS:
+        if bend > most:
+            rows += rows[-LASTS:]  # always as many
+            continue
+        if bend > 1:
+            first = bend // 2
+            gain = (seconds[first:bend] - seconds[first - 1]) / (batch[first:bend] - first)
+            joined = np.minimum(joined, seconds[first - 1] + float(gain.min()) * (batch - first))
+        ends = float(seconds[-1] - seconds[bend - 1]) / max(most - bend, 1)
+        middle = min(most, max(64, 2 * bend))
+        near = float(seconds[middle - 1] - seconds[bend - 1]) / max(middle - bend, 1)
+        for rise in (0.0, slope, near, ends):
+            below = float((seconds[bend - 1 :] - rise * batch[bend - 1 :]).min())
+            rows.append(np.minimum(joined, below + rise * batch))
+    return np.clip(np.array(rows), 0.0, seconds)
