@@ -292,14 +292,14 @@ CHANGES = (
         ("tests/rules/test_verify.py",),
     ),
     Change(
-        "samullm_plugin/rules/bounds.py",
+        "samullm_plugin/rules/iteration_prices.py",
         "the first output token counts as a decode step",
-        "decode = outputs[taken].astype(np.float64) - 1",
-        "decode = outputs[taken].astype(np.float64)",
+        "decode = outputs[taken] - 1",
+        "decode = outputs[taken]",
         ("tests/rules/test_bounds.py",),
     ),
     Change(
-        "samullm_plugin/rules/bounds.py",
+        "samullm_plugin/rules/iteration_prices.py",
         "the bound leaves prefix caching out",
         "fresh = prompts - ((prompts - 1) // block) * block",
         "fresh = prompts",
