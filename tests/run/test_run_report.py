@@ -216,10 +216,7 @@ def test_the_command_serves_until_it_is_interrupted(
 ) -> None:
     assert main(["report", str(run_dir), "--serve", "--output", "page.html"]) == 2
     assert "--serve writes no file; leave out --output" in capsys.readouterr().err
-    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    start = f"{heard}from samullm_plugin.cli.app import main; raise SystemExit(main())"
-    # Shells have what they start in the background ignore Ctrl-C.
-    command = [sys.executable, "-c", start, "report", str(run_dir), "--serve"]
+    command = [sys.executable, "-m", "samullm_plugin", "report", str(run_dir), "--serve"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as served:
         assert served.stderr is not None
         told = served.stderr.readline()
@@ -230,8 +227,11 @@ def test_the_command_serves_until_it_is_interrupted(
                 page = answer.read().decode()
         finally:
             served.send_signal(signal.SIGINT)
+        try:
+            assert served.wait(60) == 0
+        finally:
+            served.kill()
         rest = served.stderr.read()
-        assert served.wait(60) == 0
     assert "</html>" in page
     assert "Traceback" not in rest
 
