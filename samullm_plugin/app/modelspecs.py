@@ -74,7 +74,7 @@ def _files(section: ModelSection, path: Path, engine: EngineOptions, where: str)
     reference, revision = section.path or section.model, revision_of(engine)
     found = find_checkpoint(reference, path.parent, revision)
     described = section.architecture is not None and section.max_model_len is not None
-    named = section.path is None and bundled_architecture(section.model) is not None
+    named = any(bundled_architecture(name) is not None for name in (section.model, reference))
     if found or described or named:
         return found
     try:

@@ -11,6 +11,7 @@ from samullm_plugin.model.application import EngineOptions
 from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment, Plan, Stage, StageEnd
 from samullm_plugin.rules.bounds import lower_bound
+from samullm_plugin.rules.iteration_prices import work_of
 from samullm_plugin.rules.transition import Running
 from samullm_plugin.simulator import PlanSimulator
 from samullm_plugin.testing.factories import TestNode, make_problem
@@ -122,3 +123,14 @@ def test_cached_blocks_count_for_several_sequences() -> None:
     bound, makespan = one_engine(node)
     assert makespan < 20
     assert bound <= makespan
+
+
+@pytest.mark.parametrize(("caching", "fresh"), [(False, 33 + 40), (True, 1 + 8)])
+def test_work_is_what_no_cache_and_no_first_token_saves(caching: bool, fresh: int) -> None:
+    """A prompt's iteration gives the first token, which reads nothing; full blocks may be cached."""
+    engine = EngineOptions(enable_prefix_caching=caching, block_size=16)
+    problem = make_problem([TestNode("a", [33, 40], [3, 1], engine=engine)], 1, nvlink=1)
+    work = work_of(problem, problem.scenarios[0], 0)
+    assert work.prefill == fresh - 2  # the last token of a prompt counts as one of output
+    assert work.context == 2 * 33 + (1 + 2)
+    assert work.chains[:3].tolist() == [3.0, 1.0, 0.0]
