@@ -127,7 +127,7 @@ def test_cached_blocks_count_for_several_sequences() -> None:
 
 @pytest.mark.parametrize(("caching", "fresh"), [(False, 33 + 40), (True, 1 + 8)])
 def test_work_is_what_no_cache_and_no_first_token_saves(caching: bool, fresh: int) -> None:
-    """A prompt's iteration gives the first token, which reads nothing; full blocks may be cached."""
+    """A prompt's iteration gives the first token, reading nothing; full blocks may be cached."""
     engine = EngineOptions(enable_prefix_caching=caching, block_size=16)
     problem = make_problem([TestNode("a", [33, 40], [3, 1], engine=engine)], 1, nvlink=1)
     work = work_of(problem, problem.scenarios[0], 0)
