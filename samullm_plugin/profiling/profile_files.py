@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from samullm_plugin.errors import InputError
 from samullm_plugin.files import save
@@ -188,6 +188,14 @@ class Profile(_Strict):
     transfer: TransferData | None = None
     memory: dict[str, float] | None = None
     loading: dict[str, float] | None = None
+
+    @field_validator("loading")
+    @classmethod
+    def _possible(cls, loading: dict[str, float] | None) -> dict[str, float] | None:
+        for name, value in (loading or {}).items():
+            if not (value > 0 if name.endswith("_bytes_per_s") else value >= 0):
+                raise ValueError(f"{name} is {value}: seconds of at least 0, rates above 0")
+        return loading
 
     def fitted(self, model: str, tensor_parallel_size: int) -> FittedModel | None:
         """Return the fitted latency of a model at a size, or None."""

@@ -34,6 +34,14 @@ def test_bundled_profile_holds_no_machine_paths() -> None:
         ({"models": [{"model": "a"}]}, r"models\.0\.tensor_parallel_size"),
         ({"memory": {"wrong": 1.0}}, "not a usable profile"),
         ({"architectures": {"a": {"num_layers": 0}}}, "not a usable profile"),
+        (
+            {"loading": {"start_s": 1, "parallel_start_s": 1, "read_bytes_per_s": 0}},
+            "rates above 0",
+        ),
+        (
+            {"loading": {"start_s": -1, "parallel_start_s": 1, "read_bytes_per_s": 9}},
+            "start_s is -1",
+        ),
     ],
 )
 def test_wrong_profiles_are_named(tmp_path: Path, change: dict[str, object], said: str) -> None:
