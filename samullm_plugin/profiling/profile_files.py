@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -24,6 +24,9 @@ from samullm_plugin.profiling.transfer import TransferErrors
 from samullm_plugin.records import read_record
 
 _DIGITS = 5
+_LONGEST_S = 86_400.0
+Seconds = Annotated[float, Field(ge=-_LONGEST_S, le=_LONGEST_S)]
+"""A term of an iteration's latency: sums of larger ones leave the range of compiled code."""
 
 
 class _Strict(BaseModel):
@@ -34,7 +37,7 @@ class CurveData(_Strict):
     """A curve: seconds at knots."""
 
     knots: tuple[float, ...] = Field(min_length=1)
-    values: tuple[float, ...] = Field(min_length=1)
+    values: tuple[Seconds, ...] = Field(min_length=1)
 
     @classmethod
     def of(cls, curve: Curve) -> CurveData:
@@ -52,15 +55,15 @@ class LatencyData(_Strict):
     by_tokens: CurveData
     by_seqs: CurveData
     host_by_seqs: CurveData
-    prefill_token_s: float = 0.0
-    prefill_seq_s: float = 0.0
-    prefill_pair_s: float = 0.0
-    context_token_s: float = 0.0
-    longest_token_s: float = 0.0
+    prefill_token_s: Seconds = 0.0
+    prefill_seq_s: Seconds = 0.0
+    prefill_pair_s: Seconds = 0.0
+    context_token_s: Seconds = 0.0
+    longest_token_s: Seconds = 0.0
     longest_over_seqs: int = 0
-    launch_s: float = 0.0
-    prefill_launch_s: float = 0.0
-    prefill_step_s: float = 0.0
+    launch_s: Seconds = 0.0
+    prefill_launch_s: Seconds = 0.0
+    prefill_step_s: Seconds = 0.0
     overlap_host: bool = False
 
     @classmethod

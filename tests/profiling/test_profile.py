@@ -32,6 +32,7 @@ def test_bundled_profile_holds_no_machine_paths() -> None:
         ({"surprise": 1}, "surprise"),
         ({"format": "other"}, "format"),
         ({"models": [{"model": "a"}]}, r"models\.0\.tensor_parallel_size"),
+        ({"models": [{"latency": {"prefill_launch_s": 1e308}}]}, r"prefill_launch_s.*86400"),
         ({"memory": {"wrong": 1.0}}, "not a usable profile"),
         ({"architectures": {"a": {"num_layers": 0}}}, "not a usable profile"),
         (
