@@ -22,6 +22,7 @@ import psutil
 import typer
 
 from samullm_plugin import InputError
+from samullm_plugin.checkpoints.hub import hub_cache
 from samullm_vllm.device_memory import DeviceMemory
 from samullm_vllm.devices import (
     Platform,
@@ -274,7 +275,7 @@ def _disk(platform: Platform) -> Iterator[Check]:
     """Look at where temporary files and compiled code go, and where models of the hub lie."""
     del platform
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    hub = Path(os.environ.get("HF_HOME") or home / "huggingface")
+    hub = hub_cache()
     places = [("temporary files", Path(tempfile.gettempdir()), "TMPDIR"),
               ("caches", home, "XDG_CACHE_HOME")]  # fmt: skip
     if not hub.is_relative_to(home):

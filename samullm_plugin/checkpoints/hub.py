@@ -5,12 +5,13 @@ The layout of its cache: https://huggingface.co/docs/huggingface_hub/guides/mana
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
+from samullm_plugin.checkpoints.weight_files import indexed_files
 from samullm_plugin.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def snapshot(reference: str, revision: str = "main") -> Path | None:
     """
     if not is_hub_id(reference):
         return None
-    repository = _cache() / f"models--{reference.replace('/', '--')}"
+    repository = hub_cache() / f"models--{reference.replace('/', '--')}"
     try:
         commit = (repository / "refs" / revision).read_text(encoding="utf-8").strip()
     except OSError:
@@ -56,16 +57,12 @@ def is_snapshot(folder: Path) -> bool:
 
 def has_weights(folder: Path) -> bool:
     """Return whether a folder holds a model's weights, all files of its index included."""
-    for index in folder.glob("*.index.json"):
-        try:
-            names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError, TypeError):
-            continue  # whoever reads the weights says what is wrong with it
-        if all((folder / name).is_file() for name in names):
-            return True
-    if any(folder.glob("*.index.json")):
-        return False
-    return any(True for pattern in WEIGHT_FILES for _ in folder.glob(pattern))
+    indexes = list(folder.glob("*.index.json"))
+    for index in indexes:
+        with suppress(InputError):  # whoever reads the weights says what is wrong with it
+            if all(file.is_file() for file in indexed_files(index)):
+                return True
+    return not indexes and any(True for pattern in WEIGHT_FILES for _ in folder.glob(pattern))
 
 
 def can_download() -> bool:
@@ -115,8 +112,8 @@ def fetch_description(reference: str, revision: str = "main") -> Path | None:
     return snapshot(reference, revision) or Path(folder)
 
 
-def _cache() -> Path:
-    """Return the folder of the hub's cache."""
+def hub_cache() -> Path:
+    """Return the folder in which the hub's client keeps models."""
     given = os.environ.get
     root = given("XDG_CACHE_HOME") or "~/.cache"
     home = given("HF_HOME") or f"{root}/huggingface"

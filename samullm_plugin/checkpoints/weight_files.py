@@ -47,6 +47,19 @@ class StoredWeights:
     has_head: bool
 
 
+def indexed_files(index: Path) -> list[Path]:
+    """Return the files of weights that an index names, there or not.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    try:
+        names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        return sorted(index.parent / name for name in names)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{index}: cannot be read as an index of weights: {error}") from error
+
+
 def read_weights(folder: Path, num_layers: int) -> StoredWeights | None:
     """Return what a folder's safetensors files hold; None without any, or with some missing.
 
@@ -60,11 +73,7 @@ def read_weights(folder: Path, num_layers: int) -> StoredWeights | None:
     files = sorted(folder.glob("*.safetensors"))
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        try:
-            names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise InputError(f"{index}: cannot be read as an index of weights: {error}") from error
-        files = sorted(folder / name for name in names)
+        files = indexed_files(index)
     elif len(files) > 1:
         files = [f for f in files if f.name != "consolidated.safetensors"]
     if not files or not all(f.is_file() for f in files):

@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import Literal
 
 from samullm_plugin.errors import InputError
-from samullm_plugin.model.application import Application, ModelNode
+from samullm_plugin.model.application import Application, ModelNode, ModelSpec
 from samullm_plugin.model.cluster import Cluster
 from samullm_plugin.model.costs import ModeCosts
 from samullm_plugin.model.engine_config import EngineConfig
@@ -34,6 +34,20 @@ class ModeKey:
     gpu: str
     tensor_parallel_size: int
     pipeline_parallel_size: int = 1
+
+
+def holds_longest(model: ModelSpec, key: ModeKey, costs: ModeCosts) -> bool:
+    """Return whether a replica's KV cache holds one longest sequence, as vLLM asks for."""
+    if not costs.kv_cache_groups:
+        return costs.kv_cache_tokens >= model.max_model_len
+    blocks = costs.kv_cache_tokens // model.engine.block_size
+    batches = key.pipeline_parallel_size + model.engine.async_scheduling
+    return blocks >= blocks_per_sequence(
+        costs.kv_cache_groups,
+        model.max_model_len,
+        batches * model.engine.max_num_batched_tokens,
+        prefix_caching=model.engine.enable_prefix_caching,
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -139,19 +153,7 @@ class Problem:
     def fits(self, node: int, key: ModeKey) -> bool:
         """Return whether vLLM would start a replica: its KV cache holds one longest sequence."""
         costs = self.costs[node].get(key)
-        if costs is None:
-            return False
-        model = self.app.nodes[node].model
-        if not costs.kv_cache_groups:
-            return costs.kv_cache_tokens >= model.max_model_len
-        blocks = costs.kv_cache_tokens // model.engine.block_size
-        batches = key.pipeline_parallel_size + model.engine.async_scheduling
-        return blocks >= blocks_per_sequence(
-            costs.kv_cache_groups,
-            model.max_model_len,
-            batches * model.engine.max_num_batched_tokens,
-            prefix_caching=model.engine.enable_prefix_caching,
-        )
+        return costs is not None and holds_longest(self.app.nodes[node].model, key, costs)
 
     def mode_key(self, parallel: ParallelConfig, devices: tuple[int, ...]) -> ModeKey:
         """Return the key of the costs of a replica on these devices."""

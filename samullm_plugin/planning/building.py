@@ -20,7 +20,7 @@ from samullm_plugin.model.application import (
 )
 from samullm_plugin.model.cluster import Cluster, Gpu
 from samullm_plugin.model.costs import ModeCosts
-from samullm_plugin.model.problem import ModeKey, Problem
+from samullm_plugin.model.problem import ModeKey, Problem, holds_longest
 from samullm_plugin.model.scenarios import (
     LengthScenario,
     draw_taken,
@@ -292,10 +292,7 @@ def _layers_text(model: ModelSpec) -> str:
 
 def _any_fits(model: ModelSpec, costs: Mapping[ModeKey, ModeCosts]) -> bool:
     """Return whether the model fits in one of the sizes."""
-    return any(
-        c.kv_cache_tokens >= (1 if c.kv_cache_groups else model.max_model_len)
-        for c in costs.values()
-    )
+    return any(holds_longest(model, key, c) for key, c in costs.items())
 
 
 def _largest_groups(cluster: Cluster) -> dict[int, int]:

@@ -14,6 +14,8 @@ from samullm_plugin.model.costs import ModeCosts
 from samullm_plugin.model.plan import Plan
 from samullm_plugin.model.problem import Problem
 
+_Read = tuple[str, tuple[int, ...]]
+
 
 class PageCaches:
     """The checkpoints that machines have read or are reading.
@@ -93,7 +95,7 @@ class PageCaches:
         for assignment in (a for s in plan.stages[stage + 1 : stage + 2] for a in s.assignments):
             if assignment.node in done:
                 continue
-            name = self._problem.app.nodes[self._problem.app.index(assignment.node)].model.name
+            name = self._problem.node(assignment.node).model.name
             machine_of = self._problem.cluster.machine_of
             new = tuple(d for d in assignment.devices if (name, machine_of(d)) not in self._there_s)
             if new:
@@ -121,6 +123,3 @@ class PageCaches:
             self._there_s[name, machine] = there_s
             self._free_s[machine] = there_s
         return max(began_s, there_s)
-
-
-_Read = tuple[str, tuple[int, ...]]

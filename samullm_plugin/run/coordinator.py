@@ -327,8 +327,7 @@ class Coordinator:
         """Have the weights of the next stage's models read ahead, once on each machine."""
         caches, stage = self.engines.caches, self.rule.stage
         for name, devices in caches.read_next(self.plan, stage, self._finished(), self.now_s()):
-            model = self._app.nodes[self._app.index(name)].model
-            self.executor.prefetch_on(model, devices)
+            self.executor.prefetch_on(self.problem.node(name).model, devices)
 
     def _can_go_on(self) -> bool:
         """Return whether a node or the current stage can end if nothing else is started."""

@@ -134,7 +134,7 @@ class Engines:
                 self._discard(keys[:i])
                 return
             self._log.add(now_s, "engine_preparing", key=key, node=assignment.node)
-        model = self._problem.app.nodes[self._problem.app.index(assignment.node)].model
+        model = self._problem.node(assignment.node).model
         self.caches.read_ahead(model.name, assignment.devices, now_s)
         self.prepared[assignment.node] = PreparedEngines(assignment, keys, now_s)
 

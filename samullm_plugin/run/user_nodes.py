@@ -40,13 +40,12 @@ class UserNodes:
         Of a planned repetition these are what it repeats.
         """
         node, r = request
+        starts = self._starts[node]
+        k = bisect_right(starts, r) - 1 if len(starts) > 1 else 0
+        index = r - starts[k]
         if self._repeated:
-            k = bisect_right(self._starts[node], r) - 1
-            return self._names[node][k], (r - self._starts[node][k]) % self._repeated[node][k]
-        if len(self._starts[node]) == 1:
-            return self._names[node][0], r
-        k = bisect_right(self._starts[node], r) - 1
-        return self._names[node][k], r - self._starts[node][k]
+            index %= self._repeated[node][k]
+        return self._names[node][k], index
 
     def repeats(self, request: RequestId) -> bool:
         """Return whether a request is there for the case that another's output is rejected."""

@@ -285,7 +285,7 @@ class SimulationState:
             known = self.prepared.get(assignment.node)
             if known is None or known[0].parallel != assignment.parallel:
                 known = assignment, self.clock_s
-                model = self._problem.app.nodes[self._problem.app.index(assignment.node)].model
+                model = self._problem.node(assignment.node).model
                 self.caches.read_ahead(model.name, assignment.devices, self.clock_s)
             kept[assignment.node] = known
         self.prepared = kept
