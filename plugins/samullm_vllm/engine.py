@@ -31,6 +31,7 @@ PRELOADED: Mapping[str, tuple[str, ...]] = {
         "vllm.v1.attention.backends.cpu_attn",
         "samullm_vllm.recording",
         "samullm_vllm.ranks",
+        "samullm_vllm.worker",
     ),
     "cuda": (
         *_PRELOADED,
