@@ -86,7 +86,7 @@ class _ForkServer:
         log: where its own output goes.
 
     Attributes:
-        log: where its own output goes.
+        own_log: where its own output goes if it was not told; closed with it.
         process: the process.
         control: to it.
         imported: it has imported vLLM and can fork.
@@ -98,8 +98,10 @@ class _ForkServer:
     imported = False
     fault = ""
 
-    def __init__(self, platform: Platform, log: IO[bytes]) -> None:
-        self.log = log
+    def __init__(self, platform: Platform, log: IO[bytes] | None = None) -> None:
+        self.own_log = None
+        if log is None:
+            self.own_log = log = tempfile.TemporaryFile()  # noqa: SIM115  # open as long as it is
         ours, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(
@@ -166,6 +168,8 @@ class _ForkServer:
         if recorded is not None:
             kill([recorded])
         self.process.wait()
+        if self.own_log is not None:
+            self.own_log.close()
 
 
 @contextmanager
@@ -192,10 +196,7 @@ def begin_import(platform: Platform) -> None:
     be imported.
     """
     if _ForkServer.keeping and platform not in _ForkServer.kept:
-        _ForkServer.kept[platform] = _ForkServer(
-            platform,
-            tempfile.TemporaryFile(),  # noqa: SIM115  # open as long as the process
-        )
+        _ForkServer.kept[platform] = _ForkServer(platform)
 
 
 class ForkLauncher(Launcher):
@@ -231,9 +232,9 @@ class ForkLauncher(Launcher):
     def await_ready(self, timeout_s: float) -> str | None:
         """Wait until vLLM is imported; return why engines can never be launched, if so."""
         why = self._server.await_import(timeout_s)
-        if why is not None and self._server.log is not self._log:
-            self._server.log.seek(0)
-            shutil.copyfileobj(self._server.log, self._log)
+        if why is not None and self._server.own_log is not None:
+            self._server.own_log.seek(0)
+            shutil.copyfileobj(self._server.own_log, self._log)
         return why
 
     def launch(self, key: str, num_ranks: int, log: IO[bytes], where: Go) -> Launched:
