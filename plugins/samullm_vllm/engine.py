@@ -23,8 +23,11 @@ PRELOADED: Mapping[str, tuple[str, ...]] = {
         "vllm.model_executor.models.llama",
         "vllm.v1.worker.cpu_worker",
         "vllm.v1.attention.backends.cpu_attn",
+        "vllm.model_executor.layers.quantization.online.base",
+        "vllm.renderers.hf",
         "samullm_vllm.recording",
         "samullm_vllm.ranks",
+        "samullm_vllm.worker",
     ),
     "cuda": (
         "vllm.v1.core.sched.scheduler",
@@ -69,6 +72,21 @@ def preload(platform: str) -> None:
         import torch
 
         torch.cpu._init_amx()
+        _replace_kernels_once()
+
+
+def _replace_kernels_once() -> None:
+    """Let CPU code take the place of Triton kernels here rather than in every engine.
+
+    For that vLLM goes through the names of all modules, which takes longer than the rest of a small
+    engine's start. Forked engines have the replaced kernels already.
+    """
+    from vllm.platforms import current_platform
+
+    platform = type(current_platform)
+    if hasattr(platform, "register_triton_kernel_overrides"):  # in the versions that have kernels so
+        current_platform.register_triton_kernel_overrides()
+        platform.register_triton_kernel_overrides = staticmethod(lambda: None)
 
 
 CUDA_BEGUN = "importing vLLM has touched CUDA, so that no engine can be forked from it"

@@ -26,6 +26,9 @@ from samullm_plugin.run.journal import read_journal  # found by the line above
 from tests.run.real_app import make_files
 
 PROGRAM = Path(__file__).with_name("real_app.py")
+ITEMS = 96
+"""Work of a run of the soak: so much that many kills fall into it, as each start of a coordinator
+imports vLLM."""
 GONE_S = 10.0
 """Engines must end so soon after their coordinator."""
 
@@ -38,6 +41,7 @@ class Chaos:
         engines: engine processes killed.
         coordinators: coordinators killed.
         runs: runs that were finished.
+        texts: outputs compared with those of an undisturbed run.
         slowest_end_s: longest time until all engines of a killed coordinator were gone.
         pause_s: mean time between kills.
         coordinator_share: chance that a kill is for the coordinator.
@@ -48,6 +52,7 @@ class Chaos:
     engines: int = 0
     coordinators: int = 0
     runs: int = 0
+    texts: int = 0
     slowest_end_s: float = 0.0
     pause_s: float = 1.2
     coordinator_share: float = 0.15
@@ -129,6 +134,7 @@ class Chaos:
         assert set(settled.values()) == {1}
         assert not [r for r in records if r["kind"] == "failed"]
         found = read_texts(directory)
+        self.texts += sum(len(lines) for lines in found.values())
         if not self.reference:
             self.reference = found
         assert found == self.reference
@@ -181,16 +187,17 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="samullm-soak-") as name:
         folder = Path(name)
-        make_files(folder)
-        chaos = Chaos(folder, np.random.default_rng(arguments.seed))
+        make_files(folder, ITEMS)
+        chaos = Chaos(folder, np.random.default_rng(arguments.seed), coordinator_share=0.1)
         began = time.monotonic()
         chaos.run_once(0)
         while chaos.kills < arguments.kills:
             chaos.run_once(arguments.kills)
             print(
                 f"{chaos.engines} engines and {chaos.coordinators} coordinators killed, "
-                f"{chaos.runs} runs complete and alike, {time.monotonic() - began:.0f} s; engines "
-                f"gone at most {chaos.slowest_end_s:.2f} s after their coordinator",
+                f"{chaos.runs} runs complete, {chaos.texts:,} texts alike, "
+                f"{time.monotonic() - began:.0f} s; engines gone at most "
+                f"{chaos.slowest_end_s:.2f} s after their coordinator",
                 flush=True,
             )
 
