@@ -84,7 +84,7 @@ def _replace_kernels_once() -> None:
     from vllm.platforms import current_platform
 
     platform = type(current_platform)
-    if hasattr(platform, "register_triton_kernel_overrides"):  # in the versions that have kernels so
+    if hasattr(platform, "register_triton_kernel_overrides"):  # versions differ
         current_platform.register_triton_kernel_overrides()
         platform.register_triton_kernel_overrides = staticmethod(lambda: None)
 
