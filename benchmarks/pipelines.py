@@ -114,7 +114,7 @@ def run(host: PluginHost, app: Path, models: Path, directory: Path, planned_from
     )
     loaded = build_application(spec, app)
     instance = make_instance(host, loaded)
-    result = make_plan(host, instance.problem, "auto", instance.planning_options())
+    result = make_plan(host, instance.problem, "auto", instance.planning_options(host))
     outcome = start_run(
         RunSetup(host, loaded, instance, executor="vllm", directory=directory), result.plan
     )

@@ -8,13 +8,15 @@ Run from the repository's root::
 answers those that pass. *refine*: a draft, another model's critique, a revision, a verdict, another
 revision where it is needed, a summary. ``alone``: every node's engines are started for it; ``one
 after another``: nodes of one model that follow one another are one; ``taken over``: engines of
-nodes that have finished go on for others as well.
+nodes that have finished go on for others as well; ``shared``: nodes that compute at the same moment
+may be served by the same engines too, where that is shorter.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +79,15 @@ def main() -> None:
             for gpus in (1, 2):
                 fused = make_instance(host, loaded, gpus=gpus)
                 alone = make_instance(host, loaded, unfused(loaded.planner), gpus=gpus)
-                for what, problem in (
-                    ("alone", alone.problem),
-                    ("one after another", fused.problem.without_shared_engines()),
-                    ("taken over", fused.problem),
+                shared = fused.planning_options(host)
+                apart = replace(shared, simulator_of=None)
+                for what, problem, how in (
+                    ("alone", alone.problem, apart),
+                    ("one after another", fused.problem.without_shared_engines(), apart),
+                    ("taken over", fused.problem, apart),
+                    ("shared", fused.problem, shared),
                 ):
-                    result = make_plan(host, problem, "auto", fused.planning_options())
+                    result = make_plan(host, problem, "auto", how)
                     segments = result.traces[0].segments
                     started = [s for s in segments if s.ready_s > s.start_s]
                     held_s = sum((s.ready_s - s.start_s) * len(s.devices) for s in started)

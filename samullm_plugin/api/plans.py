@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -147,6 +147,8 @@ def make_app_plan(
     limit: int | None,
     reuse: ReuseOptions,
     executor: Component | None,
+    *,
+    fused: Mapping[str, Sequence[str]] | None = None,
 ) -> AppPlan:
     """Plan an application.
 
@@ -158,6 +160,7 @@ def make_app_plan(
         limit: rows of each table.
         reuse: where outputs of equal requests are looked for.
         executor: what the plan is for; None: the application's.
+        fused: nodes that are one, as a plan knows them; None: planning decides.
 
     Raises:
         InputError: if the input is wrong.
@@ -165,17 +168,18 @@ def make_app_plan(
     """
     loaded = app.load(limit)
     planner = changed_planner(loaded.planner, changes)
-    instance = make_instance(app.host, loaded, planner, gpus=gpus)
+    instance = make_instance(app.host, loaded, planner, gpus=gpus, fused=fused)
     options = planner.scheduler.options if scheduler_options is None else scheduler_options
-    how = instance.planning_options(options)
+    how = instance.planning_options(app.host, options)
     part = executor or loaded.executor
     engine = app.host.create("executor", part.type, part.options).engine_version()
     known = known_outputs(reuse, engine, loaded, instance.problem)
     problem = instance.problem if known is None else known.problem
     simulator = instance.simulator(app.host, problem)
     result = make_plan(app.host, problem, planner.scheduler.type, how, simulator=simulator)
-    if result.request_policy is not None:
-        instance = instance.with_policy(result.request_policy)
+    instance = instance.as_planned(result)
+    if known is not None:
+        known = replace(known, problem=result.problem)
     return AppPlan(app, loaded, instance, result, reuse, known)
 
 

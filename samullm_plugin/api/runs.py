@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from samullm_plugin.api.plans import AppPlan, html_table
+from samullm_plugin.api.plans import AppPlan, html_table, make_app_plan
 from samullm_plugin.api.run_table import RunTable
 from samullm_plugin.api.tasks import Task
 from samullm_plugin.app.spec import Component
@@ -24,6 +24,7 @@ from samullm_plugin.run.display import RunDisplay
 from samullm_plugin.run.journal import read_journal
 from samullm_plugin.run.progress import RunProgress
 from samullm_plugin.run.replanning import Replanner
+from samullm_plugin.run.reuse import ReuseOptions
 from samullm_plugin.run.rows import RunRows
 from samullm_plugin.run.run import RunOutcome, require_resumable, resume_run, start_run
 from samullm_plugin.run.rundir import read_facts
@@ -43,11 +44,11 @@ def _planned_again(app: App, directory: Path) -> AppPlan:
     An application may name none: then they are this machine's, unless the run's plan does not fit
     these, because a number of GPUs was given.
     """
-    stored = read_plan(directory / "plan.json").plan
+    stored = read_plan(directory / "plan.json")
     wrong: InputError | None = None
     try:
-        made = app.plan(scheduler="max-heuristic")
-        if made.loaded.cluster is not None or not verify(made.instance.problem, stored):
+        made = _plan_fused_as(app, stored.fused, None)
+        if made.loaded.cluster is not None or not verify(made.instance.problem, stored.plan):
             return made
     except InputError as error:
         wrong = error
@@ -56,7 +57,13 @@ def _planned_again(app: App, directory: Path) -> AppPlan:
         if wrong is not None:
             raise wrong
         return made
-    return app.plan(scheduler="max-heuristic", gpus=gpus)
+    return _plan_fused_as(app, stored.fused, gpus)
+
+
+def _plan_fused_as(app: App, fused: Mapping[str, Sequence[str]], gpus: int | None) -> AppPlan:
+    """Return a plan, quickly made, of an application whose nodes are one as a run's are."""
+    changes = {"scheduler": "max-heuristic"}
+    return make_app_plan(app, changes, None, gpus, None, ReuseOptions("cache"), None, fused=fused)
 
 
 class AppRun:
@@ -115,9 +122,11 @@ class AppRun:
     def resume(cls, app: App, directory: Path, plan: AppPlan | None) -> AppRun:
         """Go on with an interrupted run in the background; arguments as of :meth:`App.resume`."""
         executor = require_resumable(directory)
-        made = plan or _planned_again(app, directory)
         path = directory / "plan.json"
-        chosen = read_plan(path).request_policy
+        stored = read_plan(path)
+        if plan is None or plan.instance.problem.app.fused != stored.fused:
+            plan = _planned_again(app, directory)
+        made, chosen = plan, stored.request_policy
         made = replace(made, instance=made.instance.with_stored_policy(app.host, chosen, path))
         run = cls(directory)
         options = None

@@ -124,8 +124,9 @@ class PlannerSection(Section):
     request_policy: Component | None = None
     fusion: bool = Field(
         default=True,
-        description="Serve nodes of one model that follow one another with the same engines, and "
-        "let nodes that start take over engines of nodes that have finished.",
+        description="Serve nodes of one model that follow one another with the same engines, those "
+        "side by side where that is shorter, and let nodes that start take over engines of nodes "
+        "that have finished.",
     )
     prepared_starts: bool = Field(
         default=False,

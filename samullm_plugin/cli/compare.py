@@ -81,7 +81,7 @@ def compare(
     problem = instance.problem
     results, failed = [], {}
     for name in names:
-        how = instance.planning_options()
+        how = instance.planning_options(host)
         try:
             simulator = instance.simulator(host)  # each its own: planning times are compared
             results.append(make_plan(host, problem, name, how, simulator=simulator))
@@ -121,7 +121,7 @@ def compare(
     for r in results:
         if r is best:
             continue
-        found = differences(problem, best, r)
+        found = differences(best, r)
         compared[r.scheduler] = found
         table = [
             (
@@ -139,14 +139,14 @@ def compare(
             tables.append(Table(heading, columns, table, columns[3:]))
         else:
             out.print(f"{r.scheduler} runs every node as {best.scheduler} does\n", markup=False)
-    show_fusion(problem, best.traces[0])
+    show_fusion(best.problem, best.traces[0])
     if gantt:
         for r in results:
             out.print(f"{r.scheduler}, {r.mean_makespan_s:.1f} s", markup=False)
             chart = text_gantt(r.traces[0], problem.cluster)
             out.print(chart + "\n", markup=False, soft_wrap=True)
     if svg is not None:
-        draw_plans(problem, results, svg)
+        draw_plans(results, svg)
     if html is not None:
         from samullm_plugin.planning.reporting import provenance_lines
         from samullm_plugin.run.charts import device_names
@@ -161,7 +161,7 @@ def compare(
     if output_json is not None:
         write_json(
             {
-                "plans": [plan_json(problem, r) for r in results],
+                "plans": [plan_json(r) for r in results],
                 "failed": failed,
                 "differences_from_best": compared,
                 "best": best.scheduler,

@@ -125,7 +125,7 @@ def plan(
         options["preemption"] = False
     check_here(host, loaded)
     instance = make_instance(host, loaded, planner, gpus=gpus)
-    how = instance.planning_options(options)
+    how = instance.planning_options(host, options)
     part = loaded.executor
     engine = host.create("executor", part.type, part.options).engine_version()
     known = known_outputs(ReuseOptions(reuse, tuple(fresh or ())), engine, loaded, instance.problem)
@@ -133,7 +133,8 @@ def plan(
     result = make_plan(host, problem, name, how, simulator=instance.simulator(host, problem))
     if (text := known_text(known, problem)) is not None:
         console().print(f"{text}; the plan is for the others", markup=False)
-    show_plan(problem, result, explain=explain)
+    problem = result.problem
+    show_plan(result, explain=explain)
     if output is not None:
         write_plan(
             output,
@@ -149,9 +150,9 @@ def plan(
         )
         console().print(f"plan written to {output}", markup=False)
     if svg is not None:
-        draw_plans(problem, [result], svg)
+        draw_plans([result], svg)
     if output_json is not None:
-        record = plan_json(problem, result)
+        record = plan_json(result)
         if known is not None:
             record["known_requests"] = dict(known.counts)
         write_json(record, output_json)
@@ -179,12 +180,12 @@ def panels_of(results: Sequence[PlanResult]) -> list[Panel]:
     return panels
 
 
-def draw_plans(problem: Problem, results: Sequence[PlanResult], path: Path) -> None:
+def draw_plans(results: Sequence[PlanResult], path: Path) -> None:
     """Write Gantt charts of plans, one above the other, in each plan's first length scenario."""
     from samullm_plugin.run.charts import device_names, gantt_svg
     from samullm_plugin.run.pages import write_page
 
-    svg = gantt_svg(panels_of(results), device_names(problem.cluster))
+    svg = gantt_svg(panels_of(results), device_names(results[0].problem.cluster))
     write_page(svg, path, "--svg")
     console().print(f"chart written to {path}", markup=False)
 
@@ -238,7 +239,7 @@ def parsed_options(texts: list[str], option: str = "--option") -> dict[str, obje
     return options
 
 
-def show_plan(problem: Problem, result: PlanResult, *, explain: bool = False) -> None:
+def show_plan(result: PlanResult, *, explain: bool = False) -> None:
     """Print the stage table, the Gantt chart and where the figures come from."""
     import numpy as np
 
@@ -251,7 +252,7 @@ def show_plan(problem: Problem, result: PlanResult, *, explain: bool = False) ->
         start_lines,
     )
 
-    trace = result.traces[0]
+    problem, trace = result.problem, result.traces[0]
     rows = []
     for line in stage_lines(result.plan, trace, problem.cluster):
         times = "-" if line.start_s is None else f"{line.start_s:.1f}"
@@ -327,7 +328,7 @@ def show_fusion(problem: Problem, trace: PlanTrace) -> None:
             out.print(f"  {line}", markup=False, style="dim", soft_wrap=True)
 
 
-def plan_json(problem: Problem, result: PlanResult) -> dict[str, object]:
+def plan_json(result: PlanResult) -> dict[str, object]:
     """Return a plan and its figures for machines."""
     from samullm_plugin.planning.reporting import (
         idle_lines,
@@ -336,6 +337,7 @@ def plan_json(problem: Problem, result: PlanResult) -> dict[str, object]:
         start_lines,
     )
 
+    problem = result.problem
     return {
         "application": problem.app.name,
         "scheduler": result.scheduler,

@@ -148,11 +148,11 @@ def run(
         console().print(f"the plan of the run does not fit any more ({replaced}): planning again")
     if found is None and (resume is None or replaced):
         given = planner.scheduler.options if chosen == planner.scheduler.type else {}
-        how = instance.planning_options(given)
+        how = instance.planning_options(host, given)
         result = make_plan(host, remaining, chosen, how, simulator=simulator)
         found, traces = result.plan, result.traces
-        if result.request_policy is not None:
-            instance = instance.with_policy(result.request_policy)
+        instance, remaining = instance.as_planned(result), result.problem
+        problem, simulator = instance.problem, instance.simulator(host, remaining)
     progress = RunProgress(problem.app, traces)
     with RunDisplay(progress, quiet=is_quiet()) as display, draining() as interruptible:
 

@@ -296,6 +296,7 @@ class Application:
         order: ``nodes`` in a topological order.
         upstreams: per node of ``nodes``, those of ``nodes`` it waits for, directly or through
             Python nodes.
+        sources: per node of all, Python nodes last, the nodes of all whose outputs it waits for.
         full_order: the indices of all nodes in a topological order.
         through_python: per node of ``nodes``, those of ``nodes`` that a Python node stands between,
             however far.
@@ -307,6 +308,7 @@ class Application:
     python: tuple[PythonNode, ...] = ()
     order: tuple[int, ...] = field(init=False)
     upstreams: tuple[frozenset[int], ...] = field(init=False)
+    sources: tuple[frozenset[int], ...] = field(init=False)
     full_order: tuple[int, ...] = field(init=False)
     through_python: tuple[frozenset[int], ...] = field(init=False)
     _index: dict[str, int] = field(init=False, repr=False)
@@ -344,6 +346,7 @@ class Application:
             passed[i] = frozenset().union(*beyond)
         object.__setattr__(self, "order", tuple(i for i in order if i < num))
         object.__setattr__(self, "upstreams", tuple(before[:num]))
+        object.__setattr__(self, "sources", tuple(direct))
         object.__setattr__(self, "full_order", order)
         object.__setattr__(self, "through_python", tuple(passed[:num]))
         object.__setattr__(self, "_index", {node.name: i for i, node in enumerate(self.nodes)})

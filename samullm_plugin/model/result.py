@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Plan
+from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.types import Floats
 
 
@@ -129,9 +131,13 @@ class PlanResult:
         notes: what the scheduler gave up or left out on the way.
         request_policy: the request policy that was chosen with the plan and that its figures
             assume; None: none was.
+        problem: what the plan is of: the problem that was given, or that with nodes that share
+            engines.
+        shared: by name, the nodes that share engines there, and were several in the problem given.
     """
 
     scheduler: str
+    problem: Problem
     plan: Plan
     makespan_s: Floats
     traces: tuple[PlanTrace, ...]
@@ -143,6 +149,7 @@ class PlanResult:
     explanation: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     request_policy: str | None = None
+    shared: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def mean_makespan_s(self) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from samullm_plugin.host.interfaces.length import LengthEstimator
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.cluster import Cluster
 from samullm_plugin.model.problem import Problem
+from samullm_plugin.model.result import PlanResult
 from samullm_plugin.planning.best_known import best_known, seen_lengths
 from samullm_plugin.planning.building import build_problem
 from samullm_plugin.planning.estimators import make_latency_model, make_length_estimator
@@ -26,6 +28,7 @@ from samullm_plugin.planning.policies import offered_policies, planned_policy
 from samullm_plugin.planning.this_machine import local_devices
 from samullm_plugin.rules.fusion import fuse_chains, fuse_groups
 from samullm_plugin.rules.repeats import with_repeats
+from samullm_plugin.rules.sharing import shared_problem
 from samullm_plugin.simulator import PlanSimulator
 
 
@@ -57,10 +60,13 @@ class Instance:
         chosen = self.planner.request_policy
         return None if chosen is None else chosen.type
 
-    def planning_options(self, options: Mapping[str, object] | None = None) -> PlanningOptions:
+    def planning_options(
+        self, host: PluginHost, options: Mapping[str, object] | None = None
+    ) -> PlanningOptions:
         """Return how the planner makes a plan of it.
 
         Args:
+            host: the plugins.
             options: the scheduler's; None: its defaults.
         """
         return PlanningOptions(
@@ -68,7 +74,17 @@ class Instance:
             seed=self.planner.seed,
             budget_s=self.planner.budget_s,
             policies=self.offered_policies,
+            simulator_of=partial(self.simulator, host),
         )
+
+    def as_planned(self, result: PlanResult) -> Instance:
+        """Return the instance that a plan is of: with the nodes and the policy it has chosen."""
+        made = self
+        if result.shared:
+            made = replace(made, problem=shared_problem(made.problem, result.shared))
+        if result.request_policy is not None:
+            made = made.with_policy(result.request_policy)
+        return made
 
     def with_policy(self, name: str | None) -> Instance:
         """Return the instance as if its planner had asked for this request policy, or for none."""

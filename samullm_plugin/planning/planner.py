@@ -6,14 +6,18 @@ same lengths and latencies for all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from time import monotonic, perf_counter
 
 import numpy as np
 
 from samullm_plugin.errors import PluginError, SamullmError
-from samullm_plugin.host.interfaces.scheduler import SchedulingContext, SchedulingReport
+from samullm_plugin.host.interfaces.scheduler import (
+    SchedulingContext,
+    SchedulingReport,
+    SharingChoice,
+)
 from samullm_plugin.host.isolation import FaultError, IsolatedWorker, digest, import_class
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.host.registration import Registration
@@ -22,6 +26,7 @@ from samullm_plugin.model.plan import Plan
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.result import PlanResult
 from samullm_plugin.planning.policies import policy_call
+from samullm_plugin.rules.sharing import shared_problem, sharing_choices
 from samullm_plugin.rules.verify import require_valid
 from samullm_plugin.simulator import PlanSimulator
 
@@ -45,6 +50,8 @@ class PlanningOptions:
             settings say.
         give_up_s: seconds after which a scheduler that has no plan is given up; None: never.
         policies: request policies that may be chosen with the plan, if the simulator has none.
+        simulator_of: makes simulators of problems in which nodes share engines, which a plan may be
+            of as well; None: it is of the problem that is given.
     """
 
     options: Mapping[str, object] = field(default_factory=dict)
@@ -55,6 +62,7 @@ class PlanningOptions:
     third_party_limit_s: float | None = None
     give_up_s: float | None = None
     policies: tuple[str, ...] = ()
+    simulator_of: Callable[[Problem], PlanSimulator] | None = None
 
 
 def make_plan(
@@ -81,18 +89,25 @@ def make_plan(
     """
     how = how or PlanningOptions()
     simulator = simulator or PlanSimulator(problem)
-    others = _with_policies(host, problem, how.policies, simulator)
+    worlds = [_World.of(host, simulator, how.policies)]
+    if how.simulator_of is not None:
+        for groups in sharing_choices(problem):
+            other = how.simulator_of(shared_problem(problem, groups))
+            worlds.append(_World.of(host, other, how.policies, groups))
     start = perf_counter()
-    plan, report = _schedule(host, problem, scheduler, how, simulator, depth=0, others=others)
+    plan, report = _schedule(host, worlds, scheduler, how, depth=0)
     planning_s = perf_counter() - start
+    world = next(w for w in worlds if w.groups == report.shared)
     policy = report.request_policy
-    traces = (simulator if policy is None else others[policy]).simulate(plan)
+    traces = (world.simulator if policy is None else world.with_policies[policy]).simulate(plan)
     return PlanResult(
         scheduler=scheduler,
+        problem=world.simulator.problem,
+        shared=world.groups,
         plan=plan,
         makespan_s=np.array([t.makespan_s for t in traces]),
         traces=traces,
-        lower_bound_s=simulator.lower_bounds_s(),
+        lower_bound_s=np.min([w.simulator.lower_bounds_s() for w in worlds], axis=0),
         status=report.status,
         structure_bound=report.bound,
         structure_objective_s=report.objective_s,
@@ -103,39 +118,91 @@ def make_plan(
     )
 
 
-def _with_policies(
-    host: PluginHost, problem: Problem, names: tuple[str, ...], simulator: PlanSimulator
-) -> Mapping[str, PlanSimulator]:
-    """Return simulators that honour request policies, which share what is known of engines."""
-    made = {n: host.create("request-policy", n) for n in names}
-    return {
-        n: PlanSimulator(
-            problem,
-            simulator.cache,
-            policy_call(problem.app, policy, problem.scenarios),
-            simulator.running,
-        )
-        for n, policy in made.items()
-    }
+@dataclass(frozen=True, slots=True)
+class _World:
+    """A problem that a plan may be of.
+
+    Attributes:
+        simulator: of the problem.
+        with_policies: by request policy, simulators that honour it and share what is known of
+            engines.
+        groups: nodes that are one here and several in the problem that was given.
+    """
+
+    simulator: PlanSimulator
+    with_policies: Mapping[str, PlanSimulator] = field(default_factory=dict)
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        host: PluginHost,
+        simulator: PlanSimulator,
+        policies: tuple[str, ...],
+        groups: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> _World:
+        """Return the world of a simulator, with the policies that may be chosen."""
+        problem, made = simulator.problem, {n: host.create("request-policy", n) for n in policies}
+        others = {
+            n: PlanSimulator(
+                problem,
+                simulator.cache,
+                policy_call(problem.app, policy, problem.scenarios),
+                simulator.running,
+            )
+            for n, policy in made.items()
+        }
+        return cls(simulator, others, groups or {})
 
 
 def _schedule(
-    host: PluginHost,
-    problem: Problem,
-    name: str,
-    how: PlanningOptions,
-    simulator: PlanSimulator,
-    depth: int,
-    others: Mapping[str, PlanSimulator] | None = None,
+    host: PluginHost, worlds: Sequence[_World], name: str, how: PlanningOptions, depth: int
 ) -> tuple[Plan, SchedulingReport]:
-    """Return a verified plan and what its scheduler says about it."""
+    """Return a verified plan and what its scheduler says about it.
+
+    Args:
+        host: the plugins.
+        worlds: the problem, and others that a shipped scheduler may choose instead.
+        name: of the scheduler.
+        how: options.
+        depth: how many schedulers wait for it.
+    """
     registration = host.resolve("scheduler", name)
     origin = registration.provenance
+    problem = worlds[0].simulator.problem
     if not origin.shipped:
         limit_s = how.third_party_limit_s or read_settings().third_party_limit_s
         plan, report = _schedule_isolated(registration, problem, how, limit_s)
         require_valid(problem, plan, f"scheduler {origin.qualified_name}")
         return plan, report
+    instance = host.create("scheduler", name, dict(how.options))
+    context = _context(host, worlds[0], name, how, depth)
+    alone = replace(how, incumbent=None)  # what there is, is a plan of the problem itself
+    context.sharing = tuple(
+        SharingChoice(w.groups, _context(host, w, name, alone, depth)) for w in worlds[1:]
+    )
+    try:
+        plan = instance.schedule(problem, context)
+    except SamullmError:
+        raise
+    except Exception as error:  # plugin code
+        text = f"{type(error).__name__}: {error}"
+        raise PluginError(f"scheduler {origin.qualified_name} raised {text}") from error
+    if not isinstance(plan, Plan):
+        kind = type(plan).__name__
+        raise PluginError(f"scheduler {origin.qualified_name} returned a {kind}, not a Plan")
+    shared = context.report.shared
+    chosen = next((w.simulator.problem for w in worlds if w.groups == shared), problem)
+    require_valid(chosen, plan, f"scheduler {origin.qualified_name}")
+    return plan, context.report
+
+
+def _context(
+    host: PluginHost, world: _World, name: str, how: PlanningOptions, depth: int
+) -> SchedulingContext:
+    """Return what a scheduler may use."""
+    simulator = world.simulator
+    problem = simulator.problem
 
     def schedule_with(
         other: str,
@@ -154,14 +221,13 @@ def _schedule(
             budget_s=how.budget_s if budget_s is None else budget_s,
             give_up_s=give_up_s,
         )
-        if scenarios is None or scenarios >= len(problem.scenarios):
-            return _schedule(host, problem, other, nested, simulator, depth + 1)[0]
-        part = simulator.with_first_scenarios(scenarios)
-        return _schedule(host, part.problem, other, nested, part, depth + 1)[0]
+        part = simulator
+        if scenarios is not None and scenarios < len(problem.scenarios):
+            part = simulator.with_first_scenarios(scenarios)
+        return _schedule(host, [_World(part)], other, nested, depth + 1)[0]
 
-    instance = host.create("scheduler", name, dict(how.options))
     now_s = monotonic()
-    context = SchedulingContext(
+    return SchedulingContext(
         simulator,
         np.random.default_rng(how.seed),
         deadline_s=float("inf") if how.budget_s is None else now_s + how.budget_s,
@@ -169,20 +235,8 @@ def _schedule(
         incumbent=how.incumbent,
         schedule_with=schedule_with,
         progress=how.progress,
-        with_policies=others or {},
+        with_policies=world.with_policies,
     )
-    try:
-        plan = instance.schedule(problem, context)
-    except SamullmError:
-        raise
-    except Exception as error:  # plugin code
-        text = f"{type(error).__name__}: {error}"
-        raise PluginError(f"scheduler {origin.qualified_name} raised {text}") from error
-    if not isinstance(plan, Plan):
-        kind = type(plan).__name__
-        raise PluginError(f"scheduler {origin.qualified_name} returned a {kind}, not a Plan")
-    require_valid(problem, plan, f"scheduler {origin.qualified_name}")
-    return plan, context.report
 
 
 def _schedule_isolated(

@@ -94,14 +94,14 @@ class Difference:
     second_device_s: float
 
 
-def differences(problem: Problem, first: PlanResult, second: PlanResult) -> list[Difference]:
+def differences(first: PlanResult, second: PlanResult) -> list[Difference]:
     """Return the nodes that two plans run differently, by what that costs in device seconds."""
     found = []
-    for node in problem.app.nodes:
-        a, b = _engines(first.traces[0], node.name), _engines(second.traces[0], node.name)
+    for name in dict.fromkeys(n.name for r in (first, second) for n in r.problem.app.nodes):
+        a, b = _engines(first.traces[0], name), _engines(second.traces[0], name)
         if a != b:
-            held = [_device_s(r.traces[0], node.name) for r in (first, second)]
-            found.append(Difference(node.name, a, b, held[0], held[1]))
+            held = [_device_s(r.traces[0], name) for r in (first, second)]
+            found.append(Difference(name, a, b, held[0], held[1]))
     return sorted(found, key=lambda d: -abs(d.second_device_s - d.first_device_s))
 
 
@@ -124,7 +124,7 @@ def fusion_lines(app: Application) -> list[str]:
             names = [p.name for p in node.fused]
             last = f"{', '.join(names[:-1])} and {names[-1]}"
             shown = last if len(names) <= 6 else f"{names[0]} to {names[-1]}, {len(names)} nodes"
-            found.append(f"{node.name}: {shown}, one after the other on the same engines")
+            found.append(f"{node.name}: {shown}, on the same engines")
     return found
 
 

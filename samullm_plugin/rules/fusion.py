@@ -57,14 +57,14 @@ def fuse_chains(app: Application, num_devices: int) -> Fused:
         app: the application.
         num_devices: of the cluster.
     """
-    groups: dict[int, _Group] = {}
+    groups: dict[int, NodeGroup] = {}
     group_of = [0] * len(app.nodes)
     for i in app.order:
         before = {group_of[u] for u in app.upstreams[i]}
         head = _join(app, i, groups, before, num_devices)
         if head is None:
             head = i
-            groups[i] = _Group(set().union(before, *(groups[g].upstream for g in before)))
+            groups[i] = NodeGroup(set().union(before, *(groups[g].upstream for g in before)))
             groups[i].add(app, i)
         group_of[i] = head
     return _fuse(app, {g: groups[g].members for g in groups}, {})
@@ -75,12 +75,12 @@ def fuse_groups(app: Application, groups: Mapping[str, Sequence[str]]) -> Fused:
 
     Args:
         app: the application.
-        groups: by the name of each fused node, its nodes.
+        groups: by the name of each fused node, its nodes; their requests are in this order, as far
+            as none comes before one that it waits for.
 
     Raises:
         InputError: if one is not there, they have different models, or a cycle comes of it.
     """
-    place = {i: k for k, i in enumerate(app.order)}
     members = {i: [i] for i in range(len(app.nodes))}
     names: dict[int, str] = {}
     taken: set[str] = set()
@@ -89,13 +89,23 @@ def fuse_groups(app: Application, groups: Mapping[str, Sequence[str]]) -> Fused:
         taken |= {*parts}
         if not parts or not once:
             raise InputError(f"fused node {name}: it has no nodes, or one that is fused already")
-        mine = sorted((app.index(p) for p in parts), key=place.__getitem__)
+        mine = _in_order(app, [app.index(p) for p in parts])
         if any(app.nodes[i].model != app.nodes[mine[0]].model for i in mine):
             raise InputError(f"{', '.join(parts)} have different models and cannot be one node")
         for i in mine:
             del members[i]
         members[mine[0]], names[mine[0]] = mine, name
     return _fuse(app, members, names)
+
+
+def _in_order(app: Application, nodes: Sequence[int]) -> list[int]:
+    """Return nodes as they are given, but each behind those among them that it waits for."""
+    left, found = list(nodes), []
+    while left:
+        able = (i for i in left if app.upstreams[i].isdisjoint(left))
+        found.append(next(able))
+        left.remove(found[-1])
+    return found
 
 
 def _fuse(
@@ -123,7 +133,7 @@ def _fuse(
 
 
 @dataclass(slots=True)
-class _Group:
+class NodeGroup:
     """Nodes that become one.
 
     Attributes:
@@ -149,16 +159,20 @@ class _Group:
         requests = (table.input_request[inside] + starts).tolist()
         self.chains.grow(len(table), zip(rows, requests, strict=True))
 
-    def with_node(self, app: Application, i: int) -> _Group:
+    def is_even(self, num_devices: int) -> bool:
+        """Return whether replicas can share the requests evenly, though some hang together."""
+        return num_devices == 1 or 2 * num_devices * self.chains.most_beside <= len(self.chains)
+
+    def with_node(self, app: Application, i: int) -> NodeGroup:
         """Return the group with another node."""
         copies = self.members.copy(), self.start.copy(), self.chains.copy()
-        other = _Group(self.upstream, *copies)
+        other = NodeGroup(self.upstream, *copies)
         other.add(app, i)
         return other
 
 
 def _join(
-    app: Application, i: int, groups: dict[int, _Group], before: set[int], num_devices: int
+    app: Application, i: int, groups: dict[int, NodeGroup], before: set[int], num_devices: int
 ) -> int | None:
     """Let node ``i`` join one of the groups before it, if it can; return its head, or None."""
     for head in sorted(before):
@@ -169,8 +183,7 @@ def _join(
         if app.through_python[i] & set(groups[head].members):
             continue  # it would wait for a Python node that waits for it
         group = groups[head].with_node(app, i)
-        even = 2 * num_devices * group.chains.most_beside <= len(group.chains)
-        if even or num_devices == 1:
+        if group.is_even(num_devices):
             groups[head] = group
             return head
     return None

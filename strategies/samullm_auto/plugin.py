@@ -14,7 +14,7 @@ from samullm_auto.budget import Budget
 from samullm_auto.explain import explain
 from samullm_auto.neighbourhood import compile_ahead
 from samullm_auto.risk import Risk, RiskMeasure
-from samullm_auto.search import Candidate, Search
+from samullm_auto.search import CLOSE_ENOUGH, Candidate, Search
 from samullm_auto.selection import (
     CONTENDERS,
     NEAR_COARSE,
@@ -63,6 +63,10 @@ own, and at least so many seconds."""
 
 POLICY_GAIN = 0.01
 """Share of the makespan that a request policy must save to be chosen."""
+
+SHARING_GAIN, HOPELESS = 0.005, 0.05
+"""Share of the makespan that sharing engines must save to be chosen; and by which the first plans
+may be longer than what they have to beat for the search to go on."""
 
 CONFIRMED_REQUESTS = 200_000
 """Requests up to which the last candidates are simulated whole in all scenarios searched on."""
@@ -114,16 +118,60 @@ class AutoScheduler(StageScheduler):
         options = self.config
         assert isinstance(options, AutoOptions)
         compile_ahead()
+        risk = Risk(options.risk, options.level)
+        found = self._search(context, risk)
+        assert found is not None
+        best, report, notes = found, context.report, []
+        for choice in context.sharing:
+            names = "; ".join(" with ".join(nodes) for nodes in choice.groups.values())
+            least_s = best.value_s * (1 - SHARING_GAIN)
+            if risk.of(choice.context.simulator.lower_bounds_s()) > least_s:
+                notes.append(f"engines shared by {names}: cannot be shorter")
+                continue
+            try:
+                found = self._search(choice.context, risk, best.value_s)
+            except SamullmError as error:
+                notes.append(f"engines shared by {names}: {error}")
+                continue
+            takes = "no shorter" if found is None else f"{found.value_s:.1f} s"
+            notes.append(f"engines shared by {names}: {takes}, {best.value_s:.1f} s before")
+            if found is not None and found.value_s < least_s:
+                best, report = found, choice.context.report
+                report.shared = choice.groups
+        for choice in context.sharing:
+            bounds = choice.context.simulator.lower_bounds_s()
+            if best.value_s > risk.of(bounds) * (1 + CLOSE_ENOUGH):
+                report.status = PlanStatus.HEURISTIC  # as far as is known of the others
+        report.notes += notes
+        context.report = report
+        return best.plan
+
+    def _search(
+        self, context: SchedulingContext, risk: Risk, limit_s: float = float("inf")
+    ) -> Candidate | None:
+        """Return the best plan of a context's problem, and fill in its report.
+
+        Args:
+            context: the host.
+            risk: what to make small.
+            limit_s: what the plan has to beat.
+
+        Returns:
+            None if the first plans are so far from the limit that searching is given up.
+        """
+        options, problem = self.config, context.simulator.problem
+        assert isinstance(options, AutoOptions)
         simulator = context.simulator.coarse()
         bounds = context.simulator.lower_bounds_s()
         budget = _budget(options, context, float(bounds[0]))
-        risk = Risk(options.risk, options.level)
         search = Search(simulator, context, risk, budget, bounds)
         search.begin()
         self._offer_starts(search, context, options.exact_up_to)
+        assert search.best is not None
+        if search.best.value_s > limit_s * (1 + HOPELESS):
+            return None
         if not search.done:
             search.improve()
-        assert search.best is not None
         notes = search.log.notes
         rest = range(search.num_scenarios, len(problem.scenarios))
         best = select_on_holdout(search.candidates, simulator, rest, risk)
@@ -145,7 +193,10 @@ class AutoScheduler(StageScheduler):
         context.report.objective_s = best.value_s
         if search.optimal and best is search.best and not rest:
             context.report.status = PlanStatus.OPTIMAL
-        return best.plan
+        if context.sharing or limit_s < float("inf"):  # alike in all that are compared
+            made = [judge.simulate_scenario(best.plan, s) for s in range(len(problem.scenarios))]
+            best = replace(best, value_s=risk.of(np.array([t.makespan_s for t in made])))
+        return best
 
     def _with_policy(
         self, best: Candidate, search: Search, context: SchedulingContext, risk: Risk

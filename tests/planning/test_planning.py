@@ -129,9 +129,9 @@ def test_stage_lines_and_differences(host):
     lines = stage_lines(first.plan, first.traces[0], problem().cluster)
     assert {line.node for line in lines} == {"a", "b"}
     assert lines[0].start_s == 0.0
-    found = differences(problem(), first, second)
+    found = differences(first, second)
     assert {d.node for d in found} == {"a", "b"}
-    assert differences(problem(), first, first) == []
+    assert differences(first, first) == []
     held = sum(
         (s.end_s - s.start_s) * len(s.devices) for s in first.traces[0].segments if s.node == "a"
     )

@@ -29,6 +29,8 @@ class SchedulingReport:
         notes: what was given up or left out on the way, for people.
         request_policy: one of the context's policies, with which the plan is to be carried out;
             None: requests run as they come.
+        shared: groups of one of the context's sharing choices, whose problem the plan is of; empty:
+            it is of the problem itself.
     """
 
     status: PlanStatus = PlanStatus.HEURISTIC
@@ -37,6 +39,7 @@ class SchedulingReport:
     explanation: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     request_policy: str | None = None
+    shared: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class ScheduleWith(Protocol):
@@ -83,6 +86,8 @@ class SchedulingContext:
         report: filled in by the scheduler.
         with_policies: by the name of a request policy that may be chosen with the plan, a simulator
             of this problem that honours it.
+        sharing: ways to serve nodes of one checkpoint by the same engines at the same moment; a
+            plan of such a problem may be returned instead, with ``report.shared`` set.
     """
 
     simulator: PlanSimulator
@@ -94,6 +99,7 @@ class SchedulingContext:
     progress: Callable[[float | None, float | None], None] | None = None
     report: SchedulingReport = field(default_factory=SchedulingReport)
     with_policies: Mapping[str, PlanSimulator] = field(default_factory=dict)
+    sharing: tuple[SharingChoice, ...] = ()
 
     @property
     def remaining_s(self) -> float:
@@ -111,6 +117,19 @@ class SchedulingContext:
     def report_bound(self, value_s: float, structure: str) -> None:
         """State a proven lower bound and for which plans and durations it holds."""
         self.report.bound = Bound(value_s, structure)
+
+
+@dataclass(slots=True)
+class SharingChoice:
+    """The same application, in which some nodes are one.
+
+    Attributes:
+        groups: by the name of each, the nodes that it is made of.
+        context: what a scheduler may use to plan that; its simulator has the problem.
+    """
+
+    groups: Mapping[str, tuple[str, ...]]
+    context: SchedulingContext
 
 
 class StageScheduler(Plugin, ABC):
