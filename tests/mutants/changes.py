@@ -428,8 +428,8 @@ CHANGES = (
     Change(
         _REQUESTS,
         "tokens generated before a move are not counted",
-        "            before + output.num_tokens,\n            prompt_tokens,",
-        "            output.num_tokens,\n            prompt_tokens,",
+        "num_tokens, text, numbers = before + output.num_tokens,",
+        "num_tokens, text, numbers = output.num_tokens,",
         ("tests/run/test_rejected.py",),
     ),
     Change(
