@@ -30,7 +30,7 @@ from samullm_vllm.devices import (
     lock_names,
     visible_devices,
 )
-from samullm_vllm.engine import engine_args
+from samullm_vllm.engine import engine_args, usable_kv_tokens
 from samullm_vllm.executor import ProcessExecutor
 from samullm_vllm.fork_launching import make_launcher, make_other_launcher
 from samullm_vllm.launching import Launcher
@@ -236,13 +236,14 @@ class VllmExecutor(ProcessExecutor):
             # vLLM's CPU kernels compute a request without adapter, if others of its batch have one,
             # with the last slot: that one must stay empty.
             given["max_loras"] = int(given.get("max_loras", 1)) + 1
+        usable = usable_kv_tokens(spec, block_size)
         return Start(
             spec.key,
             model.path or model.name,
             engine_args(
                 model.path or model.name,
                 given,
-                kv_tokens=self._kv_tokens(spec, block_size),
+                kv_tokens=usable if self._platform == "cpu" else spec.kv_cache_tokens,
                 platform=self._platform,
             ),
             num_ranks=len(spec.devices) if self._running.rank_processes else 1,
@@ -250,20 +251,6 @@ class VllmExecutor(ProcessExecutor):
             ahead=ahead,
             beat_s=self.options.heartbeat_s,
         )
-
-    def _kv_tokens(self, spec: EngineSpec, block_size: int) -> int:
-        """Return the capacity to give an engine: on cores no more than it can ever use.
-
-        There a cache is filled with zeros when it is made, and its memory given back page by page
-        when the engine ends: 8 GiB for a small model took 20 s of a start and 5 s of a stop, on two
-        cores at once. Without prefix caching no engine holds more than its longest sequences.
-        """
-        options, hybrid = spec.model.engine, spec.costs is not None and spec.costs.kv_cache_groups
-        given = options.given("speculative_config") is not None or options.enable_prefix_caching
-        if self._platform != "cpu" or given or hybrid:
-            return spec.kv_cache_tokens
-        blocks = -(-spec.model.max_model_len // block_size) + 1
-        return min(spec.kv_cache_tokens, options.max_num_seqs * blocks * block_size)
 
     def prefetch(self, model: ModelSpec) -> None:
         """Read the weights' files into the page cache, in the background."""
