@@ -79,19 +79,30 @@ class LineBlock(Block):
         numbers: Sequence[int],
         named: Callable[[Fields], Fields],
         lines: Sequence[bytes],
+        more: Fields | None = None,
     ) -> None:
-        """Keep lines, each of which is an object."""
+        """Keep lines, each of which is an object.
+
+        Args:
+            name: of the file.
+            numbers: of the lines in it, from 1.
+            named: makes of a row as it was read the fields of a request.
+            lines: the rows.
+            more: fields that all of them have besides, if they are not their own.
+        """
         super().__init__(name, numbers, named)
-        self._lines = lines
+        self._lines, self._more = lines, more
 
     def rows(self) -> Iterator[Fields]:
         """Yield all rows as they were read."""
-        return map(parse_json, self._lines)
+        return (self._whole(parse_json(line)) for line in self._lines)
 
     def row(self, at: int) -> Fields:
         """Return one row as it was read."""
-        found: Fields = parse_json(self._lines[at])
-        return found
+        return self._whole(parse_json(self._lines[at]))
+
+    def _whole(self, own: Fields) -> Fields:
+        return {**self._more, **own} if self._more else own
 
     def _keep(self, places: Sequence[int]) -> None:
         self._lines = [self._lines[at] for at in places]

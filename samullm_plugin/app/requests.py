@@ -222,15 +222,15 @@ def _blocks(
         batches = rowtables.dataset_batches(table.dataset, table.split, base, where)
         yield from _table_blocks(batches, names)
     else:
-        for path, kind in rowtables.shards(base / table.name, table.format, where):
+        folder = base / table.name
+        for path, kind in rowtables.shards(folder, table.format, where):
+            parts = {} if path == folder else rowtables.partition_of(path, folder)
             if kind == "jsonl":
-                yield from _line_blocks(str(path), read_rows(path, "requests"), names)
+                rows = read_rows(path, "requests")
+                yield from _line_blocks(str(path), rows, names, more=parts)
             else:
                 ids = [name for name in (table.id or "id",) if name]
-                pieces = rowtables.file_batches(path, kind, ids)
-                if path != base / table.name:
-                    parts = rowtables.partition_of(path, base / table.name)
-                    pieces = rowtables.with_fields(pieces, parts)
+                pieces = rowtables.with_fields(rowtables.file_batches(path, kind, ids), parts)
                 yield from _table_blocks(pieces, names)
 
 
@@ -243,23 +243,27 @@ def _table_blocks(batches: rowtables.Pieces, names: _Names) -> Iterator[_Read]:
 
 
 def _line_blocks(
-    name: str, given: Iterable[FileRow], names: _Names, kind: type[LineBlock] = LineBlock
+    name: str,
+    given: Iterable[FileRow],
+    names: _Names,
+    kind: type[LineBlock] = LineBlock,
+    more: Fields | None = None,
 ) -> Iterator[_Read]:
     numbers, lines, rows, size = array("q"), list[bytes](), list[Fields](), 0
     for row in given:
         full = len(rows) == rowtables.CHUNK_ROWS or size > rowtables.CHUNK_BYTES
         if rows and (full or row.error is not None):
-            yield kind(name, numbers, names.fields, lines), rows, None
+            yield kind(name, numbers, names.fields, lines, more), rows, None
             numbers, lines, rows, size = array("q"), [], [], 0
         if row.error is not None:
             yield kind(name, (row.number,), names.fields, (b"{}",)), ({},), row.error
             continue
         numbers.append(row.number)
         lines.append(row.line)
-        rows.append(row.value)
+        rows.append({**more, **row.value} if more else row.value)
         size += len(row.line)
     if rows:
-        yield kind(name, numbers, names.fields, lines), rows, None
+        yield kind(name, numbers, names.fields, lines, more), rows, None
 
 
 class _Names:

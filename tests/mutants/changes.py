@@ -82,9 +82,16 @@ CHANGES = (
     ),
     Change(
         _SCHEDULE,
-        "a chunk exceeds the token budget by one",
-        "n, s.max_num_batched_tokens - tokens\n",
-        "n, s.max_num_batched_tokens - tokens + 1\n",
+        "a running sequence's chunk exceeds the token budget by one",
+        "n = min(n, budget)\n        have = ",
+        "n = min(n, budget + 1)\n        have = ",
+        ENGINE,
+    ),
+    Change(
+        _SCHEDULE,
+        "a new sequence's chunk exceeds the token budget by one",
+        "n = min(n, budget)\n        pop_waiting",
+        "n = min(n, budget + 1)\n        pop_waiting",
         ENGINE,
     ),
     Change(
