@@ -9,6 +9,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import suppress
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from samullm_plugin.app import rowtables
@@ -48,6 +51,15 @@ class Block(ABC):
     def where(self, at: int) -> str:
         """Return file and number of a row, for messages."""
         return f"{self._name} {self.unit} {self._numbers[at]}"
+
+    @cached_property
+    def names(self) -> AbstractSet[str]:
+        """Return the names of all fields that some row has."""
+        found: set[str] = set()
+        for row in self.rows():
+            with suppress(ValueError):  # it is no request
+                found.update(self.named(row))
+        return found
 
     def keep(self, places: Sequence[int]) -> None:
         """Forget all rows but some; their places are those in this list from then on."""
@@ -138,7 +150,7 @@ class TableBlock(Block):
         import pyarrow as pa
 
         batch = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
-        return TableBlock(self._name, self._numbers, _as_it_is, batch)
+        return TableBlock(self._name, self._numbers, as_it_is, batch)
 
     def rows(self) -> Iterator[Fields]:
         """Yield all rows as they were read.
@@ -174,7 +186,8 @@ def _taken(column: pa.Array, places: pa.Array) -> pa.Array:
         return pa.array(values, column.type)
 
 
-def _as_it_is(row: Fields) -> Fields:
+def as_it_is(row: Fields) -> Fields:
+    """Return the fields of a row that has the names of a request's fields already."""
     return row
 
 
@@ -199,6 +212,13 @@ Row = KeptRow | Fields
 def fields_of(row: Row) -> Fields:
     """Return the fields of a row."""
     return row.block.named(row.block.row(row.at)) if isinstance(row, KeptRow) else row
+
+
+def has_field(row: Row, name: str) -> bool:
+    """Return whether a row has a field; where no row of its block has it, none is read."""
+    if isinstance(row, KeptRow):
+        return name in row.block.names and name in fields_of(row)
+    return name in row
 
 
 def each_fields(rows: Iterable[Row]) -> Iterator[Fields]:

@@ -18,6 +18,7 @@ from samullm_plugin.app.keptrows import (
     Row,
     RowBlock,
     TableBlock,
+    as_it_is,
     fields_of,
 )
 from samullm_plugin.app.requestlines import (
@@ -123,6 +124,14 @@ def read_requests(
         rows = list(block.rows()) if read is None else read
         numbers: Sequence[int] = range(done + 1, done + len(rows) + 1)
         done += len(rows)
+        own = names.plain_ids(rows, numbers) if most is None and wrong is None else None
+        if own is not None and ids.add_all(own):
+            for at, row in enumerate(rows):
+                if not seen.issuperset(row):
+                    notes += _misspelt(block.where(at), row, seen)
+            block.named = as_it_is
+            lines += [Line(block, at, n, n, PLAIN) for at, n in zip(PLACES, own, strict=False)]
+            continue
         if table.where and wrong is None:
             places = [at for at, row in enumerate(rows) if names.wanted(row)]
             if len(places) < len(rows):
@@ -326,6 +335,15 @@ class _Names:
         if not all(rowtables.is_text(c.type) and c.null_count == 0 for c in known):
             return None
         return block.renamed(found)
+
+    def plain_ids(self, rows: Sequence[Fields], numbers: Sequence[int]) -> list[str] | None:
+        """Return the ids of rows under their own names if all are as :meth:`plain` says."""
+        if self._named or self._where or not UNUSUAL.isdisjoint(set[str]().union(*rows)):
+            return None
+        if not all(type(row.get("prompt", "")) is str for row in rows):
+            return None
+        own = [row.get("id", f"line-{number}") for row, number in zip(rows, numbers, strict=True)]
+        return own if all(type(name) is str and name for name in own) else None
 
     def _renamed(self, row: Fields) -> Fields:
         fields = row
