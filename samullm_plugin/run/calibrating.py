@@ -73,11 +73,11 @@ class Calibrator:
             }
             if add_calibration(setting, new, about):
                 count += len(seconds)
-        for (node, key), seconds in self._starts.items():
+        for (node, key), took_s in self._starts.items():
             load = self.problem.costs[node][key].load
             before = {ASSUMED: 1.0, SCALED: start_factor(key.gpu)}.get(load.source)
             if before is not None and load.warm_s > 0:
-                add_start_factors(key.gpu, [before * s / load.warm_s for s in seconds])
+                add_start_factors(key.gpu, [before * s / load.warm_s for s in took_s])
         for i, used in enumerate(self.problem.app.nodes):
             if rows := self._lengths(i, ledger):
                 add_lengths(used.model, rows)
