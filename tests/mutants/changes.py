@@ -266,8 +266,8 @@ CHANGES = (
     Change(
         "samullm_plugin/rules/repeats.py",
         "who waits does not wait for repeated requests",
-        "    also = behind > 0",
-        "    also = behind > len(table) ** 9",
+        "    also = times > 1",
+        "    also = times > len(table) ** 9",
         REPEATS,
     ),
     Change(
