@@ -41,7 +41,7 @@ RANKS = 256
 BENDS = (1, 2, 4, 8, 16, 32, 64)
 """Sizes of batches, each up to which lines join neighbouring ones; one line follows."""
 
-SLOPES, MIXED = 8, 1 / 16
+SLOPES, MIXED = 20, 1 / 16
 """Slopes of prompt tokens that are tried; the least of them, as a share of the steepest."""
 
 LASTS = 4
