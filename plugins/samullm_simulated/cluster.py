@@ -9,8 +9,7 @@ never changes what happened earlier.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,17 +17,24 @@ import numpy as np
 from samullm_plugin import (
     EngineRequest,
     EngineSpec,
+    ModelSpec,
     ParallelConfig,
     Problem,
     RequestOutput,
     RunError,
 )
 from samullm_plugin.engine import EngineCache
-from samullm_plugin.model.types import Floats
+from samullm_plugin.model.types import Bools, Floats, Ints
 from samullm_plugin.rules.page_cache import PageCaches
 from samullm_plugin.simulator.python_rows import python_finish_s
 from samullm_plugin.simulator.requests import NodeInputs
-from samullm_simulated.engine import SimulatedEngine, Submission, requests_of
+from samullm_simulated.engine import (
+    Foreseen,
+    SimulatedEngine,
+    Submission,
+    Submissions,
+    nothing_foreseen,
+)
 
 
 class SimulatedCluster:
@@ -40,13 +46,16 @@ class SimulatedCluster:
         finish_s: per node when each request finished or will, inf if that is not foreseen.
     """
 
-    def __init__(self, truth: Problem) -> None:
+    def __init__(
+        self, truth: Problem, window: Callable[[ModelSpec], int | None] = lambda _: None
+    ) -> None:
         """Begin with nothing running.
 
         Args:
             truth: its first length scenario is what happens.
+            window: how many requests an engine of a model is given at a time.
         """
-        self.truth = truth
+        self.truth, self._window = truth, window
         self.clock_s = 0.0
         self.engines: dict[str, SimulatedEngine] = {}
         self._prepared: dict[str, float] = {}
@@ -122,7 +131,9 @@ class SimulatedCluster:
         )
         since_s = self._prepared.pop(spec.key, None)
         ready_s = self._caches.ready_s(spec.node, costs, spec.devices, self.clock_s, since_s)
-        engine = SimulatedEngine(spec, config, costs, self.clock_s, ready_s)
+        first_come = spec.scheduling_policy == "fcfs"
+        window = self._window(spec.model) if first_come else None
+        engine = SimulatedEngine(spec, config, costs, self.clock_s, ready_s, window)
         if config.enable_prefix_caching:
             table = self._nodes[spec.node].requests
             engine.use_prefixes(table.prefix_id, table.prefix_tokens)
@@ -172,16 +183,18 @@ class SimulatedCluster:
             priority=request.priority,
         )
         chain = (node, int(self._inputs[node].chain[r]))
-        if chain not in self._chain_at:
+        if not self._inputs[node].has_chain:
+            self._turn[node] += 1
+        elif chain not in self._chain_at:
             self._chain_at[chain] = engine.spec.key
             self._turn[node] += 1
-        foreseen = engine.foreseen.pop(r, None)
+        foreseen = engine.foreseen.take(r)
         if foreseen is not None and self._as_foreseen(engine, came, foreseen):
-            engine.submitted[r] = foreseen
+            engine.add(foreseen)
             return
-        engine.submitted[r] = came
+        engine.add(came)
         for other in self._of_node(node):
-            other.foreseen.pop(r, None)
+            other.foreseen.take(r)
         self._stale.add(node)
 
     def _as_foreseen(self, engine: SimulatedEngine, came: Submission, foreseen: Submission) -> bool:
@@ -190,9 +203,12 @@ class SimulatedCluster:
             available = self._available[node]
             there_s = 0.0 if available is None else float(available[r])
             after_s = max(float(self.finish_s[node][q]) for q in foreseen.after)
-            if self.clock_s != max(after_s, there_s):
+            due_s = max(after_s, there_s)
+            if self.clock_s != due_s and (engine.window is None or self.clock_s < due_s):
                 return False
             came = replace(came, arrival_s=foreseen.arrival_s, after=foreseen.after)
+        elif engine.window is not None and came.arrival_s > foreseen.arrival_s:
+            came = replace(came, arrival_s=foreseen.arrival_s)  # it waited outside
         return came == foreseen
 
     def note_finished(
@@ -241,102 +257,130 @@ class SimulatedCluster:
         for engine in engines:
             engine.simulate(self._cache)
             engine.skip_finished(self._reported_until(engine))
-            for r, at_s in engine.finish_times():
-                if np.isinf(self._done_s[i][r]):
-                    finish[r] = at_s
+            requests, at_s = engine.finish_times()
+            open_ = np.isinf(self._done_s[i][requests])
+            finish[requests[open_]] = at_s[open_]
         if not self._taken[i].all():
             finish = self._inputs[i].settled_s(self._taken[i], available, finish)
         self.finish_s[i] = finish
         for engine in engines:
-            engine.foreseen_at = deque(
-                sorted(
-                    (self._expected_s(engine, s, finish), s.request)
-                    for s in engine.foreseen.values()
-                )
-            )
+            engine.foreseen.expect(self._due_s(engine, finish))
+
+    def _due_s(self, engine: SimulatedEngine, finish: Floats) -> Floats:
+        """Return when what an engine is expected to be given comes."""
+        expected = engine.foreseen.submissions
+        due_s = engine.ready_s + expected.column("arrival_s")
+        for k, r in enumerate(expected.column("request").tolist() if expected.after else ()):
+            if after := expected.after.get(r):
+                due_s[k] = max(due_s[k], *(finish[q] for q in after))
+        return np.asarray(due_s)
 
     def _reported_until(self, engine: SimulatedEngine) -> float:
         """Return the clock once the coordinator has heard of the engine and of all before."""
         return self.clock_s if engine.reported_ready else -1.0
 
-    def _expected_s(self, engine: SimulatedEngine, s: Submission, finish: Floats) -> float:
-        after = [float(finish[q]) for q in s.after]
-        return max([engine.ready_s + s.arrival_s, *after])
-
     def _foresee(
         self, i: int, engines: list[SimulatedEngine], available: Floats | None, finish: Floats
     ) -> None:
         """Expect every request at the replica whose turn it will be, once its inputs are there."""
+        dealt = [e.foreseen.requests() for e in engines]
         for engine in engines:
-            engine.foreseen.clear()
+            engine.foreseen = nothing_foreseen()
         if any(e.spec.scheduling_policy == "priority" for e in engines):
             return  # who comes first is the coordinator's secret
-        ready_s = engines[0].ready_s
+        ready_s, inputs = engines[0].ready_s, self._inputs[i]
         there = np.zeros(len(finish)) if available is None else available
-        own, inputs = self._own[i], self._inputs[i]
-        given = requests_of(engines)
         open_ = self._taken[i] & np.isinf(self._done_s[i]) & np.isfinite(there)
-        candidates = np.flatnonzero(open_)
+        for engine in engines:
+            open_[engine.submitted.column("request")] = False
         arrival = np.maximum(there - ready_s, 0.0)
-        order = candidates[np.argsort(arrival[candidates], kind="stable")].tolist()
-        turn = self._turn[i]
-        place: dict[int, SimulatedEngine] = {}
-        reachable = set(given)
-        by_key = {e.spec.key: e for e in engines}
-        dealt: dict[int, SimulatedEngine] = {}
-        for r in order:
-            waits = [q for q in own.get(r, ()) if np.isinf(finish[q])]
-            if r in given or waits:
-                continue
-            if there[r] <= self.clock_s and engines[0].reported_ready:
-                continue  # it could have come already
-            chain = int(inputs.chain[r])
-            at = self._chain_at.get((i, chain))
-            known = by_key[at] if at in by_key else dealt.get(chain)
-            engine = known or engines[turn % len(engines)]
-            turn += known is None
-            dealt[chain] = engine
-            place[r] = engine
-            reachable.add(r)
+        waiting = np.zeros(len(finish), bool)
+        waiting[inputs.own_row[np.isinf(finish[inputs.own_request])]] = True
+        place = np.full(len(finish), -1)
+        come = np.zeros(len(finish), bool)
+        if engines[0].reported_ready:  # they could have come, but for those that wait outside
+            come = (there <= self.clock_s) & ~waiting
+            for k, (engine, mine) in enumerate(zip(engines, dealt, strict=True)):
+                if not engine.has_room:
+                    place[mine[come[mine] & open_[mine]]] = k
+        candidates = np.flatnonzero(open_)
+        order = candidates[np.argsort(arrival[candidates], kind="stable")]
         if inputs.has_chain:
-            self._foresee_chains(i, order, finish, place, reachable, by_key, dealt)
-        for r, engine in place.items():
-            engine.foreseen[r] = self._foreseen(i, r, float(arrival[r]), finish)
+            self._foresee_chains(i, engines, order, waiting, come, place, finish)
+        else:
+            turn = self._turn[i] + int((place >= 0).sum())
+            order = order[~come[order]]
+            place[order] = (turn + np.arange(len(order))) % len(engines)
+        placed = np.flatnonzero(place >= 0)
+        placed = placed[np.argsort(arrival[placed], kind="stable")]
+        for k, engine in enumerate(engines):
+            engine.foreseen = self._foreseen(i, placed[place[placed] == k], arrival, finish)
 
     def _foresee_chains(
         self,
         i: int,
-        candidates: Sequence[int],
+        engines: Sequence[SimulatedEngine],
+        order: Ints,
+        waiting: Bools,
+        come: Bools,
+        place: Ints,
         finish: Floats,
-        place: dict[int, SimulatedEngine],
-        reachable: set[int],
-        by_key: dict[str, SimulatedEngine],
-        dealt: dict[int, SimulatedEngine],
     ) -> None:
-        """Add the requests whose predecessors in this node run or are expected."""
-        own = self._own[i]
-        for r in sorted(candidates):  # inputs come before
-            if r in reachable:
-                continue
-            waits = [q for q in own.get(r, ()) if np.isinf(finish[q])]
-            if not waits or not all(q in reachable for q in waits):
-                continue
-            chain = int(self._inputs[i].chain[r])
-            at = self._chain_at.get((i, chain))
-            engine = by_key[at] if at in by_key else dealt.get(chain)
+        """Place requests of chains: first those that wait for none of them, then the others.
+
+        Args:
+            i: the node.
+            engines: its replicas.
+            order: requests that are open, in the order in which they arrive.
+            waiting: which requests wait for others of the node.
+            come: which could have come already.
+            place: by request, the engine it is expected at; -1: none. Written to.
+            finish: when requests finish, inf for those that have not.
+        """
+        own, chains = self._own[i], self._inputs[i].chain
+        by_key = {e.spec.key: k for k, e in enumerate(engines)}
+        turn = self._turn[i]
+        dealt: dict[int, int] = {}
+        given = [set(e.submitted.column("request").tolist()) for e in engines]
+
+        def known(r: int) -> int | None:
+            at = by_key.get(self._chain_at.get((i, int(chains[r])), ""))
+            return dealt.get(int(chains[r])) if at is None else at
+
+        for r in np.flatnonzero(place >= 0).tolist():
+            turn += known(r) is None
+            dealt[int(chains[r])] = int(place[r])
+        for r in order[~waiting[order] & ~come[order]].tolist():
+            engine = known(r)
+            if engine is None:
+                engine = turn % len(engines)
+                turn += 1
+            dealt[int(chains[r])] = place[r] = engine
+        for r in np.sort(order[waiting[order]]).tolist():  # inputs come before
+            engine = known(r)
             if engine is not None and all(
-                q in engine.submitted or place.get(q) is engine for q in waits
+                q in given[engine] or place[q] == engine for q in own[r] if np.isinf(finish[q])
             ):
                 place[r] = engine
-                reachable.add(r)
 
-    def _foreseen(self, i: int, r: int, arrival_s: float, finish: Floats) -> Submission:
-        done = int(self._generated[i][r])
-        table = self._nodes[i].requests
-        prompt, output = int(self._prompt[i][r]), int(self._output[i][r])
-        room = min(int(table.max_tokens[r]), self._nodes[i].model.max_model_len - prompt)
-        after = tuple(q for q in self._own[i].get(r, ()) if np.isinf(finish[q]))
-        return Submission(r, arrival_s, prompt + done, output - done, output >= room, after)
+    def _foreseen(self, i: int, requests: Ints, arrival_s: Floats, finish: Floats) -> Foreseen:
+        """Return what an engine is expected to be given, in the order in which it arrives."""
+        done, table = self._generated[i][requests], self._nodes[i].requests
+        prompt, output = self._prompt[i][requests], self._output[i][requests]
+        room = np.minimum(table.max_tokens[requests], self._nodes[i].model.max_model_len - prompt)
+        found = Submissions()
+        found.extend(
+            request=requests,
+            arrival_s=arrival_s[requests],
+            prompt_tokens=prompt + done,
+            output_tokens=output - done,
+            cut=output >= room,
+            priority=np.zeros(len(requests), np.int64),
+        )
+        for r in requests.tolist() if self._inputs[i].has_chain else ():
+            if after := tuple(q for q in self._own[i].get(r, ()) if np.isinf(finish[q])):
+                found.after[r] = after
+        return Foreseen(found)
 
 
 def _own_inputs(inputs: NodeInputs) -> dict[int, list[int]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from samullm_plugin import EngineSpec, ModeCosts
+from samullm_plugin import EngineSpec, ModeCosts, RunError
 from samullm_plugin.engine import (
     EngineCache,
     EngineConfig,
@@ -19,7 +20,8 @@ from samullm_plugin.engine import (
     simulate_engine,
     simulate_engines,
 )
-from samullm_plugin.model.types import Floats, Ints
+from samullm_plugin.host.interfaces.executor import REFILL
+from samullm_plugin.model.types import Bools, Floats, Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,112 @@ class Submission:
     priority: int = 0
 
 
+class Submissions:
+    """Requests as columns: objects for each of millions take ten times the memory.
+
+    Attributes:
+        after: by request, that of its submission, where it waits for others.
+    """
+
+    _TYPES: Mapping[str, str] = {
+        "request": "q", "arrival_s": "d", "prompt_tokens": "q", "output_tokens": "q", "cut": "b",
+        "priority": "q",
+    }  # fmt: skip
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.after: dict[int, tuple[int, ...]] = {}
+        self._columns = {name: array(kind) for name, kind in self._TYPES.items()}
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._columns["request"])
+
+    def add(self, submission: Submission) -> None:
+        """Add one at the end."""
+        for name, column in self._columns.items():
+            column.append(getattr(submission, name))
+        if submission.after:
+            self.after[submission.request] = submission.after
+
+    def extend(self, **columns: Any) -> None:
+        """Add several at the end: arrays by the names of a submission's attributes."""
+        for name, column in self._columns.items():
+            column.frombytes(np.ascontiguousarray(columns[name], column.typecode).tobytes())
+
+    def __getitem__(self, k: int) -> Submission:
+        """Return one of them."""
+        c = self._columns
+        request = c["request"][k]
+        return Submission(
+            request,
+            c["arrival_s"][k],
+            c["prompt_tokens"][k],
+            c["output_tokens"][k],
+            bool(c["cut"][k]),
+            self.after.get(request, ()),
+            c["priority"][k],
+        )
+
+    def column(self, name: str) -> Any:
+        """Return a copy of one attribute of all of them, shape ``(len(self),)``."""
+        return np.array(self._columns[name])
+
+
+class Foreseen:
+    """Requests that an engine is expected to be given, in the order in which they arrive.
+
+    Args:
+        submissions: in that order.
+    """
+
+    def __init__(self, submissions: Submissions) -> None:
+        self.submissions = submissions
+        self._requests = submissions.column("request")
+        self._by_request = np.argsort(self._requests, kind="stable")
+        self._sorted = self._requests[self._by_request]
+        self.expect(np.full(len(submissions), np.inf))
+        self.open: Bools = np.ones(len(submissions), bool)
+        self._count = len(submissions)
+
+    def expect(self, due_s: Floats) -> None:
+        """Take note of when each is expected, shape ``(len(submissions),)``."""
+        self._due_s, self._by_due, self._next = due_s, np.argsort(due_s, kind="stable"), 0
+
+    def __len__(self) -> int:
+        """Return how many are expected still."""
+        return self._count
+
+    def requests(self) -> Ints:
+        """Return the requests that are expected still."""
+        return np.asarray(self._requests[self.open])
+
+    def take(self, request: int) -> Submission | None:
+        """Return how a request was expected, which is over now; None if it was not."""
+        at = int(self._sorted.searchsorted(request))
+        if at == len(self._sorted) or self._sorted[at] != request:
+            return None
+        k = int(self._by_request[at])
+        if not self.open[k]:
+            return None
+        self.open[k] = False
+        self._count -= 1
+        return self.submissions[k]
+
+    def next_due_s(self) -> float:
+        """Return when the next is expected; inf if none is."""
+        while self._next < len(self._by_due) and not self.open[self._by_due[self._next]]:
+            self._next += 1
+        if self._next == len(self._by_due):
+            return float("inf")
+        return float(self._due_s[self._by_due[self._next]])
+
+
+def nothing_foreseen() -> Foreseen:
+    """Return no expectation."""
+    return Foreseen(Submissions())
+
+
 @dataclass(slots=True, eq=False)
 class SimulatedEngine:
     """A replica on the virtual clock.
@@ -55,11 +163,12 @@ class SimulatedEngine:
         costs: its true costs.
         started_s: when its start began.
         ready_s: when it can serve.
+        window: how many requests it is given before it reports some; None: all there are.
         reported_ready: the coordinator knows.
-        submitted: requests it was given, by index, in order of submission.
-        foreseen: requests it is expected to be given, by index.
-        foreseen_at: when each of these is expected, in order of time.
-        rows: requests of the simulated run.
+        submitted: requests it was given, in order of submission.
+        held: those of them that it has not reported, and their places in ``submitted``.
+        foreseen: requests it is expected to be given. With a window some of them may be there and
+            wait outside for others to finish: an engine decides as if it had them.
         job: the simulation.
         run: its result.
     """
@@ -69,13 +178,15 @@ class SimulatedEngine:
     costs: ModeCosts
     started_s: float
     ready_s: float
+    window: int | None = None
     reported_ready: bool = False
-    submitted: dict[int, Submission] = field(default_factory=dict)
-    foreseen: dict[int, Submission] = field(default_factory=dict)
-    foreseen_at: deque[tuple[float, int]] = field(default_factory=deque)
-    rows: list[Submission] = field(default_factory=list)
+    submitted: Submissions = field(default_factory=Submissions)
+    held: dict[int, int] = field(default_factory=dict)
+    foreseen: Foreseen = field(default_factory=nothing_foreseen)
     job: EngineJob | None = None
     run: EngineRun | None = None
+    _requests: Ints = field(default_factory=lambda: np.empty(0, np.int64))
+    _cut: Bools = field(default_factory=lambda: np.empty(0, bool))
     _finish_s: Floats = field(default_factory=lambda: np.empty(0))
     _order: Ints = field(default_factory=lambda: np.empty(0, np.int64))
     _next: int = 0
@@ -99,47 +210,66 @@ class SimulatedEngine:
         """Let requests share prefixes; arrays by request index of the node."""
         self._prefixes = (prefix_id, prefix_tokens)
 
+    @property
+    def has_room(self) -> bool:
+        """Return whether it would have been given what waits for it."""
+        if self.window is None:
+            return True
+        return (self.window - len(self.held)) * REFILL >= self.window
+
+    def add(self, submission: Submission) -> None:
+        """Take a request."""
+        self.held[submission.request] = len(self.submitted)
+        self.submitted.add(submission)
+
     def simulate(self, cache: EngineCache) -> None:
         """Simulate what was submitted and is foreseen, to its end."""
-        foreseen = sorted(self.foreseen.values(), key=lambda s: (s.arrival_s, s.request))
-        self.rows = [*self.submitted.values(), *foreseen]
-        self._next = 0
-        if not self.rows:
+        expected, open_ = self.foreseen.submissions, self.foreseen.open
+        rows = {
+            name: np.concatenate([self.submitted.column(name), expected.column(name)[open_]])
+            for name in ("request", "arrival_s", "prompt_tokens", "output_tokens", "cut")
+        }
+        self._next, self._requests = 0, rows["request"]
+        self._cut = rows["cut"].astype(bool)
+        if not len(self._requests):
             self.job = self.run = None
             self._finish_s, self._order = np.empty(0), np.empty(0, np.int64)
             return
-        self.job = EngineJob(self.config, self._workload(), self.costs.latency)
+        self.job = EngineJob(self.config, self._workload(rows), self.costs.latency)
         self.run = simulate_engines([self.job], cache=cache)[0]
         self._finish_s = self.ready_s + self.run.finish_s
         self._order = np.argsort(self._finish_s, kind="stable")
 
-    def _workload(self) -> Workload:
-        rows = self.rows
-        requests = np.array([s.request for s in rows], np.int64)
-        arrival = np.array([s.arrival_s for s in rows])
+    def _workload(self, rows: Mapping[str, Any]) -> Workload:
+        requests, arrival = rows["request"], rows["arrival_s"]
+        expected = self.foreseen.submissions
+        open_ = set(self.foreseen.requests().tolist()) if expected.after else ()
+        after = {r: waits for r, waits in expected.after.items() if r in open_}
+        after |= self.submitted.after
         index = indptr = None
-        if any(s.after for s in rows):
-            at = {s.request: i for i, s in enumerate(rows)}
-            pairs = sorted((at[q], s.request, i) for i, s in enumerate(rows) for q in s.after)
+        if after:
+            at = {r: i for i, r in enumerate(requests.tolist())}
+            pairs = sorted((at[q], r, at[r]) for r, waits in after.items() for q in waits)
             index = np.array([i for _, _, i in pairs], np.int64)
-            counts = np.bincount([q for q, _, _ in pairs], minlength=len(rows))
+            counts = np.bincount([q for q, _, _ in pairs], minlength=len(requests))
             indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        by_priority = self.config.scheduling_policy == "priority"
+        priority = None
+        if self.config.scheduling_policy == "priority":  # nothing is foreseen then
+            priority = self.submitted.column("priority")
         return Workload(
-            np.array([s.prompt_tokens for s in rows], np.int64),
-            np.array([s.output_tokens for s in rows], np.int64),
+            rows["prompt_tokens"],
+            rows["output_tokens"],
             arrival_s=arrival if arrival.any() else None,
-            priority=np.array([s.priority for s in rows], np.int64) if by_priority else None,
+            priority=priority,
             prefix_id=None if self._prefixes is None else self._prefixes[0][requests],
             prefix_tokens=None if self._prefixes is None else self._prefixes[1][requests],
             release_index=index,
             release_indptr=indptr,
         )
 
-    def finish_times(self) -> Iterator[tuple[int, float]]:
-        """Yield the requests of the run and when each finishes, on the clock."""
-        for row, at in zip(self.rows, self._finish_s.tolist(), strict=True):
-            yield row.request, at
+    def finish_times(self) -> tuple[Ints, Floats]:
+        """Return the requests of the run and when each finishes, on the clock."""
+        return self._requests, self._finish_s
 
     def next_finish_s(self) -> float:
         """Return when the next unreported request finishes."""
@@ -153,11 +283,22 @@ class SimulatedEngine:
             self._next += 1
 
     def take_finished(self, by_s: float) -> list[Submission]:
-        """Return the requests that have finished by then and were not returned before."""
+        """Return the requests that have finished by then and were not returned before.
+
+        Raises:
+            RunError: if one finished that waits outside.
+        """
         found = []
         while self.next_finish_s() <= by_s:
             row = int(self._order[self._next])
-            found.append(self.rows[row])
+            request = int(self._requests[row])
+            place = self.held.pop(request, None)
+            if place is None:
+                raise RunError(
+                    f"executor simulated: request {request} of engine {self.spec.key} finishes "
+                    "before it was given; its window is too small"
+                )
+            found.append(self.submitted[place])
             if self.run is not None:
                 self._last_finish_s = (self._finish_s[row], float(self.run.finish_s[row]))
             self._next += 1
@@ -165,9 +306,7 @@ class SimulatedEngine:
 
     def overdue(self, clock_s: float) -> bool:
         """Return whether a foreseen request has not come when it was expected."""
-        while self.foreseen_at and self.foreseen_at[0][1] not in self.foreseen:
-            self.foreseen_at.popleft()
-        return bool(self.foreseen_at) and self.foreseen_at[0][0] <= clock_s
+        return self.has_room and self.foreseen.next_due_s() <= clock_s
 
     def _until(self, clock_s: float, *, record_steps: bool = False) -> EngineRun | None:
         if self.job is None or clock_s <= self.ready_s:
@@ -183,15 +322,8 @@ class SimulatedEngine:
 
     def generated(self, clock_s: float) -> list[tuple[Submission, int]]:
         """Return the submitted requests that are not reported, with the tokens generated so far."""
-        reported = {self.rows[i].request for i in self._order[: self._next].tolist()}
-        run = self._until(clock_s)
-        tokens = [0] * len(self.rows) if run is None else run.generated_tokens.tolist()
-        by_request = {s.request: n for s, n in zip(self.rows, tokens, strict=True)}
-        return [
-            (s, by_request.get(s.request, 0))
-            for s in self.submitted.values()
-            if s.request not in reported
-        ]
+        tokens = self.progress(clock_s)
+        return [(self.submitted[k], tokens.get(r, 0)) for r, k in self.held.items()]
 
     def progress(self, clock_s: float) -> dict[int, int]:
         """Return the tokens of submitted requests that have some and are not reported."""
@@ -200,8 +332,9 @@ class SimulatedEngine:
             return {}
         tokens = run.generated_tokens.copy()
         tokens[self._order[: self._next]] = 0
-        begun = ((self.rows[i].request, int(tokens[i])) for i in np.flatnonzero(tokens).tolist())
-        return {request: n for request, n in begun if request in self.submitted}
+        rows = np.flatnonzero(tokens)
+        begun = zip(self._requests[rows].tolist(), tokens[rows].tolist(), strict=True)
+        return {request: n for request, n in begun if request in self.held}
 
     def take_steps(self, clock_s: float) -> tuple[StepTable, Floats] | None:
         """Return the iterations up to now that were not returned before, and their seconds."""
@@ -221,8 +354,3 @@ class SimulatedEngine:
             table.longest_tokens[part],
         )
         return steps, np.asarray(self.costs.latency.step_seconds(steps))
-
-
-def requests_of(engines: Sequence[SimulatedEngine]) -> set[int]:
-    """Return the requests given to any of these engines."""
-    return {r for e in engines for r in e.submitted}

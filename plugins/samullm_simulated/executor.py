@@ -20,6 +20,7 @@ from samullm_plugin import (
     RunError,
 )
 from samullm_plugin.engine import StepTable
+from samullm_plugin.host.interfaces.executor import WINDOW
 from samullm_plugin.model.types import Floats
 from samullm_simulated.cluster import SimulatedCluster
 from samullm_simulated.engine import Submission
@@ -51,7 +52,7 @@ class SimulatedExecutor(Executor):
         del cluster, run_dir
         if self._truth is None:
             raise RunError("executor simulated: imitate() must be called before open()")
-        self._cluster = SimulatedCluster(self._truth)
+        self._cluster = SimulatedCluster(self._truth, self.window)
         self._late: list[EngineEvent] = []
 
     @property
@@ -95,6 +96,18 @@ class SimulatedExecutor(Executor):
     def pass_on_engine(self, key: str, spec: EngineSpec) -> None:
         """Let a replica without requests go on for another node."""
         self.cluster.pass_on(key, spec)
+
+    def window(self, model: ModelSpec) -> int | None:
+        """Return how many requests a replica of a model has at a time, as real ones have."""
+        return WINDOW * model.engine.max_num_seqs
+
+    def window_of(self, spec: EngineSpec) -> int | None:
+        """Return how many requests a replica has at a time; all there are under request policies.
+
+        Who comes first is foreseen without a policy only, and else everything would be simulated
+        again each time that some are given.
+        """
+        return None if spec.scheduling_policy == "priority" else self.window(spec.model)
 
     def submit(self, key: str, requests: Sequence[EngineRequest]) -> None:
         """Let requests arrive now."""

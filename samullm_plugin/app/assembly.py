@@ -13,6 +13,7 @@ from samullm_plugin.app import drafts
 from samullm_plugin.app.badrows import bad_rows_message
 from samullm_plugin.app.drafts import Draft, NodeDraft
 from samullm_plugin.app.graph import NodeGraph
+from samullm_plugin.app.keptrows import has_field
 from samullm_plugin.app.loaded import NodeSource
 from samullm_plugin.app.modelspecs import model_specs
 from samullm_plugin.app.nodespec import NodeSection, PythonSection
@@ -266,16 +267,16 @@ class Assembly:
         """Give requests the outputs of nodes before that their templates name."""
         names = {n.name for n in self.nodes} | {n.section_name for n in self.nodes}
         wanted = {u.removeprefix("inputs.") for u in used} & names
+        own = [{n.name, n.section_name} & wanted for n in self.nodes]
         for request in requests if wanted else ():
-            have = {w.label for w in request.waits}
+            missing = wanted - {w.label for w in request.waits}
             at = request.parent
-            while at is not None:
-                before = self.nodes[at[0]]
-                for name in {before.name, before.section_name} & wanted - have:
-                    if name not in request.fields:
+            while at is not None and missing:
+                for name in own[at[0]] & missing:
+                    missing.remove(name)
+                    if not has_field(request.row, name):
                         request.waits += (drafts.Wait(name, *at),)
-                        have.add(name)
-                at = before.requests[at[1]].parent
+                at = self.nodes[at[0]].requests[at[1]].parent
 
     def _origin(self, index: int) -> list[Draft]:
         """Return a node's requests before copies and inputs."""

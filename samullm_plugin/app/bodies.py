@@ -75,6 +75,8 @@ REFUSED: Mapping[str, tuple[object, str]] = {
     "web_search_options": (None, "there is no search"),
 }
 
+_SAMPLING = SamplingSection.model_fields.keys() - {"extra"}
+_AROUND_BODY = frozenset({"body", "url", "method", "custom_id"})
 _ENDPOINTS = ("/v1/chat/completions", "/v1/completions")
 
 TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
@@ -99,20 +101,23 @@ def from_batch(fields: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         BodyError: naming what would not be honoured.
     """
-    body = dict(fields["body"])
+    given: Mapping[str, Any] = fields["body"]
     url = fields.get("url")
     if url is not None and url not in _ENDPOINTS:
         raise BodyError(f"url: {url!r} is not served; nodes generate text ({_ENDPOINTS[0]})")
-    found = {n: v for n, v in fields.items() if n not in ("body", "url", "method", "custom_id")}
+    found = {n: v for n, v in fields.items() if n not in _AROUND_BODY}
     if "custom_id" in fields:
         found.setdefault("id", fields["custom_id"])
-    if body.get("add_special_tokens") is ("messages" not in body):
-        del body["add_special_tokens"]  # what vLLM does by itself
-    for name, (nothing, why) in REFUSED.items():
-        if (value := body.pop(name, nothing)) not in (nothing, None):
-            raise BodyError(f"body.{name}: {_short(value)} is not supported: {why}")
-    for name in WITHOUT_EFFECT:
-        body.pop(name, None)
+    body = {}
+    for name, value in given.items():
+        if name in WITHOUT_EFFECT:
+            continue
+        if name not in REFUSED:
+            body[name] = value
+        elif name != "add_special_tokens" or value is not ("messages" not in given):
+            nothing, why = REFUSED[name]  # beside what vLLM does by itself
+            if value not in (nothing, None):
+                raise BodyError(f"body.{name}: {_short(value)} is not supported: {why}")
     sampling = _sampling(body)
     prompt = body.pop("prompt", None)
     if isinstance(prompt, list):
@@ -165,8 +170,8 @@ def _sampling(body: dict[str, Any]) -> dict[str, Any]:
         sampling |= _structured(form, body.pop("structured_outputs", None))
     if (extra := body.pop("vllm_xargs", None)) is not None:
         sampling["extra_args"] = extra
-    for name in SamplingSection.model_fields:
-        if name != "extra" and (value := body.pop(name, None)) is not None:
+    for name in [n for n in body if n in _SAMPLING]:
+        if (value := body.pop(name)) is not None:
             sampling[name] = value
     return sampling
 

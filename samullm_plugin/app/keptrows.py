@@ -9,6 +9,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import suppress
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from samullm_plugin.app import rowtables
@@ -49,6 +52,15 @@ class Block(ABC):
         """Return file and number of a row, for messages."""
         return f"{self._name} {self.unit} {self._numbers[at]}"
 
+    @cached_property
+    def names(self) -> AbstractSet[str]:
+        """Return the names of all fields that some row has."""
+        found: set[str] = set()
+        for row in self.rows():
+            with suppress(ValueError):  # it is no request
+                found.update(self.named(row))
+        return found
+
     def keep(self, places: Sequence[int]) -> None:
         """Forget all rows but some; their places are those in this list from then on."""
         numbers = self._numbers
@@ -79,19 +91,30 @@ class LineBlock(Block):
         numbers: Sequence[int],
         named: Callable[[Fields], Fields],
         lines: Sequence[bytes],
+        more: Fields | None = None,
     ) -> None:
-        """Keep lines, each of which is an object."""
+        """Keep lines, each of which is an object.
+
+        Args:
+            name: of the file.
+            numbers: of the lines in it, from 1.
+            named: makes of a row as it was read the fields of a request.
+            lines: the rows.
+            more: fields that all of them have besides, if they are not their own.
+        """
         super().__init__(name, numbers, named)
-        self._lines = lines
+        self._lines, self._more = lines, more
 
     def rows(self) -> Iterator[Fields]:
         """Yield all rows as they were read."""
-        return map(parse_json, self._lines)
+        return (self._whole(parse_json(line)) for line in self._lines)
 
     def row(self, at: int) -> Fields:
         """Return one row as it was read."""
-        found: Fields = parse_json(self._lines[at])
-        return found
+        return self._whole(parse_json(self._lines[at]))
+
+    def _whole(self, own: Fields) -> Fields:
+        return {**self._more, **own} if self._more else own
 
     def _keep(self, places: Sequence[int]) -> None:
         self._lines = [self._lines[at] for at in places]
@@ -127,7 +150,7 @@ class TableBlock(Block):
         import pyarrow as pa
 
         batch = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
-        return TableBlock(self._name, self._numbers, _as_it_is, batch)
+        return TableBlock(self._name, self._numbers, as_it_is, batch)
 
     def rows(self) -> Iterator[Fields]:
         """Yield all rows as they were read.
@@ -163,7 +186,8 @@ def _taken(column: pa.Array, places: pa.Array) -> pa.Array:
         return pa.array(values, column.type)
 
 
-def _as_it_is(row: Fields) -> Fields:
+def as_it_is(row: Fields) -> Fields:
+    """Return the fields of a row that has the names of a request's fields already."""
     return row
 
 
@@ -188,6 +212,13 @@ Row = KeptRow | Fields
 def fields_of(row: Row) -> Fields:
     """Return the fields of a row."""
     return row.block.named(row.block.row(row.at)) if isinstance(row, KeptRow) else row
+
+
+def has_field(row: Row, name: str) -> bool:
+    """Return whether a row has a field; where no row of its block has it, none is read."""
+    if isinstance(row, KeptRow):
+        return name in row.block.names and name in fields_of(row)
+    return name in row
 
 
 def each_fields(rows: Iterable[Row]) -> Iterator[Fields]:

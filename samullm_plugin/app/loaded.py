@@ -125,6 +125,7 @@ class NodeSource:
         task: of a pooling model: ``embed``, ``score``, ``classify`` or ``reward``; empty: text is
             generated.
         class_names: of the model, for ``task: classify``; empty: they have none.
+        sample: an output as its user says the node may give it.
     """
 
     ids: tuple[str, ...]
@@ -158,6 +159,7 @@ class NodeSource:
     pair: str | None = None
     task: str = ""
     class_names: tuple[str, ...] = ()
+    sample: Any = None
 
     def sampling_params(self, request: int) -> dict[str, object]:
         """Return the sampling parameters of one request."""

@@ -132,9 +132,18 @@ class PromptCounts:
 
         None: there is more to its prompts. Outputs are blank.
         """
-        template = self.source.template
-        parts = None if template is None or self.source.pair is not None else plain_parts(template)
-        if parts is None or self.source.turns:
+        source = self.source
+        if source.pair is not None or source.turns:
+            return None
+        if source.template is None:
+            only = (
+                self._uses_own
+                and source.own_prompt
+                and not self.labels
+                and not self.section.template_tokens
+            )
+            return [("prompt", True)] if only else None
+        if (parts := plain_parts(source.template)) is None:
             return None
         return [
             (str(self.blank[part][0]), False) if is_name and part in self.blank else (part, is_name)
@@ -234,10 +243,15 @@ class PromptCounts:
         around = 0
         if texts and self.source.chat:
             around = self._around([{"role": "user", "content": texts[0]}], texts[0])
+        # No line here has a shared start of its own.
+        least, most = self.section.prefix_tokens, self._most
         for k, text in zip(plain, texts, strict=True):
-            before = self.estimated
-            tokens = max(self._count(text, counts, 1) + around, 1)
-            found[k] = self._checked(requests[k], tokens, estimated=self.estimated > before)
+            exact = counts.get(text)
+            tokens = max((estimate_tokens(text) if exact is None else exact) + around, 1)
+            self.estimated += exact is None
+            if not least <= tokens <= most:
+                tokens = self._checked(requests[k], tokens, estimated=exact is None)
+            found[k] = tokens
         for k, one in asked:
             before = self.estimated
             tokens = max(self._tokens(one, counts) + one.extra, 1)
@@ -267,7 +281,7 @@ class PromptCounts:
         """Return the only text that :meth:`_prompt` would ask to count; None: it has to say."""
         if self._parts is None or "messages" in fields:
             return None
-        if request.line is not None and request.line.values is not PLAIN:
+        if request.line is not None and request.line.values.says_prompt:
             return None
         if self._uses_own and not fields.get("prompt"):
             return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, NamedTuple, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
@@ -87,6 +87,12 @@ class LineValues:
     prefix_id: str | None = None
     prefix_tokens: int = 0
     chunks: tuple[str | int, ...] | None = None
+
+    @property
+    def says_prompt(self) -> bool:
+        """Whether it says more of its prompt than the text."""
+        own = (self.prompt_tokens, self.prompt_token_ids, self.prefix_id)
+        return own != (None, None, None)
 
 
 PLAIN = LineValues()
@@ -177,12 +183,34 @@ _NONE: Mapping[str, object] = {}
 
 def _special(fields: Fields, chat: Mapping[str, object]) -> tuple[str | None, LineValues]:
     """Return id and values of a row with more than a text."""
-    known = {n: fields[n] for n in RequestLine.model_fields if n in fields and n != "messages"}
+    known = {n: v for n, v in fields.items() if n in RequestLine.model_fields and n != "messages"}
+    own, prompt = known.get("id"), known.get("prompt", "")
+    rest = {n: v for n, v in known.items() if n not in ("id", "prompt")}
+    usual = own is None or (type(own) is str and own)
+    if not (usual and type(prompt) is str and _REPEATED.issuperset(rest)):
+        return _validated(known, chat)
+    key = repr(rest)
+    if (values := _VALUES.get(key)) is None:
+        if len(_VALUES) > _MOST_SHARED:
+            _VALUES.clear()
+        values = _VALUES[key] = _validated(rest, _NONE)[1]
+    return own, replace(values, chat=chat) if chat else values
+
+
+_REPEATED = frozenset(
+    {"max_tokens", "sampling_params", "prompt_tokens", "prefix_id", "prefix_tokens"}
+)
+"""Fields in which many lines of a file are alike: what they say is checked once."""
+_VALUES: dict[str, LineValues] = {}
+
+
+def _validated(known: Fields, chat: Mapping[str, object]) -> tuple[str | None, LineValues]:
+    """Return id and values of a row from its known fields."""
     try:
         line = RequestLine.model_validate(known)
     except ValidationError as error:
         raise RowError(describe(error, RequestLine)) from error
-    if _SPECIAL.isdisjoint(fields) and not chat:
+    if _SPECIAL.isdisjoint(known) and not chat:
         return line.id, PLAIN
     sampling = line.sampling_params.given() if line.sampling_params else {}
     n = sampling.pop("n", None)

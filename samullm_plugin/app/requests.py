@@ -18,6 +18,7 @@ from samullm_plugin.app.keptrows import (
     Row,
     RowBlock,
     TableBlock,
+    as_it_is,
     fields_of,
 )
 from samullm_plugin.app.requestlines import (
@@ -123,6 +124,14 @@ def read_requests(
         rows = list(block.rows()) if read is None else read
         numbers: Sequence[int] = range(done + 1, done + len(rows) + 1)
         done += len(rows)
+        own = names.plain_ids(rows, numbers) if most is None and wrong is None else None
+        if own is not None and ids.add_all(own):
+            for at, row in enumerate(rows):
+                if not seen.issuperset(row):
+                    notes += _misspelt(block.where(at), row, seen)
+            block.named = as_it_is
+            lines += [Line(block, at, n, n, PLAIN) for at, n in zip(PLACES, own, strict=False)]
+            continue
         if table.where and wrong is None:
             places = [at for at, row in enumerate(rows) if names.wanted(row)]
             if len(places) < len(rows):
@@ -222,15 +231,15 @@ def _blocks(
         batches = rowtables.dataset_batches(table.dataset, table.split, base, where)
         yield from _table_blocks(batches, names)
     else:
-        for path, kind in rowtables.shards(base / table.name, table.format, where):
+        folder = base / table.name
+        for path, kind in rowtables.shards(folder, table.format, where):
+            parts = {} if path == folder else rowtables.partition_of(path, folder)
             if kind == "jsonl":
-                yield from _line_blocks(str(path), read_rows(path, "requests"), names)
+                rows = read_rows(path, "requests")
+                yield from _line_blocks(str(path), rows, names, more=parts)
             else:
                 ids = [name for name in (table.id or "id",) if name]
-                pieces = rowtables.file_batches(path, kind, ids)
-                if path != base / table.name:
-                    parts = rowtables.partition_of(path, base / table.name)
-                    pieces = rowtables.with_fields(pieces, parts)
+                pieces = rowtables.with_fields(rowtables.file_batches(path, kind, ids), parts)
                 yield from _table_blocks(pieces, names)
 
 
@@ -243,23 +252,27 @@ def _table_blocks(batches: rowtables.Pieces, names: _Names) -> Iterator[_Read]:
 
 
 def _line_blocks(
-    name: str, given: Iterable[FileRow], names: _Names, kind: type[LineBlock] = LineBlock
+    name: str,
+    given: Iterable[FileRow],
+    names: _Names,
+    kind: type[LineBlock] = LineBlock,
+    more: Fields | None = None,
 ) -> Iterator[_Read]:
     numbers, lines, rows, size = array("q"), list[bytes](), list[Fields](), 0
     for row in given:
         full = len(rows) == rowtables.CHUNK_ROWS or size > rowtables.CHUNK_BYTES
         if rows and (full or row.error is not None):
-            yield kind(name, numbers, names.fields, lines), rows, None
+            yield kind(name, numbers, names.fields, lines, more), rows, None
             numbers, lines, rows, size = array("q"), [], [], 0
         if row.error is not None:
             yield kind(name, (row.number,), names.fields, (b"{}",)), ({},), row.error
             continue
         numbers.append(row.number)
         lines.append(row.line)
-        rows.append(row.value)
+        rows.append({**more, **row.value} if more else row.value)
         size += len(row.line)
     if rows:
-        yield kind(name, numbers, names.fields, lines), rows, None
+        yield kind(name, numbers, names.fields, lines, more), rows, None
 
 
 class _Names:
@@ -322,6 +335,15 @@ class _Names:
         if not all(rowtables.is_text(c.type) and c.null_count == 0 for c in known):
             return None
         return block.renamed(found)
+
+    def plain_ids(self, rows: Sequence[Fields], numbers: Sequence[int]) -> list[str] | None:
+        """Return the ids of rows under their own names if all are as :meth:`plain` says."""
+        if self._named or self._where or not UNUSUAL.isdisjoint(set[str]().union(*rows)):
+            return None
+        if not all(type(row.get("prompt", "")) is str for row in rows):
+            return None
+        own = [row.get("id", f"line-{number}") for row, number in zip(rows, numbers, strict=True)]
+        return own if all(type(name) is str and name for name in own) else None
 
     def _renamed(self, row: Fields) -> Fields:
         fields = row

@@ -49,6 +49,23 @@ class Schema:
         Raises:
             Reject: if the output does not follow the schema.
         """
+        value = self.value(text)
+        if self.kind != "json":
+            return value
+        if is_too_deep(value):
+            raise Reject(f"is of more than {DEEPEST} levels, one inside of another")
+        finding = next(iter(_validator(self.text).iter_errors(value)), None)
+        if finding is not None:
+            at = ".".join(str(p) for p in finding.absolute_path)
+            raise Reject(f"{at}: {finding.message}" if at else finding.message)
+        return value
+
+    def value(self, text: str) -> Any:
+        """Return the value of an output, of JSON without a look at whether it is as it must be.
+
+        Raises:
+            Reject: if it has none.
+        """
         if self.kind == "regex":
             match = re.fullmatch(self.text, text, re.DOTALL)
             if match is None:
@@ -60,16 +77,9 @@ class Schema:
                 raise Reject(f"is none of {', '.join(map(repr, choices))}")
             return text
         try:
-            value = json.loads(text)
+            return json.loads(text)
         except (ValueError, RecursionError) as error:
             raise Reject(f"is not JSON: {error}") from error
-        if is_too_deep(value):
-            raise Reject(f"is of more than {DEEPEST} levels, one inside of another")
-        finding = next(iter(_validator(self.text).iter_errors(value)), None)
-        if finding is not None:
-            at = ".".join(str(p) for p in finding.absolute_path)
-            raise Reject(f"{at}: {finding.message}" if at else finding.message)
-        return value
 
     def example(self) -> Any:
         """Return a value as small as the schema lets one be."""
@@ -138,12 +148,19 @@ def json_schema(schema: Mapping[str, Any], where: str) -> Schema:
     return Schema("json", json.dumps(plain, sort_keys=True))
 
 
+def find_reference(place: str, root: Mapping[str, Any]) -> Any:
+    """Return the part of a JSON schema that a ``$ref`` to itself means; empty if there is none."""
+    found: Any = root
+    for part in place.removeprefix("#").removeprefix("/").split("/"):
+        if part:
+            found = found.get(part, {}) if isinstance(found, Mapping) else {}
+    return found
+
+
 def _example(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Any:
     """Return a small value of a schema; what it says beyond kinds and choices is not looked at."""
     if "$ref" in schema:
-        found: Any = root
-        for part in str(schema["$ref"]).removeprefix("#/").split("/"):
-            found = found.get(part, {}) if isinstance(found, Mapping) else {}
+        found = find_reference(str(schema["$ref"]), root)
         return _example(found, root) if found is not schema else ""
     if "const" in schema or "enum" in schema:
         return schema.get("const", (schema.get("enum") or [""])[0])

@@ -117,6 +117,7 @@ def node_source(graph: NodeGraph, index: int, turns: Turns, schema: Schema | Non
         keep=drafts.condition(section.keep.when, section.keep.expr) if section.keep else None,
         passes=section.otherwise == "pass",
         own_prompt=section.requests is not None,
+        sample=section.sample,
     )
     if isinstance(section, PythonSection):
         function = function_of(

@@ -6,12 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from samullm_plugin.host.interfaces.backlog import Backlog
-from samullm_plugin.host.interfaces.executor import EngineRequest
+from samullm_plugin.host.interfaces.executor import REFILL, EngineRequest
 from samullm_plugin.rules.transition import Running
 from samullm_plugin.simulator.requests import NodeInputs
-
-REFILL = 6
-"""A window is filled again once this part of it is free."""
 
 
 @dataclass(slots=True, eq=False)

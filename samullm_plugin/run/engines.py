@@ -183,7 +183,7 @@ class Engines:
         spec = self._spec(key, planned, devices)
         costs = self._problem.mode(deployment.node, parallel, devices)
         ready_s = self.caches.ready_s(deployment.node, costs, devices, now_s, since_s)
-        window = self._executor.window(spec.model)
+        window = self._executor.window_of(spec)
         self._add(deployment, Replica(key, devices, now_s, ready_s, window), now_s)
         self._executor.start_engine(spec)
 

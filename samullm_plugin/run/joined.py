@@ -10,7 +10,7 @@ import numpy as np
 from pydantic_core import PydanticSerializationError, to_json
 
 from samullm_plugin.run.columns import FIGURES, find_columns
-from samullm_plugin.run.rows import RunRows
+from samullm_plugin.run.rows import NodeRows, RunRows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -113,7 +113,8 @@ class JoinedTable:
                 continue
             if i not in records:
                 records[i] = [self.rows.record(i, r) for r in requests(i)]
-            values = [_value(record, column.path) for record in records[i]]
+            node = self.rows.nodes[i]
+            values = [_value(node, record, column.path) for record in records[i]]
             single = len(above[i]) == 1 if i in above else not self._several[i]
             if single or column.path == ("error",):
                 kept = [v for v in values if v is not None]
@@ -141,11 +142,11 @@ class _Items:
         return self._last
 
 
-def _value(record: Mapping[str, Any] | None, path: tuple[str, ...]) -> Any:
+def _value(node: NodeRows, record: Mapping[str, Any] | None, path: tuple[str, ...]) -> Any:
     """Return what a column shows of one request."""
     if record is None or record["kind"] == "skipped":
         return None
-    made = record.get("value", record.get("text"))
+    made = node.made(record)
     figure = len(path) == 1 and path[0] in FIGURES
     if figure and not (isinstance(made, Mapping) and path[0] in made and path[0] != "error"):
         return record.get(FIGURES[path[0]])

@@ -91,6 +91,12 @@ class Ledger:
         r = request[1]
         return [(nodes[k], requests[k]) for k in range(starts[r], starts[r + 1])]
 
+    def waiting_for(self, request: RequestId) -> list[RequestId]:
+        """Return the requests that wait for the output of a request."""
+        starts, nodes, requests = self._dependents[request[0]]
+        part = slice(starts[request[1]], starts[request[1] + 1])
+        return list(zip(nodes[part].tolist(), requests[part].tolist(), strict=True))
+
     def inputs_finished(self, request: RequestId) -> bool:
         """Return whether all that a request waits for has finished, and nothing failed."""
         starts, nodes, requests = self._input_views[request[0]]

@@ -12,7 +12,8 @@ from samullm_plugin.model.types import Bools
 from samullm_plugin.run.ledger import Ledger
 from samullm_plugin.run.prompts import A_PROMPT, Given, Prepared, Prompt, PromptBuilder, Refused
 from samullm_plugin.run.python_calls import Call
-from samullm_plugin.run.results import RequestId
+from samullm_plugin.run.results import RequestId, Result
+from samullm_plugin.run.stand_ins import StandIns
 from samullm_plugin.run.text_prompts import TextPrompts
 from samullm_plugin.run.user_nodes import UserNodes
 
@@ -132,19 +133,22 @@ class SampledPrompts(LengthPrompts):
             app: the same as it is planned.
         """
         super().__init__(truth)
-        self._texts, self._written = TextPrompts(loaded, app), UserNodes(app)
+        self._texts = TextPrompts(loaded, app)
+        self._stand_ins = StandIns(loaded, self._texts, UserNodes(app), truth)
 
     def decide(self, request: RequestId, ledger: Ledger) -> Prepared:
         """Return whether a request is taken, if it can be asked."""
         if (why := self._texts.refusal(request)) is not None:
             return Refused(why)
-        return super().decide(request, ledger)
+        found = super().decide(request, ledger)
+        if not isinstance(found, Given):
+            return found
+        made = self._stand_ins.result(request, found.num_tokens, ledger)
+        return Given(made.value, found.num_tokens)
 
-    def sample_text(self, request: RequestId, num_tokens: int) -> str | None:
-        """Return a text that says which output it stands for."""
-        node, index = self._written.written(request)
-        what = self._texts.task(node) or f"{num_tokens} tokens"
-        return f"⟨{what} of {node} for {self._texts.unique_id(node, index)}⟩"
+    def stand_in(self, request: RequestId, num_tokens: int, ledger: Ledger) -> Result | None:
+        """Return an output as the application may have it, its text or value all that counts."""
+        return self._stand_ins.result(request, num_tokens, ledger)
 
     def rendered(self, request: RequestId, ledger: Ledger) -> Prompt | None:
         """Return the prompt of a request, with sample texts where outputs enter it."""

@@ -149,14 +149,15 @@ class PromptBuilder(ABC):
         del request, ledger
         return None
 
-    def sample_text(self, request: RequestId, num_tokens: int) -> str | None:
-        """Return what stands for an output that was only modelled; None: nothing.
+    def stand_in(self, request: RequestId, num_tokens: int, ledger: Ledger) -> Result | None:
+        """Return text and value that stand for an output that was only modelled; None: nothing.
 
         Args:
             request: as it is planned.
             num_tokens: its length.
+            ledger: the results so far.
         """
-        del request, num_tokens
+        del request, num_tokens, ledger
         return None
 
     def is_chat(self, node: str, request: int) -> bool:

@@ -279,18 +279,21 @@ class RequestQueue:
             prompt_tokens = len(output.prompt_token_ids)
         else:
             prompt_tokens = given.prompt_tokens - before
+        num_tokens, text, numbers = before + output.num_tokens, output.text, output.numbers
+        value = None if numbers is None else self._source.pooled(request, numbers)
+        if text is None and numbers is None:
+            made = self._source.stand_in(request, num_tokens, self.ledger)
+            text, value = (None, None) if made is None else (made.text, made.value)
         result = Result(
-            before + output.num_tokens,
+            num_tokens,
             prompt_tokens,
             output.finish_reason,
-            self._source.sample_text(request, before + output.num_tokens)
-            if output.text is None
-            else output.text,
+            text,
             ids,
             stop_reason=output.stop_reason,
             logprobs=logprobs,
             prompt_logprobs=output.prompt_logprobs,
-            value=None if output.numbers is None else self._source.pooled(request, output.numbers),
+            value=value,
         )
         judgement = self._source.judge(request, result, self.ledger)
         if isinstance(judgement, Call):
@@ -350,8 +353,11 @@ class RequestQueue:
     def _called(self, request: RequestId, returned: Returned) -> Result:
         """Return the result of a call; in imitations its value is a number of tokens."""
         if isinstance(self.calls, ImitatedCalls):
-            text = self._source.sample_text(request, int(returned.value))
-            return Result(int(returned.value), finish_reason="stop", text=text)
+            num_tokens = int(returned.value)
+            made = None
+            if not is_call(self.ledger.app, request):  # its rows have what it gave
+                made = self._source.stand_in(request, num_tokens, self.ledger)
+            return made or Result(num_tokens, finish_reason="stop")
         tokens = estimate_tokens(text_of(returned.value))
         return Result(tokens, finish_reason="stop", value=returned.value, seconds=returned.seconds)
 

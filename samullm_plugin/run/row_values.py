@@ -49,9 +49,17 @@ class RowValues:
         i, q = self._planned(request)
         return ledger.results[i, q] if ledger.status[i][q] == Status.FINISHED else None
 
-    def output(self, request: RequestId, ledger: Ledger) -> Output | None:
-        """Return the output of a request; None if it has not finished."""
-        result = self.result(request, ledger)
+    def output(
+        self, request: RequestId, ledger: Ledger, result: Result | None = None
+    ) -> Output | None:
+        """Return the output of a request; None if it has not finished.
+
+        Args:
+            request: as it is written.
+            ledger: the results.
+            result: of the request, if it is not there yet.
+        """
+        result = result or self.result(request, ledger)
         if result is None:
             return None
         node, r = request
@@ -72,17 +80,19 @@ class RowValues:
         }
         return Output.of(result.text if source.call is None else None, value, **known)
 
-    def row(self, request: RequestId, ledger: Ledger) -> dict[str, Any]:
+    def row(
+        self, request: RequestId, ledger: Ledger, result: Result | None = None
+    ) -> dict[str, Any]:
         """Return a row with the output of its request and of those before, if they are there.
 
         Fields of the line by their names; by the name of each node before what it gave: a text,
         or the value it was parsed to; fields of the last value by their names as well; ``output``
-        is the last text.
+        is the last text. Arguments as of :meth:`output`.
         """
         node = request[0]
         source = self._sources[node]
         row = self.without_output(request, ledger)
-        output = self.output(request, ledger)
+        output = self.output(request, ledger, result)
         if output is None:
             return row
         value = str(output) if output.value is None else output.value
@@ -121,9 +131,11 @@ class RowValues:
                 place.setdefault(label, []).append(self.row(at, ledger))
         return {**row, **{n: found or spare.get(n, []) for n, found in lists.items()}}
 
-    def context(self, request: RequestId, ledger: Ledger) -> dict[str, Any]:
-        """Return what expressions over a finished request find by name."""
-        row, output = self.row(request, ledger), self.output(request, ledger)
+    def context(
+        self, request: RequestId, ledger: Ledger, result: Result | None = None
+    ) -> dict[str, Any]:
+        """Return what expressions over a finished request find by name; arguments as before."""
+        row, output = self.row(request, ledger, result), self.output(request, ledger, result)
         if output is None:
             return row
         known = {k: v for k, v in output.fields.items() if k not in ("text", "value")}

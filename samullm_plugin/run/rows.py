@@ -16,7 +16,8 @@ import numpy as np
 from pydantic_core import to_json
 
 from samullm_plugin.app.loaded import LoadedApplication, NodeSource
-from samullm_plugin.errors import InputError
+from samullm_plugin.app.schemas import Schema
+from samullm_plugin.errors import InputError, Reject
 from samullm_plugin.files import arrow_input, arrow_output, parse_json, reread_json
 from samullm_plugin.model.application import Application, PythonNode
 from samullm_plugin.model.types import Ints
@@ -26,6 +27,8 @@ from samullm_plugin.run.log import SETTLED
 FOLDER = "rows"
 FIELDS = "fields"
 """Where ``items.parquet`` keeps the names of all fields, a list in JSON."""
+SCHEMA = "schema"
+"""Where ``requests-*.parquet`` keep kind and text of the schema of a node's outputs, in JSON."""
 CHUNK_ROWS = 8192
 """Rows of a row group at most."""
 CHUNK_BYTES = 32 << 20
@@ -46,6 +49,7 @@ class NodeRows:
         input_request: that output's request.
         input_indptr: where each request's part of these begins, shape ``(n + 1,)``.
         calls: so many of the first requests are calls whose values are kept by the others.
+        schema: what its outputs are, if they must be something.
     """
 
     name: str
@@ -55,10 +59,24 @@ class NodeRows:
     input_request: Ints
     input_indptr: Ints
     calls: int = 0
+    schema: Schema | None = None
 
     def __len__(self) -> int:
         """Return the number of requests."""
         return len(self.item)
+
+    def made(self, record: Mapping[str, Any]) -> Any:
+        """Return what a request gave, as its record in the journal says: a value, or a text.
+
+        The value of an output that follows a schema is not in the journal beside its text.
+        """
+        made = record.get("value", record.get("text"))
+        if self.schema is None or not isinstance(made, str) or "value" in record:
+            return made
+        try:
+            return self.schema.value(made)
+        except Reject:  # of a request that failed
+            return made
 
 
 def write_layout(folder: Path, loaded: LoadedApplication) -> None:
@@ -126,7 +144,10 @@ def _write_layout(place: Path, app: Application, sources: Sequence[NodeSource]) 
     kind = pa.schema(columns)
     for index, (node, source) in enumerate(zip(app.all_nodes, sources, strict=True)):
         calls = node.hidden_calls if isinstance(node, PythonNode) else 0
-        described = kind.with_metadata({"node": node.name, "calls": str(calls)})
+        about = {"node": node.name, "calls": str(calls)}
+        if source.schema is not None:
+            about[SCHEMA] = to_json([source.schema.kind, source.schema.text]).decode()
+        described = kind.with_metadata(about)
         path = place / f"requests-{index:04d}.parquet"
         table = node.requests
         with (
@@ -210,7 +231,9 @@ class RunRows:
         self.nodes: list[NodeRows] = []
         for path in sorted(place.glob("requests-*.parquet")):
             table = pq.read_table(arrow_input(path))
-            name = table.schema.metadata[b"node"].decode()
+            about = table.schema.metadata
+            name = about[b"node"].decode()
+            given = about.get(SCHEMA.encode())
             nodes, requests = (table[c].combine_chunks() for c in ("input_node", "input_request"))
             self.nodes.append(
                 NodeRows(
@@ -220,7 +243,8 @@ class RunRows:
                     nodes.flatten().to_numpy(zero_copy_only=False).astype(np.int64),
                     requests.flatten().to_numpy(zero_copy_only=False),
                     _offsets(nodes),
-                    int(table.schema.metadata.get(b"calls", 0)),
+                    int(about.get(b"calls", 0)),
+                    None if given is None else Schema(*parse_json(given)),
                 )
             )
         self._index = {n.name: i for i, n in enumerate(self.nodes)}

@@ -51,7 +51,8 @@ class TextPrompts(PromptBuilder):
 
     # From here on, requests are named as the user wrote them where nothing else is said.
 
-    def _written(self, planned: RequestId) -> RequestId:
+    def written(self, planned: RequestId) -> RequestId:
+        """Return node and index, as the user wrote them, of a request."""
         name, index = self._users.written(planned)
         return self._index[name], index
 
@@ -61,7 +62,7 @@ class TextPrompts(PromptBuilder):
 
     def refusal(self, planned: RequestId) -> str | None:
         """Return why a request cannot be asked; None if it can."""
-        node, r = self._written(planned)
+        node, r = self.written(planned)
         return self._sources[node].refused.get(r)
 
     def prepare(self, request: RequestId, ledger: Ledger) -> Prepared:
@@ -74,7 +75,7 @@ class TextPrompts(PromptBuilder):
         found = self._decided(request, ledger)
         if not isinstance(found, dict):
             return found
-        return self._prompt(self._written(request), ledger, _among(found))
+        return self._prompt(self.written(request), ledger, _among(found))
 
     @property
     def with_token_ids(self) -> bool:
@@ -92,7 +93,7 @@ class TextPrompts(PromptBuilder):
         """Return what is to be done for a request; for a prompt, the outputs it is made of."""
         if self._users.repeats(request):
             return None  # the request itself is asked again
-        node, r = self._written(request)
+        node, r = self.written(request)
         source = self._sources[node]
         if r in source.refused:
             return Refused(source.refused[r])
@@ -187,7 +188,7 @@ class TextPrompts(PromptBuilder):
 
     def judge(self, request: RequestId, result: Result, ledger: Ledger) -> str | Call | None:
         """Return why an output is rejected, or the call that decides; None: it is accepted."""
-        node, r = self._written(request)
+        node, r = self.written(request)
         source = self._sources[node]
         value: Any = None
         if source.schema is not None and result.text is not None:
@@ -208,12 +209,12 @@ class TextPrompts(PromptBuilder):
 
     def pooled(self, request: RequestId, numbers: Sequence[float]) -> Any:
         """Return the fields of an output of a pooling model."""
-        source = self._sources[self._written(request)[0]]
+        source = self._sources[self.written(request)[0]]
         return pooled_value(source.task, numbers, source.class_names)
 
     def again(self, request: RequestId, prompt: Prompt, attempt: int) -> Prompt | None:
         """Return a rejected request with another seed and a higher temperature."""
-        source = self._sources[self._written(request)[0]]
+        source = self._sources[self.written(request)[0]]
         if attempt > source.retries:
             return None
         sampling = dict(prompt.sampling)
@@ -278,9 +279,9 @@ class TextPrompts(PromptBuilder):
         made = self.prepare(request, ledger)
         return made if isinstance(made, Prompt) else None
 
-    def task(self, node: str) -> str:
-        """Return what a node's pooling model is asked for; empty: it generates text."""
-        return self._sources[self._index[node]].task
+    def context(self, written: RequestId, result: Result, ledger: Ledger) -> Mapping[str, Any]:
+        """Return what expressions over a request would find by name if this came of it."""
+        return self._rows.context(written, ledger, result)
 
     def custom_id(self, node: str, request: int) -> str:
         """Return the id of a request."""

@@ -89,3 +89,42 @@ def test_an_id_that_comes_again_blocks_later_is_told_with_its_first_row(
     unit = "line" if name == "r.jsonl" else "row"
     with pytest.raises(Exception, match=rf"{unit} {len(ROWS) + 1}: the id 'r3' .* {unit} 4; ids"):
         load(tmp_path, name)
+
+
+def test_plain_lines_are_told_from_all_others_line_by_line(tmp_path: Path) -> None:
+    """Blocks of nothing but ids and texts are taken as a whole; one other line changes nothing."""
+    rows = [{"id": f"r{k}", "text": f"T{k}", "part": k, "none": None} for k in range(len(PLACES))]
+    odd: list[dict[str, Any]] = [
+        {"text": "no id", "part": 1},
+        {"id": 7, "text": "a number", "part": 1},
+        {"id": "own", "text": "own limit", "part": 1, "max_tokens": 3},
+        {"custom_id": "batch", "text": "of a batch", "part": 1, "prompt": None},
+        {"id": "r0", "text": "again", "part": 1},
+        {"id": "last", "text": "last", "part": 1, "pormpt": "x"},
+    ]
+    write(tmp_path / "r.jsonl", [*rows, *odd])
+    first = len(PLACES) + 1
+    with pytest.raises(Exception, match=rf"line {first + 4}: the id 'r0' is already .* line 1;"):
+        load(tmp_path, "r.jsonl")
+    write(tmp_path / "r.jsonl", [*rows, *odd[:4], odd[5]])
+    app = load(tmp_path, "r.jsonl")
+    assert app.sources is not None
+    source, table = app.sources[0], app.app.nodes[0].requests
+    assert source.ids[:2] == ("r0", "r1")
+    assert source.ids[-5:] == (f"line-{first}", "7", "own", "batch", "last")
+    assert source.fields[0] == rows[0]
+    assert table.max_tokens[-3:].tolist() == [3, 8, 8]
+    assert "prompt" not in source.fields[-2]
+    assert any(f"line {first + 4}: the field 'pormpt'" in note for note in app.app.notes)
+
+
+def test_lines_that_say_alike_are_checked_once_and_no_two_are_taken_for_each_other(
+    tmp_path: Path,
+) -> None:
+    limits: list[Any] = [1, 2, 2.0, "3", 1]
+    rows = [{"id": f"r{k}", "text": "t", "part": 0, "max_tokens": m} for k, m in enumerate(limits)]
+    write(tmp_path / "r.jsonl", rows)
+    assert load(tmp_path, "r.jsonl").app.nodes[0].requests.max_tokens.tolist() == [1, 2, 2, 3, 1]
+    write(tmp_path / "r.jsonl", [*rows, {**rows[0], "id": "bad", "max_tokens": 1.5}])
+    with pytest.raises(Exception, match=r"line 6: max_tokens"):
+        load(tmp_path, "r.jsonl")

@@ -285,6 +285,25 @@ def test_folders_that_name_a_field(tmp_path: Path) -> None:
     assert [f["prompt"] for f in fields(some)] == ["b"]
 
 
+def test_folders_of_json_lines_name_a_field(tmp_path: Path) -> None:
+    """As those of all other formats; a field of a line comes first."""
+    for folder, text in {
+        "lang=de/year=1": '{"prompt": "a"}\n\n{"prompt": "b", "lang": "own"}\n',
+        "lang=en%20gb/year=2": '{"prompt": "c"}\n{"prompt": "d"}\n',
+    }.items():
+        (tmp_path / "parts" / folder).mkdir(parents=True)
+        (tmp_path / "parts" / folder / "0.jsonl").write_text(text)
+    found = fields(loaded(tmp_path, {"file": "parts", "id": "prompt"}))
+    assert [(f["prompt"], f["lang"], f["year"]) for f in found] == [
+        ("a", "de", 1), ("b", "own", 1), ("c", "en gb", 2), ("d", "en gb", 2)
+    ]  # fmt: skip
+    some = loaded(tmp_path, {"file": "parts/lang=de", "where": {"year": 1}, "limit": 1})
+    assert [(f["prompt"], "lang" in f) for f in fields(some)] == [("a", False)]
+    (tmp_path / "parts/lang=en%20gb/year=2/0.jsonl").write_text('{"prompt": "c"}\n')
+    some = loaded(tmp_path, {"file": "parts", "where": {"lang": "de"}, "rename": {"year": "y"}})
+    assert [(f["prompt"], f["y"]) for f in fields(some)] == [("a", 1)]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

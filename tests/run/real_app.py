@@ -66,8 +66,8 @@ ENGINE = (
 SAMPLING = "sampling_params: {temperature: 0, ignore_eos: true, max_tokens: 40}"
 
 
-def make_files(folder: Path) -> None:
-    """Write models, requests and app.yaml."""
+def make_files(folder: Path, items: int = ITEMS) -> None:
+    """Write models, requests of so many items, and app.yaml."""
     make_tiny_llama(folder / "one", tokenizer=True)
     make_tiny_llama(folder / "two", seed=1, tokenizer=True, num_hidden_layers=4)
     rng = np.random.default_rng(0)
@@ -77,11 +77,11 @@ def make_files(folder: Path) -> None:
 
     answers = [
         {"id": f"i{k}", "prompt": words(12), "max_tokens": int(rng.integers(20, 120))}
-        for k in range(ITEMS)
+        for k in range(items)
     ]
     chain = [
         {"id": f"i{k}/{c}", "doc": f"i{k}", "prompt": words(8), "max_tokens": 24}
-        for k in range(ITEMS)
+        for k in range(items)
         for c in range(1 + k % 3)
     ]
     for name, lines in (("requests", answers), ("chain", chain)):

@@ -14,7 +14,7 @@ from samullm_simulated.executor import SimulatedExecutor
 
 from samullm_plugin.bench.cases import CaseSettings, make_case
 from samullm_plugin.host.interfaces.backlog import Backlog
-from samullm_plugin.host.interfaces.executor import WINDOW, EngineRequest
+from samullm_plugin.host.interfaces.executor import WINDOW, EngineRequest, EngineSpec
 from samullm_plugin.host.interfaces.observer import RunInfo
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.application import ModelSpec
@@ -48,6 +48,9 @@ class Windowed(SimulatedExecutor):
 
     def window(self, model: ModelSpec) -> int | None:
         return WINDOW * model.engine.max_num_seqs
+
+    def window_of(self, spec: EngineSpec) -> int | None:
+        return self.window(spec.model)
 
     def submit(self, key: str, requests: Sequence[EngineRequest]) -> None:
         engine, given = self.cluster.engine(key), self._priority.setdefault(key, {})

@@ -25,6 +25,9 @@ if TYPE_CHECKING:  # engine processes import this module, and vLLM does not stan
 WINDOW = 3
 """An engine is given so many times the requests that it can run at once."""
 
+REFILL = 6
+"""A window is filled again once this part of it is free."""
+
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
@@ -281,9 +284,13 @@ class Executor(Plugin, ABC):
         Under a request policy, those to be served before the last that it has come on top.
         None: all there are. By default three times as many as its engine runs at once, so that at
         least twice as many wait in the engine: its scheduler then decides as if it had them all.
-        On a virtual clock nothing has to be made for a request, and they are given at once.
+        On a virtual clock they are given at once.
         """
         return None if self.virtual_clock else WINDOW * model.engine.max_num_seqs
+
+    def window_of(self, spec: EngineSpec) -> int | None:
+        """Return the same of a replica that is about to be started."""
+        return self.window(spec.model)
 
     @abstractmethod
     def submit(self, key: str, requests: Sequence[EngineRequest]) -> None:
