@@ -25,6 +25,16 @@ NAMESPACE = "samullm"
 _LISTENER_S = 10.0
 
 
+def require_ray() -> None:
+    """Refuse to go on without Ray.
+
+    Raises:
+        InputError: saying how to install it.
+    """
+    if find_spec("ray") is None:
+        raise MissingExtraError("executor ray", "ray", "ray")
+
+
 def connect(options: RayOptions) -> bool:
     """Join the cluster, or start one of this machine alone.
 
@@ -34,8 +44,7 @@ def connect(options: RayOptions) -> bool:
     Raises:
         InputError: if there is no Ray or no cluster at the address.
     """
-    if find_spec("ray") is None:
-        raise MissingExtraError("executor ray", "ray", "ray")
+    require_ray()
     import ray
 
     if ray.is_initialized():

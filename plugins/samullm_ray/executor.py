@@ -23,6 +23,7 @@ from samullm_ray.cluster import (
     end_agents,
     greet_later,
     missing_models,
+    require_ray,
     say_hello,
 )
 from samullm_ray.launcher import RemoteLauncher
@@ -96,6 +97,11 @@ class RayExecutor(VllmExecutor):
         """Return the options."""
         assert isinstance(self.config, RayOptions)
         return self.config
+
+    def begin_opening(self) -> None:
+        """Look that vLLM and Ray are installed; agents import vLLM on their machines."""
+        check_installed(self.name)
+        require_ray()
 
     def _prepare(self, cluster: Cluster) -> None:
         """Join the cluster and have an agent on every machine of the plan."""

@@ -23,7 +23,7 @@ from samullm_plugin import (
 from samullm_plugin.model.latency import CURVES, StepLatency
 from samullm_vllm.engine import engine_args
 from samullm_vllm.executor import ProcessExecutor
-from samullm_vllm.fork_launching import ForkLauncher
+from samullm_vllm.fork_launching import ForkLauncher, begin_import
 from samullm_vllm.launching import Launcher
 from samullm_vllm.process_options import ProcessOptions
 from samullm_vllm.protocol import Start
@@ -78,6 +78,11 @@ class EmulatedExecutor(ProcessExecutor):
         What an ``EngineSpec`` or ``EngineRequest`` says itself comes first.
         """
         self._truth = truth
+
+    def begin_opening(self) -> None:
+        """Begin to import vLLM."""
+        check_installed(self.name)
+        begin_import("cpu")
 
     def _prepare(self, cluster: Cluster) -> None:
         check_installed(self.name)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import array
 import logging
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -84,6 +86,7 @@ class _ForkServer:
         log: where its own output goes.
 
     Attributes:
+        own_log: where its own output goes if it was not told; closed with it.
         process: the process.
         control: to it.
         imported: it has imported vLLM and can fork.
@@ -95,7 +98,10 @@ class _ForkServer:
     imported = False
     fault = ""
 
-    def __init__(self, platform: Platform, log: IO[bytes]) -> None:
+    def __init__(self, platform: Platform, log: IO[bytes] | None = None) -> None:
+        self.own_log = None
+        if log is None:
+            self.own_log = log = tempfile.TemporaryFile()  # noqa: SIM115  # open as long as it is
         ours, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(
@@ -162,6 +168,8 @@ class _ForkServer:
         if recorded is not None:
             kill([recorded])
         self.process.wait()
+        if self.own_log is not None:
+            self.own_log.close()
 
 
 @contextmanager
@@ -179,6 +187,16 @@ def kept_fork_server() -> Iterator[None]:
         _ForkServer.keeping = outer
         while _ForkServer.kept and not outer:
             _ForkServer.kept.popitem()[1].end()
+
+
+def begin_import(platform: Platform) -> None:
+    """Begin to import vLLM for the executor that is opened next in :func:`kept_fork_server`.
+
+    There is no run yet whose logs the output of the process could join; it does so if vLLM cannot
+    be imported.
+    """
+    if _ForkServer.keeping and platform not in _ForkServer.kept:
+        _ForkServer.kept[platform] = _ForkServer(platform)
 
 
 class ForkLauncher(Launcher):
@@ -213,7 +231,11 @@ class ForkLauncher(Launcher):
 
     def await_ready(self, timeout_s: float) -> str | None:
         """Wait until vLLM is imported; return why engines can never be launched, if so."""
-        return self._server.await_import(timeout_s)
+        why = self._server.await_import(timeout_s)
+        if why is not None and self._server.own_log is not None:
+            self._server.own_log.seek(0)
+            shutil.copyfileobj(self._server.own_log, self._log)
+        return why
 
     def launch(self, key: str, num_ranks: int, log: IO[bytes], where: Go) -> Launched:
         """Ask for an engine; its process ids become known later."""

@@ -30,9 +30,9 @@ from samullm_vllm.devices import (
     lock_names,
     visible_devices,
 )
-from samullm_vllm.engine import engine_args
+from samullm_vllm.engine import engine_args, usable_kv_tokens
 from samullm_vllm.executor import ProcessExecutor
-from samullm_vllm.fork_launching import make_launcher, make_other_launcher
+from samullm_vllm.fork_launching import begin_import, make_launcher, make_other_launcher
 from samullm_vllm.launching import Launcher
 from samullm_vllm.process_options import ProcessOptions
 from samullm_vllm.protocol import Sleep, Start, Wake
@@ -97,6 +97,12 @@ class VllmExecutor(ProcessExecutor):
             return cuda_cluster(visible_devices("cuda"))
         cores = cpu_devices(len(cpu_cores()), psutil.virtual_memory().total)
         return Cluster.uniform(cores[0], len(cores), nvlink=len(cores))
+
+    def begin_opening(self) -> None:
+        """Begin to import vLLM where engines will be forked."""
+        check_installed(self.name)
+        if self.vllm_options.start_method != "fresh":
+            begin_import(choose_platform(self.vllm_options.platform))
 
     def _prepare(self, cluster: Cluster) -> None:
         if len(cluster.machines) > 1:
@@ -236,13 +242,14 @@ class VllmExecutor(ProcessExecutor):
             # vLLM's CPU kernels compute a request without adapter, if others of its batch have one,
             # with the last slot: that one must stay empty.
             given["max_loras"] = int(given.get("max_loras", 1)) + 1
+        usable = usable_kv_tokens(spec, block_size)
         return Start(
             spec.key,
             model.path or model.name,
             engine_args(
                 model.path or model.name,
                 given,
-                kv_tokens=spec.kv_cache_tokens,
+                kv_tokens=usable if self._platform == "cpu" else spec.kv_cache_tokens,
                 platform=self._platform,
             ),
             num_ranks=len(spec.devices) if self._running.rank_processes else 1,

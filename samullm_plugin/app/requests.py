@@ -228,7 +228,7 @@ def _blocks(
         batches = memorytables.memory_batches(given, memorytables.label_of(table.name))
         yield from _table_blocks(memorytables.own_batches(batches), names)
     elif table.dataset is not None:
-        batches = rowtables.dataset_batches(table.dataset, table.split, base, where)
+        batches = rowtables.dataset_batches(table.dataset, table.config, table.split, base, where)
         yield from _table_blocks(batches, names)
     else:
         folder = base / table.name

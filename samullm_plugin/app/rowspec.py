@@ -138,6 +138,9 @@ class RequestsSection(Section):
         description="Instead of file: a folder that Dataset.save_to_disk wrote, or the name of a "
         "Hugging Face dataset (needs the package datasets).",
     )
+    config: str | None = Field(
+        default=None, description="Configuration (subset) of a dataset of the hub."
+    )
     split: str | None = Field(default=None, description="Split of the dataset.")
     format: Literal["jsonl", "csv", "parquet", "arrow"] | None = Field(
         default=None, description="Format of the file where its name does not tell it."
@@ -164,8 +167,9 @@ class RequestsSection(Section):
         """Refuse a table of no or two sources."""
         if (self.file is None) == (self.dataset is None):
             raise ValueError("give file or dataset, one of them")
-        if self.split is not None and self.dataset is None:
-            raise ValueError("split belongs to dataset; there is none")
+        for name in ("config", "split"):
+            if getattr(self, name) is not None and self.dataset is None:
+                raise ValueError(f"{name} belongs to dataset; there is none")
         if self.format is not None and self.file is None:
             raise ValueError("format belongs to file; there is none")
         names = list(self.rename.values())

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 from urllib.parse import unquote
 
+import pydantic
+
 from samullm_plugin.app.csvtables import BadRow, csv_batches
 from samullm_plugin.errors import InputError, MissingExtraError, suggest
 
@@ -191,12 +193,15 @@ def with_fields(pieces: Pieces, fields: Mapping[str, str | int | None]) -> Piece
         yield name, batch
 
 
-def dataset_batches(name: str, split: str | None, base: Path, where: str) -> Pieces:
+def dataset_batches(
+    name: str, config: str | None, split: str | None, base: Path, where: str
+) -> Pieces:
     """Yield the batches of a Hugging Face dataset.
 
     Args:
         name: a folder that ``Dataset.save_to_disk`` wrote, relative to ``base``; else the name of
             a dataset on the hub, for which the package ``datasets`` is needed.
+        config: which configuration of a dataset on the hub; None: the only one.
         split: which split; None: the only one.
         base: folder that paths are relative to.
         where: file and field, for messages.
@@ -206,8 +211,10 @@ def dataset_batches(name: str, split: str | None, base: Path, where: str) -> Pie
     """
     folder = base / name
     if not folder.is_dir():
-        yield from _hub_batches(name, split, where)
+        yield from _hub_batches(name, config, split, where)
         return
+    if config is not None:
+        raise InputError(f"{where}.config: {folder} is a folder, which has no configurations")
     if (folder / "dataset_dict.json").is_file():
         known = json.loads((folder / "dataset_dict.json").read_text())["splits"]
         if split is None and len(known) == 1:
@@ -228,7 +235,7 @@ def dataset_batches(name: str, split: str | None, base: Path, where: str) -> Pie
         yield from file_batches(file, "arrow")
 
 
-def _hub_batches(name: str, split: str | None, where: str) -> Batches:
+def _hub_batches(name: str, config: str | None, split: str | None, where: str) -> Batches:
     """Yield the batches of a dataset that ``datasets`` loads by its name."""
     try:
         import datasets
@@ -237,9 +244,10 @@ def _hub_batches(name: str, split: str | None, where: str) -> Batches:
             f"{where}: {name!r} is no folder; a dataset of the hub", "datasets", "datasets"
         ) from error
     try:
-        found = datasets.load_dataset(name, split=split)
+        found = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # whatever the hub's client raises
-        raise InputError(f"{where}: dataset {name!r} cannot be loaded: {error}") from error
+        reason = " ".join(str(error).split())
+        raise InputError(f"{where}: dataset {name!r} cannot be loaded: {reason}") from error
     if isinstance(found, dict):
         if len(found) != 1:
             raise InputError(f"{where}.split: say which; splits: {', '.join(found)}")
@@ -372,6 +380,8 @@ def json_value(value: Any) -> Any:
             text = value.decode()
             if not _CONTROL.search(text):
                 return text
+    if isinstance(value, pydantic.BaseModel):
+        return json_value(value.model_dump())
     if type(value).__module__ == "numpy":
         return json_value(value.tolist())
     raise TypeError(type(value).__name__)

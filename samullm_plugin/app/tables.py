@@ -11,10 +11,14 @@ from samullm_plugin.app.loaded import NodeSource
 from samullm_plugin.app.nodespec import NodeSection, PythonSection
 from samullm_plugin.app.promptcounts import PromptCounts, StandIn, shared_tokens
 from samullm_plugin.app.requestlines import CHARACTERS_PER_TOKEN, TokenCounter
+from samullm_plugin.app.shortest import shortest_output
 from samullm_plugin.checkpoints.tokenizing import WINDOW
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.application import PythonNode, RequestTable
 from samullm_plugin.model.types import Ints
+
+SHOWN_TEXT = 80
+"""Characters of a shortest output that a message shows."""
 
 
 def python_node(node: NodeDraft) -> PythonNode:
@@ -80,8 +84,10 @@ def request_table(
     for first in range(0, num, WINDOW):
         window = node.requests[first : first + WINDOW]
         prompts[first : first + WINDOW] = counting.checked_tokens(window)
-    limits = (1 if r.error else _max_tokens(node, r, where) for r in node.requests)
-    table = _table(node, prompts, np.fromiter(limits, np.int64, num))
+    given = (1 if r.error else _max_tokens(node, r, where) for r in node.requests)
+    limits = np.fromiter(given, np.int64, num)
+    _require_room(node, source, limits, where, count_tokens)
+    table = _table(node, prompts, limits)
     if lead := counting.lead_tokens():
         table.prefix_tokens[:] = np.minimum(lead, prompts)
     else:
@@ -99,6 +105,35 @@ def request_table(
             f"max_model_len {node.model.max_model_len}; the engine refuses those that are"
         )
     return table, notes
+
+
+def _require_room(
+    node: NodeDraft,
+    source: NodeSource,
+    limits: Ints,
+    where: str,
+    count_tokens: TokenCounter | None,
+) -> None:
+    """Refuse limits within which no output can follow the node's schema.
+
+    Raises:
+        InputError: naming the field, or the first request that has such a limit.
+    """
+    if source.schema is None or node.model is None:
+        return
+    text, least = shortest_output(source.schema, node.model, count_tokens)
+    short = [k for k in np.flatnonzero(limits < least) if node.requests[k].error is None]
+    if not short:
+        return
+    request, section = node.requests[short[0]], node.section
+    assert isinstance(section, NodeSection)
+    own = request.line is not None and request.line.values.max_tokens is not None
+    place = request.where(where) if own else f"{where}.sampling_params"
+    shown = text if len(text) <= SHOWN_TEXT else f"{text[:SHOWN_TEXT]}..."
+    raise InputError(
+        f"{place}: max_tokens is {limits[short[0]]}, and the shortest output that follows "
+        f"output_schema, {shown}, has {least} tokens; raise max_tokens to what such outputs need"
+    )
 
 
 def _max_tokens(node: NodeDraft, request: Draft, where: str) -> int:

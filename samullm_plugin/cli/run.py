@@ -40,6 +40,7 @@ SHOWN_FAILURES = 10
 
 
 def run(
+    context: typer.Context,
     target: Target,
     executor: Annotated[
         str | None, typer.Option(help="vllm, emulated, simulated, or a plugin's.")
@@ -129,6 +130,8 @@ def run(
     options |= parsed_options(executor_option or [])
     engines = host.create("executor", name, options)
     require_preparing(engines, planner)
+    context.with_resource(engines.kept_warm())
+    engines.begin_opening()
     fused = None if stored is None else stored.fused
     instance = make_instance(host, loaded, planner, gpus=gpus, fused=fused)
     if stored is not None:

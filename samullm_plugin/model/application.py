@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
+from typing import overload
 
 import numpy as np
 
@@ -147,9 +148,9 @@ class RequestTable:
 class NodePart:
     """Consecutive requests of a node that its user wrote as a node of their own.
 
-    Behind the requests themselves come those that ask them again where outputs are rejected
-    (:mod:`samullm_plugin.rules.repeats`): as many for the second try, then for the third, and so
-    on. Only plans and executors that model engines know them.
+    Behind each request come those that ask it again where its output is rejected
+    (:mod:`samullm_plugin.rules.repeats`): for the second try, the third, and so on. Only plans and
+    executors that model engines know them.
 
     Attributes:
         name: of the user's node.
@@ -172,17 +173,33 @@ class NodePart:
     @property
     def rows(self) -> slice:
         """Return its requests in the node's table, without repeated ones."""
-        return slice(self.start, self.start + len(self))
+        return slice(self.start, self.stop, 1 + self.repeats)
+
+    @property
+    def again(self) -> Ints:
+        """Return its repeated requests in the node's table."""
+        every = np.arange(self.start, self.stop)
+        return every[(every - self.start) % (1 + self.repeats) > 0]
+
+    @overload
+    def place(self, index: int) -> int: ...
+
+    @overload
+    def place(self, index: Ints) -> Ints: ...
+
+    def place(self, index: int | Ints) -> int | Ints:
+        """Return where requests of the user's node are in the node's table, not repeated."""
+        return self.start + index * (1 + self.repeats)
 
     @property
     def whole(self) -> slice:
-        """Return its requests in the node's table, repeated ones last."""
+        """Return its requests in the node's table, repeated ones included."""
         return slice(self.start, self.stop)
 
     @property
     def written(self) -> Ints:
         """Return by request of :attr:`whole` its index in the user's node."""
-        return np.tile(np.arange(len(self)), 1 + self.repeats)
+        return np.repeat(np.arange(len(self)), 1 + self.repeats)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

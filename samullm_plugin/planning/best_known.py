@@ -24,7 +24,9 @@ from samullm_plugin.profiling.calibration import (
     read_calibration,
     read_lengths,
     setting_key,
+    start_factor,
 )
+from samullm_plugin.profiling.loading import ASSUMED, SCALED
 
 ORDER = ("linear", "aiconfigurator", "assumed")
 """Latency models by how much they know: profiles and transfer, operator tables, data sheets."""
@@ -97,27 +99,34 @@ class BestKnown(LatencyModel):
         found = self._first(*size, lambda candidate: candidate.costs(*size))
         key = setting_key(model, gpu.name, tensor_parallel_size, pipeline_parallel_size)
         seen = read_calibration(key)
-        return found if seen is None else calibrated(found, seen)
+        if seen is not None:
+            found = calibrated(found, seen)
+        if found.load.source == ASSUMED and (factor := start_factor(gpu.name)) is not None:
+            found = replace(found, load=_with_start(found.load, factor * found.load.warm_s, SCALED))
+        return found
 
 
 def calibrated(costs: ModeCosts, seen: Calibration) -> ModeCosts:
     """Return costs with what runs on this machine have measured in their place."""
+    if seen.start_s:
+        source = f"measured on this machine, {len(seen.start_s)} starts"
+        usual = float(np.median(seen.start_s))
+        costs = replace(costs, load=_with_start(costs.load, usual, source))
     if seen.num_iterations < LEAST_ITERATIONS or not isinstance(costs.latency, StepLatency):
         return costs
     latency, error_pct = seen.latency(costs.latency)
-    load = costs.load
-    if seen.start_s:
-        usual = float(np.median(seen.start_s))
-        load = replace(
-            load,
-            warm_s=usual,
-            cold_s=usual + load.cold_s - load.warm_s,
-            prepare_s=min(load.prepare_s, usual),
-            source=f"measured on this machine, {len(seen.start_s)} starts",
-        )
     source = f"measured on this machine, {seen.num_iterations:,} iterations"
+    return replace(costs, latency=latency, provenance=Provenance("measured", source, error_pct))
+
+
+def _with_start(load: LoadTimes, warm_s: float, source: str) -> LoadTimes:
+    """Return load times with another start from the page cache; what a disk adds stays."""
     return replace(
-        costs, latency=latency, load=load, provenance=Provenance("measured", source, error_pct)
+        load,
+        warm_s=warm_s,
+        cold_s=warm_s + load.cold_s - load.warm_s,
+        prepare_s=min(load.prepare_s, warm_s),
+        source=source,
     )
 
 

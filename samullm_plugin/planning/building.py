@@ -141,7 +141,8 @@ def _is_chain(table: RequestTable, i: int, part: NodePart) -> bool:
     """Return whether requests of a part of node ``i`` wait for others of the same part."""
     own = table.input_node == i
     rows, requests = table.input_row[own], table.input_request[own]
-    return bool(((requests >= part.start) & (rows < part.rows.stop)).any())
+    first = (rows - part.start) % (1 + part.repeats) == 0  # repeated ones wait for those before
+    return bool(((requests >= part.start) & (rows < part.stop) & first).any())
 
 
 def _prompts(app: Application, i: int, outputs: Sequence[Ints]) -> Ints:

@@ -28,6 +28,7 @@ from samullm_plugin.profiling.iterations import Iterations
 
 _FOLDER = "calibrations"
 _LENGTHS = "lengths"
+_STARTS = "starts"
 _COLUMNS = (
     "num_seqs", "num_tokens", "prefill_seqs", "prefill_tokens", "prefill_pairs", "context_tokens",
     "longest_tokens",
@@ -35,6 +36,7 @@ _COLUMNS = (
 KEPT_ITERATIONS = 4000
 """Iterations that are kept of each setting: a sample of all that were seen."""
 KEPT_LENGTHS = 2000
+KEPT_STARTS = 20
 LEAST_ITERATIONS = 50
 """Iterations from which they say more than a data sheet."""
 
@@ -146,7 +148,7 @@ def add_calibration(key: str, new: Calibration, about: Mapping[str, object]) -> 
         "num_iterations": total.num_iterations,
         "steps": rows[chosen].tolist(),
         "seconds": total.seconds[chosen].tolist(),
-        "start_s": total.start_s[-20:],
+        "start_s": total.start_s[-KEPT_STARTS:],
     })  # fmt: skip
 
 
@@ -168,6 +170,32 @@ def joined_steps(parts: Sequence[tuple[StepTable, Floats]]) -> tuple[StepTable, 
     """Return several tables of iterations as one."""
     columns = [np.concatenate([getattr(s, c) for s, _ in parts]) for c in _COLUMNS]
     return StepTable(*columns), np.concatenate([seconds for _, seconds in parts])
+
+
+def start_factor(device: str) -> float | None:
+    """Return what engine starts take on a kind of device here, as a share of what is assumed.
+
+    The median of the starts that were seen, for models and sizes of which none was: else those
+    nobody has tried would look quicker than those that were. None if none was seen.
+    """
+    kept = read_kept(_STARTS, _starts_key(device))
+    try:
+        found = [float(f) for f in (kept or {})["factors"]]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return float(np.median(found)) if found and min(found) > 0 else None
+
+
+def add_start_factors(device: str, factors: Sequence[float]) -> bool:
+    """Keep what starts took of what was assumed of them; return whether it could be kept."""
+    key = _starts_key(device)
+    old = (read_kept(_STARTS, key) or {}).get("factors") or []
+    return keep(_STARTS, key, {"device": device, "factors": [*old, *factors][-KEPT_STARTS:]})
+
+
+def _starts_key(device: str) -> str:
+    text = json.dumps([device, " ".join(vllm_version() or ("none",))])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 LengthRow = tuple[str, int, int, bool]

@@ -18,6 +18,9 @@ PROCESS_BYTES = 1e9
 ASSUMED = "assumed, of the size that start-up logs of vLLM show"
 """Where starts come from of which none was measured on the kind of device."""
 
+SCALED = "assumed, times what other starts on this machine took of it"
+"""Where starts come from of which none was measured in this size, but others on the device."""
+
 MOST_PREPARED = 0.6
 """Share of a start that is taken to need no device at most, where it was not measured."""
 

@@ -21,20 +21,14 @@ def with_repeats(app: Application) -> Application:
 
     A repeated request waits for what the one before it waits for, so that their prompts are alike,
     and for that one; if that one is taken, it is with the node's ``reject_rate``. Whoever waits for
-    a request waits for the last of its repetitions as well, whose output is part of no prompt.
-
-    Nodes whose requests wait for one another (chains) are left as they are: a repetition would have
-    to come before the request that waits for it.
+    a request waits for the last of its repetitions as well, whose output is part of no prompt. They
+    follow the request at once, so that the next one of a chain comes behind them.
     """
-    repeats = [
-        0 if node.fused or node.repeats or (node.requests.input_node == i).any() else node.retries
-        for i, node in enumerate(app.nodes)
-    ]
+    repeats = [0 if node.fused or node.repeats else node.retries for node in app.nodes]
     if not any(repeats):
         return app
-    last = [r * len(n.requests) for n, r in zip(app.nodes, repeats, strict=True)]
-    last += [0] * len(app.python)
-    tables = [_with_waits(node.requests, last) for node in app.all_nodes]
+    tries = np.array([*repeats, *(0 for _ in app.python)], np.int64) + 1
+    tables = [_with_waits(node.requests, tries) for node in app.all_nodes]
     nodes = tuple(
         replace(node, requests=_repeated(table, i, count, node.reject_rate), repeats=count)
         for i, (node, table, count) in enumerate(zip(app.nodes, tables, repeats, strict=False))
@@ -86,20 +80,21 @@ def _joined(parts: Sequence[_Entries]) -> _Entries:
     return _Entries(*(np.concatenate([getattr(p, c) for p in parts]) for c in columns))
 
 
-def _with_waits(table: RequestTable, last: Sequence[int]) -> RequestTable:
+def _with_waits(table: RequestTable, tries: Ints) -> RequestTable:
     """Let requests wait for the last repetitions of those they wait for as well.
 
     Args:
         table: of any node.
-        last: by node, how far behind a request its last repetition is; 0: it has none.
+        tries: by node, how often each of its requests will be in its table, one after another.
     """
-    behind = np.asarray(last, np.int64)[table.input_node]
-    also = behind > 0
+    times = tries[table.input_node]
+    also = times > 1
     if not also.any():
         return table
-    none = np.zeros(int(also.sum()), bool)
-    mine = _Entries.of(table)
-    added = _Entries(mine.row[also], mine.node[also], mine.request[also] + behind[also], none, none)
+    none, mine = np.zeros(int(also.sum()), bool), _Entries.of(table)
+    mine = replace(mine, request=mine.request * times)
+    last = (mine.request + times - 1)[also]
+    added = _Entries(mine.row[also], mine.node[also], last, none, none)
     return _joined([mine, added]).put_into(table)
 
 
@@ -107,33 +102,36 @@ def _repeated(table: RequestTable, index: int, count: int, rate: float) -> Reque
     """Return the table of a node with every request repeated so often.
 
     Args:
-        table: of the node.
+        table: of the node; requests of its own that it waits for are numbered as they will be.
         index: of the node.
         count: repetitions of each request.
         rate: probability of each repetition.
     """
     if not count:
         return table
-    num, mine = len(table), _Entries.of(table)
-    rows, ones, parts = np.arange(num), np.ones(num, bool), [mine]
-    for k in range(1, count + 1):
-        parts.append(replace(mine, row=mine.row + k * num))
-        before = rows + (k - 1) * num
-        parts.append(_Entries(rows + k * num, np.full(num, index), before, ~ones, ones))
-    free = np.full(count * num, -1, np.int64)
+    num, mine, parts = len(table), _Entries.of(table), []
+    rows, ones = np.arange(num) * (1 + count), np.ones(num, bool)
+    for k in range(1 + count):
+        parts.append(replace(mine, row=mine.row * (1 + count) + k))
+        if k:
+            parts.append(_Entries(rows + k, np.full(num, index), rows + k - 1, ~ones, ones))
+    first = np.arange(num * (1 + count)) % (1 + count) == 0
 
-    def tiled(column: Ints) -> Ints:
-        return np.tile(column, 1 + count)
+    def repeated(column: Ints) -> Ints:
+        return np.repeat(column, 1 + count)
+
+    def free(column: Ints) -> Ints:
+        return np.where(first, repeated(column), -1)
 
     return _joined(parts).put_into(
         replace(
             table,
-            prompt_tokens=tiled(table.prompt_tokens),
-            max_tokens=tiled(table.max_tokens),
-            prefix_id=tiled(table.prefix_id),
-            prefix_tokens=tiled(table.prefix_tokens),
-            probability=np.concatenate([table.probability, np.full(count * num, rate)]),
-            choice=np.concatenate([table.choice, free]),
-            gate=None if table.gate is None else np.concatenate([table.gate, free]),
+            prompt_tokens=repeated(table.prompt_tokens),
+            max_tokens=repeated(table.max_tokens),
+            prefix_id=repeated(table.prefix_id),
+            prefix_tokens=repeated(table.prefix_tokens),
+            probability=np.where(first, np.repeat(table.probability, 1 + count), rate),
+            choice=free(table.choice),
+            gate=None if table.gate is None else free(table.gate),
         )
     )

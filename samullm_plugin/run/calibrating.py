@@ -15,9 +15,12 @@ from samullm_plugin.profiling.calibration import (
     LengthRow,
     add_calibration,
     add_lengths,
+    add_start_factors,
     joined_steps,
     setting_key,
+    start_factor,
 )
+from samullm_plugin.profiling.loading import ASSUMED, SCALED
 from samullm_plugin.run.ledger import Ledger, Status
 
 
@@ -70,6 +73,11 @@ class Calibrator:
             }
             if add_calibration(setting, new, about):
                 count += len(seconds)
+        for (node, key), took_s in self._starts.items():
+            load = self.problem.costs[node][key].load
+            before = {ASSUMED: 1.0, SCALED: start_factor(key.gpu)}.get(load.source)
+            if before is not None and load.warm_s > 0:
+                add_start_factors(key.gpu, [before * s / load.warm_s for s in took_s])
         for i, used in enumerate(self.problem.app.nodes):
             if rows := self._lengths(i, ledger):
                 add_lengths(used.model, rows)
@@ -84,6 +92,6 @@ class Calibrator:
         done = (ledger.status[node] == Status.FINISHED) & (tokens > 0)
         done &= table.max_tokens > 1  # else there is nothing to learn
         for part in self.problem.app.nodes[node].parts:
-            for r in (part.start + np.flatnonzero(done[part.rows])).tolist():
+            for r in part.place(np.flatnonzero(done[part.rows])).tolist():
                 found.append((part.task, int(prompts[r]), int(tokens[r]), bool(cut[r])))
         return found

@@ -179,7 +179,7 @@ def length_observations(run: RunView, snapshot: Snapshot) -> list[LengthObservat
         finished = snapshot.status[i] == Status.FINISHED
         begun = (snapshot.status[i] < Status.FINISHED) & (snapshot.generated[i] > 0)
         for part in node.parts:
-            seen = part.start + np.flatnonzero((finished | begun)[part.rows])
+            seen = part.place(np.flatnonzero((finished | begun)[part.rows]))
             if not finished[part.rows].any():
                 continue
             found.append(

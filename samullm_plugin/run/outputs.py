@@ -82,7 +82,7 @@ def _lines(node: int, part: NodePart, ledger: Ledger, source: PromptBuilder) -> 
             yield _line(source.custom_id(part.name, first), model, outputs, f"{part.name}-{first}")
             outputs = []
         first = first if outputs else r
-        result = ledger.results[node, part.start + r]
+        result = ledger.results[node, part.place(r)]
         outputs.append(
             BatchOutput(
                 result.prompt_tokens,

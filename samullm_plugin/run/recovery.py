@@ -83,9 +83,7 @@ class _Batch:
     def __init__(self, resume: ResumePoint, users: UserNodes) -> None:
         self._resume, self._ledger = resume, resume.ledger
         models = len(resume.ledger.app.nodes)
-        self._parts = {
-            name: (node, part.start, len(part)) for name, node, part in users if node < models
-        }
+        self._parts = {name: (node, part) for name, node, part in users if node < models}
         self._rows: list[tuple[int, int, float, int, int, bool, int]] = []
 
     def __len__(self) -> int:
@@ -94,13 +92,21 @@ class _Batch:
 
     def add(self, place: int, record: Finished) -> bool:
         """Add a request; return False if it is no request of a model's node."""
-        node, start, count = self._parts.get(record.node, (0, 0, 0))
-        if not 0 <= record.request < count:
+        found = self._parts.get(record.node)
+        if found is None or not 0 <= record.request < len(found[1]):
             return False
+        node, part = found
         self._rows.append(
-            (node, start + record.request, record.time_s, record.num_tokens, record.prompt_tokens,
-             record.finish_reason == "length", place)
-        )  # fmt: skip
+            (
+                node,
+                part.place(record.request),
+                record.time_s,
+                record.num_tokens,
+                record.prompt_tokens,
+                record.finish_reason == "length",
+                place,
+            )
+        )
         return True
 
     def settle(self, moved: dict[RequestId, RequestOutput]) -> int | None:

@@ -106,7 +106,7 @@ def taken_rate(app: Application, i: int, snapshot: Snapshot) -> float:
         failed[table.input_row[part][state == Status.FAILED]] = True
     decided |= failed
     for part in app.all_nodes[i].parts:
-        decided[part.rows.stop : part.stop] = False  # of repetitions see reject_rate
+        decided[part.again] = False  # of repetitions see reject_rate
     decided &= (table.probability < 1) & (table.choice < 0) & (status >= Status.FINISHED)
     expected = float(table.probability[decided].sum())
     if decided.sum() < ENOUGH_DECIDED or expected <= 0:
@@ -128,7 +128,7 @@ def _chances(app: Application, i: int, snapshot: Snapshot) -> Floats:
     for part in app.all_nodes[i].parts:
         if part.repeats:
             seen = reject_rate(snapshot, i, part)
-            again = slice(part.rows.stop, part.stop)
+            again = part.again
             chance[again] = table.probability[again] if seen is None else seen
     return chance
 
@@ -136,9 +136,9 @@ def _chances(app: Application, i: int, snapshot: Snapshot) -> Floats:
 def _written(node: ModelNode, rows: Ints) -> Ints:
     """Return where requests of a node are in the tables of the user's nodes."""
     starts = np.array([p.start for p in node.parts])
-    sizes = np.array([len(p) for p in node.parts])
+    tries = np.array([1 + p.repeats for p in node.parts])
     part = np.searchsorted(starts, rows, side="right") - 1
-    found: Ints = (rows - starts[part]) % sizes[part]
+    found: Ints = (rows - starts[part]) // tries[part]
     return found
 
 

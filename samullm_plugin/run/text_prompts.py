@@ -58,7 +58,7 @@ class TextPrompts(PromptBuilder):
 
     def _planned(self, written: RequestId) -> RequestId:
         node, part = self._users.parts[self._names[written[0]]]
-        return node, part.start + written[1]
+        return node, part.place(written[1])
 
     def refusal(self, planned: RequestId) -> str | None:
         """Return why a request cannot be asked; None if it can."""

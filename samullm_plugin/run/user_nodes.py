@@ -27,7 +27,8 @@ class UserNodes:
         self._names = [[p.name for p in node.parts] for node in app.all_nodes]
         self._starts = [[p.start for p in node.parts] for node in app.all_nodes]
         repeated = any(p.repeats for node in app.all_nodes for p in node.parts)
-        self._repeated = [[len(p) for p in n.parts] for n in app.all_nodes] if repeated else []
+        tries = [[1 + p.repeats for p in n.parts] for n in app.all_nodes]
+        self._tries = tries if repeated else []
 
     def __iter__(self) -> Iterator[tuple[str, int, NodePart]]:
         """Yield each of the user's nodes, the planned node it is in, and its part of that."""
@@ -43,21 +44,21 @@ class UserNodes:
         starts = self._starts[node]
         k = bisect_right(starts, r) - 1 if len(starts) > 1 else 0
         index = r - starts[k]
-        if self._repeated:
-            index %= self._repeated[node][k]
+        if self._tries:
+            index //= self._tries[node][k]
         return self._names[node][k], index
 
     def repeats(self, request: RequestId) -> bool:
         """Return whether a request is there for the case that another's output is rejected."""
-        if not self._repeated:
+        if not self._tries:
             return False
         node, r = request
         k = bisect_right(self._starts[node], r) - 1
-        return r - self._starts[node][k] >= self._repeated[node][k]
+        return (r - self._starts[node][k]) % self._tries[node][k] > 0
 
     def planned(self, name: str, request: int) -> RequestId | None:
         """Return the planned request behind one of the user's; None if there is none."""
         if name not in self.parts:
             return None
         node, part = self.parts[name]
-        return (node, part.start + request) if 0 <= request < len(part) else None
+        return (node, part.place(request)) if 0 <= request < len(part) else None

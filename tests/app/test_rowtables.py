@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -251,7 +252,10 @@ def test_one_bad_row_of_a_csv_file_costs_one_row(
         ({"file": "r.csv", "id": "lang", "rename": {"instruction": "prompt"}}, "the id 'en' is"),
     ],
 )
-def test_wrong_tables(tmp_path: Path, table: dict[str, Any], message: str) -> None:
+def test_wrong_tables(
+    tmp_path: Path, table: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)  # not installed
     for name in ("r.csv", "r.parquet", "saved", "shards"):
         write(tmp_path, name)
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")

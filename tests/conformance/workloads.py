@@ -212,10 +212,25 @@ def named_cases() -> dict[str, Case]:
         prefix_id=np.array([0, -1, -1, 0]),
         prefix_tokens=np.array([28, 0, 0, 28]),
     )
+    # The last sequence's own turn is where blocks run out, and the others need all that are free:
+    # what another had cached is gone, what it had itself is not.
+    own_turn = Workload(np.array([15, 7, 7, 12, 12, 15]), np.array([9, 9, 12, 16, 14, 15]))
+    small = EngineConfig(
+        max_num_seqs=4,
+        max_num_batched_tokens=64,
+        max_model_len=256,
+        block_size=4,
+        num_blocks=14,
+        enable_prefix_caching=True,
+        async_scheduling=True,
+    )
     few = EngineConfig(
         max_num_seqs=5, max_num_batched_tokens=16, num_blocks=8, scheduling_policy="priority"
     )
     result = {
+        "prefix caching, one preempts itself and the others take every free block": Case(
+            small, own_turn
+        ),
         "priority, one preempts itself: vLLM 0.32 and 0.33 part": Case(few, parting),
         "prompts longer than the token budget": Case(
             replace(roomy, max_num_batched_tokens=100), some(40, 900, 60)

@@ -266,8 +266,8 @@ CHANGES = (
     Change(
         "samullm_plugin/rules/repeats.py",
         "who waits does not wait for repeated requests",
-        "    also = behind > 0",
-        "    also = behind > len(table) ** 9",
+        "    also = times > 1",
+        "    also = times > len(table) ** 9",
         REPEATS,
     ),
     Change(
@@ -428,8 +428,8 @@ CHANGES = (
     Change(
         _REQUESTS,
         "tokens generated before a move are not counted",
-        "            before + output.num_tokens,\n            prompt_tokens,",
-        "            output.num_tokens,\n            prompt_tokens,",
+        "num_tokens, text, numbers = before + output.num_tokens,",
+        "num_tokens, text, numbers = output.num_tokens,",
         ("tests/run/test_rejected.py",),
     ),
     Change(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import signal
 import subprocess
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def ended(code: int, output: str) -> subprocess.CompletedProcess[str]:
 def test_only_a_failure_counts_as_noticed() -> None:
     """A wrong argument, no tests, a crash of pytest or of its process are none."""
     assert judged(ended(0, "3 passed")) is None
+    assert judged(ended(-signal.SIGXCPU, "")) == "timed out"
     assert judged(ended(1, "FAILED tests/a.py::test_b - assert 0")) == "tests/a.py::test_b"
     assert judged(ended(2, "ERROR tests/a.py - ImportError")) == "tests/a.py"
     for code in (3, 4, 5, -9, 139):

@@ -11,10 +11,18 @@ import pytest
 
 from samullm_plugin.errors import InputError
 from samullm_plugin.host.manager import PluginHost
-from samullm_plugin.model.application import EngineOptions, ModelSpec
+from samullm_plugin.model.application import (
+    Application,
+    EngineOptions,
+    ModelNode,
+    ModelSpec,
+    RequestTable,
+)
 from samullm_plugin.model.architecture import ModelArchitecture
-from samullm_plugin.model.cluster import Gpu
+from samullm_plugin.model.cluster import Cluster, Gpu
 from samullm_plugin.model.latency import StepLatency, StepTable
+from samullm_plugin.model.problem import ModeKey, Problem
+from samullm_plugin.model.scenarios import LengthScenario
 from samullm_plugin.planning.applications import find_application
 from samullm_plugin.planning.best_known import BestKnown, best_known
 from samullm_plugin.planning.instances import make_instance
@@ -24,10 +32,15 @@ from samullm_plugin.profiling.calibration import (
     Calibration,
     add_calibration,
     add_lengths,
+    add_start_factors,
     read_calibration,
     read_lengths,
     setting_key,
+    start_factor,
 )
+from samullm_plugin.profiling.loading import ASSUMED, SCALED
+from samullm_plugin.run.calibrating import Calibrator
+from samullm_plugin.run.ledger import Ledger
 
 H100 = Gpu("H100-80GB", 80 << 30)
 A100 = Gpu("A100-80GB", 84_986_691_584)
@@ -100,6 +113,41 @@ def test_runs_calibrate_the_next_plan(known: BestKnown) -> None:
     for other in (replace(MINE, engine=EngineOptions(max_num_seqs=8)), replace(MINE, name="x")):
         assert known.costs(other, H100, 1).provenance.kind == "assumed"
     assert known.costs(MINE, H100, 2).provenance.kind == "assumed"
+
+
+def test_starts_of_one_size_say_something_of_the_others(known: BestKnown) -> None:
+    """Else a size that nobody has tried would look quicker than those that were measured."""
+    other = replace(MINE, name="x")
+    assumed = [known.costs(m, H100, tp).load for m, tp in ((MINE, 1), (MINE, 2), (other, 1))]
+    assert {load.source for load in assumed} == {ASSUMED}
+    assert start_factor("H100-80GB") is None
+    assert add_start_factors("H100-80GB", [3.0, 4.0, 9.0])
+    scaled = [known.costs(m, H100, tp).load for m, tp in ((MINE, 1), (MINE, 2), (other, 1))]
+    assert {load.source for load in scaled} == {SCALED}
+    for load, before in zip(scaled, assumed, strict=True):
+        assert load.warm_s == pytest.approx(4.0 * before.warm_s)
+        assert load.cold_s - load.warm_s == pytest.approx(before.cold_s - before.warm_s)
+    a100 = ModelSpec("lmsys/vicuna-13b-v1.5", 4096)
+    assert known.costs(a100, A100, 1).load.source != SCALED  # measured, or of another device
+    few = Calibration(steps(3), np.ones(3), 3, (12.0, 14.0))
+    assert add_calibration(setting_key(MINE, "H100-80GB", 1, 1), few, {})
+    measured = known.costs(MINE, H100, 1)
+    assert (measured.load.warm_s, measured.provenance.kind) == (13.0, "assumed")
+
+
+def test_a_run_keeps_what_starts_took_of_what_was_assumed(known: BestKnown) -> None:
+    table = RequestTable.of([5], 9)
+    app = Application("a", (ModelNode("n", MINE, table),))
+    for measured, factor in ((3.0, 3.0), (9.0, 6.0)):  # the median of 3 and 9
+        costs = ({ModeKey("H100-80GB", 1): known.costs(MINE, H100, 1)},)
+        scenario = LengthScenario((np.array([5]),), (np.array([1]),))
+        problem = Problem(app, Cluster.uniform(H100, 1), (scenario,), costs)
+        first_s = known.costs(replace(MINE, name="y"), H100, 1).load.warm_s
+        calibrator = Calibrator(problem)
+        base_s = first_s / (start_factor("H100-80GB") or 1.0)
+        calibrator.add_start(0, ModeKey("H100-80GB", 1), measured * base_s)
+        calibrator.keep(Ledger(app))
+        assert start_factor("H100-80GB") == pytest.approx(factor)
 
 
 def test_a_broken_cache_is_no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -40,7 +40,10 @@ RATED = {
 
 
 def load(folder: Path, nodes: dict[str, Any], rows: int, models: int = 1) -> Application:
-    lines = [json.dumps({"id": f"r{i}", "prompt": "go on " * (i % 7 + 1)}) for i in range(rows)]
+    lines = [
+        json.dumps({"id": f"r{i}", "prompt": "go on " * (i % 7 + 1), "topic": f"t{i % 9}"})
+        for i in range(rows)
+    ]
     (folder / "r.jsonl").write_text("\n".join(lines) + "\n")
     known = {f"m{k}": {"model": f"m{k}", "max_model_len": 4096} for k in range(models)}
     for number, (name, section) in enumerate(nodes.items()):
@@ -56,17 +59,17 @@ def test_rows_for_the_second_and_the_third_try(tmp_path: Path) -> None:
     app = with_repeats(load(tmp_path, {"rate": RATED, "next": behind}, rows=3))
     rate, after = app.nodes
     assert (len(rate.requests), rate.repeats, len(rate.parts[0])) == (9, 2, 3)
-    assert rate.requests.probability.tolist() == [1.0] * 3 + [0.4] * 6
-    assert [rate.requests.entries(r).start for r in (3, 4, 6)] == [0, 1, 3]
-    assert rate.requests.input_request.tolist() == [0, 1, 2, 3, 4, 5]  # each for the one before
-    assert after.requests.input_request.tolist() == [0, 0, 6, 6, 1, 1, 7, 7, 2, 2, 8, 8]
-    assert not after.requests.input_in_prompt[after.requests.input_request > 2].any()
+    assert rate.requests.probability.tolist() == [1.0, 0.4, 0.4] * 3
+    assert np.diff(rate.requests.input_indptr).tolist() == [0, 1, 1] * 3
+    assert rate.requests.input_request.tolist() == [0, 1, 3, 4, 6, 7]  # each for the one before
+    assert after.requests.input_request.tolist() == [0, 0, 2, 2, 3, 3, 5, 5, 6, 6, 8, 8]
+    assert not after.requests.input_in_prompt[after.requests.input_request % 3 > 0].any()
 
 
 def test_as_many_as_the_rate_says_one_after_another(tmp_path: Path) -> None:
     app = with_repeats(load(tmp_path, {"rate": RATED, "next": {"for_each": "rate"}}, rows=2000))
     rate, after = draw_taken(app, np.random.default_rng(0))
-    first, second, third = np.split(rate, 3)
+    first, second, third = rate.reshape(-1, 3).T
     assert first.all()
     assert 0.36 < second.mean() < 0.44
     assert 0.13 < third.mean() < 0.19
@@ -79,17 +82,21 @@ def test_their_prompts_hold_the_same_outputs(tmp_path: Path) -> None:
     del nodes["rate"]["requests"]
     app = with_repeats(load(tmp_path, nodes, rows=40))
     (scenario,) = sample_scenarios(app, Uniform(30), np.random.default_rng(0), 1)
-    first, second, third = np.split(scenario.prompt_tokens[1], 3)
+    first, second, third = scenario.prompt_tokens[1].reshape(-1, 3).T
     assert (first == second).all()
     assert (first == third).all()
-    assert (first == app.nodes[1].requests.prompt_tokens[:40] + scenario.output_tokens[0]).all()
+    assert (first == app.nodes[1].requests.prompt_tokens[::3] + scenario.output_tokens[0]).all()
 
 
-def test_a_chain_stays_as_it_is() -> None:
-    table = RequestTable.of([5, 5], 9, [[], [(0, 0)]])
-    node = ModelNode("chain", ModelSpec("m", 100), table, retries=1)
-    app = Application("a", (node,))
-    assert with_repeats(app) is app
+def test_the_next_of_a_chain_waits_for_every_try() -> None:
+    table = RequestTable.of([5, 6], 9, [[], [(0, 0)]])
+    node = ModelNode("chain", ModelSpec("m", 100), table, retries=1, reject_rate=0.3)
+    (made,) = with_repeats(Application("a", (node,))).nodes
+    assert made.requests.prompt_tokens.tolist() == [5, 5, 6, 6]
+    assert made.requests.probability.tolist() == [1.0, 0.3, 1.0, 0.3]
+    inputs = [made.requests.input_request[list(made.requests.entries(r))] for r in range(4)]
+    assert [i.tolist() for i in inputs] == [[], [0], [0, 1], [0, 1, 2]]
+    assert made.requests.input_in_prompt.tolist() == [False, True, False, True, False, False]
 
 
 def test_a_repetition_is_reported_as_what_it_repeats(tmp_path: Path) -> None:
@@ -99,19 +106,21 @@ def test_a_repetition_is_reported_as_what_it_repeats(tmp_path: Path) -> None:
     users = UserNodes(app)
     assert len(app.nodes) == 1
     assert [(n, len(p)) for n, _, p in users] == [("draft", 4), ("rate", 4)]
-    assert users.written((0, 4 + 4 + 1)) == ("rate", 1)
-    assert users.repeats((0, 4 + 4 + 1))
-    assert not users.repeats((0, 4 + 1))
-    assert users.planned("rate", 3) == (0, 7)
+    assert users.written((0, 4 + 3 + 1)) == ("rate", 1)
+    assert users.repeats((0, 4 + 3 + 1))
+    assert not users.repeats((0, 4 + 3))
+    assert users.planned("rate", 3) == (0, 4 + 9)
     assert users.planned("rate", 4) is None
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_plan_and_simulated_run_are_one(tmp_path: Path, fused: bool) -> None:
+@pytest.mark.parametrize("chain", [False, True])
+def test_plan_and_simulated_run_are_one(tmp_path: Path, fused: bool, chain: bool) -> None:
     """The same lengths and the same rejections: to the bit the same run, node by node."""
+    rated = {**RATED, "chain": "topic"} if chain else RATED
     nodes: dict[str, Any] = {
         "draft": {"requests": "r.jsonl", "model": "m0"},
-        "rate": {**RATED, "model": "m1", "for_each": "draft"},
+        "rate": {**rated, "model": "m1", "for_each": "draft"},
         "again": {**RATED, "model": "m1", "retries": 1, "for_each": "rate"},
         "last": {"model": "m0", "for_each": "again"},
     }
@@ -136,7 +145,7 @@ def test_plan_and_simulated_run_are_one(tmp_path: Path, fused: bool) -> None:
     none = [o.copy() for o in scenarios[0].output_tokens]
     for i, node in enumerate(app.nodes):
         for part in node.parts:
-            none[i][part.rows.stop : part.stop] = 0
+            none[i][part.again] = 0
     without = problem.with_scenarios((replace(scenarios[0], output_tokens=tuple(none)),))
     fewer = PlanSimulator(without).simulate_scenario(plan, 0)
     assert sum(s.busy_s for s in fewer.segments) < sum(s.busy_s for s in trace.segments)

@@ -94,15 +94,20 @@ def test_the_rate_of_rejections_is_learned() -> None:
     rate = ModelNode("rate", MODEL, first, retries=2, reject_rate=0.1)
     app = with_repeats(Application("rated", (rate, ModelNode("behind", MODEL, behind))))
     snapshot = snapshot_of(app, dict.fromkeys(range(25), Status.READY))
-    snapshot.status[0][[*range(COUNT, COUNT + 25)]] = Status.SKIPPED
+    asked = app.nodes[0].parts[0].place(np.arange(25))
+    snapshot.status[0][:] = Status.WAITING
+    snapshot.status[0][asked] = Status.FINISHED
+    snapshot.status[0][asked + 1] = Status.SKIPPED  # of the third tries nobody has said anything
     for rejected, expected in (({"rate": 15}, 15 / 40), ({}, 0.0)):
         left = residual_work(app, replace(snapshot, rejected=rejected))
         assert left is not None
         chance = left.app.nodes[0].requests.probability
-        assert chance[: COUNT - 25].tolist() == [1.0] * (COUNT - 25)
-        assert chance[COUNT - 25 :] == pytest.approx(expected)
+        assert chance[:25] == pytest.approx(expected)
+        first_tries, again = chance[25::3], np.delete(chance[25:], np.s_[::3])
+        assert first_tries.tolist() == [1.0] * (COUNT - 25)
+        assert again == pytest.approx(np.full(2 * (COUNT - 25), expected))
         assert left.requests[0].max() == COUNT - 1  # of whose lengths each is a sample
-    snapshot.status[0][5:25] = Status.SUBMITTED  # five say nothing
+    snapshot.status[0][asked[5:]] = Status.SUBMITTED  # five say nothing
     left = residual_work(app, replace(snapshot, rejected={"rate": 4}))
     assert left is not None
     assert left.app.nodes[0].requests.probability[-1] == pytest.approx(0.1)

@@ -215,6 +215,18 @@ def test_a_broken_installation_ends_the_run_at_once(tmp_path: Path) -> None:
     assert run(APP, "--resume", tmp_path / "run", "--executor", "simulated") == 0
 
 
+def test_a_missing_package_is_said_before_planning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("samullm_vllm.vllm_executor.find_spec", lambda name: None)
+    monkeypatch.setattr("samullm_plugin.planning.planner.make_plan", None)  # cannot be called
+    for executor in ("vllm", "emulated", "ray"):
+        directory = tmp_path / executor
+        assert run(APP, "--output-dir", directory, "--executor", executor) == 2
+        assert f"executor {executor} needs vllm, which is not installed" in capsys.readouterr().err
+        assert not directory.exists()
+
+
 def test_a_run_can_be_watched_in_lines(tmp_path: Path) -> None:
     """No terminal: plain lines on stderr, nothing on stdout."""
     command = [sys.executable, "-m", "samullm_plugin", "run", APP, "--output-dir", "run"]

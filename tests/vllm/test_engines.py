@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from samullm_vllm.fork_launching import _ForkServer
-from samullm_vllm.vllm_executor import VllmExecutor
+from samullm_vllm.vllm_executor import VllmExecutor, VllmOptions
 
 from samullm_plugin import EngineRequest, ModelSpec
 from samullm_plugin.host.interfaces.executor import WINDOW
@@ -305,6 +306,20 @@ def test_the_forking_process_ends_with_the_outermost_context(tmp_path: Path) -> 
         server = _ForkServer.kept["cpu"]
     assert _ForkServer.kept["cpu"] is server
     assert not server.lost
+
+
+def test_importing_begins_before_the_executor_is_opened() -> None:
+    """Once, and not outside of a context, for nobody would end it."""
+    with patch("samullm_vllm.fork_launching._ForkServer", kept={}, keeping=False) as server:
+        VllmExecutor().begin_opening()
+        assert not server.called
+        server.keeping = True
+        VllmExecutor(VllmOptions(start_method="fresh")).begin_opening()
+        assert not server.called
+        for _ in range(2):
+            VllmExecutor().begin_opening()
+        server.assert_called_once()
+        assert list(server.kept) == ["cpu"]
 
 
 def test_options_reach_the_engine(bench: Bench, tmp_path: Path) -> None:

@@ -190,6 +190,13 @@ class Executor(Plugin, ABC):
         """Let executors opened one after another in this context share what is slow to start."""
         return nullcontext()
 
+    def begin_opening(self) -> None:
+        """Begin what is slow and needs no plan; called in ``kept_warm``, while a plan is made.
+
+        Raises:
+            InputError: if something that every run needs is missing, with the remedy.
+        """
+
     @classmethod
     def local_cluster(cls) -> Cluster | None:
         """Return the devices that this machine offers to its engines; None if it imitates them."""
