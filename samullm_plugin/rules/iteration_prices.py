@@ -35,6 +35,7 @@ from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.scenarios import LengthScenario
 from samullm_plugin.model.types import Floats
 
+# Any values give a valid bound; these are choices between its height and the seconds that it takes.
 RANKS = 256
 """Chains that have prices of their own; all others have the price of the last of them."""
 

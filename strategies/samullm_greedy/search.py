@@ -26,7 +26,8 @@ Step = tuple[str, ParallelConfig]
 EVERY_STEP, SHORTLIST = 128, 12
 """Steps of a stage that are all judged; of more, so many by nodes that are in the stage, and so
 many by others, those of largest throughput alone per GPU. Then, too, no model is started again that
-would finish in less than a start takes."""
+would finish in less than a start takes. Choices; what they save and change is in
+``docs/planning.md``, "Planning times"."""
 
 
 @dataclass(frozen=True, slots=True)
