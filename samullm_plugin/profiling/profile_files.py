@@ -27,6 +27,9 @@ _DIGITS = 5
 Seconds = Annotated[float, Field(ge=-LONGEST_S, le=LONGEST_S)]
 """A term of an iteration's latency."""
 
+Figure = Annotated[float, Field(ge=-1e18, le=1e18)]
+"""Any other: what it is multiplied by does not make it infinite."""
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -35,7 +38,7 @@ class _Strict(BaseModel):
 class CurveData(_Strict):
     """A curve: seconds at knots."""
 
-    knots: tuple[float, ...] = Field(min_length=1)
+    knots: tuple[Figure, ...] = Field(min_length=1)
     values: tuple[Seconds, ...] = Field(min_length=1)
 
     @classmethod
@@ -94,9 +97,9 @@ class FittedModel(_Strict):
     tensor_parallel_size: int = Field(ge=1)
     latency: LatencyData
     num_rows: int = Field(ge=1)
-    mape_pct: float
+    mape_pct: Figure
     held_out_rows: int = 0
-    interruption_pct: float = 0.0
+    interruption_pct: Figure = 0.0
     undetermined: tuple[str, ...] = ()
 
 
@@ -112,16 +115,16 @@ class EngineStart(_Strict):
     model: str
     tensor_parallel_size: int = Field(ge=1)
     kv_cache_tokens: int | None = Field(default=None, ge=1)
-    total_bytes: float | None = None
-    peak_bytes: float | None = None
-    block_bytes: float | None = None
+    total_bytes: Figure | None = None
+    peak_bytes: Figure | None = None
+    block_bytes: Figure | None = None
     num_blocks: int | None = None
     max_num_batched_tokens: int | None = None
     max_num_seqs: int | None = None
-    warm_s: float | None = None
-    prepare_s: float | None = None
-    first_s: float | None = None
-    parts: dict[str, float] = Field(default_factory=dict)
+    warm_s: Figure | None = None
+    prepare_s: Figure | None = None
+    first_s: Figure | None = None
+    parts: dict[str, Figure] = Field(default_factory=dict)
 
     @property
     def parts_text(self) -> str:
@@ -140,13 +143,13 @@ class EngineStart(_Strict):
 class TransferData(_Strict):
     """What transfer to other models needs."""
 
-    coefficients: dict[str, float]
-    hardware: dict[str, float]
-    host_single: tuple[float, ...]
-    host_parallel: tuple[float, ...]
-    host_per_vocab: tuple[float, ...]
+    coefficients: dict[str, Figure]
+    hardware: dict[str, Figure]
+    host_single: tuple[Figure, ...]
+    host_parallel: tuple[Figure, ...]
+    host_per_vocab: tuple[Figure, ...]
     same_experts: bool
-    errors_pct: dict[str, float | None]
+    errors_pct: dict[str, Figure | None]
 
     @classmethod
     def of(cls, fit: DeviceFit, hardware: DeviceHardware, errors: TransferErrors) -> TransferData:
@@ -188,12 +191,12 @@ class Profile(_Strict):
     starts: tuple[EngineStart, ...] = ()
     architectures: dict[str, dict[str, Any]] = Field(default_factory=dict)
     transfer: TransferData | None = None
-    memory: dict[str, float] | None = None
-    loading: dict[str, float] | None = None
+    memory: dict[str, Figure] | None = None
+    loading: dict[str, Figure] | None = None
 
     @field_validator("loading")
     @classmethod
-    def _possible(cls, loading: dict[str, float] | None) -> dict[str, float] | None:
+    def _possible(cls, loading: dict[str, Figure] | None) -> dict[str, float] | None:
         for name, value in (loading or {}).items():
             if not (value > 0 if name.endswith("_bytes_per_s") else value >= 0):
                 raise ValueError(f"{name} is {value}: seconds of at least 0, rates above 0")

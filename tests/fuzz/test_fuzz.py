@@ -22,6 +22,7 @@ FOUND = {
     ("app.yaml", 703292): "a list where further sampling parameters belong",
     ("profile", 700393): "a profile with host seconds for other knots",
     ("profile", 700404): "a profile with a text for a model's size",
+    ("profile", 940505): "a coefficient of memory without end",
 }
 """What was wrong with the files of these kinds and seeds, which ended in tracebacks."""
 
