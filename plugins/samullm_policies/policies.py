@@ -167,7 +167,7 @@ class IsolateLongestOptions(BaseModel):
         gt=0,
         le=1,
         description="Of a replica's even share of the requests, what the isolated replica gets at "
-        "most; one chain at least.",
+        "most; one chain at least. The default is the best of three (docs/policies.md).",
     )
 
 

@@ -157,7 +157,7 @@ class Actors:
         options: of the executor.
 
     Raises:
-        InputError: if the machines are not to be had.
+        InputError: if the machines are not available.
     """
 
     def __init__(self, cluster: Cluster, options: RayOptions) -> None:

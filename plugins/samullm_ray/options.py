@@ -22,7 +22,7 @@ class RayOptions(VllmOptions):
     join_timeout_s: float = Field(
         default=60.0,
         gt=0,
-        description="Machines that are not to be had within this time are missing.",
+        description="Machines that do not answer within this time are missing.",
     )
     lost_timeout_s: float = Field(
         default=20.0,

@@ -84,7 +84,7 @@ class ProcessExecutor(Executor):
 
     @abstractmethod
     def _prepare(self, cluster: Cluster) -> None:
-        """Check that the cluster is to be had here."""
+        """Check that this machine has the cluster's devices."""
 
     @abstractmethod
     def _make_launcher(self, log: IO[bytes], environment: Mapping[str, str]) -> Launcher:

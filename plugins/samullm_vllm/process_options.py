@@ -13,7 +13,7 @@ class ProcessOptions(BaseModel):
     hang_timeout_s: float = Field(
         default=120.0,
         gt=0,
-        description="An engine that gives no sign of life for so long has failed. Must exceed "
+        description="An engine without a heartbeat for so long has failed. Must exceed "
         "its longest iteration.",
     )
     load_timeout_s: float = Field(
@@ -23,8 +23,8 @@ class ProcessOptions(BaseModel):
         default=60.0,
         gt=0,
         description="An engine that does not report its unfinished requests within this time is "
-        "killed; they then continue from what was last heard of them.",
+        "killed; they then continue from the last tokens received.",
     )
     heartbeat_s: float = Field(
-        default=0.25, gt=0, description="Seconds between an engine's signs of life."
+        default=0.25, gt=0, description="Seconds between an engine's heartbeats."
     )

@@ -31,7 +31,7 @@ class Start(msgspec.Struct, frozen=True, tag=True):
         num_ranks: processes that share the engine, each on its own device.
         rendezvous: file by which they find each other.
         ahead: do at once what needs no device; without it that, too, begins with :class:`Go`.
-        beat_s: seconds between signs of life.
+        beat_s: seconds between heartbeats.
         latency: coefficients of the modelled iteration latency, if nothing is to be computed.
         prepare_s: seconds that the part of a modelled start which needs no device takes.
         load_s: seconds that the rest of it takes.
@@ -124,7 +124,7 @@ class Stopped(msgspec.Struct, frozen=True, tag=True):
 
 
 class Beat(msgspec.Struct, frozen=True, tag=True):
-    """A sign of life from the engine's loop.
+    """A heartbeat of the engine's loop.
 
     Attributes:
         requests: unfinished requests that have new tokens.

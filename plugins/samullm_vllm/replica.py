@@ -53,7 +53,7 @@ class Replica:
             self.tokens[request.request] = []
 
     def heard(self, beat: Beat) -> None:
-        """Note what a sign of life tells."""
+        """Note what a heartbeat reports."""
         ids, at = np.frombuffer(beat.token_ids, dtype=np.int32).tolist(), 0
         for request, count in zip(beat.requests, beat.counts, strict=True):
             if request in self.tokens:

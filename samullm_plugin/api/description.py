@@ -70,6 +70,7 @@ class Description:
         self.folder = Path(folder)
         self.plugins = HandedOver()
         self._tables: dict[str, object] = {}
+        self._given: dict[str, object] = {}
         self._nodes: dict[str, NodeBase] = {}
         where = f"App({name!r})"
         self._fields: dict[str, Any] = {"version": 1, "name": name}
@@ -111,6 +112,7 @@ class Description:
         app = cls.__new__(cls)
         app.name, app.folder, app._path = spec.name, Path(path).parent, Path(path)
         app.plugins, app._tables, app._nodes = HandedOver(), {}, dict(spec.nodes)
+        app._given = {}
         app._fields = {
             name: getattr(spec, name) for name in spec.model_fields_set if name != "nodes"
         }
@@ -213,7 +215,8 @@ class Description:
         Args:
             name: of the node.
             model: its name in ``models``; several make one node per model, ``node["a"]``.
-            data: the requests: a table of pandas, polars, pyarrow or datasets, a list of mappings,
+            data: the requests: a table of pandas, polars, pyarrow or datasets, rows (mappings,
+                pydantic models, dataclasses, named tuples) in a list or of a generator,
                 or the path of a file.
             requests: instead of ``data``: a file, or a mapping as ``app.yaml`` has it.
             id: column of ``data`` that names the rows.
@@ -359,13 +362,14 @@ class Description:
 
     def _table_name(self, node: str, data: object) -> str:
         """Return the file that a table in memory stands for; one table has one."""
-        for name, table in self._tables.items():
-            if table is data:
+        for name, given in self._given.items():
+            if given is data:
                 return name
-        from samullm_plugin.app.memorytables import is_rows
+        from samullm_plugin.app.memorytables import is_rows, lasting
 
-        name = f"{node}.jsonl" if is_rows(data) else f"{node}.parquet"
-        self._tables[name] = data
+        table = lasting(data)
+        name = f"{node}.jsonl" if is_rows(table) else f"{node}.parquet"
+        self._given[name], self._tables[name] = data, table
         return name
 
 

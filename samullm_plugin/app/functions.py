@@ -183,6 +183,13 @@ def describe_function(function: Function, scope: Scope) -> None:
     found = load(function.place, function.attribute, function.pickled)
     if not callable(found):
         raise InputError(f"{function.name} is a {type(found).__name__}, not a function")
+    if inspect.iscoroutinefunction(found) or inspect.isasyncgenfunction(found):
+        raise InputError(
+            f"{function.name} is async and gives no value when it is called; give a plain "
+            "function, which may use asyncio.run"
+        )
+    if inspect.isgeneratorfunction(found):
+        raise InputError(f"{function.name} yields; give a function that returns a list of values")
     given = "a row" if scope == "row" else "a list of rows"
     try:
         signature = inspect.signature(found)

@@ -7,9 +7,11 @@ that a field may be missing in some rows, or be a number here and a text there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence, Set, ValuesView
 from typing import TYPE_CHECKING, Any
 
+import pydantic
 import pydantic_core
 
 from samullm_plugin.app.rowtables import CHUNK_ROWS, json_value, stored_batches
@@ -23,6 +25,19 @@ if TYPE_CHECKING:
 def label_of(file: str) -> str:
     """Return what messages call a table that stands for a file nobody has written."""
     return f"data of node {file.rpartition('.')[0]},"
+
+
+def lasting(table: Any) -> object:
+    """Return a table that can be read several times: generators and readers are read to their end.
+
+    Records of numpy, and rows that are in no order, become lists of rows as well.
+    """
+    package = _package(table)
+    if package == "pyarrow" and hasattr(table, "read_all"):
+        return table.read_all()
+    if package == "numpy" and getattr(getattr(table, "dtype", None), "names", None):
+        return [dict(zip(table.dtype.names, row, strict=True)) for row in table.tolist()]
+    return list(table) if isinstance(table, Iterator | Set | ValuesView) else table
 
 
 def is_rows(table: object) -> bool:
@@ -69,12 +84,27 @@ def memory_rows(table: Any, name: str) -> Iterator[Row]:
         except (TypeError, ValueError) as error:
             raise InputError(f"{name} its columns are of several lengths, or are none") from error
     for number, row in enumerate(table, start=1):
-        if not isinstance(row, Mapping):
+        fields = _fields_of(row)
+        if fields is None:
             raise InputError(
                 f"{name} row {number}: is a {type(row).__name__}; a row is a mapping of fields, "
                 'such as {"prompt": "..."}'
             )
-        yield _as_line(number, row)
+        yield _as_line(number, fields)
+
+
+def _fields_of(row: Any) -> Mapping[Any, Any] | None:
+    """Return the fields of a mapping, a pydantic model, a dataclass or a named tuple; else None."""
+    if isinstance(row, Mapping):
+        return row
+    if isinstance(row, pydantic.BaseModel):
+        return row.model_dump()
+    if dataclasses.is_dataclass(row) and not isinstance(row, type):
+        return dataclasses.asdict(row)
+    if isinstance(row, tuple) and hasattr(row, "_asdict"):
+        fields: Mapping[Any, Any] = row._asdict()
+        return fields
+    return None
 
 
 def _as_line(number: int, row: Mapping[Any, Any]) -> Row:
@@ -132,17 +162,24 @@ def memory_batches(table: object, name: str) -> Batches:
             value = _frame(value)
         elif isinstance(value, Mapping):
             value = pa.table({str(n): pa.array(v, from_pandas=True) for n, v in value.items()})
-        elif not isinstance(value, pa.Table):
-            if not hasattr(value, "__arrow_c_stream__"):
-                raise TypeError("it has no rows and columns")
+        elif type(value).__name__ == "Series":
+            raise TypeError("it is one column: give its to_frame()")
+        elif package == "pyarrow" and hasattr(value, "to_batches"):  # a table, or a dataset's
+            pass
+        elif not hasattr(value, "__arrow_c_stream__"):
+            raise TypeError("it has no rows and columns")
+        else:
             value = pa.RecordBatchReader.from_stream(value)
     except (pa.ArrowException, TypeError, AttributeError, ValueError) as error:
         raise InputError(
             f"{name} a {type(table).__name__} cannot be read as a table ({error}); give a table "
             "of pandas, polars, pyarrow or datasets, or a list of mappings"
         ) from error
-    batches = value.to_batches(max_chunksize=CHUNK_ROWS) if isinstance(value, pa.Table) else value
-    for batch in batches:
+    if isinstance(value, pa.Table):
+        value = value.to_batches(max_chunksize=CHUNK_ROWS)
+    elif hasattr(value, "to_batches"):
+        value = value.to_batches()
+    for batch in value:
         yield name, batch
 
 

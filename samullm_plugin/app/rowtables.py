@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 from urllib.parse import unquote
 
+import pydantic
+
 from samullm_plugin.app.csvtables import BadRow, csv_batches
 from samullm_plugin.errors import InputError, MissingExtraError, suggest
 
@@ -378,6 +380,8 @@ def json_value(value: Any) -> Any:
             text = value.decode()
             if not _CONTROL.search(text):
                 return text
+    if isinstance(value, pydantic.BaseModel):
+        return json_value(value.model_dump())
     if type(value).__module__ == "numpy":
         return json_value(value.tolist())
     raise TypeError(type(value).__name__)

@@ -139,6 +139,9 @@ def json_schema(schema: Mapping[str, Any], where: str) -> Schema:
         raise InputError(
             f"{where}{f'.{at}' if at else ''}: is not a JSON schema: {error.message}"
         ) from error
+    if (found := _contradiction(plain, plain, "")) is not None:
+        at, what = found
+        raise InputError(f"{where}{at}: no output can follow the schema: {what}")
     known = {"type", "properties", "enum", "const", "anyOf", "oneOf", "allOf", "$ref", "items"}
     if not known & plain.keys():
         raise InputError(
@@ -155,6 +158,63 @@ def find_reference(place: str, root: Mapping[str, Any]) -> Any:
         if part:
             found = found.get(part, {}) if isinstance(found, Mapping) else {}
     return found
+
+
+_LIMITS = (
+    ("minLength", "maxLength"),
+    ("minItems", "maxItems"),
+    ("minProperties", "maxProperties"),
+    ("minimum", "maximum"),
+)
+
+
+def _contradiction(schema: Any, root: Mapping[str, Any], at: str) -> tuple[str, str] | None:
+    """Return the place within a schema that no value follows, and why; None if none is found.
+
+    What is looked for are limits the wrong way round, choices of nothing, required fields that must
+    not be there, and references to nothing; not what several parts say together.
+    """
+    if isinstance(schema, list):
+        parts = ((f"{at}.{k}", v) for k, v in enumerate(schema))
+        return next((f for place, v in parts if (f := _contradiction(v, root, place))), None)
+    if not isinstance(schema, Mapping):
+        return None
+    if schema.get("enum") == []:
+        return f"{at}.enum", "it has no values to choose from"
+    for least, most in _LIMITS:
+        low, high = schema.get(least), schema.get(most)
+        if isinstance(low, int | float) and isinstance(high, int | float) and low > high:
+            return at, f"{least} {low} is above {most} {high}"
+    properties = schema.get("properties")
+    if isinstance(properties, Mapping):
+        for name in schema.get("required", ()):
+            if properties.get(name) is False:
+                return f"{at}.properties.{name}", "a required field is false"
+    reference = schema.get("$ref")
+    if isinstance(reference, str) and reference.startswith("#") and not _is_there(reference, root):
+        return f"{at}.$ref", f"there is no {reference}"
+    for key in ("properties", "$defs", "definitions"):
+        for name, part in (schema.get(key) or {}).items():
+            if found := _contradiction(part, root, f"{at}.{key}.{name}"):
+                return found
+    for key in ("items", "prefixItems", "anyOf", "oneOf", "allOf"):
+        if found := _contradiction(schema.get(key), root, f"{at}.{key}"):
+            return found
+    return None
+
+
+def _is_there(reference: str, root: Any) -> bool:
+    """Return whether a reference within a schema means something (RFC 6901)."""
+    found = root
+    for part in reference.removeprefix("#").split("/")[1:]:
+        name = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(found, list) and name.isdecimal() and int(name) < len(found):
+            found = found[int(name)]
+        elif isinstance(found, Mapping) and name in found:
+            found = found[name]
+        else:
+            return not part.strip()
+    return True
 
 
 def _example(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Any:

@@ -161,7 +161,7 @@ def run_case(
 
     A scheduler that fails gets a row that says so; the others are not affected. Every scheduler
     starts from an empty cache, so that planning times can be compared. A request policy that it
-    chooses with its plan is told lengths that the planner drew, as in a run.
+    chooses with its plan is given lengths that the planner drew, as in a run.
 
     Args:
         host: the plugins.

@@ -32,13 +32,13 @@ Budget = Annotated[float | None, typer.Option(help="Seconds the scheduler may se
 NoFusion = Annotated[
     bool,
     typer.Option(
-        "--no-fusion", help="Plan nodes of one model that follow one another each on its own."
+        "--no-fusion", help="Share no engines between nodes, neither in a row nor side by side."
     ),
 ]
 PreparedStarts = Annotated[
     bool | None,
     typer.Option(
-        help="Do what engine starts need no device for while others still compute, or not."
+        help="Prepare engines, as far as that needs no device, while others still compute."
     ),
 ]
 PipelineSizes = Annotated[

@@ -43,7 +43,7 @@ def run(
     context: typer.Context,
     target: Target,
     executor: Annotated[
-        str | None, typer.Option(help="vllm, emulated, simulated, or a plugin's.")
+        str | None, typer.Option(help="vllm, ray, emulated, simulated, or a plugin's.")
     ] = None,
     executor_option: Annotated[
         list[str] | None, typer.Option(help="Option of the executor, as key=value; repeatable.")

@@ -21,7 +21,7 @@ from samullm_plugin.engine.records import Array
 from samullm_plugin.engine.state import NO_LIMIT, EngineState
 from samullm_plugin.engine.workload import Workload
 from samullm_plugin.errors import SamullmError
-from samullm_plugin.model.latency import StepModel, StepTable
+from samullm_plugin.model.latency import LONGEST_S, StepModel, StepTable
 from samullm_plugin.model.types import Floats
 
 _MOST_ROWS = 32_768
@@ -153,10 +153,11 @@ class ExternalRun:
         if last == first:
             return
         seconds = np.asarray(self._model.step_seconds(step_table(self.state.log[first:last])))
-        if seconds.shape != (last - first,) or not (np.isfinite(seconds) & (seconds >= 0)).all():
+        if seconds.shape != (last - first,) or not ((seconds >= 0) & (seconds <= LONGEST_S)).all():
             raise SamullmError(
                 f"latency model {type(self._model).__name__}: step_seconds returned shape "
-                f"{seconds.shape} or a negative or infinite value for {last - first} steps"
+                f"{seconds.shape} or a value that is not between 0 and {LONGEST_S:,.0f} s for "
+                f"{last - first} steps"
             )
         if last + 2 > len(self.ends):
             self.ends, self.starts = (

@@ -1,4 +1,4 @@
-"""Who is scheduled in a step: running sequences first, then the waiting queue.
+"""What is scheduled in a step: running sequences first, then the waiting queue.
 
 The rules are those of ``schedule`` in vllm/v1/core/sched/scheduler.py.
 """

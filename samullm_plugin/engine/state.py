@@ -15,9 +15,10 @@ from samullm_plugin.engine.kv_cache import fill_pool
 from samullm_plugin.engine.loop import advance
 from samullm_plugin.engine.prefixes import first_block_hashes, hash_prefixes, hash_token_ids
 from samullm_plugin.engine.records import Array, Record
-from samullm_plugin.engine.workload import Workload
+from samullm_plugin.engine.workload import FURTHEST_S, Workload
+from samullm_plugin.errors import InputError
 from samullm_plugin.model.engine_config import EngineConfig
-from samullm_plugin.model.latency import CURVES, StepLatency
+from samullm_plugin.model.latency import CURVES, LONGEST_S, StepLatency
 from samullm_plugin.model.types import Floats, Ints, SmallInts
 
 NO_LIMIT = 1 << 62
@@ -142,14 +143,32 @@ _SHARED = {"successors", "prompt_hash", "latency", "tables", "log", "entries", "
 
 @lru_cache(maxsize=64)
 def _latency(latency: StepLatency, tokens: int, seqs: int) -> tuple[Record, Array]:
-    """Return the scalars of ``latency``, and its curves at every argument up to the limits."""
+    """Return the scalars of ``latency``, and its curves at every argument up to the limits.
+
+    Raises:
+        InputError: if one is no number of seconds that an iteration can take.
+    """
     scalars = np.zeros(1, at.LATENCY)[0]
     for name in at.LATENCY.names or ():
-        setattr(scalars, name, getattr(latency, name))
+        value = getattr(latency, name)
+        if name.endswith("_s"):
+            _check_seconds(name, np.array([value]))
+        setattr(scalars, name, value)
     tables = np.zeros(max(tokens, seqs) + 1, at.TABLES)
     for name in CURVES:
         tables[name] = getattr(latency, name).table(len(tables) - 1)
+        _check_seconds(name, tables[name])
     return scalars, tables
+
+
+def _check_seconds(name: str, values: Floats) -> None:
+    """Refuse what would make the compiled loop leave its arrays, or never end."""
+    wrong = ~(np.abs(values) <= LONGEST_S)
+    if wrong.any():
+        raise InputError(
+            f"latency: {name} comes to {values[np.argmax(wrong)]:g} s; no term of an "
+            f"iteration is beyond {LONGEST_S:,.0f} s: correct the profile or the latency model"
+        )
 
 
 def make_state(
@@ -176,6 +195,8 @@ def make_state(
         tell_blocks_apart: with prefix caching, keep every block's identity even if no two requests
             have one in common.
     """
+    if not 0 <= release_delay_s <= FURTHEST_S:
+        raise InputError(f"release_delay_s is {release_delay_s:g}; it must be 0 to {FURTHEST_S:g}")
     n = len(workload)
     most_seqs = min(config.max_num_seqs, n)
     output = np.minimum(workload.output_tokens, config.max_model_len - workload.prompt_tokens)

@@ -14,6 +14,9 @@ from samullm_plugin.model.engine_config import EngineConfig
 from samullm_plugin.model.latency import StepTable
 from samullm_plugin.model.types import Floats, Ints, SmallInts
 
+FURTHEST_S = 1e12
+"""No moment is further: beyond, seconds of iterations are lost in the sums of compiled code."""
+
 
 @dataclass(frozen=True, slots=True)
 class Workload:
@@ -195,9 +198,14 @@ def check_workload(config: EngineConfig, workload: Workload) -> None:
         )
     if workload.arrival_s is not None and workload.arrival_step is not None:
         raise InputError("workload: give arrival_s or arrival_step, not both")
-    if workload.arrival_s is not None and not np.isfinite(workload.arrival_s).all():
-        i = int(np.argmax(~np.isfinite(workload.arrival_s)))
-        raise InputError(f"request {i}: arrival_s is {workload.arrival_s[i]}; it must be finite")
+    if workload.arrival_s is not None:
+        late = ~(np.abs(workload.arrival_s) <= FURTHEST_S)
+        if late.any():
+            i = int(np.argmax(late))
+            raise InputError(
+                f"request {i}: arrival_s is {workload.arrival_s[i]:g}; it must be a number up to "
+                f"{FURTHEST_S:g}"
+            )
     if workload.prompt_token_ids is not None:
         for i, ids in enumerate(workload.prompt_token_ids):
             if len(ids) != prompt[i]:

@@ -15,6 +15,10 @@ import numpy as np
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.types import Floats, Ints
 
+LONGEST_S = 86_400.0
+"""What no term of an iteration comes to: sums of much longer ones leave the range of compiled code,
+which checks nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepTable:

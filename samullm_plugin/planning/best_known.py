@@ -88,7 +88,7 @@ class BestKnown(LatencyModel):
     def provenance(
         self, model: ModelSpec, gpu: Gpu, tensor_parallel_size: int, pipeline_parallel_size: int = 1
     ) -> Provenance:
-        """Return what the iteration latency rests on."""
+        """Return where the iteration latency comes from."""
         return self.costs(model, gpu, tensor_parallel_size, pipeline_parallel_size).provenance
 
     def costs(

@@ -111,7 +111,7 @@ class NamedLatencyModel(LatencyModel):
     def provenance(
         self, model: ModelSpec, gpu: Gpu, tensor_parallel_size: int, pipeline_parallel_size: int = 1
     ) -> Provenance:
-        """Return what the prediction rests on."""
+        """Return where the prediction comes from."""
         size = (model, gpu, tensor_parallel_size, pipeline_parallel_size)
         return self._ask(self._model.provenance, *size)
 

@@ -89,7 +89,7 @@ class IsolatedLengthEstimator(LengthEstimator):
         return check_lengths(drawn, query, num_scenarios, self.name)
 
     def source(self, model: str) -> str:
-        """Return what the estimate of a model rests on, in the plugin's words."""
+        """Return where the estimate of a model comes from, in the plugin's words."""
         return str(self._ask("source", model=model))
 
 

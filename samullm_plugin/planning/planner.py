@@ -17,6 +17,7 @@ from samullm_plugin.host.interfaces.scheduler import (
     SchedulingContext,
     SchedulingReport,
     SharingChoice,
+    lower_bounds_s,
 )
 from samullm_plugin.host.isolation import FaultError, IsolatedWorker, digest, import_class
 from samullm_plugin.host.manager import PluginHost
@@ -25,6 +26,7 @@ from samullm_plugin.host.settings import read_settings
 from samullm_plugin.model.plan import Plan
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.result import PlanResult
+from samullm_plugin.model.types import Floats
 from samullm_plugin.planning.policies import policy_call
 from samullm_plugin.rules.sharing import shared_problem, sharing_choices
 from samullm_plugin.rules.verify import require_valid
@@ -107,7 +109,7 @@ def make_plan(
         plan=plan,
         makespan_s=np.array([t.makespan_s for t in traces]),
         traces=traces,
-        lower_bound_s=np.min([w.simulator.lower_bounds_s() for w in worlds], axis=0),
+        lower_bound_s=np.min([w.lower_bounds_s() for w in worlds], axis=0),
         status=report.status,
         structure_bound=report.bound,
         structure_objective_s=report.objective_s,
@@ -153,6 +155,10 @@ class _World:
             for n, policy in made.items()
         }
         return cls(simulator, others, groups or {})
+
+    def lower_bounds_s(self) -> Floats:
+        """Return seconds that no plan beats, whatever policy is chosen, by length scenario."""
+        return lower_bounds_s(self.simulator, self.with_policies)
 
 
 def _schedule(

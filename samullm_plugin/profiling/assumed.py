@@ -40,6 +40,8 @@ _SHARPNESS = 3.0
 class Shares:
     """What devices reach of their data sheets, and what every iteration costs besides.
 
+    Fitted by ``benchmarks/assumed_latency.py``; see the module.
+
     Attributes:
         bandwidth: share of the memory bandwidth when reading weights.
         context_bandwidth: the same when reading the context.

@@ -31,6 +31,7 @@ from samullm_plugin.model.types import Floats, Ints
 from samullm_plugin.profiling.iterations import Iterations
 from samullm_plugin.profiling.regression import least_absolute, nonnegative_least_squares
 
+# Knots, grids, limits: choices. ``benchmarks/latency_accuracy.py`` shows the errors with them.
 TILES = (64, 128, 256)
 TILED_TOKENS = 1024
 TOKEN_KNOTS = (4, 32, 128, 256, 512, 1024, 2048)

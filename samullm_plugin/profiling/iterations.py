@@ -12,6 +12,7 @@ from samullm_plugin.model.types import Bools, Floats, Ints
 
 _STALL_RATIO = 2.0
 _STALL_MIN_S = 0.003
+"""A host stalled if it took so many times the usual time, and so much longer (choices)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,4 +1,4 @@
-"""Which requests to give an engine so that few iterations tell what any iteration takes.
+"""Which requests to give an engine so that few iterations determine the latency of any.
 
 One iteration per setting would take an engine to each of them. Instead each workload sweeps a line
 through them: requests of different output lengths leave group by group, so that a single run

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from samullm_plugin.errors import InputError
 from samullm_plugin.files import save
 from samullm_plugin.model.architecture import ModelArchitecture
-from samullm_plugin.model.latency import CURVES, Curve, StepLatency
+from samullm_plugin.model.latency import CURVES, LONGEST_S, Curve, StepLatency
 from samullm_plugin.profiling.device_fit import DeviceFit, HostCoefficients
 from samullm_plugin.profiling.loading import LoadModel
 from samullm_plugin.profiling.memory import BatchLimits, MemoryModel
@@ -24,9 +24,8 @@ from samullm_plugin.profiling.transfer import TransferErrors
 from samullm_plugin.records import read_record
 
 _DIGITS = 5
-_LONGEST_S = 86_400.0
-Seconds = Annotated[float, Field(ge=-_LONGEST_S, le=_LONGEST_S)]
-"""A term of an iteration's latency: sums of larger ones leave the range of compiled code."""
+Seconds = Annotated[float, Field(ge=-LONGEST_S, le=LONGEST_S)]
+"""A term of an iteration's latency."""
 
 
 class _Strict(BaseModel):

@@ -22,6 +22,7 @@ _TILES = ((64, 64, 0), (128, 64, 1), (64, 128, 1), (128, 128, 2), (256, 128, 3),
 _EXPERT_TILES = ((16, 64, 0), (32, 64, 0), *_TILES)
 """Rows, columns and which share of the peak. Experts see few tokens each, on smaller tiles."""
 _SHARPNESS = 3.0
+"""Of the larger of computing and reading: a norm of this order, a choice."""
 _LONGEST_SPREAD = 512
 """Blocks of decode attention (sequences times heads) up to which a long sequence is split."""
 

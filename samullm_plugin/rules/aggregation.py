@@ -26,7 +26,8 @@ from samullm_plugin.model.types import Bools, Floats, Ints
 
 MOST_ALIKE, LEAST_BATCH = 12, 10
 """Requests for which one stands at most; sequences that an engine still runs at once at least, so
-that batches fill and empty as they do in the whole problem."""
+that batches fill and empty as they do in the whole problem. Choices; the errors with them are in
+``docs/planning.md``, "Work, not time"."""
 
 LEAST_GROUPS = 48
 """Groups of requests that hang together that are kept at least: chains and their heavy tails."""

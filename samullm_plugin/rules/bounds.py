@@ -2,37 +2,40 @@
 
 Two arguments, both from the iteration latencies themselves:
 
-* *Critical path*: an output token needs an iteration of its own request, no iteration is faster
-  than the fastest possible one, and a request begins after its inputs and an engine start.
-* *Device seconds*: the iterations of a node, over all its replicas and stages, cost at least what
-  its tokens cost at the best batch, and are at least as many as its longest chain of requests has
-  output tokens; with the engine starts they must fit into makespan times devices
-  (:mod:`samullm_plugin.rules.packing`).
+* *Critical path*: what every request takes at least, alone, after its inputs
+  (:mod:`samullm_plugin.rules.critical_path`).
+* *Device seconds*: what all nodes cost must fit into makespan times devices
+  (:mod:`samullm_plugin.rules.packing`). A node is done either *in one go*, by engines that are
+  started once in one size and hold their devices to its end, or by engines that are started twice
+  at least. Its iterations cost no less than its tokens at their prices
+  (:mod:`samullm_plugin.rules.iteration_prices`), in one go what they cost in that size. A node that
+  waits for no other takes in one go what its simulation takes, whenever it starts.
 
-A plan may mix parallel sizes within a node, so the device seconds per token, per iteration and per
-token of context are each taken at their cheapest size. It may also preempt a request at any moment:
-then one decode step is replaced by a prefill of everything so far, which may be the cheaper of the
-two where reading context is dear.
+A plan may mix parallel sizes within a node that is started more than once, so prices are each taken
+at their cheapest size there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
-import numpy as np
-
-from samullm_plugin.model.application import PythonNode
-from samullm_plugin.model.costs import ModeCosts
-from samullm_plugin.model.engine_config import EngineConfig
 from samullm_plugin.model.latency import StepLatency
+from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.problem import ModeKey, Problem
 from samullm_plugin.model.scenarios import LengthScenario
-from samullm_plugin.model.types import Floats
-from samullm_plugin.rules.iteration_prices import iteration_parts, unit_prices, work_of
-from samullm_plugin.rules.packing import Demand, fitting_s
+from samullm_plugin.rules.critical_path import Window, alone_s, modes_of, windows
+from samullm_plugin.rules.iteration_prices import unit_prices, work_of
+from samullm_plugin.rules.packing import Demand, Whole, fitting_s
 from samullm_plugin.rules.transition import Running
+
+Timed = Callable[[int, ParallelConfig, str], "float | None"]
+"""What the engines of a node that waits for no other take from ready to its end, given its index,
+their sizes and kind of GPU; None: not to be had."""
+
+
+SLIGHTLY = 1e-6
+"""Share by which a bound is widened before it is asked what fits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,7 @@ def lower_bound(
     problem: Problem,
     scenario: LengthScenario,
     running: Mapping[str, tuple[Running, float]] | None = None,
+    timed: Timed | None = None,
 ) -> LowerBound:
     """Return a bound that no simulated plan of the problem beats in this scenario.
 
@@ -62,6 +66,8 @@ def lower_bound(
         scenario: lengths.
         running: engines that run when plans begin, and in how many seconds they are ready: their
             nodes need no start, and those ready before 0 have done that much of their work.
+        timed: simulates nodes alone; None: the bound holds for all request policies, else for that
+            of these simulations.
     """
     ahead = {
         problem.app.index(name): (max(0.0, -ready_s), len(engine.devices))
@@ -70,40 +76,117 @@ def lower_bound(
     engine_of = problem.engine_numbers
     numbers = {engine_of[i] for i in ahead}  # of engines that are there
     started = {i for i, k in enumerate(engine_of) if k in numbers}
-    demands = []
+    done_s = {i: seconds for i, (seconds, _) in ahead.items()}
+    path_s, window = windows(problem, scenario, done_s, started)
+    demands: list[Demand] = []
+    ways: dict[int, _Ways] = {}  # by place among the demands
     for i in range(len(problem.app.nodes)):
-        demand = _device_seconds(problem, scenario, i)
-        if demand is not None and i in ahead:
-            done_s, devices = ahead[i]
-            demand = Demand(max(0.0, demand.work - done_s * devices), 0.0, 0.0, 0.0)
-        elif demand is not None and engine_of[i] in numbers:
+        demand = _demand(problem, scenario, i)
+        if demand is None:
+            continue
+        if i in ahead:
+            seconds, devices = ahead[i]
+            demand = Demand(max(0.0, demand.work - seconds * devices), 0.0, 0.0, 0.0)
+        elif engine_of[i] in numbers:
             demand = Demand(demand.work, 0.0, 0.0, 0.0)  # it may take over another's engines
-        if demand is not None:
-            numbers.add(engine_of[i])
-            demands.append(demand)
-    device_s = fitting_s(demands, problem.cluster.num_gpus)
-    work_s = {i: seconds for i, (seconds, _) in ahead.items()}
-    path_s = _critical_path_s(problem, scenario, work_s, started)
+        elif problem.app.nodes[i].name not in problem.same_engine:
+            ways[len(demands)] = _Ways(problem, scenario, i, window[i])
+            demand = ways[len(demands)].known(demand)
+        numbers.add(engine_of[i])
+        demands.append(demand)
+    gpus = problem.cluster.num_gpus
+    device_s = fitting_s(demands, gpus)
+    while timed is not None:
+        by_s = max(device_s, path_s)
+        news = [at for at, way in ways.items() if way.simulated(demands[at], by_s, timed)]
+        if not news:
+            break
+        for at in news:
+            demands[at] = ways[at].known(demands[at])
+        device_s = fitting_s(demands, gpus)
     return LowerBound(max(device_s, path_s), path_s, device_s)
 
 
-def _modes(problem: Problem, node: int) -> list[tuple[int, ModeCosts, EngineConfig]]:
-    """Return devices per replica, costs and engine settings of every size that fits."""
-    return [
-        (
-            key.tensor_parallel_size * key.pipeline_parallel_size,
-            costs,
-            problem.engine_config(node, costs, key.pipeline_parallel_size),
+class _Ways:
+    """Ways to do a node in one go: at first what they take at least, then as simulated."""
+
+    def __init__(
+        self, problem: Problem, scenario: LengthScenario, node: int, window: Window
+    ) -> None:
+        """Look at all sizes and numbers of replicas.
+
+        Args:
+            problem: the instance.
+            scenario: lengths.
+            node: index of the node.
+            window: in which it can be at work.
+        """
+        self._node, self._window = node, window
+        # While a node waits for another it may be started again without losing time.
+        self._waits = bool((problem.app.nodes[node].requests.input_node != node).any())
+        self._least_start_s = min(problem.least_start_s(c) for _, c, _ in modes_of(problem, node))
+        self._sizes: list[tuple[ParallelConfig, str, float, float]] = []
+        self._whole: list[Whole] = []
+        self._looked_up: set[int] = set()
+        for key, costs in problem.costs[node].items():
+            if not problem.fits(node, key):
+                continue
+            held = least_held(problem, scenario, node, key)
+            tp, pp = key.tensor_parallel_size, key.pipeline_parallel_size
+            ready_s = problem.first_ready_s(node, costs)
+            for replicas in range(1, problem.cluster.kinds.count(key.gpu) // (tp * pp) + 1):
+                parallel = ParallelConfig(replicas, tp, pp)
+                self._sizes.append((parallel, key.gpu, ready_s, held.start_s))
+                self._whole.append(self._way(len(self._whole), held.seconds(replicas)))
+
+    def _way(self, index: int, held_s: float) -> Whole:
+        parallel, _, ready_s, start_s = self._sizes[index]
+        end_s = max(ready_s + held_s - start_s, self._window.end_s)
+        return Whole(parallel.num_devices, held_s, end_s + self._window.tail_s)
+
+    def known(self, demand: Demand) -> Demand:
+        """Return a node's demand with what is known of these ways."""
+        window = self._window
+        parted_s = window.end_s + window.tail_s + (0.0 if self._waits else self._least_start_s)
+        return replace(
+            demand,
+            head_s=max(demand.head_s, window.head_s),
+            tail_s=window.tail_s,
+            whole=tuple(self._whole),
+            parted_end_s=parted_s,
         )
-        for key, costs in problem.costs[node].items()
-        if problem.fits(node, key)
-    ]
+
+    def simulated(self, demand: Demand, makespan_s: float, timed: Timed) -> bool:
+        """Simulate what is cheapest for a makespan as far as is known; return whether any was.
+
+        Args:
+            demand: the node's.
+            makespan_s: a lower bound by what is known.
+            timed: simulates.
+        """
+        if self._waits:
+            return False
+        within_s = makespan_s * (1 + SLIGHTLY)
+        possible = [k for k, way in enumerate(self._whole) if way.end_s <= within_s]
+        news = False
+        for edge_s in (0.0, demand.start_s):
+            costs_s = [w.devices * (w.held_s - edge_s) for w in self._whole]
+            k = min(possible, key=costs_s.__getitem__, default=None)
+            if k is None or k in self._looked_up or demand.parted(within_s, edge_s) <= costs_s[k]:
+                continue
+            self._looked_up.add(k)
+            parallel, gpu, _, start_s = self._sizes[k]
+            run_s = timed(self._node, parallel, gpu)
+            if run_s is not None:
+                news = True
+                self._whole[k] = self._way(k, max(start_s + run_s, self._whole[k].held_s))
+        return news
 
 
-def _device_seconds(problem: Problem, scenario: LengthScenario, node: int) -> Demand | None:
+def _demand(problem: Problem, scenario: LengthScenario, node: int) -> Demand | None:
     """Return what the node certainly costs, or None if none of its requests is needed."""
     work = work_of(problem, scenario, node)
-    modes = _modes(problem, node)
+    modes = modes_of(problem, node)
     if work.requests == 0:
         return None
     # One choice of prices for all sizes; the cheapest size of each unit is what any mixture costs
@@ -123,97 +206,6 @@ def _device_seconds(problem: Problem, scenario: LengthScenario, node: int) -> De
         min(problem.least_start_s(costs) for _, costs, _ in modes),
         min(problem.first_ready_s(node, costs) for _, costs, _ in modes),
     )
-
-
-def _critical_path_s(
-    problem: Problem,
-    scenario: LengthScenario,
-    ahead_s: Mapping[int, float],
-    started: Container[int],
-) -> float:
-    """Return when the last request can finish at the earliest, devices being unlimited.
-
-    Args:
-        problem: the instance.
-        scenario: lengths.
-        ahead_s: by index of a node whose engines run, the seconds of work they have done.
-        started: nodes that may be served by engines which run.
-    """
-    app = problem.app
-    finish: list[Floats] = [np.empty(0)] * len(app.all_nodes)
-    for i in app.full_order:
-        node, table = app.all_nodes[i], app.all_nodes[i].requests
-        taken = scenario.output_tokens[i] > 0
-        if isinstance(node, PythonNode):
-            load, alone = 0.0, np.where(np.arange(len(table)) < node.num_calls, node.seconds, 0.0)
-        else:
-            modes = _modes(problem, i)
-            load = min(problem.first_ready_s(i, costs) for _, costs, _ in modes)
-            alone = np.min([_alone_s(scenario, i, c.latency, e) for _, c, e in modes], axis=0)
-            if i in started:
-                load, alone = 0.0, np.maximum(alone - ahead_s.get(i, 0.0), 0.0)
-        ready = np.where(taken, load, 0.0)
-        own = table.input_node == i
-        outside = np.flatnonzero(~own)
-        rows = table.input_row
-        for source in np.unique(table.input_node[outside]):
-            part = outside[table.input_node[outside] == source]
-            np.maximum.at(ready, rows[part], finish[source][table.input_request[part]])
-        finish[i] = ready + np.where(taken, alone, 0.0)
-        for r, q in zip(rows[own], table.input_request[own], strict=True):  # earlier ones first
-            if taken[r] and taken[q]:
-                start = max(ready[r], finish[i][q])
-                finish[i][r] = max(finish[i][r], start + alone[r])
-    return float(max(f.max() for f in finish))
-
-
-def _alone_s(scenario: LengthScenario, node: int, latency: object, config: EngineConfig) -> Floats:
-    """Return the least seconds of each request with an engine for itself, shape ``(n,)``."""
-    prompts = scenario.prompt_tokens[node]
-    outputs = scenario.output_tokens[node]
-    if not isinstance(latency, StepLatency):
-        return np.zeros(len(prompts))
-    step_s: Floats = _least_step_s(latency, config)
-    so_far = np.concatenate(([0.0], np.cumsum(step_s)))  # at n: the steps of lengths 1 to n
-    decode = np.maximum(outputs - 1, 0)
-    prefill_steps = (
-        1.0 if config.enable_prefix_caching else np.ceil(prompts / config.max_num_batched_tokens)
-    )
-    ends = np.minimum(prompts + decode, len(step_s))
-    generate_s = so_far[ends] - so_far[np.minimum(prompts, ends)]
-    # Chunks of a prompt follow each other through the pipeline's stages; a token that is generated
-    # has passed all of them before the next one begins.
-    stages = config.pipeline_parallel_size
-    return np.asarray((prefill_steps + stages - 1) * step_s[0] + stages * generate_s)
-
-
-@lru_cache(maxsize=1024)
-def _least_step_s(latency: StepLatency, config: EngineConfig) -> Floats:
-    """Return the least seconds of an iteration that lengthens a sequence, by its length.
-
-    At ``n - 1``: the sequence has ``n`` tokens including the one computed; it decodes, or it was
-    preempted and is computed anew. Shape ``(max_model_len,)``, not decreasing.
-    """
-    tables = iteration_parts(latency, config)
-    lengths = np.arange(1, config.max_model_len + 1)
-    lone_s = latency.longest_token_s if latency.longest_over_seqs < 1 else 0.0
-    read_s = max(latency.context_token_s, lone_s, 0.0) * lengths
-    least = np.minimum.accumulate(tables.tokens[::-1])[::-1]  # of at least so many tokens
-    floor_s = max(0.0, float(least[0]))
-    pairs_s = max(0.0, latency.prefill_pair_s)
-    if config.enable_prefix_caching:
-        again_s = pairs_s * lengths
-    else:
-        # In one iteration with at least so many tokens, or in several.
-        at_once = np.minimum(lengths, len(least))
-        again_s = np.minimum(np.maximum(least[at_once - 1] - floor_s, 0.0), floor_s)
-        again_s += max(0.0, latency.prefill_token_s) * lengths
-        again_s += pairs_s * lengths * (lengths + 1) / 2
-        again_s[lengths > 1] = np.minimum.accumulate(again_s[:0:-1])[::-1]
-    seqs_s = max(0.0, float(tables.seqs.min()))
-    work_s = floor_s + seqs_s + np.minimum(read_s, again_s)
-    host_s = max(0.0, float(tables.host.min()))
-    return np.asarray(np.maximum(work_s, tables.launch) + host_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,5 +236,5 @@ def least_held(problem: Problem, scenario: LengthScenario, node: int, key: ModeK
     config = problem.engine_config(node, costs)
     shared_s = work.least_s([unit_prices(1, costs.latency, config)])
     taken = scenario.output_tokens[node] > 0
-    alone_s = _alone_s(scenario, node, costs.latency, config)[taken]
-    return LeastHeld(start_s, shared_s, float(alone_s.max()))
+    alone = alone_s(scenario, node, costs.latency, config)[taken]
+    return LeastHeld(start_s, shared_s, float(alone.max()))

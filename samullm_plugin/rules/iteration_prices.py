@@ -35,13 +35,14 @@ from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.scenarios import LengthScenario
 from samullm_plugin.model.types import Floats
 
+# Any values give a valid bound; these are choices between its height and the seconds that it takes.
 RANKS = 256
 """Chains that have prices of their own; all others have the price of the last of them."""
 
 BENDS = (1, 2, 4, 8, 16, 32, 64)
 """Sizes of batches, each up to which lines join neighbouring ones; one line follows."""
 
-SLOPES, MIXED = 8, 1 / 16
+SLOPES, MIXED = 20, 1 / 16
 """Slopes of prompt tokens that are tried; the least of them, as a share of the steepest."""
 
 LASTS = 4
@@ -85,8 +86,13 @@ class Work:
         for offer in offers[1:]:
             cheapest = np.minimum(cheapest, offer)
         # Or what is best for each size by itself: any prices of each size will do.
-        own = np.min([offer[np.argmax(offer @ amounts)] for offer in offers], axis=0)
-        return max(0.0, float((cheapest @ amounts).max()), float(own @ amounts))
+        own = np.min([offer[np.argmax(_sums_of(offer, amounts))] for offer in offers], axis=0)
+        return max(0.0, float(_sums_of(cheapest, amounts).max()), float(own @ amounts))
+
+
+def _sums_of(rows: Floats, amounts: Floats) -> Floats:
+    """Return what the amounts cost at each row of prices, in one thread: several wait for it."""
+    return np.asarray(np.einsum("ij,j->i", rows, amounts))
 
 
 def work_of(problem: Problem, scenario: LengthScenario, node: int) -> Work:

@@ -28,33 +28,79 @@ HALVINGS, EXACT = 60, 1e-6
 
 
 @dataclass(frozen=True, slots=True)
+class Whole:
+    """One way to do all of a node's work without interruption.
+
+    Attributes:
+        devices: held, all of them to the end.
+        held_s: seconds for which they are held at least, engine start included.
+        end_s: no makespan is less.
+    """
+
+    devices: int
+    held_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Demand:
     """Device seconds that a node certainly costs.
+
+    Either it is done in one go, in one of the ``whole`` ways, or engines are started for it at
+    least twice. Where nothing is known of what it takes in one go, one start is all that is sure.
 
     Attributes:
         work: of iterations.
         one_start: of one engine start.
         start_s: seconds that an engine start holds a device.
-        load_s: when an engine can be ready at the earliest.
+        head_s: no iteration begins before this; an engine has been started by then.
+        tail_s: the makespan is no less than this after the last of them.
+        whole: ways to do it in one go; empty: not looked at.
+        parted_end_s: no makespan is less if it is not done in one go.
     """
 
     work: float
     one_start: float
     start_s: float
-    load_s: float
+    head_s: float
+    tail_s: float = 0.0
+    whole: tuple[Whole, ...] = ()
+    parted_end_s: float = 0.0
+
+    @property
+    def starts(self) -> float:
+        """Return the device seconds of engine starts at least if it is not done in one go."""
+        return self.one_start * (2 if self.whole else 1)
 
     def shares(self, makespan_s: float) -> float:
         """Return on how many devices the work is done at least (inf: it cannot be)."""
-        if makespan_s <= self.load_s:
+        room_s = makespan_s - self.head_s - self.tail_s
+        if room_s <= 0.0 or makespan_s < self.parted_end_s:
             return float("inf")
-        return max(1.0, float(np.ceil(self.work / (makespan_s - self.load_s) - 1e-9)))
+        return max(1.0, float(np.ceil(self.work / room_s - 1e-9)))
 
-    def within(self, makespan_s: float) -> float:
-        """Return the device seconds if all is done by ``makespan_s`` (inf: it cannot be)."""
+    def within(self, makespan_s: float, edge_s: float = 0.0) -> float:
+        """Return the device seconds if all is done by ``makespan_s`` (inf: it cannot be).
+
+        Args:
+            makespan_s: the end.
+            edge_s: at most ``start_s``: what is taken off for every device that works for it.
+        """
+        least = self.parted(makespan_s, edge_s)
+        for way in self.whole:
+            if way.end_s <= makespan_s * (1 + 1e-12):
+                least = min(least, way.devices * (way.held_s - edge_s))
+        return least
+
+    def parted(self, makespan_s: float, edge_s: float = 0.0) -> float:
+        """Return :meth:`within` if it is not done in one go."""
         shares = self.shares(makespan_s)
         if np.isinf(shares):
             return shares
-        return self.work + max(self.one_start, shares * self.start_s)
+        # Every start is of a device. Where starts cost the same on more devices, they are on more.
+        starts = max(self.starts, shares * self.start_s)
+        off = edge_s / self.start_s if self.start_s > 0.0 else 0.0
+        return self.work + starts * (1.0 - off)
 
 
 def fitting_s(demands: Sequence[Demand], num_gpus: int) -> float:
@@ -62,7 +108,7 @@ def fitting_s(demands: Sequence[Demand], num_gpus: int) -> float:
     if not demands:
         return 0.0
     low = max(sum(d.work + d.one_start for d in demands) / num_gpus, 0.0)
-    high = 2 * low + 2 * max(d.load_s for d in demands) + 1e-9
+    high = 2 * low + 2 * max(max(d.head_s + d.tail_s, d.parted_end_s) for d in demands) + 1e-9
     while sum(d.within(high) for d in demands) > num_gpus * high:
         high *= 2
     for _ in range(HALVINGS):  # the demands fall with the makespan, what devices offer rises
@@ -107,21 +153,19 @@ def _divisible(demands: Sequence[Demand], num_gpus: int, makespan_s: float) -> b
 
 def _devices_of_sets(demands: Sequence[Demand], makespan_s: float) -> list[int]:
     """Return by set of nodes (bits of its index) how many devices of their own they need."""
-    shares = np.array([d.shares(makespan_s) for d in demands])
     start_s = np.array([d.start_s for d in demands])
     seconds = np.array([d.within(makespan_s) for d in demands])
     many = 10**6
-    if np.isinf(shares).any():
+    if np.isinf(seconds).any():
         return [many] * (1 << len(demands))
     member = (np.arange(1 << len(demands))[:, None] >> np.arange(len(demands))) & 1
-    total: Floats = member @ seconds
-    edges: Floats = member @ shares
     nodes: Ints = member.sum(axis=1)
+    devices: Floats = np.ceil(member @ seconds / makespan_s - 1e-9)
+    # A connected part has k + g - 1 edges at least. What its nodes cost is, for any price of an
+    # edge up to that of a start, no less than all edges at that price and the rest of the nodes.
     least_s = np.where(member == 1, start_s, np.inf).min(axis=1, initial=np.inf)
-    least_s[0] = 0.0
-    # Without further starts; with one for each edge that a connected part has more.
-    plain = np.ceil(total / makespan_s - 1e-9)
-    room = np.maximum(makespan_s - least_s, 1e-12)
-    joined = np.ceil((total + (nodes - 1 - edges) * least_s) / room - 1e-9)
-    devices = np.where(plain + nodes - 1 <= edges, plain, np.maximum(plain, joined))
+    for edge_s in set(start_s[start_s > 0.0].tolist()):
+        rest = member @ np.array([d.within(makespan_s, min(edge_s, d.start_s)) for d in demands])
+        joined = np.ceil((rest + (nodes - 1) * edge_s) / max(makespan_s - edge_s, 1e-12) - 1e-9)
+        devices = np.where(least_s == edge_s, np.maximum(devices, joined), devices)
     return [int(min(d, many)) for d in np.maximum(devices, 1)]

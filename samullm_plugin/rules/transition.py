@@ -115,7 +115,7 @@ def next_transition(
        stops then, to make room for what is waited for.
     2. An engine whose planned assignment is equal in the new stage stays untouched. An engine in
        its node's last planned stage stays until the node has finished. The others stop.
-    3. The stage's other unfinished nodes start on their planned devices or, if somebody still
+    3. The stage's other unfinished nodes start on their planned devices or, if an engine still
        holds one of those, on other free devices of the same kind and shape; else they wait. Before
        them come unfinished nodes whose last stage has passed while they waited.
     4. Nodes of the following stage that do not run start early on devices that are left, planned
@@ -227,7 +227,7 @@ class _Free:
         return self._cluster.find_devices(alike, assignment.parallel)
 
     def take(self, devices: Sequence[int]) -> None:
-        """Let somebody hold these devices; what ran on them before ends."""
+        """Take these devices for an engine; what ran on them before ends."""
         self._devices -= set(devices)
 
 

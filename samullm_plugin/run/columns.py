@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from samullm_plugin.errors import InputError, suggest
@@ -33,7 +33,10 @@ class Column:
 
 
 def find_columns(
-    columns: Sequence[str], nodes: Sequence[str], fields: Sequence[str], rows_of: str | None = None
+    columns: Sequence[str],
+    nodes: Mapping[str, frozenset[str] | None],
+    fields: Sequence[str],
+    rows_of: str | None = None,
 ) -> tuple[Column, ...]:
     """Return what names of columns mean.
 
@@ -42,7 +45,7 @@ def find_columns(
             ``node.error``, ``.text`` (as generated), ``.finish_reason``, ``.prompt_tokens``,
             ``.completion_tokens``; ``input.x`` is always the input's. A node with several
             models stands for one column per model. Empty: everything.
-        nodes: names of the nodes.
+        nodes: by the names of the nodes, the fields that their outputs have; None: nobody knows.
         fields: names of the inputs' fields.
         rows_of: the node whose requests are the rows; None: items are.
 
@@ -59,8 +62,8 @@ def find_columns(
 class _Names:
     """Names that columns may have."""
 
-    def __init__(self, nodes: Sequence[str], fields: Sequence[str]) -> None:
-        self._names, self._fields = list(nodes), list(fields)
+    def __init__(self, nodes: Mapping[str, frozenset[str] | None], fields: Sequence[str]) -> None:
+        self._names, self._outputs, self._fields = list(nodes), nodes, list(fields)
 
     def everything(self) -> tuple[Column, ...]:
         clash = set(self._names) | {"id"}
@@ -97,9 +100,11 @@ class _Names:
                         f"output.columns: {name!r} is a node and a field of the input; write "
                         f"input.{name} for the field, or rename it"
                     )
+                self._check(name, node, path)
                 return [Column(name, self._names.index(node), path)]
             models = [n for n in self._names if n.rpartition(".")[0] == node]
             if models:
+                self._check(name, models[0], path)
                 ends = f".{'.'.join(path)}" if path else ""
                 return [Column(f"{m}{ends}", self._names.index(m), path) for m in models]
         if name in self._fields or parts[0] in self._fields:
@@ -107,3 +112,15 @@ class _Names:
         known = ["id", *self._fields, *self._names]
         hint = suggest(name, known) or f"; there are {', '.join(known)}"
         raise InputError(f"output.columns: there is no {name!r}{hint}")
+
+    def _check(self, name: str, node: str, path: tuple[str, ...]) -> None:
+        """Refuse a field that outputs of a node cannot have."""
+        known = self._outputs[node]
+        if not path or known is None or path[0] in FIGURES or path[0] in known:
+            return
+        hint = suggest(path[0], known) or (
+            f"; there are {', '.join(sorted(known))}" if known else "; they are texts"
+        )
+        raise InputError(
+            f"output.columns: {name!r}: outputs of {node} have no field {path[0]!r}{hint}"
+        )

@@ -1,4 +1,7 @@
-"""What a run in progress teaches about lengths, latencies and load times."""
+"""What a run in progress teaches about lengths, latencies and load times.
+
+The thresholds are choices; ``benchmarks/adjusting.py`` shows what replanning gains with them.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ ENOUGH_OUTPUTS = 20
 """Finished requests of a model from which it says something about other models."""
 
 ALIKE = 0.1
-"""Models are off to the same side if the logarithms of their factors all exceed this."""
+"""Models differ in the same direction if the logarithms of their factors all exceed this."""
 
 ENOUGH_STEPS_S = 1.0
 """Seconds of observed iterations from which a latency factor is believed."""

@@ -52,7 +52,7 @@ class EngineFailures:
             engines: all of the run.
             queue: takes back what they had.
             serving: counts failures since a request of a node has finished.
-            log: is told.
+            log: records the failures.
             stop: stops an engine, keeping what its requests have generated.
         """
         self.hopeless: str | None = None

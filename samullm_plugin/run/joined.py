@@ -39,7 +39,8 @@ class JoinedTable:
         """
         self.rows = rows
         names = [n.name for n in rows.nodes]
-        self.columns = find_columns(columns, names, rows.fields, rows_of)
+        outputs = {n.name: n.fields for n in rows.nodes}
+        self.columns = find_columns(columns, outputs, rows.fields, rows_of)
         self._row_node = -1 if rows_of is None else names.index(rows_of)
         # Calls that make lists are no rows; their elements are.
         self._calls = 0 if rows_of is None else rows.nodes[self._row_node].calls

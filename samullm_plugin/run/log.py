@@ -41,7 +41,7 @@ class RunLog:
     Attributes:
         info: the run, as observers see it.
         records: every event so far but those of :meth:`add_settled`, without contents.
-        written: is told where in the journal the record of a settled request begins, and its bytes.
+        written: called with the place in the journal of a settled request's record, and its bytes.
     """
 
     def __init__(

@@ -71,7 +71,7 @@ class ReplanOptions:
     min_gain: float = 0.05
     scenarios: int = 1
     judges: int = 3
-    budget_s: float = 0.5
+    budget_s: float = 0.5  # these figures are choices; benchmarks/adjusting.py shows what they give
     also: tuple[str, ...] = ("min-heuristic",)
 
 

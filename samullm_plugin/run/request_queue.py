@@ -21,15 +21,12 @@ from samullm_plugin.run.ledger import Ledger, Status, is_call
 from samullm_plugin.run.log import RunLog
 from samullm_plugin.run.prompts import A_PROMPT, Given, Prepared, Prompt, PromptBuilder, Refused
 from samullm_plugin.run.python_calls import Call, ImitatedCalls
-from samullm_plugin.run.results import RequestId, Result
+from samullm_plugin.run.results import RequestId, Result, fields_of
 from samullm_plugin.run.reuse import Reuse
 from samullm_plugin.run.user_nodes import UserNodes
 
 WAITING, READY, SUBMITTED, FINISHED, SKIPPED, FAILED = map(int, Status)
 """As plain numbers: a look-up in an enumeration takes a microsecond, and there are many."""
-
-_OPTIONAL = ("stop_reason", "logprobs", "prompt_logprobs", "seconds")
-"""What is in the record of a finished request if it is known, and mostly is not."""
 
 _NAMES = {int(s): s.name.lower() for s in Status}
 
@@ -429,19 +426,8 @@ class RequestQueue:
             "time_s": time_s, "kind": _NAMES[status], "node": name, "request": index
         }  # fmt: skip
         if status == FINISHED:
-            fields["prompt_tokens"] = result.prompt_tokens
-            fields["num_tokens"] = result.num_tokens
-            if result.text is not None:
-                fields["text"] = result.text
-            if result.finish_reason is not None:
-                fields["finish_reason"] = result.finish_reason
-            for field in _OPTIONAL:
-                if (content := getattr(result, field)) is not None:
-                    fields[field] = content
-            if result.token_ids is not None and self._keeps_ids(result):
-                fields["token_ids"] = result.token_ids
-            if result.value is not None and not is_call(self.ledger.app, request):
-                fields["value"] = result.value
+            valued = not is_call(self.ledger.app, request)
+            fields |= fields_of(result, ids=self._keeps_ids(result), value=valued)
             key = self._keys.pop(request, None) if self._keys else None
             if self._reuse is not None and key is not None:
                 if reused:

@@ -30,6 +30,9 @@ _BYTES_IN_MEMORY = 2
 
 _UNWRITTEN = -1
 
+_OPTIONAL = ("stop_reason", "logprobs", "prompt_logprobs", "seconds")
+"""What is in the record of a finished request if it is known, and mostly is not."""
+
 
 class Result(msgspec.Struct, frozen=True):  # made twice as fast as a frozen dataclass
     """What came of a settled request.
@@ -59,6 +62,31 @@ class Result(msgspec.Struct, frozen=True):  # made twice as fast as a frozen dat
     prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
     value: Any = None
     seconds: float | None = None
+
+
+def fields_of(result: Result, *, ids: bool, value: bool) -> dict[str, Any]:
+    """Return what a finished request's journal record has of its result.
+
+    Args:
+        result: the result.
+        ids: its token ids are wanted again.
+        value: its value is.
+    """
+    fields: dict[str, Any] = {
+        "prompt_tokens": result.prompt_tokens, "num_tokens": result.num_tokens
+    }  # fmt: skip
+    if result.text is not None:
+        fields["text"] = result.text
+    if result.finish_reason is not None:
+        fields["finish_reason"] = result.finish_reason
+    for field in _OPTIONAL:
+        if (content := getattr(result, field)) is not None:
+            fields[field] = content
+    if ids and result.token_ids is not None:
+        fields["token_ids"] = result.token_ids
+    if value and result.value is not None:
+        fields["value"] = result.value
+    return fields
 
 
 def result_of(record: Mapping[str, Any]) -> Result:

@@ -90,6 +90,26 @@ class Outputs(Protocol):
         """Return an output, or None."""
 
 
+def _require_journal(directory: Path) -> Path:
+    """Return the journal of a run whose outputs are to be used again.
+
+    Raises:
+        InputError: if the folder holds none.
+    """
+    path = directory / "events.jsonl"
+    if not path.is_file():
+        raise InputError(f"--reuse {directory}: holds no run (there is no events.jsonl)")
+    return path
+
+
+def _require_nodes(fresh: Iterable[str], users: UserNodes) -> None:
+    known = {p.rpartition(".")[0]: None for p in users.parts} | users.parts
+    for name in fresh:
+        if name not in known:
+            hint = suggest(name, known) or f"; nodes: {', '.join(users.parts)}"
+            raise InputError(f"--fresh: there is no node {name!r}{hint}")
+
+
 class RunOutputs:
     """The outputs of an earlier run: their places in its journal, 24 bytes each in memory."""
 
@@ -99,9 +119,7 @@ class RunOutputs:
         Raises:
             InputError: if the folder holds no run, or one whose outputs cannot be told apart.
         """
-        path = directory / "events.jsonl"
-        if not path.is_file():
-            raise InputError(f"--reuse {directory}: holds no run (there is no events.jsonl)")
+        path = _require_journal(directory)
         keys, places, at, finished = bytearray(), list[int](), 0, 0
         with path.open("rb") as file:
             for line in file:
@@ -171,11 +189,7 @@ class Reuse:
         self.counts: Counter[str] = Counter()
         self._users, self._unique_id = UserNodes(app), unique_id
         self._sources, self._store = list(sources), store
-        known = {p.rpartition(".")[0]: None for p in self._users.parts} | self._users.parts
-        for name in fresh:
-            if name not in known:
-                hint = suggest(name, known) or f"; nodes: {', '.join(self._users.parts)}"
-                raise InputError(f"--fresh: there is no node {name!r}{hint}")
+        _require_nodes(fresh, self._users)
         self._fresh, self._with_token_ids = set(fresh), with_token_ids
         self._models = [_model_identity(n.model, engine) for n in app.nodes]
         self._names = [n.model.name for n in app.nodes]
@@ -270,7 +284,10 @@ def opened_reuse(
     Raises:
         InputError: for a run without outputs, or a node of ``fresh`` that is not there.
     """
+    _require_nodes(options.fresh, UserNodes(app))
     if options.source == "off" or engine is None or loaded.sources is None:
+        if options.source not in ("off", "cache"):
+            _require_journal(Path(options.source))  # wrong input, whatever would be done with it
         yield None
         return
     store: OutputStore | None = None

@@ -29,6 +29,8 @@ FIELDS = "fields"
 """Where ``items.parquet`` keeps the names of all fields, a list in JSON."""
 SCHEMA = "schema"
 """Where ``requests-*.parquet`` keep kind and text of the schema of a node's outputs, in JSON."""
+CHECKED = "checked"
+"""And whether a function may have put other values in place of them."""
 CHUNK_ROWS = 8192
 """Rows of a row group at most."""
 CHUNK_BYTES = 32 << 20
@@ -50,6 +52,7 @@ class NodeRows:
         input_indptr: where each request's part of these begins, shape ``(n + 1,)``.
         calls: so many of the first requests are calls whose values are kept by the others.
         schema: what its outputs are, if they must be something.
+        checked: a function may have put other values in place of them.
     """
 
     name: str
@@ -60,10 +63,16 @@ class NodeRows:
     input_indptr: Ints
     calls: int = 0
     schema: Schema | None = None
+    checked: bool = False
 
     def __len__(self) -> int:
         """Return the number of requests."""
         return len(self.item)
+
+    @property
+    def fields(self) -> frozenset[str] | None:
+        """Return the fields that outputs have; None: nobody knows."""
+        return None if self.schema is None or self.checked else self.schema.properties
 
     def made(self, record: Mapping[str, Any]) -> Any:
         """Return what a request gave, as its record in the journal says: a value, or a text.
@@ -144,7 +153,7 @@ def _write_layout(place: Path, app: Application, sources: Sequence[NodeSource]) 
     kind = pa.schema(columns)
     for index, (node, source) in enumerate(zip(app.all_nodes, sources, strict=True)):
         calls = node.hidden_calls if isinstance(node, PythonNode) else 0
-        about = {"node": node.name, "calls": str(calls)}
+        about = {"node": node.name, "calls": str(calls), CHECKED: str(int(bool(source.check)))}
         if source.schema is not None:
             about[SCHEMA] = to_json([source.schema.kind, source.schema.text]).decode()
         described = kind.with_metadata(about)
@@ -245,6 +254,7 @@ class RunRows:
                     _offsets(nodes),
                     int(about.get(b"calls", 0)),
                     None if given is None else Schema(*parse_json(given)),
+                    about.get(CHECKED.encode()) == b"1",
                 )
             )
         self._index = {n.name: i for i, n in enumerate(self.nodes)}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from pydantic_core import to_json
 
-from samullm_plugin.app.loaded import LoadedApplication
+from samullm_plugin.app.loaded import LoadedApplication, NodeSource
 from samullm_plugin.errors import InputError, RunError
 from samullm_plugin.files import arrow_input, arrow_output
 from samullm_plugin.run.columns import find_columns
@@ -255,6 +255,11 @@ def live_table(loaded: LoadedApplication, directory: Path) -> Iterator[LiveTable
         rows.close()
 
 
+def _output_fields(source: NodeSource) -> frozenset[str] | None:
+    """Return the fields that outputs of a node have; None: nobody knows."""
+    return None if source.schema is None or source.check else source.schema.properties
+
+
 def check_output(loaded: LoadedApplication) -> None:
     """Refuse a joined table that could not be written, before anything starts.
 
@@ -274,7 +279,8 @@ def check_output(loaded: LoadedApplication) -> None:
             "in it (samullm export writes elsewhere)"
         )
     sources = loaded.sources
-    nodes = [n.name for n in loaded.app.all_nodes]
+    names = [n.name for n in loaded.app.all_nodes]
+    nodes = {n: _output_fields(s) for n, s in zip(names, sources, strict=True)}
     first = next((s for s in sources if s.ids[:1] == s.items[:1]), sources[0])
     try:
         table_format(path)

@@ -15,7 +15,7 @@ from samullm_plugin.rules.aggregation import Aggregate, aggregate
 
 SAMPLE_BATCHES = 6
 """Requests of a node, in batches of its engines, whose simulation as they are and aggregated tells
-by how much aggregation makes iterations too fast or too slow."""
+by how much aggregation makes iterations too fast or too slow (a choice)."""
 
 SERVED = 0.75
 """Share of the sample that is finished at the moment that is compared."""

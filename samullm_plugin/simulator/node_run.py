@@ -230,7 +230,7 @@ def node_jobs(
 
 
 def arrivals_known(arrival_s: Floats) -> Floats:
-    """Return what a request policy is told of arrivals, which is what a run can know.
+    """Return the arrivals that a request policy sees, which are those that a run can know.
 
     It is asked when the first requests can be served: those that are there then have arrived at 0,
     all others will at ``UNFORESEEN_S``.

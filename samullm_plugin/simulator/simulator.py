@@ -14,7 +14,7 @@ from samullm_plugin.model.plan import Plan, StageEnd
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.result import PlanTrace
 from samullm_plugin.model.types import Floats, Ints
-from samullm_plugin.rules.bounds import lower_bound
+from samullm_plugin.rules.bounds import LowerBound, lower_bound
 from samullm_plugin.rules.preparing import wanted_ahead
 from samullm_plugin.rules.transition import Running, RunState, next_transition
 from samullm_plugin.simulator.coarse import calibrated_aggregate
@@ -26,6 +26,9 @@ from samullm_plugin.simulator.state import SimulationState
 
 COARSE_REQUESTS = 20_000
 """Requests of all nodes that are simulated for every plan that is considered, about."""
+
+BOUND_REQUESTS = 200_000
+"""Requests of nodes alone that are simulated for the lower bound of a length scenario, at most."""
 
 
 class PlanSimulator:
@@ -126,9 +129,23 @@ class PlanSimulator:
     def lower_bounds_s(self) -> Floats:
         """Return seconds that no plan's makespan beats, by length scenario, computed once."""
         if self._lower_bounds_s is None:
-            bounds = [lower_bound(self.problem, s, self.running) for s in self.problem.scenarios]
+            bounds = [self._lower_bound(s) for s in range(len(self.problem.scenarios))]
             self._lower_bounds_s = np.array([b.value_s for b in bounds])
         return self._lower_bounds_s
+
+    def _lower_bound(self, scenario: int) -> LowerBound:
+        left = BOUND_REQUESTS
+
+        def timed(node: int, parallel: ParallelConfig, gpu: str) -> float | None:
+            nonlocal left
+            left -= int(self.works[scenario][node].taken.sum())
+            if left < 0:
+                return None
+            device = self.problem.cluster.kinds.index(gpu)
+            query = self.start_query(scenario, node, parallel, device, 0.0)
+            return self.runs.get(query).end_s
+
+        return lower_bound(self.problem, self.problem.scenarios[scenario], self.running, timed)
 
     def initial_state(self, scenario: int = 0) -> SimulationState:
         """Return the state in which plans begin."""

@@ -153,7 +153,7 @@ class Builder:
         started: set[int],
         splits: list[Split],
     ) -> Event:
-        """Return the next event and how the stage until then is told to end.
+        """Return the next event, and the end event of the stage until then.
 
         The finisher is named: with other lengths another may be first, and what the plan does at
         this one's end is not for the other's.

@@ -1,4 +1,9 @@
-"""Annealing from a start, in several chains side by side (Kirkpatrick, Gelatt and Vecchi, 1983)."""
+"""Simulated annealing from a start, in several chains side by side.
+
+Kirkpatrick, Gelatt and Vecchi (1983), in a given number of steps; the temperature ("heat") falls by
+additive quadratic cooling (Martín and Sierra, 2009, "A comparison of cooling schedules for
+simulated annealing").
+"""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ class AutoScheduler(StageScheduler):
         for choice in context.sharing:
             names = "; ".join(" with ".join(nodes) for nodes in choice.groups.values())
             least_s = best.value_s * (1 - SHARING_GAIN)
-            if risk.of(choice.context.simulator.lower_bounds_s()) > least_s:
+            if risk.of(choice.context.lower_bounds_s()) > least_s:
                 notes.append(f"engines shared by {names}: cannot be shorter")
                 continue
             try:
@@ -139,7 +139,7 @@ class AutoScheduler(StageScheduler):
                 best, report = found, choice.context.report
                 report.shared = choice.groups
         for choice in context.sharing:
-            bounds = choice.context.simulator.lower_bounds_s()
+            bounds = choice.context.lower_bounds_s()
             if best.value_s > risk.of(bounds) * (1 + CLOSE_ENOUGH):
                 report.status = PlanStatus.HEURISTIC  # as far as is known of the others
         report.notes += notes
@@ -162,7 +162,7 @@ class AutoScheduler(StageScheduler):
         options, problem = self.config, context.simulator.problem
         assert isinstance(options, AutoOptions)
         simulator = context.simulator.coarse()
-        bounds = context.simulator.lower_bounds_s()
+        bounds = context.lower_bounds_s()
         budget = _budget(options, context, float(bounds[0]))
         search = Search(simulator, context, risk, budget, bounds)
         search.begin()

@@ -4,7 +4,9 @@ Constraint propagation on cumulative resources sees idle devices late; here they
 branched on. Time runs forward from event to event. At each event tasks are started, each in one
 of its modes, or the next event is awaited. What is started can no longer be moved, so the device
 ticks used and left idle so far are exact, and a partial schedule is given up as soon as these, with
-the cheapest modes of the tasks that are left, no longer fit into the makespan sought.
+the cheapest modes of the tasks that are left, no longer fit into the makespan sought. Going through
+time by extending partial schedules: Stinson, Davis and Khumawala (1978); remembering states:
+Demeulemeester and Herroelen (1992).
 
 Devices of one kind are counted only: NVLink groups are not looked at, so an exhausted search gives
 a lower bound for any groups, and a schedule found need not be placeable in them.
@@ -22,6 +24,7 @@ from samullm_cpsat.instance import Instance
 from samullm_plugin.model.types import Ints
 
 CHUNK = 2_000_000
+"""Nodes between two looks at the clock."""
 NEVER = np.int64(1) << 60
 MEMORY = 1 << 20
 """States remembered as hopeless."""

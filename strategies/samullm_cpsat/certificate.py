@@ -49,6 +49,8 @@ def relaxed(problem: Problem, timings: Timings, scenario: int) -> Instance:
                 if (i, key) not in held:
                     held[i, key] = least_held(problem, problem.scenarios[scenario], i, key)
                 held_s = held[i, key].seconds(size.data_parallel_size)
+                if task.name in problem.same_engine:  # it may need no start
+                    held_s -= held[i, key].start_s
             else:
                 ahead_s = problem.load_s(costs)
                 if task.name not in problem.same_engine:  # else it may need no start

@@ -1,4 +1,4 @@
-"""Schedules of an instance: what is placed where and when, and making one by a list rule."""
+"""Schedules of an instance: what is placed where and when, and list scheduling (Graham, 1966)."""
 
 from __future__ import annotations
 

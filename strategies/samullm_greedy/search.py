@@ -25,7 +25,9 @@ Step = tuple[str, ParallelConfig]
 
 EVERY_STEP, SHORTLIST = 128, 12
 """Steps of a stage that are all judged; of more, so many by nodes that are in the stage, and so
-many by others, those of largest throughput alone per GPU."""
+many by others, those of largest throughput alone per GPU. Then, too, no model is started again that
+would finish in less than a start takes. Choices; what they save and change is in
+``docs/planning.md``, "Planning times"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,9 @@ class Greedy:
             tuple[object, ...], tuple[dict[ParallelConfig, float], list[Progress]]
         ] = {}  # the progress is kept, for its ids are in the key
         self._ranked: list[Step] = []
+        self._as_is: set[str] = set()  # running models that are not worth another start
+        self._held: Mapping[str, Assignment] = {}
+        self._load_s: dict[str, float] = {}
         self._configs = {
             node.name: problem.parallel_configs(i) for i, node in enumerate(problem.app.nodes)
         }  # fewest GPUs first
@@ -102,6 +107,11 @@ class Greedy:
         """Return the stage that begins now, grown from nothing (or from what may not change)."""
         views = [StageView(self._simulator, s, self._meter) for s in rollout.states]
         self._ranked.clear()
+        self._held = rollout.held
+        self._as_is.clear()
+        if sum(len(self._configs[n]) for n in unfinished) > EVERY_STEP:
+            running = [n for n in unfinished if n in rollout.held]
+            self._as_is |= {n for n in running if rollout.remaining_s(n) <= self._least_load_s(n)}
         fixed: dict[str, ParallelConfig] = {}
         if not self._preemption:
             fixed = {n: a.parallel for n, a in rollout.held.items() if n in unfinished}
@@ -189,8 +199,18 @@ class Greedy:
         """Return what a model may get next: more GPUs than it has, as far as they are free."""
         free = self._problem.cluster.num_gpus - sum(p.num_devices for p in stage.values())
         has = stage[name].num_devices if name in stage else 0
+        if name in self._as_is:
+            mine = self._held[name].parallel
+            return [mine] if name not in stage and mine.num_devices <= free else []
         counts = self._num_devices[name]
         return self._configs[name][bisect_right(counts, has) : bisect_right(counts, has + free)]
+
+    def _least_load_s(self, name: str) -> float:
+        """Return the seconds of the shortest start of a model's engines."""
+        if name not in self._load_s:
+            sizes = self._problem.costs[self._problem.app.index(name)]
+            self._load_s[name] = min(self._problem.load_s(costs) for costs in sizes.values())
+        return self._load_s[name]
 
     def _shortlist(self, stage: Stage, names: list[str]) -> list[Step]:
         """Return the steps of these models that do most alone per GPU.

@@ -9,7 +9,7 @@ import numpy as np
 from samullm_plugin.model.types import Floats
 
 APART = 2.0
-"""Ratio of two sizes that are timed."""
+"""Ratio of two sizes that are timed (a choice)."""
 
 
 def far_apart(devices: Sequence[int]) -> list[int]:

@@ -13,7 +13,7 @@ from samullm_plugin.simulator import NodeQuery, NodeRun, PlanSimulator
 from samullm_tasks.sizes import between, far_apart
 
 EVERY_PAIR = 12
-"""Up to how many modes of a node all are timed behind its producers' modes."""
+"""Up to how many modes of a node all are timed behind its producers' modes (a choice)."""
 
 
 @dataclass(frozen=True, slots=True)

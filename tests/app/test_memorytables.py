@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import decimal
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pydantic
 import pytest
 
 import samullm_plugin as sl
@@ -181,7 +183,8 @@ def series() -> Any:
     [
         (lambda: [], "data of node n: it holds no requests"),
         (lambda: ["a"], r"data of node n, row 1: is a str; a row is a mapping of fields"),
-        (lambda: iter([{"q": "a"}]), "a list_iterator cannot be read as a table"),
+        (lambda: iter([{"q": "a"}, "b"]), r"data of node n, row 2: is a str; a row is a mapping"),
+        (lambda: 5, "a int cannot be read as a table"),
         (series, "a Series cannot be read as a table"),
         (lambda: [{"q": "a\ud800"}], "row 1: cannot be written as JSON: holds half of a UTF-16"),
         (lambda: [{"q": object()}], "row 1: the field 'q' holds object, which no prompt can take"),
@@ -207,3 +210,77 @@ def test_a_bad_row_costs_one_row(tmp_path: Path) -> None:
     assert loaded.app.nodes[0].requests.probability.tolist() == [1, 0, 0, 1]
     with pytest.raises(sl.InputError, match="data of node n, row 2: cannot be written as JSON"):
         app.to_yaml(tmp_path / "app.yaml")
+
+
+class Model(pydantic.BaseModel):
+    q: str
+    day: datetime.date = datetime.date(2026, 1, 2)
+
+
+@dataclasses.dataclass
+class Data:
+    q: str
+    more: list[Model]
+
+
+class Named(NamedTuple):
+    q: str
+    n: int
+
+
+def test_rows_that_are_objects() -> None:
+    data = [Model(q="a"), Data("b", [Model(q="x")]), Named("c", 3), {"q": "d", "m": Model(q="y")}]
+    day = "2026-01-02"
+    assert fields(application(data)) == [
+        {"q": "a", "day": day},
+        {"q": "b", "more": [{"q": "x", "day": day}]},
+        {"q": "c", "n": 3},
+        {"q": "d", "m": {"q": "y", "day": day}},
+    ]
+
+
+def arrow_dataset(folder: Path) -> Any:
+    import pyarrow as pa
+    import pyarrow.dataset
+    import pyarrow.parquet
+
+    for k, q in enumerate(Q):
+        pa.parquet.write_table(pa.table({"q": [q]}), folder / f"{k}.parquet")
+    return pa.dataset.dataset(folder)
+
+
+def reader(folder: Path) -> Any:
+    import pyarrow as pa
+
+    return pa.table({"q": Q}).to_reader()
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda _: ({"q": q} for q in Q),
+        lambda _: {q: {"q": q} for q in Q}.values(),
+        lambda _: map(dict, ([("q", q)] for q in Q)),
+        lambda _: np.array([(q,) for q in Q], dtype=[("q", "U3")]),
+        arrow_dataset,
+        lambda folder: arrow_dataset(folder).scanner(),
+        reader,
+    ],
+    ids=["generator", "values", "map", "records", "dataset", "scanner", "reader"],
+)
+def test_what_can_be_read_once_is_there_for_plan_and_run(tmp_path: Path, made: Any) -> None:
+    app, data = application(made(tmp_path)), made(tmp_path)
+    app.llm("again", model="m", data=data, prompt="{{ q }}", max_tokens=4)
+    app.llm("same", model="m", data=data, prompt="{{ q }}", max_tokens=4)  # one table, read once
+    for _ in range(2):
+        assert [f["q"] for f in fields(app)] == Q
+        sources = app.load().sources
+        assert sources is not None
+        assert [[f["q"] for f in s.fields] for s in sources] == [Q, Q, Q]
+
+
+@pytest.mark.parametrize("package", ["pandas", "polars"])
+def test_a_single_column_is_told_how_to_be_a_table(package: str) -> None:
+    column = pytest.importorskip(package).Series(Q)
+    with pytest.raises(sl.InputError, match=r"data of node n, .*one column: give its to_frame\(\)"):
+        application(column).load()

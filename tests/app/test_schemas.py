@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from samullm_plugin.app.schemas import Schema
-from samullm_plugin.errors import Reject
+from samullm_plugin.app.schemas import Schema, json_schema
+from samullm_plugin.errors import InputError, Reject
 
 ANYTHING = Schema("json", "{}")
 
@@ -30,3 +32,33 @@ def test_what_cannot_be_kept_is_rejected(text: str, message: str) -> None:
 def test_what_can_be_kept_is_the_value() -> None:
     assert ANYTHING.parse("[" * 100 + "1" + "]" * 100)
     assert ANYTHING.parse('{"a": "\\ud800"}') == {"a": "\ud800"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ({"type": "string", "enum": []}, "s.enum: .*no values to choose from"),
+        ({"minLength": 5, "maxLength": 2}, "s: .*minLength 5 is above maxLength 2"),
+        (
+            {"type": "object", "properties": {"n": {"minimum": 9, "maximum": 1}}},
+            "s.properties.n: .*minimum 9 is above maximum 1",
+        ),
+        ({"items": {"$ref": "#/$defs/gone"}}, r"s.items.\$ref: .*no #/\$defs/gone"),
+        (
+            {"type": "object", "properties": {"a": False}, "required": ["a"]},
+            "s.properties.a: .*a required field is false",
+        ),
+        ({"anyOf": [{"type": "null"}, {"enum": []}]}, "s.anyOf.1.enum: .*no values"),
+    ],
+)
+def test_a_schema_that_nothing_follows_is_refused(schema: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        json_schema(schema, "s")
+
+
+def test_references_and_narrow_limits_are_fine() -> None:
+    item = {"type": "integer", "minimum": 3, "maximum": 3}
+    schema = {"$defs": {"a/b": item}, "type": "array", "items": {"$ref": "#/$defs/a~1b"}}
+    assert json_schema(schema, "s").example() is not None
+    tree = {"type": "object", "properties": {"next": {"$ref": "#"}}}
+    assert json_schema(tree, "s").kind == "json"

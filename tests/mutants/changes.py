@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 ENGINE = (
-    "tests/engine",
     "tests/conformance/test_conformance.py::test_named_case",
+    "tests/engine",
     "tests/conformance/test_conformance.py::test_random_workloads",
 )
 TRANSITION = ("tests/rules/test_transition.py",)

@@ -11,6 +11,7 @@ from samullm_plugin.model.application import EngineOptions
 from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment, Plan, Stage, StageEnd
 from samullm_plugin.rules.bounds import lower_bound
+from samullm_plugin.rules.critical_path import windows
 from samullm_plugin.rules.iteration_prices import work_of
 from samullm_plugin.rules.transition import Running
 from samullm_plugin.simulator import PlanSimulator
@@ -25,9 +26,12 @@ ONE = ParallelConfig()
 def test_no_plan_beats_the_bound(data: st.DataObject) -> None:
     problem = data.draw(problems())
     plan = data.draw(plans(problem))
-    makespan_s = PlanSimulator(problem).simulate_scenario(plan, 0).makespan_s
+    simulator = PlanSimulator(problem)
+    makespan_s = simulator.simulate_scenario(plan, 0).makespan_s
     bound = lower_bound(problem, problem.scenarios[0])
     assert bound.value_s <= makespan_s * (1 + 1e-9) + 1e-9
+    simulated_s = float(simulator.lower_bounds_s()[0])  # nodes in one go as they are simulated
+    assert bound.value_s * (1 - 1e-5) <= simulated_s <= makespan_s * (1 + 1e-9) + 1e-9
 
 
 def one_engine(node: TestNode) -> tuple[float, float]:
@@ -134,3 +138,48 @@ def test_work_is_what_no_cache_and_no_first_token_saves(caching: bool, fresh: in
     assert work.prefill == fresh - 2  # the last token of a prompt counts as one of output
     assert work.context == 2 * 33 + (1 + 2)
     assert work.chains[:3].tolist() == [3.0, 1.0, 0.0]
+
+
+def alone_on(gpus: int, *nodes: TestNode) -> tuple[float, float]:
+    """Return the bound with simulations of nodes alone, and the best of a few plans."""
+    problem = make_problem(list(nodes), gpus, nvlink=1)
+    simulator = PlanSimulator(problem)
+    side_by_side = Plan((Stage(tuple(Assignment(n.name, ONE, (k,)) for k, n in enumerate(nodes))),))
+    return (
+        float(simulator.lower_bounds_s()[0]),
+        simulator.simulate_scenario(side_by_side, 0).makespan_s,
+    )
+
+
+def test_what_is_done_in_one_go_takes_what_its_simulation_takes() -> None:
+    """Iterations that first come, first served makes are counted up to the price of a start."""
+    engine = EngineOptions(max_num_seqs=4, async_scheduling=False)
+    lengths = [1, 2, 3, 4, 5, 6, 7, 40]  # the longest comes last
+    node = TestNode("a", [4] * 8, lengths, step_s=1.0, load_s=20.0, engine=engine)
+    problem = make_problem([node], 1, nvlink=1)
+    by_prices_s = lower_bound(problem, problem.scenarios[0]).value_s
+    bound_s, makespan_s = alone_on(1, node)
+    assert by_prices_s < bound_s == pytest.approx(makespan_s, rel=1e-4)
+
+
+def test_what_is_started_twice_costs_two_starts() -> None:
+    """No plan in one go is as short as the bound if a second start would cost little."""
+    engine = EngineOptions(max_num_seqs=4, async_scheduling=False)
+    lengths = [1, 2, 3, 4, 5, 6, 7, 40]
+    dear, cheap = (
+        alone_on(1, TestNode("a", [4] * 8, lengths, step_s=1.0, load_s=load_s, engine=engine))
+        for load_s in (20.0, 0.5)
+    )
+    assert dear[0] == pytest.approx(dear[1], rel=1e-4)
+    assert cheap[0] <= 40.0 + 2 * 0.5 + 1e-3 < cheap[1]
+
+
+def test_a_source_is_done_before_the_least_of_what_is_behind_it() -> None:
+    first = TestNode("first", [4] * 2, [30, 30], load_s=10.0, step_s=1.0)
+    second = TestNode("second", [4] * 2, [5, 9], [[(0, 0)], [(0, 1)]], load_s=10.0, step_s=1.0)
+    problem = make_problem([first, second], 2, nvlink=1)
+    path_s, found = windows(problem, problem.scenarios[0], {}, ())
+    assert path_s == pytest.approx(10 + 30 + 9)
+    assert found[0].end_s == pytest.approx(40.0)
+    assert found[0].tail_s == pytest.approx(5.0)
+    assert (found[1].head_s, found[1].tail_s) == (pytest.approx(40.0), 0.0)

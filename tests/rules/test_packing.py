@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from samullm_plugin.rules.packing import DIVIDED, Demand, fitting_s
+from samullm_plugin.rules.packing import DIVIDED, Demand, Whole, fitting_s
 
 
 @settings(max_examples=300, deadline=None)
@@ -26,6 +27,33 @@ def test_no_packing_is_shorter(data: st.DataObject) -> None:
             work[i] += seconds
     demands = [Demand(w, s, s, s) for w, s in zip(work, starts_s, strict=True)]
     assert fitting_s(demands, gpus) <= max(busy_s) * (1 + 1e-6) + 1e-9
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_no_packing_of_engines_of_several_devices_is_shorter(data: st.DataObject) -> None:
+    """Engines, one or more of each node, one after another wherever their devices are free."""
+    gpus = data.draw(st.integers(1, 5))
+    free_s = np.zeros(gpus)
+    demands = []
+    for _ in range(data.draw(st.integers(1, 5))):
+        size = data.draw(st.integers(1, gpus))
+        start_s = data.draw(st.floats(0.0, 20.0))
+        work = wasted = 0.0
+        engines = data.draw(st.integers(1, 3))
+        for _ in range(engines):
+            devices = data.draw(st.permutations(range(gpus)))[: size * data.draw(st.integers(1, 2))]
+            seconds, idle_s = data.draw(st.floats(0.0, 50.0)), data.draw(st.floats(0.0, 5.0))
+            used = len(devices) // size * size
+            free_s[devices[:used]] = free_s[devices[:used]].max() + start_s + seconds + idle_s
+            work, wasted = work + used * seconds, used * (seconds + idle_s)
+        whole = tuple(
+            Whole(n, start_s + wasted / n, start_s + wasted / n)
+            for n in range(size, gpus + 1, size)
+        )
+        ways = whole if engines == 1 else (Whole(size, 1e6, 1e6),)
+        demands.append(Demand(work, size * start_s, start_s, start_s, whole=ways))
+    assert fitting_s(demands, gpus) <= free_s.max() * (1 + 1e-6) + 1e-9
 
 
 def test_one_of_three_models_on_two_devices_starts_twice() -> None:

@@ -54,6 +54,8 @@ def deeper(row):
 def stop(row): raise KeyboardInterrupt
 def stop_batch(rows): raise KeyboardInterrupt
 def nothing(): return 1
+async def later(row): return 1
+def several(row): yield 1
 NUMBER = 4
 """
 
@@ -161,6 +163,8 @@ def test_functions_of_a_notebook_are_sent(runner: WorkerCalls, steps: Path) -> N
         ("{python: 'steps.py:wonder'}", "nodes.p.python: .*steps.py has no 'wonder'"),
         ("{python: 'steps.py:nothing'}", r"nothing\(\) cannot be called with a row"),
         ("{python: 'steps.py:NUMBER'}", "is a int, not a function"),
+        ("{python: 'steps.py:later'}", "steps.py:later is async and gives no value"),
+        ("{python: 'steps.py:several'}", "steps.py:several yields; give a function that returns"),
         ("{python: 'steps.py:with_option'}", "missing a required .*argument: 'suffix'"),
         ("{python: 'nowhere.py:f'}", "there is no file .*nowhere.py"),
         ("{python: 'no_such_module:f'}", "cannot be imported: ModuleNotFoundError"),

@@ -126,3 +126,20 @@ def test_counts_are_exact_by_the_tokenizer_and_template_that_the_engine_takes_on
     answer, rank = json.loads(capsys.readouterr().out)
     assert (answer["prompt_tokens"], answer["exact"]) == (5, True)
     assert not rank["exact"]  # how two texts are put together is the engine's business
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--fresh", "filtr"], "--fresh: there is no node 'filtr' (did you mean 'filter'?)"),
+        (["--reuse", "nowhere"], "--reuse nowhere: holds no run"),
+    ],
+)
+def test_wrong_reuse_is_told_of_simulated_runs_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    """Nothing is used again there; a wrong name is wrong all the same."""
+    app = str(EXAMPLES / "filter-vote" / "app.yaml")
+    assert main(["run", app, "--output-dir", str(tmp_path / "run"), *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from samullm_cpsat.certificate import certify
+from samullm_cpsat.durations import measure
 from samullm_simulated.executor import SimulatedExecutor
 
 from samullm_plugin.api.app import App
@@ -93,6 +95,15 @@ def test_a_judge_is_loaded_once() -> None:
         PlanSimulator(p).simulate_scenario(plan, 0).makespan_s for p in (problem, apart)
     )
     assert apart_s - shared_s == pytest.approx(3.0)
+
+
+def test_the_bound_of_exact_counts_no_start_that_may_be_spared() -> None:
+    """Nodes that wait for others as well as those that do not."""
+    problem = judged()
+    simulator = PlanSimulator(problem)
+    bound_s, _ = certify(problem, measure(problem, simulator, 200), 100_000, lambda: True)
+    plan = stages("write", "check0", "check1", "other", "check2")
+    assert 6.0 < bound_s <= simulator.simulate_scenario(plan, 0).makespan_s
 
 
 def test_several_replicas_are_taken_over_together() -> None:

@@ -134,3 +134,25 @@ def test_values_of_schemas_are_read_from_texts(run: AppRun) -> None:
     rated = [r for r in map(json.loads, records) if r.get("node") == "rate" and "text" in r]
     assert len(rated) == 60
     assert not any("value" in r for r in rated)
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("rate.scor", r"'rate\.scor': outputs of rate have no field 'scor' \(did you mean 'score'"),
+        ("rate.grade", r"have no field 'grade'; there are reason, score"),
+        ("label.third", r"outputs of label have no field 'third'"),
+    ],
+)
+def test_fields_that_outputs_cannot_have(run: AppRun, column: str, message: str) -> None:
+    """A column of nulls only is nobody's wish: it is refused before a run, and after it."""
+    with pytest.raises(sl.InputError, match=message):
+        run.table(["id", column]).to_arrow()
+    path = run.directory.parent / "wrong.yaml"
+    path.write_text(APP.replace("rate.score,", f"{column},"))
+    app = sl.App.from_yaml(path)
+    with pytest.raises(sl.InputError, match=message):
+        app.run(app.plan(scheduler="max-heuristic"), output_dir=run.directory.parent / "wrong")
+    assert not (run.directory.parent / "wrong").exists()
+    figures = run.table(["rate.text", "rate.completion_tokens", "checked.any"]).head(1)[0]
+    assert figures["rate.completion_tokens"] > 0

@@ -199,11 +199,11 @@ class Executor(Plugin, ABC):
 
     @classmethod
     def local_cluster(cls) -> Cluster | None:
-        """Return the devices that this machine offers to its engines; None if it imitates them."""
+        """Return the devices that this machine offers to its engines; None if it simulates them."""
         return None
 
     def imitate(self, truth: Problem) -> None:
-        """Be told before ``open`` how long outputs, iterations and engine starts really are.
+        """Receive, before ``open``, the true lengths of outputs, iterations and engine starts.
 
         Executors that generate their own tokens ignore it.
 

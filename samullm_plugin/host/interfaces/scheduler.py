@@ -14,6 +14,7 @@ from samullm_plugin.host.interfaces.plugin import Plugin
 from samullm_plugin.model.plan import Plan
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.result import Bound, PlanStatus, PlanTrace
+from samullm_plugin.model.types import Floats
 from samullm_plugin.simulator import PlanSimulator
 
 
@@ -106,6 +107,10 @@ class SchedulingContext:
         """Return the seconds left until the deadline, at least 0."""
         return max(0.0, self.deadline_s - monotonic())
 
+    def lower_bounds_s(self) -> Floats:
+        """Return seconds that no plan beats, whatever policy is chosen, by length scenario."""
+        return lower_bounds_s(self.simulator, self.with_policies)
+
     def simulate(self, plan: Plan) -> tuple[PlanTrace, ...]:
         """Return the plan's traces, one per length scenario."""
         return self.simulator.simulate(plan)
@@ -130,6 +135,12 @@ class SharingChoice:
 
     groups: Mapping[str, tuple[str, ...]]
     context: SchedulingContext
+
+
+def lower_bounds_s(simulator: PlanSimulator, with_policies: Mapping[str, PlanSimulator]) -> Floats:
+    """Return seconds that no plan beats under any of several request policies, by scenario."""
+    bounds = [s.lower_bounds_s() for s in (simulator, *with_policies.values())]
+    return np.asarray(np.min(bounds, axis=0))
 
 
 class StageScheduler(Plugin, ABC):

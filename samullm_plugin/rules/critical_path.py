@@ -1,0 +1,178 @@
+"""When requests can finish at the earliest: by their own iterations and what they wait for.
+
+An output token needs an iteration of its own request, no iteration is faster than the fastest
+possible one for a sequence of that length, and a request begins after its inputs and an engine
+start. A plan may preempt a request at any moment: then one decode step is replaced by a prefill of
+everything so far, which may be the cheaper of the two where reading context is dear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from samullm_plugin.model.application import PythonNode
+from samullm_plugin.model.costs import ModeCosts
+from samullm_plugin.model.engine_config import EngineConfig
+from samullm_plugin.model.latency import StepLatency
+from samullm_plugin.model.problem import Problem
+from samullm_plugin.model.scenarios import LengthScenario
+from samullm_plugin.model.types import Floats
+from samullm_plugin.rules.iteration_prices import iteration_parts
+
+
+def modes_of(problem: Problem, node: int) -> list[tuple[int, ModeCosts, EngineConfig]]:
+    """Return devices per replica, costs and engine settings of every size that fits."""
+    return [
+        (
+            key.tensor_parallel_size * key.pipeline_parallel_size,
+            costs,
+            problem.engine_config(node, costs, key.pipeline_parallel_size),
+        )
+        for key, costs in problem.costs[node].items()
+        if problem.fits(node, key)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Between which moments a node can be at work, devices being unlimited.
+
+    Attributes:
+        head_s: no iteration of it begins before this.
+        end_s: its last request cannot finish before this.
+        tail_s: no makespan is less than this after its last request.
+    """
+
+    head_s: float
+    end_s: float
+    tail_s: float
+
+
+def windows(
+    problem: Problem,
+    scenario: LengthScenario,
+    ahead_s: Mapping[int, float],
+    started: Container[int],
+) -> tuple[float, list[Window]]:
+    """Return when the last request can finish at the earliest, and the windows of all models.
+
+    Args:
+        problem: the instance.
+        scenario: lengths.
+        ahead_s: by index of a node whose engines run, the seconds of work they have done.
+        started: nodes that may be served by engines which run.
+    """
+    app = problem.app
+    count = len(app.all_nodes)
+    finish: list[Floats] = [np.empty(0)] * count
+    alone: list[Floats] = [np.empty(0)] * count
+    taken = [tokens > 0 for tokens in scenario.output_tokens]
+    heads_s = [0.0] * count
+    for i in app.full_order:
+        table = app.all_nodes[i].requests
+        load_s, seconds = _load_and_alone_s(problem, scenario, i, ahead_s, i in started)
+        alone[i] = np.where(taken[i], seconds, 0.0)
+        ready = np.where(taken[i], load_s, 0.0)
+        own = table.input_node == i
+        outside = np.flatnonzero(~own)
+        rows = table.input_row
+        for source in np.unique(table.input_node[outside]):
+            part = outside[table.input_node[outside] == source]
+            np.maximum.at(ready, rows[part], finish[source][table.input_request[part]])
+        heads_s[i] = float(ready[taken[i]].min(initial=np.inf))
+        finish[i] = ready + alone[i]
+        for r, q in zip(rows[own], table.input_request[own], strict=True):  # earlier ones first
+            if taken[i][r] and taken[i][q]:
+                finish[i][r] = max(finish[i][r], finish[i][q] + alone[i][r], ready[r] + alone[i][r])
+    after = [np.zeros(len(f)) for f in finish]  # from each request's end to that of all behind it
+    tails_s = [0.0] * count
+    for i in reversed(app.full_order):
+        table = app.all_nodes[i].requests
+        own = table.input_node == i
+        last = taken[i].copy()
+        for r, q in zip(table.input_row[own][::-1], table.input_request[own][::-1], strict=True):
+            if taken[i][r] and taken[i][q]:
+                after[i][q] = max(after[i][q], alone[i][r] + after[i][r])
+                last[q] = False
+        tails_s[i] = float(after[i][last].min(initial=np.inf))
+        rows, outside = table.input_row, np.flatnonzero(~own)
+        behind = alone[i] + after[i]
+        for source in np.unique(table.input_node[outside]):
+            part = outside[table.input_node[outside] == source]
+            np.maximum.at(after[source], table.input_request[part], behind[rows[part]])
+    ends_s = [float(f.max()) for f in finish]
+    found = [Window(heads_s[i], ends_s[i], tails_s[i]) for i in range(len(app.nodes))]
+    return max(ends_s), found
+
+
+def _load_and_alone_s(
+    problem: Problem,
+    scenario: LengthScenario,
+    node: int,
+    ahead_s: Mapping[int, float],
+    started: bool,
+) -> tuple[float, Floats]:
+    """Return when a node's engines can be ready, and the least seconds of each request alone."""
+    app = problem.app
+    described = app.all_nodes[node]
+    if isinstance(described, PythonNode):
+        called = np.arange(len(described.requests)) < described.num_calls
+        return 0.0, np.where(called, described.seconds, 0.0)
+    modes = modes_of(problem, node)
+    alone = np.min([alone_s(scenario, node, c.latency, e) for _, c, e in modes], axis=0)
+    if started:
+        return 0.0, np.maximum(alone - ahead_s.get(node, 0.0), 0.0)
+    return min(problem.first_ready_s(node, costs) for _, costs, _ in modes), alone
+
+
+def alone_s(scenario: LengthScenario, node: int, latency: object, config: EngineConfig) -> Floats:
+    """Return the least seconds of each request with an engine for itself, shape ``(n,)``."""
+    prompts = scenario.prompt_tokens[node]
+    outputs = scenario.output_tokens[node]
+    if not isinstance(latency, StepLatency):
+        return np.zeros(len(prompts))
+    step_s: Floats = _least_step_s(latency, config)
+    so_far = np.concatenate(([0.0], np.cumsum(step_s)))  # at n: the steps of lengths 1 to n
+    decode = np.maximum(outputs - 1, 0)
+    prefill_steps = (
+        1.0 if config.enable_prefix_caching else np.ceil(prompts / config.max_num_batched_tokens)
+    )
+    ends = np.minimum(prompts + decode, len(step_s))
+    generate_s = so_far[ends] - so_far[np.minimum(prompts, ends)]
+    # Chunks of a prompt follow each other through the pipeline's stages; a token that is generated
+    # has passed all of them before the next one begins.
+    stages = config.pipeline_parallel_size
+    return np.asarray((prefill_steps + stages - 1) * step_s[0] + stages * generate_s)
+
+
+@lru_cache(maxsize=1024)
+def _least_step_s(latency: StepLatency, config: EngineConfig) -> Floats:
+    """Return the least seconds of an iteration that lengthens a sequence, by its length.
+
+    At ``n - 1``: the sequence has ``n`` tokens including the one computed; it decodes, or it was
+    preempted and is computed anew. Shape ``(max_model_len,)``, not decreasing.
+    """
+    tables = iteration_parts(latency, config)
+    lengths = np.arange(1, config.max_model_len + 1)
+    lone_s = latency.longest_token_s if latency.longest_over_seqs < 1 else 0.0
+    read_s = max(latency.context_token_s, lone_s, 0.0) * lengths
+    least = np.minimum.accumulate(tables.tokens[::-1])[::-1]  # of at least so many tokens
+    floor_s = max(0.0, float(least[0]))
+    pairs_s = max(0.0, latency.prefill_pair_s)
+    if config.enable_prefix_caching:
+        again_s = pairs_s * lengths
+    else:
+        # In one iteration with at least so many tokens, or in several.
+        at_once = np.minimum(lengths, len(least))
+        again_s = np.minimum(np.maximum(least[at_once - 1] - floor_s, 0.0), floor_s)
+        again_s += max(0.0, latency.prefill_token_s) * lengths
+        again_s += pairs_s * lengths * (lengths + 1) / 2
+        again_s[lengths > 1] = np.minimum.accumulate(again_s[:0:-1])[::-1]
+    seqs_s = max(0.0, float(tables.seqs.min()))
+    work_s = floor_s + seqs_s + np.minimum(read_s, again_s)
+    host_s = max(0.0, float(tables.host.min()))
+    return np.asarray(np.maximum(work_s, tables.launch) + host_s)
