@@ -67,7 +67,7 @@ def test_keys_and_values_shared_between_layers_are_not_modelled(
 ) -> None:
     for name in ("count_parameters", "ask_vllm"):
         monkeypatch.setattr(f"samullm_plugin.checkpoints.description.{name}", lambda *_: None)
-    with pytest.raises(InputError, match="use_cla.*not modelled"):
+    with pytest.raises(InputError, match=r"use_cla.*not modelled"):
         read(tmp_path, LLAMA | {"model_type": "hunyuan_v1_dense", "use_cla": True})
 
 
