@@ -38,9 +38,10 @@ _SPELLINGS: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 """What one and the same size is called; the first is the name most classes use."""
 
-_TEXT_SECTIONS = (
+TEXT_SECTIONS = (
     "text_config", "llm_config", "language_config", "language_model_config",
 )  # fmt: skip
+"""Where a language model is described that is not alone in its file."""
 
 
 _REMOTE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
@@ -239,7 +240,7 @@ def read_config_file(path: Path) -> ConfigFile:
 def _language_model(top: HfConfig) -> HfConfig:
     """Return the section of the language model: the outermost, unless it has one inside."""
     assumed = (top.defaults.get("text_config") or {}).get("model_type")
-    found = next((p for n in _TEXT_SECTIONS if (p := top.section(n)) is not None), None)
+    found = next((p for n in TEXT_SECTIONS if (p := top.section(n)) is not None), None)
     if found is None:
         # Older files of models with images hold the language model's sizes outside of any section.
         inside = assumed and any(top.given.get(n) for n in top.names("num_hidden_layers"))

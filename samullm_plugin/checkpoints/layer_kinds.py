@@ -46,6 +46,8 @@ def _given(file: ConfigFile) -> list[str] | None:
     found = c.get("layer_types")
     if pattern := c.get("hybrid_override_pattern"):
         found = list(str(pattern))
+    if isinstance(marks := c.given.get("hybrid_layer_pattern"), list):  # MiMo-V2
+        found = ["sliding" if mark else "full" for mark in marks]
     if not isinstance(found, list) or not found:
         return None
     kinds = []

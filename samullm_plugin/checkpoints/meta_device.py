@@ -25,8 +25,9 @@ kind = raw.pop("model_type")
 raw.pop("quantization_config", None)
 config = transformers.AutoConfig.for_model(kind, **raw)
 names = [n for table in ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
+                         "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES",
                          "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
-         for n in [getattr(auto, table).get(kind)] if n]
+         for n in [getattr(auto, table, {}).get(kind)] if n]
 wanted = [n for n in (raw.get("architectures") or ()) if hasattr(transformers, n)]
 name = (wanted + [n if isinstance(n, str) else n[0] for n in names])[0]
 for part in {id(c): c for c in (config, config.get_text_config())}.values():

@@ -15,7 +15,7 @@ from samullm_plugin.checkpoints.families import (
     TOWERS_NOT_MODELLED,
 )
 from samullm_plugin.checkpoints.gemma_layers import gemma_layer, gemma_outside
-from samullm_plugin.checkpoints.hf_config import ConfigFile, has_defaults
+from samullm_plugin.checkpoints.hf_config import TEXT_SECTIONS, ConfigFile, has_defaults
 from samullm_plugin.checkpoints.mixers import state_space
 from samullm_plugin.checkpoints.mlps import dense, mlp, routed_experts
 from samullm_plugin.checkpoints.parts import Layer, Layers, Part, linear
@@ -52,7 +52,7 @@ def read_layers(file: ConfigFile, *, guess: bool = False, towers: bool = True) -
         if not guess:
             raise NotModelledError(file, f"model_type {text.kind!r}")
         flags = frozenset({"moe"} if text.has("num_experts") else ())
-    reason = TOWERS_NOT_MODELLED.get(file.top.kind)
+    reason = TOWERS_NOT_MODELLED.get(file.top.kind) or _other_tower(file)
     if file.vision is not None and not (
         has_defaults(file.top.kind) or file.top.kind == "internvl_chat"
     ):
@@ -62,10 +62,24 @@ def read_layers(file: ConfigFile, *, guess: bool = False, towers: bool = True) -
     return _layers(read_decoder(file, flags), towers)
 
 
+def _other_tower(file: ConfigFile) -> str | None:
+    """Return what stands beside a language model and is no vision tower that is read here."""
+    top = file.top
+    if file.text is top or top.kind == "gemma3n":
+        return None
+    sections = {k for values in (top.given, top.defaults) for k in values if k.endswith("_config")}
+    for name in sorted(sections - {*TEXT_SECTIONS, "vision_config", "quantization_config"}):
+        if top.get(name) and isinstance(top.get(name), Mapping):
+            return f"what {name} of {top.kind} describes"
+    return None
+
+
 def _layers(d: Decoder, towers: bool) -> Layers:
     """Return all layers and what is around them."""
     if "moe" not in d.flags and d.c.has("num_experts") and routed_experts(d) > 1:
         raise NotModelledError(d.file, f"a {d.c.kind} with experts")
+    if d.c.flag("use_cla"):
+        raise NotModelledError(d.file, "layers that read another's keys and values (use_cla)")
     norms = (4 if "norms4" in d.flags else 2) * d.hidden
     build = _UNUSUAL.get(d.c.kind, _layer)
     found = []

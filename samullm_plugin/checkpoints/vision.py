@@ -70,6 +70,17 @@ def _projector(top: HfConfig, v: HfConfig, hidden: int, text: int) -> int:
     """Return the parameters of what joins both."""
     if top.kind in ("gemma3", "shieldgemma2", "paligemma"):
         return hidden * text
+    if top.kind in ("aya_vision", "cohere2_vision"):  # patches are merged, then a gated MLP
+        wide = int(top.get("alignment_intermediate_size") or 2 * text)
+        return hidden * int(top.get("downsample_factor") or 2) ** 2 * wide + wide // 2 * text
+    if top.kind in ("idefics3", "smolvlm"):
+        return hidden * int(top.get("scale_factor") or 2) ** 2 * text
+    if top.kind in ("internvl", "internvl_chat"):
+        merged = int(hidden / float(top.get("downsample_ratio") or 0.5) ** 2)
+        return merged * text + text * text
+    if top.kind == "lfm2_vl":
+        wide = int(top.get("projector_hidden_size") or 2560)
+        return hidden * int(top.get("downsample_factor") or 2) ** 2 * wide + wide * text
     merge = int(v.get("spatial_merge_size") or top.get("spatial_merge_size") or 0)
     if top.kind in ("mistral3", "lighton_ocr"):
         return 4 * hidden * hidden + hidden * text + text * text

@@ -48,6 +48,29 @@ def test_towers_are_counted_by_transformers_or_refused(
         describe(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("kind", "section"),
+    [("ultravox", "audio_config"), ("granite_speech", "encoder_config"), ("ovis2_5", "vit_config"),
+     ("vibevoice", "semantic_model_config"), ("voxtral", "audio_config")],
+)  # fmt: skip
+def test_a_tower_that_is_not_read_is_never_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, section: str
+) -> None:
+    for name in ("count_parameters", "ask_vllm"):
+        monkeypatch.setattr(f"samullm_plugin.checkpoints.description.{name}", lambda *_: None)
+    with pytest.raises(InputError, match=rf"{section} of {kind} describes is not modelled"):
+        read(tmp_path, {"model_type": kind, "text_config": LLAMA, section: {"hidden_size": 1280}})
+
+
+def test_keys_and_values_shared_between_layers_are_not_modelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("count_parameters", "ask_vllm"):
+        monkeypatch.setattr(f"samullm_plugin.checkpoints.description.{name}", lambda *_: None)
+    with pytest.raises(InputError, match=r"use_cla.*not modelled"):
+        read(tmp_path, LLAMA | {"model_type": "hunyuan_v1_dense", "use_cla": True})
+
+
 def searched(*blocks: dict[str, Any]) -> dict[str, Any]:
     """Return Llama-3.1-8B with blocks as a search for a smaller model leaves them."""
     return LLAMA | {"model_type": "nemotron-nas", "num_key_value_heads": None,
