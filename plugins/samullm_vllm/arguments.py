@@ -175,6 +175,8 @@ def check_tokenizer(model: ModelSpec, *, chat: bool) -> None:
             f"model {model.name}: there is no tokenizer in {folder}; give the folder that holds it "
             "as engine_args.tokenizer, or prompt_token_ids instead of texts"
         )
+    if (folder / "tokenizer.json").is_file() and given("tokenizer_mode") != "mistral":
+        load_json(folder / "tokenizer.json", "a tokenizer")  # half of a download, a pointer
     if not chat or given("tokenizer_mode") == "mistral" or given("chat_template"):
         return
     config = folder / "tokenizer_config.json"

@@ -86,5 +86,8 @@ def test_tokenizers_and_chat_templates(tmp_path: Path) -> None:
         check_tokenizer(given, chat=True)
     (other / "chat_template.jinja").write_text("{{ messages }}")
     check_tokenizer(given, chat=True)
+    (other / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(InputError, match=r"other/tokenizer\.json: cannot be read as a tokenizer"):
+        check_tokenizer(given, chat=False)
     (tmp_path / "tekken.json").write_text("{}")
     check_tokenizer(model(tmp_path, tokenizer_mode="mistral"), chat=True)
