@@ -7,19 +7,28 @@ take none.
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from jinja2 import Environment, TemplateSyntaxError
+
 from samullm_plugin import InputError, ModelSpec
-from samullm_plugin.checkpoints.hf_config import has_defaults, load_json
+from samullm_plugin.checkpoints.hf_config import has_defaults, load_json, read_config_file
+from samullm_plugin.checkpoints.limits import derived_max_model_len
+from samullm_plugin.checkpoints.weight_files import problem_of_weights
 from samullm_plugin.errors import suggest
 
 _TOKENIZERS = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tekken.json",
     "tokenizer.model.v3", "spiece.model",
 )  # fmt: skip
+_WITH_FILES = (None, "auto", "hf", "safetensors", "fastsafetensors", "mistral")
+"""Values of ``load_format`` by which vLLM reads files of weights in the folder."""
+
+_LONGER = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
 _PLAIN: Mapping[str, tuple[type, ...]] = {
     "bool": (bool,), "int": (int,), "float": (float, int), "str": (str,), "None": (type(None),),
 }  # fmt: skip
@@ -136,6 +145,12 @@ def check_model(model: ModelSpec) -> None:
     given = {n: list(v) if isinstance(v, tuple) else v for n, v in model.engine.extra}
     given["dtype"] = model.engine.dtype
     _check(given, class_fields("engine/arg_utils.py", "EngineArgs"), where)
+    engine = model.engine
+    if engine.max_num_batched_tokens < engine.max_num_seqs:
+        raise InputError(
+            f"{where}.max_num_batched_tokens: {engine.max_num_batched_tokens} is below "
+            f"max_num_seqs {engine.max_num_seqs}: each sequence needs a token of the batch"
+        )
     folder = Path(model.path or model.name)
     if not (folder / "config.json").is_file():
         return
@@ -153,6 +168,48 @@ def check_model(model: ModelSpec) -> None:
             f"model {model.name}: {folder / 'config.json'} names the architecture {names[0]}, "
             "which the installed vLLM does not serve; upgrade vLLM, or take another model"
         )
+    _check_length(model, folder, given)
+    if given.get("load_format") in _WITH_FILES and (problem := problem_of_weights(folder)):
+        raise InputError(
+            f"model {model.name}: {folder}: {problem}; download it again, or set "
+            "engine_args.load_format: dummy to run with random weights"
+        )
+
+
+def _check_length(model: ModelSpec, folder: Path, given: Mapping[str, object]) -> None:
+    """Refuse sequences longer than the model's configuration allows.
+
+    Raises:
+        InputError: naming the field and the limit.
+    """
+    if "hf_overrides" in given or os.environ.get(_LONGER, "").lower() in ("1", "true"):
+        return
+    longest = derived_max_model_len(read_config_file(folder))
+    if model.max_model_len > longest:
+        raise InputError(
+            f"model {model.name}: max_model_len: {model.max_model_len} is more than {longest}, "
+            f"what {folder / 'config.json'} allows; lower it, or set {_LONGER}=1 if the model can "
+            "do it"
+        )
+
+
+def _check_template(folder: Path) -> None:
+    """Refuse a chat template that is no template.
+
+    Raises:
+        InputError: naming the file and the line.
+    """
+    file = folder / "chat_template.jinja"
+    if not file.is_file():
+        return
+    parser = Environment(extensions=["jinja2.ext.loopcontrols"])  # nothing is rendered
+    try:
+        parser.parse(file.read_text("utf-8"))
+    except (TemplateSyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None)
+        if "generation" not in str(error):  # a tag of transformers' own
+            where = file if line is None else f"{file}:{line}"
+            raise InputError(f"{where}: no chat template: {error}") from error
 
 
 def check_tokenizer(model: ModelSpec, *, chat: bool) -> None:
@@ -168,7 +225,13 @@ def check_tokenizer(model: ModelSpec, *, chat: bool) -> None:
     given = model.engine.given
     place = str(given("tokenizer") or model.path or model.name)
     folder = Path(place)
-    if not folder.is_dir() or given("skip_tokenizer_init") is True:
+    if given("skip_tokenizer_init") is True:
+        return
+    if not folder.is_dir():
+        if given("tokenizer") and (place.startswith((".", "/", "~")) or place.count("/") > 1):
+            raise InputError(
+                f"model {model.name}: engine_args.tokenizer: there is no folder {place}; correct it"
+            )
         return
     if not any((folder / n).is_file() for n in _TOKENIZERS) and not any(folder.glob("*.tiktoken")):
         raise InputError(
@@ -189,6 +252,7 @@ def check_tokenizer(model: ModelSpec, *, chat: bool) -> None:
             f"model {model.name}: {folder} holds no chat template, so it cannot be asked messages; "
             "give texts as prompt, or put a chat_template.jinja into the folder"
         )
+    _check_template(folder)
 
 
 @cache
@@ -214,3 +278,6 @@ def check_sampling(given: Mapping[str, object], where: str) -> None:
         InputError: naming the parameter.
     """
     _check(given, class_fields("sampling_params.py", "SamplingParams"), where)
+    least, most = given.get("min_tokens"), given.get("max_tokens")
+    if isinstance(least, int) and isinstance(most, int) and least > most:
+        raise InputError(f"{where}.min_tokens: {least} is above max_tokens {most}")

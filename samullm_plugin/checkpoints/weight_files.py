@@ -23,6 +23,13 @@ _SIDE = re.compile(r"\.(qzeros|scales|g_idx|.*_scale(_inv|_2)?|.*absmax|.*quant_
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 _NOT_LOADED = ("mtp.", "talker.", "token2wav.", "code2wav.")
 _LONGEST_HEADER = 100_000_000
+_POINTER = b"version "
+"""How the file begins that Git LFS has in place of a large one."""
+
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+_INDICES = ("model.safetensors.index.json", "consolidated.safetensors.index.json",
+            "pytorch_model.bin.index.json")  # fmt: skip
+_PART = re.compile(r"-\d+-of-(\d+)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +65,44 @@ def indexed_files(index: Path) -> list[Path]:
         return sorted(index.parent / name for name in names)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{index}: cannot be read as an index of weights: {error}") from error
+
+
+def problem_of_weights(folder: Path) -> str | None:
+    """Return what is wrong with the files of weights in a folder; None if they are all there.
+
+    Only names, sizes and the headers of safetensors files are looked at.
+
+    Raises:
+        InputError: if an index or a header cannot be read.
+    """
+    index = next((i for n in _INDICES if (i := folder / n).is_file()), None)
+    if index is not None:
+        files = indexed_files(index)
+        if missing := [f.name for f in files if not f.is_file()]:
+            return f"{index.name} names {missing[0]}, which is not there"
+    else:
+        found = (sorted(folder.glob(f"*{suffix}")) for suffix in _WEIGHT_SUFFIXES)
+        files = next((f for f in found if f), [])
+        if not files:
+            return "there are no files of weights"
+        if part := next((m for f in files if (m := _PART.search(f.stem))), None):
+            have = sum(_PART.search(f.stem) is not None for f in files)
+            if have < int(part[1]):
+                return f"there are {have} of {int(part[1])} files of weights"
+    for file in files:
+        if file.suffix == ".safetensors":
+            size, whole = file.stat().st_size, _whole_bytes(file)
+            if size < whole:
+                return f"{file.name} is cut off: it has {size} of {whole} bytes"
+    return None
+
+
+def _whole_bytes(file: Path) -> int:
+    """Return how many bytes a safetensors file has by its header."""
+    ends = [int(entry["data_offsets"][1]) for entry in _header(file).values()]
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+    return 8 + int(length) + max(ends, default=0)
 
 
 def read_weights(folder: Path, num_layers: int) -> StoredWeights | None:
@@ -126,7 +171,10 @@ def _header(file: Path) -> dict[str, Any]:
     """Return what the header of a safetensors file says of each tensor."""
     try:
         with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
+            first = stream.read(8)
+            if first == _POINTER:
+                raise ValueError("Git LFS has put a pointer in its place; run git lfs pull")
+            (length,) = struct.unpack("<Q", first)
             if length > _LONGEST_HEADER:
                 raise ValueError(f"a header of {length} bytes")
             header: dict[str, Any] = json.loads(stream.read(length))

@@ -196,7 +196,12 @@ def _told(processes: list[psutil.Process]) -> list[str]:
 
 def _engines(pid: int) -> list[psutil.Process]:
     """Return the engine processes: forked from a child of the coordinator that imported vLLM."""
-    return [p for p in _family(pid) if p.ppid() != pid]
+    found = []
+    for process in _family(pid):
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            if process.ppid() != pid:
+                found.append(process)
+    return found
 
 
 def main() -> None:

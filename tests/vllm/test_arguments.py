@@ -91,3 +91,75 @@ def test_tokenizers_and_chat_templates(tmp_path: Path) -> None:
         check_tokenizer(given, chat=False)
     (tmp_path / "tekken.json").write_text("{}")
     check_tokenizer(model(tmp_path, tokenizer_mode="mistral"), chat=True)
+
+
+CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+
+
+def write_weights(file: Path, *, cut: int = 0) -> None:
+    """Write a safetensors file of one tensor, its last bytes left out."""
+    tensor = {"dtype": "F32", "shape": [25], "data_offsets": [0, 100]}
+    header = json.dumps({"w": tensor}).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(100 - cut))
+
+
+def write_index(folder: Path, *names: str) -> None:
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {n: n for n in names}})
+    )
+
+
+def test_files_of_weights(tmp_path: Path) -> None:
+    """Half of a download is found before an engine is started."""
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "max_position_embeddings": 512}))
+    with pytest.raises(InputError, match="no files of weights; download it again, or set"):
+        check_model(model(tmp_path))
+    check_model(model(tmp_path, load_format="dummy"))
+    write_weights(tmp_path / "a-00001-of-00002.safetensors")
+    with pytest.raises(InputError, match="there are 1 of 2 files of weights"):
+        check_model(model(tmp_path))
+    write_weights(tmp_path / "a-00002-of-00002.safetensors", cut=1)
+    with pytest.raises(InputError, match=r"00002\.safetensors is cut off: it has (\d+) of"):
+        check_model(model(tmp_path))
+    write_weights(tmp_path / "a-00002-of-00002.safetensors")
+    check_model(model(tmp_path))
+    write_index(tmp_path, "a-00001-of-00002.safetensors", "b.safetensors")
+    with pytest.raises(InputError, match=r"names b\.safetensors, which is not there"):
+        check_model(model(tmp_path))
+    (tmp_path / "b.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(InputError, match="run git lfs pull"):
+        check_model(model(tmp_path))
+
+
+def test_sequences_longer_than_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "max_position_embeddings": 511}))
+    dummy = model(tmp_path, load_format="dummy")
+    with pytest.raises(InputError, match="max_model_len: 512 is more than 511"):
+        check_model(dummy)
+    monkeypatch.setenv("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
+    check_model(dummy)
+
+
+def test_limits_that_contradict_each_other(tmp_path: Path) -> None:
+    options = EngineOptions(max_num_seqs=64, max_num_batched_tokens=32)
+    with pytest.raises(InputError, match="max_num_batched_tokens: 32 is below max_num_seqs 64"):
+        check_model(ModelSpec("mine", 16, path=str(tmp_path), engine=options))
+    with pytest.raises(InputError, match="min_tokens: 9 is above max_tokens 8"):
+        check_sampling({"min_tokens": 9, "max_tokens": 8}, "here")
+
+
+def test_a_chat_template_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    template = tmp_path / "chat_template.jinja"
+    template.write_text("{% for m in messages %}\n{{ m.content }}\n{% endif %}")
+    with pytest.raises(InputError, match=r"chat_template\.jinja:3: no chat template"):
+        check_tokenizer(model(tmp_path), chat=True)
+    check_tokenizer(model(tmp_path), chat=False)
+    template.write_text("{% generation %}{{ messages[0].content }}{% endgeneration %}")
+    check_tokenizer(model(tmp_path), chat=True)
+
+
+def test_a_tokenizer_that_is_nowhere(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    with pytest.raises(InputError, match=rf"engine_args\.tokenizer: there is no folder {gone}"):
+        check_tokenizer(model(tmp_path, tokenizer=str(gone)), chat=False)
