@@ -132,7 +132,8 @@ def test_a_folder_without_tokenizer_is_refused_before_anything_starts(
     app = edited(folder, tmp_path / "app", "requests.jsonl", {})
     broken = tmp_path / "broken"
     broken.mkdir()
-    (broken / "config.json").write_bytes((folder / "two/config.json").read_bytes())
+    for name in ("config.json", "model.safetensors"):
+        (broken / name).write_bytes((folder / "two" / name).read_bytes())
     text = (app / "app.yaml").read_text().replace(f"path: {folder}/two", f"path: {broken}")
     (app / "app.yaml").write_text(text)
     with pytest.raises(InputError, match="node chain: model two: there is no tokenizer"):
