@@ -169,7 +169,18 @@ def check_model(model: ModelSpec) -> None:
             "which the installed vLLM does not serve; upgrade vLLM, or take another model"
         )
     _check_length(model, folder, given)
-    if given.get("load_format") in _WITH_FILES and (problem := problem_of_weights(folder)):
+
+
+def check_weights(model: ModelSpec) -> None:
+    """Refuse a folder whose files of weights are not all there, before anything starts.
+
+    Raises:
+        InputError: naming the file and the remedy.
+    """
+    folder = Path(model.path or model.name)
+    if not folder.is_dir() or model.engine.given("load_format") not in _WITH_FILES:
+        return
+    if problem := problem_of_weights(folder):
         raise InputError(
             f"model {model.name}: {folder}: {problem}; download it again, or set "
             "engine_args.load_format: dummy to run with random weights"

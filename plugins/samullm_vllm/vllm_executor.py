@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 from samullm_plugin import Cluster, EngineSpec, InputError, ModelSpec, RunError
 from samullm_plugin.checkpoints.models import checkpoint_of
 from samullm_plugin.model.engine_config import vllm_version
-from samullm_vllm.arguments import check_model, check_sampling, check_tokenizer
+from samullm_vllm.arguments import check_model, check_sampling, check_tokenizer, check_weights
 from samullm_vllm.device_locks import DeviceLocks
 from samullm_vllm.device_memory import DeviceMemory
 from samullm_vllm.devices import (
@@ -204,7 +204,8 @@ class VllmExecutor(ProcessExecutor):
     def check_node(
         self, model: ModelSpec, sampling: Mapping[str, object], *, texts: bool, chat: bool
     ) -> None:
-        """Refuse sampling parameters vLLM does not have, and texts without a tokenizer."""
+        """Refuse sampling parameters vLLM does not have, missing weights and tokenizers."""
+        check_weights(model)
         check_sampling(sampling, f"model {model.name}: sampling_params")
         if texts:
             check_tokenizer(model, chat=chat)

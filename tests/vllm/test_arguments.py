@@ -11,6 +11,7 @@ from samullm_vllm.arguments import (
     check_model,
     check_sampling,
     check_tokenizer,
+    check_weights,
     class_fields,
 )
 
@@ -113,22 +114,22 @@ def test_files_of_weights(tmp_path: Path) -> None:
     """Half of a download is found before an engine is started."""
     (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "max_position_embeddings": 512}))
     with pytest.raises(InputError, match="no files of weights; download it again, or set"):
-        check_model(model(tmp_path))
-    check_model(model(tmp_path, load_format="dummy"))
+        check_weights(model(tmp_path))
+    check_weights(model(tmp_path, load_format="dummy"))
     write_weights(tmp_path / "a-00001-of-00002.safetensors")
     with pytest.raises(InputError, match="there are 1 of 2 files of weights"):
-        check_model(model(tmp_path))
+        check_weights(model(tmp_path))
     write_weights(tmp_path / "a-00002-of-00002.safetensors", cut=1)
     with pytest.raises(InputError, match=r"00002\.safetensors is cut off: it has (\d+) of"):
-        check_model(model(tmp_path))
+        check_weights(model(tmp_path))
     write_weights(tmp_path / "a-00002-of-00002.safetensors")
-    check_model(model(tmp_path))
+    check_weights(model(tmp_path))
     write_index(tmp_path, "a-00001-of-00002.safetensors", "b.safetensors")
     with pytest.raises(InputError, match=r"names b\.safetensors, which is not there"):
-        check_model(model(tmp_path))
+        check_weights(model(tmp_path))
     (tmp_path / "b.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(InputError, match="run git lfs pull"):
-        check_model(model(tmp_path))
+        check_weights(model(tmp_path))
 
 
 def test_sequences_longer_than_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
