@@ -151,15 +151,28 @@ def json_schema(schema: Mapping[str, Any], where: str) -> Schema:
     return Schema("json", json.dumps(plain, sort_keys=True))
 
 
-def find_reference(place: str, root: Mapping[str, Any]) -> Any:
-    """Return the part of a JSON schema that a ``$ref`` to itself means; empty if there is none."""
+def find_reference(reference: str, root: Mapping[str, Any]) -> Any:
+    """Return the part of a JSON schema that a pointer into it means (RFC 6901).
+
+    None: there is no such part, or the reference is no pointer into the schema.
+    """
+    if reference == "#":
+        return root
+    if not reference.startswith(_POINTER):
+        return None
     found: Any = root
-    for part in place.removeprefix("#").removeprefix("/").split("/"):
-        if part:
-            found = found.get(part, {}) if isinstance(found, Mapping) else {}
+    for part in reference.removeprefix(_POINTER).split("/"):
+        name = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(found, list) and name.isdecimal() and int(name) < len(found):
+            found = found[int(name)]
+        elif isinstance(found, Mapping) and name in found:
+            found = found[name]
+        else:
+            return None
     return found
 
 
+_POINTER = "#/"
 _LIMITS = (
     ("minLength", "maxLength"),
     ("minItems", "maxItems"),
@@ -191,7 +204,8 @@ def _contradiction(schema: Any, root: Mapping[str, Any], at: str) -> tuple[str, 
             if properties.get(name) is False:
                 return f"{at}.properties.{name}", "a required field is false"
     reference = schema.get("$ref")
-    if isinstance(reference, str) and reference.startswith("#") and not _is_there(reference, root):
+    points = isinstance(reference, str) and reference.startswith(_POINTER)
+    if points and find_reference(str(reference), root) is None:
         return f"{at}.$ref", f"there is no {reference}"
     for key in ("properties", "$defs", "definitions"):
         for name, part in (schema.get(key) or {}).items():
@@ -203,34 +217,33 @@ def _contradiction(schema: Any, root: Mapping[str, Any], at: str) -> tuple[str, 
     return None
 
 
-def _is_there(reference: str, root: Any) -> bool:
-    """Return whether a reference within a schema means something (RFC 6901)."""
-    found = root
-    for part in reference.removeprefix("#").split("/")[1:]:
-        name = part.replace("~1", "/").replace("~0", "~")
-        if isinstance(found, list) and name.isdecimal() and int(name) < len(found):
-            found = found[int(name)]
-        elif isinstance(found, Mapping) and name in found:
-            found = found[name]
-        else:
-            return not part.strip()
-    return True
+def _example(schema: Any, root: Mapping[str, Any], inside: frozenset[str] = frozenset()) -> Any:
+    """Return a small value of a schema; what it says beyond kinds and choices is not looked at.
 
+    Args:
+        schema: the schema.
+        root: what references point into.
+        inside: references that it is a part of: a schema may hold itself.
+    """
 
-def _example(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Any:
-    """Return a small value of a schema; what it says beyond kinds and choices is not looked at."""
+    def inner(part: Any) -> Any:
+        return _example(part, root, inside)
+
+    if not isinstance(schema, Mapping):
+        return ""
     if "$ref" in schema:
-        found = find_reference(str(schema["$ref"]), root)
-        return _example(found, root) if found is not schema else ""
+        reference = str(schema["$ref"])
+        found = None if reference in inside else find_reference(reference, root)
+        return _example(found, root, inside | {reference})
     if "const" in schema or "enum" in schema:
         return schema.get("const", (schema.get("enum") or [""])[0])
     for several in ("anyOf", "oneOf", "allOf"):
         if schema.get(several):
-            return _example(schema[several][0], root)
+            return inner(schema[several][0])
     kind = schema.get("type")
     kind = kind[0] if isinstance(kind, list) else kind
     if kind == "object" or "properties" in schema:
-        return {k: _example(v, root) for k, v in schema.get("properties", {}).items()}
+        return {k: inner(v) for k, v in schema.get("properties", {}).items()}
     if kind == "array":
-        return [_example(schema.get("items", {}), root)] * int(schema.get("minItems", 0))
+        return [inner(schema.get("items", {}))] * int(schema.get("minItems", 0))
     return {"integer": 0, "number": 0.0, "boolean": False, "null": None}.get(str(kind), "")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _DRAWS = 20
 """So often another value is drawn if one does not follow all that the schema says."""
-_DEEP = 8
+_DEEP = 4
 """Levels below which only what must be there is."""
 _WIDE = 100
 """How far numbers without a bound go."""

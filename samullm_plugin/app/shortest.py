@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from samullm_plugin.app.requestlines import CHARACTERS_PER_TOKEN, TokenCounter
-from samullm_plugin.app.schemas import Schema
+from samullm_plugin.app.schemas import Schema, find_reference
 from samullm_plugin.model.application import ModelSpec
 
 LONG_TOKENS = 2
@@ -30,7 +30,7 @@ def shortest_texts(schema: Schema) -> tuple[str, ...]:
     found = json.loads(schema.text)
     if schema.kind == "choice":
         return tuple(found)
-    return tuple(dict.fromkeys(_shortest(found, found, s, 0) for s in ((",", ":"), (", ", ": "))))
+    return tuple(dict.fromkeys(_shortest(found, found, s) for s in ((",", ":"), (", ", ": "))))
 
 
 def shortest_output(
@@ -59,17 +59,36 @@ def shortest_output(
     return found[0]
 
 
-def _shortest(schema: Any, root: Mapping[str, Any], separators: tuple[str, str], depth: int) -> str:
-    """Return a text that is no longer than any value of a schema."""
+def _shortest(
+    schema: Any,
+    root: Mapping[str, Any],
+    separators: tuple[str, str],
+    depth: int = 0,
+    inside: frozenset[str] = frozenset(),
+) -> str:
+    """Return a text that is no longer than any value of a schema.
+
+    Args:
+        schema: the schema.
+        root: what references point into.
+        separators: between values, and behind names.
+        depth: levels above it.
+        inside: references that it is a part of. One that comes again counts as one character:
+            following each to the end takes time that grows with every level.
+    """
     if not isinstance(schema, Mapping) or depth > DEEPEST:
         return "0"
+    reference = str(schema.get("$ref", ""))
+    if reference in inside:
+        return "0"
+    inside |= {reference} - {""}
 
     def inner(part: Any) -> str:
-        return _shortest(part, root, separators, depth + 1)
+        return _shortest(part, root, separators, depth + 1, inside)
 
     bounds = []
-    if "$ref" in schema:
-        bounds.append(inner(_referenced(str(schema["$ref"]), root)))
+    if reference:
+        bounds.append(inner(find_reference(reference, root)))
     if "const" in schema:
         bounds.append(json.dumps(schema["const"], separators=separators))
     elif schema.get("enum"):
@@ -105,14 +124,6 @@ def _of_kind(kind: str, schema: Mapping[str, Any], separators: tuple[str, str], 
         least, most = schema.get("minimum", 0), schema.get("maximum", 0)
         return str(math.ceil(least) if least > 0 else math.floor(most) if most < 0 else 0)
     return {"boolean": "true", "null": "null"}.get(kind, "0")
-
-
-def _referenced(reference: str, root: Mapping[str, Any]) -> Any:
-    """Return what a reference within a schema means; nothing is said if that is not found."""
-    found: Any = root
-    for part in reference.removeprefix("#").strip("/").split("/") if reference != "#" else ():
-        found = found.get(part, {}) if isinstance(found, Mapping) else {}
-    return found
 
 
 def _least(texts: Sequence[str]) -> str:

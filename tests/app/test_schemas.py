@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from samullm_plugin.app.schemas import Schema, json_schema
+from samullm_plugin.app.schemas import Schema, find_reference, json_schema
 from samullm_plugin.errors import InputError, Reject
 
 ANYTHING = Schema("json", "{}")
@@ -62,3 +62,31 @@ def test_references_and_narrow_limits_are_fine() -> None:
     assert json_schema(schema, "s").example() is not None
     tree = {"type": "object", "properties": {"next": {"$ref": "#"}}}
     assert json_schema(tree, "s").kind == "json"
+
+
+def test_schemas_that_hold_themselves_have_an_example() -> None:
+    """As those of trees and linked lists, which pydantic writes so."""
+    tree: dict[str, Any] = {
+        "type": "object",
+        "properties": {"value": {"type": "integer"}, "next": {"$ref": "#"}},
+    }
+    assert json_schema(tree, "here").example() == {
+        "value": 0,
+        "next": {"value": 0, "next": ""},
+    }
+
+
+@pytest.mark.parametrize(
+    ("reference", "found"),
+    [
+        ("#/$defs/a~1b", {"type": "null"}),
+        ("#/anyOf/0", {"type": "string"}),
+        ("#/anyOf/1", None),
+        ("#/$defs/ab", None),
+        ("#anchor", None),
+    ],
+)
+def test_references_are_json_pointers(reference: str, found: object) -> None:
+    root = {"$defs": {"a/b": {"type": "null"}}, "anyOf": [{"type": "string"}]}
+    assert find_reference(reference, root) == found
+    assert find_reference("#", root) is root

@@ -104,3 +104,13 @@ def test_it_is_found_before_anything_is_asked(
     capsys.readouterr()
     assert main(["validate", str(path)]) == 2
     assert "nodes.rate.sampling_params: max_tokens is 3" in capsys.readouterr().err
+
+
+def test_a_schema_that_holds_itself_several_times_is_not_followed_to_its_end() -> None:
+    """That took time which grew with every level, and never ended for four of itself."""
+    names = [f"part{k}" for k in range(12)]
+    whole = {"type": "object", "required": names}
+    whole["properties"] = {name: {"$ref": "#/$defs/whole"} for name in names}
+    schema = {"$ref": "#/$defs/whole", "$defs": {"whole": whole}}
+    text = shortest_texts(Schema("json", json.dumps(schema)))[0]
+    assert text == "{" + ",".join(f'"{name}":0' for name in names) + "}"
