@@ -7,15 +7,16 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
+from tests.serving import served
 
 pytest.importorskip("datasets")
 
@@ -124,13 +125,8 @@ class Hub(BaseHTTPRequestHandler):
 def hub() -> Iterator[tuple[str, list[str]]]:
     """The address of a hub with one dataset, and what it was asked for."""
     Hub.asked = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", Hub.asked
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with served(Hub) as address:
+        yield address, Hub.asked
 
 
 SCRIPT = """

@@ -7,9 +7,8 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from samullm_plugin.checkpoints.models import find_checkpoint
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.planning.this_machine import usual_executor
 from tests.models import make_tiny_llama
+from tests.serving import served
 
 pytest.importorskip("huggingface_hub", reason="the hub's client makes the cache")
 
@@ -150,13 +150,8 @@ def hub(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
     """The address of a hub with one model, and what it was asked for."""
     Hub.files = make_tiny_llama(tmp_path / "served", tokenizer=True, max_position_embeddings=512)
     Hub.asked = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", Hub.asked
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with served(Hub) as address:
+        yield address, Hub.asked
 
 
 def samullm(*words: str, folder: Path, endpoint: str) -> subprocess.CompletedProcess[str]:
