@@ -17,7 +17,6 @@ import numpy as np
 from samullm_plugin import (
     EngineRequest,
     EngineSpec,
-    ModelSpec,
     ParallelConfig,
     Problem,
     RequestOutput,
@@ -47,15 +46,15 @@ class SimulatedCluster:
     """
 
     def __init__(
-        self, truth: Problem, window: Callable[[ModelSpec], int | None] = lambda _: None
+        self, truth: Problem, window_of: Callable[[EngineSpec], int | None] = lambda _: None
     ) -> None:
         """Begin with nothing running.
 
         Args:
             truth: its first length scenario is what happens.
-            window: how many requests an engine of a model is given at a time.
+            window_of: how many requests an engine is given at a time.
         """
-        self.truth, self._window = truth, window
+        self.truth, self._window_of = truth, window_of
         self.clock_s = 0.0
         self.engines: dict[str, SimulatedEngine] = {}
         self._prepared: dict[str, float] = {}
@@ -131,8 +130,7 @@ class SimulatedCluster:
         )
         since_s = self._prepared.pop(spec.key, None)
         ready_s = self._caches.ready_s(spec.node, costs, spec.devices, self.clock_s, since_s)
-        first_come = spec.scheduling_policy == "fcfs"
-        window = self._window(spec.model) if first_come else None
+        window = self._window_of(spec)
         engine = SimulatedEngine(spec, config, costs, self.clock_s, ready_s, window)
         if config.enable_prefix_caching:
             table = self._nodes[spec.node].requests

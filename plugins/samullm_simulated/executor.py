@@ -52,7 +52,7 @@ class SimulatedExecutor(Executor):
         del cluster, run_dir
         if self._truth is None:
             raise RunError("executor simulated: imitate() must be called before open()")
-        self._cluster = SimulatedCluster(self._truth, self.window)
+        self._cluster = SimulatedCluster(self._truth, self.window_of)
         self._late: list[EngineEvent] = []
 
     @property
