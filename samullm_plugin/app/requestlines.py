@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, NamedTuple, cast
+from typing import Annotated, NamedTuple, TypeVar, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 
@@ -22,6 +22,8 @@ from samullm_plugin.app.section import Count, Natural
 from samullm_plugin.model.application import ModelSpec
 
 CHARACTERS_PER_TOKEN = 4
+
+V = TypeVar("V")
 
 TokenCounter = Callable[[ModelSpec, str], int | None]
 """Counts the tokens of a text for a model; None if it has no tokenizer for it."""
@@ -189,11 +191,7 @@ def _special(fields: Fields, chat: Mapping[str, object]) -> tuple[str | None, Li
     usual = own is None or (type(own) is str and own)
     if not (usual and type(prompt) is str and _REPEATED.issuperset(rest)):
         return _validated(known, chat)
-    key = repr(rest)
-    if (values := _VALUES.get(key)) is None:
-        if len(_VALUES) > _MOST_SHARED:
-            _VALUES.clear()
-        values = _VALUES[key] = _validated(rest, _NONE)[1]
+    values = _remembered(_VALUES, repr(rest), lambda: _validated(rest, _NONE)[1])
     return own, replace(values, chat=chat) if chat else values
 
 
@@ -234,11 +232,16 @@ _SHARED: dict[str, Mapping[str, object]] = {}
 
 def _shared(sampling: Mapping[str, object]) -> Mapping[str, object]:
     """Return equal parameters as one object: most lines of a file have the same."""
-    if not sampling:
-        return _NONE
-    if len(_SHARED) > _MOST_SHARED:
-        _SHARED.clear()
-    return _SHARED.setdefault(repr(sampling), sampling)
+    return _remembered(_SHARED, repr(sampling), lambda: sampling) if sampling else _NONE
+
+
+def _remembered(known: dict[str, V], key: str, make: Callable[[], V]) -> V:
+    """Return what was made for a key before, else make it; a few at a time are remembered."""
+    if (found := known.get(key)) is None:
+        if len(known) > _MOST_SHARED:
+            known.clear()
+        found = known[key] = make()
+    return found
 
 
 _MOST_SHARED = 1024
