@@ -171,6 +171,11 @@ def check_model(model: ModelSpec) -> None:
     _check_length(model, folder, given)
 
 
+def looks_local(reference: str) -> bool:
+    """Return whether a reference can only be a path here, and is no name of the hub's."""
+    return reference.startswith((".", "/", "~")) or reference.count("/") > 1
+
+
 def check_weights(model: ModelSpec) -> None:
     """Refuse a folder whose files of weights are not all there, before anything starts.
 
@@ -239,7 +244,7 @@ def check_tokenizer(model: ModelSpec, *, chat: bool) -> None:
     if given("skip_tokenizer_init") is True:
         return
     if not folder.is_dir():
-        if given("tokenizer") and (place.startswith((".", "/", "~")) or place.count("/") > 1):
+        if given("tokenizer") and looks_local(place):
             raise InputError(
                 f"model {model.name}: engine_args.tokenizer: there is no folder {place}; correct it"
             )

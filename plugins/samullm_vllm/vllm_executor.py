@@ -15,8 +15,15 @@ from pydantic import BaseModel, Field
 
 from samullm_plugin import Cluster, EngineSpec, InputError, ModelSpec, RunError
 from samullm_plugin.checkpoints.models import checkpoint_of
+from samullm_plugin.checkpoints.weight_files import WEIGHT_SUFFIXES
 from samullm_plugin.model.engine_config import vllm_version
-from samullm_vllm.arguments import check_model, check_sampling, check_tokenizer, check_weights
+from samullm_vllm.arguments import (
+    check_model,
+    check_sampling,
+    check_tokenizer,
+    check_weights,
+    looks_local,
+)
 from samullm_vllm.device_locks import DeviceLocks
 from samullm_vllm.device_memory import DeviceMemory
 from samullm_vllm.devices import (
@@ -41,7 +48,6 @@ from samullm_vllm.replica import Replica
 logger = logging.getLogger(__name__)
 
 _CPU_BLOCK = 32
-_WEIGHTS = (".safetensors", ".bin", ".pt")
 
 
 class VllmOptions(ProcessOptions):
@@ -189,13 +195,12 @@ class VllmExecutor(ProcessExecutor):
         for model in models:
             path = model.path or model.name
             folder = Path(path)
-            looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
             if folder.is_dir():
                 if not (folder / "config.json").exists():
                     raise InputError(
                         f"model {model.name}: {path} has no config.json; it is no model folder"
                     )
-            elif looks_local or (model.path is not None and checkpoint_of(model) is None):
+            elif looks_local(path) or (model.path is not None and checkpoint_of(model) is None):
                 raise InputError(
                     f"model {model.name}: there is no folder {path}; correct the model's path"
                 )
@@ -345,7 +350,7 @@ def read_ahead(model: str) -> None:
     folder = Path(model)
     if not folder.is_dir():
         return
-    for path in sorted(p for p in folder.iterdir() if p.suffix in _WEIGHTS):
+    for path in sorted(p for p in folder.iterdir() if p.suffix in WEIGHT_SUFFIXES):
         try:
             with path.open("rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)

@@ -8,16 +8,12 @@ from __future__ import annotations
 import logging
 import os
 import re
-from contextlib import suppress
 from pathlib import Path
 
-from samullm_plugin.checkpoints.weight_files import indexed_files
+from samullm_plugin.checkpoints.weight_files import weight_files
 from samullm_plugin.errors import InputError
 
 logger = logging.getLogger(__name__)
-
-WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
-"""What holds weights, by name."""
 
 _DESCRIBING = ["*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py"]
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -57,12 +53,11 @@ def is_snapshot(folder: Path) -> bool:
 
 def has_weights(folder: Path) -> bool:
     """Return whether a folder holds a model's weights, all files of its index included."""
-    indexes = list(folder.glob("*.index.json"))
-    for index in indexes:
-        with suppress(InputError):  # whoever reads the weights says what is wrong with it
-            if all(file.is_file() for file in indexed_files(index)):
-                return True
-    return not indexes and any(True for pattern in WEIGHT_FILES for _ in folder.glob(pattern))
+    try:
+        files = weight_files(folder)[0]
+    except InputError:  # whoever reads the weights says what is wrong with it
+        return False
+    return bool(files) and all(file.is_file() for file in files)
 
 
 def can_download() -> bool:

@@ -26,9 +26,9 @@ _LONGEST_HEADER = 100_000_000
 _POINTER = b"version "
 """How the file begins that Git LFS has in place of a large one."""
 
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
-_INDICES = ("model.safetensors.index.json", "consolidated.safetensors.index.json",
-            "pytorch_model.bin.index.json")  # fmt: skip
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+"""How the names of files of weights end, in the order in which engines look for them."""
+
 _PART = re.compile(r"-\d+-of-(\d+)$")
 
 
@@ -67,6 +67,30 @@ def indexed_files(index: Path) -> list[Path]:
         raise InputError(f"{index}: cannot be read as an index of weights: {error}") from error
 
 
+def weight_files(folder: Path) -> tuple[list[Path], Path | None]:
+    """Return the files of weights that a folder should hold, there or not, and their index.
+
+    Of several indices the first whose files are all there; one that cannot be read is passed over
+    if another can. Without an index the files of the first kind that is there.
+
+    Raises:
+        InputError: if no index can be read.
+    """
+    candidates: list[tuple[list[Path], Path | None]] = []
+    wrong: InputError | None = None
+    for index in sorted(folder.glob("*.index.json"), key=lambda i: "safetensors" not in i.name):
+        try:
+            candidates.append((indexed_files(index), index))
+        except InputError as error:
+            wrong = error
+    if not candidates and wrong is not None:
+        raise wrong
+    if not candidates:
+        found = (sorted(folder.glob(f"*{suffix}")) for suffix in WEIGHT_SUFFIXES)
+        return next((f for f in found if f), []), None
+    return next((c for c in candidates if all(f.is_file() for f in c[0])), candidates[0])
+
+
 def problem_of_weights(folder: Path) -> str | None:
     """Return what is wrong with the files of weights in a folder; None if they are all there.
 
@@ -75,34 +99,21 @@ def problem_of_weights(folder: Path) -> str | None:
     Raises:
         InputError: if an index or a header cannot be read.
     """
-    index = next((i for n in _INDICES if (i := folder / n).is_file()), None)
-    if index is not None:
-        files = indexed_files(index)
-        if missing := [f.name for f in files if not f.is_file()]:
-            return f"{index.name} names {missing[0]}, which is not there"
-    else:
-        found = (sorted(folder.glob(f"*{suffix}")) for suffix in _WEIGHT_SUFFIXES)
-        files = next((f for f in found if f), [])
-        if not files:
-            return "there are no files of weights"
-        if part := next((m for f in files if (m := _PART.search(f.stem))), None):
-            have = sum(_PART.search(f.stem) is not None for f in files)
-            if have < int(part[1]):
-                return f"there are {have} of {int(part[1])} files of weights"
+    files, index = weight_files(folder)
+    if not files:
+        return "there are no files of weights"
+    if missing := [f.name for f in files if not f.is_file()]:
+        name = "" if index is None else index.name
+        return f"{name} names {missing[0]}, which is not there"
+    parts = [m for f in files if (m := _PART.search(f.stem))] if index is None else []
+    if parts and len(parts) < int(parts[0][1]):
+        return f"there are {len(parts)} of {int(parts[0][1])} files of weights"
     for file in files:
         if file.suffix == ".safetensors":
             size, whole = file.stat().st_size, _whole_bytes(file)
             if size < whole:
                 return f"{file.name} is cut off: it has {size} of {whole} bytes"
     return None
-
-
-def _whole_bytes(file: Path) -> int:
-    """Return how many bytes a safetensors file has by its header."""
-    ends = [int(entry["data_offsets"][1]) for entry in _header(file).values()]
-    with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-    return 8 + int(length) + max(ends, default=0)
 
 
 def read_weights(folder: Path, num_layers: int) -> StoredWeights | None:
@@ -151,7 +162,7 @@ def _tensors(file: Path) -> Iterator[tuple[str, int, int]]:
     Raises:
         InputError: if it is no safetensors file.
     """
-    for name, entry in _header(file).items():
+    for name, entry in _header(file)[0].items():
         bits = _BITS.get(str(entry.get("dtype")))
         if bits is None:
             raise InputError(f"{file}: tensor {name} has the unknown type {entry.get('dtype')!r}")
@@ -164,11 +175,20 @@ def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         InputError: if it is none.
     """
-    return {name: tuple(entry["shape"]) for name, entry in _header(file).items()}
+    return {name: tuple(entry["shape"]) for name, entry in _header(file)[0].items()}
 
 
-def _header(file: Path) -> dict[str, Any]:
-    """Return what the header of a safetensors file says of each tensor."""
+def _whole_bytes(file: Path) -> int:
+    """Return how many bytes a safetensors file has by its header."""
+    entries, start = _header(file)
+    try:
+        return start + max((int(e["data_offsets"][1]) for e in entries.values()), default=0)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise InputError(f"{file}: its header does not say where tensors are") from error
+
+
+def _header(file: Path) -> tuple[dict[str, Any], int]:
+    """Return what the header of a safetensors file says of each tensor, and where it ends."""
     try:
         with file.open("rb") as stream:
             first = stream.read(8)
@@ -180,4 +200,5 @@ def _header(file: Path) -> dict[str, Any]:
             header: dict[str, Any] = json.loads(stream.read(length))
     except (OSError, ValueError, struct.error) as error:
         raise InputError(f"{file}: cannot be read as a safetensors file: {error}") from error
-    return {name: entry for name, entry in header.items() if name != "__metadata__"}
+    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    return entries, 8 + int(length)

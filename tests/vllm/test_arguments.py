@@ -132,6 +132,25 @@ def test_files_of_weights(tmp_path: Path) -> None:
         check_weights(model(tmp_path))
 
 
+def test_files_that_another_index_names_are_not_missing(tmp_path: Path) -> None:
+    """Of several sets of files an engine takes one that is whole."""
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    write_index(tmp_path, "a.safetensors")
+    with pytest.raises(InputError, match=r"names a\.safetensors, which is not there"):
+        check_weights(model(tmp_path))
+    (tmp_path / "b.bin").write_bytes(b"x")
+    (tmp_path / "pytorch_model.bin.index.json").write_text('{"weight_map": {"w": "b.bin"}}')
+    check_weights(model(tmp_path))
+
+
+def test_a_header_without_places_is_said(tmp_path: Path) -> None:
+    header = json.dumps({"w": {"dtype": "F32", "shape": [25]}}).encode()
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(InputError, match=r"a\.safetensors: its header does not say where"):
+        check_weights(model(tmp_path))
+
+
 def test_sequences_longer_than_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "max_position_embeddings": 511}))
     dummy = model(tmp_path, load_format="dummy")
