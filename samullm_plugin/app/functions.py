@@ -89,9 +89,8 @@ def function_of(
     """
     if callable(written):
         return _of_callable(written, options, where)
-    name, _, by = written.partition(" by ")
-    if name.strip() in BUNDLED:
-        name, by = name.strip(), by.strip() or "output"
+    if (by := chosen_by(written)) is not None:
+        name = written.split()[0]
         if name == "best" and " by " not in written:
             raise InputError(f"{where}: say what is best: `best by FIELD`, such as `best by score`")
         try:
@@ -111,6 +110,12 @@ def function_of(
             raise InputError(f"{where}: there is no file {path}")
         place = str(path)
     return Function(written, place, attribute, dict(options))
+
+
+def chosen_by(written: str | Callable[..., Any]) -> str | None:
+    """Return the expression by which a bundled function chooses; None: it is none of those."""
+    name, _, by = written.partition(" by ") if isinstance(written, str) else ("", "", "")
+    return (by.strip() or "output") if name.strip() in BUNDLED else None
 
 
 def _of_callable(function: Callable[..., Any], options: Mapping[str, Any], where: str) -> Function:
@@ -437,21 +442,35 @@ def _candidates(row: Row) -> list[Row]:
     return list(lists[0])
 
 
+def _with_values(row: Row, by: str) -> list[tuple[Row, Any]]:
+    """Return the candidates with what an expression makes of each; without those of no value."""
+    expression = parsed(by)
+    made = [(candidate, expression.value(candidate)) for candidate in _candidates(row)]
+    return [(candidate, value) for candidate, value in made if value is not None]
+
+
 def best(row: Row, by: str) -> Row | None:
-    """Return the row of the input for which an expression is highest; the first of equal ones."""
-    expression = parsed(by)
-    return max(_candidates(row), key=expression.value)
+    """Return the row of the input for which an expression is highest; the first of equal ones.
+
+    None: none of them has a value.
+    """
+    found = _with_values(row, by)
+    return max(found, key=lambda pair: pair[1])[0] if found else None
 
 
-def vote(row: Row, by: str) -> Row:
-    """Return the first row with the value that most have; ``votes`` and ``share`` say how many."""
-    expression = parsed(by)
-    candidates = _candidates(row)
-    values = [json.dumps(expression.value(r), sort_keys=True) for r in candidates]
+def vote(row: Row, by: str) -> Row | None:
+    """Return the first row with the value that most have; ``votes`` and ``share`` say how many.
+
+    None: none of them has a value.
+    """
+    candidates = _with_values(row, by)
+    values = [json.dumps(value, sort_keys=True) for _, value in candidates]
+    if not values:
+        return None
     winner = max(values, key=values.count)
     votes = values.count(winner)
     chosen = {"winner": json.loads(winner), "votes": votes, "share": votes / len(values)}
-    return {**candidates[values.index(winner)], **chosen}
+    return {**candidates[values.index(winner)][0], **chosen}
 
 
 BUNDLED: Mapping[str, Callable[..., Any]] = {"best": best, "vote": vote}

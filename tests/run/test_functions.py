@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from samullm_plugin.app.functions import Function, function_of
+from samullm_plugin.app.functions import Function, best, function_of, vote
 from samullm_plugin.app.loading import load_application
 from samullm_plugin.errors import InputError
 from samullm_plugin.planning.user_functions import check_functions
@@ -61,7 +61,8 @@ def stop(row): raise KeyboardInterrupt
 def give_up(row): sys.exit(3) if row["text"] == "b" else None; return 1
 def give_up_batch(rows): return [give_up(r) for r in rows]
 def array(row): return np.arange(2)
-def inside(row): return {"v": np.arange(2), "s": np.float32(0.5), "p": Point(1), "d": date(2020, 1, 2)}
+def inside(row):
+    return {"v": np.arange(2), "s": np.float32(0.5), "p": Point(1), "d": date(2020, 1, 2)}
 def with_none(row): return [1, None]
 def stop_batch(rows): raise KeyboardInterrupt
 def nothing(): return 1
@@ -172,6 +173,16 @@ def test_functions_of_a_notebook_are_sent(runner: WorkerCalls, steps: Path) -> N
     function = function_of(lambda row: row["text"] * factor, steps, {}, "here")
     assert function.pickled is not None
     assert [v for _, v in called(runner, function)] == ["aaa", "bbb", "ccc"]
+
+
+def test_choosing_passes_over_what_has_no_value() -> None:
+    scores = [{"score": s} for s in (None, 1, 3, 3, None, None)]
+    assert best({"given": scores[:4]}, "score") is scores[2]
+    assert best({"given": scores[:1]}, "score") is None
+    assert vote({"given": scores}, "score") == {"score": 3, "winner": 3, "votes": 2, "share": 2 / 3}
+    assert vote({"given": scores[4:]}, "score") is None
+    ties = [{"label": t} for t in "abba"]
+    assert vote({"given": ties}, "label")["winner"] == "a"
 
 
 @pytest.mark.parametrize(
