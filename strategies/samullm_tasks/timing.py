@@ -103,8 +103,8 @@ def tails_s(
     across = np.zeros((len(consumers), len(rows)))  # by consumer's mode
     across[single] = _between([consumers[c] for c in single], few, timed.T)
     if len(single) < len(consumers):
-        ends = np.array([run.end_s for run in alone(simulator, scenario, consumers)])
-        across = _by_time(ends, single, across)
+        alone_s = np.array([run.end_s for run in alone(simulator, scenario, consumers)])
+        across = _by_time(alone_s, single, across)
     return _between(producers, rows, across.T)
 
 
