@@ -105,6 +105,16 @@ class PlanSimulator:
         part._whole, part._lower_bounds_s = self, None
         return part
 
+    def without_pipelines(self) -> PlanSimulator:
+        """Return a simulator of :meth:`Problem.without_pipelines` that shares all results."""
+        part: PlanSimulator = copy(self)
+        part.problem, part._lower_bounds_s = self.problem.without_pipelines(), None
+        part._whole = None if self._whole is None else self._whole.without_pipelines()
+        if self._whole is None:
+            coarse = self.coarse()
+            part._coarse = part if coarse is self else coarse.without_pipelines()
+        return part
+
     def with_python(self, scenario: int, finish_s: list[Floats]) -> list[Floats]:
         """Return ``finish_s``, by node, with the entries of Python nodes filled in."""
         works, app = self.works[scenario], self.problem.app
