@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,11 @@ class Row:
     joined: int = 0
     texts: int = 0
     seconds: list[float] = field(default_factory=list)
+
+    def plus(self, other: Row) -> Row:
+        """Return both together."""
+        names = [f.name for f in fields(Row)]
+        return Row(**{n: getattr(self, n) + getattr(other, n) for n in names})
 
 
 class Soak:
@@ -101,7 +106,7 @@ class Soak:
 
     def disturb(self, kind: str) -> None:
         """Carry one run to its end, in which something of a kind happens."""
-        row = self.rows.setdefault(kind, Row())
+        row = Row()
         directory = self.folder / f"run{self._runs}"
         self._runs += 1
         began_s = time.monotonic()
@@ -127,11 +132,11 @@ class Soak:
                 process.wait()
         assert check_run(directory) == self.reference
         records = [r["kind"] for r in read_journal(directory / "events.jsonl")]
-        row.times += 1
-        row.lost += records.count("devices_lost")
-        row.joined += records.count("devices_joined")
-        row.texts += self._count
+        row.times = 1
+        row.lost, row.joined = records.count("devices_lost"), records.count("devices_joined")
+        row.texts = self._count
         row.seconds.append(time.monotonic() - began_s)
+        self.rows[kind] = self.rows[kind].plus(row) if kind in self.rows else row
         if not row.resumed:
             self._mend(kind)
 
@@ -200,7 +205,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--items", type=int, default=48)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", help="kinds that begin so")
+    parser.add_argument("--only", nargs="+", default=[""], help="kinds that begin so")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="samullm-soak-ray-") as name:
         folder = Path(name)
@@ -208,7 +213,7 @@ def main() -> None:
         soak = Soak(folder, np.random.default_rng(arguments.seed))
         try:
             for number in range(arguments.rounds):
-                for kind in [k for k in soak.kinds if k.startswith(arguments.only or "")]:
+                for kind in [k for k in soak.kinds if k.startswith(tuple(arguments.only))]:
                     soak.disturb(kind)
                     took_s = soak.rows[kind].seconds[-1]
                     print(f"round {number + 1}: {kind}: whole, {took_s:.0f} s", flush=True)
