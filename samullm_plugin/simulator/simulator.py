@@ -30,6 +30,10 @@ COARSE_REQUESTS = 20_000
 BOUND_REQUESTS = 200_000
 """Requests of nodes alone that are simulated for the lower bound of a length scenario, at most."""
 
+ENGINE_REQUESTS = 16
+"""An engine is counted as so many requests there: without, a node of few requests is simulated on
+each number of a thousand engines."""
+
 
 class PlanSimulator:
     """Simulates plans of one problem; identical parts are simulated once.
@@ -148,7 +152,8 @@ class PlanSimulator:
 
         def timed(node: int, parallel: ParallelConfig, gpu: str) -> float | None:
             nonlocal left
-            left -= int(self.works[scenario][node].taken.sum())
+            requests = int(self.works[scenario][node].taken.sum())
+            left -= max(requests, ENGINE_REQUESTS * parallel.data_parallel_size)
             if left < 0:
                 return None
             device = self.problem.cluster.kinds.index(gpu)

@@ -31,6 +31,10 @@ def test_devices_are_named_by_machine_where_there_are_several() -> None:
     assert device_labels(5, machines) == ["m0:0", "m1:0", "m0:1", "m1:1", "m0:2"]
     assert device_list([4, 3, 2, 1], machines) == "m0:1-2 m1:0-1"
     assert device_list([1], machines) == "m1:0"
+    pairs = tuple((2 * m, 2 * m + 1) for m in range(8))
+    assert (
+        device_list([0, *range(2, 9), 10, 11, 12, 13], pairs) == "m0:0 m1-m3:0-1 m4:0 m5:0-1 m6:0-1"
+    )
     one = Cluster((GPU,) * 3).machines_if_several
     assert device_labels(3, one) == ["0", "1", "2"]
     assert device_list([2, 0, 1], one) == "0-2"
