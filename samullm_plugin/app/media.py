@@ -69,7 +69,7 @@ def with_files(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _with_file(part: Any) -> Any:
     image = part.get("image_url") if isinstance(part, Mapping) else None
     url = image.get("url") if isinstance(image, Mapping) else None
-    if not isinstance(url, str) or not url.startswith("file://"):
+    if not isinstance(image, Mapping) or not isinstance(url, str) or url[:7] != "file://":
         return part
     path = Path(unquote(urlparse(url).path))
     kind = mimetypes.guess_type(path.name)[0] or "image/png"
