@@ -8,8 +8,9 @@ TEST_PYTHON ?= $(shell python3.11 -c "" 2>/dev/null && echo python3.11 || echo $
 # To compare with another vLLM, name the Python of an environment that has it and hypothesis.
 CONFORMANCE_PYTHON ?= $(TEST_VENV)/bin/python
 
-# Tests run in so many processes at once; some files stay in one of them (tests/conftest.py says which).
-TEST_PROCESSES ?= 2
+# Tests run in so many processes at once: one more than two cores, as some wait for what they started;
+# some files stay in one of them (tests/conftest.py says which).
+TEST_PROCESSES ?= 3
 
 # Holds vLLM's CUDA wheel, for an emulated driver.
 CUDA_VENV ?= .venv-cuda
