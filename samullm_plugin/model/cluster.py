@@ -169,6 +169,25 @@ class Cluster:
         gpus = tuple(self.gpus[d] for d in devices)
         return Cluster(gpus, kept(self.nvlink_groups), kept(self.machines), self.host_memory_bytes)
 
+    def with_gpus(self, count: int) -> Cluster:
+        """Return so many devices: machine after machine, and from the first again.
+
+        Raises:
+            InputError: if there are none.
+        """
+        copies = range(-(-count // self.num_gpus))
+
+        def repeated(sets: Iterable[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
+            return tuple(tuple(c * self.num_gpus + d for d in s) for c in copies for s in sets)
+
+        several = Cluster(
+            self.gpus * len(copies),
+            repeated(self.nvlink_groups),
+            repeated(self.machines),
+            self.host_memory_bytes,
+        )
+        return several.subset([d for m in several.machines for d in m][:count])
+
     def replica_violation(self, devices: Sequence[int], tensor_parallel_size: int) -> str | None:
         """Return why these devices cannot carry one replica, or None if they can.
 

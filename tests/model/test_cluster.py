@@ -39,3 +39,16 @@ def test_devices_are_named_by_machine_where_there_are_several() -> None:
     assert device_labels(3, one) == ["0", "1", "2"]
     assert device_list([2, 0, 1], one) == "0-2"
     assert device_list([0, 2], one) == "0,2"
+
+
+def test_another_number_of_gpus_is_of_the_same_machines() -> None:
+    small, big = Gpu("small", 1 << 30), Gpu("big", 2 << 30)
+    cluster = Cluster((small, small, big, big), ((2, 3),), ((0, 1), (2, 3)))
+    less = cluster.with_gpus(3)
+    assert less.machines == ((0, 1), (2,))
+    assert [g.name for g in less.gpus] == ["small", "small", "big"]
+    more = cluster.with_gpus(7)
+    assert more.machines == ((0, 1), (2, 3), (4, 5), (6,))
+    assert (2, 3) in more.nvlink_groups
+    assert [g.name for g in more.gpus[4:]] == ["small", "small", "big"]
+    assert cluster.with_gpus(4) == cluster

@@ -22,6 +22,8 @@ class Machines:
 
         os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Ray gives its workers the lowest priority: beside other work engines hardly get a turn.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         self._cluster = LocalCluster(
             initialize_head=True,
             head_node_args={

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,7 +14,8 @@ import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samullm_ray.cluster import connect
+from samullm_ray.agent import installed_versions
+from samullm_ray.cluster import check_facts, connect
 from samullm_ray.describe import FoundMachine, cluster_section
 from samullm_ray.executor import RayExecutor
 from samullm_ray.launcher import RemoteLauncher
@@ -260,6 +262,29 @@ def test_an_address_at_which_nobody_listens_is_told_at_once(
     monkeypatch.setattr(ray, "init", lambda **options: pytest.fail("Ray is asked to join"))
     with pytest.raises(InputError, match=r"no cluster at 127\.0\.0\.1:1: .*ray start"):
         connect(RayOptions(address="127.0.0.1:1"))
+
+
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        (
+            replace(FACTS, versions=(("msgspec", "0.0"), ("ray", "0.1"))),
+            r"host has ray 0\.1, this one",
+        ),
+        (replace(FACTS, fault="3 devices are wanted"), "machine host: 3 devices are wanted"),
+    ],
+)
+def test_a_machine_that_cannot_take_part_is_named(facts: MachineFacts, told: str) -> None:
+    pytest.importorskip("ray")
+    check_facts([FACTS, replace(FACTS, versions=installed_versions())])
+    with pytest.raises(InputError, match=told):
+        check_facts([FACTS, facts])
+
+
+def test_without_ray_it_is_said_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("samullm_ray.cluster.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'samullm-plugin\[ray\]'"):
+        connect(RayOptions())
 
 
 @pytest.mark.parametrize("answers", [True, False])
