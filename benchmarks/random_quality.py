@@ -4,12 +4,15 @@ Run from the repository root::
 
     python benchmarks/random_quality.py run FILE [--sample 150] [--only 18,42]
     python benchmarks/random_quality.py table FILE
+    python benchmarks/random_quality.py again FILE [--sample 10] [--only 18,42]
 
 ``run`` plans the problems of ``random_problems.py`` and appends a line to ``FILE`` for each; what
 is there already is not planned again. They come in a fixed random order in which all size classes
 advance alike, so that the first ones are a sample of all. ``table`` prints, by size class, how far
 auto lies behind (or ahead of) the best of the others and above the lower bound, every problem on
 which it is behind by more than ``NOTABLE``, and every plan that is shorter than the bound.
+``again`` plans problems of ``FILE`` once more with auto and says which plans are not as long as
+they were: none, whatever else the machine does.
 """
 
 from __future__ import annotations
@@ -121,6 +124,19 @@ def read(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
+def again(rows: Sequence[dict[str, Any]]) -> None:
+    """Plan the problems of these rows once more with auto, and print what differs."""
+    host = PluginHost()
+    differ = 0
+    for row in rows:
+        before_s = row["makespan_s"]["auto"]
+        now_s = float(make_plan(host, make(row["number"]).problem, "auto").makespan_s[0])
+        if now_s != before_s:
+            differ += 1
+            print(f"{row['label']}: {before_s!r} s before, {now_s!r} s now", flush=True)
+    print(f"{differ} of {len(rows)} plans differ")
+
+
 def behind(row: dict[str, Any]) -> float:
     """Return by which share auto is behind the best of the others."""
     makespans = row["makespan_s"]
@@ -170,7 +186,7 @@ def table(rows: Sequence[dict[str, Any]]) -> None:
 def main() -> None:
     """Run, or print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("part", choices=("run", "table"))
+    parser.add_argument("part", choices=("run", "table", "again"))
     parser.add_argument("file", type=Path)
     parser.add_argument("--sample", type=int, default=COUNT, help="how many problems")
     parser.add_argument("--only", default="", help="numbers of problems")
@@ -179,6 +195,10 @@ def main() -> None:
         table(read(given.file))
         return
     only = [int(n) for n in given.only.split(",") if n]
+    if given.part == "again":
+        rows = [r for r in read(given.file) if not only or r["number"] in only]
+        again(rows[: given.sample])
+        return
     run(given.file, only or in_order(range(COUNT))[: given.sample])
 
 
