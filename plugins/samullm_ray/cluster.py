@@ -14,8 +14,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from samullm_plugin import Cluster, InputError, MissingExtraError, RunError
-from samullm_ray.link import Batch
-from samullm_ray.messages import Command, MachineFacts, Reply
+from samullm_ray.messages import MachineFacts
 from samullm_ray.options import RayOptions
 
 logger = logging.getLogger(__name__)
@@ -200,7 +199,11 @@ class Actors:
             asked["resources"] = {self._resource: count}
         strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
         actor = ray.remote(Agent).options(
-            **asked, max_concurrency=4, max_restarts=0, scheduling_strategy=strategy
+            **asked,
+            max_concurrency=4,
+            max_restarts=0,
+            enable_task_events=False,  # this process would report every call to the head
+            scheduling_strategy=strategy,
         )
         return actor.remote(self._options.platform, count, self._options.start_method)
 
@@ -227,18 +230,10 @@ class ActorTransport:
 
     handle: Any
 
-    def command(self, batch: Batch[Command]) -> Future[Reply]:
-        """Call the agent's ``command``."""
-        return self._future(lambda: self.handle.command.remote(batch))
-
-    def poll(self, acknowledged: int, timeout_s: float, linger_s: float) -> Future[Reply]:
-        """Call the agent's ``poll``."""
-        return self._future(lambda: self.handle.poll.remote(acknowledged, timeout_s, linger_s))
-
-    @staticmethod
-    def _future(call: Callable[[], Any]) -> Future[Reply]:
+    def call(self, data: bytes) -> Future[bytes]:
+        """Call the agent's ``exchange``."""
         try:
-            future: Future[Reply] = call().future()
+            future: Future[bytes] = self.handle.exchange.remote(data).future()
         except Exception as error:  # Ray's own errors have no common base
             future = Future()
             future.set_exception(error)

@@ -34,6 +34,10 @@ from samullm_ray.options import RayOptions
 logger = logging.getLogger(__name__)
 
 _POLL_S = 2.0
+_CALL_S = 0.0015
+"""Processor time of a call, whatever it brings (``benchmarks/ray_coordinator.py --calls``)."""
+_CALLS_SHARE = 0.25
+"""At most this part of a processor goes into calls under load, however many machines there are."""
 
 
 class RayExecutor(VllmExecutor):
@@ -178,7 +182,7 @@ class RayExecutor(VllmExecutor):
             facts,
             self._ring,
             poll_s=_POLL_S,
-            linger_s=options.linger_s,
+            linger_s=max(options.linger_s, len(self._cluster.machines) * _CALL_S / _CALLS_SHARE),
             lost_timeout_s=options.lost_timeout_s,
         )
 
@@ -233,7 +237,12 @@ class RayExecutor(VllmExecutor):
             self._events.append(EngineEvent("", "joined", self.now_s(), devices=devices))
 
     def _pump(self, timeout_s: float) -> None:
+        # All that the coordinator said since the last time goes in one call to each machine.
+        self._remote.flush()
         super()._pump(timeout_s)
+        if self._remote.fed:  # is read before the machines are asked for more
+            self._remote.fed = False
+            super()._pump(0.0)
         if self._head is not None and self._head.gone:
             raise RunError(
                 f"executor ray: the head of the cluster at {self._head.address} has not answered "

@@ -12,10 +12,10 @@ from typing import IO
 
 from samullm_vllm.channel import ChannelClosedError
 from samullm_vllm.launching import Launched, Launcher
-from samullm_vllm.protocol import Go, Message
+from samullm_vllm.protocol import Go, Message, Start, decode, encode
 
 from samullm_ray.machine import Machine
-from samullm_ray.messages import Ended, Kill, Launch, News, Place, Said, Send
+from samullm_ray.messages import Begin, Ended, Kill, Launch, News, Place, Said, Send
 
 _WAIT_S = 0.002
 
@@ -45,7 +45,7 @@ class RemoteChannel:
     def __init__(self, machine: Machine, key: str) -> None:
         self._machine, self._key = machine, key
         self._bell = os.eventfd(0, os.EFD_NONBLOCK)
-        self._heard: deque[Message] = deque()
+        self._heard: deque[bytes] = deque()
         self._ended = False
 
     def fileno(self) -> int:
@@ -62,14 +62,26 @@ class RemoteChannel:
             raise ChannelClosedError(self._machine.lost)
         if isinstance(message, RemoteGo):
             self._machine.tell(Place(self._key, message.devices))
+        elif isinstance(message, Start):
+            self._machine.tell(Begin(self._key, message))
         else:
-            self._machine.tell(Send(self._key, message))
+            self.send_bytes(encode(message))
+
+    def send_bytes(self, frame: bytes) -> None:
+        """Send an encoded message.
+
+        Raises:
+            ChannelClosedError: if the machine is lost.
+        """
+        if self._machine.lost:
+            raise ChannelClosedError(self._machine.lost)
+        self._machine.tell(Send(self._key, frame))
 
     def flush(self) -> None:
         """Do nothing: what is sent is on its way."""
 
-    def feed(self, messages: Sequence[Message]) -> None:
-        """Take in what the engine said."""
+    def feed(self, messages: Sequence[bytes]) -> None:
+        """Take in what the engine said, encoded."""
         self._heard.extend(messages)
         self._ring()
 
@@ -87,7 +99,12 @@ class RemoteChannel:
 
         Raises:
             ChannelClosedError: if nothing is left and nothing more will come.
+            ProtocolError: for bytes that are no message.
         """
+        return [decode(data) for data in self.receive_encoded()]
+
+    def receive_encoded(self) -> list[bytes]:
+        """Return what has arrived without looking into it; raise as ``receive`` does."""
         if self._bell < 0:
             raise ChannelClosedError("this end is closed")
         with suppress(BlockingIOError):
@@ -152,6 +169,7 @@ class RemoteLauncher(Launcher):
 
     Attributes:
         machines: by their number in the plan's cluster.
+        fed: whether ``update`` had something for an engine's channel since this was last unset.
     """
 
     def __init__(
@@ -161,6 +179,7 @@ class RemoteLauncher(Launcher):
         self.rank_processes = rank_processes  # type: ignore[misc]  # of the agents' launchers
         self._reported: set[Machine] = set()
         self.machines: dict[int, Machine] = {}
+        self.fed = False
         self._engines: dict[str, _RemoteEngine] = {}
 
     def placement(self, devices: Sequence[str]) -> RemoteGo:
@@ -184,6 +203,12 @@ class RemoteLauncher(Launcher):
         """Return the descriptor that rings when an agent has answered."""
         return [self._bell]
 
+    def flush(self) -> None:
+        """Send the agents what was said to them, and go on asking them for news."""
+        now_s = time.monotonic()
+        for machine in self.machines.values():
+            machine.flush(now_s)
+
     def update(self) -> None:
         """Take in what the agents have said, and find machines that are lost."""
         with suppress(BlockingIOError):
@@ -191,6 +216,7 @@ class RemoteLauncher(Launcher):
         now_s = time.monotonic()
         for machine in list(self.machines.values()):
             for news in machine.update(now_s):
+                self.fed = True
                 self._take(news)
             if machine.lost and machine not in self._reported:
                 self._reported.add(machine)
@@ -239,6 +265,7 @@ class RemoteLauncher(Launcher):
         while engine.gone is None and not machine.lost:
             if time.monotonic() > deadline_s:
                 machine.give_up(f"engine {key} did not end in {timeout_s:.0f} s")
+            self.flush()
             self.update()
             time.sleep(_WAIT_S)
         del self._engines[key]

@@ -1,17 +1,22 @@
-"""What the coordinator and the agent of a machine say to one another; Ray pickles it."""
+"""What the coordinator and the agent of a machine say to one another.
+
+Calls and replies cross Ray as bytes: msgpack, by msgspec. What engines say and hear inside them is
+not looked into on its way. Objects, which Ray would pickle, cost the coordinator more than
+everything else it does for a request.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+import msgspec
 from samullm_vllm.devices import Platform
+from samullm_vllm.protocol import Start
 
 from samullm_ray.link import Batch
 
 
-@dataclass(frozen=True, slots=True)
-class Launch:
+class Launch(msgspec.Struct, frozen=True, tag=True):
     """Start the processes of an engine.
 
     Attributes:
@@ -25,35 +30,43 @@ class Launch:
     num_ranks: int
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Begin(msgspec.Struct, frozen=True, tag=True):
+    """Tell an engine what to be; its ranks meet by a file that the agent names.
+
+    Attributes:
+        key: the replica.
+        start: what it is told.
+    """
+
+    key: str
+    start: Start
+
+
+class Send(msgspec.Struct, frozen=True, tag=True):
     """Pass a message on to an engine.
 
     Attributes:
         key: the replica.
-        message: one of :mod:`samullm_vllm.protocol`.
+        frame: a frame of :mod:`samullm_vllm.protocol`.
     """
 
     key: str
-    message: Any
+    frame: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Kill:
+class Kill(msgspec.Struct, frozen=True, tag=True):
     """End the processes of an engine; :class:`Killed` answers."""
 
     key: str
 
 
-@dataclass(frozen=True, slots=True)
-class Prefetch:
+class Prefetch(msgspec.Struct, frozen=True, tag=True):
     """Read the weights of a model into the page cache."""
 
     model: str
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(msgspec.Struct, frozen=True, tag=True):
     """Tell an engine that its devices are free.
 
     Attributes:
@@ -65,24 +78,22 @@ class Place:
     devices: tuple[int, ...]
 
 
-Command = Launch | Send | Place | Kill | Prefetch
+Command = Launch | Begin | Send | Place | Kill | Prefetch
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
+class Said(msgspec.Struct, frozen=True, tag=True):
     """An engine sent messages.
 
     Attributes:
         key: the replica.
-        messages: messages of :mod:`samullm_vllm.protocol`.
+        messages: of :mod:`samullm_vllm.protocol`, encoded.
     """
 
     key: str
-    messages: tuple[Any, ...]
+    messages: tuple[bytes, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(msgspec.Struct, frozen=True, tag=True):
     """An engine's channel is closed, or its processes have ended.
 
     Attributes:
@@ -96,8 +107,7 @@ class Ended:
     log: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Killed:
+class Killed(msgspec.Struct, frozen=True, tag=True):
     """The processes of an engine are gone.
 
     Attributes:
@@ -114,19 +124,55 @@ class Killed:
 News = Said | Ended | Killed
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """The agent's answer to any call.
+class Call(msgspec.Struct, frozen=True):
+    """A call to an agent.
+
+    Attributes:
+        commands: what to do, if anything.
+        acknowledged: how many items of news the coordinator has.
+        wait_s: how long to wait for news; None: no news is asked for.
+        linger_s: once there is news, how long to gather more, so that the coordinator handles many
+            in one reply; 0 under light load, so that nothing is held up.
+    """
+
+    commands: Batch[Command]
+    acknowledged: int = 0
+    wait_s: float | None = None
+    linger_s: float = 0.0
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """The agent's answer to a call.
 
     Attributes:
         incarnation: which agent answers; a machine's next agent has another.
         commands: how many commands it has received.
-        news: what the coordinator has not acknowledged; empty in answers to commands.
+        news: what the coordinator has not acknowledged, if it asked.
     """
 
     incarnation: str
     commands: int
     news: Batch[News]
+
+
+_encoder = msgspec.msgpack.Encoder()
+_calls = msgspec.msgpack.Decoder(Call)
+_replies = msgspec.msgpack.Decoder(Reply)
+
+
+def encode(message: Call | Reply) -> bytes:
+    """Return a call or reply as bytes."""
+    return _encoder.encode(message)
+
+
+def decode_call(data: bytes) -> Call:
+    """Return the call that was encoded."""
+    return _calls.decode(data)
+
+
+def decode_reply(data: bytes) -> Reply:
+    """Return the reply that was encoded."""
+    return _replies.decode(data)
 
 
 @dataclass(frozen=True, slots=True)

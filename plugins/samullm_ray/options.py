@@ -30,7 +30,8 @@ class RayOptions(VllmOptions):
         description="A machine of which nothing is heard for so long is given up.",
     )
     linger_s: float = Field(
-        default=0.02,
+        default=0.05,
         ge=0,
-        description="Under load, how long a machine gathers outputs before it answers.",
+        description="Under load, how long a machine gathers outputs before it answers; longer "
+        "where there are more than eight machines.",
     )

@@ -43,7 +43,7 @@ def _folder() -> Path | None:
 
 
 @cache
-def _tree(name: str) -> ast.Module | None:
+def source_tree(name: str) -> ast.Module | None:
     """Return one of vLLM's files, parsed; None if it is not there."""
     folder = _folder()
     try:
@@ -55,7 +55,7 @@ def _tree(name: str) -> ast.Module | None:
 @cache
 def class_fields(file: str, name: str) -> Mapping[str, ast.expr]:
     """Return the fields of one of vLLM's classes and their types; empty if it is not found."""
-    tree = _tree(file)
+    tree = source_tree(file)
     for node in [] if tree is None else tree.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return {
@@ -72,7 +72,7 @@ def _choices() -> Mapping[str, tuple[object, ...]]:
     folder = _folder()
     found: dict[str, tuple[object, ...]] = {}
     for file in [] if folder is None else sorted((folder / "config").glob("*.py")):
-        tree = _tree(str(file.relative_to(folder)))  # type: ignore[arg-type]  # it is not None
+        tree = source_tree(str(file.relative_to(folder)))  # type: ignore[arg-type]  # it is not None
         for node in [] if tree is None else tree.body:
             target = node.targets[0] if isinstance(node, ast.Assign) else None
             if isinstance(node, ast.Assign) and isinstance(target, ast.Name):
@@ -160,7 +160,7 @@ def check_model(model: ModelSpec) -> None:
     if (
         names
         and served
-        and not served.intersection(names)
+        and not served.keys() & names
         and not config.get("auto_map")
         and (not has_defaults(str(config.get("model_type"))))
     ):
@@ -272,19 +272,27 @@ def check_tokenizer(model: ModelSpec, *, chat: bool) -> None:
 
 
 @cache
-def architectures() -> frozenset[str]:
-    """Return the architectures that the installed vLLM serves; empty if that cannot be read."""
-    tree = _tree("model_executor/models/registry.py")
-    found: set[str] = set()
+def architectures() -> Mapping[str, tuple[str, str]]:
+    """Return the architectures that the installed vLLM serves, with module and class of each.
+
+    Empty if that cannot be read.
+    """
+    tree = source_tree("model_executor/models/registry.py")
+    found: dict[str, tuple[str, str]] = {}
     for node in [] if tree is None else ast.walk(tree):
         if isinstance(node, ast.Dict):
             found |= {
-                key.value
+                key.value: (names[0], names[1])
                 for key, value in zip(node.keys, node.values, strict=True)
                 if isinstance(key, ast.Constant) and isinstance(key.value, str)
-                and isinstance(value, ast.Tuple)
+                and isinstance(value, ast.Tuple) and len(names := _strings(value)) == 2
             }  # fmt: skip
-    return frozenset(found)
+    return found
+
+
+def _strings(node: ast.Tuple) -> list[str]:
+    """Return the texts of a tuple."""
+    return [str(e.value) for e in node.elts if isinstance(e, ast.Constant)]
 
 
 def check_sampling(given: Mapping[str, object], where: str) -> None:

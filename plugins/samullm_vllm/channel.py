@@ -33,12 +33,20 @@ class MessageChannel(Protocol):
         """Send a message; raise :class:`ChannelClosedError` if the other side is gone."""
         ...
 
+    def send_bytes(self, frame: bytes) -> None:
+        """Send an encoded message; raise as ``send`` does."""
+        ...
+
     def flush(self) -> None:
         """Send what can be sent now; raise :class:`ChannelClosedError` as ``send`` does."""
         ...
 
     def receive(self) -> list[Message]:
         """Return what has arrived; raise :class:`ChannelClosedError` if nothing more will come."""
+        ...
+
+    def receive_encoded(self) -> list[bytes]:
+        """Return what has arrived without looking into it; raise as ``receive`` does."""
         ...
 
     def close(self) -> None:
@@ -118,6 +126,15 @@ class Channel:
             ChannelClosedError: if the other side is gone and has sent nothing more.
             ProtocolError: for bytes that are no message.
         """
+        return [decode(data) for data in self.receive_encoded(timeout_s)]
+
+    def receive_encoded(self, timeout_s: float | None = 0.0) -> list[bytes]:
+        """Return the messages that have arrived, to be passed on or decoded.
+
+        Raises:
+            ChannelClosedError: if the other side is gone and has sent nothing more.
+            ProtocolError: for bytes that are no frame.
+        """
         if timeout_s != 0.0 and not self._wait(timeout_s):
             return []
         while not self._closed:
@@ -132,7 +149,7 @@ class Channel:
             self._incoming += data
             if len(data) < _READ_BYTES:
                 break
-        messages = self._decode()
+        messages = self._take_frames()
         if self._closed and not messages:
             raise ChannelClosedError("the other side is gone")
         return messages
@@ -146,7 +163,7 @@ class Channel:
                 return bool(readable)
             self.flush()
 
-    def _decode(self) -> list[Message]:
+    def _take_frames(self) -> list[bytes]:
         messages = []
         view, at = memoryview(self._incoming), 0
         try:
@@ -155,7 +172,7 @@ class Channel:
                 end = start + frame_bytes(view[at:start])
                 if len(view) < end:
                     break
-                messages.append(decode(view[start:end]))
+                messages.append(bytes(view[start:end]))
                 at = end
         finally:
             view.release()

@@ -208,6 +208,9 @@ def main(arguments: Sequence[str]) -> None:
         server.run()
     finally:
         server.end()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # to take an interpreter with vLLM in it apart takes a second
 
 
 if __name__ == "__main__":

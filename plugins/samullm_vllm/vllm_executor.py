@@ -44,6 +44,7 @@ from samullm_vllm.launching import Launcher
 from samullm_vllm.process_options import ProcessOptions
 from samullm_vllm.protocol import Sleep, Start, Wake
 from samullm_vllm.replica import Replica
+from samullm_vllm.stages import check_stages
 
 logger = logging.getLogger(__name__)
 
@@ -205,6 +206,10 @@ class VllmExecutor(ProcessExecutor):
                     f"model {model.name}: there is no folder {path}; correct the model's path"
                 )
             check_model(model)
+
+    def check_pipeline(self, model: ModelSpec) -> None:
+        """Refuse a model that vLLM cannot divide into pipeline stages."""
+        check_stages(model)
 
     def check_node(
         self, model: ModelSpec, sampling: Mapping[str, object], *, texts: bool, chat: bool

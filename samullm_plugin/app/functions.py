@@ -6,6 +6,9 @@ is imported anywhere else.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import datetime
 import importlib
 import importlib.util
 import inspect
@@ -16,7 +19,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -87,9 +89,8 @@ def function_of(
     """
     if callable(written):
         return _of_callable(written, options, where)
-    name, _, by = written.partition(" by ")
-    if name.strip() in BUNDLED:
-        name, by = name.strip(), by.strip() or "output"
+    if (by := chosen_by(written)) is not None:
+        name = written.split()[0]
         if name == "best" and " by " not in written:
             raise InputError(f"{where}: say what is best: `best by FIELD`, such as `best by score`")
         try:
@@ -109,6 +110,12 @@ def function_of(
             raise InputError(f"{where}: there is no file {path}")
         place = str(path)
     return Function(written, place, attribute, dict(options))
+
+
+def chosen_by(written: str | Callable[..., Any]) -> str | None:
+    """Return the expression by which a bundled function chooses; None: it is none of those."""
+    name, _, by = written.partition(" by ") if isinstance(written, str) else ("", "", "")
+    return (by.strip() or "output") if name.strip() in BUNDLED else None
 
 
 def _of_callable(function: Callable[..., Any], options: Mapping[str, Any], where: str) -> Function:
@@ -236,7 +243,7 @@ def call_function(
         values = [Returned("rejected", reason=str(error))] * len(rows)
     except _KindError as error:
         values = [Returned("failed", reason=str(error))] * len(rows)
-    except (Exception, KeyboardInterrupt) as error:  # the user's code
+    except BaseException as error:  # the user's code, which may call sys.exit
         if scope == "batch" and len(rows) > 1:  # find the row that did it
             return [one for r in rows for one in call_function(function, scope, [r], limit_s, most)]
         values = [Returned("failed", reason=_described(error))] * len(rows)
@@ -262,12 +269,12 @@ def _on_row(found: Any, function: Function, row: Row, limit_s: float, most: int 
         made = Returned("rejected", reason=str(error))
     except _KindError as error:
         made = Returned("failed", reason=str(error))
-    except (Exception, KeyboardInterrupt) as error:  # the user's code
+    except BaseException as error:  # the user's code, which may call sys.exit
         made = Returned("failed", reason=_described(error))
     return Returned(made.kind, made.value, made.reason, time.monotonic() - began_s)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _interrupted_after(limit_s: float) -> Iterator[None]:
     """Interrupt what runs too long; what holds the interpreter is ended from outside."""
 
@@ -291,26 +298,37 @@ def _returned(result: Any, most: int | None) -> Returned:
         return Returned("rejected", reason=str(result))
     if result is None:
         return Returned("dropped")
+    if most is not None and hasattr(result, "tolist"):  # arrays: each element is a row
+        result = result.tolist()
     if isinstance(result, list | tuple | Iterator):
         if most is None:
             raise _KindError(
                 f"returned a {type(result).__name__}; set `max`, the rows one may become, or "
                 "return a text, a number or a mapping of fields"
             )
-        values = [_plain(v) for v in itertools.islice(result, 10 * most)]
-        if len(values) > most:
-            raise _KindError(f"returned {len(values)} rows, and `max` is {most}")
+        elements = list(itertools.islice(result, 10 * most))
+        if len(elements) > most:
+            raise _KindError(f"returned {len(elements)} rows, and `max` is {most}")
+        values = [_element(k, v) for k, v in enumerate(elements, 1)]
         return Returned("value", values)
     value = _plain(result)
     return Returned("value", value if most is None else [value])
 
 
+def _element(number: int, value: Any) -> Any:
+    """Return an element of a list of rows as JSON has it."""
+    if value is None or isinstance(value, Reject):
+        raise _KindError(
+            f"returned a list whose element {number} is a {type(value).__name__}; leave out what "
+            "is to be no row, or raise Reject for all of them"
+        )
+    return _plain(value)
+
+
 def _plain(value: Any) -> Any:
     """Return a value as JSON has it."""
-    if hasattr(value, "model_dump"):  # pydantic
-        value = value.model_dump(mode="json")
-    elif hasattr(value, "tolist") and not isinstance(value, str):  # numpy
-        value = value.tolist()
+    with contextlib.suppress(TypeError):
+        value = _simpler(value)
     if not isinstance(value, str | bool | int | float | Mapping | list):
         raise _KindError(
             f"returned a {type(value).__name__}; it may return a text, a number, a mapping of "
@@ -318,13 +336,30 @@ def _plain(value: Any) -> Any:
         )
     if isinstance(value, Mapping):
         value = dict(value)
-    try:
-        made = json.loads(json.dumps(value, allow_nan=False))  # as it will be read after a resume
+    try:  # as it will be read after a resume
+        made = json.loads(json.dumps(value, allow_nan=False, default=_simpler))
     except (TypeError, ValueError, RecursionError) as error:
         raise _KindError(f"returned a {type(value).__name__} that is not JSON: {error}") from error
     if is_too_deep(made):
         raise _KindError(f"returned a value of more than {DEEPEST} levels, one inside of another")
     return made
+
+
+def _simpler(value: Any) -> Any:
+    """Return what stands for a value that JSON does not have: of pydantic, numpy, dataclasses.
+
+    Raises:
+        TypeError: if it is nothing of the kind.
+    """
+    if hasattr(value, "model_dump"):  # pydantic
+        return value.model_dump(mode="json")
+    if hasattr(value, "tolist"):  # numpy
+        return value.tolist()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} is no kind of JSON value")
 
 
 def _one_each(result: Any, rows: Sequence[Row], most: int | None) -> list[Returned]:
@@ -407,21 +442,35 @@ def _candidates(row: Row) -> list[Row]:
     return list(lists[0])
 
 
+def _with_values(row: Row, by: str) -> list[tuple[Row, Any]]:
+    """Return the candidates with what an expression makes of each; without those of no value."""
+    expression = parsed(by)
+    made = [(candidate, expression.value(candidate)) for candidate in _candidates(row)]
+    return [(candidate, value) for candidate, value in made if value is not None]
+
+
 def best(row: Row, by: str) -> Row | None:
-    """Return the row of the input for which an expression is highest; the first of equal ones."""
-    expression = parsed(by)
-    return max(_candidates(row), key=expression.value)
+    """Return the row of the input for which an expression is highest; the first of equal ones.
+
+    None: none of them has a value.
+    """
+    found = _with_values(row, by)
+    return max(found, key=lambda pair: pair[1])[0] if found else None
 
 
-def vote(row: Row, by: str) -> Row:
-    """Return the first row with the value that most have; ``votes`` and ``share`` say how many."""
-    expression = parsed(by)
-    candidates = _candidates(row)
-    values = [json.dumps(expression.value(r), sort_keys=True) for r in candidates]
+def vote(row: Row, by: str) -> Row | None:
+    """Return the first row with the value that most have; ``votes`` and ``share`` say how many.
+
+    None: none of them has a value.
+    """
+    candidates = _with_values(row, by)
+    values = [json.dumps(value, sort_keys=True) for _, value in candidates]
+    if not values:
+        return None
     winner = max(values, key=values.count)
     votes = values.count(winner)
     chosen = {"winner": json.loads(winner), "votes": votes, "share": votes / len(values)}
-    return {**candidates[values.index(winner)], **chosen}
+    return {**candidates[values.index(winner)][0], **chosen}
 
 
 BUNDLED: Mapping[str, Callable[..., Any]] = {"best": best, "vote": vote}

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Discriminator, Field, JsonValue, Tag, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
+from samullm_plugin.app.expressions import parsed
 from samullm_plugin.app.rowspec import ChainSection, Label, Name, NodeBase, Pattern, Probability
 from samullm_plugin.app.sampling import SamplingSection
 from samullm_plugin.app.section import Count, Natural, Section
@@ -184,6 +185,14 @@ class NodeSection(NodeBase):
     def pools(self) -> bool:
         """Whether the model gives numbers instead of text."""
         return self.task in POOLING_TASKS
+
+    @property
+    def asks_logprobs(self) -> bool:
+        """Whether log probabilities of all outputs are asked for, here or by an expression."""
+        written = [self.keep.expr] if self.keep else []
+        written += [b.expr for b in self.route.values()]
+        wanted = any(text is not None and "logprob" in parsed(text).names for text in written)
+        return not self.pools and (wanted or self.sampling_params.logprobs is not None)
 
     @property
     def chain_section(self) -> ChainSection | None:

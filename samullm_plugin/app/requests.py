@@ -205,11 +205,10 @@ class _Ids:
 
 def _misspelt(where: str, fields: Collection[str], seen: set[str]) -> Iterator[str]:
     """Yield remarks about fields that are close to known ones, each name once."""
+    absent = RequestLine.model_fields.keys() - set(fields)
     for name in set(fields) - seen:
         seen.add(name)
-        if name not in RequestLine.model_fields and (
-            close := suggest(name, RequestLine.model_fields)
-        ):
+        if name not in RequestLine.model_fields and (close := suggest(name, absent)):
             yield f"{where}: the field {name!r} is kept for templates only{close}"
 
 

@@ -29,7 +29,9 @@ class Schema:
     @property
     def structured_outputs(self) -> dict[str, object]:
         """Return vLLM's ``structured_outputs``."""
-        return {self.kind: self.text if self.kind == "regex" else json.loads(self.text)}
+        if self.kind == "regex":  # engines know no named groups
+            return {self.kind: _SPECIAL.sub(_unnamed, self.text)}
+        return {self.kind: json.loads(self.text)}
 
     @property
     def properties(self) -> frozenset[str] | None:
@@ -49,16 +51,16 @@ class Schema:
         Raises:
             Reject: if the output does not follow the schema.
         """
-        value = self.value(text)
         if self.kind != "json":
-            return value
+            return self.value(text)
+        value = _read(text)
         if is_too_deep(value):
             raise Reject(f"is of more than {DEEPEST} levels, one inside of another")
         finding = next(iter(_validator(self.text).iter_errors(value)), None)
         if finding is not None:
             at = ".".join(str(p) for p in finding.absolute_path)
             raise Reject(f"{at}: {finding.message}" if at else finding.message)
-        return value
+        return self._filled(value)
 
     def value(self, text: str) -> Any:
         """Return the value of an output, of JSON without a look at whether it is as it must be.
@@ -76,10 +78,14 @@ class Schema:
             if text not in choices:
                 raise Reject(f"is none of {', '.join(map(repr, choices))}")
             return text
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise Reject(f"is not JSON: {error}") from error
+        return self._filled(_read(text))
+
+    def _filled(self, value: Any) -> Any:
+        """Return a value of JSON with the defaults of the fields that it lacks."""
+        if '"default"' in self.text:
+            root = json.loads(self.text)
+            _fill_in(value, root, root)
+        return value
 
     def example(self) -> Any:
         """Return a value as small as the schema lets one be."""
@@ -89,6 +95,71 @@ class Schema:
             return json.loads(self.text)[0]
         schema = json.loads(self.text)
         return _example(schema, schema)
+
+
+def _read(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Reject(f"is not JSON: {error}") from error
+
+
+_SPECIAL = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?(?:P<\w+>|P=\w+\)|<?[=!])", re.DOTALL)
+"""Parts of a regular expression that are not just characters: escapes, sets, kinds of groups."""
+
+
+def _unnamed(part: re.Match[str]) -> str:
+    """Return a part of a regular expression; of the beginning of a named group, that of a plain."""
+    return "(" if part[0].startswith("(?P<") else part[0]
+
+
+def regex_schema(pattern: str, where: str) -> Schema:
+    """Return a regular expression as a schema.
+
+    Raises:
+        InputError: if it has a part that no engine can generate by.
+    """
+    for part in _SPECIAL.finditer(pattern):
+        if part[0].startswith(("(?=", "(?!", "(?<=", "(?<!")):
+            what = "looks ahead or back"
+        elif part[0].startswith("(?P=") or re.match(r"\\[1-9]", part[0]):
+            what = "refers to a group"
+        elif part[0] in ("\\b", "\\B"):
+            what = "is a boundary of words"
+        else:
+            continue
+        raise InputError(
+            f"{where}: no engine can generate by it: {part[0]!r} {what}; say it otherwise, or "
+            "leave it to `check`"
+        )
+    return Schema("regex", pattern)
+
+
+def _fill_in(value: Any, schema: Any, root: Mapping[str, Any]) -> None:
+    """Give objects within a value the defaults of the fields that they lack.
+
+    Args:
+        value: it is changed.
+        schema: what it follows; where it has a choice of several, that of objects, if there is one.
+        root: what references point into.
+    """
+    if isinstance(schema, Mapping) and "$ref" in schema:
+        schema = find_reference(str(schema["$ref"]), root)
+    if not isinstance(schema, Mapping):
+        return
+    if isinstance(value, list):
+        for element in value:
+            _fill_in(element, schema.get("items"), root)
+    if not isinstance(value, dict):
+        return
+    choices = [c for c in schema.get("anyOf", ()) if c != {"type": "null"}]
+    for part in (*schema.get("allOf", ()), *(choices if len(choices) == 1 else ())):
+        _fill_in(value, part, root)
+    for name, inner in (schema.get("properties") or {}).items():
+        if name in value:
+            _fill_in(value[name], inner, root)
+        elif isinstance(inner, Mapping) and "default" in inner:
+            value[name] = json.loads(json.dumps(inner["default"]))
 
 
 SchemaResolver = Callable[[Function, str], Mapping[str, Any]]

@@ -10,7 +10,6 @@ from pathlib import Path
 from samullm_plugin.app import drafts
 from samullm_plugin.app.adapters import adapter_folder
 from samullm_plugin.app.drafts import NodeDraft
-from samullm_plugin.app.expressions import parsed
 from samullm_plugin.app.functions import function_of
 from samullm_plugin.app.graph import NodeGraph
 from samullm_plugin.app.keptrows import RowFields
@@ -24,7 +23,7 @@ from samullm_plugin.app.nodespec import (
 )
 from samullm_plugin.app.pooling import class_names
 from samullm_plugin.app.requestlines import PLAIN
-from samullm_plugin.app.schemas import Schema, SchemaResolver, json_schema
+from samullm_plugin.app.schemas import Schema, SchemaResolver, json_schema, regex_schema
 from samullm_plugin.app.templates import referenced
 from samullm_plugin.errors import InputError, suggest
 
@@ -162,11 +161,7 @@ def _with_texts(
             own[k] = given
     if schema is not None:
         sampling["structured_outputs"] = schema.structured_outputs
-    conditions = [section.keep.expr] if section.keep else []
-    conditions += [b.expr for b in section.route.values()]
-    if not section.pools and any(
-        c is not None and "logprob" in parsed(c).names for c in conditions
-    ):
+    if section.asks_logprobs:
         sampling.setdefault("logprobs", 0)
     options = {
         "chat_template": section.chat_template,
@@ -215,7 +210,7 @@ def node_schema(
     if given is None:
         return None
     if isinstance(given, RegexSection):
-        return Schema("regex", given.regex)
+        return regex_schema(given.regex, f"{where}.regex")
     if isinstance(given, ChoiceSection):
         return Schema("choice", json.dumps(given.choice))
     if isinstance(given, Mapping):

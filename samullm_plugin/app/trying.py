@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from samullm_plugin.app.expressions import parsed
+from samullm_plugin.app.functions import chosen_by
 from samullm_plugin.app.graph import NodeGraph
 from samullm_plugin.app.nodespec import NodeSection, PythonSection
 from samullm_plugin.app.pooling import pooled_example
@@ -41,7 +42,11 @@ class Trials:
     def _stand_in(self, index: int) -> StandIn:
         node = self._graph.nodes[index]
         section, schema = node.section, self._schemas.get(index)
-        known: dict[str, Any] = {"copy": 1, "index": 1, "node": node.name}
+        known: dict[str, Any] = {"copy": 1, "index": 1, "node": node.name, "num_tokens": 1}
+        if isinstance(section, NodeSection):
+            known["finish_reason"] = "stop"
+            if section.asks_logprobs:
+                known["logprob"] = -0.5
         if section.sample is not None:
             text = section.sample if isinstance(section.sample, str) else None
             value: Any = None if text is not None else section.sample
@@ -77,18 +82,25 @@ class Trials:
         for field, text in written:
             if text is None:
                 continue
-            known = self._known_fields(index)
-            if known is None:
-                continue
-            for name in sorted(parsed(text).names - known):
-                hint = suggest(name, known) or f"; there are {', '.join(sorted(known))}"
-                raise InputError(f"{where}.{field}: there is no field {name!r}{hint}")
+            self._check_names(text, index, f"{where}.{field}")
+        by = chosen_by(section.python) if isinstance(section, PythonSection) else None
+        for edge in section.edges.values() if by is not None else ():
+            for source in self._graph.resolve(edge.sources, f"{where}.inputs"):
+                self._check_names(by or "", source, f"{where}.python")
+
+    def _check_names(self, expression: str, index: int, where: str) -> None:
+        """Refuse an expression over rows of a node that uses a field they do not have."""
+        known = self._known_fields(index)
+        for name in sorted(parsed(expression).names - known) if known is not None else ():
+            hint = suggest(name, known or ()) or f"; there are {', '.join(sorted(known or ()))}"
+            asked = "; ask for it with sampling_params.logprobs" if name == "logprob" else hint
+            raise InputError(f"{where}: there is no field {name!r}{asked}")
 
     def _known_fields(self, index: int) -> set[str] | None:
         """Return the names that an expression of a node may use; None: nobody can tell."""
         node, known = (
             self._graph.nodes[index],
-            {"output", "id", "item", "finish_reason", "num_tokens"},
+            {"output", "id", "item", "node", "finish_reason", "num_tokens"},
         )
         section, schema = node.section, self._schemas.get(index)
         if isinstance(section.sample, Mapping):
@@ -101,7 +113,7 @@ class Trials:
             if schema.properties is None:
                 return None
             known |= schema.properties
-        if isinstance(section, NodeSection) and not section.pools:
+        if isinstance(section, NodeSection) and section.asks_logprobs:
             known |= {"logprob"}
         for request in node.requests[-1:]:
             known |= set(request.fields) | {w.label for w in request.waits if w.label}

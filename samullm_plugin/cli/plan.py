@@ -100,7 +100,7 @@ def plan(
     from samullm_plugin.planning.artifacts import write_plan
     from samullm_plugin.planning.instances import make_instance
     from samullm_plugin.planning.planner import make_plan
-    from samullm_plugin.planning.this_machine import check_here
+    from samullm_plugin.planning.this_machine import check_here, check_stages
     from samullm_plugin.run.known import known_outputs, known_text
     from samullm_plugin.run.reuse import ReuseOptions
 
@@ -127,8 +127,10 @@ def plan(
     instance = make_instance(host, loaded, planner, gpus=gpus)
     how = instance.planning_options(host, options)
     part = loaded.executor
-    engine = host.create("executor", part.type, part.options).engine_version()
-    known = known_outputs(ReuseOptions(reuse, tuple(fresh or ())), engine, loaded, instance.problem)
+    engines = host.create("executor", part.type, part.options)
+    check_stages(engines, instance.problem, planner)
+    reused, version = ReuseOptions(reuse, tuple(fresh or ())), engines.engine_version()
+    known = known_outputs(reused, version, loaded, instance.problem)
     problem = instance.problem if known is None else known.problem
     result = make_plan(host, problem, name, how, simulator=instance.simulator(host, problem))
     if (text := known_text(known, problem)) is not None:

@@ -82,7 +82,7 @@ def run(
     from samullm_plugin.planning.artifacts import StoredPlan, read_plan
     from samullm_plugin.planning.instances import make_instance
     from samullm_plugin.planning.planner import make_plan
-    from samullm_plugin.planning.this_machine import usual_executor
+    from samullm_plugin.planning.this_machine import check_stages, usual_executor
     from samullm_plugin.run.display import RunDisplay
     from samullm_plugin.run.known import known_outputs, known_text
     from samullm_plugin.run.progress import RunProgress
@@ -134,6 +134,7 @@ def run(
     engines.begin_opening()
     fused = None if stored is None else stored.fused
     instance = make_instance(host, loaded, planner, gpus=gpus, fused=fused)
+    check_stages(engines, instance.problem, planner)
     if stored is not None:
         path = plan or directory / "plan.json"
         instance = instance.with_stored_policy(host, stored.request_policy, path)

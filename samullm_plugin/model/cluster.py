@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.parallel import ParallelConfig
@@ -87,7 +88,8 @@ class Cluster:
                 object.__setattr__(self, kind, (tuple(every),))
             elif rest:
                 raise InputError(f"cluster: {kind} leaves out device {rest[0]}")
-        kinds = tuple(self._label(gpu) for gpu in self.gpus)
+        labels = {gpu: self._label(gpu, set(self.gpus)) for gpu in set(self.gpus)}
+        kinds = tuple(labels[gpu] for gpu in self.gpus)
         object.__setattr__(self, "kinds", kinds)
         for name, sets in (("_group_index", self.nvlink_groups), ("_machine_index", self.machines)):
             index = {d: i for i, members in enumerate(sets) for d in members}
@@ -105,9 +107,10 @@ class Cluster:
                     "machines; NVLink joins devices of one machine"
                 )
 
-    def _label(self, gpu: Gpu) -> str:
+    @staticmethod
+    def _label(gpu: Gpu, kinds: Collection[Gpu]) -> str:
         """Return what tells a kind of GPU from the others of the cluster."""
-        memory = {other.memory_bytes for other in self.gpus if other.name == gpu.name}
+        memory = {other.memory_bytes for other in kinds if other.name == gpu.name}
         if len(memory) == 1:
             return gpu.name
         return f"{gpu.name} with {gpu.memory_bytes / 2**30:g} GiB"
@@ -165,6 +168,25 @@ class Cluster:
 
         gpus = tuple(self.gpus[d] for d in devices)
         return Cluster(gpus, kept(self.nvlink_groups), kept(self.machines), self.host_memory_bytes)
+
+    def with_gpus(self, count: int) -> Cluster:
+        """Return so many devices: machine after machine, and from the first again.
+
+        Raises:
+            InputError: if there are none.
+        """
+        copies = range(-(-count // self.num_gpus))
+
+        def repeated(sets: Iterable[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
+            return tuple(tuple(c * self.num_gpus + d for d in s) for c in copies for s in sets)
+
+        several = Cluster(
+            self.gpus * len(copies),
+            repeated(self.nvlink_groups),
+            repeated(self.machines),
+            self.host_memory_bytes,
+        )
+        return several.subset([d for m in several.machines for d in m][:count])
 
     def replica_violation(self, devices: Sequence[int], tensor_parallel_size: int) -> str | None:
         """Return why these devices cannot carry one replica, or None if they can.
@@ -353,14 +375,21 @@ def device_labels(num_gpus: int, machines: Sequence[Sequence[int]] = ()) -> list
 def device_list(devices: Iterable[int], machines: Sequence[Sequence[int]] = ()) -> str:
     """Return devices as ranges, such as ``0-3,6``, or ``m0:0-3 m1:2`` where machines are named.
 
+    Three or more machines in a row of which the same devices are meant are ``m4-m9:0-7``.
+
     Args:
         devices: indices in the cluster.
         machines: as :func:`device_labels` has them.
     """
     if machines:
         chosen = set(devices)
-        found = ([k for k, d in enumerate(members) if d in chosen] for members in machines)
-        return " ".join(f"m{m}:{device_list(mine)}" for m, mine in enumerate(found) if mine)
+        found = [[k for k, d in enumerate(members) if d in chosen] for members in machines]
+        parts: list[str] = []
+        for mine, alike in groupby(range(len(found)), key=found.__getitem__):
+            which = [f"m{m}" for m in alike]
+            names = [f"{which[0]}-{which[-1]}"] if len(which) > 2 else which
+            parts += [f"{name}:{device_list(mine)}" for name in names if mine]
+        return " ".join(parts)
     runs: list[list[int]] = []
     for d in sorted(devices):
         if runs and d == runs[-1][-1] + 1:

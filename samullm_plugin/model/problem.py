@@ -294,6 +294,15 @@ class Problem:
         costs = tuple({k: whole(c) for k, c in sizes.items()} for sizes in self.costs)
         return replace(self, costs=costs)
 
+    def without_pipelines(self) -> Problem:
+        """Return the same problem with replicas of one pipeline stage, where a model fits so."""
+
+        def single(node: int, sizes: Mapping[ModeKey, ModeCosts]) -> Mapping[ModeKey, ModeCosts]:
+            kept = {k: c for k, c in sizes.items() if k.pipeline_parallel_size == 1}
+            return kept if any(self.fits(node, k) for k in kept) else sizes
+
+        return replace(self, costs=tuple(single(i, c) for i, c in enumerate(self.costs)))
+
     def with_scenarios(self, scenarios: tuple[LengthScenario, ...]) -> Problem:
         """Return the same problem with other lengths."""
         return replace(self, scenarios=scenarios)

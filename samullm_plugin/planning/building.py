@@ -28,6 +28,7 @@ from samullm_plugin.model.scenarios import (
     make_scenario,
 )
 from samullm_plugin.model.types import Bools, Ints
+from samullm_plugin.planning.pipelines import without_useless_pipelines
 
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
 PIPELINE_PARALLEL_SIZES = (2, 4, 8)
@@ -79,7 +80,8 @@ def build_problem(
         app, cluster, latency_model, pipeline_parallel_sizes=pipeline_parallel_sizes
     )
     problem = Problem(app, cluster, lengths, costs, page_cache)
-    return problem if prepared_starts else problem.without_prepared_starts()
+    problem = problem if prepared_starts else problem.without_prepared_starts()
+    return problem if pipeline_parallel_sizes is None else without_useless_pipelines(problem)
 
 
 def sample_scenarios(

@@ -128,7 +128,9 @@ class Instance:
 def cluster_of(
     loaded: LoadedApplication, gpus: int | None, host: PluginHost | None = None
 ) -> Cluster:
-    """Return the application's cluster, or its first kind of GPU in another number.
+    """Return the application's cluster, or another number of GPUs of its first kind.
+
+    Of several machines so many are taken, the last in part, with the GPUs that they have.
 
     Args:
         loaded: the application.
@@ -156,6 +158,8 @@ def cluster_of(
         raise InputError(f"--gpus is {gpus}; a plan needs at least one GPU")
     if loaded.cluster is None:
         return Cluster.uniform(bundled_gpu("A100-80GB"), gpus, nvlink=2)
+    if len(loaded.cluster.machines) > 1:
+        return loaded.cluster.with_gpus(gpus)
     pairs = max(len(g) for g in loaded.cluster.nvlink_groups)
     return Cluster.uniform(loaded.cluster.gpus[0], gpus, nvlink=pairs)
 

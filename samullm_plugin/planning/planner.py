@@ -135,6 +135,17 @@ class _World:
     with_policies: Mapping[str, PlanSimulator] = field(default_factory=dict)
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
+    def without_pipelines(self) -> _World | None:
+        """Return the world without pipeline-parallel sizes that no model needs.
+
+        None if there are none, or if engines run already, which may be of such a size.
+        """
+        problem = self.simulator.problem
+        if self.simulator.running or problem.without_pipelines().costs == problem.costs:
+            return None
+        policies = {n: s.without_pipelines() for n, s in self.with_policies.items()}
+        return _World(self.simulator.without_pipelines(), policies, self.groups)
+
     @classmethod
     def of(
         cls,
@@ -232,6 +243,10 @@ def _context(
             part = simulator.with_first_scenarios(scenarios)
         return _schedule(host, [_World(part)], other, nested, depth + 1)[0]
 
+    single = world.without_pipelines() if depth == 0 else None
+    smaller = None
+    if single is not None:
+        smaller = _context(host, single, name, replace(how, incumbent=None), depth)
     now_s = monotonic()
     return SchedulingContext(
         simulator,
@@ -242,6 +257,7 @@ def _context(
         schedule_with=schedule_with,
         progress=how.progress,
         with_policies=world.with_policies,
+        without_pipelines=smaller,
     )
 
 

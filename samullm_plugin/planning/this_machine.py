@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from samullm_plugin.app.loaded import LoadedApplication
+from samullm_plugin.app.spec import PlannerSection
 from samullm_plugin.checkpoints.hub import can_download, has_weights, is_hub_id
 from samullm_plugin.checkpoints.models import checkpoint_of
 from samullm_plugin.errors import InputError
@@ -10,6 +11,7 @@ from samullm_plugin.host.interfaces.executor import Executor
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.application import ModelSpec
 from samullm_plugin.model.cluster import Cluster
+from samullm_plugin.model.problem import Problem
 
 
 def local_devices(host: PluginHost) -> tuple[str, Cluster] | None:
@@ -54,6 +56,29 @@ def _loadable(model: ModelSpec) -> bool:
     if model.engine.given("load_format") == "dummy" or has_weights(folder):
         return True
     return is_hub_id(model.path or model.name) and can_download()
+
+
+def check_stages(executor: Executor, problem: Problem, planner: PlannerSection) -> None:
+    """Refuse pipeline stages that a plan may use and engines do not have, before planning.
+
+    Raises:
+        InputError: naming the node, the field and the remedy.
+    """
+    for i, node in enumerate(problem.app.nodes):
+        stages = [k.pipeline_parallel_size for k in problem.costs[i] if problem.fits(i, k)]
+        if max(stages) == 1:
+            continue
+        try:
+            executor.check_pipeline(node.model)
+        except InputError as error:
+            if planner.pipeline_parallel_sizes is not None and min(stages) == 1:
+                remedy = "planner.pipeline_parallel_sizes must be [1] or left out"
+            else:
+                remedy = (
+                    "without stages it fits on no GPU or NVLink group; give the cluster larger "
+                    "ones (nvlink), lower max_model_len, or take another executor"
+                )
+            raise InputError(f"node {node.name}: {error}; {remedy}") from error
 
 
 def check_runnable(executor: Executor, loaded: LoadedApplication) -> None:

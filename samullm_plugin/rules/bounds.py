@@ -20,13 +20,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from samullm_plugin.model.latency import StepLatency
 from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.problem import ModeKey, Problem
 from samullm_plugin.model.scenarios import LengthScenario
+from samullm_plugin.model.types import Floats, Ints
 from samullm_plugin.rules.critical_path import Window, alone_s, modes_of, windows
 from samullm_plugin.rules.iteration_prices import unit_prices, work_of
-from samullm_plugin.rules.packing import Demand, Whole, fitting_s
+from samullm_plugin.rules.packing import Demand, InOneGo, fitting_s
 from samullm_plugin.rules.transition import Running
 
 Timed = Callable[[int, ParallelConfig, str], "float | None"]
@@ -132,31 +135,38 @@ class _Ways:
         # While a node waits for another it may be started again without losing time.
         self._waits = bool((problem.app.nodes[node].requests.input_node != node).any())
         self._least_start_s = min(problem.least_start_s(c) for _, c, _ in modes_of(problem, node))
-        self._sizes: list[tuple[ParallelConfig, str, float, float]] = []
-        self._whole: list[Whole] = []
-        self._looked_up: set[int] = set()
+        self._sizes: list[tuple[ModeKey, float, float]] = []
+        sizes, counts, held_s = list[Ints](), list[Ints](), list[Floats]()
         for key, costs in problem.costs[node].items():
             if not problem.fits(node, key):
                 continue
             held = least_held(problem, scenario, node, key)
-            tp, pp = key.tensor_parallel_size, key.pipeline_parallel_size
-            ready_s = problem.first_ready_s(node, costs)
-            for replicas in range(1, problem.cluster.kinds.count(key.gpu) // (tp * pp) + 1):
-                parallel = ParallelConfig(replicas, tp, pp)
-                self._sizes.append((parallel, key.gpu, ready_s, held.start_s))
-                self._whole.append(self._way(len(self._whole), held.seconds(replicas)))
+            devices = key.tensor_parallel_size * key.pipeline_parallel_size
+            most = problem.cluster.kinds.count(key.gpu) // devices
+            counts.append(np.arange(1, most + 1))
+            sizes.append(np.full(most, len(self._sizes)))
+            held_s.append(held.seconds(counts[-1]))
+            self._sizes.append((key, problem.first_ready_s(node, costs), held.start_s))
+        self._size, self._replicas = np.concatenate(sizes), np.concatenate(counts)
+        self._held_s = np.concatenate(held_s)
+        per_replica = [k.tensor_parallel_size * k.pipeline_parallel_size for k, _, _ in self._sizes]
+        self._devices = np.array(per_replica)[self._size] * self._replicas
+        before_s = np.array([ready_s - start_s for _, ready_s, start_s in self._sizes])
+        self._before_s = before_s[self._size]
+        self._looked_up: set[int] = set()
 
-    def _way(self, index: int, held_s: float) -> Whole:
-        parallel, _, ready_s, start_s = self._sizes[index]
-        end_s = max(ready_s + held_s - start_s, self._window.end_s)
-        return Whole(parallel.num_devices, held_s, end_s + self._window.tail_s)
+    @property
+    def _end_s(self) -> Floats:
+        ends_s = np.maximum(self._before_s + self._held_s, self._window.end_s)
+        return ends_s + self._window.tail_s
 
     def known(self, demand: Demand) -> Demand:
         """Return a node's demand with what is known of these ways."""
         window = self._window
         parted_s = window.end_s + window.tail_s + (0.0 if self._waits else self._least_start_s)
         demand = demand.between(window.head_s, window.tail_s)
-        return replace(demand, whole=tuple(self._whole), parted_end_s=parted_s)
+        whole = InOneGo(self._devices, self._held_s.copy(), self._end_s)
+        return replace(demand, whole=whole, parted_end_s=parted_s)
 
     def simulated(self, demand: Demand, makespan_s: float, timed: Timed) -> bool:
         """Simulate what is cheapest for a makespan as far as is known; return whether any was.
@@ -169,19 +179,23 @@ class _Ways:
         if self._waits:
             return False
         within_s = makespan_s * (1 + SLIGHTLY)
-        possible = [k for k, way in enumerate(self._whole) if way.end_s <= within_s]
-        news = False
+        in_time, news = self._end_s <= within_s, False
         for edge_s in (0.0, demand.start_s):
-            costs_s = [w.devices * (w.held_s - edge_s) for w in self._whole]
-            k = min(possible, key=costs_s.__getitem__, default=None)
-            if k is None or k in self._looked_up or demand.parted(within_s, edge_s) <= costs_s[k]:
+            costs_s = np.where(in_time, self._devices * (self._held_s - edge_s), np.inf)
+            k = int(costs_s.argmin())
+            if not in_time[k] or k in self._looked_up:
+                continue
+            if demand.parted(within_s, edge_s) <= costs_s[k]:
                 continue
             self._looked_up.add(k)
-            parallel, gpu, _, start_s = self._sizes[k]
-            run_s = timed(self._node, parallel, gpu)
+            key, _, start_s = self._sizes[self._size[k]]
+            parallel = ParallelConfig(
+                int(self._replicas[k]), key.tensor_parallel_size, key.pipeline_parallel_size
+            )
+            run_s = timed(self._node, parallel, key.gpu)
             if run_s is not None:
                 news = True
-                self._whole[k] = self._way(k, max(start_s + run_s, self._whole[k].held_s))
+                self._held_s[k] = max(start_s + run_s, self._held_s[k])
         return news
 
 
@@ -224,9 +238,9 @@ class LeastHeld:
     shared_s: float = 0.0
     longest_s: float = 0.0
 
-    def seconds(self, replicas: int) -> float:
+    def seconds(self, replicas: Ints) -> Floats:
         """Return how long so many replicas hold their devices at least, sharing evenly."""
-        return self.start_s + max(self.shared_s / replicas, self.longest_s)
+        return self.start_s + np.maximum(self.shared_s / replicas, self.longest_s)
 
 
 def least_held(problem: Problem, scenario: LengthScenario, node: int, key: ModeKey) -> LeastHeld:

@@ -13,8 +13,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -27,26 +28,45 @@ HALVINGS, EXACT = 60, 1e-6
 """Steps of bisection by device time, and relative width at which that by divisions ends."""
 
 
-@dataclass(frozen=True, slots=True)
-class Whole:
-    """One way to do all of a node's work without interruption.
+@dataclass(frozen=True, slots=True, eq=False)
+class InOneGo:
+    """Ways to do all of a node's work without interruption; of many devices there are thousands.
 
     Attributes:
-        devices: held, all of them to the end.
-        held_s: seconds for which they are held at least, engine start included.
-        end_s: no makespan is less.
+        devices: [ways] held, all of them to the end.
+        held_s: [ways] seconds for which they are held at least, engine start included.
+        end_s: [ways] no makespan is less.
     """
 
-    devices: int
-    held_s: float
-    end_s: float
+    devices: Ints
+    held_s: Floats
+    end_s: Floats
+    _order: Ints = field(init=False, repr=False)
+    _ends_s: list[float] = field(init=False, repr=False)
+    _cheapest: dict[float, list[float]] = field(init=False, repr=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Order the ways by their end."""
+        order = np.argsort(self.end_s, kind="stable")
+        object.__setattr__(self, "_order", order)
+        object.__setattr__(self, "_ends_s", self.end_s[order].tolist())
+
+    def within(self, makespan_s: float, edge_s: float) -> float:
+        """Return the device seconds of the cheapest that ends in time (inf: none does)."""
+        count = bisect_right(self._ends_s, makespan_s * (1 + 1e-12))
+        if count == 0:
+            return float("inf")
+        if edge_s not in self._cheapest:
+            costs_s = (self.devices * (self.held_s - edge_s))[self._order]
+            self._cheapest[edge_s] = np.minimum.accumulate(costs_s).tolist()
+        return self._cheapest[edge_s][count - 1]
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
     """Device seconds that a node certainly costs.
 
-    Either it is done in one go, in one of the ``whole`` ways, or engines are started for it at
+    Either it is done in one go, in one of the ways of ``whole``, or engines are started for it at
     least twice. Where nothing is known of what it takes in one go, one start is all that is sure.
 
     Attributes:
@@ -55,7 +75,7 @@ class Demand:
         start_s: seconds that an engine start holds a device.
         head_s: no iteration begins before this; an engine has been started by then.
         tail_s: the makespan is no less than this after the last of them.
-        whole: ways to do it in one go; empty: not looked at.
+        whole: ways to do it in one go; None: not looked at.
         parted_end_s: no makespan is less if it is not done in one go.
     """
 
@@ -64,7 +84,7 @@ class Demand:
     start_s: float
     head_s: float
     tail_s: float = 0.0
-    whole: tuple[Whole, ...] = ()
+    whole: InOneGo | None = None
     parted_end_s: float = 0.0
 
     def between(self, head_s: float, tail_s: float) -> Demand:
@@ -86,7 +106,7 @@ class Demand:
     @property
     def starts(self) -> float:
         """Return the device seconds of engine starts at least if it is not done in one go."""
-        return self.one_start * (2 if self.whole else 1)
+        return self.one_start * (1 if self.whole is None else 2)
 
     def shares(self, makespan_s: float) -> float:
         """Return on how many devices the work is done at least (inf: it cannot be)."""
@@ -103,10 +123,7 @@ class Demand:
             edge_s: at most ``start_s``: what is taken off for every device that works for it.
         """
         least = self.parted(makespan_s, edge_s)
-        for way in self.whole:
-            if way.end_s <= makespan_s * (1 + 1e-12):
-                least = min(least, way.devices * (way.held_s - edge_s))
-        return least
+        return least if self.whole is None else min(least, self.whole.within(makespan_s, edge_s))
 
     def parted(self, makespan_s: float, edge_s: float = 0.0) -> float:
         """Return :meth:`within` if it is not done in one go."""

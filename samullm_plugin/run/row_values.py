@@ -26,6 +26,19 @@ def mean_logprob(result: Result) -> float | None:
 
 _OWN = ("id", "item", "node")
 
+KNOWN: Mapping[str, Callable[[Result], Any]] = {
+    "finish_reason": lambda result: result.finish_reason,
+    "num_tokens": lambda result: result.num_tokens,
+    "logprob": mean_logprob,
+}
+"""What rows have of a generated output beside its text and value; None: it is not known."""
+
+
+def known_of(result: Result) -> dict[str, Any]:
+    """Return what is known of a generated output beside its text and value."""
+    found = {name: read(result) for name, read in KNOWN.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
 
 class RowValues:
     """Rows of a run; requests are named as the user wrote them.
@@ -74,9 +87,7 @@ class RowValues:
             "copy": fields.get("copy"),
             "index": fields.get("index"),
             "node": self._names[node],
-            "finish_reason": result.finish_reason,
-            "num_tokens": result.num_tokens,
-            "logprob": mean_logprob(result),
+            **known_of(result),
         }
         return Output.of(result.text if source.call is None else None, value, **known)
 
@@ -87,7 +98,7 @@ class RowValues:
 
         Fields of the line by their names; by the name of each node before what it gave: a text,
         or the value it was parsed to; fields of the last value by their names as well; ``output``
-        is the last text. Arguments as of :meth:`output`.
+        is the last text; :func:`known_of` the last model's output. Arguments as of :meth:`output`.
         """
         node = request[0]
         source = self._sources[node]
@@ -100,6 +111,9 @@ class RowValues:
             row.update({k: v for k, v in value.items() if k not in _OWN})
         row[source.name] = row[self._names[node]] = value
         row["output"], row["node"] = str(output), self._names[node]
+        if source.call is None:
+            mine = output.fields.keys() & KNOWN.keys() - source.fields[request[1]].keys()
+            row.update({name: output.fields[name] for name in mine})
         return row
 
     def without_output(self, request: RequestId, ledger: Ledger) -> dict[str, Any]:

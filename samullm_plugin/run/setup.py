@@ -20,7 +20,7 @@ from samullm_plugin.model.result import PlanTrace
 from samullm_plugin.planning.building import sample_scenarios
 from samullm_plugin.planning.instances import Instance
 from samullm_plugin.planning.policies import planned_policy
-from samullm_plugin.planning.this_machine import check_runnable
+from samullm_plugin.planning.this_machine import check_runnable, check_stages
 from samullm_plugin.run.coordinator import Coordinator
 from samullm_plugin.run.engine_failures import RunOptions
 from samullm_plugin.run.journal import Journal
@@ -78,6 +78,7 @@ def prepare(setup: RunSetup) -> tuple[Executor, PromptBuilder]:
     """Return the executor and where the requests come from, checked before anything starts."""
     executor = setup.host.create("executor", setup.executor, dict(setup.executor_options))
     require_preparing(executor, setup.instance.planner)
+    check_stages(executor, setup.instance.problem, setup.instance.planner)
     check_runnable(executor, setup.loaded)
     check_output(setup.loaded)
     if not imitates(executor):

@@ -19,7 +19,7 @@ from samullm_plugin.run.ledger import Ledger, Status
 from samullm_plugin.run.prompts import A_PROMPT, Given, Prepared, Prompt, PromptBuilder, Refused
 from samullm_plugin.run.python_calls import Call, CallRunner, WorkerCalls
 from samullm_plugin.run.results import RequestId, Result
-from samullm_plugin.run.row_values import RowValues
+from samullm_plugin.run.row_values import RowValues, known_of
 from samullm_plugin.run.user_nodes import UserNodes
 
 
@@ -205,6 +205,7 @@ class TextPrompts(PromptBuilder):
         if isinstance(value, Mapping):
             row.update(value)
         row |= {source.name: value, "output": result.text, "node": self._names[node]}
+        row.update({k: v for k, v in known_of(result).items() if k not in source.fields[r]})
         return Call(source.check, (row,))
 
     def pooled(self, request: RequestId, numbers: Sequence[float]) -> Any:

@@ -30,6 +30,10 @@ COARSE_REQUESTS = 20_000
 BOUND_REQUESTS = 200_000
 """Requests of nodes alone that are simulated for the lower bound of a length scenario, at most."""
 
+ENGINE_REQUESTS = 16
+"""An engine is counted as so many requests there: without, a node of few requests is simulated on
+each number of a thousand engines."""
+
 
 class PlanSimulator:
     """Simulates plans of one problem; identical parts are simulated once.
@@ -101,6 +105,16 @@ class PlanSimulator:
         part._whole, part._lower_bounds_s = self, None
         return part
 
+    def without_pipelines(self) -> PlanSimulator:
+        """Return a simulator of :meth:`Problem.without_pipelines` that shares all results."""
+        part: PlanSimulator = copy(self)
+        part.problem, part._lower_bounds_s = self.problem.without_pipelines(), None
+        part._whole = None if self._whole is None else self._whole.without_pipelines()
+        if self._whole is None:
+            coarse = self.coarse()
+            part._coarse = part if coarse is self else coarse.without_pipelines()
+        return part
+
     def with_python(self, scenario: int, finish_s: list[Floats]) -> list[Floats]:
         """Return ``finish_s``, by node, with the entries of Python nodes filled in."""
         works, app = self.works[scenario], self.problem.app
@@ -138,7 +152,8 @@ class PlanSimulator:
 
         def timed(node: int, parallel: ParallelConfig, gpu: str) -> float | None:
             nonlocal left
-            left -= int(self.works[scenario][node].taken.sum())
+            requests = int(self.works[scenario][node].taken.sum())
+            left -= max(requests, ENGINE_REQUESTS * parallel.data_parallel_size)
             if left < 0:
                 return None
             device = self.problem.cluster.kinds.index(gpu)

@@ -21,6 +21,7 @@ from samullm_auto.selection import (
     confirm,
     contenders_of,
     select_on_holdout,
+    simplest,
 )
 from samullm_plugin import Plan, Problem, SamullmError, StageScheduler, hookimpl
 from samullm_plugin.host.interfaces.scheduler import SchedulingContext
@@ -147,7 +148,11 @@ class AutoScheduler(StageScheduler):
         return best.plan
 
     def _search(
-        self, context: SchedulingContext, risk: Risk, limit_s: float = float("inf")
+        self,
+        context: SchedulingContext,
+        risk: Risk,
+        limit_s: float = float("inf"),
+        share: float = 1.0,
     ) -> Candidate | None:
         """Return the best plan of a context's problem, and fill in its report.
 
@@ -155,17 +160,25 @@ class AutoScheduler(StageScheduler):
             context: the host.
             risk: what to make small.
             limit_s: what the plan has to beat.
+            share: of a budget that is given, what it may take.
 
         Returns:
             None if the first plans are so far from the limit that searching is given up.
         """
         options, problem = self.config, context.simulator.problem
         assert isinstance(options, AutoOptions)
+        known = None
+        if context.without_pipelines is not None:  # more to choose from must not be worse
+            share /= 2
+            known = self._search(context.without_pipelines, risk, limit_s, share)
         simulator = context.simulator.coarse()
         bounds = context.lower_bounds_s()
-        budget = _budget(options, context, float(bounds[0]))
+        budget = _budget(options, context, float(bounds[0]), share)
         search = Search(simulator, context, risk, budget, bounds)
         search.begin()
+        if known is not None:
+            label = "without further pipeline stages"
+            search.log.values[label] = search.offer(known.plan, label)
         self._offer_starts(search, context, options.exact_up_to)
         assert search.best is not None
         if search.best.value_s > limit_s * (1 + HOPELESS):
@@ -175,6 +188,9 @@ class AutoScheduler(StageScheduler):
         notes = search.log.notes
         rest = range(search.num_scenarios, len(problem.scenarios))
         best = select_on_holdout(search.candidates, simulator, rest, risk)
+        if simulator is context.simulator and not rest:
+            alike = search.candidates
+            best = alike[simplest([c.plan for c in alike], [c.value_s for c in alike])]
         if simulator is not context.simulator:
             every = problem.app.num_requests <= CONFIRMED_REQUESTS
             scenarios = range(search.num_scenarios if every else 1)
@@ -187,11 +203,11 @@ class AutoScheduler(StageScheduler):
             notes.append("the time limit ended the search: another run may find another plan")
         judge = context.simulator
         if not search.optimal:
-            best, judge = self._with_policy(best, search, context, risk)
+            best, judge = self._with_policy(best, known, search, context, risk)
         context.report.explanation.update(explain(problem, judge, best))
         context.report.notes += notes
         context.report.objective_s = best.value_s
-        if search.optimal and best is search.best and not rest:
+        if search.optimal and best.value_s <= search.least_s and not rest:
             context.report.status = PlanStatus.OPTIMAL
         if context.sharing or limit_s < float("inf"):  # alike in all that are compared
             made = [judge.simulate_scenario(best.plan, s) for s in range(len(problem.scenarios))]
@@ -199,14 +215,20 @@ class AutoScheduler(StageScheduler):
         return best
 
     def _with_policy(
-        self, best: Candidate, search: Search, context: SchedulingContext, risk: Risk
+        self,
+        best: Candidate,
+        known: Candidate | None,
+        search: Search,
+        context: SchedulingContext,
+        risk: Risk,
     ) -> tuple[Candidate, PlanSimulator]:
         """Return the candidate to carry out, and the simulator that tells how.
 
-        That is another request policy's if some candidate takes less by enough under it.
+        That is another request policy's if some candidate takes less by enough under it. Looked at
+        are the last candidates, and the one that the problem without pipeline stages has.
         """
         plans = {c.plan: c for c in contenders_of(search.candidates, NEAR_COARSE, CONTENDERS)}
-        plans[best.plan] = best
+        plans |= {c.plan: c for c in (known, best) if c is not None}
         every = context.simulator.problem.app.num_requests <= CONFIRMED_REQUESTS
         scenarios = range(search.num_scenarios if every else 1)
 
@@ -215,21 +237,20 @@ class AutoScheduler(StageScheduler):
                 np.array([judge.simulate_scenario(plan, s).makespan_s for s in scenarios])
             )
 
-        found, chosen = best, context.simulator
-        if context.with_policies:
-            before_s = least_s = value_s(context.simulator, best.plan)
-        for name, judge in context.with_policies.items():
-            for plan, candidate in plans.items():
-                takes_s = value_s(judge, plan)
-                if takes_s < before_s * (1 - POLICY_GAIN) and takes_s < least_s:
-                    found, chosen, least_s = replace(candidate, value_s=takes_s), judge, takes_s
-                    context.report.request_policy = name
-        if context.report.request_policy is not None:
-            context.report.notes.append(
-                f"request policy {context.report.request_policy}: {before_s:.1f} s without, "
-                f"{least_s:.1f} s with it"
-            )
-        return found, chosen
+        if not context.with_policies:
+            return best, context.simulator
+        before_s = value_s(context.simulator, best.plan)
+        ways = [(name, plan) for name in context.with_policies for plan in plans]
+        takes_s = [value_s(context.with_policies[name], plan) for name, plan in ways]
+        least = simplest([plan for _, plan in ways], takes_s)
+        if takes_s[least] >= before_s * (1 - POLICY_GAIN):
+            return best, context.simulator
+        name, plan = ways[least]
+        context.report.request_policy = name
+        context.report.notes.append(
+            f"request policy {name}: {before_s:.1f} s without, {takes_s[least]:.1f} s with it"
+        )
+        return replace(plans[plan], value_s=takes_s[least]), context.with_policies[name]
 
     def _offer_starts(self, search: Search, context: SchedulingContext, exact_up_to: int) -> None:
         """Let the search begin with the plans of the other schedulers.
@@ -292,13 +313,15 @@ class AutoScheduler(StageScheduler):
             search.log.values[label] = search.offer(plan, label)
 
 
-def _budget(options: AutoOptions, context: SchedulingContext, bound_s: float) -> Budget:
-    """Return the work that may be spent."""
+def _budget(
+    options: AutoOptions, context: SchedulingContext, bound_s: float, share: float
+) -> Budget:
+    """Return the work that may be spent, of a budget that is given a share."""
     worth_s = min(WORTH * bound_s + min(WORTH_SHORT * bound_s, SHORT_S), WORTH_S)
     limited = context.remaining_s < float("inf")
     given = [b for b in (options.budget_s, context.remaining_s if limited else None) if b]
     economical = options.economical and not given
-    allowance_s = min(given) if given else worth_s if economical else WORTH_S
+    allowance_s = share * min(given) if given else worth_s if economical else WORTH_S
     fuse_s = monotonic() + max(FUSE_S, FUSE * allowance_s)
     return Budget(allowance_s, min(fuse_s, context.deadline_s), economical=economical)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from samullm_tasks.timing import TimedMode, spaced
+from samullm_tasks.timing import TimedMode, one_stage, spaced
 
 from samullm_auto.budget import Budget, Costs
 from samullm_auto.builder import Builder
@@ -138,8 +138,9 @@ class Search:
             [TimedMode.idle(problem, i, p) for p in of_node]
             for i, of_node in enumerate(self._modes)
         ]
+        behind = [[of_node[k] for k in one_stage(of_node)] for of_node in timed]
         self.pairs_s = costs.pairs_s(
-            [[of_node[k].parallel for k in spaced(of_node)] for of_node in timed]
+            [[of_node[k].parallel for k in spaced(of_node)] for of_node in behind]
         )
         offered = sum(len(problem.parallel_configs(i)) for i in range(len(self._modes)))
         if (considered := sum(map(len, self._modes))) < offered:
@@ -168,7 +169,12 @@ class Search:
     @property
     def optimal(self) -> bool:
         """Return whether no plan is noticeably better than the best."""
-        return self.best is not None and self.best.value_s <= self.bound_s * (1 + CLOSE_ENOUGH)
+        return self.best is not None and self.best.value_s <= self.least_s
+
+    @property
+    def least_s(self) -> float:
+        """Return the value up to which no plan is noticeably better."""
+        return self.bound_s * (1 + CLOSE_ENOUGH)
 
     def offer(self, plan: Plan, source: str, scenario: int | None = None) -> float:
         """Simulate a plan, keep it if it is the best; return its value.

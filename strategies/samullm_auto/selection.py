@@ -8,6 +8,7 @@ import numpy as np
 
 from samullm_auto.risk import Risk
 from samullm_auto.search import Candidate
+from samullm_plugin import Plan
 from samullm_plugin.model.types import Floats
 from samullm_plugin.simulator import PlanSimulator
 
@@ -58,6 +59,29 @@ def select_on_holdout(
         if values[k] < values[chosen] and _trusted(further[:, chosen] - further[:, k], risk):
             return contenders[k]
     return contenders[chosen]
+
+
+def simplest(plans: Sequence[Plan], values: Sequence[float]) -> int:
+    """Return the index of the best plan, of equally good ones of that which changes least.
+
+    Where lengths are others than planned, whatever a plan does on the way may come at a bad moment.
+
+    Args:
+        plans: one at least.
+        values: by plan, what is to be small; equally good are those that only rounding tells apart.
+    """
+    most = min(values) * (1 + 1e-9)
+    near = [k for k, value in enumerate(values) if value <= most]
+    return min(near, key=lambda k: (_num_changes(plans[k]), values[k]))
+
+
+def _num_changes(plan: Plan) -> int:
+    """Return how many assignments the stages of a plan begin with, and how many stages it has."""
+    before = ((), *(s.assignments for s in plan.stages))
+    begun = sum(
+        a not in old for s, old in zip(plan.stages, before, strict=False) for a in s.assignments
+    )
+    return begun + len(plan.stages)
 
 
 def confirm(

@@ -48,7 +48,7 @@ def relaxed(problem: Problem, timings: Timings, scenario: int) -> Instance:
             if i in consumers:
                 if (i, key) not in held:
                     held[i, key] = least_held(problem, problem.scenarios[scenario], i, key)
-                held_s = held[i, key].seconds(size.data_parallel_size)
+                held_s = float(held[i, key].seconds(np.array(size.data_parallel_size)))
                 if task.name in problem.same_engine:  # it may need no start
                     held_s -= held[i, key].start_s
             else:

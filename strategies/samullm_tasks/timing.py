@@ -73,7 +73,8 @@ def tails_s(
 
     Inputs from other producers are taken to be there, and the producer to run at full speed. Where
     there are many modes, some far apart are simulated, and the others lie between them, linear over
-    the logarithm of their devices.
+    the logarithm of their devices. Consumers of several pipeline stages, whose simulation is slow,
+    lie between those of one stage, linear over what they take alone.
 
     Args:
         simulator: the host's.
@@ -86,7 +87,9 @@ def tails_s(
         Shape ``(len(producers), len(consumers))``.
     """
     works = simulator.works[scenario]
-    rows, columns = spaced(producers), spaced(consumers)
+    rows, single = spaced(producers), one_stage(consumers)
+    few = spaced([consumers[c] for c in single])
+    columns = [single[k] for k in few]
     timed = np.zeros((len(rows), len(columns)))
     for at, p in enumerate(rows):
         finish = [np.zeros(len(w.output_tokens)) for w in works]
@@ -97,8 +100,18 @@ def tails_s(
         queries = [consumers[c].query(simulator, scenario, available) for c in columns]
         ends = [run.end_s for run in simulator.runs.get_many(queries)]
         timed[at] = np.maximum(0.0, np.array(ends) - float(finish_s[p].max()))
-    across = _between(consumers, columns, timed.T)  # by consumer's mode
+    across = np.zeros((len(consumers), len(rows)))  # by consumer's mode
+    across[single] = _between([consumers[c] for c in single], few, timed.T)
+    if len(single) < len(consumers):
+        alone_s = np.array([run.end_s for run in alone(simulator, scenario, consumers)])
+        across = _by_time(alone_s, single, across)
     return _between(producers, rows, across.T)
+
+
+def one_stage(modes: Sequence[TimedMode]) -> list[int]:
+    """Return the indices of a node's modes of one pipeline stage; of all, if there are none."""
+    single = [k for k, mode in enumerate(modes) if mode.parallel.pipeline_parallel_size == 1]
+    return single or list(range(len(modes)))
 
 
 def spaced(modes: Sequence[TimedMode]) -> list[int]:
@@ -111,6 +124,28 @@ def spaced(modes: Sequence[TimedMode]) -> list[int]:
         for k in far_apart([modes[m].parallel.num_devices for m in same])
     ]
     return sorted(kept)
+
+
+def _by_time(alone_s: Floats, known: Sequence[int], values: Floats) -> Floats:
+    """Return values for all modes, linear over the seconds that they take alone.
+
+    A mode slower than all known ones has as much more as it is slower.
+
+    Args:
+        alone_s: by mode.
+        known: indices of those that have values.
+        values: shape ``(modes, n)``; rows of others are ignored.
+
+    Returns:
+        Shape ``(modes, n)``.
+    """
+    order = sorted(known, key=lambda k: alone_s[k])
+    slowest_s = alone_s[order[-1]]
+    result = values.copy()
+    for k in set(range(len(alone_s))) - set(known):
+        near = [np.interp(alone_s[k], alone_s[order], column) for column in values[order].T]
+        result[k] = np.array(near) + max(0.0, alone_s[k] - slowest_s)
+    return result
 
 
 def _alike(modes: Sequence[TimedMode]) -> list[list[int]]:

@@ -71,6 +71,17 @@ def load(tmp_path: Path) -> Load:
         ("nodes.y.prompt", "{{ ii }}", "{{ ii }} is neither a field of request '0' nor an input"),
         ("nodes.x.route", {"y": {"probability": 0.4}}, "the probabilities add up to 0.4"),
         ("nodes.x.route", {"y": {"probability": 1, "when": "("}}, "is not a regular expression"),
+        (
+            "nodes.z",
+            {"python": "best by scor", "inputs": {"c": "x"}},
+            "nodes.z.python: there is no field 'scor'; there are",
+        ),
+        (
+            "nodes.z",
+            {"python": "vote by logprob", "inputs": {"c": "x"}},
+            "no field 'logprob'; ask for it with sampling_params.logprobs",
+        ),
+        ("nodes.x.output_schema", {"regex": "a(?=b)"}, "output_schema.regex: no engine can"),
         ("nodes.y.for_each", "z", "nodes.y.for_each: there is no node 'z'"),
         ("nodes.y.chain", "chapter", "nodes.y.chain: request '0' has no field 'chapter'"),
         ("cluster.gpus", 0, "cluster.gpus: at least one GPU is needed, not 0"),

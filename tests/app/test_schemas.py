@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
-from samullm_plugin.app.schemas import Schema, find_reference, json_schema
+from samullm_plugin.app.schemas import Schema, find_reference, json_schema, regex_schema
 from samullm_plugin.errors import InputError, Reject
 
 ANYTHING = Schema("json", "{}")
@@ -90,3 +91,36 @@ def test_references_are_json_pointers(reference: str, found: object) -> None:
     root = {"$defs": {"a/b": {"type": "null"}}, "anyOf": [{"type": "string"}]}
     assert find_reference(reference, root) == found
     assert find_reference("#", root) is root
+
+
+def test_named_groups_are_for_the_value_and_not_for_the_engine() -> None:
+    schema = regex_schema(r"(?P<year>19[0-9]{2})\(?P<[(?P<z>]", "here")
+    assert schema.structured_outputs == {"regex": r"(19[0-9]{2})\(?P<[(?P<z>]"}
+    assert schema.parse("1942P<z") == {"year": "1942"}
+
+
+@pytest.mark.parametrize("pattern", [r"(a)\1", "a(?=b)", "(?<!a)b", r"\bx", "(?P<a>x)(?P=a)"])
+def test_what_no_engine_can_generate_by_is_refused(pattern: str) -> None:
+    with pytest.raises(InputError, match="here: no engine can generate by it"):
+        regex_schema(pattern, "here")
+
+
+class Inner(BaseModel):
+    """An object that may be empty."""
+
+    a: int = 3
+    b: list[str] = ["q"]
+
+
+class Outer(BaseModel):
+    """One that holds others, and perhaps one of its own kind."""
+
+    one: Inner | None = None
+    many: list[Inner]
+    next: Outer | None = None
+
+
+def test_fields_with_a_default_may_be_left_out_of_an_output() -> None:
+    schema = json_schema(Outer.model_json_schema(), "here")
+    text = '{"many": [{"a": 1}, {}], "one": {"b": []}, "next": {"many": []}}'
+    assert schema.parse(text) == Outer.model_validate_json(text).model_dump()

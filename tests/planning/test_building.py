@@ -212,6 +212,25 @@ def test_a_model_that_fits_no_nvlink_group_is_divided_by_layers() -> None:
     assert {p.pipeline_parallel_size for p in large_alone(2, (1, 2)).parallel_configs(0)} == {1, 2}
 
 
+def test_pipeline_stages_are_planned_where_one_stage_does_not_replace_them() -> None:
+    """A small model is faster on as many devices of its own; a large one has more room so."""
+    names = ("THUDM/chatglm3-6b", "meta-llama/Llama-2-70b-chat-hf")
+    nodes = tuple(ModelNode(n, bundled_model(n), RequestTable.of([100] * 400, 300)) for n in names)
+    app = Application("both", nodes)
+    problem = build_problem(
+        app,
+        Cluster.uniform(bundled_gpu("A100-80GB"), 8, nvlink=2),
+        EcdfLengths(),
+        PluginHost().create("latency-model", "linear"),
+        rng=np.random.default_rng(0),
+        true_lengths=[np.full(400, 300)] * 2,
+        pipeline_parallel_sizes=(1, 2),
+    )
+    stages = [{p.pipeline_parallel_size for p in problem.parallel_configs(i)} for i in (0, 1)]
+    assert stages == [{1}, {1, 2}]
+    assert set(problem.costs[1]) > set(problem.without_pipelines().costs[1])
+
+
 def test_layers_that_cannot_be_divided_so_are_said() -> None:
     with pytest.raises(InputError, match=r"sizes 81: .*80 layers and 4 GPUs in a machine"):
         large_alone(2, (81,))

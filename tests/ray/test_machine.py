@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,17 +14,33 @@ import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samullm_ray.cluster import connect
+from samullm_ray.agent import installed_versions
+from samullm_ray.cluster import check_facts, connect
 from samullm_ray.describe import FoundMachine, cluster_section
 from samullm_ray.executor import RayExecutor
 from samullm_ray.launcher import RemoteLauncher
 from samullm_ray.link import Batch, Incoming, Outgoing
 from samullm_ray.machine import Machine
-from samullm_ray.messages import Command, Kill, Killed, Launch, MachineFacts, News, Reply
+from samullm_ray.messages import (
+    Call,
+    Command,
+    Kill,
+    Killed,
+    Launch,
+    MachineFacts,
+    News,
+    Reply,
+    Said,
+    Send,
+    decode_call,
+    encode,
+)
 from samullm_ray.options import RayOptions
+from samullm_vllm.protocol import LENGTH, Finished, ProtocolError, Submit, decode
+from samullm_vllm.protocol import encode as encode_message
 from samullm_vllm.vllm_executor import VllmExecutor
 
-from samullm_plugin import InputError
+from samullm_plugin import EngineRequest, InputError, RequestOutput
 
 FACTS = MachineFacts("one", "host", "cpu", (), ())
 
@@ -44,19 +61,13 @@ class Wire:
         self.commands: Incoming[Command] = Incoming()
         self.carried_out: list[Command] = []
         self.news: Outgoing[News] = Outgoing()
-        self.calls: list[tuple[Future[Reply], Batch[Command] | int]] = []
+        self.calls: list[tuple[Future[bytes], Call]] = []
         self.fenced = False
         self.kills_succeed = True
 
-    def command(self, batch: Batch[Command]) -> Future[Reply]:
-        return self._call(batch)
-
-    def poll(self, acknowledged: int, timeout_s: float, linger_s: float) -> Future[Reply]:
-        return self._call(acknowledged)
-
-    def _call(self, what: Batch[Command] | int) -> Future[Reply]:
-        future: Future[Reply] = Future()
-        self.calls.append((future, what))
+    def call(self, data: bytes) -> Future[bytes]:
+        future: Future[bytes] = Future()
+        self.calls.append((future, decode_call(data)))
         return future
 
     def final(self, error: BaseException) -> str | None:
@@ -67,19 +78,19 @@ class Wire:
 
     def serve(self, number: int, *, arrives: bool = True, answers: bool = True) -> None:
         """Let a call through, or lose it or its answer."""
-        future, what = self.calls.pop(number % len(self.calls))
+        future, call = self.calls.pop(number % len(self.calls))
         if arrives:
-            if isinstance(what, Batch):
-                for command in self.commands.take(what):
-                    self.carried_out.append(command)
-                    if isinstance(command, Kill):
-                        self.news.add(Killed(command.key, b"", gone=self.kills_succeed))
-                batch: Batch[News] = Batch(0, ())
-            else:
-                self.news.acknowledge(what)
+            for command in self.commands.take(call.commands):
+                self.carried_out.append(command)
+                if isinstance(command, Kill):
+                    self.news.add(Killed(command.key, b"", gone=self.kills_succeed))
+            batch: Batch[News] = Batch(0, ())
+            if call.wait_s is not None:
+                self.news.acknowledge(call.acknowledged)
                 batch = self.news.batch()
             if answers:
-                future.set_result(Reply(self.incarnation, self.commands.received, batch))
+                reply = Reply(self.incarnation, self.commands.received, batch)
+                future.set_result(encode(reply))
                 return
         future.set_exception(Unreachable())
 
@@ -87,13 +98,12 @@ class Wire:
 class QuickWire(Wire):
     """An agent that answers at once, and polls when it has something to say."""
 
-    def _call(self, what: Batch[Command] | int) -> Future[Reply]:
-        future = super()._call(what)
-        for number, (_, asked) in enumerate(self.calls):
-            if isinstance(asked, Batch):
+    def call(self, data: bytes) -> Future[bytes]:
+        future = super().call(data)
+        for number in reversed(range(len(self.calls))):
+            call = self.calls[number][1]
+            if call.wait_s is None or call.commands.items or self.news:
                 self.serve(number)
-        if self.calls and self.news:
-            self.serve(0)
         return future
 
 
@@ -109,6 +119,7 @@ def test_every_command_and_all_news_once(steps: list[tuple[int, bool, bool]]) ->
     wire = Wire()
     there = machine(wire)
     told = heard = 0
+    there.flush(0.0)
     for now, (number, arrives, answers) in enumerate(steps):
         if number < 4:
             there.tell(Kill(str(told)))
@@ -118,10 +129,12 @@ def test_every_command_and_all_news_once(steps: list[tuple[int, bool, bool]]) ->
         for news in there.update(now * 0.01):
             assert news.key == str(heard)
             heard += 1
+        there.flush(now * 0.01)
     for now in range(20):  # nothing is lost any more
         for _ in range(len(wire.calls)):
             wire.serve(0)
         heard += len(there.update(1.0 + now * 0.2))
+        there.flush(1.0 + now * 0.2)
     assert [c.key for c in wire.carried_out] == [str(i) for i in range(told)]
     assert heard == told
     assert not there.lost
@@ -130,12 +143,13 @@ def test_every_command_and_all_news_once(steps: list[tuple[int, bool, bool]]) ->
 def test_a_silent_machine_is_given_up_and_fenced() -> None:
     wire = Wire()
     there = machine(wire)
-    there.update(0.0)
-    for tick in range(1, 200):
+    for tick in range(200):
+        there.flush(tick * 0.2)
         there.update(tick * 0.2)
     assert "nothing was heard of it for 20 s" in there.lost
     assert wire.fenced
     there.tell(Kill("late"))
+    there.flush(100.0)
     for _ in range(len(wire.calls)):
         wire.serve(0)
     assert there.update(100.0) == []  # word of a machine that was given up is dropped
@@ -148,9 +162,66 @@ def test_a_busy_coordinator_is_no_silence() -> None:
     assert not there.lost
 
 
+def test_one_call_carries_all_commands_and_asks_for_news() -> None:
+    """Calls are what costs the coordinator."""
+    wire = Wire()
+    there = machine(wire)
+    there.tell(Kill("a"))
+    there.tell(Kill("b"))
+    there.flush(0.0)
+    there.flush(0.1)
+    (first,) = [call for _, call in wire.calls]
+    assert [c.key for c in first.commands.items] == ["a", "b"]
+    assert first.wait_s is not None
+    there.tell(Kill("c"))  # while that call waits for news, what is to be done does not wait
+    there.flush(0.2)
+    second = wire.calls[1][1]
+    assert ([c.key for c in second.commands.items], second.wait_s) == (["c"], None)
+
+
+def test_replies_are_gathered_while_they_come_one_after_another() -> None:
+    wire = Wire()
+    there = machine(wire)
+    lingers = []
+    for now_s in (0.0, 10.0, 10.02, 10.07, 20.0):
+        there.flush(now_s)
+        lingers.append(wire.calls[0][1].linger_s)
+        wire.news.add(Killed("x", b"", gone=True))
+        wire.serve(0)
+        assert len(there.update(now_s)) == 1
+    there.flush(21.0)
+    assert [*lingers, wire.calls[0][1].linger_s] == [0.0, 0.0, 0.0, 0.02, 0.02, 0.0]
+
+
+def test_what_engines_hear_and_say_crosses_machines_as_it_is(tmp_path: Path) -> None:
+    wire = QuickWire()
+    bell = os.eventfd(0, os.EFD_NONBLOCK)
+    launcher = RemoteLauncher(bell, lambda lost: None, rank_processes=True)
+    launcher.machines[0] = machine(wire)
+    with (tmp_path / "log").open("wb") as log:
+        channel = launcher.launch("a", 1, log, launcher.placement(["0/0"])).channel
+    asked = Submit((EngineRequest(3, (5, 6), 2, 9, sampling={"seed": 1, "stop": ["x"]}),))
+    said = Finished((RequestOutput(3, 1, (7,), text="w7", finish_reason="stop"),))
+    channel.send(asked)
+    with pytest.raises(ProtocolError, match="it cannot be sent"):  # as by an engine of this machine
+        channel.send(Submit((EngineRequest(4, None, 1, 1, sampling={"x": object()}),)))
+    wire.news.add(Said("a", (encode_message(said)[LENGTH.size :], b"nonsense")))
+    launcher.flush()
+    launcher.update()
+    sent = wire.carried_out[-1]
+    assert isinstance(sent, Send)
+    assert decode(sent.frame[LENGTH.size :]) == asked
+    assert launcher.fed
+    encoded = channel.receive_encoded()
+    assert decode(encoded[0]) == said
+    assert encoded[1:] == [b"nonsense"]
+    os.close(bell)
+
+
 def test_death_ends_it_at_once() -> None:
     wire = Wire()
     there = machine(wire)
+    there.flush(0.0)
     wire.calls.pop()[0].set_exception(Gone())
     there.update(0.0)
     assert there.lost == "machine host is lost: it has died"
@@ -159,6 +230,7 @@ def test_death_ends_it_at_once() -> None:
 def test_an_agent_that_took_its_place_is_not_believed() -> None:
     wire = Wire()
     there = machine(wire)
+    there.flush(0.0)
     wire.incarnation = "two"
     wire.serve(0)
     there.update(0.0)
@@ -190,6 +262,29 @@ def test_an_address_at_which_nobody_listens_is_told_at_once(
     monkeypatch.setattr(ray, "init", lambda **options: pytest.fail("Ray is asked to join"))
     with pytest.raises(InputError, match=r"no cluster at 127\.0\.0\.1:1: .*ray start"):
         connect(RayOptions(address="127.0.0.1:1"))
+
+
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        (
+            replace(FACTS, versions=(("msgspec", "0.0"), ("ray", "0.1"))),
+            r"host has ray 0\.1, this one",
+        ),
+        (replace(FACTS, fault="3 devices are wanted"), "machine host: 3 devices are wanted"),
+    ],
+)
+def test_a_machine_that_cannot_take_part_is_named(facts: MachineFacts, told: str) -> None:
+    pytest.importorskip("ray")
+    check_facts([FACTS, replace(FACTS, versions=installed_versions())])
+    with pytest.raises(InputError, match=told):
+        check_facts([FACTS, facts])
+
+
+def test_without_ray_it_is_said_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("samullm_ray.cluster.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'samullm-plugin\[ray\]'"):
+        connect(RayOptions())
 
 
 @pytest.mark.parametrize("answers", [True, False])

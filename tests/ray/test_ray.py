@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,6 +22,7 @@ from samullm_plugin.run.run import resume_run, start_run
 from samullm_plugin.run.setup import RunSetup
 from samullm_plugin.testing.executor_contract import ExecutorContract
 from tests.models import make_tiny_adapter, make_tiny_encoder, make_tiny_llama
+from tests.ray.machines import Machines
 from tests.run.real_app import make_files, plan, setup
 
 pytest.importorskip("ray")
@@ -38,62 +38,10 @@ TWO_MACHINES = Cluster((GPU, GPU), (), ((0,), (1,)))
 PROGRAM = Path(__file__).parents[1] / "run" / "real_app.py"
 
 
-class Machines:
-    """A Ray cluster of raylets that stand for machines.
-
-    Attributes:
-        address: of the cluster.
-    """
-
-    def __init__(self) -> None:
-        from ray.cluster_utils import Cluster as LocalCluster
-
-        self._cluster = LocalCluster(
-            initialize_head=True,
-            head_node_args={
-                "num_cpus": 1,
-                "object_store_memory": 100 << 20,
-                "include_dashboard": False,
-            },
-        )
-        self.address = self._cluster.address
-        self._second = self._add()
-
-    def _add(self) -> Any:
-        return self._cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
-
-    def kill_second(self) -> None:
-        """Kill the second machine's raylet, as a power cut would."""
-        for processes in self._second.all_processes.values():
-            for info in processes:
-                info.process.kill()
-                info.process.wait()  # a zombie would look alive to its workers
-        self._cluster.remove_node(self._second, allow_graceful=False)
-
-    def kill_head(self) -> None:
-        """Kill what all of Ray asks (its GCS)."""
-        for info in self._cluster.head_node.all_processes["gcs_server"]:
-            info.process.kill()
-            info.process.wait()
-
-    def add_second(self) -> None:
-        """Start another machine in its place."""
-        self._second = self._add()
-
-    def close(self) -> None:
-        """End all of them."""
-        import ray
-
-        ray.shutdown()
-        self._cluster.shutdown()
-
-
 @pytest.fixture(scope="module")
 def machines(undisturbed_texts: dict[str, str]) -> Iterator[Machines]:
     # Agents that are kept hold their cores: the local run that gave the texts came before.
     assert undisturbed_texts
-    os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     made = Machines()
     with RayExecutor.kept_warm():
         yield made

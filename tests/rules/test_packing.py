@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from samullm_plugin.rules.packing import DIVIDED, Demand, Whole, fitting_s
+from samullm_plugin.rules.packing import DIVIDED, Demand, InOneGo, fitting_s
 
 
 @settings(max_examples=300, deadline=None)
@@ -47,11 +47,10 @@ def test_no_packing_of_engines_of_several_devices_is_shorter(data: st.DataObject
             used = len(devices) // size * size
             free_s[devices[:used]] = free_s[devices[:used]].max() + start_s + seconds + idle_s
             work, wasted = work + used * seconds, used * (seconds + idle_s)
-        whole = tuple(
-            Whole(n, start_s + wasted / n, start_s + wasted / n)
-            for n in range(size, gpus + 1, size)
-        )
-        ways = whole if engines == 1 else (Whole(size, 1e6, 1e6),)
+        counts = np.arange(size, gpus + 1, size)
+        held_s = start_s + wasted / counts
+        never = np.array([size]), np.array([1e6]), np.array([1e6])
+        ways = InOneGo(counts, held_s, held_s) if engines == 1 else InOneGo(*never)
         demands.append(Demand(work, size * start_s, start_s, start_s, whole=ways))
     assert fitting_s(demands, gpus) <= free_s.max() * (1 + 1e-6) + 1e-9
 

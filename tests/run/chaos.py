@@ -24,15 +24,13 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from samullm_plugin.run.journal import read_journal  # found by the line above
+from tests.outliving import wait_gone
 from tests.run.real_app import make_files
 
 PROGRAM = Path(__file__).with_name("real_app.py")
 ITEMS = 96
 """Work of a run of the soak: so much that many kills fall into it, as each start of a coordinator
 imports vLLM."""
-GONE_CPU_S, GONE_S = 3.0, 120.0
-"""Engines must end before they have worked so long after their coordinator, or if they hang; beside
-other work a process may wait long for a core."""
 
 
 @dataclass
@@ -102,7 +100,8 @@ class Chaos:
                 process.kill()
                 process.wait()
                 self.coordinators += 1
-                self._wait_gone(everything)
+                end_s = wait_gone(everything)
+                self.slowest_end_s = max(self.slowest_end_s, end_s)
                 return False
             victim = engines[int(self.rng.integers(len(engines)))]
             try:
@@ -112,15 +111,6 @@ class Chaos:
             self.engines += 1
         return True
 
-    def _wait_gone(self, processes: list[psutil.Process]) -> None:
-        began, before_s = time.monotonic(), {p.pid: _cpu_s(p) for p in processes}
-        while alive := [p for p in processes if _runs(p)]:
-            spent_s = max(_cpu_s(p) - before_s[p.pid] for p in alive)
-            late = spent_s > GONE_CPU_S or time.monotonic() > began + GONE_S
-            assert not late, f"outlived their coordinator, {spent_s:.1f} s of work: {_told(alive)}"
-            time.sleep(0.02)
-        self.slowest_end_s = max(self.slowest_end_s, time.monotonic() - began)
-
     def _end(self, process: subprocess.Popen[bytes]) -> None:
         if process.poll() is None:
             process.kill()
@@ -128,19 +118,26 @@ class Chaos:
 
     def _check(self, directory: Path) -> None:
         """Nothing lost, nothing doubled, every text as in the undisturbed run."""
-        records = list(read_journal(directory / "events.jsonl"))
-        settled = Counter(
-            (r["node"], r["request"])
-            for r in records
-            if r["kind"] in ("finished", "failed", "skipped")
-        )
-        assert set(settled.values()) == {1}
-        assert not [r for r in records if r["kind"] == "failed"]
-        found = read_texts(directory)
+        found = check_run(directory)
         self.texts += sum(len(lines) for lines in found.values())
         if not self.reference:
             self.reference = found
         assert found == self.reference
+
+
+def check_run(directory: Path) -> dict[str, list[str]]:
+    """Return the outputs of a run, in which every request has come to exactly one end, a good one.
+
+    Raises:
+        AssertionError: if that is not so.
+    """
+    records = list(read_journal(directory / "events.jsonl"))
+    settled = Counter(
+        (r["node"], r["request"]) for r in records if r["kind"] in ("finished", "failed", "skipped")
+    )
+    assert set(settled.values()) == {1}
+    assert not [r for r in records if r["kind"] == "failed"]
+    return read_texts(directory)
 
 
 def read_texts(directory: Path) -> dict[str, list[str]]:
@@ -161,37 +158,6 @@ def _family(pid: int) -> list[psutil.Process]:
         return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
-
-
-def _runs(process: psutil.Process) -> bool:
-    """Return whether a process runs; one that is dead and not yet asked for its end does not.
-
-    While vLLM is imported, it asks a process of its own what a model class is. That one holds no
-    device and ends by itself when it has answered, so nobody waits for it.
-    """
-    try:
-        if "vllm.model_executor.models.registry" in process.cmdline():
-            return False
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _cpu_s(process: psutil.Process) -> float:
-    """Return the processor time of a process; one that is gone needs no more."""
-    try:
-        return float(sum(process.cpu_times()[:2]))
-    except psutil.NoSuchProcess:
-        return 0.0
-
-
-def _told(processes: list[psutil.Process]) -> list[str]:
-    """Return what processes are, for messages."""
-    found = []
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            found.append(f"{process.pid} {process.status()} {' '.join(process.cmdline())}")
-    return found
 
 
 def _engines(pid: int) -> list[psutil.Process]:

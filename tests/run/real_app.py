@@ -139,7 +139,8 @@ def main() -> int:
     arguments = parser.parse_args()
     ready = setup(arguments.folder, arguments.run)
     if arguments.ray:
-        options = {"heartbeat_s": 0.05, "address": arguments.ray}
+        # A busy machine may be silent for some seconds.
+        options = {"heartbeat_s": 0.05, "address": arguments.ray, "lost_timeout_s": 10.0}
         cluster = Cluster((GPU, GPU), (), ((0,), (1,)))
         problem = replace(ready.instance.problem, cluster=cluster)
         instance = replace(ready.instance, problem=problem)

@@ -8,16 +8,22 @@ from typing import Any
 
 import pytest
 
-from samullm_plugin.app.functions import Function, function_of
+from samullm_plugin.app.functions import Function, best, function_of, vote
 from samullm_plugin.app.loading import load_application
 from samullm_plugin.errors import InputError
 from samullm_plugin.planning.user_functions import check_functions
 from samullm_plugin.run.python_calls import Call, WorkerCalls
 
 STEPS = """
-import os, time
+import os, sys, time
+from dataclasses import dataclass
+from datetime import date
+import numpy as np
 from samullm_plugin import Reject
 
+@dataclass
+class Point:
+    x: int
 def one(row): return {"length": len(row["text"])}
 def drop(row): return None if row["text"] == "b" else row["text"]
 def split(row): return list(row["text"])
@@ -52,6 +58,12 @@ def deeper(row):
     for _ in range(100_000): found = [found]
     return {"x": found}
 def stop(row): raise KeyboardInterrupt
+def give_up(row): sys.exit(3) if row["text"] == "b" else None; return 1
+def give_up_batch(rows): return [give_up(r) for r in rows]
+def array(row): return np.arange(2)
+def inside(row):
+    return {"v": np.arange(2), "s": np.float32(0.5), "p": Point(1), "d": date(2020, 1, 2)}
+def with_none(row): return [1, None]
 def stop_batch(rows): raise KeyboardInterrupt
 def nothing(): return 1
 async def later(row): return 1
@@ -96,6 +108,9 @@ def called(runner: WorkerCalls, function: Function, **how: Any) -> list[tuple[st
         ("one", {}, [("value", {"length": 1})] * 3),
         ("keys", {}, [("value", {"1": [t, None]}) for t in "abc"]),
         ("pair", {}, [("value", {"half": "\ud800"})] * 3),
+        ("array", {}, [("value", [0, 1])] * 3),
+        ("array", {"most": 2}, [("value", [0, 1])] * 3),
+        ("inside", {}, [("value", {"v": [0, 1], "s": 0.5, "p": {"x": 1}, "d": "2020-01-02"})] * 3),
         ("drop", {}, [("value", "a"), ("dropped", ""), ("value", "c")]),
         ("split", {"most": 2}, [("value", ["a"]), ("value", ["b"]), ("value", ["c"])]),
         ("reject", {}, [("rejected", "too short")] * 3),
@@ -113,8 +128,9 @@ def test_what_functions_return(
     ("name", "how", "message"),
     [
         ("split", {}, "returned a list; set `max`"),
-        ("broken", {}, "raised KeyError: 'nothing'; steps.py line 9, in broken"),
+        ("broken", {}, "raised KeyError: 'nothing'; steps.py line 15, in broken"),
         ("endless", {}, "that is not JSON: Circular reference"),
+        ("with_none", {"most": 2}, "element 2 is a NoneType; leave out"),
         ("stop", {}, "raised KeyboardInterrupt"),
         ("stop_batch", {"scope": "batch"}, "raised KeyboardInterrupt"),
         ("deep", {}, "of more than 100 levels"),
@@ -137,6 +153,8 @@ def test_what_they_may_not_return(
     [
         ("hang", {"limit_s": 0.5}, "took more than 0.5 s"),
         ("hold", {"limit_s": 0.2}, "did not answer within"),
+        ("give_up", {}, "raised SystemExit: 3"),
+        ("give_up_batch", {"scope": "batch"}, "raised SystemExit: 3"),
         ("leave", {}, "ended its process (exit status 3)"),
         ("bad_batch", {"scope": "batch"}, "raised ZeroDivisionError"),
     ],
@@ -155,6 +173,16 @@ def test_functions_of_a_notebook_are_sent(runner: WorkerCalls, steps: Path) -> N
     function = function_of(lambda row: row["text"] * factor, steps, {}, "here")
     assert function.pickled is not None
     assert [v for _, v in called(runner, function)] == ["aaa", "bbb", "ccc"]
+
+
+def test_choosing_passes_over_what_has_no_value() -> None:
+    scores = [{"score": s} for s in (None, 1, 3, 3, None, None)]
+    assert best({"given": scores[:4]}, "score") is scores[2]
+    assert best({"given": scores[:1]}, "score") is None
+    assert vote({"given": scores}, "score") == {"score": 3, "winner": 3, "votes": 2, "share": 2 / 3}
+    assert vote({"given": scores[4:]}, "score") is None
+    ties = [{"label": t} for t in "abba"]
+    assert vote({"given": ties}, "label")["winner"] == "a"
 
 
 @pytest.mark.parametrize(

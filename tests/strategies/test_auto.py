@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from time import monotonic, process_time
 
 import numpy as np
@@ -19,7 +20,7 @@ from samullm_plugin.host.interfaces.scheduler import SchedulingContext
 from samullm_plugin.model.application import EngineOptions
 from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment, Plan, Stage
-from samullm_plugin.model.problem import Problem
+from samullm_plugin.model.problem import ModeKey, Problem
 from samullm_plugin.model.result import PlanStatus
 from samullm_plugin.planning.planner import PlanningOptions, make_plan
 from samullm_plugin.planning.policies import policy_call
@@ -256,6 +257,32 @@ def test_a_request_policy_is_chosen_where_it_pays(host: PluginHost) -> None:
     again = PlanSimulator(problem, policy=policy).simulate_scenario(found.plan, 0)
     assert found.makespan_s.tolist() == [again.makespan_s]
     assert f"to {again.makespan_s:.0f} s" in dict(found.explanation)["read"]
+
+
+def with_stages(problem: Problem, share: float) -> Problem:
+    """Return the problem with replicas of two pipeline stages that take a share of an iteration."""
+    costs = []
+    for sizes in problem.costs:
+        one = sizes[ModeKey("test-gpu", 1)]
+        two = replace(one, latency=one.latency.scaled(share))
+        costs.append({**sizes, ModeKey("test-gpu", 1, 2): two})
+    return replace(problem, costs=tuple(costs))
+
+
+@pytest.mark.parametrize("share", [0.2, 0.6])
+def test_more_to_choose_from_is_never_worse(host: PluginHost, share: float) -> None:
+    """Pipeline stages and a request policy together are as good as each of them alone."""
+    offered = PlanningOptions(policies=("isolate-longest",))
+    for problem in (documents(12), puzzle()):
+        larger = with_stages(problem, share)
+        stages = make_plan(host, larger, "auto")
+        policy = make_plan(host, problem, "auto", offered)
+        both = make_plan(host, larger, "auto", offered)
+        least_s = min(stages.makespan_s[0], policy.makespan_s[0])
+        assert both.makespan_s[0] <= least_s * (1 + 1e-9)
+        assert stages.makespan_s[0] <= make_plan(host, problem, "auto").makespan_s[0] * (1 + 1e-9)
+    limited = PlanningOptions(options={"budget_s": 0.5})
+    assert verify(larger, make_plan(host, larger, "auto", limited).plan) == ()
 
 
 def test_no_request_policy_is_chosen_where_it_saves_nothing(host: PluginHost) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from samullm_auto.risk import Risk
 from samullm_auto.search import Candidate
-from samullm_auto.selection import select_on_holdout
+from samullm_auto.selection import select_on_holdout, simplest
 
 from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment, Plan, Stage
@@ -45,6 +45,15 @@ def test_a_gain_must_exceed_its_standard_error(gains: list[float], trusted: bool
     seconds = {0: [100.0] * 4, 1: [100.0 - g for g in gains]}
     chosen = select_on_holdout([start, found], Holdout(seconds), range(4), Risk())  # type: ignore[arg-type]
     assert chosen is (found if trusted else start)
+
+
+def test_of_equally_good_plans_the_one_that_changes_least_is_taken() -> None:
+    def plan(*devices: int) -> Plan:
+        return Plan(tuple(Stage((Assignment("a", ParallelConfig(), (d,)),)) for d in devices))
+
+    plans = [plan(0, 1), plan(0, 0), plan(0), plan(1, 0, 1)]
+    assert simplest(plans, [100.0, 100.0 + 1e-9, 100.1, 100.0]) == 1
+    assert simplest(plans, [100.0, 100.0, 100.0, 99.9]) == 3
 
 
 def test_the_best_start_is_taken_where_nothing_found_is_better() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from samullm_vllm.arguments import (
     check_weights,
     class_fields,
 )
+from samullm_vllm.stages import divides
 
 from samullm_plugin import EngineOptions, InputError, ModelSpec
 
@@ -31,8 +33,21 @@ def test_fields_are_those_of_the_installed_vllm() -> None:
 
     read = class_fields("engine/arg_utils.py", "EngineArgs")
     assert set(EngineArgs.__dataclass_fields__) == set(read)
-    assert {"LlamaForCausalLM", "Qwen3MoeForCausalLM"} <= architectures()
+    assert {"LlamaForCausalLM", "Qwen3MoeForCausalLM"} <= architectures().keys()
     assert "temperature" in class_fields("sampling_params.py", "SamplingParams")
+
+
+def test_stages_are_those_that_the_installed_vllm_has() -> None:
+    """As its own classes say, by inheritance, also from other files and under other names."""
+    from vllm.model_executor.models import ModelRegistry, supports_pp
+
+    names = ("LlamaForCausalLM", "IQuestLoopCoderForCausalLM", "BertModel")
+    found = {n: divides(n) for n in names}
+    with warnings.catch_warnings(action="ignore"):  # of PyTorch, as it is imported
+        own = {n: supports_pp(ModelRegistry.models[n].load_model_cls()) for n in names}
+    assert found == own
+    assert len(set(found.values())) == 2
+    assert divides("NoSuchModel") is None
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,24 +21,23 @@ from samullm_vllm.vllm_executor import VllmExecutor, VllmOptions
 
 from samullm_plugin import Cluster, EngineOptions, Gpu, InputError, ModelSpec, RunError
 from samullm_plugin.host.interfaces.moving import continued
+from tests.outliving import runs, wait_gone
 from tests.vllm.conftest import CLUSTER, Bench, request, spec
 
 pytestmark = pytest.mark.vllm
 
 
-def alive(pids: list[int]) -> list[int]:
-    return [
-        p
-        for p in pids
-        if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE
-    ]
+def processes(pids: list[int]) -> list[psutil.Process]:
+    """Return the processes of these ids that there still are."""
+    found = []
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            found.append(psutil.Process(pid))
+    return found
 
 
-def wait_gone(pids: list[int], limit_s: float = 5.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while alive(pids):
-        assert time.monotonic() < deadline, f"{alive(pids)} still run"
-        time.sleep(0.01)
+def alive(pids: list[int]) -> list[psutil.Process]:
+    return [p for p in processes(pids) if runs(p)]
 
 
 @pytest.mark.parametrize(("devices", "victim"), [((0,), 0), ((0, 1), 0), ((0, 1), 1)])
@@ -57,7 +57,7 @@ def test_death_is_noticed_within_a_second(
     assert event.time_s - killed_s < 1.0
     assert "SIGKILL" in event.reason
     assert "a.log" in event.reason
-    wait_gone(pids)  # all ranks, not only the one that was killed
+    wait_gone(processes(pids))  # all ranks, not only the one that was killed
     cut = {o.request: o for o in bench.executor.stop_engine("a")}
     assert sorted(cut) == [0, 1, 2, 3]
     assert all(o.num_tokens >= heard[r] > 0 for r, o in cut.items())
@@ -98,7 +98,7 @@ def test_hanging_engine_is_ended(impatient: Bench, tiny: Path, devices: tuple[in
     os.kill(pids[-1], signal.SIGSTOP)
     event = impatient.failure("a")
     assert "no sign of life" in event.reason
-    wait_gone(pids)
+    wait_gone(processes(pids))
     assert len(impatient.executor.stop_engine("a")) == 1
     impatient.events.clear()
     impatient.executor.submit("b", [request(1, 10)])
@@ -154,7 +154,7 @@ def test_what_a_dead_engine_started_ends_with_it(
             assert time.monotonic() < deadline
             launcher.update()
         assert launched.exited == {launched.pids[0]: -signal.SIGKILL}
-        wait_gone([worker])
+        wait_gone(processes([worker]))
     finally:
         launcher.close()
         launched.channel.close()
@@ -206,6 +206,7 @@ COORDINATOR = """
 import sys, time
 from pathlib import Path
 from samullm_vllm.vllm_executor import VllmExecutor, VllmOptions
+from tests.outliving import runs, wait_gone
 from tests.vllm.conftest import CLUSTER, Bench, request, spec
 
 executor = VllmExecutor(VllmOptions(heartbeat_s=0.02, start_method=sys.argv[3]))
@@ -245,9 +246,10 @@ def test_no_engine_outlives_its_coordinator(tiny: Path, tmp_path: Path, method: 
         pids = [int(p) for p in coordinator.stdout.readline().split()]
         assert pids
         family = psutil.Process(coordinator.pid).children(recursive=True)
-        assert len(alive(pids)) == len(pids)
+        engines = alive(pids)
+        assert len(engines) == len(pids)
         coordinator.kill()
-    wait_gone([*pids, *(p.pid for p in family)], 2.0)
+    wait_gone([*engines, *family], 1.0)
     assert not list(temporary.glob("samullm-*"))
 
 
@@ -322,7 +324,7 @@ def test_forking_process_dies(bench: Bench, tiny: Path) -> None:
     parent = psutil.Process(pids[0]).ppid()
     os.kill(parent, signal.SIGKILL)
     bench.failure("a")
-    wait_gone(pids)
+    wait_gone(processes(pids))
     bench.executor.stop_engine("a")
     bench.events.clear()
     bench.start(spec("b", tiny))

@@ -227,6 +227,13 @@ class Executor(Plugin, ABC):
             InputError: naming the model and the remedy.
         """
 
+    def check_pipeline(self, model: ModelSpec) -> None:
+        """Refuse a model whose layers engines cannot divide into pipeline stages.
+
+        Raises:
+            InputError: naming the model.
+        """
+
     def check_node(
         self, model: ModelSpec, sampling: Mapping[str, object], *, texts: bool, chat: bool
     ) -> None:

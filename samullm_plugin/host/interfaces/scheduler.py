@@ -87,6 +87,8 @@ class SchedulingContext:
         report: filled in by the scheduler.
         with_policies: by the name of a request policy that may be chosen with the plan, a simulator
             of this problem that honours it.
+        without_pipelines: the same for the problem without pipeline-parallel sizes that no model
+            needs; its plans are valid here as well. None: there are no such sizes.
         sharing: ways to serve nodes of one checkpoint by the same engines at the same moment; a
             plan of such a problem may be returned instead, with ``report.shared`` set.
     """
@@ -100,6 +102,7 @@ class SchedulingContext:
     progress: Callable[[float | None, float | None], None] | None = None
     report: SchedulingReport = field(default_factory=SchedulingReport)
     with_policies: Mapping[str, PlanSimulator] = field(default_factory=dict)
+    without_pipelines: SchedulingContext | None = None
     sharing: tuple[SharingChoice, ...] = ()
 
     @property
