@@ -10,6 +10,7 @@ from msgspec import structs
 from samullm_plugin.app.expressions import ExpressionError
 from samullm_plugin.app.functions import Function, Row
 from samullm_plugin.app.loaded import LoadedApplication, PythonCall
+from samullm_plugin.app.media import with_files
 from samullm_plugin.app.pooling import pooled_value
 from samullm_plugin.app.requestlines import estimate_tokens
 from samullm_plugin.app.templates import Output, text_of
@@ -247,7 +248,7 @@ class TextPrompts(PromptBuilder):
         else:
             try:
                 made = self._loaded.conversation(node, r, output_of)
-                text, messages = (made, None) if isinstance(made, str) else (None, made)
+                text, messages = (made, None) if isinstance(made, str) else (None, with_files(made))
                 pair = self._loaded.pair(node, r, output_of)
             except Exception as error:  # a template can raise anything
                 return Refused(f"its prompt cannot be made: {error}")
