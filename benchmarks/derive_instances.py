@@ -1,14 +1,15 @@
-"""Derive the stored scheduling instances from the bundled applications.
+"""Derive the stored scheduling instances from bundled applications and named shapes.
 
 Run from the repository root::
 
-    python benchmarks/derive_instances.py [--time-limit 60] [--only NAME]
+    python benchmarks/derive_instances.py [--time-limit 60] [--only NAME] [--missing]
 
-Each instance is a bundled application, or some of its nodes, with fewer requests, on 2 to 8
-A100-80GB in NVLink pairs, with lengths of one draw. Its file in ``tests/instances`` holds the
-scheduling instance (modes with their durations in ticks, what waits for what, groups of devices),
-the recipe by which :func:`build` makes the whole problem again, and for each structure the optimum
-or the best bound that is known. Requests and latencies are not stored.
+Each instance is a bundled application, or some of its nodes, with fewer requests, or one of the
+shapes of ``instance_shapes.py``, on 2 to 8 GPUs, with lengths of one draw. Its file in
+``tests/instances`` holds the scheduling instance (modes with their durations in ticks, what waits
+for what, groups of devices), the recipe by which :func:`build` makes the whole problem again, and
+for each structure the optimum or the best bound that is known. Requests and latencies are not
+stored.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from instance_shapes import CLUSTERS, shaped
 from samullm_cpsat.durations import measure
 from samullm_cpsat.instance import Instance
 from samullm_cpsat.planning import ExactResult, solve_instance
@@ -44,20 +46,59 @@ class Recipe:
     """How an instance is made.
 
     Attributes:
-        application: a bundled application with its options.
+        application: a bundled application with its options, or ``shape:`` and those of ``shaped``.
         gpus: GPUs of the cluster.
         nodes: which of its nodes, in their order; None for all. Others' outputs must not be needed.
         seed: of the output lengths.
+        cluster: what GPUs a shape has, see ``instance_shapes.CLUSTERS``.
     """
 
     application: str
     gpus: int
     nodes: tuple[int, ...] | None = None
     seed: int = 0
+    cluster: str = "pairs"
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> Recipe:
+        """Return the recipe in an instance's file."""
+        nodes = stored["nodes"]
+        return cls(**{**stored, "nodes": None if nodes is None else tuple(nodes)})
 
 
 def recipes() -> Iterator[tuple[str, Recipe]]:
     """Yield the names and recipes of all instances."""
+    yield from bundled_recipes()
+    yield from shape_recipes()
+
+
+def shape_recipes() -> Iterator[tuple[str, Recipe]]:
+    """Yield those of shapes that no bundled application has."""
+
+    def recipe(
+        name: str, text: str, nodes: int, gpus: int, cluster: str = "pairs"
+    ) -> tuple[str, Recipe]:
+        asked = Recipe(f"shape:shape={text},nodes={nodes}", gpus, None, nodes, cluster)
+        return f"{name}-{nodes}", asked
+
+    for gpus in (4, 8):
+        for nodes in range(3, 9):
+            yield recipe("pipeline", "pipeline,requests=200", nodes, gpus)
+        for nodes in (4, 5, 6, 8):
+            yield recipe("diamond", "diamond,requests=200", nodes, gpus)
+        yield recipe("kinds-pipeline", "pipeline,requests=300", 4, gpus, "two-kinds")
+        yield recipe("kinds-fan", "fan,requests=1000", gpus // 2 + 2, gpus, "two-kinds")
+        yield recipe("machines-pipeline", "pipeline,requests=300", 5, gpus, "two-machines")
+        yield recipe("machines-fan", "fan,requests=1000", 6, gpus, "two-machines")
+    yield recipe("kinds-diamond", "diamond,requests=300", 5, 8, "two-kinds")
+    for nodes, gpus in ((4, 2), (6, 4), (8, 8)):
+        yield recipe("equal", "fan,requests=500,equal=true", nodes, gpus)
+    for text, nodes, gpus in (("fan", 3, 4), ("fan", 5, 8), ("pipeline", 4, 4)):
+        yield recipe(f"long-{text}", f"{text},requests=300,longest=1500", nodes, gpus)
+
+
+def bundled_recipes() -> Iterator[tuple[str, Recipe]]:
+    """Yield those of bundled applications."""
     for gpus in (2, 4, 8):
         for models in (2, 3, 4, 6, 9):
             for requests, limit in ((200, 256), (2000, 512)):
@@ -98,6 +139,9 @@ def build(recipe: Recipe, host: PluginHost | None = None) -> Problem:
     """Return the whole problem of a recipe, requests and latencies included."""
     host = host or PluginHost()
     name, options = parse_named(recipe.application)
+    if name == "shape":
+        cluster = CLUSTERS[recipe.cluster](recipe.gpus)
+        return shaped(host, cluster=cluster, seed=recipe.seed, **options)  # type: ignore[arg-type]  # read as YAML
     source = host.create("application", name, options)
     app = source.build()
     known = source.output_tokens()
@@ -154,12 +198,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Derive the stored scheduling instances.")
     parser.add_argument("--time-limit", type=float, default=60.0, help="seconds per structure")
     parser.add_argument("--only", default="", help="only instances whose names contain this")
+    parser.add_argument("--missing", action="store_true", help="only instances without a file")
     arguments = parser.parse_args()
     TARGET.mkdir(parents=True, exist_ok=True)
     host = PluginHost()
     for short, recipe in recipes():
         name = f"{short}-on-{recipe.gpus}"
-        if arguments.only not in name:
+        file = TARGET / f"{name}.json"
+        if arguments.only not in name or (arguments.missing and file.exists()):
             continue
         problem = build(recipe, host)
         instance = replace(measure(problem, PlanSimulator(problem), TICKS).instance, name=name)
@@ -174,14 +220,8 @@ def main() -> None:
                 "seconds": round(seconds, 2),
             }
             print(name, structure, best[structure], flush=True)
-        recipe_data = {
-            "application": recipe.application,
-            "gpus": recipe.gpus,
-            "nodes": recipe.nodes,
-            "seed": recipe.seed,
-        }
-        data = {"recipe": recipe_data, "best": best, "instance": instance.to_json()}
-        (TARGET / f"{name}.json").write_text(compact(data), encoding="utf-8")
+        data = {"recipe": asdict(recipe), "best": best, "instance": instance.to_json()}
+        file.write_text(compact(data), encoding="utf-8")
 
 
 def compact(data: dict[str, Any]) -> str:

@@ -2,22 +2,27 @@
 
 Run from the repository root::
 
-    python benchmarks/random_quality.py run FILE [--first 0] [--last 500] [--only 18,42]
+    python benchmarks/random_quality.py run FILE [--sample 150] [--only 18,42]
     python benchmarks/random_quality.py table FILE
+    python benchmarks/random_quality.py again FILE [--sample 10] [--only 18,42]
 
-``run`` plans the problems of ``random_problems.py``, the quick ones first, and appends a line to
-``FILE`` for each; what is there already is not planned again. ``table`` prints, by size class, how
-far auto lies behind (or ahead of) the best of the others, and every problem on which it is behind
-by more than ``NOTABLE``.
+``run`` plans the problems of ``random_problems.py`` and appends a line to ``FILE`` for each; what
+is there already is not planned again. They come in a fixed random order in which all size classes
+advance alike, so that the first ones are a sample of all. ``table`` prints, by size class, how far
+auto lies behind (or ahead of) the best of the others and above the lower bound, every problem on
+which it is behind by more than ``NOTABLE``, and every plan that is shorter than the bound.
+``again`` plans problems of ``FILE`` once more with auto and says which plans are not as long as
+they were: none, whatever else the machine does.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections import defaultdict
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import numpy as np
@@ -27,7 +32,6 @@ from samullm_plugin.bench.rows import warm_up
 from samullm_plugin.errors import InputError
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.planning.planner import PlanningOptions, make_plan
-from samullm_plugin.rules.bounds import lower_bound
 from samullm_plugin.simulator import PlanSimulator
 
 OTHERS: tuple[tuple[str, dict[str, object]], ...] = (
@@ -45,48 +49,70 @@ so that the table does not depend on the machine's load."""
 NOTABLE = 0.001
 """Share by which auto is behind where the table names the problem."""
 
+ROUNDING = 1e-9
+"""Share by which a plan may be shorter than the bound by rounding alone."""
+
+ORDER_SEED = 2212
+"""Of the order in which problems are planned."""
+
 
 def measured(host: PluginHost, described: Described) -> dict[str, Any]:
-    """Return what every scheduler's plan takes, and how long planning took.
+    """Return the lower bound, what every scheduler's plan takes, and how long planning took.
 
-    auto comes first, with nothing kept from others; the others use what it has simulated, so only
-    auto's planning time and the first figures of the others' are those of a fresh start.
+    Processor seconds. The bound and auto come with nothing kept from others; the others use what
+    auto has simulated, so theirs are not those of a fresh start.
     """
     problem = described.problem
+    start_s = process_time()
+    bound_s = float(PlanSimulator(problem).lower_bounds_s()[0])
+    bounding_s = process_time() - start_s
     simulator = PlanSimulator(problem)
     makespans, seconds, notes = {}, {}, []
     for name, options in (("auto", {}), *OTHERS):
+        start_s = process_time()
         try:
             how = PlanningOptions(options=options)
             result = make_plan(host, problem, name, how, simulator=simulator)
         except InputError:  # beyond the scheduler
             continue
         makespans[name] = float(result.makespan_s[0])
-        seconds[name] = round(result.planning_s, 2)
+        seconds[name] = round(process_time() - start_s, 2)
         if name == "auto":
             notes = list(result.notes)
     return {
         "number": described.number,
         "label": described.label,
         "size": described.size,
+        "bound_s": bound_s,
+        "bounding_s": round(bounding_s, 3),
         "makespan_s": makespans,
         "planning_s": seconds,
         "notes": notes,
     }
 
 
+def in_order(numbers: Sequence[int]) -> list[int]:
+    """Return numbers of problems in a random order in which all size classes advance alike."""
+    classes: dict[str, list[int]] = defaultdict(list)
+    for number in numbers:
+        classes[make(number).size].append(number)
+    rng = np.random.default_rng(ORDER_SEED)
+    place = {
+        number: (rank + 0.5) / len(classes[size])
+        for size in sorted(classes)
+        for rank, number in enumerate(rng.permutation(classes[size]).tolist())
+    }
+    return sorted(numbers, key=place.__getitem__)
+
+
 def run(file: Path, numbers: Sequence[int]) -> None:
-    """Plan problems, those with least to simulate first, and append what came of each."""
+    """Plan problems, and append what came of each."""
     known = {row["number"] for row in read(file)} if file.exists() else set()
     host = PluginHost()
     warm_up(host, ("auto", *(name for name, _ in OTHERS)))
-
-    def work(number: int) -> float:
-        problem = make(number).problem
-        sizes = sum(len(problem.parallel_configs(i)) for i in range(len(problem.app.nodes)))
-        return float(sizes * problem.app.num_requests + 1e4 * sizes)
-
-    for number in sorted(set(numbers) - known, key=work):
+    for number in numbers:
+        if number in known:
+            continue
         row = measured(host, make(number))
         with file.open("a", encoding="utf-8") as out:
             out.write(json.dumps(row) + "\n")
@@ -98,18 +124,24 @@ def read(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
+def again(rows: Sequence[dict[str, Any]]) -> None:
+    """Plan the problems of these rows once more with auto, and print what differs."""
+    host = PluginHost()
+    differ = 0
+    for row in rows:
+        before_s = row["makespan_s"]["auto"]
+        now_s = float(make_plan(host, make(row["number"]).problem, "auto").makespan_s[0])
+        if now_s != before_s:
+            differ += 1
+            print(f"{row['label']}: {before_s!r} s before, {now_s!r} s now", flush=True)
+    print(f"{differ} of {len(rows)} plans differ")
+
+
 def behind(row: dict[str, Any]) -> float:
     """Return by which share auto is behind the best of the others."""
     makespans = row["makespan_s"]
     best_s = min(v for name, v in makespans.items() if name != "auto")
     return float(makespans["auto"] / best_s - 1)
-
-
-@cache
-def bound_s(number: int) -> float:
-    """Return the lower bound of a problem."""
-    problem = make(number).problem
-    return lower_bound(problem, problem.scenarios[0]).value_s
 
 
 def table(rows: Sequence[dict[str, Any]]) -> None:
@@ -123,40 +155,51 @@ def table(rows: Sequence[dict[str, Any]]) -> None:
         "gap to the bound, mean",
         "planning, median s",
         "longest s",
+        "bound, median s",
+        "longest s",
     )
     print("| " + " | ".join(columns) + " |")
-    print("|---|--:|--:|--:|--:|--:|--:|--:|")
+    print("|---" + "|--:" * (len(columns) - 1) + "|")
     for size in [*sorted({r["size"] for r in rows}), "all"]:
         part = [r for r in rows if size in (r["size"], "all")]
         losses = np.array([behind(r) for r in part])
-        gaps = np.array([r["makespan_s"]["auto"] / bound_s(r["number"]) - 1 for r in part])
+        gaps = np.array([min(r["makespan_s"].values()) / r["bound_s"] - 1 for r in part])
         took = np.array([r["planning_s"]["auto"] for r in part])
+        bounding = np.array([r["bounding_s"] for r in part])
         print(
             f"| {size} | {len(part)} | {losses.mean():+.2%} | {losses.max():+.2%} "
             f"| {(losses > 0.01).sum()} | {gaps.mean():.1%} | {np.median(took):.2f} "
-            f"| {took.max():.1f} |"
+            f"| {took.max():.1f} | {np.median(bounding):.2f} | {bounding.max():.1f} |"
         )
     print()
     for r in sorted(rows, key=behind, reverse=True):
         if behind(r) > NOTABLE:
             values = ", ".join(f"{n} {v:,.1f}" for n, v in r["makespan_s"].items())
             print(f"{r['label']}: {behind(r):+.2%} ({values}); {'; '.join(r['notes'])}")
+    plans = [(r, name, s) for r in rows for name, s in r["makespan_s"].items()]
+    shorter = [p for p in plans if p[2] < p[0]["bound_s"] * (1 - ROUNDING)]
+    print(f"{len(shorter)} of {len(plans)} plans are shorter than the bound")
+    for r, name, value_s in shorter:
+        print(f"{r['label']}: {name} {value_s:,.2f} s, bound {r['bound_s']:,.2f} s")
 
 
 def main() -> None:
     """Run, or print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("part", choices=("run", "table"))
+    parser.add_argument("part", choices=("run", "table", "again"))
     parser.add_argument("file", type=Path)
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--last", type=int, default=COUNT)
+    parser.add_argument("--sample", type=int, default=COUNT, help="how many problems")
     parser.add_argument("--only", default="", help="numbers of problems")
     given = parser.parse_args()
     if given.part == "table":
         table(read(given.file))
         return
     only = [int(n) for n in given.only.split(",") if n]
-    run(given.file, only or range(given.first, given.last))
+    if given.part == "again":
+        rows = [r for r in read(given.file) if not only or r["number"] in only]
+        again(rows[: given.sample])
+        return
+    run(given.file, only or in_order(range(COUNT))[: given.sample])
 
 
 if __name__ == "__main__":

@@ -168,6 +168,61 @@ def make_tiny_reward(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
+def make_tiny_vision(folder: Path, *, seed: int = 0) -> Path:
+    """Write an Idefics3 of a few thousand weights that reads characters and images.
+
+    An image is made 56 pixels wide or high and cut into tiles of 28 x 28, of 4 tokens each.
+    """
+    torch = pytest.importorskip("torch", reason="torch writes the weights")
+    from transformers import Idefics3Config, Idefics3ForConditionalGeneration
+
+    tiles = [f"<row_{r}_col_{c}>" for r in (1, 2) for c in (1, 2)]
+    marks = ["<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", *tiles]
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(seed)
+    config = Idefics3Config(
+        image_token_id=104,
+        scale_factor=2,
+        pad_token_id=0,
+        tie_word_embeddings=False,
+        vision_config={
+            "hidden_size": 32, "intermediate_size": 64, "image_size": 28, "patch_size": 7,
+            "initializer_range": 0.5, **heads,
+        },
+        text_config={
+            "model_type": "llama", "vocab_size": 120, "hidden_size": 64, "intermediate_size": 128,
+            "num_key_value_heads": 2, "max_position_embeddings": 2048, "bos_token_id": 1,
+            "eos_token_id": 2, "pad_token_id": 0, "initializer_range": 0.5, **heads,
+        },
+    )  # fmt: skip
+    Idefics3ForConditionalGeneration(config).save_pretrained(folder)
+    _write_tokenizer(folder, 104, characters=True)
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["added_tokens"] = [
+        {"id": 104 + k, "content": mark, "special": True, **flags} for k, mark in enumerate(marks)
+    ]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["chat_template"] = (
+        "{% for m in messages %}{{ m['role'] }} {% if m['content'] is string %}{{ m['content'] }}"
+        "{% else %}{% for p in m['content'] %}{% if p['type'] == 'image' %}<image>"
+        "{% else %}{{ p['text'] }}{% endif %}{% endfor %}{% endif %} {% endfor %}"
+    )
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    images = {
+        "image_processor_type": "Idefics3ImageProcessor",
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "max_image_size": {"longest_edge": 28},
+        "size": {"longest_edge": 56},
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(images))
+    processor = {"processor_class": "Idefics3Processor", "image_seq_len": 4}
+    (folder / "processor_config.json").write_text(json.dumps(processor))
+    return folder
+
+
 def _write_pair_tokenizer(folder: Path) -> None:
     """Write a tokenizer of single characters that marks one text, or two, as BERT's does."""
     pytest.importorskip("tokenizers")

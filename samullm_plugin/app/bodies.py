@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from samullm_plugin.app.sampling import SamplingSection
@@ -261,13 +261,16 @@ def _check_part(part: Any) -> str | None:
 
 def has_media(messages: Sequence[Mapping[str, Any]]) -> bool:
     """Return whether a conversation holds images, audio or video."""
-    return any(
-        isinstance(part, Mapping) and part.get("type") in MEDIA_PARTS
-        for message in messages
-        if isinstance(message, Mapping)
-        if isinstance(content := message.get("content"), list)
-        for part in content
-    )
+    return any(True for _ in media_parts(messages))
+
+
+def media_parts(messages: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Yield the images, audio and video of a conversation."""
+    for message in messages:
+        content = message.get("content") if isinstance(message, Mapping) else None
+        for part in content if isinstance(content, list) else ():
+            if isinstance(part, Mapping) and part.get("type") in MEDIA_PARTS:
+                yield part
 
 
 def content_text(content: Any) -> str:

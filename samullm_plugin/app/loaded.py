@@ -11,6 +11,7 @@ from typing import Any
 from samullm_plugin.app.bodies import content_text
 from samullm_plugin.app.expressions import Expression
 from samullm_plugin.app.functions import Function, Scope
+from samullm_plugin.app.media import image_parts
 from samullm_plugin.app.schemas import Schema
 from samullm_plugin.app.spec import Component, OutputSection, PlannerSection
 from samullm_plugin.app.templates import Output, render
@@ -101,8 +102,8 @@ class NodeSource:
         fallback: of the entries of ``input_node``, those that enter only where the others of their
             label are missing.
         template: Jinja2 text of the prompt; None: the line's prompt, then the inputs.
-        turns: instead of a template, role and template of each turn; role ``history`` for a
-            field of the row that holds turns.
+        turns: instead of a template, role and template of each turn; with roles of
+            ``FIELD_TURNS``, a field of the row.
         own_prompt: whether without a template the line's prompt is part of the prompt.
         chat: the prompt is sent through the chat template.
         chat_options: ``chat_template`` and ``chat_template_kwargs``, if given.
@@ -126,6 +127,7 @@ class NodeSource:
             generated.
         class_names: of the model, for ``task: classify``; empty: they have none.
         sample: an output as its user says the node may give it.
+        folder: what files that rows name are relative to.
     """
 
     ids: tuple[str, ...]
@@ -160,6 +162,7 @@ class NodeSource:
     task: str = ""
     class_names: tuple[str, ...] = ()
     sample: Any = None
+    folder: Path = Path()
 
     def sampling_params(self, request: int) -> dict[str, object]:
         """Return the sampling parameters of one request."""
@@ -287,11 +290,17 @@ def conversation(
     if source.turns:
         values = _template_values(source, fields, inputs)
         made: list[dict[str, object]] = []
+        images: list[dict[str, object]] = []
         for role, template in source.turns:
             if role == "history":
                 made += history(fields, template, where)
+            elif role == "image":
+                images += image_parts(fields, template, source.folder, where)
             else:
-                made.append({"role": role, "content": render(template, values, where)})
+                text = render(template, values, where)
+                content = [*images, {"type": "text", "text": text}] if images else text
+                made.append({"role": role, "content": content})
+                images = []
         return made
     earlier, last_user = _own_turns(source, fields)
     if source.template is None:

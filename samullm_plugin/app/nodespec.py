@@ -28,12 +28,17 @@ class MessageSection(Section):
         description="Field of the row that holds earlier turns (role and content); they stay "
         "turns of their own.",
     )
+    image: Label | None = Field(
+        default=None,
+        description="Field of the row that holds an image, or a list of them, for the user's turn "
+        "that follows: files relative to this one, or data URLs.",
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> MessageSection:
         """Refuse a turn that is none or several."""
         if len(self.model_fields_set) != 1:
-            raise ValueError("give one of system, user, assistant, include and history")
+            raise ValueError("give one of system, user, assistant, include, history and image")
         return self
 
     @property

@@ -6,17 +6,19 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from samullm_plugin.app.bodies import has_media
+from samullm_plugin.app.bodies import has_media, media_parts
 from samullm_plugin.app.drafts import Draft, NodeDraft
 from samullm_plugin.app.keptrows import Fields, each_fields
 from samullm_plugin.app.loaded import NodeSource, conversation, pair_text, prompt_text
+from samullm_plugin.app.media import FIELD_TURNS
 from samullm_plugin.app.nodespec import NodeSection
 from samullm_plugin.app.requestlines import PLAIN, RowError, TokenCounter, estimate_tokens
 from samullm_plugin.app.templates import Output, plain_parts, referenced
+from samullm_plugin.checkpoints.images import is_image
 from samullm_plugin.checkpoints.models import config_of, reads_text_only
-from samullm_plugin.checkpoints.tokenizing import OwnTokenizers
+from samullm_plugin.checkpoints.tokenizing import OwnTokenizers, turn_kinds
 from samullm_plugin.errors import InputError, suggest
 
 SHOWN_FIELDS = 12
@@ -53,7 +55,7 @@ def constant_lead(source: NodeSource) -> str:
     """Return the text of the turns at the beginning that are the same in all conversations."""
     texts = []
     for role, template in source.turns:
-        if role == "history" or referenced(template):
+        if role in FIELD_TURNS or referenced(template):
             break
         texts.append(template)
     return "\n".join(texts)
@@ -97,14 +99,14 @@ class PromptCounts:
         assert node.model is not None
         self.section, self.model, self.source = node.section, node.model, source
         self.where, self.count_tokens = where, count_tokens
-        self.estimated = self.too_long = 0
+        self.estimated = self.too_long = self.images_left_out = 0
         self.labels = {w.label for r in node.requests for w in r.waits if w.label}
         self.labels |= set(self.section.edges)
         self.blank = {n: [stand_ins[n].blank] for n in self.labels if n in stand_ins}
         self.sample = {n: [stand_ins[n].sample] for n in self.labels if n in stand_ins}
         self.stand_ins = stand_ins
         templates = [source.template] if source.template is not None else []
-        templates += [text for role, text in source.turns if role != "history"]
+        templates += [text for role, text in source.turns if role not in FIELD_TURNS]
         asked = frozenset[str]().union(*(referenced(t) for t in templates))
         second = frozenset[str]() if source.pair is None else referenced(source.pair)
         self._field = f"{where}.{'messages' if source.turns else 'prompt'}"
@@ -119,6 +121,12 @@ class PromptCounts:
         self._constant: int | None = self.section.template_tokens
         self._framing: dict[tuple[str, ...], int] = {}
         self._node = node
+        if self._reads_text_only and any(role == "image" for role, _ in source.turns):
+            raise InputError(
+                f"{where}.messages.image: model {self.model.name} reads text only; take a model "
+                "that reads images, or leave them out"
+            )
+        self._check_field_turns([r for r in node.requests if r.error is None])
         if self.written:
             self._check([r for r in node.requests if r.error is None])
 
@@ -150,6 +158,14 @@ class PromptCounts:
             for part, is_name in parts
         ]
 
+    def _check_field_turns(self, good: Sequence[Draft]) -> None:
+        """Refuse turns that name a field which no row has."""
+        for role, name in self.source.turns:
+            if role in FIELD_TURNS and good and not any(name in r.fields for r in good):
+                known = list(good[0].fields)
+                hint = suggest(name, known) or f"; fields: {', '.join(known[:SHOWN_FIELDS])}"
+                raise InputError(f"{self._field}.{role}: no row has a field {name!r}{hint}")
+
     def _check(self, good: Sequence[Draft]) -> None:
         """Refuse templates that use what no row has, or fail on outputs as they may be.
 
@@ -157,7 +173,7 @@ class PromptCounts:
         """
         others = {"prompt", "previous", "inputs", *self.labels}
         names = {v for vs in self._used.values() for v in vs if "." not in v} - others
-        wanted = names | {name for role, name in self.source.turns if role == "history"}
+        wanted = names | {name for role, name in self.source.turns if role in FIELD_TURNS}
         request = next((r for r in good if wanted <= r.fields.keys()), None)
         if request is None:
             if good:
@@ -362,12 +378,23 @@ class PromptCounts:
         """Return the tokens that the chat template adds to a conversation."""
         if not isinstance(self.count_tokens, OwnTokenizers):
             return 0
-        roles = tuple(str(m.get("role")) for m in messages)
-        if roles not in self._framing:
-            self._framing[roles] = self.count_tokens.framing(
+        kinds = turn_kinds(messages)
+        if kinds not in self._framing:
+            self._framing[kinds] = self.count_tokens.framing(
                 self.model, messages, text, self.source.chat_options
             )
-        return self._framing[roles]
+        return self._framing[kinds] + self._of_media(messages)
+
+    def _of_media(self, messages: Sequence[Mapping[str, Any]]) -> int:
+        """Return the tokens of what is not text; 0, and a remark, where nobody can tell."""
+        if not has_media(messages):
+            return 0
+        assert isinstance(self.count_tokens, OwnTokenizers)
+        counted = None
+        if all(is_image(part) for part in media_parts(messages)):
+            counted = self.count_tokens.image_tokens(self.model, messages)
+        self.images_left_out += counted is None
+        return counted or 0
 
     def _template(self, request: Draft) -> int:
         """Return the tokens that the template adds to a stated count, counted once."""

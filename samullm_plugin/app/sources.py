@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 from samullm_plugin.app import drafts
@@ -14,6 +15,7 @@ from samullm_plugin.app.functions import function_of
 from samullm_plugin.app.graph import NodeGraph
 from samullm_plugin.app.keptrows import RowFields
 from samullm_plugin.app.loaded import Branch, NodeSource, PythonCall
+from samullm_plugin.app.media import FIELD_TURNS
 from samullm_plugin.app.nodespec import (
     ChoiceSection,
     MessageSection,
@@ -28,7 +30,7 @@ from samullm_plugin.app.templates import referenced
 from samullm_plugin.errors import InputError, suggest
 
 Turns = tuple[tuple[str, str], ...]
-"""Role and template of each turn; role ``history`` for a field of the row that holds turns."""
+"""Role and template of each turn; roles of ``FIELD_TURNS`` name a field of the row instead."""
 
 
 def node_templates(section: NodeSection, turns: Turns, where: str) -> dict[str, frozenset[str]]:
@@ -38,7 +40,7 @@ def node_templates(section: NodeSection, turns: Turns, where: str) -> dict[str, 
         InputError: naming the template that is none.
     """
     written = [] if section.prompt is None else [("prompt", section.prompt)]
-    written += [(f"messages.{role}", text) for role, text in turns if role != "history"]
+    written += [(f"messages.{role}", text) for role, text in turns if role not in FIELD_TURNS]
     written += [] if section.pair is None else [("pair", section.pair)]
     if turns and not written:
         return {"": frozenset()}
@@ -68,6 +70,8 @@ def node_turns(
                 yield message.turn
             elif message.history is not None:
                 yield "history", message.history
+            elif message.image is not None:
+                yield "image", message.image
             elif (name := message.include or "") in above:
                 raise InputError(f"{where}.messages: {name!r} includes itself")
             elif name not in declared:
@@ -76,7 +80,11 @@ def node_turns(
             else:
                 yield from expanded(declared[name], (*above, name))
 
-    return tuple(expanded(section.messages, ()))
+    turns = tuple(expanded(section.messages, ()))
+    for (role, name), (then, _) in pairwise((*turns, ("", ""))):
+        if role == "image" and then not in ("image", "user"):
+            raise InputError(f"{where}.messages: behind the image {name!r} there is no user turn")
+    return turns
 
 
 def node_source(graph: NodeGraph, index: int, turns: Turns, schema: Schema | None) -> NodeSource:
@@ -117,6 +125,7 @@ def node_source(graph: NodeGraph, index: int, turns: Turns, schema: Schema | Non
         passes=section.otherwise == "pass",
         own_prompt=section.requests is not None,
         sample=section.sample,
+        folder=graph.path.parent,
     )
     if isinstance(section, PythonSection):
         function = function_of(

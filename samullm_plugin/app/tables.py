@@ -99,6 +99,11 @@ def request_table(
             f"node {node.name}: prompt tokens of {counting.estimated} of {len(node.requests)} "
             f"requests are estimated at {CHARACTERS_PER_TOKEN} characters per token"
         )
+    if counting.images_left_out:
+        notes.append(
+            f"node {node.name}: of {counting.images_left_out} requests the tokens of images, audio "
+            "or video are not counted: they, or the model's processor, are not at hand"
+        )
     if counting.too_long:
         notes.append(
             f"node {node.name}: {counting.too_long} of these prompts may be longer than "

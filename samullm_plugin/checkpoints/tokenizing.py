@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from samullm_plugin.checkpoints.asking import installed
+from samullm_plugin.checkpoints.images import Size, image_tokens, images_of, size_of, with_marks
 from samullm_plugin.checkpoints.machine_cache import keep, read_kept
 from samullm_plugin.checkpoints.models import checkpoint_of, find_checkpoint
 from samullm_plugin.model.application import ModelSpec
@@ -36,6 +37,7 @@ class OwnTokenizers:
         """Know no model yet."""
         self._framing: dict[tuple[str, ...], int] = {}
         self._own: dict[str, OwnTokenizer] = {}
+        self._images: dict[tuple[str, Size], int] = {}
 
     def __call__(self, model: ModelSpec, text: str) -> int | None:
         """Return the tokens of a text; None without a tokenizer of the model here."""
@@ -76,10 +78,33 @@ class OwnTokenizers:
             what the tokenizer puts before every text.
         """
         place = _place(model)
-        key = (place, repr(sorted(options.items())), *(str(m.get("role")) for m in messages))
+        key = (place, repr(sorted(options.items())), *turn_kinds(messages))
         if key not in self._framing:
             self._framing[key] = self._tokenizer(place).framing(messages, text, options) or 0
         return self._framing[key]
+
+    def image_tokens(
+        self, model: ModelSpec, messages: Sequence[Mapping[str, object]]
+    ) -> int | None:
+        """Return what images of a conversation add to the marks that its chat template puts.
+
+        None: one of them is not at hand, or the model's processor is not or does not tell.
+        """
+        sizes = [size_of(image) for image in images_of(messages)]
+        known = [size for size in sizes if size is not None]
+        if len(known) < len(sizes):
+            return None
+        new = list(dict.fromkeys(s for s in known if (_place(model), s) not in self._images))
+        if new:
+            options = model.engine.given("mm_processor_kwargs")
+            told = image_tokens(
+                find_checkpoint(_place(model)), new, options if isinstance(options, dict) else {}
+            )
+            if told is None:
+                return None
+            places = ((_place(model), size) for size in new)
+            self._images.update(zip(places, told, strict=True))
+        return sum(self._images[_place(model), size] - 1 for size in known)
 
     def _tokenizer(self, place: str) -> OwnTokenizer:
         """Return the tokenizer of a place as it was when it was first asked for."""
@@ -105,6 +130,12 @@ def count_prompt_tokens(
     """
     own = own_tokenizer(_place(model))
     return own.count(prompt) if isinstance(prompt, str) else own.count_conversation(prompt, options)
+
+
+def turn_kinds(messages: Sequence[Mapping[str, object]]) -> tuple[str, ...]:
+    """Return for each turn its role and, if it holds images, how many."""
+    counts = (len(images_of([m])) for m in messages)
+    return tuple(f"{m.get('role')}{n or ''}" for m, n in zip(messages, counts, strict=True))
 
 
 class OwnTokenizer:
@@ -153,7 +184,7 @@ class OwnTokenizer:
         given.setdefault("add_generation_prompt", not given.get("continue_final_message", False))
         try:
             ids = self._whole.apply_chat_template(
-                [dict(m) for m in messages],
+                with_marks(messages),
                 tokenize=True,
                 return_dict=False,
                 **{**variables, **given},
@@ -177,8 +208,8 @@ class OwnTokenizer:
         library = installed("transformers")
         if not self.files or library is None:
             return None
-        roles = [str(m.get("role")) for m in messages]
-        key = _key(self.telling, [library, repr(sorted(options.items())), *roles])
+        kinds = turn_kinds(messages)
+        key = _key(self.telling, [library, repr(sorted(options.items())), *kinds])
         if (kept := read_kept("framings", key)) is not None:
             return int(kept["tokens"])
         whole, texts = self.count_conversation(messages, options), self.count(text)

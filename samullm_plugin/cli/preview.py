@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -73,7 +74,9 @@ def _text(request: PreviewedRequest, *, answered: bool) -> str:
         sampling = ", ".join(f"{k} {v}" for k, v in request.sampling.items())
         lines.append(f"   {sampling}")
     for message in request.messages or ():
-        lines += [f"[{message.get('role')}]", str(message.get("content"))]
+        content = message.get("content")
+        parts = content if isinstance(content, list) else [content]
+        lines += [f"[{message.get('role')}]", *map(_shown, parts)]
     if request.prompt is not None:
         lines.append(request.prompt)
     if not request.model and request.output is not None:
@@ -83,6 +86,13 @@ def _text(request: PreviewedRequest, *, answered: bool) -> str:
     if request.error is not None:
         lines.append(f"   failed: {request.error}")
     return "\n".join(lines) + "\n\n"
+
+
+def _shown(part: object) -> str:
+    """Return a part of a message for people: its text, or what kind of thing it is."""
+    if not isinstance(part, Mapping):
+        return str(part)
+    return str(part["text"]) if "text" in part else f"⟨{part.get('type')}⟩"
 
 
 def _summary(found: list[PreviewedRequest]) -> None:

@@ -83,6 +83,7 @@ def lower_bound(
     path_s, window = windows(problem, scenario, done_s, started)
     demands: list[Demand] = []
     ways: dict[int, _Ways] = {}  # by place among the demands
+    shared: dict[int, int] = {}  # by number of engines, the place of all nodes that they serve
     for i in range(len(problem.app.nodes)):
         demand = _demand(problem, scenario, i)
         if demand is None:
@@ -91,11 +92,17 @@ def lower_bound(
             seconds, devices = ahead[i]
             demand = Demand(max(0.0, demand.work - seconds * devices), 0.0, 0.0, 0.0)
         elif engine_of[i] in numbers:
-            demand = Demand(demand.work, 0.0, 0.0, 0.0)  # it may take over another's engines
-        elif problem.app.nodes[i].name not in problem.same_engine:
+            demand = Demand(demand.work, 0.0, 0.0, 0.0)  # it may take over engines that are there
+        elif problem.app.nodes[i].name in problem.same_engine:
+            demand = demand.between(window[i].head_s, window[i].tail_s)
+            if engine_of[i] in shared:
+                at = shared[engine_of[i]]
+                demands[at] = demands[at].joined(demand)
+                continue
+            shared[engine_of[i]] = len(demands)
+        else:
             ways[len(demands)] = _Ways(problem, scenario, i, window[i])
             demand = ways[len(demands)].known(demand)
-        numbers.add(engine_of[i])
         demands.append(demand)
     gpus = problem.cluster.num_gpus
     device_s = fitting_s(demands, gpus)
@@ -157,13 +164,9 @@ class _Ways:
         """Return a node's demand with what is known of these ways."""
         window = self._window
         parted_s = window.end_s + window.tail_s + (0.0 if self._waits else self._least_start_s)
-        return replace(
-            demand,
-            head_s=max(demand.head_s, window.head_s),
-            tail_s=window.tail_s,
-            whole=InOneGo(self._devices, self._held_s.copy(), self._end_s),
-            parted_end_s=parted_s,
-        )
+        demand = demand.between(window.head_s, window.tail_s)
+        whole = InOneGo(self._devices, self._held_s.copy(), self._end_s)
+        return replace(demand, whole=whole, parted_end_s=parted_s)
 
     def simulated(self, demand: Demand, makespan_s: float, timed: Timed) -> bool:
         """Simulate what is cheapest for a makespan as far as is known; return whether any was.

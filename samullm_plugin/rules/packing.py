@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -86,6 +86,22 @@ class Demand:
     tail_s: float = 0.0
     whole: InOneGo | None = None
     parted_end_s: float = 0.0
+
+    def between(self, head_s: float, tail_s: float) -> Demand:
+        """Return the demand of which no iteration is before ``head_s``, nor too near the end."""
+        return replace(self, head_s=max(self.head_s, head_s), tail_s=tail_s)
+
+    def joined(self, other: Demand) -> Demand:
+        """Return the demand of two nodes that the same engines may serve one after another.
+
+        A device that works for either has had these engines started.
+        """
+        return replace(
+            self,
+            work=self.work + other.work,
+            head_s=min(self.head_s, other.head_s),
+            tail_s=min(self.tail_s, other.tail_s),
+        )
 
     @property
     def starts(self) -> float:

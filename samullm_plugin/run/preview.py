@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from samullm_plugin.app.bodies import has_media
+from samullm_plugin.app.bodies import media_parts
 from samullm_plugin.app.loaded import LoadedApplication, NodeSource
 from samullm_plugin.app.requestlines import estimate_tokens
 from samullm_plugin.app.templates import text_of
-from samullm_plugin.checkpoints.tokenizing import count_prompt_tokens
+from samullm_plugin.checkpoints.images import is_image
+from samullm_plugin.checkpoints.tokenizing import OwnTokenizers, count_prompt_tokens
 from samullm_plugin.errors import InputError, suggest
 from samullm_plugin.host.interfaces.executor import RequestOutput
 from samullm_plugin.host.interfaces.observer import RunInfo
@@ -225,9 +226,12 @@ def _with_prompt(known: PreviewedRequest, made: Prepared, model: ModelSpec) -> P
     else:
         content: str | Sequence[Mapping[str, object]] = made.messages or made.text or ""
         counted = None
-        if made.pair is None and not has_media(made.messages or ()):
+        media = list(media_parts(made.messages or ()))
+        if made.pair is None and all(is_image(part) for part in media):
             asked = {"add_generation_prompt": False, **made.chat} if made.task else made.chat
             counted = count_prompt_tokens(model, content, asked)
+            extra = OwnTokenizers().image_tokens(model, made.messages or ()) if media else 0
+            counted = None if counted is None or extra is None else counted + extra
         tokens, exact = (made.prompt_tokens, False) if counted is None else (counted, True)
     return replace(
         known,

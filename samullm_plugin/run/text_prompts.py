@@ -10,6 +10,7 @@ from msgspec import structs
 from samullm_plugin.app.expressions import ExpressionError
 from samullm_plugin.app.functions import Function, Row
 from samullm_plugin.app.loaded import LoadedApplication, PythonCall
+from samullm_plugin.app.media import with_files
 from samullm_plugin.app.pooling import pooled_value
 from samullm_plugin.app.requestlines import estimate_tokens
 from samullm_plugin.app.templates import Output, text_of
@@ -183,8 +184,13 @@ class TextPrompts(PromptBuilder):
         return _given(value[k]) if k < len(value) else None
 
     def call_runner(self) -> CallRunner:
-        """Return what runs the calls of Python nodes."""
-        return WorkerCalls()
+        """Return what runs the calls of Python nodes; their processes start at once."""
+        calls = WorkerCalls()
+        for name, source in zip(self._names, self._sources, strict=True):
+            if source.call is not None:
+                node, _ = self._users.parts[name]
+                calls.prepare(node, _call(source.call.function, source.call, ()))
+        return calls
 
     def judge(self, request: RequestId, result: Result, ledger: Ledger) -> str | Call | None:
         """Return why an output is rejected, or the call that decides; None: it is accepted."""
@@ -247,7 +253,7 @@ class TextPrompts(PromptBuilder):
         else:
             try:
                 made = self._loaded.conversation(node, r, output_of)
-                text, messages = (made, None) if isinstance(made, str) else (None, made)
+                text, messages = (made, None) if isinstance(made, str) else (None, with_files(made))
                 pair = self._loaded.pair(node, r, output_of)
             except Exception as error:  # a template can raise anything
                 return Refused(f"its prompt cannot be made: {error}")

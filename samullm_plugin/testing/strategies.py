@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from hypothesis import assume
 from hypothesis import strategies as st
 
 from samullm_plugin.engine import Curve, StepLatency
@@ -55,11 +58,17 @@ def engine_options(draw: st.DrawFn) -> EngineOptions:
 
 @st.composite
 def problems(
-    draw: st.DrawFn, *, max_nodes: int = 4, max_requests: int = 8, max_scenarios: int = 1
+    draw: st.DrawFn,
+    *,
+    max_nodes: int = 4,
+    max_requests: int = 8,
+    max_scenarios: int = 1,
+    engines: int | None = None,
 ) -> Problem:
     """Return problems of 2 to ``max_nodes`` models with joins, fan-outs, chains, untaken requests.
 
-    On 2 to 8 GPUs in NVLink pairs; caches are small enough to preempt at times.
+    On 2 to 8 GPUs in NVLink pairs; caches are small enough to preempt at times. The nodes have so
+    many different engines at most, one may take over those of another (None: each has its own).
     """
     num_scenarios = draw(st.integers(1, max_scenarios))
     nodes: list[TestNode] = []
@@ -98,13 +107,21 @@ def problems(
         )
         sizes.append(n)
     gpus = draw(st.sampled_from([2, 4, 8]))
-    return make_problem(
+    problem = make_problem(
         nodes,
         gpus,
         nvlink=2,
         num_scenarios=num_scenarios,
         host_memory_bytes=draw(st.sampled_from([None, 1, 3])),
     )
+    if engines is None:
+        return problem
+    drawn = [draw(st.integers(0, engines - 1)) for _ in nodes]
+    engine_of = tuple(drawn.index(k) for k in drawn)
+    assume(all(n.model.max_model_len == problem.app.nodes[k].model.max_model_len
+               for n, k in zip(problem.app.nodes, engine_of, strict=True)))  # fmt: skip
+    costs = tuple(problem.costs[k] for k in engine_of)
+    return replace(problem, costs=costs, engine_of=engine_of)
 
 
 END_KINDS: tuple[EndKind, ...] = (

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-import numpy as np
-from samullm_tasks.sizes import between, far_apart
-
+from samullm_greedy.ranking import Ranking, Step
 from samullm_greedy.throughput import StageView, WorkMeter, mean_throughput, mean_throughputs
 from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment, Plan
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.rules.placement import place
-from samullm_plugin.simulator import PlanSimulator, Progress, Rollout
+from samullm_plugin.simulator import PlanSimulator, Rollout
 
 Stage = Mapping[str, ParallelConfig]
 """A stage in the making: configuration by node name."""
-
-Step = tuple[str, ParallelConfig]
-"""One ready node more, or one node on more GPUs than it has."""
 
 EVERY_STEP, SHORTLIST = 128, 12
 """Steps of a stage that are all judged; of more, so many by nodes that are in the stage, and so
@@ -78,10 +73,7 @@ class Greedy:
         self._problem, self._simulator, self._meter = problem, simulator, meter
         self._preemption, self._give_up_s = preemption, give_up_s
         self._drafts: dict[tuple[str, ParallelConfig], Assignment] = {}
-        self._alone: dict[
-            tuple[object, ...], tuple[dict[ParallelConfig, float], list[Progress]]
-        ] = {}  # the progress is kept, for its ids are in the key
-        self._ranked: list[Step] = []
+        self._ranking, self._ranked = Ranking(problem), False
         self._as_is: set[str] = set()  # running models that are not worth another start
         self._held: Mapping[str, Assignment] = {}
         self._load_s: dict[str, float] = {}
@@ -106,7 +98,7 @@ class Greedy:
     def _next_stage(self, rollout: Rollout, unfinished: list[str]) -> tuple[Assignment, ...]:
         """Return the stage that begins now, grown from nothing (or from what may not change)."""
         views = [StageView(self._simulator, s, self._meter) for s in rollout.states]
-        self._ranked.clear()
+        self._ranked = False
         self._held = rollout.held
         self._as_is.clear()
         if sum(len(self._configs[n]) for n in unfinished) > EVERY_STEP:
@@ -191,7 +183,9 @@ class Greedy:
         if sum(len(self._sizes(n, stage)) for n in open_) <= EVERY_STEP:
             return [(n, p) for n in open_ for p in self._sizes(n, stage)]
         if not self._ranked:
-            self._rank(rollout, views, {n: self._sizes(n, stage) for n in open_})
+            steps = [(n, p) for n in open_ for p in self._sizes(n, stage)]
+            self._ranking.begin(rollout, views, {s: self._draft(rollout, *s) for s in steps})
+            self._ranked = True
         own = self._shortlist(stage, [n for n in open_ if n in stage])
         return own + self._shortlist(stage, [n for n in open_ if n not in stage])
 
@@ -219,64 +213,12 @@ class Greedy:
         """
         sizes = {n: self._sizes(n, stage) for n in names}
         limits = {n: (s[0].num_devices, s[-1].num_devices) for n, s in sizes.items() if s}
-        found: list[Step] = []
-        for name, parallel in self._ranked:
-            least, most = limits.get(name, (1, 0))
-            if least <= parallel.num_devices <= most:
-                found.append((name, parallel))
-                if len(found) == SHORTLIST:
-                    return found
+        found = self._ranking.best(limits, SHORTLIST)
+        if len(found) == SHORTLIST:
+            return found
         taken = set(found)
         rest = ((n, p) for n in names for p in sizes[n] if (n, p) not in taken)
         return found + list(islice(rest, SHORTLIST - len(found)))
-
-    def _rank(
-        self,
-        rollout: Rollout,
-        views: list[StageView],
-        steps: Mapping[str, Sequence[ParallelConfig]],
-    ) -> None:
-        """Rank steps by their throughput alone per GPU; of many sizes, that of some is simulated.
-
-        Args:
-            rollout: the stages so far.
-            views: by length scenario.
-            steps: by model, the sizes it may get.
-        """
-        keys = {n: self._alone_key(rollout, n) for n in steps}
-        alone = {
-            n: self._alone.setdefault(k, ({}, self._bases(rollout, n)))[0] for n, k in keys.items()
-        }
-        new = {n: [p for p in sizes if p not in alone[n]] for n, sizes in steps.items()}
-        shapes = [(n, s) for n, sizes in new.items() for s in _by_shape(sizes)]
-        some = [(n, s[k]) for n, s in shapes for k in far_apart(_devices(s))]
-        drafts = [self._draft(rollout, n, p) for n, p in some]
-        for view in views:
-            view.prefetch(drafts)
-        found = iter(
-            [
-                mean_throughput(views, (draft,)) / p.num_devices
-                for (_, p), draft in zip(some, drafts, strict=True)
-            ]
-        )
-        for name, sizes in shapes:
-            apart = far_apart(_devices(sizes))
-            known = np.array([[next(found)] for _ in apart])
-            values = between(_devices(sizes), apart, known)[:, 0]
-            alone[name].update(zip(sizes, values.tolist(), strict=True))
-        every = [(n, p, alone[n][p]) for n, sizes in steps.items() for p in sizes]
-        every = [e for e in every if e[2] > 0.0]
-        self._ranked = [(n, p) for n, p, _ in sorted(every, key=lambda e: -e[2])]
-
-    def _alone_key(self, rollout: Rollout, name: str) -> tuple[object, ...]:
-        """Return what the throughput of a node started alone depends on, but for its size."""
-        running = tuple(s.clock_s for s in rollout.states if name in s.active)
-        return name, running, tuple(id(p) for p in self._bases(rollout, name))
-
-    def _bases(self, rollout: Rollout, name: str) -> list[Progress]:
-        """Return what is done of a node in each scenario."""
-        node = self._problem.app.index(name)
-        return [s.progress[node] for s in rollout.states]
 
     def _draft(self, rollout: Rollout, name: str, parallel: ParallelConfig) -> Assignment:
         """Return an assignment before devices are chosen: the one held if equal, else anywhere."""
@@ -289,14 +231,6 @@ class Greedy:
             assert devices is not None  # ``parallel_configs`` gives only what has a place
             self._drafts[key] = Assignment(name, parallel, devices[:1])
         return self._drafts[key]
-
-
-def _by_shape(sizes: Iterable[ParallelConfig]) -> list[list[ParallelConfig]]:
-    """Return sizes by shape of a replica, in the order of their devices."""
-    shapes: dict[tuple[int, int], list[ParallelConfig]] = {}
-    for p in sizes:
-        shapes.setdefault((p.tensor_parallel_size, p.pipeline_parallel_size), []).append(p)
-    return list(shapes.values())
 
 
 def _devices(sizes: Sequence[ParallelConfig]) -> list[int]:

@@ -175,6 +175,11 @@ class StageView:
         """
         return self._throughput(self._lineup(stage).members.values())
 
+    def took_s(self, assignment: Assignment) -> float:
+        """Return how long a model takes alone from now on (0 if nothing is left to do)."""
+        ends_s = [m.end_s for m in self._lineup((assignment,)).members.values()]
+        return max(ends_s[0] - self._state.clock_s, 0.0) if ends_s else 0.0
+
     def throughputs(self, stage: Sequence[Assignment], new: Sequence[Assignment]) -> list[float]:
         """Return the throughput of the stage with each of ``new`` in turn.
 

@@ -13,8 +13,11 @@ from samullm_cpsat.planning import solve_instance
 from samullm_cpsat.plugin import ExactOptions
 
 FOLDER = Path(__file__).parents[1] / "instances"
-SHAPES = ("ensembling", "routing", "chain", "mixed", "map-reduce", "vote", "filter-vote")
-QUICK_S = 2.0
+SHAPES = (
+    *("ensembling", "routing", "chain", "mixed", "map-reduce", "vote", "filter-vote"),
+    *("pipeline", "diamond", "kinds", "machines", "equal", "long"),
+)
+QUICK_S = 0.5
 
 
 @cache
@@ -24,12 +27,15 @@ def stored() -> dict[str, dict[str, Any]]:
 
 def test_there_are_enough_of_every_kind() -> None:
     instances = {name: Instance.from_json(data["instance"]) for name, data in stored().items()}
-    assert len(instances) >= 60
+    assert len(instances) >= 100
     assert all(2 <= len(i.tasks) <= 9 and 2 <= i.num_devices <= 8 for i in instances.values())
     large = [i for i in instances.values() if len(i.tasks) >= 4 and i.num_devices == 8]
     assert len(large) >= 20
     for shape in SHAPES:
         assert any(name.startswith(shape) for name in instances), shape
+    for i in instances.values():
+        assert len({p.gpu for p in i.pools}) == 1 + i.name.startswith("kinds"), i.name
+        assert len({p.machine for p in i.pools}) == 1 + i.name.startswith("machines"), i.name
 
 
 def test_stored_figures_make_sense() -> None:
@@ -47,7 +53,7 @@ QUICK = [
     (name, structure)
     for name, data in stored().items()
     for structure, found in data["best"].items()
-    if found["seconds"] < (QUICK_S if structure == "no-switching" else QUICK_S / 8)
+    if found["seconds"] < (QUICK_S if structure == "no-switching" else QUICK_S / 2)
 ]
 
 
