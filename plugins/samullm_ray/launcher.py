@@ -15,7 +15,7 @@ from samullm_vllm.launching import Launched, Launcher
 from samullm_vllm.protocol import Go, Message, Start, decode, encode
 
 from samullm_ray.machine import Machine
-from samullm_ray.messages import Begin, Ended, Kill, Launch, News, Place, Said, Send
+from samullm_ray.messages import Begin, Command, Ended, Kill, Launch, News, Place, Said, Send
 
 _WAIT_S = 0.002
 
@@ -58,24 +58,21 @@ class RemoteChannel:
         Raises:
             ChannelClosedError: if the machine is lost.
         """
-        if self._machine.lost:
-            raise ChannelClosedError(self._machine.lost)
         if isinstance(message, RemoteGo):
-            self._machine.tell(Place(self._key, message.devices))
+            self._tell(Place(self._key, message.devices))
         elif isinstance(message, Start):
-            self._machine.tell(Begin(self._key, message))
+            self._tell(Begin(self._key, message))
         else:
             self.send_bytes(encode(message))
 
     def send_bytes(self, frame: bytes) -> None:
-        """Send an encoded message.
+        """Send an encoded message; raise as ``send`` does."""
+        self._tell(Send(self._key, frame))
 
-        Raises:
-            ChannelClosedError: if the machine is lost.
-        """
+    def _tell(self, command: Command) -> None:
         if self._machine.lost:
             raise ChannelClosedError(self._machine.lost)
-        self._machine.tell(Send(self._key, frame))
+        self._machine.tell(command)
 
     def flush(self) -> None:
         """Do nothing: what is sent is on its way."""

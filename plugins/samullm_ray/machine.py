@@ -17,7 +17,7 @@ from samullm_ray.messages import Call, Command, MachineFacts, News, decode_reply
 
 _AGAIN_S = 0.1
 _BUSY_LINGERS = 3
-"""Replies at most so many times ``linger_s`` apart are gathered, which takes one of these."""
+"""News is gathered while replies come at most so many times ``linger_s`` apart."""
 
 LISTENED_AT_MOST_S = 0.5
 """Between two looks at the clock so much silence is counted: the coordinator may have been busy."""

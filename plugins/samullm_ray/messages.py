@@ -1,8 +1,7 @@
 """What the coordinator and the agent of a machine say to one another.
 
 Calls and replies cross Ray as bytes: msgpack, by msgspec. What engines say and hear inside them is
-not looked into on its way. Objects, which Ray would pickle, cost the coordinator more than
-everything else it does for a request.
+not looked into on its way; as objects, Ray would pickle every request and every output.
 """
 
 from __future__ import annotations

@@ -85,11 +85,13 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
         if item["type"] == "extra_forbidden":
             known = _fields(model, loc[:-1])
             inside = [k for k in known if loc[-1] in _fields(model, [*loc[:-1], k])]
-            if inside:
+            if loc[-1] in known:  # of another kind of section than the other fields say
+                message = "is not a field beside the others that are given here"
+            elif inside:
                 message = f"unknown field (did you mean {inside[0]}.{loc[-1]}?)"
             else:
                 message = f"unknown field{suggest(str(loc[-1]), known)}"
-            if known and "did you mean" not in message:
+            if known and loc[-1] not in known and "did you mean" not in message:
                 message += f"; known: {', '.join(sorted(known))}"
         elif item["type"] == "missing":
             message = "missing"

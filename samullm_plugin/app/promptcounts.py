@@ -126,6 +126,7 @@ class PromptCounts:
                 f"{where}.messages.image: model {self.model.name} reads text only; take a model "
                 "that reads images, or leave them out"
             )
+        self._check_field_turns([r for r in node.requests if r.error is None])
         if self.written:
             self._check([r for r in node.requests if r.error is None])
 
@@ -156,6 +157,14 @@ class PromptCounts:
             (str(self.blank[part][0]), False) if is_name and part in self.blank else (part, is_name)
             for part, is_name in parts
         ]
+
+    def _check_field_turns(self, good: Sequence[Draft]) -> None:
+        """Refuse turns that name a field which no row has."""
+        for role, name in self.source.turns:
+            if role in FIELD_TURNS and good and not any(name in r.fields for r in good):
+                known = list(good[0].fields)
+                hint = suggest(name, known) or f"; fields: {', '.join(known[:SHOWN_FIELDS])}"
+                raise InputError(f"{self._field}.{role}: no row has a field {name!r}{hint}")
 
     def _check(self, good: Sequence[Draft]) -> None:
         """Refuse templates that use what no row has, or fail on outputs as they may be.

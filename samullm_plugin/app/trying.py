@@ -84,6 +84,11 @@ class Trials:
                 continue
             self._check_names(text, index, f"{where}.{field}")
         by = chosen_by(section.python) if isinstance(section, PythonSection) else None
+        if by is not None and len(section.edges) > 1:
+            raise InputError(
+                f"{where}.python: it chooses among the rows of one input, and there are "
+                f"{len(section.edges)}; name the nodes in one input: `{{from: [...]}}`"
+            )
         for edge in section.edges.values() if by is not None else ():
             for source in self._graph.resolve(edge.sources, f"{where}.inputs"):
                 self._check_names(by or "", source, f"{where}.python")

@@ -11,13 +11,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from samullm_plugin.app.functions import Function, Returned, Row, Scope, call_function
+from samullm_plugin.app.functions import (
+    Function,
+    Returned,
+    Row,
+    Scope,
+    call_function,
+    describe_function,
+)
 from samullm_plugin.host.isolation import IsolatedWorker
 from samullm_plugin.run.results import RequestId
 
 MOST_ROWS = 64
 """Rows that a worker is given at once."""
 
+_IMPORT_S = 60.0
+"""Seconds that importing a function may take before its first call."""
 GRACE_S = 5.0
 """Seconds beyond the limits of its rows after which a worker is killed; it may have to import."""
 
@@ -147,6 +156,10 @@ class WorkerCalls(CallRunner):
         self._pools: dict[int, _Pool] = {}
         self._open = 0
 
+    def prepare(self, node: int, like: Call) -> None:
+        """Start the processes of a node's function, which import it before it has rows."""
+        self._pools[node] = _Pool(like, self._ended)
+
     def submit(self, request: RequestId, call: Call, now_s: float) -> None:
         """Take a call."""
         del now_s
@@ -186,7 +199,7 @@ class _Pool:
         self._closed = False
         self._workers = [IsolatedWorker() for _ in range(like.workers)]
         for worker in self._workers:
-            threading.Thread(target=self._serve, args=(worker,), daemon=True).start()
+            threading.Thread(target=self._serve, args=(worker, like), daemon=True).start()
 
     def close(self) -> None:
         self._closed = True
@@ -194,8 +207,16 @@ class _Pool:
             self.calls.put(None)
             worker.kill()
 
-    def _serve(self, worker: IsolatedWorker) -> None:
-        """Take calls until there are none: several at once where many wait."""
+    def _serve(self, worker: IsolatedWorker, like: Call) -> None:
+        """Import the function and take calls until there are none."""
+        if like.function is not None:  # what is wrong with it, its calls will tell
+            worker.try_call(describe_function, _IMPORT_S, like.function, like.scope)
+        self._take_calls(worker)
+        if self._closed:  # it may have been started since
+            worker.close()
+
+    def _take_calls(self, worker: IsolatedWorker) -> None:
+        """Run what is asked, several at once where many wait."""
         while (first := self.calls.get()) is not None:
             call, mine = first[1], [first]
             most = 1 if call.scope == "all" else MOST_ROWS

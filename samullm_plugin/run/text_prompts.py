@@ -184,8 +184,13 @@ class TextPrompts(PromptBuilder):
         return _given(value[k]) if k < len(value) else None
 
     def call_runner(self) -> CallRunner:
-        """Return what runs the calls of Python nodes."""
-        return WorkerCalls()
+        """Return what runs the calls of Python nodes; their processes start at once."""
+        calls = WorkerCalls()
+        for name, source in zip(self._names, self._sources, strict=True):
+            if source.call is not None:
+                node, _ = self._users.parts[name]
+                calls.prepare(node, _call(source.call.function, source.call, ()))
+        return calls
 
     def judge(self, request: RequestId, result: Result, ledger: Ledger) -> str | Call | None:
         """Return why an output is rejected, or the call that decides; None: it is accepted."""

@@ -82,6 +82,26 @@ def load(tmp_path: Path) -> Load:
             "no field 'logprob'; ask for it with sampling_params.logprobs",
         ),
         ("nodes.x.output_schema", {"regex": "a(?=b)"}, "output_schema.regex: no engine can"),
+        (
+            "nodes.z",
+            {"python": "best by output", "inputs": {"c": "x", "d": "y"}},
+            "nodes.z.python: it chooses among the rows of one input, and there are 2",
+        ),
+        (
+            "nodes.z",
+            {
+                "model": "a",
+                "requests": "r.jsonl",
+                "messages": [{"history": "promt"}],
+                "sampling_params": {"max_tokens": 4},
+            },
+            "nodes.z.messages.history: no row has a field 'promt' (did you mean 'prompt'?)",
+        ),
+        (
+            "nodes.z",
+            {"python": "best by output", "inputs": {"c": "x"}, "model": "a"},
+            "nodes.z.model: is not a field beside the others",
+        ),
         ("nodes.y.for_each", "z", "nodes.y.for_each: there is no node 'z'"),
         ("nodes.y.chain", "chapter", "nodes.y.chain: request '0' has no field 'chapter'"),
         ("cluster.gpus", 0, "cluster.gpus: at least one GPU is needed, not 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,18 @@ def test_one_bad_row_costs_one_row(
     assert (a[0], c[0]) == ("value", "value")
     assert b[0] == "failed"
     assert message in b[1]
+
+
+def test_functions_are_imported_before_they_have_rows(tmp_path: Path, runner: WorkerCalls) -> None:
+    mark = tmp_path / "imported"
+    code = f"open({str(mark)!r}, 'a').write('x')\ndef f(row): return 1\n"
+    (tmp_path / "early.py").write_text(code)
+    function = function_of("early.py:f", tmp_path, {}, "here")
+    runner.prepare(0, Call(function))
+    while not mark.exists():  # the test's own limit ends it
+        time.sleep(0.01)
+    assert called(runner, function) == [("value", 1)] * 3
+    assert mark.read_text() == "x"  # by the process that was there already
 
 
 def test_functions_of_a_notebook_are_sent(runner: WorkerCalls, steps: Path) -> None:

@@ -12,6 +12,7 @@ from samullm_plugin.app.loading import load_application
 from samullm_plugin.errors import InputError
 from samullm_plugin.run.ledger import Ledger, Status
 from samullm_plugin.run.prompts import Prompt, Refused
+from samullm_plugin.run.python_calls import Call
 from samullm_plugin.run.results import Result
 from samullm_plugin.run.text_prompts import TextPrompts
 
@@ -64,6 +65,30 @@ def test_outputs_enter_templates(tmp_path: Path) -> None:
     assert second.prompt_tokens >= 3
     assert source.custom_id("draft", 0) == "x"
     assert source.is_chat("judge", 0)
+
+
+def test_rows_of_functions_say_how_an_output_ended(tmp_path: Path) -> None:
+    """A line's own field of such a name stays what it is; a function's value ends nothing."""
+    nodes = """
+      draft:
+        model: small
+        requests: requests.jsonl
+        check: steps.py:look
+        sampling_params: {max_tokens: 9}
+      first: {python: "steps.py:look", for_each: draft}
+      second: {python: "steps.py:look", for_each: first}
+    """
+    (tmp_path / "steps.py").write_text("def look(row): return 1\n")
+    source, ledger = load(tmp_path, nodes, [{"id": "x", "prompt": "Why?", "num_tokens": "mine"}])
+    checked = source.judge((0, 0), Result(3, 5, "length", "So"), ledger)
+    ledger.settle((0, 0), Status.FINISHED, 1.0, Result(3, 5, "length", "So"))
+    first = source.prepare((1, 0), ledger)
+    ledger.settle((1, 0), Status.FINISHED, 2.0, Result(1, finish_reason="stop", value=1))
+    second = source.prepare((2, 0), ledger)
+    for call in (checked, first, second):
+        assert isinstance(call, Call)
+        (row,) = call.rows
+        assert (row["finish_reason"], row["num_tokens"]) == ("length", "mine")
 
 
 def test_a_router_chooses_by_its_output(tmp_path: Path) -> None:
