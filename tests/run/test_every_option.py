@@ -1,0 +1,139 @@
+"""With every option of the plan space at once a run takes as long as planned, to 1e-9.
+
+Pipeline stages, prepared starts within the host's memory, engines shared or taken over, and the
+longest chains on a replica of their own; also where another plan is adopted on the way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from samullm_policies.policies import IsolateLongest
+from samullm_simulated.executor import SimulatedExecutor
+
+from samullm_plugin.model.costs import ModeCosts
+from samullm_plugin.model.plan import Plan
+from samullm_plugin.model.problem import ModeKey, Problem
+from samullm_plugin.planning.policies import policy_call
+from samullm_plugin.rules.sharing import shared_problem, sharing_choices
+from samullm_plugin.run.coordinator import Coordinator
+from samullm_plugin.run.view import Replanning
+from samullm_plugin.simulator import PlanSimulator
+from samullm_plugin.testing.factories import GPU
+from samullm_plugin.testing.strategies import plans, problems
+from tests.run.test_coordinator_equals_simulator import consistent
+from tests.run.test_shared_engines import judged
+from tests.run.worlds import run_with_truth
+
+PATIENT = settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+class Adopting(Replanning):
+    """Adopts what is left of the run's own plan whenever a stage begins.
+
+    Not where engines wait for devices or have got others than planned: a plan that is adopted names
+    the devices that there are.
+    """
+
+    def __init__(self) -> None:
+        self.adopted = 0
+
+    def consider(self, run: Coordinator, *, stage_changed: bool) -> Plan | None:
+        stage = run.plan.stages[run.rule.stage]
+        planned = {a.node: a for a in stage.assignments if a.node not in run.rule.finished}
+        there = {
+            n: r.planned for n, r in run.rule.running.items() if r.devices == r.planned.devices
+        }
+        if not stage_changed or planned != there:
+            return None
+        self.adopted += 1
+        return Plan(run.plan.stages[run.rule.stage :])
+
+
+def with_stages(problem: Problem, share: float) -> Problem:
+    """Return the problem with two pipeline stages a replica as well, which start half as long."""
+
+    def two(costs: ModeCosts) -> ModeCosts:
+        load = replace(costs.load, warm_s=costs.load.warm_s / 2, prepare_s=costs.load.prepare_s / 2)
+        return replace(costs, latency=costs.latency.scaled(share), load=load)
+
+    sizes = tuple(
+        {
+            **c,
+            **{
+                ModeKey(GPU.name, 1, 2): two(one)
+                for k, one in c.items()
+                if k.tensor_parallel_size == 1
+            },
+        }
+        for c in problem.costs
+    )
+    return replace(problem, costs=sizes)
+
+
+def prepared(problem: Problem, share: float) -> Problem:
+    """Return the problem with a part of each start that needs no device."""
+    costs = tuple(
+        {
+            key: replace(
+                c, load=replace(c.load, prepare_s=share * c.load.warm_s, prepared_bytes=1.0)
+            )
+            for key, c in sizes.items()
+        }
+        for sizes in problem.costs
+    )
+    return replace(problem, costs=costs)
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> Problem:
+    """Return problems of several models, and of several nodes of one model, shared or not."""
+    kind = draw(st.sampled_from(["several", "taken over", "shared"]))
+    if kind == "several":
+        problem = consistent(draw(problems()))
+    else:
+        problem = prepared(judged(draw(st.sampled_from([2, 4]))), draw(st.sampled_from([0.0, 0.5])))
+        if kind == "shared":
+            problem = shared_problem(problem, sharing_choices(problem)[0])
+    return with_stages(problem, draw(st.sampled_from([0.5, 0.8])))
+
+
+def assert_equal(problem: Problem, plan: Plan, replanner: Adopting | None) -> None:
+    """Compare the simulation of a plan with a run."""
+    call = policy_call(problem.app, IsolateLongest(), problem.scenarios)
+    trace = PlanSimulator(problem, policy=call).simulate_scenario(plan, 0)
+    run = run_with_truth(
+        problem, plan, SimulatedExecutor(), problem, policy=call, replanner=replanner
+    )
+    assert run.ledger.all_settled
+    for i, finish_s in enumerate(trace.finish_s):
+        np.testing.assert_allclose(run.ledger.finish_s[i], finish_s, rtol=1e-9, atol=1e-9)
+
+
+@PATIENT
+@given(st.data())
+def test_a_run_takes_as_long_as_planned(data: st.DataObject) -> None:
+    problem = data.draw(worlds())
+    plan = data.draw(plans(problem))
+    assert_equal(problem, plan, None)
+
+
+def test_a_plan_that_is_adopted_changes_nothing_that_it_says_alike() -> None:
+    """Neither engines nor the replicas of chains."""
+    adopting = Adopting()
+
+    @PATIENT
+    @given(st.data())
+    def check(data: st.DataObject) -> None:
+        problem = data.draw(worlds())
+        assert_equal(problem, data.draw(plans(problem)), adopting)
+
+    check()
+    assert adopting.adopted > 20
