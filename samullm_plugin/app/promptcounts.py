@@ -121,7 +121,7 @@ class PromptCounts:
         self._constant: int | None = self.section.template_tokens
         self._framing: dict[tuple[str, ...], int] = {}
         self._node = node
-        if self._reads_text_only and any(role == "image" for role, _ in source.turns):
+        if any(role == "image" for role, _ in source.turns) and self._reads_text_only:
             raise InputError(
                 f"{where}.messages.image: model {self.model.name} reads text only; take a model "
                 "that reads images, or leave them out"

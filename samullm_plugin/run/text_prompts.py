@@ -208,10 +208,10 @@ class TextPrompts(PromptBuilder):
             return None
         row = self._rows.without_output((node, r), ledger)
         value = result.text if value is None else value
+        row.update({k: v for k, v in known_of(result).items() if k not in source.fields[r]})
         if isinstance(value, Mapping):
             row.update(value)
         row |= {source.name: value, "output": result.text, "node": self._names[node]}
-        row.update({k: v for k, v in known_of(result).items() if k not in source.fields[r]})
         return Call(source.check, (row,))
 
     def pooled(self, request: RequestId, numbers: Sequence[float]) -> Any:
