@@ -196,7 +196,7 @@ def _provenance(costs: Mapping[ModeKey, ModeCosts]) -> str:
         origin = mode.provenance
         error = "" if origin.error_pct is None else f" ±{origin.error_pct:.1f} %"
         sizes = parts.setdefault(f"{origin.kind}{error}", [])
-        sizes.append(f"tp{key.tensor_parallel_size}")
+        sizes.append(key.sizes)
     return "; ".join(f"{kind} ({', '.join(where)})" for kind, where in parts.items())
 
 

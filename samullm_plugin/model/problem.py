@@ -35,6 +35,12 @@ class ModeKey:
     tensor_parallel_size: int
     pipeline_parallel_size: int = 1
 
+    @property
+    def sizes(self) -> str:
+        """Return the parallel sizes of a replica as people read them, such as ``tp2xpp2``."""
+        stages = self.pipeline_parallel_size
+        return f"tp{self.tensor_parallel_size}" + (f"xpp{stages}" if stages > 1 else "")
+
 
 def holds_longest(model: ModelSpec, key: ModeKey, costs: ModeCosts) -> bool:
     """Return whether a replica's KV cache holds one longest sequence, as vLLM asks for."""

@@ -201,7 +201,7 @@ def provenance_lines(problem: Problem) -> list[str]:
                 continue
             origin = mode.provenance
             error = "" if origin.error_pct is None else f", ±{origin.error_pct:.1f} %"
-            size = f"tp{key.tensor_parallel_size}"
+            size = key.sizes
             parts.setdefault(f"{origin.kind} ({origin.source}{error})", []).append(size)
         text = "; ".join(f"{', '.join(sizes)} {kind}" for kind, sizes in parts.items())
         lines[node.model.name] = f"{node.model.name}: {text}"
@@ -213,7 +213,7 @@ def start_lines(problem: Problem) -> list[str]:
     lines: dict[str, str] = {}
     for node, costs in zip(problem.app.nodes, problem.costs, strict=True):
         parts = [
-            f"tp{key.tensor_parallel_size} {mode.load.warm_s:.1f} s ({mode.load.source})"
+            f"{key.sizes} {mode.load.warm_s:.1f} s ({mode.load.source})"
             for key, mode in costs.items()
             if mode.load.source and mode.kv_cache_tokens >= node.model.max_model_len
         ]

@@ -86,7 +86,7 @@ def validate_application(host: PluginHost, loaded: LoadedApplication) -> Applica
             prompts, outputs = scenario.prompt_tokens[i][taken], scenario.output_tokens[i][taken]
             for key, costs in problem.costs[i].items():
                 if problem.fits(i, key):
-                    fits.append(f"{key.gpu} tp{key.tensor_parallel_size}: {costs.kv_cache_tokens}")
+                    fits.append(f"{key.gpu} {key.sizes}: {costs.kv_cache_tokens}")
                     latency = f"{costs.provenance.kind}: {costs.provenance.source}"
         reports.append(
             NodeReport(

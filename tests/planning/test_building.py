@@ -28,6 +28,7 @@ from samullm_plugin.checkpoints.gpus import bundled_gpu
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.latency import Curve, StepLatency
 from samullm_plugin.model.plan import Assignment, Plan, Stage
+from samullm_plugin.model.problem import ModeKey
 from samullm_plugin.planning.building import build_problem, collect_costs, sample_outputs
 from samullm_plugin.rules.bounds import lower_bound
 from samullm_plugin.simulator import PlanSimulator
@@ -234,3 +235,7 @@ def test_pipeline_stages_are_planned_where_one_stage_does_not_replace_them() -> 
 def test_layers_that_cannot_be_divided_so_are_said() -> None:
     with pytest.raises(InputError, match=r"sizes 81: .*80 layers and 4 GPUs in a machine"):
         large_alone(2, (81,))
+
+
+def test_sizes_are_named_with_their_stages() -> None:
+    assert [ModeKey("g", 2).sizes, ModeKey("g", 2, 4).sizes] == ["tp2", "tp2xpp4"]
