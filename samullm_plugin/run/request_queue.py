@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,8 @@ from samullm_plugin.app.functions import Returned
 from samullm_plugin.app.requestlines import estimate_tokens
 from samullm_plugin.app.templates import text_of
 from samullm_plugin.host.interfaces.executor import EngineRequest, RequestOutput
-from samullm_plugin.host.interfaces.moving import continued
 from samullm_plugin.model.application import NodePart
-from samullm_plugin.model.logprobs import PositionLogprobs
+from samullm_plugin.run.asked import Asked, engine_request
 from samullm_plugin.run.ledger import Ledger, Status, is_call
 from samullm_plugin.run.log import RunLog
 from samullm_plugin.run.prompts import A_PROMPT, Given, Prepared, Prompt, PromptBuilder, Refused
@@ -60,7 +58,7 @@ class RequestQueue:
             rejected: how often outputs were rejected before the run was interrupted.
         """
         self.ledger, self.changed = ledger, False
-        self._source, self._log, self._moved = source, log, dict(moved)
+        self._source, self._log, self._asked = source, log, Asked(moved)
         self._reuse = reuse
         self._finds = reuse is not None and reuse.hopeful
         self._keys: dict[RequestId, bytes] = {}
@@ -69,8 +67,6 @@ class RequestQueue:
             name: int((ledger.status[i][part.rows] < FINISHED).sum())
             for name, i, part in self._users
         }
-        self._requests: dict[RequestId, EngineRequest] = {}
-        self._logprobs: dict[RequestId, tuple[PositionLogprobs, ...]] = {}
         self.calls = source.call_runner()
         self._rejected = dict(rejected or {})
         self._checked: dict[RequestId, Result] = {}
@@ -108,7 +104,7 @@ class RequestQueue:
         states = self.ledger.states[node]
         if states[r] != READY:
             return None  # its node was given up in the meantime
-        made = self._requests.get(request)
+        made = self._asked.find(request, priority)
         if made is None:
             prompt = self._source.prepare(request, self.ledger)
             if not isinstance(prompt, Prompt):
@@ -116,14 +112,11 @@ class RequestQueue:
                 self.fail(request, reason, now_s)
                 return None
             if self._reuse is not None:
-                asked = self.engine_request(r, prompt)
-                self._keys[request] = self._reuse.key(request, asked)
+                self._keys[request] = self._reuse.key(request, engine_request(r, prompt))
             if self._rejected and (attempt := self._rejected.get(request)):
                 prompt = self._source.again(request, prompt, attempt) or prompt
-            made = self._taken_up(request, prompt, priority)
-        elif made.priority != priority:
-            made = replace(made, priority=priority)
-        self._requests[request] = made
+            made = self._asked.make(request, prompt, priority)
+            self.ledger.generated[node][r] = made.num_generated
         states[r] = SUBMITTED
         return made
 
@@ -190,15 +183,15 @@ class RequestQueue:
         if self._keys:
             self._keys.pop(request, None)
         self.ledger.states[node][r] = READY
-        if self._moved and request in self._moved:
-            self.ledger.generated[node][r] = self._moved[request].num_tokens
+        if (num_tokens := self._asked.moved_tokens(request)) is not None:
+            self.ledger.generated[node][r] = num_tokens
         self._queue[node].append(r)
 
     def _answered(self, request: RequestId, prompt: Prompt) -> Result | None:
         """Return the output of an equal request of an earlier run."""
         if self._reuse is None:
             return None
-        self._keys[request] = self._reuse.key(request, self.engine_request(request[1], prompt))
+        self._keys[request] = self._reuse.key(request, engine_request(request[1], prompt))
         return self._reuse.find(request, self._keys[request])
 
     def _decide(self, request: RequestId) -> Prepared:
@@ -227,68 +220,27 @@ class RequestQueue:
                 return None
         return self._source.decide(request, self.ledger)
 
-    @staticmethod
-    def engine_request(request: int, prompt: Prompt, priority: int = 0) -> EngineRequest:
-        """Return a request as engines get it."""
-        return EngineRequest(
-            request,
-            prompt.token_ids,
-            prompt.prompt_tokens,
-            prompt.max_tokens,
-            priority,
-            prompt.sampling,
-            prompt.text,
-            prompt.messages,
-            0,
-            prompt.output_tokens,
-            prompt.chat,
-            prompt.task,
-            prompt.pair,
-            prompt.lora,
-        )
-
-    def _taken_up(self, request: RequestId, prompt: Prompt, priority: int) -> EngineRequest:
-        """Return a request, with what it generated before the run was interrupted."""
-        made = self.engine_request(request[1], prompt, priority)
-        if self._moved and request in self._moved:
-            moved = self._moved.pop(request)
-            made = continued(made, moved)
-            self.ledger.generated[request[0]][request[1]] = made.num_generated
-            if made.num_generated and moved.logprobs is not None:
-                self._logprobs[request] = moved.logprobs
-        return made
-
     def finish(self, request: RequestId, output: RequestOutput, time_s: float) -> None:
         """Settle a request that an engine has finished."""
         if self.ledger.states[request[0]][request[1]] >= FINISHED:
             return  # its node was given up in the meantime
-        given = self._requests[request]
         if output.finish_reason == "error":
             self.fail(request, output.error or "the engine reported an error", time_s)
             return
-        before = given.num_generated
-        ids, logprobs = output.token_ids, output.logprobs
-        if before and logprobs is not None:
-            logprobs = (*self._logprobs.pop(request, ()), *logprobs)
-        if ids is not None and before and given.prompt_token_ids is not None:
-            ids = (*given.prompt_token_ids[-before:], *ids)
-        if output.prompt_token_ids is not None and not before:
-            prompt_tokens = len(output.prompt_token_ids)
-        else:
-            prompt_tokens = given.prompt_tokens - before
-        num_tokens, text, numbers = before + output.num_tokens, output.text, output.numbers
+        whole = self._asked.whole(request, output)
+        text, numbers = output.text, output.numbers
         value = None if numbers is None else self._source.pooled(request, numbers)
         if text is None and numbers is None:
-            made = self._source.stand_in(request, num_tokens, self.ledger)
+            made = self._source.stand_in(request, whole.num_tokens, self.ledger)
             text, value = (None, None) if made is None else (made.text, made.value)
         result = Result(
-            num_tokens,
-            prompt_tokens,
+            whole.num_tokens,
+            whole.prompt_tokens,
             output.finish_reason,
             text,
-            ids,
+            whole.token_ids,
             stop_reason=output.stop_reason,
-            logprobs=logprobs,
+            logprobs=whole.logprobs,
             prompt_logprobs=output.prompt_logprobs,
             value=value,
         )
@@ -315,7 +267,7 @@ class RequestQueue:
             time_s, "rejected", node=name, request=index, attempt=attempt, reason=reason,
             num_tokens=result.num_tokens, text=result.text,
         )  # fmt: skip
-        self._requests.pop(request, None)  # it is made anew, for this attempt
+        self._asked.forget(request)  # it is made anew, for this attempt
         self.ledger.generated[request[0]][request[1]] = 0
         self.ledger.status[request[0]][request[1]] = READY
         self._queue[request[0]].append(request[1])
@@ -383,29 +335,11 @@ class RequestQueue:
         if output.finish_reason is not None:
             self.finish((node, output.request), output, now_s)
             return
-        request = continued(given, output)
-        key = node, output.request
-        if request is not given:
-            if output.logprobs is not None:
-                self._logprobs[key] = (*self._logprobs.get(key, ()), *output.logprobs)
-            known = given.prompt_token_ids is not None or output.prompt_token_ids is None
+        num_tokens, fields = self._asked.cut((node, output.request), given, output)
+        if fields is not None:
             name, index = self._users.written((node, output.request))
-            self._log.add(
-                now_s,
-                "moved",
-                node=name,
-                request=index,
-                num_tokens=request.num_generated,
-                token_ids=_generated_ids(request),
-                **({} if known else {"prompt_token_ids": output.prompt_token_ids}),
-                **({"logprobs": self._logprobs[key]} if key in self._logprobs else {}),
-            )
-        if request.num_generated:
-            self._requests[key] = request
-        else:  # it is made anew when its turn comes
-            self._requests.pop(key, None)
-            self._logprobs.pop(key, None)
-        self.ledger.generated[node][output.request] = request.num_generated
+            self._log.add(now_s, "moved", node=name, request=index, **fields)
+        self.ledger.generated[node][output.request] = num_tokens
         self.ledger.status[node][output.request] = READY
         self._queue[node].append(output.request)
 
@@ -452,14 +386,8 @@ class RequestQueue:
         self, request: RequestId, status: int, time_s: float, result: Result
     ) -> list[RequestId]:
         """Settle a request in the ledger alone: planned repetitions are in no journal."""
-        self._requests.pop(request, None)
+        self._asked.forget(request)
         complete = self.ledger.settle(request, status, time_s, result)
         if self.ledger.settled(request[0]):
             self.changed = True
         return complete
-
-
-def _generated_ids(request: EngineRequest) -> tuple[int, ...] | None:
-    if request.prompt_token_ids is None or not request.num_generated:
-        return None
-    return request.prompt_token_ids[-request.num_generated :]

@@ -18,9 +18,9 @@ from samullm_plugin.app.loading import load_application
 from samullm_plugin.app.sampling import SamplingSection
 from samullm_plugin.cli.app import main
 from samullm_plugin.host.interfaces.moving import continued, move_rule
+from samullm_plugin.run.asked import engine_request
 from samullm_plugin.run.ledger import Ledger
 from samullm_plugin.run.prompts import Prompt
-from samullm_plugin.run.request_queue import RequestQueue
 from samullm_plugin.run.text_prompts import TextPrompts
 from tests.models import make_tiny_llama
 
@@ -98,7 +98,7 @@ def requests_of(folder: Path, sampling: Mapping[str, Any], where: str) -> Engine
     loaded = load_application(folder / "app.yaml")
     made = TextPrompts(loaded).prepare((0, 0), Ledger(loaded.app))
     assert isinstance(made, Prompt)
-    return RequestQueue.engine_request(0, made)
+    return engine_request(0, made)
 
 
 def over_the_wire(request: EngineRequest) -> EngineRequest:
