@@ -426,10 +426,10 @@ CHANGES = (
         ("tests/run/test_rejected.py",),
     ),
     Change(
-        _REQUESTS,
+        "samullm_plugin/run/asked.py",
         "tokens generated before a move are not counted",
-        "num_tokens, text, numbers = before + output.num_tokens,",
-        "num_tokens, text, numbers = output.num_tokens,",
+        "Whole(before + output.num_tokens,",
+        "Whole(output.num_tokens,",
         ("tests/run/test_rejected.py",),
     ),
     Change(

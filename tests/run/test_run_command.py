@@ -146,7 +146,12 @@ def test_interruptions(tmp_path: Path, times: int, request: pytest.FixtureReques
             stderr=err,
             env={**os.environ, "TMPDIR": str(temporary)},
         )
-    request.addfinalizer(process.kill)  # if this fails, it holds no devices for other tests
+
+    def end() -> None:  # if this fails, it holds no devices for other tests, and is no zombie there
+        process.kill()
+        process.wait()
+
+    request.addfinalizer(end)
     deadline = time.monotonic() + 240
     journal = directory / "events.jsonl"
     while not journal.exists() or b'"finished"' not in journal.read_bytes():
