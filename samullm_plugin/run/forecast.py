@@ -30,6 +30,8 @@ class ForecastNode:
         num_requests: rows of its request table.
         fused: node of the plan that it has become a part of; empty: it is a node of the plan.
         finish_s: when its last request was to finish; None: not recorded.
+        hidden_calls: of a Python node, how many of its first requests are calls whose values the
+            rows behind them hold; None: it has a model.
     """
 
     name: str
@@ -37,6 +39,7 @@ class ForecastNode:
     num_requests: int
     fused: str = ""
     finish_s: float | None = None
+    hidden_calls: int | None = None
 
     @property
     def served_as(self) -> str:
@@ -98,6 +101,7 @@ def forecast_nodes(app: Application, trace: PlanTrace | None) -> tuple[ForecastN
             len(part),
             node.name if isinstance(node, ModelNode) and node.fused else "",
             None if trace is None else float(trace.finish_s[i][part.rows].max()),
+            node.hidden_calls if isinstance(node, PythonNode) else None,
         )
         for i, node in enumerate(app.all_nodes)
         for part in node.parts

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from samullm_plugin.model.application import ModelNode, PythonNode
 from samullm_plugin.model.result import PlanTrace, Timeline
 from samullm_plugin.run.forecast import ForecastNode, forecast_nodes
 from samullm_plugin.run.ledger import Ledger, Status
@@ -128,13 +131,14 @@ class NodeCounts:
     """What became of the requests of one of the user's nodes.
 
     Attributes:
-        finished: requests.
-        skipped: requests that were not taken.
-        failed: requests.
-        prompt_tokens: of finished requests.
-        completion_tokens: of finished requests.
+        finished: requests, without calls whose values the rows behind them hold.
+        skipped: requests that were not taken, without such calls.
+        failed: requests; a call that failed is one, whatever rows it would have had.
+        prompt_tokens: of finished requests of models.
+        completion_tokens: of finished requests of models.
         settled_s: when the last one was settled; None before.
         finished_s: when the last one finished; None before.
+        calls: those left out of the first two.
     """
 
     finished: int = 0
@@ -144,24 +148,31 @@ class NodeCounts:
     completion_tokens: int = 0
     settled_s: float | None = None
     finished_s: float | None = None
+    calls: int = 0
 
     def settled(self) -> dict[str, int]:
         """Return how many requests were settled how."""
         return {"finished": self.finished, "skipped": self.skipped, "failed": self.failed}
 
 
-def counts_of_records(records: Records) -> dict[str, NodeCounts]:
+def counts_of_records(records: Records, nodes: Sequence[ForecastNode]) -> dict[str, NodeCounts]:
     """Return by node what became of its requests, from a whole journal."""
+    hidden = {n.name: n.hidden_calls for n in nodes if n.hidden_calls is not None}
     counts: dict[str, NodeCounts] = defaultdict(NodeCounts)
     for record in records:
         if (kind := record["kind"]) not in SETTLED:
             continue
-        count, time_s = counts[record["node"]], float(record["time_s"])
-        setattr(count, kind, getattr(count, kind) + 1)
+        node, time_s = record["node"], float(record["time_s"])
+        count = counts[node]
+        if kind != "failed" and record["request"] < hidden.get(node, 0):
+            kind, count.calls = "call", count.calls + 1
+        else:
+            setattr(count, kind, getattr(count, kind) + 1)
         count.settled_s = max(time_s, count.settled_s or 0.0)
-        if kind == "finished":
-            count.prompt_tokens += record.get("prompt_tokens", 0)
-            count.completion_tokens += record.get("num_tokens", 0)
+        if record["kind"] == "finished":
+            if node not in hidden:
+                count.prompt_tokens += record.get("prompt_tokens", 0)
+                count.completion_tokens += record.get("num_tokens", 0)
             count.finished_s = max(time_s, count.finished_s or 0.0)
     return counts
 
@@ -171,16 +182,20 @@ def counts_of_ledger(ledger: Ledger) -> dict[str, NodeCounts]:
     counts: dict[str, NodeCounts] = {}
     for name, i, part in UserNodes(ledger.app):
         status, finish_s = ledger.status[i][part.rows], ledger.finish_s[i][part.rows]
+        node = ledger.app.all_nodes[i]
+        hidden = node.hidden_calls if isinstance(node, PythonNode) else 0
         done = status == Status.FINISHED
         settled = status >= Status.FINISHED
+        asked = done if isinstance(node, ModelNode) else np.zeros_like(done)
         counts[name] = NodeCounts(
-            int(done.sum()),
-            int((status == Status.SKIPPED).sum()),
+            int(done[hidden:].sum()),
+            int((status[hidden:] == Status.SKIPPED).sum()),
             int((status == Status.FAILED).sum()),
-            int(ledger.prompt_tokens[i][part.rows][done].sum()),
-            int(ledger.generated[i][part.rows][done].sum()),
+            int(ledger.prompt_tokens[i][part.rows][asked].sum()),
+            int(ledger.generated[i][part.rows][asked].sum()),
             float(finish_s[settled].max()) if settled.any() else None,
             float(finish_s[done].max()) if done.any() else None,
+            int((settled & (status != Status.FAILED))[:hidden].sum()),
         )
     return counts
 
@@ -253,6 +268,7 @@ def metrics_of(
         result["nodes"][node.name] = {
             "served_as": node.served_as,
             "requests": count.settled(),
+            "calls": count.calls,
             "prompt_tokens": count.prompt_tokens,
             "completion_tokens": count.completion_tokens,
             "start_s": begin,

@@ -37,6 +37,7 @@ from samullm_plugin.run.residual import (
     residual_problem,
     residual_work,
     sample_residual,
+    whole_plan,
 )
 from samullm_plugin.run.view import Replanning, RunView
 from samullm_plugin.simulator import PlanSimulator
@@ -323,14 +324,14 @@ class Replanner(Replanning):
                     best, best_s = candidate, seconds
         if best is None or going_on is None:
             took = time.perf_counter() - started
-            plan = None if best is None else numbers.whole(best)
+            plan = None if best is None else _of_run(best, question)
             return Proposal(plan, 0.0, float(best_s.mean()), took)
         gains = before - best_s
         gain_s, remaining_s = float(gains.mean()), float(before.mean())
         error_s = float(gains.std(ddof=1)) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
         better = gain_s > max(self.options.min_gain * remaining_s, error_s)
         took = time.perf_counter() - started
-        return Proposal(numbers.whole(best) if better else None, gain_s, remaining_s, took)
+        return Proposal(_of_run(best, question) if better else None, gain_s, remaining_s, took)
 
     def _plans(
         self, rest: Problem, simulator: PlanSimulator, incumbent: Plan | None
@@ -350,6 +351,13 @@ class Replanner(Replanning):
                 yield make_plan(self._host, rest, name, how, simulator=simulator).plan
             except (PlanError, PluginError) as error:
                 logger.warning("planning again with %s failed: %s", name, error)
+
+
+def _of_run(plan: Plan, question: _Question) -> Plan:
+    """Return a plan of the residual problem as one of the run: its devices, and its shares."""
+    snapshot = question.snapshot
+    plan = Renumbering(snapshot.devices).whole(plan)
+    return whole_plan(plan, question.left, snapshot.status)
 
 
 def _seconds(simulator: PlanSimulator, plan: Plan) -> Floats:

@@ -133,7 +133,7 @@ def report_facts(run: RunRecord, output: Path | None) -> dict[str, Any]:
         str(run.facts.get("application", "")),
         run.nodes,
         run.records,
-        counts_of_records(run.records),
+        counts_of_records(run.records, run.nodes),
         int(run.facts["num_devices"]),
         trace if run.finished else None,  # half a run is no match for a whole plan
     )
@@ -176,15 +176,16 @@ def _nodes(run: RunRecord, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     for name, node in metrics["nodes"].items():
         finish, requests = node["finish_s"], node["requests"]
         planned, measured = finish.get("planned"), finish["measured"]
-        settled = sum(requests.values())
+        settled = sum(requests.values()) + node["calls"]
         total = sizes[name].num_requests if name in sizes else None
+        hidden = sizes[name].hidden_calls or 0 if name in sizes else 0
         done = run.finished or (total is not None and settled == total)
         rows.append(
             {
                 "name": name,
                 "model": sizes[name].model if name in sizes else "",
                 "fused": sizes[name].fused if name in sizes else "",
-                "total": total,
+                "total": None if total is None else total - hidden,
                 "requests": requests,
                 "planned_s": planned,
                 "measured_s": measured if done else None,

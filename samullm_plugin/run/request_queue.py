@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from msgspec import structs
 
-from samullm_plugin.app.functions import Returned
+from samullm_plugin.app.calling import Returned
 from samullm_plugin.app.requestlines import estimate_tokens
 from samullm_plugin.app.templates import text_of
 from samullm_plugin.host.interfaces.executor import EngineRequest, RequestOutput

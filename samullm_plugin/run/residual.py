@@ -360,6 +360,28 @@ def residual_plan(
     return Plan(tuple(stages))
 
 
+def whole_plan(plan: Plan, left: ResidualWork, status: Sequence[NDArray[np.int8]]) -> Plan:
+    """Return a plan for what is left as one for the run: its shares are of all requests of a node.
+
+    Args:
+        plan: the plan, whose shares are of the requests that were left.
+        left: what was left to do.
+        status: per node of the whole application, as in the ledger at that moment.
+    """
+    sizes = {
+        n.name: (len(status[i]), len(rows))
+        for n, (i, rows) in zip(left.app.nodes, left.kept, strict=True)
+    }
+    stages: list[Stage] = []
+    for stage in plan.stages:
+        end = stage.end
+        if end.kind == "node_progress" and end.node is not None:
+            total, rest = sizes[end.node]
+            end = replace(end, fraction=(total - rest + end.fraction * rest) / total)
+        stages.append(Stage(stage.assignments, end))
+    return Plan(tuple(stages))
+
+
 def _held(assignment: Assignment, running: Mapping[str, Running]) -> Assignment:
     engine = running.get(assignment.node)
     if engine is None or engine.planned != assignment:

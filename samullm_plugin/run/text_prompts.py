@@ -7,8 +7,9 @@ from typing import Any
 
 from msgspec import structs
 
+from samullm_plugin.app.choosing import Row
 from samullm_plugin.app.expressions import ExpressionError
-from samullm_plugin.app.functions import Function, Row
+from samullm_plugin.app.functions import Function
 from samullm_plugin.app.loaded import LoadedApplication, PythonCall
 from samullm_plugin.app.media import with_files
 from samullm_plugin.app.pooling import pooled_value

@@ -125,6 +125,7 @@ def plan_exactly(problem: Problem, context: SchedulingContext, options: ExactOpt
     if simulator.running:
         report.notes.append("timed with a start for every engine, and some run: nothing is proven")
         return plan
+    bound_s = max(bound_s, float(np.mean(context.lower_bounds_s())))  # of any structure
     context.report_bound(min(bound_s, own_s), _structure(options, len(problem.scenarios)))
     if own_s <= bound_s * (1 + TOLERANCE):
         report.status = PlanStatus.OPTIMAL

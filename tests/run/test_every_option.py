@@ -1,11 +1,12 @@
 """With every option of the plan space at once a run takes as long as planned, to 1e-9.
 
 Pipeline stages, prepared starts within the host's memory, engines shared or taken over, and the
-longest chains on a replica of their own; also where another plan is adopted on the way.
+longest chains on a replica of their own; also where other plans are adopted on the way.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,13 +16,18 @@ from samullm_policies.policies import IsolateLongest
 from samullm_simulated.executor import SimulatedExecutor
 
 from samullm_plugin.model.costs import ModeCosts
-from samullm_plugin.model.plan import Plan
+from samullm_plugin.model.plan import Plan, Stage, StageEnd
 from samullm_plugin.model.problem import ModeKey, Problem
+from samullm_plugin.model.types import Floats
 from samullm_plugin.planning.policies import policy_call
+from samullm_plugin.rules.preparing import wanted_ahead
 from samullm_plugin.rules.sharing import shared_problem, sharing_choices
+from samullm_plugin.rules.transition import Running, RunState, next_transition
 from samullm_plugin.run.coordinator import Coordinator
 from samullm_plugin.run.view import Replanning
 from samullm_plugin.simulator import PlanSimulator
+from samullm_plugin.simulator.runs import PolicyCall
+from samullm_plugin.simulator.state import SimulationState
 from samullm_plugin.testing.factories import GPU
 from samullm_plugin.testing.strategies import plans, problems
 from tests.run.test_coordinator_equals_simulator import consistent
@@ -55,6 +61,98 @@ class Adopting(Replanning):
             return None
         self.adopted += 1
         return Plan(run.plan.stages[run.rule.stage :])
+
+
+class AdoptingOthers(Replanning):
+    """Adopts random plans for what is left when stages begin, wherever engines are by then.
+
+    Attributes:
+        adopted: those plans.
+    """
+
+    def __init__(self, data: st.DataObject, problem: Problem, count: int) -> None:
+        self.adopted: list[Plan] = []
+        self._data, self._problem, self._count = data, problem, count
+
+    def consider(self, run: Coordinator, *, stage_changed: bool) -> Plan | None:
+        if not stage_changed or len(self.adopted) == self._count:
+            return None
+        plan = left_of(self._data.draw(plans(self._problem)), run.rule.finished)
+        self.adopted.append(plan)
+        return plan
+
+
+def left_of(plan: Plan, finished: set[str]) -> Plan:
+    """Return a plan without the nodes that have finished."""
+    stages = []
+    for stage in plan.stages:
+        assignments = tuple(a for a in stage.assignments if a.node not in finished)
+        end = StageEnd("all_finished") if stage.end.node in finished else stage.end
+        if assignments:
+            stages.append(Stage(assignments, end))
+    return Plan(tuple(stages))
+
+
+def simulated(
+    problem: Problem, plan: Plan, others: Sequence[Plan], policy: PolicyCall
+) -> list[Floats]:
+    """Return by node when requests finish if others are adopted when stages after the first begin.
+
+    At the first chances there are, as :class:`AdoptingOthers` does.
+    """
+    simulator, left = PlanSimulator(problem, policy=policy), list(others)
+    state, rule = simulator.initial_state(), RunState()
+    while len(state.finished()) < len(problem.app.nodes):
+        before = rule.stage
+        next_s = enter(simulator, plan, state, rule)
+        if left and before not in (-1, rule.stage):
+            plan, rule = left.pop(0), RunState()
+            for engine in state.active.values():
+                held = engine.running.devices
+                engine.running = Running(replace(engine.running.planned, devices=held), held, 0)
+            next_s = enter(simulator, plan, state, rule)
+        state.advance_to(next_s)
+    assert not left
+    return state.finish_s
+
+
+def enter(simulator: PlanSimulator, plan: Plan, state: SimulationState, rule: RunState) -> float:
+    """Apply the transition rule until something can go on; return when the next event happens."""
+    app, stalled = simulator.problem.app, False
+    upstreams = {
+        n.name: [app.nodes[u].name for u in app.upstreams[i]] for i, n in enumerate(app.nodes)
+    }
+    while True:
+        rule.finished = state.finished()
+        rule.running = {n: a.running for n, a in state.active.items()}
+        rule.released = dict(state.released)
+        rule.done_fraction = {n.name: state.done_fraction(i) for i, n in enumerate(app.nodes)}
+        stuck = stalled and rule.stage == len(plan.stages) - 1
+        move = next_transition(
+            plan,
+            simulator.problem.cluster,
+            upstreams,
+            rule,
+            stalled=stalled,
+            same_engine=simulator.problem.same_engine,
+        )
+        for name in move.stop:
+            state.stop(name)
+        for running in move.start:
+            state.start(running)
+        state.released.clear()
+        state.refresh()
+        end = plan.stages[move.stage].end
+        times = [t for i in range(len(app.nodes)) if (t := state.node_finish_s(i)) > state.clock_s]
+        if end.kind == "node_progress" and end.node is not None:
+            reached_s = state.time_of_fraction(app.index(end.node), end.fraction)
+            times += [reached_s] if reached_s > state.clock_s else []
+        if np.isfinite(min(times)):
+            rule.running = {n: a.running for n, a in state.active.items()}
+            state.prepare(wanted_ahead(simulator.problem, plan, rule))
+            return min(times)
+        assert not stuck
+        stalled = True
 
 
 def with_stages(problem: Problem, share: float) -> Problem:
@@ -137,3 +235,28 @@ def test_a_plan_that_is_adopted_changes_nothing_that_it_says_alike() -> None:
 
     check()
     assert adopting.adopted > 20
+
+
+def test_other_plans_that_are_adopted_take_as_long_as_they_say() -> None:
+    """Whatever ran, waited or was prepared by then."""
+    adopted = [0, 0, 0]
+
+    @settings(PATIENT, max_examples=75)
+    @given(st.data())
+    def check(data: st.DataObject) -> None:
+        problem = data.draw(worlds())
+        plan = data.draw(plans(problem))
+        call = policy_call(problem.app, IsolateLongest(), problem.scenarios)
+        others = AdoptingOthers(data, problem, 2)
+        run = run_with_truth(
+            problem, plan, SimulatedExecutor(), problem, policy=call, replanner=others
+        )
+        adopted[len(others.adopted)] += 1
+        assert run.ledger.all_settled
+        finish_s = simulated(problem, plan, others.adopted, call)
+        for i, lengths in enumerate(problem.scenarios[0].output_tokens):
+            np.testing.assert_array_equal(run.ledger.generated[i], lengths)
+            np.testing.assert_allclose(run.ledger.finish_s[i], finish_s[i], rtol=1e-9, atol=1e-9)
+
+    check()
+    assert adopted[2] > 30

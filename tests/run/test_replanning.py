@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -289,6 +290,36 @@ def test_a_small_gain_changes_nothing() -> None:
     run_with_truth(instance.problem, plan, SimulatedExecutor(), truth, replanner=replanner)
     assert any(p.gain_s > 0 for p in replanner.proposals)
     assert all(p.plan is None for p in replanner.proposals)
+
+
+class Halfway(Replanner):
+    """Proposes to change over when half of what is left of the first model is done."""
+
+    def _plans(
+        self, rest: Problem, simulator: PlanSimulator, incumbent: Plan | None
+    ) -> Iterator[Plan]:
+        one = ParallelConfig()
+        a, b, moved = (Assignment(n, one, (d,)) for n, d in (("a", 0), ("b", 1), ("b", 0)))
+        at_half = Stage((a, b), StageEnd("node_progress", "a", 0.5))
+        yield Plan((at_half, Stage((Assignment("a", one, (1,)), moved))))
+
+
+def test_a_share_of_what_is_left_is_none_of_what_was_to_do() -> None:
+    """The stage ends when half of the rest is done, 0.45 being done already, not half of all."""
+    instance, plan, truth = mis_estimated(8.0)
+    replanner = Halfway(PluginHost.from_settings(), instance, ReplanOptions(min_gain=0.0))
+    done = run_with_truth(instance.problem, plan, SimulatedExecutor(), truth, replanner=replanner)
+    records = done.log.records
+    adopted = [k for k, r in enumerate(records) if r["kind"] == "plan"]
+    assert adopted
+    for k in adopted:
+        after = records[k + 1 :]
+        began, ended = (
+            next(r["time_s"] for r in after if r["kind"] == "stage" and r["stage"] == s)
+            for s in (0, 1)
+        )
+        left = done.ledger.finish_s[0] > began
+        assert np.mean(done.ledger.finish_s[0][left] <= ended) == pytest.approx(0.5, abs=0.02)
 
 
 class Thinking(Replanner):

@@ -23,6 +23,7 @@ from samullm_plugin.run.residual import (
     residual_problem,
     residual_work,
     taken_rate,
+    whole_plan,
 )
 from tests.run.worlds import small_plan, small_problem
 
@@ -147,6 +148,9 @@ def test_a_share_is_of_all_requests_not_of_those_left() -> None:
     first = residual_plan(plan, 0, left, status, {}).stages[0]
     assert (first.end.kind, first.end.node) == ("node_progress", "a")
     assert first.end.fraction == pytest.approx(2 / 12)
+    back = whole_plan(residual_plan(plan, 0, left, status, {}), left, status)
+    assert back.stages[0].end.fraction == pytest.approx(10 / 20)
+    assert [s.assignments for s in back.stages] == [s.assignments for s in plan.stages]
     status[0][:10] = Status.FINISHED
     left = residual_work(app, replace(snapshot, status=tuple(status)))
     assert left is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from samullm_plugin.run import report_server
 from samullm_plugin.run.report import read_run, report_facts, report_html
 from samullm_plugin.run.run import start_run
 from tests.run.worlds import setup_run, small_plan, small_problem
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "applications"
 
 
 class Page(HTMLParser):
@@ -97,6 +100,28 @@ def test_figures_are_those_of_metrics_json(run_dir: Path) -> None:
     for own in ("open_s", "executor"):  # measured by the executor, not told by the journal
         del stored[own]
     assert json.loads(json.dumps(facts["metrics"])) == stored
+
+
+def test_calls_behind_rows_are_no_rows_and_values_no_tokens(tmp_path: Path) -> None:
+    """A call that gives a list is not another row, and no model wrote what functions return."""
+    where, run_dir = tmp_path / "evol-instruct", tmp_path / "run"
+    shutil.copytree(EXAMPLES / "evol-instruct", where)
+    command = ["run", str(where / "app.yaml"), "--scheduler", "max-heuristic"]
+    assert main([*command, "--executor", "simulated", "--output-dir", str(run_dir)]) == 0
+    stored = json.loads((run_dir / "metrics.json").read_text())
+    nodes = stored["nodes"]
+    for name in ("parse", "unique"):
+        rows = (run_dir / "outputs" / f"{name}.jsonl").read_text().splitlines()
+        assert nodes[name]["requests"]["finished"] == len(rows) > 0
+        assert nodes[name]["completion_tokens"] == 0
+    most = 5 * nodes["propose"]["requests"]["finished"]
+    assert all(sum(nodes[n]["requests"].values()) == most for n in ("parse", "unique", "evolve"))
+    assert nodes["parse"]["calls"] == nodes["propose"]["requests"]["finished"]
+    models = ("propose", "evolve", "check", "answer")
+    assert stored["completion_tokens"] == sum(nodes[n]["completion_tokens"] for n in models)
+    assert stored["completion_tokens"] > 0
+    told = report_facts(read_run(run_dir), None)["metrics"]
+    assert json.loads(json.dumps(told))["nodes"] == nodes  # told by the journal alone
 
 
 def test_the_page_needs_no_other_file_and_its_links_lead_somewhere(
