@@ -66,7 +66,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "shared": {"fusion": True},
     "isolated": {"request_policy": "isolate-longest"},
 }
-ROWS, LONG, SHORT, DOCUMENTS = 16, 30, 8, 12
+ROWS, LONG, SHORT, DOCUMENTS = 24, 30, 8, 12
 
 
 @dataclass(frozen=True, slots=True)
