@@ -5,14 +5,18 @@ engine settings (``ENGINE``; all others are what each takes by itself), and two 
 cores as devices: each model writes 32 tokens, the second reads what the first wrote. Printed per
 round: seconds from the first call to the last row, engine starts included; the share of both
 devices' time until then in which they were idle; and with ``--kill``, what becomes of the job when
-one engine is killed once a model has done a quarter of the rows.
+one engine is killed once a model has done a quarter of the rows. Both are as they come: Ray Data's
+``max_errored_blocks`` is 0, and what fails there is tried again; here an engine is started anew.
 
 The idle shares are upper and lower bounds. This product's devices are busy while an iteration
 runs. Of Ray Data's engines no iterations are known: a stage is taken to be busy from when its first
 row is made ready for the engine, which may still be starting, until its last row comes out.
 
     python -m benchmarks.ray_data --rows 400 --rounds 3
-    python -m benchmarks.ray_data --rows 400 --rounds 1 --kill
+    python -m benchmarks.ray_data --rows 400 --rounds 1 --kill --limit-s 600
+
+A round that is not over after ``--limit-s`` is given up; what it leaves disturbs the rounds after
+it, so that each system is better run by itself then (``--only``).
 
 Needs the extras ray and vllm, and pandas.
 """
@@ -22,6 +26,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import tempfile
 import threading
@@ -79,6 +84,7 @@ def killing(num_done: Callable[[], int], enough: int, notes: list[str]) -> Itera
         notes: takes a line.
     """
     over = threading.Event()
+    killed_s: list[float] = []
 
     def watch() -> None:
         while not over.wait(0.1):
@@ -88,6 +94,7 @@ def killing(num_done: Callable[[], int], enough: int, notes: list[str]) -> Itera
                     notes.append("no engine was there to be killed")
                 else:
                     process.kill()
+                    killed_s.append(time.monotonic())
                     notes.append(f"an engine killed after {num_done()} rows of a model")
                 return
 
@@ -98,6 +105,23 @@ def killing(num_done: Callable[[], int], enough: int, notes: list[str]) -> Itera
     finally:
         over.set()
         thread.join()
+        notes += [f"{time.monotonic() - s:.0f} s before the end" for s in killed_s]
+
+
+@contextmanager
+def limited(limit_s: float) -> Iterator[None]:
+    """Raise TimeoutError in this thread after so many seconds."""
+
+    def end(*_: object) -> None:
+        raise TimeoutError(f"not over after {limit_s:g} s")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, limit_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def with_ray_data(models: list[Path], texts: list[str], done: Path) -> tuple[list[str], float]:
@@ -207,9 +231,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--kill", action="store_true", help="kill an engine in each round")
+    parser.add_argument("--limit-s", type=float, default=1800.0, help="of a round")
     parser.add_argument("--only", choices=SYSTEMS, help="run one of the two")
     options = parser.parse_args()
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
+    # Ray gives its workers the lowest priority: beside other work engines hardly get a turn.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(address="local", num_cpus=6, include_dashboard=False, log_to_driver=False)
     with tempfile.TemporaryDirectory(prefix="samullm-ray-data-") as temporary:
         models = [
@@ -226,7 +253,9 @@ def main() -> None:
             order = list(seconds) if number % 2 == 0 else list(reversed(seconds))
             for name in order:
                 work = Path(temporary) / f"{name}{number}".replace(" ", "-")
-                text, took_s = one_round(name, models, texts, work, kill=options.kill)
+                text, took_s = one_round(
+                    name, models, texts, work, kill=options.kill, limit_s=options.limit_s
+                )
                 print(f"{name}: {text}", flush=True)
                 if took_s is not None:
                     seconds[name].append(took_s)
@@ -236,7 +265,7 @@ def main() -> None:
 
 
 def one_round(
-    name: str, models: list[Path], texts: list[str], work: Path, *, kill: bool
+    name: str, models: list[Path], texts: list[str], work: Path, *, kill: bool, limit_s: float
 ) -> tuple[str, float | None]:
     """Return what came of a round in words, and its seconds if it succeeded.
 
@@ -246,6 +275,7 @@ def one_round(
         texts: the prompts.
         work: folder or file of the round, not there yet.
         kill: kill an engine in it.
+        limit_s: give it up after so many seconds.
     """
     by_ray_data, notes = name == SYSTEMS[0], list[str]()
 
@@ -258,10 +288,12 @@ def one_round(
     run = with_ray_data if by_ray_data else with_samullm
     began_s = time.perf_counter()
     try:
-        with killing(num_done, int(KILL_AT * len(texts)), notes) if kill else nullcontext():
+        killer = killing(num_done, int(KILL_AT * len(texts)), notes) if kill else nullcontext()
+        with limited(limit_s), killer:
             written, idle = run(models, texts, work)
     except Exception as error:  # what becomes of the job is the result
-        return ", ".join([f"failed: {type(error).__name__}: {error}", *notes]), None
+        told = f"failed: {type(error).__name__}: {error}, {num_done()} outputs by then"
+        return ", ".join([told, *notes]), None
     wall_s = time.perf_counter() - began_s
     if kill and not notes:
         notes.append("over before an engine was to be killed")

@@ -30,7 +30,7 @@ from samullm_plugin.simulator import PlanSimulator
 from samullm_plugin.testing.factories import TestNode, make_problem
 
 ENGINES, PER_GROUP = 1024, 8
-REQUEST_US = 49.0
+REQUEST_US = 43.0
 """Processor time of the coordinator per request, of docs/running.md."""
 SLOTS, WINDOW = 256, 3 * 256
 """Requests that an engine runs at once, and those it is given at most."""

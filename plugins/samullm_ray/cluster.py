@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 NAMESPACE = "samullm"
 
 _LISTENER_S = 10.0
+_JOIN_AGAIN_S = 5.0
 
 
 def require_ray() -> None:
@@ -335,19 +336,31 @@ def check_facts(facts: Sequence[MachineFacts]) -> None:
 
 
 def greet_later(
-    start: Callable[[], Any], timeout_s: float, heard: Callable[[Any, MachineFacts], None]
+    start: Callable[[], Any],
+    timeout_s: float,
+    heard: Callable[[Any, MachineFacts], None],
+    left: threading.Event,
 ) -> None:
     """Start an agent that may be there much later, in another thread, which calls ``heard``.
+
+    An agent that ends before it has answered is followed by another.
 
     Args:
         start: starts the agent and returns its handle; waits for the head of the cluster.
         timeout_s: for the agent to import vLLM.
         heard: is given the handle and what the agent says of its machine, once it answers.
+        left: is set once no agent is wanted any more.
     """
 
     def ask() -> None:
-        with suppress(Exception):  # the cluster is gone: nothing joins
-            agent = start()
-            heard(agent, agent.hello.remote(timeout_s).future().result())
+        while not left.is_set():
+            try:
+                agent = start()
+                heard(agent, agent.hello.remote(timeout_s).future().result())
+            except Exception as error:  # Ray's own errors have no common base
+                logger.info("a machine has not joined yet: %s", error)
+                left.wait(_JOIN_AGAIN_S)
+            else:
+                return
 
     threading.Thread(target=ask, daemon=True, name="greeting").start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import IO, Any, ClassVar
@@ -91,7 +92,10 @@ class RayExecutor(VllmExecutor):
         self._head: HeadWatch | None = None
         self._agents: dict[int, Any] = {}
         self._facts: list[MachineFacts] = []
-        self._arrived: queue.SimpleQueue[tuple[int, Any, MachineFacts]] = queue.SimpleQueue()
+        self._arrived: queue.SimpleQueue[tuple[int, Any, MachineFacts, list[str]]] = (
+            queue.SimpleQueue()
+        )
+        self._left = threading.Event()
         self._bell = -1
         self._connected = False
         self._lost = self._joined = 0
@@ -113,6 +117,7 @@ class RayExecutor(VllmExecutor):
         options = self.ray_options
         self._connected = connect(options) or self._kept_connection
         RayExecutor._kept_connection = False
+        self._left.clear()
         self._cluster = cluster
         self._head = HeadWatch(options.lost_timeout_s)
         kept = self._kept.pop(self._warm_key, None)
@@ -133,15 +138,13 @@ class RayExecutor(VllmExecutor):
             )
         self._platform = self._facts[0].platform
         self._check_gpus(cluster)
-        paths = [m.path for m in self._models.values() if m.path is not None]
-        for facts, missing in zip(
-            self._facts, missing_models(list(self._agents.values()), paths), strict=True
-        ):
-            if missing:
-                raise InputError(
-                    f"executor ray: machine {facts.host} has no folder {missing[0]}; copy the "
-                    "model there, or put it on a disk that all machines share"
-                )
+        missing = missing_models(list(self._agents.values()), self._model_paths)
+        for facts, gone in zip(self._facts, missing, strict=True):
+            _check_folders(facts, gone)
+
+    @property
+    def _model_paths(self) -> list[str]:
+        return [m.path for m in self._models.values() if m.path is not None]
 
     @property
     def _warm_key(self) -> tuple[object, ...]:
@@ -210,23 +213,26 @@ class RayExecutor(VllmExecutor):
         def start() -> Any:
             if not head.answers():  # a request to one that is gone ends this process a minute later
                 raise ConnectionError(f"the head at {head.address} does not answer")
+            if self._left.is_set():  # asked for an agent now, Ray would start a cluster
+                raise ConnectionError("the run is over")
             return actors.start(number)
 
         def heard(agent: Any, facts: MachineFacts) -> None:
-            self._arrived.put((number, agent, facts))
+            self._arrived.put((number, agent, facts, missing_models([agent], self._model_paths)[0]))
             self._ring()
 
-        greet_later(start, self.ray_options.load_timeout_s, heard)
+        greet_later(start, self.ray_options.load_timeout_s, heard, self._left)
 
     def _take_arrivals(self) -> None:
         """Take up machines whose new agents have answered."""
         while True:
             try:
-                number, agent, facts = self._arrived.get_nowait()
+                number, agent, facts, missing = self._arrived.get_nowait()
             except queue.Empty:
                 return
             try:
                 check_facts([facts])
+                _check_folders(facts, missing)
             except InputError as error:
                 logger.warning("a machine does not join again: %s", error)
                 continue
@@ -286,6 +292,7 @@ class RayExecutor(VllmExecutor):
 
     def close(self) -> None:
         """End every engine and agent and leave the cluster; safe to call twice."""
+        self._left.set()
         self.figures()
         healthy = self._launcher is not None and not self._lost
         super().close()
@@ -311,6 +318,19 @@ class RayExecutor(VllmExecutor):
 
             ray.shutdown()
         self._connected = False
+
+
+def _check_folders(facts: MachineFacts, missing: Sequence[str]) -> None:
+    """Refuse a machine on which folders of models are missing.
+
+    Raises:
+        InputError: naming the machine and a folder.
+    """
+    if missing:
+        raise InputError(
+            f"executor ray: machine {facts.host} has no folder {missing[0]}; copy the model "
+            "there, or put it on a disk that all machines share"
+        )
 
 
 def _alike(found: str, planned: str) -> bool:

@@ -136,11 +136,11 @@ class Replanner(Replanning):
         self._pool: ThreadPoolExecutor | None = None
         self._future: Future[Proposal] | None = None
         self._asked: _Question | None = None
-        self._more_devices = False
+        self._at_once = False
 
     def devices_joined(self) -> None:
         """Look at once whether the devices that have come back are of use."""
-        self._more_devices = True
+        self._at_once = True
 
     def replacement(self, run: RunView) -> Plan | None:
         """Return the best plan for the devices that are left; None if no scheduler has one."""
@@ -182,13 +182,12 @@ class Replanner(Replanning):
         if self._future is not None:
             return self._answer(run) if self._future.done() else None
         now_s = run.now_s()
-        stage_changed |= self._more_devices
         due = now_s - self._checked_s >= self._interval_s
         at_stage = stage_changed and now_s - self._planned_s >= self._interval_s / 2
-        at_stage |= self._more_devices
+        at_stage |= self._at_once
         if not (due or at_stage):
             return None
-        self._more_devices = False
+        self._at_once = False
         self._checked_s = now_s
         try:  # a plugin that fails here must not end the run: the plan there is goes on
             question = self._question(run, drifted_only=not at_stage)
@@ -214,12 +213,16 @@ class Replanner(Replanning):
         except SamullmError as error:
             logger.warning("planning again failed: %s", error)
             return None
-        held = {n: r.devices for n, r in run.rule.running.items()}
+        names = [n.name for n in run.problem.app.nodes]
+        held = {names[i]: d.running.devices for i, d in run.engines.deployments.items()}
         before = {n: r.devices for n, (r, _) in question.running.items()}
         devices = {d for d in range(run.problem.cluster.num_gpus) if d not in run.engines.lost}
         stale = held != before or devices != set(question.snapshot.devices)
         if stale and proposal.plan is not None:
-            return None  # engines or devices have changed since: the comparison does not hold
+            # Engines or devices have changed since: the comparison does not hold. Devices that
+            # have joined may be without work until somebody asks again.
+            self._at_once = True
+            return None
         return self._adopted(run, proposal, question)
 
     def _adopted(self, run: RunView, proposal: Proposal, question: _Question) -> Plan | None:

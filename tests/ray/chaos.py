@@ -1,23 +1,30 @@
 """Lets machines, engines and coordinators of runs on a Ray cluster fail, and checks what is left.
 
-``python tests/ray/chaos.py --rounds 3`` is the soak (``make soak-ray``). The cluster is two raylets
-of this machine. A run is disturbed once, at a random point; whatever happens, every output must be
-there exactly once, with the text of an undisturbed run on local engines. A run that ends with an
-error has to say so, and is resumed.
+``python tests/ray/chaos.py`` is the soak (``make soak-ray``). The cluster is two raylets of this
+machine. A run is disturbed once, at a random point; whatever happens, every output must be there
+exactly once, with the text of an undisturbed run on local engines, and no process of the run may be
+left. A run that ends with an error has to say so, and is resumed. What a kind of failure breaks is
+told, and the next kind follows on a new cluster.
+
+Runs are short, but for those that a machine joins: its agent imports vLLM first, and these are
+planned again as ``samullm run`` does, else what joins would get no work.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -25,6 +32,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from samullm_plugin.run.journal import read_journal  # found by the line above
+from tests.outliving import wait_gone
 from tests.ray.machines import Machines
 from tests.run.chaos import check_run
 from tests.run.real_app import make_files
@@ -33,44 +41,116 @@ PROGRAM = Path(__file__).parents[1] / "run" / "real_app.py"
 RUN_S = 900.0
 SHORT_STOP_S, LONG_STOP_S = 5.0, 60.0
 """Ray gives a silent machine up after half a minute, the executor after ``lost_timeout_s``."""
+JOINS = "machine killed, another joins"
+LEFT_CPU_S = 20.0
+"""What a process of a run that is over may still work: an agent may be importing vLLM."""
 
 
 @dataclass
 class Row:
-    """What was done of a kind, and what came of it."""
+    """What was done of a kind, and what came of it, counted in the runs' journals.
+
+    Attributes:
+        times: runs that were carried to their end.
+        failed: runs in which something was not as it must be.
+        resumed: runs that had to be resumed.
+        engines: engines that failed while their machine was there.
+        lost: machines given up.
+        joined: machines that joined.
+        used: engines on machines that joined which finished requests.
+        used_texts: these requests.
+        texts: outputs compared.
+        seconds: what each run took, resuming included.
+        left_s: how long after each run its last process was gone.
+    """
 
     times: int = 0
+    failed: int = 0
     resumed: int = 0
+    engines: int = 0
     lost: int = 0
     joined: int = 0
+    used: int = 0
+    used_texts: int = 0
     texts: int = 0
     seconds: list[float] = field(default_factory=list)
+    left_s: list[float] = field(default_factory=list)
 
     def plus(self, other: Row) -> Row:
         """Return both together."""
         names = [f.name for f in fields(Row)]
         return Row(**{n: getattr(self, n) + getattr(other, n) for n in names})
 
+    def count(self, records: list[dict[str, Any]]) -> None:
+        """Count what a run's journal tells."""
+        kinds = [r["kind"] for r in records]
+        self.engines += kinds.count("engine_failed")
+        self.lost += kinds.count("devices_lost")
+        self.joined += kinds.count("devices_joined")
+        back, theirs = set[int](), set[str]()
+        for record in records:
+            if record["kind"] == "devices_joined":
+                back |= set(record["devices"])
+            elif record["kind"] == "devices_lost":
+                back -= set(record["devices"])
+            elif record["kind"] == "engine_started" and back & set(record["devices"]):
+                theirs.add(record["key"])
+            elif record["kind"] == "engine_stopped" and record["key"] in theirs:
+                self.used += record["num_finished"] > 0
+                self.used_texts += record["num_finished"]
+
+
+@dataclass(frozen=True)
+class Application:
+    """What is run.
+
+    Attributes:
+        folder: of the application; runs are in it.
+        reference: outputs of an undisturbed run on local engines.
+    """
+
+    folder: Path
+    reference: dict[str, list[str]]
+
+    @classmethod
+    def make(cls, folder: Path, items: int) -> Application:
+        """Write it, and run it on local engines."""
+        folder.mkdir()
+        make_files(folder, items)
+        local = folder / "local"
+        subprocess.run([sys.executable, str(PROGRAM), str(folder), str(local)], check=True)
+        return cls(folder, check_run(local))
+
+    @property
+    def count(self) -> int:
+        """Return how many outputs it has."""
+        return sum(len(lines) for lines in self.reference.values())
+
 
 class Soak:
     """Disturbed runs on a cluster that is mended after each.
 
     Args:
-        folder: of the application; runs are in it.
+        folder: of the applications.
         rng: chooses when something happens.
+        items: of a run.
+        long_items: of a run that a machine joins.
     """
 
-    def __init__(self, folder: Path, rng: np.random.Generator) -> None:
+    def __init__(self, folder: Path, rng: np.random.Generator, items: int, long_items: int) -> None:
         self.folder, self.rng = folder, rng
         self.rows: dict[str, Row] = {}
-        self.reference: dict[str, list[str]] = {}
+        self._items, self._long_items = items, long_items
+        self._apps: dict[int, Application] = {}
         self._runs = 0
         self._driver: subprocess.Popen[bytes] | None = None
-        local = folder / "local"
-        command = [sys.executable, str(PROGRAM), str(folder), str(local)]
-        subprocess.run(command, check=True)
-        self.reference = check_run(local)
         self.machines = Machines()
+
+    def _app(self, kind: str) -> Application:
+        items = self._long_items if kind == JOINS else self._items
+        if items not in self._apps:
+            self._apps[items] = Application.make(self.folder / str(items), items)
+        return self._apps[items]
 
     @property
     def kinds(self) -> dict[str, Callable[[], None]]:
@@ -81,7 +161,7 @@ class Soak:
             "agent killed": lambda: self.machines.second_agent().kill(),
             "agent stopped": lambda: self.machines.second_agent().send_signal(signal.SIGSTOP),
             "machine killed, none joins": self.machines.kill_second,
-            "machine killed, another joins": self._replace,
+            JOINS: self._replace,
             "raylet killed": lambda: self.machines.kill_second(whole=False),
             "raylet stopped for 5 s": lambda: self._stop(SHORT_STOP_S),
             "raylet stopped for 60 s": lambda: self._stop(LONG_STOP_S),
@@ -104,15 +184,32 @@ class Soak:
         assert self._driver is not None
         self._driver.kill()
 
-    def disturb(self, kind: str) -> None:
-        """Carry one run to its end, in which something of a kind happens."""
+    def disturb(self, kind: str) -> bool:
+        """Carry one run to its end, in which something of a kind happens; return whether all held.
+
+        After a failure the cluster is another.
+        """
         row = Row()
-        directory = self.folder / f"run{self._runs}"
-        self._runs += 1
-        began_s = time.monotonic()
-        process = self._start(directory, resume=False)
         try:
-            self._await(process, directory, int(self.rng.integers(3, self._count // 2)))
+            self._disturb(kind, row)
+        except Exception:  # what does not hold is the result
+            traceback.print_exc()
+            print(self._said(), flush=True)
+            row.failed = 1
+            self._renew()
+        self.rows[kind] = self.rows[kind].plus(row) if kind in self.rows else row
+        return not row.failed
+
+    def _disturb(self, kind: str, row: Row) -> None:
+        app = self._app(kind)
+        directory = app.folder / f"run{self._runs}"
+        self._runs += 1
+        latest = app.count // (20 if kind == JOINS else 2)  # much is left for what joins
+        began_s = time.monotonic()
+        process = self._start(app, directory, replan=kind == JOINS)
+        try:
+            self._await(process, directory, int(self.rng.integers(3, max(latest, 4))))
+            theirs = set(self.machines.workers())
             self._happen(kind)
             ended = process.wait(RUN_S)
             if kind == "head (GCS) killed":
@@ -120,25 +217,27 @@ class Soak:
                 assert "the head of the cluster" in said, said[-3000:]
                 assert "--resume" in said, said[-3000:]
                 assert ended == 1
+            theirs |= set(self.machines.workers())
             while ended:
                 assert kind in ("head (GCS) killed", "coordinator killed"), self._said()
                 self._mend(kind)
                 row.resumed += 1
-                process = self._start(directory, resume=True)
+                process = self._start(app, directory, resume=True)
                 ended = process.wait(RUN_S)
+                theirs |= set(self.machines.workers())
         finally:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-        assert check_run(directory) == self.reference
-        records = [r["kind"] for r in read_journal(directory / "events.jsonl")]
-        row.times = 1
-        row.lost, row.joined = records.count("devices_lost"), records.count("devices_joined")
-        row.texts = self._count
         row.seconds.append(time.monotonic() - began_s)
-        self.rows[kind] = self.rows[kind].plus(row) if kind in self.rows else row
+        assert check_run(directory) == app.reference
+        row.count(list(read_journal(directory / "events.jsonl")))
+        if kind.startswith("machine"):
+            assert not row.engines, "a lost machine counts as a failure of a node"
         if not row.resumed:
             self._mend(kind)
+        row.left_s.append(wait_gone(theirs, LEFT_CPU_S))
+        row.times, row.texts = 1, app.count
 
     def _happen(self, kind: str) -> None:
         """Let something happen; engines come and go, so that one may have to be waited for."""
@@ -150,19 +249,18 @@ class Soak:
         raise AssertionError(f"{kind}: nothing was found that this could happen to")
 
     @property
-    def _count(self) -> int:
-        return sum(len(lines) for lines in self.reference.values())
-
-    @property
     def _log(self) -> Path:
         return self.folder / "stderr.txt"
 
     def _said(self) -> str:
-        return self._log.read_text()[-3000:]
+        return self._log.read_text()[-3000:] if self._log.exists() else ""
 
-    def _start(self, directory: Path, *, resume: bool) -> subprocess.Popen[bytes]:
-        command = [sys.executable, str(PROGRAM), str(self.folder), str(directory)]
-        command += ["--ray", self.machines.address, *(["--resume"] if resume else [])]
+    def _start(
+        self, app: Application, directory: Path, *, resume: bool = False, replan: bool = False
+    ) -> subprocess.Popen[bytes]:
+        command = [sys.executable, str(PROGRAM), str(app.folder), str(directory)]
+        command += ["--ray", self.machines.address]
+        command += [f"--{n}" for n, asked in (("resume", resume), ("replan", replan)) if asked]
         with self._log.open("wb") as log:
             self._driver = subprocess.Popen(command, stderr=log)
         return self._driver
@@ -178,49 +276,67 @@ class Soak:
     def _mend(self, kind: str) -> None:
         """Have two machines again."""
         if kind.startswith("head"):
-            self.machines.close()
-            self.machines = Machines()
+            self._renew()
         elif kind.startswith(("machine killed, none", "raylet")):
             self.machines.replace_second()
+
+    def _renew(self) -> None:
+        """Have another cluster."""
+        with suppress(LookupError, psutil.NoSuchProcess):
+            self.machines.second_raylet.send_signal(signal.SIGCONT)
+        self.machines.close()
+        self.machines = Machines()
 
     def table(self) -> str:
         """Return what was done, as Markdown."""
         lines = [
-            "| what happened | times | resumed by hand | machines lost / joined | "
-            "outputs once each, texts equal | seconds a run, median (longest) |",
-            "|---|--:|--:|--:|--:|--:|",
+            "| what happened | runs | wrong | resumed by hand | engines failed | "
+            "machines given up / joined | engines on joined machines, their outputs | "
+            "outputs once each, texts equal | seconds a run, median (longest) | "
+            "longest until all its processes were gone, s |",
+            "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
         ]
         for kind, row in self.rows.items():
-            took = f"{np.median(row.seconds):.0f} ({max(row.seconds):.0f})"
+            took = f"{np.median(row.seconds):.0f} ({max(row.seconds):.0f})" if row.seconds else ""
+            left = f"{max(row.left_s):.1f}" if row.left_s else ""
             lines.append(
-                f"| {kind} | {row.times} | {row.resumed} | {row.lost} / {row.joined} | "
-                f"{row.texts:,} | {took} |"
+                f"| {kind} | {row.times} | {row.failed} | {row.resumed} | {row.engines} | "
+                f"{row.lost} / {row.joined} | {row.used}, {row.used_texts:,} | {row.texts:,} | "
+                f"{took} | {left} |"
             )
         return "\n".join(lines)
 
 
-def main() -> None:
+def main() -> int:
     """Run the soak."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--items", type=int, default=48)
+    parser.add_argument("--long-items", type=int, default=400, help=f"of: {JOINS}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", default=[""], help="kinds that begin so")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="samullm-soak-ray-") as name:
-        folder = Path(name)
-        make_files(folder, arguments.items)
-        soak = Soak(folder, np.random.default_rng(arguments.seed))
-        try:
-            for number in range(arguments.rounds):
-                for kind in [k for k in soak.kinds if k.startswith(tuple(arguments.only))]:
-                    soak.disturb(kind)
-                    took_s = soak.rows[kind].seconds[-1]
-                    print(f"round {number + 1}: {kind}: whole, {took_s:.0f} s", flush=True)
-        finally:
-            print(soak.table(), flush=True)
-            soak.machines.close()
+    folder, whole = Path(tempfile.mkdtemp(prefix="samullm-soak-ray-")), True
+    rng = np.random.default_rng(arguments.seed)
+    soak = Soak(folder, rng, arguments.items, arguments.long_items)
+    try:
+        for number in range(arguments.rounds):
+            for kind in [k for k in soak.kinds if k.startswith(tuple(arguments.only))]:
+                began_s = time.monotonic()
+                held = soak.disturb(kind)
+                whole &= held
+                took_s = time.monotonic() - began_s
+                what = "whole" if held else "WRONG"
+                print(f"round {number + 1}: {kind}: {what}, {took_s:.0f} s", flush=True)
+    finally:
+        print(soak.table(), flush=True)
+        soak.machines.close()
+    if not whole:
+        print(f"what is left of the runs is in {folder}")
+        return 1
+    shutil.rmtree(folder)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

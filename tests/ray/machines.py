@@ -45,10 +45,19 @@ class Machines:
 
     def second_agent(self) -> psutil.Process:
         """Return the agent on the second machine."""
-        for process in self.second_raylet.children(recursive=True):
-            if any("ray::Agent" in word for word in process.cmdline()):
-                return process
+        if found := _agents(self.second_raylet):
+            return found[-1]
         raise LookupError("there is no agent on the second machine")
+
+    def workers(self) -> list[psutil.Process]:
+        """Return all agents, and all that they have started."""
+        found = []
+        for node in self._cluster.list_all_nodes():
+            for info in node.all_processes.get("raylet", ()):
+                with suppress(psutil.NoSuchProcess):
+                    for agent in _agents(psutil.Process(info.process.pid)):
+                        found += [agent, *agent.children(recursive=True)]
+        return found
 
     def second_engine(self) -> psutil.Process:
         """Return an engine on the second machine: its parent is the one that imported vLLM."""
@@ -93,3 +102,13 @@ class Machines:
 
         ray.shutdown()
         self._cluster.shutdown()
+
+
+def _agents(raylet: psutil.Process) -> list[psutil.Process]:
+    """Return the agents that a raylet has started, the latest last."""
+    found = []
+    for process in raylet.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if any("ray::Agent" in word for word in process.cmdline()):
+                found.append((process.create_time(), process))
+    return [process for _, process in sorted(found, key=lambda item: item[0])]

@@ -288,11 +288,22 @@ def test_without_ray_it_is_said_how_to_install_it(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("answers", [True, False])
-def test_a_head_that_does_not_answer_is_asked_for_no_agent(*, answers: bool) -> None:
+def test_a_head_that_does_not_answer_is_asked_for_no_agent(
+    monkeypatch: pytest.MonkeyPatch, *, answers: bool
+) -> None:
     """Ray would end this process a minute later, whatever it does then."""
+    monkeypatch.setattr("samullm_ray.cluster._JOIN_AGAIN_S", 0.01)
     started: list[int] = []
     executor = RayExecutor(RayOptions())
-    head = SimpleNamespace(gone=False, answers=lambda: answers, address="here")
+    tries: list[bool] = []
+
+    def asked() -> bool:
+        tries.append(answers)
+        if len(tries) == 2:
+            executor._left.set()
+        return answers
+
+    head = SimpleNamespace(gone=False, answers=asked, address="here")
     executor._head = cast("Any", head)
     executor._actors = cast("Any", SimpleNamespace(start=started.append))
     lost = machine(Wire())
@@ -301,6 +312,7 @@ def test_a_head_that_does_not_answer_is_asked_for_no_agent(*, answers: bool) -> 
     for thread in threading.enumerate():
         if thread.name == "greeting":
             thread.join(30.0)
+    assert len(tries) == 2, "an agent that does not come up is not asked for again"
     assert started == ([0] if answers else [])
 
 

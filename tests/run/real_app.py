@@ -1,7 +1,7 @@
 """A small application on real engines: two models answer, one of them in chains, a third judges.
 
-Also a program: ``python real_app.py FOLDER RUN [--resume] [--ray ADDRESS]`` runs it, for tests that
-kill it.
+Also a program: ``python real_app.py FOLDER RUN [--resume] [--ray ADDRESS] [--replan]`` runs it, for
+tests that kill it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from samullm_plugin.model.problem import ModeKey, Problem  # noqa: E402
 from samullm_plugin.planning.building import sample_scenarios  # noqa: E402
 from samullm_plugin.planning.instances import Instance  # noqa: E402
 from samullm_plugin.run.engine_failures import RunOptions  # noqa: E402
+from samullm_plugin.run.replanning import Replanner  # noqa: E402
 from samullm_plugin.run.run import resume_run, start_run  # noqa: E402
 from samullm_plugin.run.setup import RunSetup  # noqa: E402
 from tests.models import make_tiny_llama  # noqa: E402
@@ -136,6 +137,7 @@ def main() -> int:
     parser.add_argument("run", type=Path)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--ray", help="address of a Ray cluster with two machines")
+    parser.add_argument("--replan", action="store_true", help="as samullm run does")
     arguments = parser.parse_args()
     ready = setup(arguments.folder, arguments.run)
     if arguments.ray:
@@ -145,6 +147,8 @@ def main() -> int:
         problem = replace(ready.instance.problem, cluster=cluster)
         instance = replace(ready.instance, problem=problem)
         ready = replace(ready, executor="ray", executor_options=options, instance=instance)
+    if arguments.replan:
+        ready = replace(ready, replanner=Replanner(ready.host, ready.instance))
     outcome = resume_run(ready) if arguments.resume else start_run(ready, plan())
     return int(outcome.drained or bool(outcome.failed))
 

@@ -337,12 +337,17 @@ class Thinking(Replanner):
             self._future.set_result(self.proposal)
         if self._future is not None and (not self.late or run.rule.stage > self.stage):
             self.answers.append(self._answer(run))
+            if self.answers[-1] is None:
+                self._checked_s = run.now_s()  # no look for drift is due
+                return super().consider(run, stage_changed=False)
             return self.answers[-1]
         return None
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_a_plan_for_engines_that_have_changed_is_not_adopted(late: bool) -> None:
+def test_a_plan_for_engines_that_have_changed_is_not_adopted_but_asked_for_again(
+    late: bool,
+) -> None:
     problem, plan = small_problem(1), small_plan()
     planner = PlannerSection(scheduler=Component(type="min-heuristic"), scenarios=1)
     instance = Instance(problem, Uniform(), NoLatency(), planner)
@@ -350,7 +355,8 @@ def test_a_plan_for_engines_that_have_changed_is_not_adopted(late: bool) -> None
     replanner = Thinking(instance, proposal, late=late)
     run_with_truth(problem, plan, SimulatedExecutor(), problem, replanner=replanner)
     assert replanner.answers == [None if late else plan]
-    assert replanner.proposals == ([] if late else [proposal])
+    assert (replanner.proposals == [proposal]) is not late
+    assert len(replanner.proposals) == 1
 
 
 def test_a_run_with_several_plans_can_be_resumed(tmp_path: Path) -> None:
