@@ -214,7 +214,7 @@ class Coordinator:
             deployment, replica = found
             if event.kind == "ready":
                 self.engines.note_ready(deployment, replica, time_s)
-                if self._calibrator is not None:
+                if self._calibrator is not None and not replica.prepared:  # a whole start
                     key = self.problem.mode_key(
                         deployment.running.planned.parallel, replica.devices
                     )

@@ -28,6 +28,7 @@ class Replica:
         num_finished: requests it finished.
         busy_s: seconds in which it had requests, until ``busy_since_s``.
         busy_since_s: when it got the first of the requests it has; None without any.
+        prepared: a part of its start was done, or begun, before it got its devices.
     """
 
     key: str
@@ -41,6 +42,7 @@ class Replica:
     num_finished: int = 0
     busy_s: float = 0.0
     busy_since_s: float | None = None
+    prepared: bool = False
 
     def note_busy(self, now_s: float) -> None:
         """Bring the account of busy seconds up to now."""

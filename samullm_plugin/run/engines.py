@@ -184,7 +184,8 @@ class Engines:
         costs = self._problem.mode(deployment.node, parallel, devices)
         ready_s = self.caches.ready_s(deployment.node, costs, devices, now_s, since_s)
         window = self._executor.window_of(spec)
-        self._add(deployment, Replica(key, devices, now_s, ready_s, window), now_s)
+        replica = Replica(key, devices, now_s, ready_s, window, prepared=since_s is not None)
+        self._add(deployment, replica, now_s)
         self._executor.start_engine(spec)
 
     def _add(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from samullm_simulated.executor import SimulatedExecutor
 
@@ -10,10 +12,12 @@ from samullm_plugin.model.costs import LoadTimes
 from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment, Plan, Stage, StageEnd
 from samullm_plugin.model.problem import Problem
+from samullm_plugin.profiling.calibration import start_factor
+from samullm_plugin.profiling.loading import ASSUMED
 from samullm_plugin.rules.preparing import wanted_ahead
 from samullm_plugin.rules.transition import Running, RunState
 from samullm_plugin.simulator import PlanSimulator
-from samullm_plugin.testing.factories import TestNode, make_problem
+from samullm_plugin.testing.factories import GPU, TestNode, make_problem
 
 ONE = ParallelConfig(1, 1, 1)
 ALL = StageEnd("all_finished")
@@ -109,6 +113,23 @@ def test_an_executor_that_cannot_is_not_asked() -> None:
 
     coordinator = run_with_truth(chain(), IN_TURN, Plain(), chain())
     assert coordinator.now_s() == pytest.approx(180)
+
+
+def test_what_was_left_of_a_prepared_start_is_not_kept_as_a_start() -> None:
+    """Else the next plan without preparing would take starts to be as short."""
+    from samullm_plugin.run.calibrating import Calibrator
+    from tests.run.worlds import run_with_truth
+
+    problem = chain()
+    costs = tuple(
+        {k: replace(c, load=replace(c.load, source=ASSUMED)) for k, c in sizes.items()}
+        for sizes in problem.costs
+    )
+    problem = replace(problem, costs=costs)
+    calibrator = Calibrator(problem)
+    run = run_with_truth(problem, IN_TURN, SimulatedExecutor(), problem, calibrator=calibrator)
+    calibrator.keep(run.ledger)
+    assert start_factor(GPU.name) == pytest.approx(1.0)  # of 10 s, not of the 2 s left of the rest
 
 
 def test_a_part_is_no_longer_than_the_whole() -> None:

@@ -18,6 +18,7 @@ from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment, Plan, Stage, StageEnd
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.planning.instances import Instance
+from samullm_plugin.run.calibrating import Calibrator
 from samullm_plugin.run.coordinator import Coordinator
 from samullm_plugin.run.length_prompts import LengthPrompts
 from samullm_plugin.run.log import RunLog
@@ -125,6 +126,7 @@ def run_with_truth(
     log: RunLog | None = None,
     replanner: Replanning | None = None,
     policy: PolicyCall | None = None,
+    calibrator: Calibrator | None = None,
 ) -> Coordinator:
     """Carry a plan out where ``truth`` holds, without a run directory.
 
@@ -136,6 +138,7 @@ def run_with_truth(
         log: where events go; None: a new one.
         replanner: may replace the plan.
         policy: order and replicas of requests; None: first come, first served, in turn.
+        calibrator: gathers what the run measures.
 
     Returns:
         The coordinator after the run.
@@ -146,7 +149,14 @@ def run_with_truth(
     try:
         source = LengthPrompts(truth.scenarios[0])
         coordinator = Coordinator(
-            problem, plan, executor, source, log, replanner=replanner, policy=policy
+            problem,
+            plan,
+            executor,
+            source,
+            log,
+            replanner=replanner,
+            policy=policy,
+            calibrator=calibrator,
         )
         coordinator.run()
     finally:
