@@ -258,10 +258,11 @@ class RemoteLauncher(Launcher):
         engine = self._engines[key]
         machine = engine.machine
         engine.strike(key)
-        deadline_s = time.monotonic() + timeout_s
+        limit_s = 2 * timeout_s  # the agent gives it one of them before it answers
+        deadline_s = time.monotonic() + limit_s
         while engine.gone is None and not machine.lost:
             if time.monotonic() > deadline_s:
-                machine.give_up(f"engine {key} did not end in {timeout_s:.0f} s")
+                machine.give_up(f"engine {key} did not end in {limit_s:.0f} s")
             self.flush()
             self.update()
             time.sleep(_WAIT_S)
