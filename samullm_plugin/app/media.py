@@ -7,8 +7,8 @@ import mimetypes
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
 
+from samullm_plugin.checkpoints.images import file_of, url_of
 from samullm_plugin.errors import InputError
 
 FIELD_TURNS = frozenset({"history", "image"})
@@ -68,10 +68,8 @@ def with_files(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _with_file(part: Any) -> Any:
     image = part.get("image_url") if isinstance(part, Mapping) else None
-    url = image.get("url") if isinstance(image, Mapping) else None
-    if not isinstance(image, Mapping) or not isinstance(url, str) or url[:7] != "file://":
+    if not isinstance(image, Mapping) or (path := file_of(url_of(part) or "")) is None:
         return part
-    path = Path(unquote(urlparse(url).path))
     kind = mimetypes.guess_type(path.name)[0] or "image/png"
     data = base64.b64encode(path.read_bytes()).decode()
     return {"type": "image_url", "image_url": {**image, "url": f"data:{kind};base64,{data}"}}

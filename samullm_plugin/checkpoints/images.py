@@ -40,17 +40,28 @@ def with_marks(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def size_of(part: Mapping[str, Any]) -> Size | None:
-    """Return the size of an image of a message; None: it is not here, or cannot be read."""
+def url_of(part: Mapping[str, Any]) -> str | None:
+    """Return the URL of an image of a message, in either of the forms that chats have."""
     image = part.get("image_url")
     url = image.get("url") if isinstance(image, Mapping) else image
-    if not isinstance(url, str) or find_spec("PIL") is None:
+    return url if isinstance(url, str) else None
+
+
+def file_of(url: str) -> Path | None:
+    """Return the file that a URL names; None: it names none."""
+    return Path(unquote(urlparse(url).path)) if url.startswith("file://") else None
+
+
+def size_of(part: Mapping[str, Any]) -> Size | None:
+    """Return the size of an image of a message; None: it is not here, or cannot be read."""
+    url = url_of(part)
+    if url is None or find_spec("PIL") is None:
         return None
     from PIL import Image
 
     try:
-        if url.startswith("file://"):
-            opened = Image.open(Path(unquote(urlparse(url).path)))
+        if (path := file_of(url)) is not None:
+            opened = Image.open(path)
         elif url.startswith("data:"):
             opened = Image.open(BytesIO(base64.b64decode(url.partition(",")[2])))
         else:

@@ -165,11 +165,11 @@ def counts_of_records(records: Records, nodes: Sequence[ForecastNode]) -> dict[s
         node, time_s = record["node"], float(record["time_s"])
         count = counts[node]
         if kind != "failed" and record["request"] < hidden.get(node, 0):
-            kind, count.calls = "call", count.calls + 1
+            count.calls += 1
         else:
             setattr(count, kind, getattr(count, kind) + 1)
         count.settled_s = max(time_s, count.settled_s or 0.0)
-        if record["kind"] == "finished":
+        if kind == "finished":
             if node not in hidden:
                 count.prompt_tokens += record.get("prompt_tokens", 0)
                 count.completion_tokens += record.get("num_tokens", 0)
