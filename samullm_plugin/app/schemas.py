@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import Any, Literal
 
 from samullm_plugin.app.functions import Function, load
@@ -83,7 +84,7 @@ class Schema:
     def _filled(self, value: Any) -> Any:
         """Return a value of JSON with the defaults of the fields that it lacks."""
         if '"default"' in self.text:
-            root = json.loads(self.text)
+            root = _parsed(self.text)
             _fill_in(value, root, root)
         return value
 
@@ -189,8 +190,15 @@ def schema_of_class(place: Function, where: str) -> Mapping[str, Any]:
 def _validator(text: str) -> Any:
     from jsonschema.validators import validator_for
 
-    schema = json.loads(text)
+    schema = _parsed(text)
     return validator_for(schema)(schema)
+
+
+@lru_cache(maxsize=64)
+def _parsed(text: str) -> Mapping[str, Any]:
+    """Return a schema; it must not be changed."""
+    schema: Mapping[str, Any] = json.loads(text)
+    return schema
 
 
 def json_schema(schema: Mapping[str, Any], where: str) -> Schema:
@@ -210,6 +218,11 @@ def json_schema(schema: Mapping[str, Any], where: str) -> Schema:
         raise InputError(
             f"{where}{f'.{at}' if at else ''}: is not a JSON schema: {error.message}"
         ) from error
+    if (endless := _endless(plain, plain)) is not None:
+        raise InputError(
+            f"{where}: {endless} refers to itself without going into a field or an element, so no "
+            "output can be checked"
+        )
     if (found := _contradiction(plain, plain, "")) is not None:
         at, what = found
         raise InputError(f"{where}{at}: no output can follow the schema: {what}")
@@ -250,6 +263,35 @@ _LIMITS = (
     ("minProperties", "maxProperties"),
     ("minimum", "maximum"),
 )
+
+
+def _endless(schema: Any, root: Mapping[str, Any]) -> str | None:
+    """Return a reference within a schema that leads to itself with the same value; None: none."""
+    if isinstance(schema, list):
+        return next((f for v in schema if (f := _endless(v, root))), None)
+    if not isinstance(schema, Mapping):
+        return None
+    reference = schema.get("$ref")
+    if isinstance(reference, str):
+        seen, left = set[str](), [reference]
+        while left:
+            new = set(_of_same_value(find_reference(left.pop(), root)))
+            if reference in new:
+                return reference
+            left += new - seen
+            seen |= new
+    return next((f for v in schema.values() if (f := _endless(v, root))), None)
+
+
+def _of_same_value(schema: Any) -> Iterator[str]:
+    """Yield the references that a schema applies to the value that it is applied to."""
+    if not isinstance(schema, Mapping):
+        return
+    if isinstance(schema.get("$ref"), str):
+        yield schema["$ref"]
+    lists = [v for k in ("allOf", "anyOf", "oneOf") if isinstance(v := schema.get(k), list)]
+    for part in (*chain(*lists), *(schema.get(k) for k in ("not", "if", "then", "else"))):
+        yield from _of_same_value(part)
 
 
 def _contradiction(schema: Any, root: Mapping[str, Any], at: str) -> tuple[str, str] | None:

@@ -124,3 +124,32 @@ def test_fields_with_a_default_may_be_left_out_of_an_output() -> None:
     schema = json_schema(Outer.model_json_schema(), "here")
     text = '{"many": [{"a": 1}, {}], "one": {"b": []}, "next": {"many": []}}'
     assert schema.parse(text) == Outer.model_validate_json(text).model_dump()
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "allOf": [{"$ref": "#"}]},
+        {"$ref": "#/$defs/A", "$defs": {"A": {"anyOf": [{"$ref": "#/$defs/A"}]}}},
+        {
+            "items": {"$ref": "#/$defs/A"},
+            "type": "array",
+            "$defs": {"A": {"not": {"$ref": "#/$defs/B"}}, "B": {"oneOf": [{"$ref": "#/$defs/A"}]}},
+        },
+    ],
+)
+def test_a_schema_that_says_nothing_but_itself_is_refused(schema: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"f: #.* refers to itself without going into a field"):
+        json_schema(schema, "f")
+
+
+def test_a_tree_may_hold_trees_and_its_defaults_are_filled_in() -> None:
+    tree = {
+        "type": "object",
+        "properties": {
+            "v": {"type": "integer", "default": 3},
+            "kids": {"type": "array", "items": {"$ref": "#/$defs/T"}},
+        },
+    }
+    made = json_schema({"$ref": "#/$defs/T", "$defs": {"T": tree}}, "f")
+    assert made.value('{"kids": [{}]}') == {"kids": [{"v": 3}], "v": 3}
