@@ -385,3 +385,116 @@ def test_a_run_with_several_plans_can_be_resumed(tmp_path: Path) -> None:
     fresh = replace(setup, replanner=Replanner(host, instance))
     outcome = resume_run(fresh)
     assert outcome.metrics["requests"]["finished"] == truth.app.num_requests
+
+
+def late_chains() -> tuple[Instance, Plan]:
+    """Return a model, and behind it documents of which one is much longer than the others."""
+    rng = np.random.default_rng(3)
+    parts = [30, *[6] * 15]
+    last: dict[int, int] = {}
+    inputs: list[list[tuple[int, int]]] = []
+    for k in range(max(parts)):
+        for d in [d for d, count in enumerate(parts) if count > k]:
+            inputs.append([(1, last[d])] if k else [(0, d)])
+            last[d] = len(inputs) - 1
+    few = EngineOptions(max_num_seqs=8, async_scheduling=False)
+    lengths = rng.integers(2, 9, len(inputs)).tolist()
+    nodes = [
+        TestNode("first", [5] * 16, [60] * 16, step_s=0.02, load_s=1.0, engine=few),
+        TestNode(
+            "documents", [9] * len(inputs), lengths, inputs,
+            step_s=0.02, token_s=0.005, load_s=1.0, engine=few,
+        ),
+    ]  # fmt: skip
+    problem = make_problem(nodes, 2, nvlink=1)
+    planner = PlannerSection(scheduler=Component(type="min-heuristic"), scenarios=1)
+    both = ParallelConfig(2)
+    plan = Plan(
+        (
+            Stage((Assignment("first", both, (0, 1)),), StageEnd("node_finished", "first")),
+            Stage((Assignment("documents", both, (0, 1)),)),
+        )
+    )
+    return Instance(problem, Uniform(10), NoLatency(), planner), plan
+
+
+def test_a_plan_made_during_a_run_chooses_the_policy_of_nodes_without_engines() -> None:
+    """The longest document gets a replica of its own; unless runs are to go as they come."""
+    instance, plan = late_chains()
+    problem, host = instance.problem, PluginHost.from_settings()
+
+    def run(made: Instance, *, fixed: bool = False) -> tuple[float, list[object]]:
+        replanner = Replanner(host, made)
+        if fixed:
+            replanner._plans = lambda *_: iter(())  # type: ignore[method-assign]  # none is made
+        done = run_with_truth(problem, plan, SimulatedExecutor(), problem, replanner=replanner)
+        plans = [r.get("request_policy") for r in done.log.records if r["kind"] == "plan"]
+        return max(float(f.max()) for f in done.ledger.finish_s), plans
+
+    asked = PlannerSection(
+        scheduler=Component(type="min-heuristic"), request_policy=Component(type="fcfs")
+    )
+    as_they_come_s, plans = run(replace(instance, planner=asked))
+    assert set(plans) <= {None}
+    isolated_s, plans = run(instance)
+    assert "isolate-longest" in plans
+    assert isolated_s < 0.93 * as_they_come_s
+    assert run(instance, fixed=True)[0] == pytest.approx(isolated_s)  # the plan can stay
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_engines_keep_the_policy_they_were_started_with(late: bool) -> None:
+    instance, plan = late_chains()
+    asked: set[int] = set()
+
+    def policy(scenario: int, node: int, *_: object) -> tuple[None, None]:
+        del scenario
+        asked.add(node)
+        return None, None
+
+    class Choosing(Replanning):
+        def consider(self, run: Coordinator, *, stage_changed: bool) -> Plan | None:
+            del stage_changed
+            if not late or 1 in run.engines.deployments:
+                run.choose_policy(policy)
+            return None
+
+    problem = instance.problem
+    run_with_truth(problem, plan, SimulatedExecutor(), problem, replanner=Choosing())
+    assert asked == (set() if late else {1})
+
+
+def test_a_chosen_policy_is_taken_up_again(tmp_path: Path) -> None:
+    """An interrupted run goes on under the policy that was chosen during it."""
+    from samullm_plugin.app.loaded import LoadedApplication
+    from samullm_plugin.run.journal import read_journal
+    from samullm_plugin.run.run import resume_run, start_run
+    from samullm_plugin.run.setup import RunSetup
+
+    instance, plan = late_chains()
+    host, problem = PluginHost.from_settings(), instance.problem
+    loaded = LoadedApplication(
+        problem.app, problem.cluster, output_tokens=problem.scenarios[0].output_tokens
+    )
+    directory = tmp_path / "run"
+    setup = RunSetup(
+        host, loaded, instance, "simulated", directory, replanner=Replanner(host, instance)
+    )
+    start_run(setup, plan)
+    journal = directory / "events.jsonl"
+    records = list(read_journal(journal))
+    chosen = [k for k, r in enumerate(records) if r.get("request_policy") == "isolate-longest"]
+    assert chosen
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[: chosen[-1] + 1]))
+    seen: list[str | None] = []
+
+    class Watching(Replanner):
+        def start_with_policy(self, name: str) -> None:
+            seen.append(name)
+            super().start_with_policy(name)
+
+    resume_run(replace(setup, replanner=Watching(host, instance)))
+    assert seen == ["isolate-longest"]
+    makespan_s = max(float(r["time_s"]) for r in read_journal(journal) if r["kind"] == "finished")
+    assert makespan_s < 1.2 * float(records[-1]["time_s"])
