@@ -400,7 +400,7 @@ def late_chains() -> tuple[Instance, Plan]:
     few = EngineOptions(max_num_seqs=8, async_scheduling=False)
     lengths = rng.integers(2, 9, len(inputs)).tolist()
     nodes = [
-        TestNode("first", [5] * 16, [60] * 16, step_s=0.02, load_s=1.0, engine=few),
+        TestNode("first", [5] * 16, [*range(10, 170, 10)], step_s=0.02, load_s=1.0, engine=few),
         TestNode(
             "documents", [9] * len(inputs), lengths, inputs,
             step_s=0.02, token_s=0.005, load_s=1.0, engine=few,
@@ -418,28 +418,26 @@ def late_chains() -> tuple[Instance, Plan]:
     return Instance(problem, Uniform(10), NoLatency(), planner), plan
 
 
-def test_a_plan_made_during_a_run_chooses_the_policy_of_nodes_without_engines() -> None:
-    """The longest document gets a replica of its own; unless runs are to go as they come."""
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_plan_made_during_a_run_chooses_the_policy_of_nodes_without_engines(asked: bool) -> None:
+    """By the lengths learned it gains; not where requests are asked to run as they come."""
     instance, plan = late_chains()
-    problem, host = instance.problem, PluginHost.from_settings()
-
-    def run(made: Instance, *, fixed: bool = False) -> tuple[float, list[object]]:
-        replanner = Replanner(host, made)
-        if fixed:
-            replanner._plans = lambda *_: iter(())  # type: ignore[method-assign]  # none is made
-        done = run_with_truth(problem, plan, SimulatedExecutor(), problem, replanner=replanner)
-        plans = [r.get("request_policy") for r in done.log.records if r["kind"] == "plan"]
-        return max(float(f.max()) for f in done.ledger.finish_s), plans
-
-    asked = PlannerSection(
-        scheduler=Component(type="min-heuristic"), request_policy=Component(type="fcfs")
-    )
-    as_they_come_s, plans = run(replace(instance, planner=asked))
-    assert set(plans) <= {None}
-    isolated_s, plans = run(instance)
-    assert "isolate-longest" in plans
-    assert isolated_s < 0.93 * as_they_come_s
-    assert run(instance, fixed=True)[0] == pytest.approx(isolated_s)  # the plan can stay
+    if asked:
+        fcfs = {"request_policy": Component(type="fcfs")}
+        instance = replace(instance, planner=instance.planner.model_copy(update=fcfs))
+    replanner = Replanner(PluginHost.from_settings(), instance)
+    problem = instance.problem
+    done = run_with_truth(problem, plan, SimulatedExecutor(), problem, replanner=replanner)
+    assert done.ledger.all_settled
+    chosen = [p for p in replanner.proposals if p.policy is not None]
+    journal = [r["request_policy"] for r in done.log.records if "request_policy" in r]
+    assert journal == ([] if asked else ["isolate-longest"])
+    assert [p.policy for p in chosen] == journal
+    assert all(p.gain_s > 0.05 * p.remaining_s for p in chosen)
+    if not asked:  # the longest document is alone: its replica has finished its 30 parts, no more
+        stopped = [r for r in done.log.records if r["kind"] == "engine_stopped"]
+        counts = [r["num_finished"] for r in stopped if r["node"] == "documents"]
+        assert 30 in counts
 
 
 @pytest.mark.parametrize("late", [False, True])
