@@ -26,7 +26,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from samullm_aiconfigurator.models import AiconfiguratorOptions, OperatorTables
+from samullm_aiconfigurator.plugin import AiconfiguratorOptions, OperatorTables
 
 from samullm_plugin import (
     EngineConfig,

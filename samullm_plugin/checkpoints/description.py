@@ -7,15 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from samullm_plugin.checkpoints.asked_vllm import ask_vllm
+from samullm_plugin.checkpoints.asked_libraries import ask_vllm, count_parameters
+from samullm_plugin.checkpoints.decoder import NotModelledError
 from samullm_plugin.checkpoints.families import FAMILIES, NOT_MODELLED
 from samullm_plugin.checkpoints.hf_config import ConfigFile, read_config_file, readable
 from samullm_plugin.checkpoints.limits import derived_max_model_len
-from samullm_plugin.checkpoints.meta_device import count_parameters
 from samullm_plugin.checkpoints.parts import Attention, Layers, Part
 from samullm_plugin.checkpoints.quantization import DTYPE_BYTES, Quantization, online
 from samullm_plugin.checkpoints.quantization_config import read_quantization
-from samullm_plugin.checkpoints.refusals import NotModelledError
 from samullm_plugin.checkpoints.stacks import read_layers, tied
 from samullm_plugin.checkpoints.weight_files import StoredWeights, read_weights
 from samullm_plugin.errors import InputError

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from samullm_plugin.checkpoints.machine_cache import keep, read_kept
+from samullm_plugin.checkpoints.asking import keep, read_kept
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.application import ModelSpec
 from samullm_plugin.model.engine_config import vllm_version

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from samullm_aiconfigurator.models import AiconfiguratorOptions, OperatorTables
+from samullm_aiconfigurator.plugin import AiconfiguratorOptions, OperatorTables
 
 from samullm_plugin.checkpoints.gpus import bundled_gpu
 from samullm_plugin.errors import InputError, MissingExtraError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from samullm_simulated.executor import SimulatedExecutor
+from samullm_simulated.plugin import SimulatedExecutor
 
 from samullm_plugin import Assignment, ParallelConfig, Plan, RequestPolicy, Stage
 from samullm_plugin.planning.policies import policy_call

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from samullm_simulated.executor import SimulatedExecutor
+from samullm_simulated.plugin import SimulatedExecutor
 
 from samullm_plugin.app.batch import BatchOutput, batch_line
 from samullm_plugin.host.interfaces.observer import RunEvent, RunInfo, StageRecord
