@@ -41,7 +41,7 @@ from samullm_plugin import (
     bundled_model,
     simulate_engine,
 )
-from samullm_plugin.measuring.base import correct_base
+from samullm_plugin.measuring.judging import correct_base
 from samullm_plugin.profiling.iterations import Iterations
 from samullm_plugin.testing.latency_contract import step_table
 

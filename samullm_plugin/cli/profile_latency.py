@@ -107,13 +107,13 @@ def latency(
     from samullm_plugin.app.modelspecs import engine_options
     from samullm_plugin.cli.plan import parsed_options
     from samullm_plugin.host.manager import PluginHost
-    from samullm_plugin.measuring.check import judge_runs
     from samullm_plugin.measuring.engine import (
         capacities,
         iterations_of,
         measure,
         write_iterations,
     )
+    from samullm_plugin.measuring.judging import judge_runs
     from samullm_plugin.profiling.fit import check_profile, fit_profile
     from samullm_plugin.profiling.iterations import Iterations
     from samullm_plugin.profiling.profile_files import EngineStart, write_profile

@@ -18,9 +18,8 @@ from samullm_plugin import (
     Stage,
 )
 from samullm_plugin.model.cluster import device_list
-from samullm_plugin.planning.gantt import LOADING, text_gantt
 from samullm_plugin.planning.planner import PlanningOptions, make_plan
-from samullm_plugin.planning.reporting import differences, stage_lines
+from samullm_plugin.planning.reporting import LOADING, differences, stage_lines, text_gantt
 from samullm_plugin.simulator import PlanSimulator
 from samullm_plugin.testing.factories import TestNode, make_problem
 

@@ -1,4 +1,4 @@
-"""Distributions of output lengths: built from quantiles or censored observations, sampled fast."""
+"""Output lengths: those that were seen, and distributions made of them, sampled fast."""
 
 from __future__ import annotations
 
@@ -8,6 +8,29 @@ import numpy as np
 
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.types import Bools, Floats, Ints
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LengthObservations:
+    """Output lengths that were seen, for one model and task.
+
+    Attributes:
+        model: name of the model.
+        task: label, may be empty.
+        prompt_tokens: shape ``(n,)``.
+        output_tokens: lengths seen, shape ``(n,)``.
+        censored: the output was cut by a limit or is still in flight: it is at least this long,
+            shape ``(n,)``.
+        prompts: prompt texts, one per observation; None: not kept.
+    """
+
+    model: str
+    task: str
+    prompt_tokens: Ints
+    output_tokens: Ints
+    censored: Bools
+    prompts: tuple[str, ...] | None = None
+
 
 UNBOUNDED = np.iinfo(np.int64).max
 """Stands for a length beyond everything that was seen; limits cut it."""
