@@ -52,7 +52,7 @@ def test_random_problems(data, policy) -> None:
 
 @pytest.mark.parametrize("longest_first", [False, True])
 def test_priorities_decide_who_runs_first(longest_first) -> None:
-    from samullm_policies import policies
+    from samullm_policies import plugin as policies
 
     from samullm_plugin.model.application import EngineOptions
 
