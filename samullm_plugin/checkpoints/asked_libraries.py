@@ -177,8 +177,6 @@ def _share(total: int, i: int, parts: int) -> int:
 
 _DIFFERENT = frozenset({"longcat_flash"})
 """Families whose classes hold weights that no checkpoint has (experts that do nothing)."""
-_COUNT_LIMIT_S = 120.0
-
 _COUNT_SCRIPT = """
 import json, os, sys, warnings
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", CUDA_VISIBLE_DEVICES="")
@@ -228,5 +226,5 @@ def count_parameters(file: ConfigFile, tied: bool) -> int | None:
     if file.raw.get("auto_map") and not has_defaults(kind):
         return None  # the class comes with the model's files: its code is not run for a count
     question = json.dumps({"config": dict(file.raw), "tied": tied}, sort_keys=True)
-    answer = ask("parameters", _COUNT_SCRIPT, question, asked, limit_s=_COUNT_LIMIT_S)
+    answer = ask("parameters", _COUNT_SCRIPT, question, asked, limit_s=_LIMIT_S)
     return answer if isinstance(answer, int) else None

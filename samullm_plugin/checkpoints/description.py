@@ -145,7 +145,7 @@ class ModelDescription:
             mlp="plain" if usual and _plain(self) else "gated",
             num_experts=usual.experts if usual else 0,
             num_active_experts=usual.active if usual else 0,
-            dtype_bytes=_matrix_bytes(self, engine, weights),
+            dtype_bytes=weights / max(self.parameters, 1),
             parameters=self.parameters,
             active_parameters=active,
             stored_bytes=weights,
@@ -163,13 +163,6 @@ def _heads(attentions: Sequence[Attention]) -> tuple[int, int, int]:
 
 def _plain(description: ModelDescription) -> bool:
     return "plain" in FAMILIES.get(description.file.text.kind, ())
-
-
-def _matrix_bytes(
-    description: ModelDescription, engine: EngineOptions | None, weights: float
-) -> float:
-    """Return the bytes of one weight of the layers' matrices."""
-    return weights / max(description.parameters, 1)
 
 
 def _extra(engine: EngineOptions) -> Mapping[str, object]:
@@ -233,7 +226,7 @@ def describe(path: Path, *, ask: bool = False) -> ModelDescription:
         layers,
         parameters,
         quantization,
-        _dtype(file, stored),
+        _dtype(file),
         longest,
         stored,
         source,  # type: ignore[arg-type]  # one of those above
@@ -311,7 +304,7 @@ def _checked_guess(file: ConfigFile, counted: int, refusal: NotModelledError) ->
     return layers
 
 
-def _dtype(file: ConfigFile, stored: StoredWeights | None) -> str:
+def _dtype(file: ConfigFile) -> str:
     """Return the type that vLLM's ``auto`` gives a model on a GPU: 32-bit models become 16-bit."""
     given = (
         file.raw.get("dtype") or file.raw.get("torch_dtype")

@@ -94,9 +94,6 @@ def latency(
         ),
     ] = 0.0,
     executor: Annotated[str, typer.Option(help="What runs the engine.")] = "vllm",
-    trust_remote_code: Annotated[
-        bool, typer.Option(help="Accept a model that brings its own code.")
-    ] = False,
     output_json: OutputJson = None,
 ) -> None:
     """Drive a live engine with few informative batches and fit its iteration latency.
