@@ -195,7 +195,7 @@ def test_a_seed_gives_one_plan_however_slow_the_machine(
     problem = puzzle()
     calm = make_plan(host, problem, "auto")
     real = time.monotonic
-    for module in (budget, chains):
+    for module in (budget, neighbourhood):
         monkeypatch.setattr(module, "monotonic", lambda: 10.0 * real())
     busy = make_plan(host, problem, "auto")
     assert busy.plan == calm.plan
