@@ -10,7 +10,7 @@ from time import monotonic, process_time
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
-from samullm_auto import budget
+from samullm_auto import budget, neighbourhood
 from samullm_auto.plugin import AutoOptions, AutoScheduler
 from samullm_auto.risk import Risk, RiskMeasure
 
