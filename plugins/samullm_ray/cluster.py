@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 NAMESPACE = "samullm"
 
 _LISTENER_S = 10.0
-_JOIN_AGAIN_S = 5.0
+_JOIN_AGAIN_S, _JOIN_AGAIN_AT_MOST_S = 5.0, 320.0
+"""Pauses before a machine is asked again to join: each is twice the one before."""
 
 
 def require_ray() -> None:
@@ -276,14 +277,19 @@ def say_hello(handles: Sequence[Any], timeout_s: float) -> list[MachineFacts]:
             f"executor ray: not every machine was ready within {timeout_s:.0f} s (load_timeout_s)"
         ) from error
     except (RayActorError, RayTaskError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        why = next((x for x in reversed(lines) if "Error" in x), lines[-1] if lines else "")
         raise InputError(
-            f"executor ray: the agent of a machine does not start: {why}; install the same "
-            "samullm-plugin[ray] and vllm on every machine"
+            f"executor ray: the agent of a machine does not start: {_reason(error)}; install the "
+            "same samullm-plugin[ray] and vllm on every machine"
         ) from error
     check_facts(facts)
     return facts
+
+
+def _reason(error: BaseException) -> str:
+    """Return the line of an error, which may hold that of another process, that says what it is."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    last = lines[-1] if lines else type(error).__name__
+    return next((line for line in reversed(lines) if "Error" in line), last)
 
 
 def missing_models(handles: Sequence[Any], paths: Sequence[str]) -> list[list[str]]:
@@ -343,23 +349,38 @@ def greet_later(
 ) -> None:
     """Start an agent that may be there much later, in another thread, which calls ``heard``.
 
-    An agent that ends before it has answered is followed by another.
+    An agent that ends before it has answered, or whose machine cannot take part as it is, is
+    followed by another after a pause; pauses grow.
 
     Args:
         start: starts the agent and returns its handle; waits for the head of the cluster.
         timeout_s: for the agent to import vLLM.
-        heard: is given the handle and what the agent says of its machine, once it answers.
+        heard: is given the handle and what the agent says of its machine, once it answers; raises
+            InputError if the machine cannot take part.
         left: is set once no agent is wanted any more.
     """
 
     def ask() -> None:
+        pause_s, told = _JOIN_AGAIN_S, ""
         while not left.is_set():
+            agent = None
             try:
                 agent = start()
                 heard(agent, agent.hello.remote(timeout_s).future().result())
             except Exception as error:  # Ray's own errors have no common base
-                logger.info("a machine has not joined yet: %s", error)
-                left.wait(_JOIN_AGAIN_S)
+                why = str(error) if isinstance(error, InputError) else _reason(error)
+                level = logging.INFO if why == told else logging.WARNING
+                logger.log(
+                    level,
+                    "a machine does not join yet: %s; it is asked again in %g s, and then at "
+                    "pauses of up to %g s",
+                    why, pause_s, _JOIN_AGAIN_AT_MOST_S,
+                )  # fmt: skip
+                told = why
+                if agent is not None:
+                    end_agents([agent])  # its devices are for the next
+                left.wait(pause_s)
+                pause_s = min(2 * pause_s, _JOIN_AGAIN_AT_MOST_S)
             else:
                 return
 

@@ -92,9 +92,7 @@ class RayExecutor(VllmExecutor):
         self._head: HeadWatch | None = None
         self._agents: dict[int, Any] = {}
         self._facts: list[MachineFacts] = []
-        self._arrived: queue.SimpleQueue[tuple[int, Any, MachineFacts, list[str]]] = (
-            queue.SimpleQueue()
-        )
+        self._arrived: queue.SimpleQueue[tuple[int, Any, MachineFacts]] = queue.SimpleQueue()
         self._left = threading.Event()
         self._bell = -1
         self._connected = False
@@ -137,7 +135,8 @@ class RayExecutor(VllmExecutor):
                 "kind in the cluster, or set the option platform"
             )
         self._platform = self._facts[0].platform
-        self._check_gpus(cluster)
+        for facts, devices in zip(self._facts, cluster.machines, strict=True):
+            self._check_gpus(facts, devices)
         missing = missing_models(list(self._agents.values()), self._model_paths)
         for facts, gone in zip(self._facts, missing, strict=True):
             _check_folders(facts, gone)
@@ -152,16 +151,15 @@ class RayExecutor(VllmExecutor):
         sizes = tuple(len(m) for m in self._cluster.machines)
         return options.address, options.platform, options.start_method, options.resource, sizes
 
-    def _check_gpus(self, cluster: Cluster) -> None:
+    def _check_gpus(self, facts: MachineFacts, devices: Sequence[int]) -> None:
         """Warn of GPUs that are not what the plan takes them for."""
-        for facts, devices in zip(self._facts, cluster.machines, strict=True):
-            for name, device in zip(facts.gpu_names, devices, strict=False):
-                planned = cluster.gpus[device].name
-                if not _alike(name, planned):
-                    logger.warning(
-                        "machine %s: device %d is a %s, and the plan takes it for a %s",
-                        facts.host, device, name, planned,
-                    )  # fmt: skip
+        for name, device in zip(facts.gpu_names, devices, strict=False):
+            planned = self._cluster.gpus[device].name
+            if not _alike(name, planned):
+                logger.warning(
+                    "machine %s: device %d is a %s, and the plan takes it for a %s",
+                    facts.host, device, name, planned,
+                )  # fmt: skip
 
     def _make_launcher(self, log: IO[bytes], environment: Mapping[str, str]) -> Launcher:
         del log, environment  # those of the agents count
@@ -218,7 +216,15 @@ class RayExecutor(VllmExecutor):
             return actors.start(number)
 
         def heard(agent: Any, facts: MachineFacts) -> None:
-            self._arrived.put((number, agent, facts, missing_models([agent], self._model_paths)[0]))
+            check_facts([facts])
+            if facts.platform != self._platform:
+                raise InputError(
+                    f"executor ray: machine {facts.host}: engines would run on {facts.platform} "
+                    f"there, and run on {self._platform} on the others; start a machine like them"
+                )
+            _check_folders(facts, missing_models([agent], self._model_paths)[0])
+            self._check_gpus(facts, self._cluster.machines[number])
+            self._arrived.put((number, agent, facts))
             self._ring()
 
         greet_later(start, self.ray_options.load_timeout_s, heard, self._left)
@@ -227,15 +233,9 @@ class RayExecutor(VllmExecutor):
         """Take up machines whose new agents have answered."""
         while True:
             try:
-                number, agent, facts, missing = self._arrived.get_nowait()
+                number, agent, facts = self._arrived.get_nowait()
             except queue.Empty:
                 return
-            try:
-                check_facts([facts])
-                _check_folders(facts, missing)
-            except InputError as error:
-                logger.warning("a machine does not join again: %s", error)
-                continue
             self._agents[number] = agent
             self._remote.machines[number] = self._machine(number, agent, facts)
             self._joined += 1

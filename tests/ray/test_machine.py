@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samullm_ray.agent import installed_versions
-from samullm_ray.cluster import check_facts, connect
+from samullm_ray.cluster import check_facts, connect, greet_later
 from samullm_ray.describe import FoundMachine, cluster_section
 from samullm_ray.executor import RayExecutor
 from samullm_ray.launcher import RemoteLauncher
@@ -314,6 +314,58 @@ def test_a_head_that_does_not_answer_is_asked_for_no_agent(
             thread.join(30.0)
     assert len(tries) == 2, "an agent that does not come up is not asked for again"
     assert started == ([0] if answers else [])
+
+
+class Pauses(threading.Event):
+    """Is over at once whenever somebody waits for it, and keeps how long that would have been."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[float | None] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.asked.append(timeout)
+        return self.is_set()
+
+
+def test_a_machine_with_a_fault_is_asked_again_at_growing_pauses(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is wrong with it may be mended meanwhile: a folder copied, devices let go of."""
+    pytest.importorskip("ray")
+    faults = ["other runs hold 0"] * 8 + ["no folder"] + [""]
+    ended: list[Any] = []
+    monkeypatch.setattr("samullm_ray.cluster.end_agents", ended.extend)
+
+    def agent(fault: str) -> Any:
+        answered: Future[MachineFacts] = Future()
+        answered.set_result(replace(FACTS, fault=fault))
+        call = SimpleNamespace(future=lambda: answered)
+        return SimpleNamespace(hello=SimpleNamespace(remote=lambda timeout_s: call))
+
+    agents = [agent(fault) for fault in faults]
+    waiting, joined = list(agents), list[Any]()
+
+    def heard(agent: Any, facts: MachineFacts) -> None:
+        check_facts([facts])
+        joined.append(agent)
+
+    pauses = Pauses()
+    caplog.set_level("INFO")
+    greet_later(lambda: waiting.pop(0), 1.0, heard, pauses)
+    for thread in threading.enumerate():
+        if thread.name == "greeting":
+            thread.join(30.0)
+    assert joined == agents[-1:]
+    assert ended == agents[:-1], "an agent that cannot take part keeps its devices"
+    assert pauses.asked == [5, 10, 20, 40, 80, 160, 320, 320, 320]
+    told = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(told) == 2, "the same fault is told more than once"
+    assert (
+        "does not join yet: executor ray: machine host: other runs hold 0; it is asked again in 5 s"
+        in told[0]
+    )
+    assert "no folder" in told[1]
 
 
 def test_cores_are_the_same_devices_in_a_cluster_and_alone() -> None:
