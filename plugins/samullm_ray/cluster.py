@@ -56,9 +56,8 @@ def connect(options: RayOptions) -> bool:
                 f"that one, or leave it before joining {options.address}"
             )
         return False
+    check_address(options)
     try:
-        if options.address is not None:
-            _require_listener(options.address)
         ray.init(
             address=options.address or "local",
             namespace=NAMESPACE,
@@ -68,24 +67,37 @@ def connect(options: RayOptions) -> bool:
             include_dashboard=None if options.address else False,
         )
     except (OSError, ValueError, RuntimeError) as error:
-        where = options.address or "this machine"
-        raise InputError(
-            f"executor ray: no cluster at {where}: {str(error).splitlines()[0]}; start one with "
-            "`ray start --head` and name its address with --executor-option address=HOST:6379, or "
-            "leave the address out to use this machine alone"
-        ) from error
+        raise _no_cluster(options, error) from error
     return True
 
 
-def _require_listener(address: str) -> None:
+def check_address(options: RayOptions) -> None:
     """See that somebody listens at ``HOST:PORT``; Ray would go on trying for minutes.
 
     Raises:
-        OSError: if nobody does.
+        InputError: if nobody does, or it is the address of a Ray Client.
     """
-    host, _, port = address.rpartition(":")
+    host, _, port = (options.address or "").rpartition(":")
+    if "://" in host:
+        raise InputError(
+            f"executor ray: {options.address} is for Ray's client, which is not enough here: run "
+            "on a machine of the cluster, and name the head as HOST:6379 or `auto`"
+        )
     if host and port.isdecimal():
-        _reach(address, _LISTENER_S)
+        try:
+            _reach(f"{host}:{port}", _LISTENER_S)
+        except (OSError, OverflowError) as error:  # there are 65,536 ports
+            raise _no_cluster(options, error) from error
+
+
+def _no_cluster(options: RayOptions, error: Exception) -> InputError:
+    where = options.address or "this machine"
+    why = next(iter(str(error).splitlines()), type(error).__name__)
+    return InputError(
+        f"executor ray: no cluster at {where}: {why}; start one with "
+        "`ray start --head` and name its address with --executor-option address=HOST:6379, or "
+        "leave the address out to use this machine alone"
+    )
 
 
 def _reach(address: str, limit_s: float) -> None:

@@ -19,6 +19,7 @@ from samullm_ray.cluster import (
     Actors,
     ActorTransport,
     HeadWatch,
+    check_address,
     check_facts,
     connect,
     end_agents,
@@ -105,9 +106,10 @@ class RayExecutor(VllmExecutor):
         return self.config
 
     def begin_opening(self) -> None:
-        """Look that vLLM and Ray are installed; agents import vLLM on their machines."""
+        """See to vLLM, Ray and a head at the address; agents import vLLM on their machines."""
         check_installed(self.name)
         require_ray()
+        check_address(self.ray_options)
 
     def _prepare(self, cluster: Cluster) -> None:
         """Join the cluster and have an agent on every machine of the plan."""
@@ -296,7 +298,8 @@ class RayExecutor(VllmExecutor):
         self.figures()
         healthy = self._launcher is not None and not self._lost
         super().close()
-        head_gone = self._head is not None and self._head.gone
+        # It may have gone just now: what is asked of it then waits until Ray ends this process.
+        head_gone = self._head is not None and not self._head.answers()
         if self._head is not None:
             self._head.close()
             self._head = None

@@ -260,8 +260,11 @@ def test_an_address_at_which_nobody_listens_is_told_at_once(
     """Ray would go on trying for minutes."""
     ray = pytest.importorskip("ray")
     monkeypatch.setattr(ray, "init", lambda **options: pytest.fail("Ray is asked to join"))
-    with pytest.raises(InputError, match=r"no cluster at 127\.0\.0\.1:1: .*ray start"):
-        connect(RayOptions(address="127.0.0.1:1"))
+    for ask in (lambda o: RayExecutor(o).begin_opening(), connect):  # before planning, and later
+        with pytest.raises(InputError, match=r"no cluster at 127\.0\.0\.1:1: .*ray start"):
+            ask(RayOptions(address="127.0.0.1:1"))
+        with pytest.raises(InputError, match=r"ray://here:10001 is for Ray's client.*HOST:6379"):
+            ask(RayOptions(address="ray://here:10001"))
 
 
 @pytest.mark.parametrize(
