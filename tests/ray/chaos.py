@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
@@ -47,7 +48,7 @@ JOINS = "machine killed, another joins"
 HEAD, HEAD_LATE = "head (GCS) killed", "head (GCS) killed at the end"
 RUNS = (
     ("raylet stopped for 5 s", "agent stopped"),
-    ("agent killed", "raylet stopped for 25 s"),
+    ("agent killed", "raylet stopped until Ray gives it up"),
     ("machine killed, none joins", "coordinator killed"),
     ("engine killed", HEAD_LATE),
     (JOINS,),
@@ -178,7 +179,7 @@ class Soak:
             JOINS: self._replace,
             "raylet killed": lambda: self.machines.kill_second(whole=False),
             "raylet stopped for 5 s": lambda: self._stop(SHORT_STOP_S),
-            "raylet stopped for 25 s": lambda: self._stop(LONG_STOP_S),
+            "raylet stopped until Ray gives it up": lambda: self._stop(LONG_STOP_S),
             "coordinator killed": self._kill_driver,
             HEAD: self.machines.kill_head,
             HEAD_LATE: self.machines.kill_head,
@@ -190,10 +191,13 @@ class Soak:
 
     def _stop(self, seconds: float) -> None:
         raylet = self.machines.second_raylet
+
+        def resume() -> None:
+            with suppress(psutil.NoSuchProcess):
+                raylet.send_signal(signal.SIGCONT)
+
         raylet.send_signal(signal.SIGSTOP)
-        time.sleep(seconds)
-        with suppress(psutil.NoSuchProcess):
-            raylet.send_signal(signal.SIGCONT)
+        threading.Timer(seconds, resume).start()
 
     def _kill_driver(self) -> None:
         assert self._driver is not None
@@ -219,8 +223,8 @@ class Soak:
         app = self._app(kinds)
         directory = app.folder / f"run{self._runs}"
         self._runs += 1
-        latest = app.count // (40 if set(LONG) & set(kinds) else 2)
-        points = np.sort(self.rng.integers(3, max(latest, 4), len(kinds)))
+        apart = app.count // (8 if set(LONG) & set(kinds) else 3)
+        points = apart * np.arange(len(kinds)) + self.rng.integers(3, apart // 2, len(kinds))
         if HEAD_LATE in kinds:
             points[-1] = app.count - 2
         began_s = time.monotonic()
