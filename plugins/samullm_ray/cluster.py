@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 NAMESPACE = "samullm"
 
 _LISTENER_S = 10.0
+_PORTS = 1 << 16
 _JOIN_AGAIN_S, _JOIN_AGAIN_AT_MOST_S = 5.0, 320.0
 """Pauses before a machine is asked again to join: each is twice the one before."""
 
@@ -36,6 +37,14 @@ def require_ray() -> None:
         raise MissingExtraError("executor ray", "ray", "ray")
 
 
+def joined() -> bool:
+    """Return whether this process belongs to a cluster already."""
+    require_ray()
+    import ray
+
+    return bool(ray.is_initialized())
+
+
 def connect(options: RayOptions) -> bool:
     """Join the cluster, or start one of this machine alone.
 
@@ -45,10 +54,9 @@ def connect(options: RayOptions) -> bool:
     Raises:
         InputError: if there is no Ray or no cluster at the address.
     """
-    require_ray()
-    import ray
+    if joined():
+        import ray
 
-    if ray.is_initialized():
         here = ray.get_runtime_context().gcs_address
         if options.address not in (None, "auto", here):
             raise InputError(
@@ -57,6 +65,8 @@ def connect(options: RayOptions) -> bool:
             )
         return False
     check_address(options)
+    import ray
+
     try:
         ray.init(
             address=options.address or "local",
@@ -75,24 +85,32 @@ def check_address(options: RayOptions) -> None:
     """See that somebody listens at ``HOST:PORT``; Ray would go on trying for minutes.
 
     Raises:
-        InputError: if nobody does, or it is the address of a Ray Client.
+        InputError: if nobody does, or it is no such address.
     """
-    host, _, port = (options.address or "").rpartition(":")
+    if options.address in (None, "auto", "local"):
+        return
+    host, _, port = options.address.rpartition(":")
     if "://" in host:
         raise InputError(
             f"executor ray: {options.address} is for Ray's client, which is not enough here: run "
             "on a machine of the cluster, and name the head as HOST:6379 or `auto`"
         )
-    if host and port.isdecimal():
-        try:
-            _reach(f"{host}:{port}", _LISTENER_S)
-        except (OSError, OverflowError) as error:  # there are 65,536 ports
-            raise _no_cluster(options, error) from error
+    try:
+        if not (host and port.isdecimal() and int(port) < _PORTS):
+            raise ValueError("that is no HOST:PORT")
+        _reach(options.address, _LISTENER_S)
+    except (OSError, ValueError) as error:
+        raise _no_cluster(options, error) from error
 
 
 def _no_cluster(options: RayOptions, error: Exception) -> InputError:
     where = options.address or "this machine"
-    why = next(iter(str(error).splitlines()), type(error).__name__)
+    why = " ".join(str(error).split()) or type(error).__name__
+    if "Version mismatch" in why:
+        return InputError(
+            f"executor ray: the cluster at {where} cannot be joined: {why}; install the same Ray "
+            "and Python on all machines"
+        )
     return InputError(
         f"executor ray: no cluster at {where}: {why}; start one with "
         "`ray start --head` and name its address with --executor-option address=HOST:6379, or "

@@ -24,6 +24,7 @@ from samullm_ray.cluster import (
     connect,
     end_agents,
     greet_later,
+    joined,
     missing_models,
     require_ray,
     say_hello,
@@ -115,6 +116,12 @@ class RayExecutor(VllmExecutor):
         """Join the cluster and have an agent on every machine of the plan."""
         check_installed(self.name)
         options = self.ray_options
+        if options.address in (None, "local") and len(cluster.machines) > 1 and not joined():
+            raise InputError(
+                f"executor ray: the cluster has {len(cluster.machines)} machines, and without an "
+                "address this machine is all there is; name the head of yours with "
+                "--executor-option address=HOST:6379, or `auto` on a machine of it"
+            )
         self._connected = connect(options) or self._kept_connection
         RayExecutor._kept_connection = False
         self._left.clear()

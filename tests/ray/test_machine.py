@@ -40,7 +40,8 @@ from samullm_vllm.protocol import LENGTH, Finished, ProtocolError, Submit, decod
 from samullm_vllm.protocol import encode as encode_message
 from samullm_vllm.vllm_executor import VllmExecutor
 
-from samullm_plugin import EngineRequest, InputError, RequestOutput
+from samullm_plugin import Cluster, EngineRequest, Gpu, InputError, RequestOutput
+from samullm_plugin.host.manager import PluginHost
 
 FACTS = MachineFacts("one", "host", "cpu", (), ())
 
@@ -263,6 +264,9 @@ def test_an_address_at_which_nobody_listens_is_told_at_once(
     for ask in (lambda o: RayExecutor(o).begin_opening(), connect):  # before planning, and later
         with pytest.raises(InputError, match=r"no cluster at 127\.0\.0\.1:1: .*ray start"):
             ask(RayOptions(address="127.0.0.1:1"))
+        for wrong in ("here", "here:port", "here:99999", ":6379", ""):
+            with pytest.raises(InputError, match="that is no HOST:PORT; start one"):
+                ask(RayOptions(address=wrong))
         with pytest.raises(InputError, match=r"ray://here:10001 is for Ray's client.*HOST:6379"):
             ask(RayOptions(address="ray://here:10001"))
 
@@ -379,3 +383,19 @@ def test_cores_are_the_same_devices_in_a_cluster_and_alone() -> None:
     section = cluster_section([FoundMachine("here", None, alone.num_gpus, memory)])
     gib = round(alone.gpus[0].memory_bytes / 2**30, 2)
     assert section["gpus"] == [{"gpu": "core", "count": alone.num_gpus, "gpu_memory_gib": gib}]
+
+
+def test_sleeping_is_refused_and_not_left_out() -> None:
+    host = PluginHost.from_settings()
+    with pytest.raises(InputError, match=r"sleep_mode.*cannot be put to sleep; leave it out"):
+        host.create("executor", "ray", {"sleep_mode": True})
+
+
+def test_several_machines_need_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine alone would wait for the others until join_timeout_s is over."""
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr("samullm_ray.executor.check_installed", lambda name: None)
+    monkeypatch.setattr(ray, "init", lambda **options: pytest.fail("a cluster is started"))
+    core = Gpu("core", 1 << 30)
+    with pytest.raises(InputError, match=r"has 2 machines, and without an address.*HOST:6379"):
+        RayExecutor(RayOptions()).open(Cluster((core, core), (), ((0,), (1,))), None)
