@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import threading
 import time
@@ -23,6 +24,9 @@ NAMESPACE = "samullm"
 
 _LISTENER_S = 10.0
 _PORTS = 1 << 16
+_FRAME_BYTES, _SETTINGS = 9, b"\x04"
+_HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _SETTINGS + b"\0\0\0\0\0"
+"""How both sides of HTTP/2 begin (RFC 9113, 3.4 and 4.1): a frame's fourth byte is its type."""
 _JOIN_AGAIN_S, _JOIN_AGAIN_AT_MOST_S = 5.0, 320.0
 """Pauses before a machine is asked again to join: each is twice the one before."""
 
@@ -82,10 +86,10 @@ def connect(options: RayOptions) -> bool:
 
 
 def check_address(options: RayOptions) -> None:
-    """See that somebody listens at ``HOST:PORT``; Ray would go on trying for minutes.
+    """See that a head listens at ``HOST:PORT``; Ray would go on trying for minutes.
 
     Raises:
-        InputError: if nobody does, or it is no such address.
+        InputError: if none does, or it is no such address.
     """
     if options.address in (None, "auto", "local"):
         return
@@ -98,9 +102,23 @@ def check_address(options: RayOptions) -> None:
     try:
         if not (host and port.isdecimal() and int(port) < _PORTS):
             raise ValueError("that is no HOST:PORT")
-        _reach(options.address, _LISTENER_S)
+        _require_head(options.address)
     except (OSError, ValueError) as error:
         raise _no_cluster(options, error) from error
+
+
+def _require_head(address: str) -> None:
+    """See that what listens at ``HOST:PORT`` speaks HTTP/2, as gRPC and so Ray's head do.
+
+    Raises:
+        OSError: if nobody listens there, or somebody else.
+    """
+    with _connection(address, _LISTENER_S) as there:
+        if os.environ.get("RAY_USE_TLS", "0") != "0":
+            return
+        there.sendall(_HTTP2)
+        if there.recv(_FRAME_BYTES)[3:4] != _SETTINGS:
+            raise ConnectionError("what listens there is no head of a Ray cluster")
 
 
 def _no_cluster(options: RayOptions, error: Exception) -> InputError:
@@ -124,8 +142,12 @@ def _reach(address: str, limit_s: float) -> None:
     Raises:
         OSError: if nobody listens there.
     """
+    _connection(address, limit_s).close()
+
+
+def _connection(address: str, limit_s: float) -> socket.socket:
     host, _, port = address.rpartition(":")
-    socket.create_connection((host.strip("[]"), int(port)), limit_s).close()
+    return socket.create_connection((host.strip("[]"), int(port)), limit_s)
 
 
 class HeadWatch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from concurrent.futures import Future
 from dataclasses import replace
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samullm_ray.agent import installed_versions
-from samullm_ray.cluster import check_facts, connect, greet_later
+from samullm_ray.cluster import check_address, check_facts, connect, greet_later
 from samullm_ray.describe import FoundMachine, cluster_section
 from samullm_ray.executor import RayExecutor
 from samullm_ray.launcher import RemoteLauncher
@@ -399,3 +400,21 @@ def test_several_machines_need_an_address(monkeypatch: pytest.MonkeyPatch) -> No
     core = Gpu("core", 1 << 30)
     with pytest.raises(InputError, match=r"has 2 machines, and without an address.*HOST:6379"):
         RayExecutor(RayOptions()).open(Cluster((core, core), (), ((0,), (1,))), None)
+
+
+def test_another_service_at_the_address_is_told_at_once() -> None:
+    """Such as the dashboard; Ray would go on trying for a quarter of an hour."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def refuse() -> None:
+            there, _ = server.accept()
+            with there:
+                there.recv(100)
+                there.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        thread = threading.Thread(target=refuse, daemon=True)
+        thread.start()
+        port = server.getsockname()[1]
+        with pytest.raises(InputError, match="what listens there is no head of a Ray cluster"):
+            check_address(RayOptions(address=f"127.0.0.1:{port}"))
+        thread.join(10.0)
