@@ -418,3 +418,21 @@ def test_another_service_at_the_address_is_told_at_once() -> None:
         with pytest.raises(InputError, match="what listens there is no head of a Ray cluster"):
             check_address(RayOptions(address=f"127.0.0.1:{port}"))
         thread.join(10.0)
+
+
+@pytest.mark.parametrize(
+    "told", ["Version mismatch: The cluster was started with:\n    Ray: 1.0", "Failed to connect"]
+)
+def test_a_head_that_lets_nobody_in(monkeypatch: pytest.MonkeyPatch, told: str) -> None:
+    ray = pytest.importorskip("ray")
+
+    def refuse(**options: object) -> None:
+        raise RuntimeError(told)
+
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr("samullm_ray.cluster.check_address", lambda options: None)
+    with pytest.raises(InputError) as raised:
+        connect(RayOptions(address="here:6379"))
+    said = str(raised.value)
+    assert f"the head at here:6379 cannot be joined: {' '.join(told.split())}; every" in said
+    assert "RAY_AUTH_MODE=token" in said
