@@ -30,9 +30,19 @@ BLOCKS, MAX_MODEL_LEN = 400, 1024
 def found(folder: Path) -> dict[str, Any]:
     """Start an engine and return what it holds."""
     from vllm import EngineArgs
+    from vllm.model_executor.model_loader import base_loader
     from vllm.v1.core.kv_cache_utils import get_kv_cache_capacity
     from vllm.v1.engine.llm_engine import LLMEngine
 
+    counted = []
+    pack = base_loader.process_weights_after_loading
+
+    def count_and_pack(model: Any, *rest: Any) -> None:
+        # Processors that oneDNN packs matrices for have them outside the parameters afterwards.
+        counted.append(sum(p.numel() * p.element_size() for p in model.parameters()))
+        pack(model, *rest)
+
+    base_loader.process_weights_after_loading = count_and_pack
     engine = LLMEngine.from_engine_args(
         EngineArgs(
             model=str(folder), dtype="bfloat16", max_model_len=MAX_MODEL_LEN, max_num_seqs=16,
@@ -43,13 +53,9 @@ def found(folder: Path) -> dict[str, Any]:
     )  # fmt: skip
     core = engine.engine_core.engine_core
     config = core.scheduler.kv_cache_config
-
-    def weights(worker: Any) -> int:
-        model = worker.model_runner.model
-        return sum(p.numel() * p.element_size() for p in model.parameters())
-
+    (weight_bytes,) = counted
     return {
-        "weight_bytes": core.model_executor.collective_rpc(weights)[0],
+        "weight_bytes": weight_bytes,
         "groups": [
             [len(g.layer_names), g.kv_cache_spec.block_size, g.kv_cache_spec.page_size_bytes]
             for g in config.kv_cache_groups
