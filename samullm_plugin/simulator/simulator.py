@@ -150,15 +150,16 @@ class PlanSimulator:
     def _lower_bound(self, scenario: int) -> LowerBound:
         left = BOUND_REQUESTS
 
-        def timed(node: int, parallel: ParallelConfig, gpu: str) -> float | None:
+        def timed(node: int, parallel: ParallelConfig, gpu: str) -> Floats | None:
             nonlocal left
-            requests = int(self.works[scenario][node].taken.sum())
+            taken = self.works[scenario][node].taken
+            requests = int(taken.sum())
             left -= max(requests, ENGINE_REQUESTS * parallel.data_parallel_size)
             if left < 0:
                 return None
             device = self.problem.cluster.kinds.index(gpu)
             query = self.start_query(scenario, node, parallel, device, 0.0)
-            return self.runs.get(query).end_s
+            return np.where(taken, self.runs.get(query).finish_s, 0.0)
 
         return lower_bound(self.problem, self.problem.scenarios[scenario], self.running, timed)
 
