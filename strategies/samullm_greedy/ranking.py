@@ -1,7 +1,7 @@
 """Sizes of models by what they do alone per GPU, the best first, timed only where it matters.
 
 Of many sizes of a shape some far apart are timed, and the others put between them
-(:mod:`samullm_tasks.sizes`). Larger ones are timed when they could be among those that are asked
+(:mod:`samullm_tasks.timing`). Larger ones are timed when they could be among those that are asked
 for: with more replicas a model does at most as much in proportion, and each of them is started.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from samullm_tasks.sizes import between, far_apart
+from samullm_tasks.timing import between, far_apart
 
 from samullm_greedy.throughput import StageView, mean_throughput
 from samullm_plugin.model.parallel import ParallelConfig
