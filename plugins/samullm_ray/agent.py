@@ -166,7 +166,10 @@ class Agent:
             return ""
         held = f"; other runs hold {', '.join(taken)}" if taken else ""
         what = "GPUs" if self._platform == "cuda" else "CPU cores"
-        return f"{self._wanted} devices are wanted, and {len(names)} {what} are visible{held}"
+        return (
+            f"{self._wanted} devices are wanted, and {len(names)} {what} are visible{held}; plan "
+            "for those that are free there, or start Ray on it with fewer"
+        )
 
     def has_model(self, model: str) -> bool:
         """Return whether a model's folder is on this machine."""
