@@ -13,7 +13,7 @@ import numpy as np
 from samullm_plugin.errors import PlanError, PluginError, SamullmError
 from samullm_plugin.host.interfaces.length import LengthEstimator
 from samullm_plugin.host.manager import PluginHost
-from samullm_plugin.model.length_observations import LengthObservations
+from samullm_plugin.model.lengths import LengthObservations
 from samullm_plugin.model.plan import Plan
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.types import Floats

@@ -8,8 +8,8 @@ from itertools import pairwise
 import numpy as np
 from samullm_tasks.timing import TimedMode, alone, tails_s
 
-from samullm_auto.chains import annealing_chains, encoded_columns
 from samullm_auto.decoder import NEVER, EncodedSolution, Tables, value_s
+from samullm_auto.neighbourhood import annealing_chains, encoded_columns
 from samullm_auto.solution import Solution, Split, by_shape
 from samullm_plugin import ParallelConfig, Problem
 from samullm_plugin.model.types import Floats

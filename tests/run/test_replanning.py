@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from samullm_simulated.executor import SimulatedExecutor
+from samullm_simulated.plugin import SimulatedExecutor
 
 from samullm_plugin.app.spec import Component, PlannerSection
 from samullm_plugin.host.manager import PluginHost
