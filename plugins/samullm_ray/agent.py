@@ -172,8 +172,8 @@ class Agent:
         )
 
     def has_model(self, model: str) -> bool:
-        """Return whether a model's folder is on this machine."""
-        return os.path.isdir(model)
+        """Return whether a model's folder is on this machine; where a disk may be is none yet."""
+        return os.path.isfile(os.path.join(model, "config.json"))
 
     def exchange(self, data: bytes) -> bytes:
         """Take commands, of which those that came before are ignored, and return news.
