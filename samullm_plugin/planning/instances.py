@@ -95,8 +95,8 @@ class Instance:
 
     def with_policy(self, name: str | None) -> Instance:
         """Return the instance with the request policy that was chosen with a plan, or with none."""
-        none = name is None or name == NO_POLICY
-        chosen = {"request_policy": None if none else Component(type=name)}
+        policy = None if name is None or name == NO_POLICY else Component(type=name)
+        chosen = {"request_policy": policy}
         return replace(self, planner=self.planner.model_copy(update=chosen), policy_chosen=True)
 
     def with_stored_policy(self, host: PluginHost, name: str | None, path: Path) -> Instance:

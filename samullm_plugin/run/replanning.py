@@ -143,12 +143,13 @@ class Replanner(Replanning):
         self._future: Future[Proposal] | None = None
         self._asked: _Question | None = None
         self._at_once = False
-        names = [n.name for n in instance.problem.app.nodes]
-        self._policies = dict.fromkeys(names, instance.planner.request_policy)
+        self._policies: dict[str, Component | None] = {
+            n.name: instance.planner.request_policy for n in instance.problem.app.nodes
+        }
 
     def start_with_policy(self, name: str) -> None:
         """Take up the request policy of an interrupted run."""
-        self._policies = dict.fromkeys(self._policies, _component(name))
+        self._policies = _with(self._policies, _component(name), frozenset())
 
     def devices_joined(self) -> None:
         """Look at once whether the devices that have come back are of use."""
@@ -260,7 +261,7 @@ class Replanner(Replanning):
         """Let a request policy decide for the nodes that have no engines now."""
         chosen = _component(name)
         self._policies = _with(self._policies, chosen, _with_engines(run))
-        whole = dict.fromkeys(self._policies, chosen)
+        whole = _with(self._policies, chosen, frozenset())
         run.choose_policy(self._policy(run.problem, whole))
 
     def _policy(
