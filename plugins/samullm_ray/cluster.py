@@ -422,8 +422,12 @@ def greet_later(
             agent = None
             try:
                 agent = start()
-                heard(agent, agent.hello.remote(timeout_s).future().result())
+                facts = agent.hello.remote(timeout_s).future().result()
+                if not left.is_set():
+                    heard(agent, facts)
             except Exception as error:  # Ray's own errors have no common base
+                if left.is_set():  # asked for anything now, Ray would start a cluster
+                    return
                 why = str(error) if isinstance(error, InputError) else _reason(error)
                 level = logging.INFO if why == told else logging.WARNING
                 logger.log(

@@ -12,7 +12,7 @@ import numpy as np
 
 from samullm_plugin.app import drafts
 from samullm_plugin.app.adapters import adapter_folder
-from samullm_plugin.app.drafts import Draft, NodeDraft
+from samullm_plugin.app.drafts import Draft, NodeDraft, shared_tokens
 from samullm_plugin.app.functions import function_of
 from samullm_plugin.app.graph import NodeGraph
 from samullm_plugin.app.keptrows import RowFields
@@ -26,11 +26,12 @@ from samullm_plugin.app.nodespec import (
     RegexSection,
 )
 from samullm_plugin.app.pooling import class_names
-from samullm_plugin.app.promptcounts import PromptCounts, StandIn, shared_tokens
+from samullm_plugin.app.promptcounts import PromptCounts
 from samullm_plugin.app.requestlines import CHARACTERS_PER_TOKEN, PLAIN, TokenCounter
 from samullm_plugin.app.schemas import Schema, SchemaResolver, json_schema, regex_schema
 from samullm_plugin.app.schemasamples import shortest_output
 from samullm_plugin.app.templates import referenced
+from samullm_plugin.app.trying import StandIn
 from samullm_plugin.checkpoints.tokenizing import WINDOW
 from samullm_plugin.errors import InputError, suggest
 from samullm_plugin.model.application import PythonNode, RequestTable

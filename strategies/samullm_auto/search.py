@@ -10,8 +10,8 @@ from samullm_tasks.timing import TimedMode, one_stage, spaced
 from samullm_auto.budget import Budget, Costs
 from samullm_auto.builder import Builder
 from samullm_auto.risk import Risk
-from samullm_auto.solution import Solution, by_shape, list_solutions, solutions_of
-from samullm_auto.surrogate import Surrogate, ends_of
+from samullm_auto.solution import Solution, by_shape, solutions_of
+from samullm_auto.surrogate import Surrogate, ends_of, list_solutions
 from samullm_plugin import ParallelConfig, Plan, Problem
 from samullm_plugin.host.interfaces.scheduler import SchedulingContext
 from samullm_plugin.model.result import PlanTrace

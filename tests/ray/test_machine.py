@@ -376,6 +376,25 @@ def test_a_machine_with_a_fault_is_asked_again_at_growing_pauses(
     assert "no folder" in told[1]
 
 
+def test_nothing_is_asked_of_ray_once_the_run_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would start a cluster."""
+    ended: list[Any] = []
+    monkeypatch.setattr("samullm_ray.cluster.end_agents", ended.extend)
+    left = threading.Event()
+
+    def leave(timeout_s: float) -> None:
+        left.set()
+        raise ConnectionError("the cluster is left")
+
+    agent = SimpleNamespace(hello=SimpleNamespace(remote=leave))
+    greet_later(lambda: agent, 1.0, lambda agent, facts: None, left)
+    for thread in threading.enumerate():
+        if thread.name == "greeting":
+            thread.join(30.0)
+    assert left.is_set()
+    assert not ended
+
+
 def test_cores_are_the_same_devices_in_a_cluster_and_alone() -> None:
     alone = VllmExecutor.local_cluster()
     if alone is None or alone.gpus[0].name != "core":
