@@ -345,8 +345,8 @@ CHANGES = (
     Change(
         _RECOVERY,
         "a new plan goes on at the old one's stage",
-        'found.begin_plan(read_record(Plan, record["plan"], f"{where} line {number}: plan"))',
-        'found.plan = read_record(Plan, record["plan"], f"{where} line {number}: plan")',
+        'found.begin_plan(plan, record.get("request_policy"))',
+        "found.plan = plan",
         ("tests/run/test_recovery.py",),
     ),
     Change(
