@@ -16,7 +16,7 @@ from samullm_plugin.testing.factories import TestNode, make_problem
 
 
 def crowd(requests: int = 30_000, *, chained: bool = False, long_prompt_tokens: int = 0) -> Problem:
-    """Return a writer and a reader of each of its outputs; the first and the last prompt may be long."""
+    """Return a writer and a reader of each of its outputs; first and last prompt may be long."""
     rng = np.random.default_rng(5)
     long_ones = np.isin(np.arange(requests), [0, requests - 1] if long_prompt_tokens else [])
     engine = EngineOptions(async_scheduling=False)
