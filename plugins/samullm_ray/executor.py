@@ -113,6 +113,12 @@ class RayExecutor(VllmExecutor):
 
     def _prepare(self, cluster: Cluster) -> None:
         """Join the cluster and have an agent on every machine of the plan."""
+        if cluster.network is not None:
+            raise InputError(
+                "executor ray: cluster.replicas_across_machines: engines on several machines at "
+                "once can be planned and simulated only; leave it out, and plan for machines "
+                "that hold the models"
+            )
         check_installed(self.name)
         options = self.ray_options
         self._connected = connect(options) or self._kept_connection

@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 
-from samullm_plugin.app.spec import AppSpec, ArchitectureSection, ClusterSection, ModelSection
+from samullm_plugin.app.spec import (
+    NETWORK_GBIT_S,
+    NETWORK_LATENCY_US,
+    AppSpec,
+    ArchitectureSection,
+    ClusterSection,
+    ModelSection,
+)
 from samullm_plugin.checkpoints.gpus import bundled_gpu
 from samullm_plugin.checkpoints.hf_config import read_config_file
 from samullm_plugin.checkpoints.hub import fetch_description, has_weights, is_snapshot
@@ -20,7 +27,7 @@ from samullm_plugin.checkpoints.models import (
 from samullm_plugin.errors import InputError, suggest
 from samullm_plugin.model.application import EngineOptions, ModelSpec
 from samullm_plugin.model.architecture import ModelArchitecture
-from samullm_plugin.model.cluster import Cluster, Gpu
+from samullm_plugin.model.cluster import Cluster, Gpu, Network
 
 _GIB = 2**30
 _PLANNED = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
@@ -204,9 +211,31 @@ def build_cluster(section: ClusterSection, where: str) -> Cluster:
     machines = _machines(section.machines, len(gpus), where)
     try:
         host = None if section.host_memory_gib is None else int(section.host_memory_gib * 2**30)
-        return Cluster(gpus, _groups(section.nvlink, len(gpus)), machines, host)
+        groups = _groups(section.nvlink, len(gpus))
+        return Cluster(gpus, groups, machines, host, _network(section, where))
     except InputError as error:
         raise InputError(f"{where}: {str(error).removeprefix('cluster: ')}") from error
+
+
+def _network(section: ClusterSection, where: str) -> Network | None:
+    """Return what joins the machines, if replicas may lie across them.
+
+    Raises:
+        InputError: for figures that nothing would use.
+    """
+    if not section.replicas_across_machines:
+        for field in ("network_gbit_s", "network_latency_us"):
+            if getattr(section, field) is not None:
+                raise InputError(
+                    f"{where}.{field}: it counts only for replicas across machines; leave it out, "
+                    "or set replicas_across_machines: true"
+                )
+        return None
+    gbit_s, latency_us = section.network_gbit_s, section.network_latency_us
+    return Network(
+        (NETWORK_GBIT_S if gbit_s is None else gbit_s) * 1e9 / 8,
+        (NETWORK_LATENCY_US if latency_us is None else latency_us) * 1e-6,
+    )
 
 
 def _gpu(name: str, memory_gib: float | None, where: str) -> Gpu:

@@ -66,6 +66,13 @@ class GpuSection(Section):
     gpu_memory_gib: float | None = Field(default=None, gt=0)
 
 
+NETWORK_GBIT_S = 100.0
+"""What Google gives its machines of eight A100 (a2-highgpu-8g); AWS gives 400, Azure 1600."""
+
+NETWORK_LATENCY_US = 50.0
+"""**Assumed**: TCP inside a data centre; InfiniBand has a tenth of it."""
+
+
 class ClusterSection(Section):
     """The devices."""
 
@@ -81,6 +88,23 @@ class ClusterSection(Section):
     )
     machines: int | list[list[int]] = Field(
         default=1, description="Number of machines with equally many GPUs, or the GPUs of each."
+    )
+    replicas_across_machines: bool = Field(
+        default=False,
+        description="Whether the pipeline stages of a replica that fits on no machine may lie on "
+        "several; tensor parallelism stays inside a machine.",
+    )
+    network_gbit_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="Gigabits per second from one machine to another, for replicas across "
+        f"machines; {NETWORK_GBIT_S:g} if not given.",
+    )
+    network_latency_us: float | None = Field(
+        default=None,
+        ge=0,
+        description="Microseconds until the first byte is there, for replicas across machines; "
+        f"{NETWORK_LATENCY_US:g} if not given.",
     )
     host_memory_gib: float | None = Field(
         default=None,

@@ -9,9 +9,7 @@ from itertools import groupby
 
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.parallel import ParallelConfig
-
-Place = tuple[int, int]
-"""A machine and one of its NVLink groups, by their indices."""
+from samullm_plugin.model.replica_places import Place, take_replicas
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +26,19 @@ class Gpu:
 
 
 @dataclass(frozen=True, slots=True)
+class Network:
+    """What joins the machines of a cluster.
+
+    Attributes:
+        bytes_per_s: from one machine to another.
+        latency_s: seconds until the first byte is there.
+    """
+
+    bytes_per_s: float
+    latency_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Cluster:
     """The devices a plan may use; a device is its index in ``gpus``.
 
@@ -35,10 +46,11 @@ class Cluster:
         gpus: kind of each device.
         nvlink_groups: disjoint sets of devices joined by NVLink. The devices of a tensor-parallel
             replica must lie within one of them. Devices in no group form groups of one.
-        machines: disjoint sets of devices, one per machine, covering all. A replica, with all its
-            pipeline stages, lies on one machine.
+        machines: disjoint sets of devices, one per machine, covering all.
         host_memory_bytes: memory of each machine's host; None: taken to be that of its devices
             together.
+        network: joins the machines, so that the pipeline stages of a replica that has room on none
+            may lie on several (:meth:`machines_per_replica`); None: every replica lies on one.
         kinds: label of each device's kind: its name, and its memory too where devices of one name
             differ in it. What a replica costs depends on it.
     """
@@ -47,12 +59,17 @@ class Cluster:
     nvlink_groups: tuple[tuple[int, ...], ...] = ()
     machines: tuple[tuple[int, ...], ...] = ()
     host_memory_bytes: int | None = None
+    network: Network | None = None
     kinds: tuple[str, ...] = field(init=False, repr=False, compare=False)
     _group_index: tuple[int, ...] = field(init=False, repr=False, compare=False)
     _machine_index: tuple[int, ...] = field(init=False, repr=False, compare=False)
     _place: tuple[Place, ...] = field(init=False, repr=False, compare=False)
     _places: dict[Gpu, dict[Place, list[int]]] = field(init=False, repr=False, compare=False)
     _replicas: dict[tuple[str, int, int], list[int]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _whole: Cluster | None = field(default=None, init=False, repr=False, compare=False)
+    _spread: dict[tuple[str, int, int], int] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -157,9 +174,18 @@ class Cluster:
     def subset(self, devices: Sequence[int]) -> Cluster:
         """Return the cluster of some of the devices, which are renumbered in their order.
 
+        What replicas cost is the same as here: kinds keep their labels, and replicas of a size lie
+        on as many machines.
+
         Raises:
             InputError: if there are none.
         """
+        some = self._some(devices)
+        object.__setattr__(some, "kinds", tuple(self.kinds[d] for d in devices))
+        object.__setattr__(some, "_whole", self._whole or self)
+        return some
+
+    def _some(self, devices: Sequence[int]) -> Cluster:
         new = {d: i for i, d in enumerate(devices)}
 
         def kept(sets: Iterable[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
@@ -167,7 +193,8 @@ class Cluster:
             return tuple(p for p in parts if p)
 
         gpus = tuple(self.gpus[d] for d in devices)
-        return Cluster(gpus, kept(self.nvlink_groups), kept(self.machines), self.host_memory_bytes)
+        groups, machines = kept(self.nvlink_groups), kept(self.machines)
+        return Cluster(gpus, groups, machines, self.host_memory_bytes, self.network)
 
     def with_gpus(self, count: int) -> Cluster:
         """Return so many devices: machine after machine, and from the first again.
@@ -185,8 +212,9 @@ class Cluster:
             repeated(self.nvlink_groups),
             repeated(self.machines),
             self.host_memory_bytes,
+            self.network,
         )
-        return several.subset([d for m in several.machines for d in m][:count])
+        return several._some([d for m in several.machines for d in m][:count])
 
     def replica_violation(self, devices: Sequence[int], tensor_parallel_size: int) -> str | None:
         """Return why these devices cannot carry one replica, or None if they can.
@@ -195,8 +223,18 @@ class Cluster:
             devices: devices of the replica, one run of ``tensor_parallel_size`` per pipeline stage.
             tensor_parallel_size: devices per pipeline stage.
         """
-        if len({self._machine_index[d] for d in devices}) > 1:
-            return f"devices {list(devices)} lie on several machines"
+        stages = len(devices) // tensor_parallel_size
+        count = self.machines_per_replica(self.kinds[devices[0]], tensor_parallel_size, stages)
+        step = len(devices) // count
+        machines = [self._machine_index[d] for d in devices]
+        parts = [set(machines[i * step : (i + 1) * step]) for i in range(count)]
+        if any(len(p) > 1 for p in parts) or len(set(machines)) < count:
+            if count == 1:
+                return f"devices {list(devices)} lie on several machines"
+            return (
+                f"devices {list(devices)} do not lie on {count} machines with {stages // count} "
+                "pipeline stages on each"
+            )
         if len({self.kinds[d] for d in devices}) > 1:
             return f"devices {list(devices)} are of different kinds"
         for first in range(0, len(devices), tensor_parallel_size):
@@ -222,21 +260,56 @@ class Cluster:
             return None
         return FreeDevices(self, free).take(parallel, avoid=avoid)
 
+    def machines_per_replica(
+        self, kind: str, tensor_parallel_size: int, pipeline_parallel_size: int
+    ) -> int:
+        """Return on how many machines each replica of a size lies, equally many stages on each.
+
+        One, if any machine has room for it; else as few as can be, if there is a network.
+        """
+        stages, whole = pipeline_parallel_size, self._whole or self
+        if self.network is None or stages == 1:
+            return 1
+        key = kind, tensor_parallel_size, stages
+        if key not in self._spread:
+            parts = whole._parts_by_machine(kind, tensor_parallel_size)
+            counts = (
+                count
+                for count in range(1, stages + 1)
+                if stages % count == 0 and sum(p >= stages // count for p in parts) >= count
+            )
+            self._spread[key] = next(counts, 1)
+        return self._spread[key]
+
+    def _parts_by_machine(self, kind: str, tensor_parallel_size: int) -> list[int]:
+        """Return by machine how many tensor-parallel groups its idle devices of a kind carry."""
+        groups = Counter(
+            (self._machine_index[d], self._group_index[d])
+            for d in range(self.num_gpus)
+            if self.kinds[d] == kind
+        )
+        parts = [0] * len(self.machines)
+        for (machine, _), count in groups.items():
+            parts[machine] += count // tensor_parallel_size
+        return parts
+
     def replicas_by_machine(
         self, kind: str, tensor_parallel_size: int, pipeline_parallel_size: int
     ) -> list[int]:
-        """Return by machine how many replicas its devices of a kind carry when they are idle."""
+        """Return by machine how many replicas its devices of a kind carry when they are idle.
+
+        Of replicas that lie on several machines it is a 1 for each that the cluster carries.
+        """
         key = kind, tensor_parallel_size, pipeline_parallel_size
         if key not in self._replicas:
-            groups = Counter(
-                (self._machine_index[d], self._group_index[d])
-                for d in range(self.num_gpus)
-                if self.kinds[d] == kind
-            )
-            parts = [0] * len(self.machines)
-            for (machine, _), count in groups.items():
-                parts[machine] += count // tensor_parallel_size
-            self._replicas[key] = [p // pipeline_parallel_size for p in parts]
+            parts, count = self._parts_by_machine(*key[:2]), self.machines_per_replica(*key)
+            found = [p // (pipeline_parallel_size // count) for p in parts]
+            if count > 1:  # no replica has two of its parts on one machine
+                most = sum(found) // count
+                while sum(min(n, most) for n in found) < most * count:
+                    most -= 1
+                found = [1] * most
+            self._replicas[key] = found
         return self._replicas[key]
 
 
@@ -250,6 +323,7 @@ class FreeDevices:
     def __init__(self, cluster: Cluster, free: Collection[int]) -> None:
         """Begin with some devices of a cluster."""
         free = set(free)
+        self._cluster = cluster
         self._gpus = cluster.gpus
         self._place = cluster._place
         self._by_kind: dict[Gpu, dict[Place, list[int]]] = {}
@@ -270,7 +344,11 @@ class FreeDevices:
             if sum(len(members) // tp for members in places.values()) < parts:
                 continue
             tried = places if parallel.pipeline_parallel_size == 1 else dict(places)
-            chosen = _replicas(tried, parallel, set(avoid))
+            label = self._cluster.kinds[self._gpus.index(kind)]
+            machines = self._cluster.machines_per_replica(
+                label, tp, parallel.pipeline_parallel_size
+            )
+            chosen = take_replicas(tried, parallel, set(avoid), machines)
             if chosen is not None:
                 self._by_kind[kind] = tried
                 self.count -= len(chosen)
@@ -280,7 +358,8 @@ class FreeDevices:
     def copy(self) -> FreeDevices:
         """Return an independent copy."""
         new = object.__new__(FreeDevices)
-        new._gpus, new._place, new.count = self._gpus, self._place, self.count
+        new._cluster, new._gpus, new._place = self._cluster, self._gpus, self._place
+        new.count = self.count
         new._by_kind = {kind: dict(places) for kind, places in self._by_kind.items()}
         return new
 
@@ -299,62 +378,6 @@ class FreeDevices:
             place = self._place[device]
             places[place] = [d for d in places[place] if d != device]
         self.count -= len(devices)
-
-
-def _replicas(
-    places: dict[Place, list[int]], parallel: ParallelConfig, shunned: set[int]
-) -> tuple[int, ...] | None:
-    """Return devices of one kind for all replicas of a model.
-
-    Args:
-        places: free devices in order by machine and NVLink group; what is chosen is taken out.
-        parallel: sizes to place.
-        shunned: devices to take only if no others do.
-    """
-    tp = parallel.tensor_parallel_size
-    chosen: list[int] = []
-    if parallel.pipeline_parallel_size == 1 and not shunned:
-        # The fullest place stays the fullest until it has no more room: each is gone through once.
-        missing = parallel.data_parallel_size
-        for place in sorted(places, key=lambda p: (len(places[p]), places[p][:1])):
-            taken = min(missing, len(places[place]) // tp) * tp
-            if taken:
-                chosen += places[place][:taken]
-                places[place] = places[place][taken:]
-                missing -= taken // tp
-            if not missing:
-                return tuple(chosen)
-        return None
-    for _ in range(parallel.data_parallel_size):
-        home: int | None = None  # all pipeline stages of a replica lie on one machine
-        for _ in range(parallel.pipeline_parallel_size):
-            part = _part(places, tp, home, shunned)
-            if part is None:
-                return None
-            place, devices = part
-            home = place[0]
-            places[place] = [d for d in places[place] if d not in devices]
-            chosen += devices
-    return tuple(chosen)
-
-
-def _part(
-    places: dict[Place, list[int]], tp: int, home: int | None, shunned: set[int]
-) -> tuple[Place, list[int]] | None:
-    """Return ``tp`` devices of one place: of the fullest that has room, the first of equals."""
-    best: tuple[tuple[int, int, int], Place, list[int]] | None = None
-    for place, members in places.items():
-        if len(members) < tp or (home is not None and place[0] != home):
-            continue
-        devices = members[:tp]
-        if shunned:
-            devices = sorted(members, key=lambda d: (d in shunned, d))[:tp]
-        key = sum(d in shunned for d in devices), len(members), devices[0]
-        if best is None or key < best[0]:
-            best = key, place, devices
-            if not shunned and len(members) == tp:
-                break  # no place is fuller, and they come in order
-    return None if best is None else best[1:]
 
 
 def device_labels(num_gpus: int, machines: Sequence[Sequence[int]] = ()) -> list[str]:

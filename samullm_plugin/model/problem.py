@@ -108,6 +108,11 @@ class Problem:
                     f"cluster: at best a KV cache of {best} tokens is left, and max_model_len is "
                     f"{node.model.max_model_len}; add devices, larger NVLink groups or memory, or "
                     "lower max_model_len"
+                    + (
+                        ", or set cluster.replicas_across_machines: true"
+                        if len(self.cluster.machines) > 1 and self.cluster.network is None
+                        else ""
+                    )
                 )
 
     def __getstate__(self) -> dict[str, object]:

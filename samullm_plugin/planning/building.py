@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 
+from samullm_plugin.checkpoints.models import sizes_of
 from samullm_plugin.errors import InputError, PluginError
 from samullm_plugin.host.interfaces.latency import LatencyModel
 from samullm_plugin.host.interfaces.length import LengthEstimator, LengthQuery
@@ -18,8 +20,9 @@ from samullm_plugin.model.application import (
     NodePart,
     RequestTable,
 )
-from samullm_plugin.model.cluster import Cluster, Gpu
+from samullm_plugin.model.cluster import Cluster, Gpu, Network
 from samullm_plugin.model.costs import ModeCosts
+from samullm_plugin.model.latency import StepLatency
 from samullm_plugin.model.problem import ModeKey, Problem, holds_longest
 from samullm_plugin.model.scenarios import (
     LengthScenario,
@@ -29,10 +32,13 @@ from samullm_plugin.model.scenarios import (
 )
 from samullm_plugin.model.types import Bools, Ints
 from samullm_plugin.planning.pipelines import without_useless_pipelines
+from samullm_plugin.profiling.pipeline import ACROSS_SOURCE, across_machines
 
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
 PIPELINE_PARALLEL_SIZES = (2, 4, 8)
 """Groups of layers that are considered for a model which fits no device or NVLink group whole."""
+WIDE_PIPELINE_PARALLEL_SIZES = (2, 3, 4, 6, 8, 12, 16)
+"""Groups of layers that are considered for a model which fits no machine whole."""
 
 
 def build_problem(
@@ -226,24 +232,33 @@ def collect_costs(
         latency_model: where the figures come from.
         tensor_parallel_sizes: devices per layer to consider.
         pipeline_parallel_sizes: groups of layers to consider for a replica; None: more than one
-            only for models that fit no device or NVLink group whole.
+            only for models that fit no device or NVLink group whole, on several machines only if
+            they fit none whole.
 
     Raises:
         InputError: if the latency model knows nothing of a model, or no model's layers can be
             divided as was asked for.
     """
-    most = max(len(m) for m in cluster.machines)  # a replica lies on one
+    most = max(len(m) for m in cluster.machines)
 
-    def sizes(pipeline: Sequence[int]) -> list[tuple[int, int, int]]:
+    def sizes(pipeline: Sequence[int], *, wide: bool = False) -> list[tuple[int, int, int]]:
         return [
             (device, tp, pp)
             for device, largest in _largest_groups(cluster).items()
             for tp in tensor_parallel_sizes
             for pp in pipeline
-            if tp <= largest and tp * pp <= most
+            if tp <= largest
+            and (
+                any(cluster.replicas_by_machine(cluster.kinds[device], tp, pp))
+                if wide
+                else tp * pp <= most
+            )
         ]
 
-    asked = sizes((1,) if pipeline_parallel_sizes is None else pipeline_parallel_sizes)
+    if pipeline_parallel_sizes is None:
+        asked = sizes((1,))
+    else:
+        asked = sizes(pipeline_parallel_sizes, wide=cluster.network is not None)
     known: list[tuple[ModelSpec, Mapping[ModeKey, ModeCosts]]] = []
     per_node = []
     for node in app.nodes:
@@ -262,6 +277,9 @@ def collect_costs(
             if pipeline_parallel_sizes is None and not _any_fits(node.model, costs):
                 further = sizes(PIPELINE_PARALLEL_SIZES)
                 costs |= _model_costs(node, cluster, further, latency_model.costs)[0]
+                if cluster.network is not None and not _any_fits(node.model, costs):
+                    further = sizes(WIDE_PIPELINE_PARALLEL_SIZES, wide=True)
+                    costs |= _model_costs(node, cluster, further, latency_model.costs)[0]
             known.append((node.model, costs))
         per_node.append(costs)
     return tuple(per_node)
@@ -282,10 +300,31 @@ def _model_costs(
             continue
         try:
             key = ModeKey(cluster.kinds[device], tp, pp)
-            found[key] = costs_of(node.model, cluster.gpus[device], tp, pp)
+            costs = costs_of(node.model, cluster.gpus[device], tp, pp)
+            if cluster.machines_per_replica(key.gpu, tp, pp) > 1:
+                costs = _across_machines(node.model, costs, cluster.network)
+            found[key] = costs
         except InputError as error:
             refusal = refusal or error
     return found, refusal
+
+
+def _across_machines(model: ModelSpec, costs: ModeCosts, network: Network | None) -> ModeCosts:
+    """Return the costs of a replica whose stages lie on several machines.
+
+    Raises:
+        InputError: if it cannot be told what crosses the network.
+    """
+    assert network is not None  # else no replica lies so
+    if not isinstance(costs.latency, StepLatency):
+        raise InputError(
+            f"model {model.name}: this latency model tells nothing of replicas across machines; "
+            "set cluster.replicas_across_machines: false"
+        )
+    latency = across_machines(costs.latency, sizes_of(model), network)
+    found = costs.provenance
+    provenance = replace(found, source=f"{found.source}; {ACROSS_SOURCE}", error_pct=None)
+    return replace(costs, latency=latency, provenance=provenance)
 
 
 def _layers_text(model: ModelSpec) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from samullm_plugin.model.architecture import ModelArchitecture
+from samullm_plugin.model.cluster import Network
 from samullm_plugin.model.latency import Curve, StepLatency
 from samullm_plugin.profiling.transfer import combined
 
@@ -22,6 +23,10 @@ models do."""
 
 SOURCE = "pipeline stages: its share of the layers, the way between stages assumed"
 """Where latencies of :func:`stage_latency` come from, beside the whole replica's."""
+
+
+ACROSS_SOURCE = "the way between machines by cluster.network_gbit_s and network_latency_us"
+"""Where the latency of :func:`across_machines` comes from, beside the stage's."""
 
 
 def largest_share(architecture: ModelArchitecture, stages: int) -> float:
@@ -61,3 +66,22 @@ def stage_latency(
         launch_s=latency.launch_s * share,
         prefill_launch_s=latency.prefill_launch_s * share,
     )
+
+
+def across_machines(
+    stage: StepLatency, architecture: ModelArchitecture, network: Network
+) -> StepLatency:
+    """Return the latency of a stage that hands its batches to one of another machine.
+
+    Once the device has put them down (:func:`stage_latency`), the states of all tokens cross the
+    network: with tensor parallelism each device sends its share of them over the same network.
+
+    Args:
+        stage: of the slowest of the replica's stages.
+        architecture: sizes of the model.
+        network: between the machines.
+    """
+    number_bytes = max(2.0, architecture.dtype_bytes)  # states are not quantised with weights
+    token_s = HANDED * number_bytes * architecture.hidden_size / network.bytes_per_s
+    hop = Curve.line(network.latency_s, token_s)
+    return replace(stage, by_tokens=combined([stage.by_tokens, hop], [1.0, 1.0]))

@@ -52,7 +52,8 @@ def _fits(problem: Problem, assignment: Assignment, left: list[float]) -> bool:
         return False
     needed = [0.0] * len(left)
     for devices in assignment.replicas():
-        needed[problem.cluster.machine_of(devices[0])] += load.prepared_bytes
+        for device in devices:  # stages on other machines have their share of it there
+            needed[problem.cluster.machine_of(device)] += load.prepared_bytes / len(devices)
     if any(need > have for need, have in zip(needed, left, strict=True)):
         return False
     left[:] = [have - need for need, have in zip(needed, left, strict=True)]

@@ -36,10 +36,11 @@ def verify(problem: Problem, plan: Plan) -> tuple[Violation, ...]:
     """Return every violation of a plan, none if it is valid.
 
     Rules: known nodes and devices, no device held twice in a stage, as many devices of one kind as
-    the parallel sizes say (``devices``, ``shape``); each replica within one machine and its
-    tensor-parallel groups within NVLink groups (``nvlink``); weights and one longest sequence fit
-    (``memory``); every upstream node starts in the same or an earlier stage (``precedence``); every
-    node is assigned (``completeness``).
+    the parallel sizes say (``devices``, ``shape``); each replica within one machine, or its stages
+    on as many as its size lies on (:meth:`Cluster.machines_per_replica`), and its tensor-parallel
+    groups within NVLink groups (``nvlink``); weights and one longest sequence fit (``memory``);
+    every upstream node starts in the same or an earlier stage (``precedence``); every node is
+    assigned (``completeness``).
     """
     found: list[Violation] = []
     if not plan.stages:

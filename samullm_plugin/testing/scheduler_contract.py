@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 from samullm_plugin.errors import InputError, PlanError
 from samullm_plugin.host.interfaces.scheduler import SchedulingContext, StageScheduler
+from samullm_plugin.model.cluster import Network
 from samullm_plugin.model.plan import Plan
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.rules.verify import verify
@@ -74,7 +75,20 @@ def contract_problems() -> dict[str, Problem]:
             ],
             2,
         ),
+        "a replica larger than a machine": _larger_than_a_machine(),
     }
+
+
+def _larger_than_a_machine() -> Problem:
+    """Return a problem of four machines of one device, and a node whose replicas need two."""
+    nodes = [TestNode("large", [5] * 6, [7 + i for i in range(6)]), TestNode("small", [4], [30])]
+    problem = make_problem(nodes, 4, nvlink=1)
+    large = {
+        replace(key, pipeline_parallel_size=2): costs for key, costs in problem.costs[0].items()
+    }
+    machines = tuple((d,) for d in range(4))
+    cluster = replace(problem.cluster, machines=machines, network=Network(1e9, 1e-4))
+    return replace(problem, cluster=cluster, costs=(large, problem.costs[1]))
 
 
 class SchedulerContract:

@@ -57,7 +57,7 @@ def relaxed(problem: Problem, timings: Timings, scenario: int) -> Instance:
                     ahead_s -= problem.least_start_s(costs)
                 held_s = timings.end_s[i][m][scenario] - ahead_s
             ticks = max(1, int(held_s / tick_s + 1e-9))
-            modes.append(Mode(size, 0, ticks, mode.gpu))
+            modes.append(Mode(size, 0, ticks, mode.gpu, mode.machines))
         tasks.append(Task(task.name, tuple(modes)))
     lags = tuple(
         Lag(lag.producer, lag.consumer, tuple((0,) * len(row) for row in lag.tail))

@@ -25,7 +25,7 @@ def add_constraints(
     if pooled:
         parts_of_modes(model, instance, v)
         enough_devices_by_pool(model, instance, v)
-        replicas_on_one_machine(model, instance, v)
+        stages_together(model, instance, v)
     consumers_start_after_producers(model, instance, v)
     consumers_end_after_producers(model, instance, v)
     energy(model, instance, v, units)
@@ -141,10 +141,14 @@ def enough_devices_by_pool(model: cp_model.CpModel, instance: Instance, v: Varia
         model.add_cumulative([s.interval for s in segments], demands, len(pool.devices))
 
 
-def replicas_on_one_machine(model: cp_model.CpModel, instance: Instance, v: Variables) -> None:
-    """All pipeline stages of a replica lie on one machine."""
+def stages_together(model: cp_model.CpModel, instance: Instance, v: Variables) -> None:
+    """All pipeline stages of a replica lie on one machine, or equally many on each of several.
+
+    No machine has more parts of replicas than there are replicas, so that the parts of each can be
+    of different machines (:func:`samullm_cpsat.schedule.place`).
+    """
     for (machine, i, k, m), replicas in v.machine_replicas.items():
-        s, stages = v.segments[i][k], instance.tasks[i].modes[m].parallel.pipeline_parallel_size
+        s, stages = v.segments[i][k], instance.tasks[i].modes[m].stages_together
         assert s.parts is not None
         held = [s.parts[g][m] for g, p in enumerate(instance.pools) if p.machine == machine]
         model.add(sum(held) == stages * replicas)

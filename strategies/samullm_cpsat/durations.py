@@ -57,9 +57,11 @@ def candidates(problem: Problem) -> list[list[TimedMode]]:
         for key, costs in problem.costs[i].items():
             if not problem.fits(i, key) or key.gpu not in first:
                 continue
+            sizes = key.tensor_parallel_size, key.pipeline_parallel_size
+            machines = cluster.machines_per_replica(key.gpu, *sizes)
             for dp in range(1, cluster.num_gpus + 1):
-                size = ParallelConfig(dp, key.tensor_parallel_size, key.pipeline_parallel_size)
-                if not idle.placeable(Mode(size, 0, 1, key.gpu)):
+                size = ParallelConfig(dp, *sizes)
+                if not idle.placeable(Mode(size, 0, 1, key.gpu, machines)):
                     break
                 of_node.append(TimedMode(i, size, key.gpu, first[key.gpu], problem.load_s(costs)))
         if not of_node:
@@ -110,7 +112,9 @@ def measure(problem: Problem, simulator: PlanSimulator, ticks: int) -> Timings:
         for c, duration_s in zip(modes[i], seconds[i], strict=True):
             duration = max(1, _up(duration_s, tick_s))
             load = min(duration, _up(c.load_s, tick_s))
-            of_task.append(Mode(c.parallel, load, duration, c.gpu))
+            sizes = c.parallel.tensor_parallel_size, c.parallel.pipeline_parallel_size
+            machines = problem.cluster.machines_per_replica(c.gpu, *sizes)
+            of_task.append(Mode(c.parallel, load, duration, c.gpu, machines))
         tasks.append(Task(node.name, tuple(of_task)))
     lags = tuple(
         Lag(p, c, _tails(simulator, modes, finishes, p, c, tick_s, tasks[c]))

@@ -23,12 +23,14 @@ class Mode:
         load: ticks of an engine start.
         duration: ticks of the whole task, engine start included, all inputs being there.
         gpu: name of the kind of device.
+        machines: on how many each replica lies, equally many stages on each.
     """
 
     parallel: ParallelConfig
     load: int
     duration: int
     gpu: str = ""
+    machines: int = 1
 
     def __post_init__(self) -> None:
         """Refuse impossible durations.
@@ -46,6 +48,11 @@ class Mode:
     def devices(self) -> int:
         """Return the devices it holds."""
         return self.parallel.num_devices
+
+    @property
+    def stages_together(self) -> int:
+        """Return the pipeline stages of a replica that lie on one machine."""
+        return self.parallel.pipeline_parallel_size // self.machines
 
     @property
     def work(self) -> int:
@@ -138,11 +145,12 @@ class Instance:
 
     def placeable(self, mode: Mode) -> bool:
         """Return whether the idle devices can carry the mode."""
-        replicas = 0
+        wanted, found = mode.parallel.data_parallel_size, 0
         for machine in {p.machine for p in self.pools}:
             parts = sum(self.parts_in(mode, p) for p in self.pools if p.machine == machine)
-            replicas += parts // mode.parallel.pipeline_parallel_size
-        return replicas >= mode.parallel.data_parallel_size
+            # No replica has two of its parts on one machine.
+            found += min(parts // mode.stages_together, wanted)
+        return found >= wanted * mode.machines
 
     def producers(self, task: int) -> list[Lag]:
         """Return the lags towards a task."""
@@ -223,6 +231,7 @@ class Instance:
                             m.load,
                             m.duration,
                             m.gpu,
+                            m.machines,
                         ]
                         for m in t.modes
                     ],
@@ -246,7 +255,7 @@ class Instance:
             tuple(
                 Task(
                     t["name"],
-                    tuple(Mode(ParallelConfig(*m[:3]), m[3], m[4], m[5]) for m in t["modes"]),
+                    tuple(Mode(ParallelConfig(*m[:3]), *m[3:]) for m in t["modes"]),
                 )
                 for t in data["tasks"]
             ),
@@ -307,6 +316,7 @@ def _fits_into(a: Mode, b: Mode) -> bool:
     if x.pipeline_parallel_size > 1:
         return (
             x.pipeline_parallel_size == y.pipeline_parallel_size
+            and a.machines == b.machines
             and x.tensor_parallel_size <= y.tensor_parallel_size
             and x.data_parallel_size <= y.data_parallel_size
         )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from samullm_cpsat.instance import Instance, Mode
-from samullm_cpsat.schedule import Placement, Schedule, in_order
+from samullm_cpsat.instance import Instance
+from samullm_cpsat.schedule import Placement, Schedule, in_order, replicas_in_order
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,23 +73,10 @@ def _give_devices(instance: Instance, ordered: Sequence[Counted]) -> list[tuple[
             groups += [
                 (pool.machine, tuple(chosen[n : n + size])) for n in range(0, len(chosen), size)
             ]
-        result.append(_replicas_in_order(mode, groups))
+        result.append(replicas_in_order(mode, groups))
         for d in result[-1]:
             free[d] = c.end
     return result
-
-
-def _replicas_in_order(
-    mode: Mode, groups: Sequence[tuple[int, tuple[int, ...]]]
-) -> tuple[int, ...]:
-    """Return the devices so that the pipeline stages of each replica lie on one machine."""
-    stages = mode.parallel.pipeline_parallel_size
-    ordered = sorted(groups)
-    by_machine: dict[int, list[tuple[int, ...]]] = {}
-    for machine, part in ordered:
-        by_machine.setdefault(machine, []).append(part)
-    assert all(len(parts) % stages == 0 for parts in by_machine.values())
-    return tuple(d for parts in by_machine.values() for part in parts for d in part)
 
 
 def _as_early_as_possible(

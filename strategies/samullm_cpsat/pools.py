@@ -44,7 +44,7 @@ def give_parts(
             here = [
                 x for x, p in zip(parts[i], instance.pools, strict=True) if p.machine == machine
             ]
-            model.add(sum(here) == size.pipeline_parallel_size * replicas)
+            model.add(sum(here) == mode.stages_together * replicas)
     for now in sorted(set(starts)):
         running = [i for i in tasks if starts[i] <= now < ends[i]]
         for g, pool in enumerate(instance.pools):

@@ -82,9 +82,8 @@ def choose_devices(instance: Instance, mode: Mode, free: Mapping[int, int]) -> t
         mode: what they shall carry.
         free: by device, when it is free.
     """
-    size = mode.parallel.tensor_parallel_size
-    stages = mode.parallel.pipeline_parallel_size
-    replicas: list[tuple[int, int, tuple[int, ...]]] = []
+    size, stages = mode.parallel.tensor_parallel_size, mode.stages_together
+    found: list[tuple[int, int, int, list[tuple[int, ...]]]] = []
     for machine in dict.fromkeys(p.machine for p in instance.pools):
         parts = []
         for number, pool in enumerate(instance.pools):
@@ -93,11 +92,44 @@ def choose_devices(instance: Instance, mode: Mode, free: Mapping[int, int]) -> t
         parts.sort()
         for first in range(0, len(parts) - stages + 1, stages):
             chosen = parts[first : first + stages]
-            devices = tuple(d for _, _, part in chosen for d in part)
-            replicas.append((max(at for at, _, _ in chosen), chosen[0][1], devices))
-    replicas.sort()
-    wanted = replicas[: mode.parallel.data_parallel_size]
-    return tuple(d for _, _, devices in wanted for d in devices)
+            at = max(at for at, _, _ in chosen)
+            found.append((at, chosen[0][1], machine, [part for _, _, part in chosen]))
+    found.sort()
+    replicas = mode.parallel.data_parallel_size
+    if mode.machines == 1:
+        return tuple(d for *_, parts in found[:replicas] for part in parts for d in part)
+    room = dict.fromkeys((p.machine for p in instance.pools), replicas)
+    groups: list[tuple[int, tuple[int, ...]]] = []
+    for _, _, machine, stage_devices in found:
+        if room[machine] and len(groups) < replicas * mode.parallel.pipeline_parallel_size:
+            room[machine] -= 1
+            groups += [(machine, devices) for devices in stage_devices]
+    return replicas_in_order(mode, groups)
+
+
+def replicas_in_order(mode: Mode, groups: Sequence[tuple[int, tuple[int, ...]]]) -> tuple[int, ...]:
+    """Return the devices so that the pipeline stages of each replica lie together.
+
+    Of replicas on several machines, the parts of one machine go to one replica after the other; as
+    no machine has more of them than there are replicas, none gets two.
+
+    Args:
+        mode: what the devices carry.
+        groups: machine and devices of each pipeline stage; on each machine those of whole replicas,
+            or of whole parts of them.
+    """
+    by_machine: dict[int, list[tuple[int, ...]]] = {}
+    for machine, group in sorted(groups):
+        by_machine.setdefault(machine, []).append(group)
+    stages = mode.stages_together
+    assert all(len(of) % stages == 0 for of in by_machine.values())
+    parts = [
+        [d for group in of[n : n + stages] for d in group]
+        for of in by_machine.values()
+        for n in range(0, len(of), stages)
+    ]
+    count = mode.parallel.data_parallel_size
+    return tuple(d for r in range(count) for part in parts[r::count] for d in part)
 
 
 def _parts(

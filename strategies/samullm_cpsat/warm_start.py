@@ -41,7 +41,7 @@ def complete_hint(
                 for g, pool in enumerate(instance.pools)
                 if pool.machine == machine
             ]
-            count = sum(held) // mode.parallel.devices_per_replica
+            count = sum(held) * mode.machines // mode.parallel.devices_per_replica
         model.add_hint(replicas, count)
 
 

@@ -108,6 +108,13 @@ def load(tmp_path: Path) -> Load:
         ("cluster.gpus", [], "cluster.gpus: at least one GPU is needed"),
         ("cluster.gpu", "A100-90GB", "its memory is not known (did you mean 'A100-80GB'"),
         ("cluster.nvlink", [[0, 5]], "cluster: nvlink_groups names device 5"),
+        ("cluster.network_gbit_s", 100, "network_gbit_s: it counts only for replicas across"),
+        ("cluster.network_latency_us", -1, "network_latency_us: Input should be greater than or"),
+        (
+            "cluster.replicas_across_machines",
+            2,
+            "cluster.replicas_across_machines: Input should be",
+        ),
         ("cluster.machines", 3, "cluster.machines: 2 GPUs cannot be spread evenly over 3"),
         ("models.a.max_model_len", -5, "models.a.max_model_len: Input should be greater"),
         ("models.a.architecture", "c.json", "neither a bundled model nor a file"),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from samullm_plugin import Cluster, Gpu, InputError
-from samullm_plugin.model.cluster import device_labels, device_list
+from samullm_plugin.model.cluster import FreeDevices, Network, device_labels, device_list
 from samullm_plugin.model.parallel import ParallelConfig
 
 GPU = Gpu("g", 1 << 30)
@@ -52,3 +56,81 @@ def test_another_number_of_gpus_is_of_the_same_machines() -> None:
     assert (2, 3) in more.nvlink_groups
     assert [g.name for g in more.gpus[4:]] == ["small", "small", "big"]
     assert cluster.with_gpus(4) == cluster
+
+
+NETWORK = Network(1e10, 1e-4)
+
+
+def of_machines(sizes: Sequence[int], network: Network | None = NETWORK) -> Cluster:
+    """Return machines of so many devices, all of one joined by NVLink."""
+    machines, first = [], 0
+    for size in sizes:
+        machines.append(tuple(range(first, first + size)))
+        first += size
+    return Cluster((GPU,) * first, tuple(machines), tuple(machines), network=network)
+
+
+def test_a_replica_with_room_on_no_machine_lies_on_as_few_as_can_be() -> None:
+    cluster = of_machines([4, 4, 2])
+    asked = {(1, 4): 1, (4, 2): 2, (2, 4): 2, (2, 3): 3, (1, 6): 2, (1, 8): 2, (4, 3): 1}
+    assert {size: cluster.machines_per_replica("g", *size) for size in asked} == asked
+    assert cluster.replicas_by_machine("g", 4, 3) == [0, 0, 0]  # only two machines have four
+    assert not any(of_machines([4, 4], None).replicas_by_machine("g", 4, 2))
+    assert cluster.find_devices(range(10), ParallelConfig(1, 4, 2)) == tuple(range(8))
+    # One stage on the small machine, and the others where most is free.
+    assert cluster.find_devices({0, 1, 4, 5, 8, 9}, ParallelConfig(1, 2, 3)) == (0, 1, 4, 5, 8, 9)
+    assert cluster.find_devices({0, 1, 2, 3, 4, 5}, ParallelConfig(1, 4, 2)) is None
+
+
+def test_stages_find_a_machine_with_room_for_all_of_them() -> None:
+    """Not the one with the fewest free devices, if those are too few."""
+    cluster = of_machines([2, 2], None)
+    assert cluster.find_devices({1, 2, 3}, ParallelConfig(1, 1, 2)) == (2, 3)
+
+
+def test_what_keeps_a_replica_from_lying_on_several_machines_is_said() -> None:
+    cluster = of_machines([2, 2, 2])
+    assert cluster.replica_violation((0, 1, 4, 5), 2) is None
+    assert cluster.replica_violation((0, 1, 2, 3), 1) is None
+    assert "2 machines with 2 pipeline stages on each" in str(
+        cluster.replica_violation((0, 2, 1, 3), 1)
+    )
+    assert "do not lie on 2 machines" in str(cluster.replica_violation((0, 2, 3, 4), 1))
+    assert "lie on several machines" in str(cluster.replica_violation((0, 2), 1))
+    split = Cluster((GPU,) * 6, ((0, 1), (3, 4)), ((0, 1, 2), (3, 4, 5)), network=NETWORK)
+    assert "not in one NVLink group" in str(split.replica_violation((0, 1, 4, 5), 2))
+
+
+def test_a_size_keeps_its_machines_when_some_are_lost() -> None:
+    """What a replica costs was found with all machines there."""
+    small, big = Gpu("g", 1 << 30), Gpu("g", 2 << 30)
+    whole = Cluster((big,) * 4 + (small,) * 4, (), ((0, 1, 2, 3), (4, 5), (6, 7)), network=NETWORK)
+    left = whole.subset([2, 4, 5, 6, 7])
+    assert left.kinds == ("g with 2 GiB", *["g with 1 GiB"] * 4)
+    assert left.find_devices(range(5), ParallelConfig(1, 1, 4)) == (1, 2, 3, 4)
+    lone = whole.subset([4, 5])
+    assert lone.kinds == ("g with 1 GiB",) * 2
+    same = of_machines([4, 2, 2]).subset([4, 5, 6, 7])
+    assert same.find_devices(range(4), ParallelConfig(1, 1, 4)) is None  # it had room on one
+
+
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=5),
+    st.integers(1, 3),
+    st.integers(1, 6),
+    st.sets(st.integers(0, 24), max_size=6),
+)
+def test_as_many_replicas_as_there_is_room_for_find_devices(
+    sizes: list[int], tp: int, pp: int, shunned: set[int]
+) -> None:
+    cluster = of_machines(sizes)
+    most = sum(cluster.replicas_by_machine("g", tp, pp))
+    free = FreeDevices(cluster, range(cluster.num_gpus))
+    if most:
+        parallel = ParallelConfig(most, tp, pp)
+        devices = free.copy().take(parallel, avoid=shunned)
+        assert devices is not None
+        assert len(set(devices)) == parallel.num_devices
+        for first in range(0, len(devices), tp * pp):
+            assert cluster.replica_violation(devices[first : first + tp * pp], tp) is None
+    assert free.take(ParallelConfig(most + 1, tp, pp)) is None

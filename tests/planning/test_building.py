@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from samullm_plugin import (
 )
 from samullm_plugin.checkpoints.gpus import bundled_gpu
 from samullm_plugin.host.manager import PluginHost
+from samullm_plugin.model.cluster import Network
 from samullm_plugin.model.latency import Curve, StepLatency
 from samullm_plugin.model.plan import Assignment, Plan, Stage
 from samullm_plugin.model.problem import ModeKey
@@ -235,6 +237,43 @@ def test_pipeline_stages_are_planned_where_one_stage_does_not_replace_them() -> 
 def test_layers_that_cannot_be_divided_so_are_said() -> None:
     with pytest.raises(InputError, match=r"sizes 81: .*80 layers and 4 GPUs in a machine"):
         large_alone(2, (81,))
+
+
+def test_a_model_that_fits_no_machine_lies_across_machines_if_allowed() -> None:
+    """A hop to another machine costs what the network says, and is only planned where needed."""
+    pairs = ((0, 1), (2, 3))
+    gpu = bundled_gpu("A100-80GB")
+    small = replace(gpu, memory_bytes=48 * 2**30)
+    app = Application("app", (ModelNode("a", LARGE, RequestTable.of([100] * 40, 30)),))
+    assumed = PluginHost().create("latency-model", "assumed")
+
+    def costs(cluster: Cluster, sizes: tuple[int, ...] | None = None) -> Any:
+        return collect_costs(app, cluster, assumed, pipeline_parallel_sizes=sizes)[0]
+
+    def two(gpu: Gpu, network: Network | None) -> Cluster:
+        return Cluster((gpu,) * 4, pairs, pairs, network=network)
+
+    network = Network(12.5e9, 50e-6)
+    assert costs(two(gpu, network)) == costs(two(gpu, None))  # it fits a machine
+    alone = costs(two(small, None))
+    assert {k.sizes for k in alone} == {"tp1", "tp2", "tp1xpp2"}
+    wide = costs(two(small, network))
+    assert {k.sizes for k in wide} - {k.sizes for k in alone} == {"tp2xpp2", "tp1xpp4"}
+    assert {k: c for k, c in wide.items() if k in alone} == alone
+    key = ModeKey(small.name, 2, 2)
+    inside = costs(Cluster((small,) * 4, pairs, (tuple(range(4)),)), (1, 2))[key]
+    assert "network_gbit_s" in wide[key].provenance.source
+    tokens = np.array([1, 512, 8192])
+    hop_s = wide[key].latency.by_tokens.at(tokens) - inside.latency.by_tokens.at(tokens)
+    assert hop_s == pytest.approx(50e-6 + tokens * 2 * 2 * 8192 / 12.5e9)
+    assert {k.sizes for k in costs(two(gpu, network), (1, 2, 4))} >= {"tp2xpp2", "tp2"}
+
+    class OfTables(Flat):
+        def step_latency(self, model: Any, gpu: Any, tp: int, pp: int = 1) -> Any:
+            return OfTables
+
+    known = collect_costs(app, two(small, network), OfTables())[0]
+    assert {k.sizes for k in known} == {k.sizes for k in alone}  # nothing is known of a hop
 
 
 def test_sizes_are_named_with_their_stages() -> None:

@@ -85,7 +85,7 @@ def test_replicas_of_one_model_are_on_one_kind_of_gpu() -> None:
 def test_replicas_lie_on_one_machine() -> None:
     problem = make_problem([TestNode("a", [4], [4], sizes=(2,))], num_gpus=2)
     apart = Cluster((GPU, GPU), (), ((0,), (1,)))
-    with pytest.raises(InputError, match="fits on no set of devices"):
+    with pytest.raises(InputError, match=r"fits on no set.*replicas_across_machines: true"):
         Problem(problem.app, apart, problem.scenarios, problem.costs)
 
 

@@ -15,7 +15,7 @@ from samullm_plugin.errors import RunError
 from samullm_plugin.host.interfaces.executor import EngineEvent, RequestOutput
 from samullm_plugin.host.interfaces.observer import RunInfo
 from samullm_plugin.host.manager import PluginHost
-from samullm_plugin.model.cluster import Cluster
+from samullm_plugin.model.cluster import Cluster, Network
 from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment, Plan, Stage
 from samullm_plugin.model.problem import Problem
@@ -136,6 +136,31 @@ def test_the_plan_is_made_again_for_what_is_left(tmp_path) -> None:
     assert used == {0}
     later = [r for r in run.log.records if r["kind"] == "engine_started"]
     assert any(set(r["devices"]) & {1, 2} for r in later[-2:]), "devices that came back are used"
+
+
+def test_a_lost_machine_takes_the_replicas_that_lie_on_it_in_part(tmp_path) -> None:
+    """Stages of a replica are on two machines; with one of them gone it starts on two others."""
+    problem = small_problem(3, n=40)
+    machines = tuple((d,) for d in range(3))
+    cluster = replace(problem.cluster, machines=machines, network=Network(1e9, 1e-4))
+    wide = {replace(k, pipeline_parallel_size=2): c for k, c in problem.costs[0].items()}
+    problem = replace(problem, cluster=cluster, costs=(wide, *problem.costs[1:]))
+    two, one = ParallelConfig(1, 1, 2), ParallelConfig()
+    stages = (
+        Stage((Assignment("a", two, (0, 1)), Assignment("b", one, (2,)))),
+        Stage((Assignment("judge", one, (2,)),)),
+    )
+    assert verify(problem, Plan(stages)) == ()
+    run = carry_out(problem, Plan(stages), Vanishing({12: ("lost", (1,))}), tmp_path)
+    assert run.ledger.all_settled
+    assert tokens(run) == {
+        (i, r): int(n)
+        for i, lengths in enumerate(problem.scenarios[0].output_tokens)
+        for r, n in enumerate(lengths)
+    }
+    starts = [r for r in run.log.records if r["kind"] == "engine_started" and r["node"] == "a"]
+    assert [sorted(r["devices"]) for r in starts] == [[0, 1], [0, 2]]
+    assert not any(r["kind"] == "engine_failed" for r in run.log.records)
 
 
 def test_a_run_without_any_device_left_says_so_and_can_be_resumed() -> None:

@@ -104,6 +104,37 @@ def test_replicas_stay_on_one_machine() -> None:
             assert len({d // 3 for d in p.devices[first : first + size]}) == 1
 
 
+def test_replicas_larger_than_a_machine_have_equally_many_stages_on_each() -> None:
+    """Three machines of two devices; of two replicas of four stages no two parts lie together."""
+    instance = Instance(
+        "wide",
+        (
+            Task("a", (Mode(ParallelConfig(1, 1, 4), 1, 9, "", 2),)),
+            Task("b", (Mode(ParallelConfig(3, 1, 2), 1, 4, "", 2), Mode(ParallelConfig(1), 1, 9))),
+        ),
+        (),
+        tuple(Pool((d, d + 1), "", m) for m, d in enumerate((0, 2, 4))),
+    )
+    assert Instance.from_json(instance.to_json()) == instance
+    result = solve_instance(instance, ExactOptions(workers=1))
+    assert result.outcome.optimal
+    assert result.outcome.schedule.makespan == 9
+    three = instance.with_modes(1, [0])
+    for schedule in (solve_instance(three, ExactOptions(workers=1)).outcome.schedule,
+                     best_list_schedule(three)):  # fmt: skip
+        assert schedule.makespan == 13
+        for p in schedule.placements:
+            mode = three.tasks[p.task].modes[p.mode]
+            together = mode.stages_together
+            machines = [d // 2 for d in p.devices]
+            assert len(p.devices) == mode.devices
+            for first in range(0, len(machines), mode.parallel.devices_per_replica):
+                replica = machines[first : first + mode.parallel.devices_per_replica]
+                parts = [set(replica[n : n + together]) for n in range(0, len(replica), together)]
+                assert [len(part) for part in parts] == [1, 1]
+                assert len(set(replica)) == 2
+
+
 def test_nine_models_on_eight_gpus_are_proven() -> None:
     """What the issue of size is about: a proof, not only a good schedule, within seconds."""
     for seed in range(4):
