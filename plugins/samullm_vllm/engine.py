@@ -179,6 +179,15 @@ class Bringup:
         self.prepare()
         return self._engine if self._engine is not None else self._build()
 
+    def help_leader(self) -> None:
+        """Run the ranks of this machine for the process that leads, on another, until they end."""
+        from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+
+        self._config = self._configure()
+        _fork_workers()
+        executor = MultiprocExecutor(self._config, monitor_workers=False)
+        executor.start_worker_monitor(inline=True)
+
     def _configure(self) -> Any:
         """Return vLLM's configuration."""
         import torch
@@ -201,8 +210,16 @@ class Bringup:
             args["additional_config"] = {
                 "latency": start.latency, "time_scale": start.time_scale
             }  # fmt: skip
+        if start.num_machines > 1:
+            args |= {
+                "distributed_executor_backend": "mp",
+                "nnodes": start.num_machines,
+                "node_rank": start.machine,
+                "master_addr": start.master,
+                "master_port": start.master_port,
+            }
         config = EngineArgs(**args, async_scheduling=asynchronous).create_engine_config(
-            UsageContext.ENGINE_CONTEXT
+            UsageContext.ENGINE_CONTEXT, headless=start.machine > 0
         )
         scheduling = config.scheduler_config
         if start.latency is not None:
@@ -213,6 +230,7 @@ class Bringup:
 
     def _build(self) -> Any:
         """Build the engine; the seconds of its own compiling are a part of their own."""
+        from vllm.platforms import current_platform
         from vllm.v1.engine.llm_engine import LLMEngine
         from vllm.v1.executor import Executor
 
@@ -221,6 +239,8 @@ class Bringup:
             from samullm_vllm.ranks import RankExecutor
 
             executor = RankExecutor.meeting_at(self._start.rendezvous)
+        if self._start.num_machines > 1:
+            _fork_workers()
         timed = _timed(executor, self)
         with self.part("caches and graphs"):
             engine = LLMEngine(
@@ -237,10 +257,26 @@ class Bringup:
             from samullm_vllm.ranks import warm_up
 
             warm_up(engine)
+        if self._start.num_machines > 1 and current_platform.is_cpu():
+            from samullm_vllm.ranks import warm_up_workers
+
+            warm_up_workers(engine)
         if self._start.latency is None and self._config.model_config.runner_type == "generate":
             with self.part("first iterations"):
                 first_iterations(engine)
         return engine
+
+
+def _fork_workers() -> None:
+    """Have vLLM fork the processes of this machine's ranks where that is safe.
+
+    On CPUs it starts fresh interpreters, each of which imports it for itself. That choice is made
+    with the configuration, so this comes after it.
+    """
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu() and len(os.listdir("/proc/self/task")) == 1:
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
 
 
 def _timed(executor: type[Any], bringup: Bringup) -> type[Any]:

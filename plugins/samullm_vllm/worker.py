@@ -177,6 +177,10 @@ class Leader:
         """Be an engine until told to stop, or until the coordinator is gone."""
         start = self._expect(Start)
         bringup = engines.Bringup(start, 0)
+        if start.machine > 0:
+            engines.use_devices(self._expect(Go), 0)
+            bringup.help_leader()
+            raise RuntimeError("the ranks of this machine have ended")
         self._lead(start)
         if start.ahead:
             with self._modelled(start, start.prepare_s):

@@ -6,6 +6,8 @@ hosts reaches. Like the transition rule it never looks at a clock.
 
 from __future__ import annotations
 
+from collections import Counter
+
 from samullm_plugin.model.plan import Assignment, Plan
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.rules.transition import RunState, overdue
@@ -52,8 +54,8 @@ def _fits(problem: Problem, assignment: Assignment, left: list[float]) -> bool:
         return False
     needed = [0.0] * len(left)
     for devices in assignment.replicas():
-        for device in devices:  # stages on other machines have their share of it there
-            needed[problem.cluster.machine_of(device)] += load.prepared_bytes / len(devices)
+        for machine, count in Counter(map(problem.cluster.machine_of, devices)).items():
+            needed[machine] += load.prepared_bytes * count / len(devices)
     if any(need > have for need, have in zip(needed, left, strict=True)):
         return False
     left[:] = [have - need for need, have in zip(needed, left, strict=True)]

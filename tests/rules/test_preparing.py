@@ -8,6 +8,7 @@ import pytest
 from samullm_simulated.executor import SimulatedExecutor
 
 from samullm_plugin.errors import InputError
+from samullm_plugin.model.cluster import Network
 from samullm_plugin.model.costs import LoadTimes
 from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment, Plan, Stage, StageEnd
@@ -100,6 +101,28 @@ def test_never_more_than_the_hosts_memory_holds() -> None:
     assert wanted_ahead(chain(1, num_gpus=2), plan, state) == (on("c", 0),)
     assert wanted_ahead(chain(3, num_gpus=2), plan, state) == (on("b", 0, 1), on("c", 0))
     assert wanted_ahead(chain(prepare_s=0.0, num_gpus=2), plan, state) == ()
+
+
+def test_each_machine_holds_its_share_of_a_replica_that_lies_on_two() -> None:
+    """Half of a replica's memory, on machines that hold half a replica each."""
+    for host, prepared in ((0.5, ["b"]), (0.4, [])):
+        problem = chain(num_gpus=3)
+        wide = {replace(k, pipeline_parallel_size=2): c for k, c in problem.costs[1].items()}
+        cluster = replace(
+            problem.cluster,
+            nvlink_groups=((0,), (1,), (2,)),
+            machines=((0,), (1,), (2,)),
+            network=Network(1e9, 1e-4),
+        )
+        object.__setattr__(cluster, "host_memory_bytes", host)  # of bytes that are one in all
+        problem = replace(
+            problem, cluster=cluster, costs=(problem.costs[0], wide, problem.costs[2])
+        )
+        b = Assignment("b", ParallelConfig(1, 1, 2), (1, 2))
+        plan = Plan((Stage((on("a", 0),), ALL), Stage((b,), ALL), Stage((on("c", 0),), ALL)))
+        state = RunState(stage=0)
+        state.running = {"a": Running(on("a", 0), (0,), 0)}
+        assert [a.node for a in wanted_ahead(problem, plan, state)] == prepared
 
 
 def test_an_executor_that_cannot_is_not_asked() -> None:
