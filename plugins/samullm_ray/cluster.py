@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import threading
 import time
@@ -22,7 +23,12 @@ logger = logging.getLogger(__name__)
 NAMESPACE = "samullm"
 
 _LISTENER_S = 10.0
-_JOIN_AGAIN_S = 5.0
+_PORTS = 1 << 16
+_FRAME_BYTES, _SETTINGS = 9, b"\x04"
+_HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _SETTINGS + b"\0\0\0\0\0"
+"""How both sides of HTTP/2 begin (RFC 9113, 3.4 and 4.1): a frame's fourth byte is its type."""
+_JOIN_AGAIN_S, _JOIN_AGAIN_AT_MOST_S = 5.0, 320.0
+"""Pauses before a machine is asked again to join: each is twice the one before."""
 
 
 def require_ray() -> None:
@@ -35,6 +41,14 @@ def require_ray() -> None:
         raise MissingExtraError("executor ray", "ray", "ray")
 
 
+def joined() -> bool:
+    """Return whether this process belongs to a cluster already."""
+    require_ray()
+    import ray
+
+    return bool(ray.is_initialized())
+
+
 def connect(options: RayOptions) -> bool:
     """Join the cluster, or start one of this machine alone.
 
@@ -44,10 +58,9 @@ def connect(options: RayOptions) -> bool:
     Raises:
         InputError: if there is no Ray or no cluster at the address.
     """
-    require_ray()
-    import ray
+    if joined():
+        import ray
 
-    if ray.is_initialized():
         here = ray.get_runtime_context().gcs_address
         if options.address not in (None, "auto", here):
             raise InputError(
@@ -55,9 +68,10 @@ def connect(options: RayOptions) -> bool:
                 f"that one, or leave it before joining {options.address}"
             )
         return False
+    check_address(options)
+    import ray
+
     try:
-        if options.address is not None:
-            _require_listener(options.address)
         ray.init(
             address=options.address or "local",
             namespace=NAMESPACE,
@@ -67,24 +81,59 @@ def connect(options: RayOptions) -> bool:
             include_dashboard=None if options.address else False,
         )
     except (OSError, ValueError, RuntimeError) as error:
-        where = options.address or "this machine"
-        raise InputError(
-            f"executor ray: no cluster at {where}: {str(error).splitlines()[0]}; start one with "
-            "`ray start --head` and name its address with --executor-option address=HOST:6379, or "
-            "leave the address out to use this machine alone"
-        ) from error
+        raise _no_cluster(options, error) from error
     return True
 
 
-def _require_listener(address: str) -> None:
-    """See that somebody listens at ``HOST:PORT``; Ray would go on trying for minutes.
+def check_address(options: RayOptions) -> None:
+    """See that a head listens at ``HOST:PORT``; Ray would go on trying for minutes.
 
     Raises:
-        OSError: if nobody does.
+        InputError: if none does, or it is no such address.
     """
-    host, _, port = address.rpartition(":")
-    if host and port.isdecimal():
-        _reach(address, _LISTENER_S)
+    if options.address in (None, "auto", "local"):
+        return
+    host, _, port = options.address.rpartition(":")
+    if "://" in host:
+        raise InputError(
+            f"executor ray: {options.address} is for Ray's client, which is not enough here: run "
+            "on a machine of the cluster, and name the head as HOST:6379 or `auto`"
+        )
+    try:
+        if not (host and port.isdecimal() and int(port) < _PORTS):
+            raise ValueError("that is no HOST:PORT")
+        _require_head(options.address)
+    except (OSError, ValueError) as error:
+        raise _no_cluster(options, error) from error
+
+
+def _require_head(address: str) -> None:
+    """See that what listens at ``HOST:PORT`` speaks HTTP/2, as gRPC and so Ray's head do.
+
+    Raises:
+        OSError: if nobody listens there, or somebody else.
+    """
+    with _connection(address, _LISTENER_S) as there:
+        if os.environ.get("RAY_USE_TLS", "0") != "0":
+            return
+        there.sendall(_HTTP2)
+        if there.recv(_FRAME_BYTES)[3:4] != _SETTINGS:
+            raise ConnectionError("what listens there is no head of a Ray cluster")
+
+
+def _no_cluster(options: RayOptions, error: Exception) -> InputError:
+    where = options.address or "this machine"
+    why = " ".join(str(error).split()) or type(error).__name__
+    if "Version mismatch" in why:
+        return InputError(
+            f"executor ray: the cluster at {where} cannot be joined: {why}; install the same Ray "
+            "and Python on all machines"
+        )
+    return InputError(
+        f"executor ray: no cluster at {where}: {why}; start one with "
+        "`ray start --head` and name its address with --executor-option address=HOST:6379, or "
+        "leave the address out to use this machine alone"
+    )
 
 
 def _reach(address: str, limit_s: float) -> None:
@@ -93,8 +142,12 @@ def _reach(address: str, limit_s: float) -> None:
     Raises:
         OSError: if nobody listens there.
     """
+    _connection(address, limit_s).close()
+
+
+def _connection(address: str, limit_s: float) -> socket.socket:
     host, _, port = address.rpartition(":")
-    socket.create_connection((host.strip("[]"), int(port)), limit_s).close()
+    return socket.create_connection((host.strip("[]"), int(port)), limit_s)
 
 
 class HeadWatch:
@@ -276,14 +329,19 @@ def say_hello(handles: Sequence[Any], timeout_s: float) -> list[MachineFacts]:
             f"executor ray: not every machine was ready within {timeout_s:.0f} s (load_timeout_s)"
         ) from error
     except (RayActorError, RayTaskError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        why = next((x for x in reversed(lines) if "Error" in x), lines[-1] if lines else "")
         raise InputError(
-            f"executor ray: the agent of a machine does not start: {why}; install the same "
-            "samullm-plugin[ray] and vllm on every machine"
+            f"executor ray: the agent of a machine does not start: {_reason(error)}; install the "
+            "same samullm-plugin[ray] and vllm on every machine"
         ) from error
     check_facts(facts)
     return facts
+
+
+def _reason(error: BaseException) -> str:
+    """Return the line of an error, which may hold that of another process, that says what it is."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    last = lines[-1] if lines else type(error).__name__
+    return next((line for line in reversed(lines) if "Error" in line), last)
 
 
 def missing_models(handles: Sequence[Any], paths: Sequence[str]) -> list[list[str]]:
@@ -343,23 +401,38 @@ def greet_later(
 ) -> None:
     """Start an agent that may be there much later, in another thread, which calls ``heard``.
 
-    An agent that ends before it has answered is followed by another.
+    An agent that ends before it has answered, or whose machine cannot take part as it is, is
+    followed by another after a pause; pauses grow.
 
     Args:
         start: starts the agent and returns its handle; waits for the head of the cluster.
         timeout_s: for the agent to import vLLM.
-        heard: is given the handle and what the agent says of its machine, once it answers.
+        heard: is given the handle and what the agent says of its machine, once it answers; raises
+            InputError if the machine cannot take part.
         left: is set once no agent is wanted any more.
     """
 
     def ask() -> None:
+        pause_s, told = _JOIN_AGAIN_S, ""
         while not left.is_set():
+            agent = None
             try:
                 agent = start()
                 heard(agent, agent.hello.remote(timeout_s).future().result())
             except Exception as error:  # Ray's own errors have no common base
-                logger.info("a machine has not joined yet: %s", error)
-                left.wait(_JOIN_AGAIN_S)
+                why = str(error) if isinstance(error, InputError) else _reason(error)
+                level = logging.INFO if why == told else logging.WARNING
+                logger.log(
+                    level,
+                    "a machine does not join yet: %s; it is asked again in %g s, and then at "
+                    "pauses of up to %g s",
+                    why, pause_s, _JOIN_AGAIN_AT_MOST_S,
+                )  # fmt: skip
+                told = why
+                if agent is not None:
+                    end_agents([agent])  # its devices are for the next
+                left.wait(pause_s)
+                pause_s = min(2 * pause_s, _JOIN_AGAIN_AT_MOST_S)
             else:
                 return
 

@@ -21,10 +21,12 @@ from samullm_ray.cluster import (
     Actors,
     ActorTransport,
     HeadWatch,
+    check_address,
     check_facts,
     connect,
     end_agents,
     greet_later,
+    joined,
     missing_models,
     require_ray,
     say_hello,
@@ -94,9 +96,7 @@ class RayExecutor(VllmExecutor):
         self._head: HeadWatch | None = None
         self._agents: dict[int, Any] = {}
         self._facts: list[MachineFacts] = []
-        self._arrived: queue.SimpleQueue[tuple[int, Any, MachineFacts, list[str]]] = (
-            queue.SimpleQueue()
-        )
+        self._arrived: queue.SimpleQueue[tuple[int, Any, MachineFacts]] = queue.SimpleQueue()
         self._left = threading.Event()
         self._bell = -1
         self._connected = False
@@ -109,14 +109,21 @@ class RayExecutor(VllmExecutor):
         return self.config
 
     def begin_opening(self) -> None:
-        """Look that vLLM and Ray are installed; agents import vLLM on their machines."""
+        """See to vLLM, Ray and a head at the address; agents import vLLM on their machines."""
         check_installed(self.name)
         require_ray()
+        check_address(self.ray_options)
 
     def _prepare(self, cluster: Cluster) -> None:
         """Join the cluster and have an agent on every machine of the plan."""
         check_installed(self.name)
         options = self.ray_options
+        if options.address in (None, "local") and len(cluster.machines) > 1 and not joined():
+            raise InputError(
+                f"executor ray: the cluster has {len(cluster.machines)} machines, and without an "
+                "address this machine is all there is; name the head of yours with "
+                "--executor-option address=HOST:6379, or `auto` on a machine of it"
+            )
         self._connected = connect(options) or self._kept_connection
         RayExecutor._kept_connection = False
         self._left.clear()
@@ -139,7 +146,8 @@ class RayExecutor(VllmExecutor):
                 "kind in the cluster, or set the option platform"
             )
         self._platform = self._facts[0].platform
-        self._check_gpus(cluster)
+        for facts, devices in zip(self._facts, cluster.machines, strict=True):
+            self._check_gpus(facts, devices)
         missing = missing_models(list(self._agents.values()), self._model_paths)
         for facts, gone in zip(self._facts, missing, strict=True):
             _check_folders(facts, gone)
@@ -154,16 +162,15 @@ class RayExecutor(VllmExecutor):
         sizes = tuple(len(m) for m in self._cluster.machines)
         return options.address, options.platform, options.start_method, options.resource, sizes
 
-    def _check_gpus(self, cluster: Cluster) -> None:
+    def _check_gpus(self, facts: MachineFacts, devices: Sequence[int]) -> None:
         """Warn of GPUs that are not what the plan takes them for."""
-        for facts, devices in zip(self._facts, cluster.machines, strict=True):
-            for name, device in zip(facts.gpu_names, devices, strict=False):
-                planned = cluster.gpus[device].name
-                if not _alike(name, planned):
-                    logger.warning(
-                        "machine %s: device %d is a %s, and the plan takes it for a %s",
-                        facts.host, device, name, planned,
-                    )  # fmt: skip
+        for name, device in zip(facts.gpu_names, devices, strict=False):
+            planned = self._cluster.gpus[device].name
+            if not _alike(name, planned):
+                logger.warning(
+                    "machine %s: device %d is a %s, and the plan takes it for a %s",
+                    facts.host, device, name, planned,
+                )  # fmt: skip
 
     def _make_launcher(self, log: IO[bytes], environment: Mapping[str, str]) -> Launcher:
         del log, environment  # those of the agents count
@@ -220,7 +227,15 @@ class RayExecutor(VllmExecutor):
             return actors.start(number)
 
         def heard(agent: Any, facts: MachineFacts) -> None:
-            self._arrived.put((number, agent, facts, missing_models([agent], self._model_paths)[0]))
+            check_facts([facts])
+            if facts.platform != self._platform:
+                raise InputError(
+                    f"executor ray: machine {facts.host}: engines would run on {facts.platform} "
+                    f"there, and run on {self._platform} on the others; start a machine like them"
+                )
+            _check_folders(facts, missing_models([agent], self._model_paths)[0])
+            self._check_gpus(facts, self._cluster.machines[number])
+            self._arrived.put((number, agent, facts))
             self._ring()
 
         greet_later(start, self.ray_options.load_timeout_s, heard, self._left)
@@ -229,15 +244,9 @@ class RayExecutor(VllmExecutor):
         """Take up machines whose new agents have answered."""
         while True:
             try:
-                number, agent, facts, missing = self._arrived.get_nowait()
+                number, agent, facts = self._arrived.get_nowait()
             except queue.Empty:
                 return
-            try:
-                check_facts([facts])
-                _check_folders(facts, missing)
-            except InputError as error:
-                logger.warning("a machine does not join again: %s", error)
-                continue
             self._agents[number] = agent
             self._remote.machines[number] = self._machine(number, agent, facts)
             self._joined += 1
@@ -305,7 +314,8 @@ class RayExecutor(VllmExecutor):
         self.figures()
         healthy = self._launcher is not None and not self._lost
         super().close()
-        head_gone = self._head is not None and self._head.gone
+        # It may have gone just now: what is asked of it then waits until Ray ends this process.
+        head_gone = self._head is not None and not self._head.answers()
         if self._head is not None:
             self._head.close()
             self._head = None

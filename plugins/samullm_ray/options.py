@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from samullm_vllm.vllm_executor import VllmOptions
 
 
@@ -35,3 +35,10 @@ class RayOptions(VllmOptions):
         description="Under load, how long a machine gathers outputs before it answers; longer "
         "where there are more than eight machines.",
     )
+
+    @field_validator("sleep_mode")
+    @classmethod
+    def _stays_awake(cls, asked: bool) -> bool:
+        if asked:
+            raise ValueError("engines on other machines cannot be put to sleep; leave it out")
+        return asked

@@ -172,9 +172,14 @@ class SimulatedCluster:
             request.max_tokens, self._nodes[node].model.max_model_len - request.prompt_tokens
         )
         cut = limit <= output or self._output[node][r] >= table.max_tokens[r]
+        own, there = self._own[node].get(r, ()), self._available[node]
         came = Submission(
             r,
-            engine.since_ready(self.clock_s, own=r in self._own[node]),
+            engine.since_ready(
+                self.clock_s,
+                own=any(self._done_s[node][q] == self.clock_s for q in own),
+                others=there is not None and there[r] == self.clock_s,
+            ),
             request.prompt_tokens,
             max(1, min(output, limit)),
             bool(cut),

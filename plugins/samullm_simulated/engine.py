@@ -194,17 +194,23 @@ class SimulatedEngine:
     _prefixes: tuple[Ints, Ints] | None = None
     _last_finish_s: tuple[float, float] = (-1.0, 0.0)
 
-    def since_ready(self, clock_s: float, *, own: bool) -> float:
+    def since_ready(self, clock_s: float, *, own: bool, others: bool) -> float:
         """Return the seconds since it is ready.
+
+        What waited for this engine's own last finish comes, if that is now, to the bit at that
+        moment. Anything else comes by the clock, a rounding error apart: the plan simulator's order
+        of requests that come at one moment.
 
         Args:
             clock_s: now.
-            own: to the bit the moment of its own last finish, if that is now: what waited for it
-                comes then. Anything else comes by the clock, a rounding error apart: the plan
-                simulator's order of requests that come at one moment.
+            own: a request of this engine has finished now that was waited for.
+            others: so has one of another node.
         """
         at_s, after_s = self._last_finish_s
-        return after_s if own and clock_s == at_s else max(clock_s - self.ready_s, 0.0)
+        by_clock_s = max(clock_s - self.ready_s, 0.0)
+        if not own or clock_s != at_s:
+            return by_clock_s
+        return max(after_s, by_clock_s) if others else after_s
 
     def use_prefixes(self, prefix_id: Ints, prefix_tokens: Ints) -> None:
         """Let requests share prefixes; arrays by request index of the node."""

@@ -13,6 +13,10 @@ from contextlib import suppress
 
 _CREDENTIALS = struct.Struct("iII")
 
+SOMEBODY = 0
+"""Holds a device, and has been asked so often who it is that the kernel queues no more questions:
+nobody answers them."""
+
 
 class DeviceLocks:
     """The devices one executor holds."""
@@ -22,7 +26,7 @@ class DeviceLocks:
         self._held: list[socket.socket] = []
 
     def acquire(self, device: str) -> int | None:
-        """Lock a device; return the id of the process that holds it already, if one does.
+        """Lock a device; return the id of the process that holds it already, or ``SOMEBODY``.
 
         Args:
             device: its name on this machine, such as ``cpu:0``.
@@ -37,7 +41,7 @@ class DeviceLocks:
                 if (holder := _holder(name)) is not None:
                     return holder
                 continue  # it has just been let go
-            mine.listen(8)
+            mine.listen(socket.SOMAXCONN)
             self._held.append(mine)
             return None
 
@@ -60,7 +64,7 @@ class DeviceLocks:
             if holder is None:
                 mine.append(name)
             else:
-                taken.append(f"{name} (process {holder})")
+                taken.append(name if holder == SOMEBODY else f"{name} (process {holder})")
         if len(mine) < count:
             self.release()
             mine.clear()
@@ -76,8 +80,11 @@ class DeviceLocks:
 def _holder(name: str) -> int | None:
     """Return the id of the process that listens at a name; None if none does any more."""
     with socket.socket(socket.AF_UNIX) as asking, suppress(OSError):
-        asking.settimeout(1.0)
-        asking.connect(name)
+        asking.setblocking(False)
+        try:
+            asking.connect(name)
+        except BlockingIOError:
+            return SOMEBODY
         told = asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         return int(_CREDENTIALS.unpack(told)[0])
     return None

@@ -358,6 +358,8 @@ def process_batch(
     key = float(s.step) if s.arrivals_by_step else s.next_call
     for j in range(finished):
         release_successors(s, requests, successors, batch_seqs[q, j].request, key)
+    if finished > 0:
+        admit_arrivals(s, requests, key)
 
 
 @inner

@@ -53,12 +53,12 @@ class ExternalRun:
         self._enlarge_log = enlarge_log
         self._own_s = workload.arrival_s
         self._idle_until = 0.0
-        self._to_come: list[tuple[float, int, int, int]] = []  # time, released, order, request
-        self._order = 0
+        self._to_come: list[tuple[float, int]] = []  # time, request
+        self._admitted = 0
         if workload.arrival_s is not None:
             waits = state.requests["num_predecessors"] > 0
             for request in np.flatnonzero(~waits).tolist():
-                self._expect(float(workload.arrival_s[request]), 0, request)
+                heapq.heappush(self._to_come, (float(workload.arrival_s[request]), request))
 
     def run(self) -> int:
         """Run to the end or the stop; return which (see ``records``)."""
@@ -99,10 +99,6 @@ class ExternalRun:
         call = float(self.ends[int(self.state.s.next_call)])
         return max(call, self._idle_until) if self.state.s.num_running == 0 else call
 
-    def _expect(self, time_s: float, released: int, request: int) -> None:
-        heapq.heappush(self._to_come, (time_s, released, self._order, request))
-        self._order += 1
-
     def _expect_released(self) -> None:
         """Note when the requests that were just released arrive."""
         s = self.state.s
@@ -110,16 +106,18 @@ class ExternalRun:
             request = int(self.state.requests[j].released)
             ready = float(self.ends[int(self.state.s.next_call)]) + self._delay_s
             own = 0.0 if self._own_s is None else float(self._own_s[request])
-            self._expect(max(ready, own), 1, request)
+            heapq.heappush(self._to_come, (max(ready, own), request))
         s.num_released = 0
 
     def _admit(self) -> None:
         """Hand over what has arrived by the next call of the scheduler."""
         now = self._now()
         while self._to_come and self._to_come[0][0] <= now:
-            *_, request = heapq.heappop(self._to_come)
+            _, request = heapq.heappop(self._to_come)
             state = self.state
-            push_arrival(state.s, state.requests, float(state.s.next_call), request)
+            call = float(state.s.next_call)
+            push_arrival(state.s, state.requests, call, self._admitted, request)
+            self._admitted += 1
 
     def _rows_ahead(self) -> int:
         """Return how many steps to run before asking the model."""

@@ -10,7 +10,7 @@ from typing import Any
 from samullm_plugin.engine import records as at
 from samullm_plugin.engine.jit import inner
 from samullm_plugin.engine.kv_cache import release_blocks, remember_blocks
-from samullm_plugin.engine.queues import admit_arrivals, append_waiting, push_arrival
+from samullm_plugin.engine.queues import admit_arrivals, push_arrival
 from samullm_plugin.engine.records import Array, Record
 from samullm_plugin.engine.running import leave_sums, remove_running, start_decoding
 from samullm_plugin.model.latency import iteration_seconds as latency_formula
@@ -164,7 +164,7 @@ def compute_step(
 def release_successors(
     s: Record, requests: Array, successors: Array, request: int, now: float
 ) -> None:
-    """Let the requests that waited for ``request`` arrive."""
+    """Release the requests that waited for ``request``; :func:`admit_arrivals` lets them in."""
     for j in range(successors[0, request], successors[0, request + 1]):
         successor = successors[1, j]
         requests[successor].num_predecessors -= 1
@@ -176,11 +176,7 @@ def release_successors(
             s.num_released += 1
             continue
         key = max(now + s.release_delay, requests[successor].arrival)
-        if key <= now:
-            admit_arrivals(s, requests, now)  # what arrived before comes before
-            append_waiting(s, requests, successor)
-        else:
-            push_arrival(s, requests, key, successor)
+        push_arrival(s, requests, key, successor, successor)
 
 
 @inner
@@ -226,6 +222,8 @@ def process_outcome(
     key = float(s.step) if s.arrivals_by_step else now
     for j in range(count):
         release_successors(s, requests, successors, slots[j].leaving_request, key)
+    if count > 0:
+        admit_arrivals(s, requests, key)
 
 
 @inner

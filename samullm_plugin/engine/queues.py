@@ -122,22 +122,21 @@ def remove_waiting(s: Record, requests: Array, request: int) -> None:
 
 
 @inner
-def push_arrival(s: Record, requests: Array, key: float, request: int) -> None:
-    """Keep a released request until ``key``; equal keys in the order of release."""
-    count = s.num_pushed
-    s.num_pushed += 1
+def push_arrival(s: Record, requests: Array, key: float, order: int, request: int) -> None:
+    """Keep a released request until ``key``; equal keys by ``order``."""
     i = s.num_due_later
     s.num_due_later += 1
     while i > 0:
         parent = (i - 1) >> 1
-        if requests[parent].due_key <= key:  # an equal key was released before
+        before = requests[parent].due_key
+        if before < key or (before == key and requests[parent].due_order < order):
             break
         requests[i].due_key = requests[parent].due_key
         requests[i].due_order = requests[parent].due_order
         requests[i].due_request = requests[parent].due_request
         i = parent
     requests[i].due_key = key
-    requests[i].due_order = count
+    requests[i].due_order = order
     requests[i].due_request = request
 
 
@@ -192,13 +191,18 @@ def next_arrival_key(s: Record, requests: Array) -> Any:
 
 @inner
 def admit_arrivals(s: Record, requests: Array, now: float) -> None:
-    """Move what has arrived by ``now`` to the waiting queue, in order of arrival."""
+    """Move what has arrived by ``now`` to the waiting queue, in order of arrival.
+
+    What arrives at one moment comes in the order of the table, as a coordinator submits it.
+    """
     while True:
-        key = float("inf")
+        key, order = float("inf"), 0
         if s.next_arrival < s.num_arrivals:
             key = requests[s.next_arrival].arrival_key
-        if s.num_due_later > 0 and requests[0].due_key < key:
-            if requests[0].due_key > now:
+            order = requests[s.next_arrival].arriving
+        due = requests[0].due_key if s.num_due_later > 0 else float("inf")
+        if due < key or (due == key < float("inf") and requests[0].due_order < order):
+            if due > now:
                 break
             append_waiting(s, requests, pop_arrival(s, requests))
         else:

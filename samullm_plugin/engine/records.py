@@ -63,7 +63,7 @@ _SETTINGS = """
 _PROGRESS = """
     decode_step block_phase step rows num_running num_decode num_prefill num_finishing num_skipped
     num_no_token_in_flight num_waiting offset_sum longest_offset longest_is_stale running_head
-    running_tail waiting_head waiting_tail next_arrival num_arrivals num_due_later num_pushed
+    running_tail waiting_head waiting_tail next_arrival num_arrivals num_due_later
     num_released next_order num_free_slots free_blocks in_flight num_unfinished
     unhashed_free_blocks oldest_kept newest_kept not_private num_preemptions peak_blocks
     computed_tokens cached_tokens curve_count curve_stride curve_next_row misfit_request
@@ -79,7 +79,7 @@ _PROGRESS = """
 # offset_sum, longest_offset: of the decode sequences
 # waiting_head, waiting_tail: the waiting list (fcfs)
 # next_arrival: index into the arrivals sorted by key
-# num_due_later, num_pushed: released requests that are not yet due; pushed so far
+# num_due_later: released requests that are not yet due
 # unhashed_free_blocks, oldest_kept, newest_kept: see ``private_prefix_cache``
 # not_private: a cached block was left over: blocks must be distinguished after all
 
@@ -128,8 +128,8 @@ REQUEST = _record(
 # num_ranked: at a priority's first rank, how many of its requests have arrived
 # heap_rank, of_rank: heap of ranks of the waiting requests (priority); the request of each rank
 # arriving, arrival_key: requests that arrive by themselves, in order, and when
-# due_order, due_request, due_key: heap of released requests not yet due: order of release,
-#     request, when
+# due_order, due_request, due_key: heap of released requests not yet due: which of those that
+#     arrive at one moment is first, request, when
 # released: requests whose arrival an outside clock has to tell
 # finished: in order, if recorded
 # kept_blocks, kept_before, kept_after: see ``private_prefix_cache``

@@ -191,7 +191,7 @@ def node_jobs(
         arrivals = arrivals_after(available_s[remaining], ready_s)
     priority, chosen = None, None
     if spread is not None:
-        known = None if arrivals is None else arrivals_known(arrivals)
+        known = None if arrivals is None else arrivals_known(arrivals, inputs.heads(remaining))
         priority, chosen = spread(remaining, known, parallel.data_parallel_size)
     if chosen is None:
         replica = inputs.spread(remaining, parallel.data_parallel_size, arrivals)
@@ -229,13 +229,17 @@ def node_jobs(
     return NodeJobs(base, tuple(parts), tuple(jobs))
 
 
-def arrivals_known(arrival_s: Floats) -> Floats:
+def arrivals_known(arrival_s: Floats, heads: Ints) -> Floats:
     """Return the arrivals that a request policy sees, which are those that a run can know.
 
-    It is asked when the first requests can be served: those that are there then have arrived at 0,
-    all others will at ``UNFORESEEN_S``.
+    It is asked when the first requests can be served: those whose inputs of other nodes are there
+    then have arrived at 0, all others will at ``UNFORESEEN_S``.
+
+    Args:
+        arrival_s: when the inputs of other nodes are there.
+        heads: positions of the requests that wait for none of their own node.
     """
-    first_s = max(0.0, float(arrival_s.min(initial=np.inf)))
+    first_s = max(0.0, float(arrival_s[heads].min(initial=np.inf)))
     return np.where(arrival_s <= first_s, 0.0, UNFORESEEN_S)
 
 

@@ -150,10 +150,7 @@ class NodeInputs:
             replica[order] = np.arange(len(remaining)) % num_replicas
             return replica
         # A chain arrives with the first of its requests that waits for none of this node.
-        left = np.zeros(self._num, bool)
-        left[remaining] = True
-        left[self.own_row[left[self.own_request]]] = False
-        first = np.flatnonzero(left[remaining])
+        first = self.heads(remaining)
         if arrival_s is not None:
             first = first[np.argsort(arrival_s[first], kind="stable")]
         chains, at = np.unique(self.chain[remaining[first]], return_index=True)
@@ -161,6 +158,13 @@ class NodeInputs:
         turn[np.argsort(at)] = np.arange(len(chains))
         mine = np.searchsorted(chains, self.chain[remaining])
         return np.asarray(turn[mine] % num_replicas, dtype=np.int64)
+
+    def heads(self, remaining: Ints) -> Ints:
+        """Return the positions in ``remaining`` of requests that wait for none of them."""
+        left = np.zeros(self._num, bool)
+        left[remaining] = True
+        left[self.own_row[left[self.own_request]]] = False
+        return np.flatnonzero(left[remaining])
 
     def with_chains_whole(self, remaining: Ints, replica: Ints) -> Ints:
         """Return the replicas with every chain on the one of its first remaining request."""

@@ -3,6 +3,9 @@
 Each of its outputs is answered at once with a made-up token for every sequence that would have
 sampled one. Asynchronous scheduling keeps one batch in flight, as ``EngineCore`` does with its
 batch queue of two.
+
+Requests that wait for others are added as a coordinator adds them: what becomes ready at one moment
+in the order of the table.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import json
 import math
 import os
 import tempfile
+from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -235,20 +239,14 @@ class _Loop:
         if workload.arrival_step is not None:
             self.arrival = [int(s) for s in workload.arrival_step]
         first = (i for i in range(len(workload)) if not self.predecessors[i])
-        self.to_come = sorted(first, key=lambda i: self.arrival[i])
-        self.released: list[int] = []
+        self.to_come = sorted((self.arrival[i], i) for i in first)  # step, request
         self.in_flight: list[tuple[Any, dict[str, bool], Row | None]] = []
         self.rows: list[Row] = []
         self.step = self.num_added = 0
 
     def run(self) -> Outcome:
         idle = 0
-        while (
-            self.to_come
-            or self.released
-            or self.in_flight
-            or self.scheduler.has_unfinished_requests()
-        ):
+        while self.to_come or self.in_flight or self.scheduler.has_unfinished_requests():
             self._admit()
             output = self.scheduler.schedule()
             tokens = output.total_num_scheduled_tokens
@@ -268,11 +266,8 @@ class _Loop:
         return Outcome(self.rows, stuck=False)
 
     def _admit(self) -> None:
-        while self.to_come and self.arrival[self.to_come[0]] <= self.step:
-            self._add(self.to_come.pop(0))
-        for i in self.released:
-            self._add(i)
-        self.released = []
+        while self.to_come and self.to_come[0][0] <= self.step:
+            self._add(self.to_come.pop(0)[1])
 
     def _add(self, i: int) -> None:
         """Let a request arrive; of equal priorities the order is of arrival."""
@@ -325,11 +320,7 @@ class _Loop:
             self.predecessors[i] -= 1
             if self.predecessors[i]:
                 continue
-            if self.arrival[i] <= self.step:
-                self.released.append(i)
-            else:
-                self.to_come.append(i)
-                self.to_come.sort(key=lambda j: self.arrival[j])
+            insort(self.to_come, (max(self.arrival[i], self.step), i))
 
 
 class _BatchQueue(_Loop):
@@ -337,12 +328,7 @@ class _BatchQueue(_Loop):
 
     def run(self) -> Outcome:
         limit, idle = self.batches, 0
-        while (
-            self.to_come
-            or self.released
-            or self.in_flight
-            or self.scheduler.has_unfinished_requests()
-        ):
+        while self.to_come or self.in_flight or self.scheduler.has_unfinished_requests():
             self._admit()
             if self.scheduler.has_requests():
                 output = self.scheduler.schedule()

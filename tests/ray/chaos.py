@@ -1,13 +1,14 @@
 """Lets machines, engines and coordinators of runs on a Ray cluster fail, and checks what is left.
 
 ``python tests/ray/chaos.py`` is the soak (``make soak-ray``). The cluster is two raylets of this
-machine. A run is disturbed once, at a random point; whatever happens, every output must be there
-exactly once, with the text of an undisturbed run on local engines, and no process of the run may be
-left. A run that ends with an error has to say so, and is resumed. What a kind of failure breaks is
-told, and the next kind follows on a new cluster.
+machine. A run is disturbed once or twice, at random points; whatever happens, every output must be
+there exactly once, with the text of an undisturbed run on local engines, and no process of the run
+may be left. A run that ends with an error has to say so, and is resumed. What a run's failures
+break is told, and the next run follows on a new cluster.
 
-Runs are short, but for those that a machine joins: its agent imports vLLM first, and these are
-planned again as ``samullm run`` does, else what joins would get no work.
+What takes time is that every agent imports vLLM, so that runs are short and share two failures,
+but for the one that a machine joins: what joins must have work to do. That run is planned again as
+``samullm run`` does, and engines on the machine that joined must finish requests.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
@@ -39,16 +42,28 @@ from tests.run.real_app import make_files
 
 PROGRAM = Path(__file__).parents[1] / "run" / "real_app.py"
 RUN_S = 900.0
-SHORT_STOP_S, LONG_STOP_S = 5.0, 60.0
-"""Ray gives a silent machine up after half a minute, the executor after ``lost_timeout_s``."""
+SHORT_STOP_S, LONG_STOP_S = 5.0, 25.0
+"""The test cluster gives a silent raylet up after about ``machines.SILENT_S``."""
 JOINS = "machine killed, another joins"
+HEAD, HEAD_LATE = "head (GCS) killed", "head (GCS) killed at the end"
+RUNS = (
+    ("raylet stopped for 5 s", "agent stopped"),
+    ("agent killed", "raylet stopped until Ray gives it up"),
+    ("machine killed, none joins", "coordinator killed"),
+    ("engine killed", HEAD_LATE),
+    (JOINS,),
+    ("raylet killed", HEAD),
+)
+"""What happens to a run, one after another."""
+LONG = (JOINS, HEAD)
+"""Needs a run that goes on for as long as it takes to notice."""
 LEFT_CPU_S = 20.0
 """What a process of a run that is over may still work: an agent may be importing vLLM."""
 
 
 @dataclass
 class Row:
-    """What was done of a kind, and what came of it, counted in the runs' journals.
+    """What was done, and what came of it, counted in the runs' journals.
 
     Attributes:
         times: runs that were carried to their end.
@@ -134,20 +149,21 @@ class Soak:
         folder: of the applications.
         rng: chooses when something happens.
         items: of a run.
-        long_items: of a run that a machine joins.
+        long_items: of a run of ``LONG``.
     """
 
     def __init__(self, folder: Path, rng: np.random.Generator, items: int, long_items: int) -> None:
         self.folder, self.rng = folder, rng
-        self.rows: dict[str, Row] = {}
+        self.rows: dict[tuple[str, ...], Row] = {}
+        self.happened = Counter[str]()
         self._items, self._long_items = items, long_items
         self._apps: dict[int, Application] = {}
         self._runs = 0
         self._driver: subprocess.Popen[bytes] | None = None
         self.machines = Machines()
 
-    def _app(self, kind: str) -> Application:
-        items = self._long_items if kind == JOINS else self._items
+    def _app(self, kinds: tuple[str, ...]) -> Application:
+        items = self._long_items if set(LONG) & set(kinds) else self._items
         if items not in self._apps:
             self._apps[items] = Application.make(self.folder / str(items), items)
         return self._apps[items]
@@ -156,7 +172,6 @@ class Soak:
     def kinds(self) -> dict[str, Callable[[], None]]:
         """Return what can happen, by name."""
         return {
-            "nothing": lambda: None,
             "engine killed": lambda: self.machines.second_engine().kill(),
             "agent killed": lambda: self.machines.second_agent().kill(),
             "agent stopped": lambda: self.machines.second_agent().send_signal(signal.SIGSTOP),
@@ -164,9 +179,10 @@ class Soak:
             JOINS: self._replace,
             "raylet killed": lambda: self.machines.kill_second(whole=False),
             "raylet stopped for 5 s": lambda: self._stop(SHORT_STOP_S),
-            "raylet stopped for 60 s": lambda: self._stop(LONG_STOP_S),
+            "raylet stopped until Ray gives it up": lambda: self._stop(LONG_STOP_S),
             "coordinator killed": self._kill_driver,
-            "head (GCS) killed": self.machines.kill_head,
+            HEAD: self.machines.kill_head,
+            HEAD_LATE: self.machines.kill_head,
         }
 
     def _replace(self) -> None:
@@ -175,52 +191,61 @@ class Soak:
 
     def _stop(self, seconds: float) -> None:
         raylet = self.machines.second_raylet
+
+        def resume() -> None:
+            with suppress(psutil.NoSuchProcess):
+                raylet.send_signal(signal.SIGCONT)
+
         raylet.send_signal(signal.SIGSTOP)
-        time.sleep(seconds)
-        with suppress(psutil.NoSuchProcess):
-            raylet.send_signal(signal.SIGCONT)
+        threading.Timer(seconds, resume).start()
 
     def _kill_driver(self) -> None:
         assert self._driver is not None
         self._driver.kill()
 
-    def disturb(self, kind: str) -> bool:
-        """Carry one run to its end, in which something of a kind happens; return whether all held.
+    def disturb(self, kinds: tuple[str, ...]) -> bool:
+        """Carry one run to its end, in which something happens; return whether all held.
 
         After a failure the cluster is another.
         """
         row = Row()
         try:
-            self._disturb(kind, row)
+            self._disturb(kinds, row)
         except Exception:  # what does not hold is the result
             traceback.print_exc()
             print(self._said(), flush=True)
             row.failed = 1
             self._renew()
-        self.rows[kind] = self.rows[kind].plus(row) if kind in self.rows else row
+        self.rows[kinds] = self.rows[kinds].plus(row) if kinds in self.rows else row
         return not row.failed
 
-    def _disturb(self, kind: str, row: Row) -> None:
-        app = self._app(kind)
+    def _disturb(self, kinds: tuple[str, ...], row: Row) -> None:
+        app = self._app(kinds)
         directory = app.folder / f"run{self._runs}"
         self._runs += 1
-        latest = app.count // (20 if kind == JOINS else 2)  # much is left for what joins
+        apart = app.count // (8 if set(LONG) & set(kinds) else 3)
+        points = apart * np.arange(len(kinds)) + self.rng.integers(3, apart // 2, len(kinds))
+        if HEAD_LATE in kinds:
+            points[-1] = app.count - 2
         began_s = time.monotonic()
-        process = self._start(app, directory, replan=kind == JOINS)
+        process = self._start(app, directory, replan=JOINS in kinds)
+        theirs = set[psutil.Process]()
         try:
-            self._await(process, directory, int(self.rng.integers(3, max(latest, 4))))
-            theirs = set(self.machines.workers())
-            self._happen(kind)
+            for kind, enough in zip(kinds, points, strict=True):
+                self._await(process, directory, int(enough))
+                theirs |= set(self.machines.workers())
+                self._happen(kind)
+                self.happened[kind] += 1
             ended = process.wait(RUN_S)
-            if kind == "head (GCS) killed":
+            if HEAD in kinds:
                 said = self._log.read_text()
                 assert "the head of the cluster" in said, said[-3000:]
                 assert "--resume" in said, said[-3000:]
                 assert ended == 1
             theirs |= set(self.machines.workers())
             while ended:
-                assert kind in ("head (GCS) killed", "coordinator killed"), self._said()
-                self._mend(kind)
+                assert kinds[-1] in (HEAD, "coordinator killed"), self._said()
+                self._mend(kinds)
                 row.resumed += 1
                 process = self._start(app, directory, resume=True)
                 ended = process.wait(RUN_S)
@@ -232,10 +257,11 @@ class Soak:
         row.seconds.append(time.monotonic() - began_s)
         assert check_run(directory) == app.reference
         row.count(list(read_journal(directory / "events.jsonl")))
-        if kind.startswith("machine"):
+        if kinds[0].startswith("machine"):
             assert not row.engines, "a lost machine counts as a failure of a node"
+        assert row.used or JOINS not in kinds, "the machine that joined had no work"
         if not row.resumed:
-            self._mend(kind)
+            self._mend(kinds)
         row.left_s.append(wait_gone(theirs, LEFT_CPU_S))
         row.times, row.texts = 1, app.count
 
@@ -273,11 +299,11 @@ class Soak:
             assert time.monotonic() < deadline_s, self._said()
             time.sleep(0.02)
 
-    def _mend(self, kind: str) -> None:
+    def _mend(self, kinds: tuple[str, ...]) -> None:
         """Have two machines again."""
-        if kind.startswith("head"):
+        if any(k.startswith("head") for k in kinds):
             self._renew()
-        elif kind.startswith(("machine killed, none", "raylet")):
+        elif any(k.startswith(("machine killed, none", "raylet")) for k in kinds):
             self.machines.replace_second()
 
     def _renew(self) -> None:
@@ -296,13 +322,13 @@ class Soak:
             "longest until all its processes were gone, s |",
             "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
         ]
-        for kind, row in self.rows.items():
+        for kinds, row in self.rows.items():
             took = f"{np.median(row.seconds):.0f} ({max(row.seconds):.0f})" if row.seconds else ""
             left = f"{max(row.left_s):.1f}" if row.left_s else ""
             lines.append(
-                f"| {kind} | {row.times} | {row.failed} | {row.resumed} | {row.engines} | "
-                f"{row.lost} / {row.joined} | {row.used}, {row.used_texts:,} | {row.texts:,} | "
-                f"{took} | {left} |"
+                f"| {', then '.join(kinds)} | {row.times} | {row.failed} | {row.resumed} | "
+                f"{row.engines} | {row.lost} / {row.joined} | {row.used}, {row.used_texts:,} | "
+                f"{row.texts:,} | {took} | {left} |"
             )
         return "\n".join(lines)
 
@@ -311,25 +337,28 @@ def main() -> int:
     """Run the soak."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--items", type=int, default=48)
-    parser.add_argument("--long-items", type=int, default=400, help=f"of: {JOINS}")
+    parser.add_argument("--items", type=int, default=150)
+    parser.add_argument("--long-items", type=int, default=900, help=f"of: {', '.join(LONG)}")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="+", default=[""], help="kinds that begin so")
+    parser.add_argument("--only", nargs="+", default=[""], help="runs with kinds that begin so")
+    parser.add_argument("--alone", action="store_true", help="one failure in each run")
     arguments = parser.parse_args()
     folder, whole = Path(tempfile.mkdtemp(prefix="samullm-soak-ray-")), True
     rng = np.random.default_rng(arguments.seed)
     soak = Soak(folder, rng, arguments.items, arguments.long_items)
+    runs = [(k,) for ks in RUNS for k in ks] if arguments.alone else list(RUNS)
+    runs = [ks for ks in runs if any(k.startswith(tuple(arguments.only)) for k in ks)]
     try:
         for number in range(arguments.rounds):
-            for kind in [k for k in soak.kinds if k.startswith(tuple(arguments.only))]:
+            for kinds in runs:
                 began_s = time.monotonic()
-                held = soak.disturb(kind)
+                held = soak.disturb(kinds)
                 whole &= held
                 took_s = time.monotonic() - began_s
                 what = "whole" if held else "WRONG"
-                print(f"round {number + 1}: {kind}: {what}, {took_s:.0f} s", flush=True)
+                print(f"round {number + 1}: {kinds}: {what}, {took_s:.0f} s", flush=True)
     finally:
-        print(soak.table(), flush=True)
+        print(soak.table(), f"failures by kind: {dict(soak.happened)}", sep="\n", flush=True)
         soak.machines.close()
     if not whole:
         print(f"what is left of the runs is in {folder}")

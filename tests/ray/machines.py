@@ -9,6 +9,9 @@ from typing import Any
 
 import psutil
 
+SILENT_S = 10
+"""Ray takes a machine for dead whose raylet is silent for so long; by itself, three times that."""
+
 
 class Machines:
     """Two machines with one core each; the head is on the first.
@@ -30,6 +33,10 @@ class Machines:
                 "num_cpus": 1,
                 "object_store_memory": 100 << 20,
                 "include_dashboard": False,
+                "_system_config": {
+                    "health_check_period_ms": 1000 * SILENT_S // 5,
+                    "health_check_failure_threshold": 5,
+                },
             },
         )
         self.address = self._cluster.address

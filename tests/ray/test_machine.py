@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from concurrent.futures import Future
 from dataclasses import replace
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samullm_ray.agent import installed_versions
-from samullm_ray.cluster import check_facts, connect
+from samullm_ray.cluster import check_address, check_facts, connect, greet_later
 from samullm_ray.describe import FoundMachine, cluster_section
 from samullm_ray.executor import RayExecutor
 from samullm_ray.launcher import RemoteLauncher
@@ -45,7 +46,8 @@ from samullm_vllm.protocol import LENGTH, Finished, ProtocolError, Start, Submit
 from samullm_vllm.protocol import encode as encode_message
 from samullm_vllm.vllm_executor import VllmExecutor
 
-from samullm_plugin import EngineRequest, InputError, RequestOutput
+from samullm_plugin import Cluster, EngineRequest, Gpu, InputError, RequestOutput
+from samullm_plugin.host.manager import PluginHost
 
 FACTS = MachineFacts("one", "host", "cpu", (), ())
 
@@ -316,8 +318,14 @@ def test_an_address_at_which_nobody_listens_is_told_at_once(
     """Ray would go on trying for minutes."""
     ray = pytest.importorskip("ray")
     monkeypatch.setattr(ray, "init", lambda **options: pytest.fail("Ray is asked to join"))
-    with pytest.raises(InputError, match=r"no cluster at 127\.0\.0\.1:1: .*ray start"):
-        connect(RayOptions(address="127.0.0.1:1"))
+    for ask in (lambda o: RayExecutor(o).begin_opening(), connect):  # before planning, and later
+        with pytest.raises(InputError, match=r"no cluster at 127\.0\.0\.1:1: .*ray start"):
+            ask(RayOptions(address="127.0.0.1:1"))
+        for wrong in ("here", "here:port", "here:99999", ":6379", ""):
+            with pytest.raises(InputError, match="that is no HOST:PORT; start one"):
+                ask(RayOptions(address=wrong))
+        with pytest.raises(InputError, match=r"ray://here:10001 is for Ray's client.*HOST:6379"):
+            ask(RayOptions(address="ray://here:10001"))
 
 
 @pytest.mark.parametrize(
@@ -372,6 +380,58 @@ def test_a_head_that_does_not_answer_is_asked_for_no_agent(
     assert started == ([0] if answers else [])
 
 
+class Pauses(threading.Event):
+    """Is over at once whenever somebody waits for it, and keeps how long that would have been."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[float | None] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.asked.append(timeout)
+        return self.is_set()
+
+
+def test_a_machine_with_a_fault_is_asked_again_at_growing_pauses(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is wrong with it may be mended meanwhile: a folder copied, devices let go of."""
+    pytest.importorskip("ray")
+    faults = ["other runs hold 0"] * 8 + ["no folder"] + [""]
+    ended: list[Any] = []
+    monkeypatch.setattr("samullm_ray.cluster.end_agents", ended.extend)
+
+    def agent(fault: str) -> Any:
+        answered: Future[MachineFacts] = Future()
+        answered.set_result(replace(FACTS, fault=fault))
+        call = SimpleNamespace(future=lambda: answered)
+        return SimpleNamespace(hello=SimpleNamespace(remote=lambda timeout_s: call))
+
+    agents = [agent(fault) for fault in faults]
+    waiting, joined = list(agents), list[Any]()
+
+    def heard(agent: Any, facts: MachineFacts) -> None:
+        check_facts([facts])
+        joined.append(agent)
+
+    pauses = Pauses()
+    caplog.set_level("INFO")
+    greet_later(lambda: waiting.pop(0), 1.0, heard, pauses)
+    for thread in threading.enumerate():
+        if thread.name == "greeting":
+            thread.join(30.0)
+    assert joined == agents[-1:]
+    assert ended == agents[:-1], "an agent that cannot take part keeps its devices"
+    assert pauses.asked == [5, 10, 20, 40, 80, 160, 320, 320, 320]
+    told = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(told) == 2, "the same fault is told more than once"
+    assert (
+        "does not join yet: executor ray: machine host: other runs hold 0; it is asked again in 5 s"
+        in told[0]
+    )
+    assert "no folder" in told[1]
+
+
 def test_cores_are_the_same_devices_in_a_cluster_and_alone() -> None:
     alone = VllmExecutor.local_cluster()
     if alone is None or alone.gpus[0].name != "core":
@@ -380,3 +440,37 @@ def test_cores_are_the_same_devices_in_a_cluster_and_alone() -> None:
     section = cluster_section([FoundMachine("here", None, alone.num_gpus, memory)])
     gib = round(alone.gpus[0].memory_bytes / 2**30, 2)
     assert section["gpus"] == [{"gpu": "core", "count": alone.num_gpus, "gpu_memory_gib": gib}]
+
+
+def test_sleeping_is_refused_and_not_left_out() -> None:
+    host = PluginHost.from_settings()
+    with pytest.raises(InputError, match=r"sleep_mode.*cannot be put to sleep; leave it out"):
+        host.create("executor", "ray", {"sleep_mode": True})
+
+
+def test_several_machines_need_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine alone would wait for the others until join_timeout_s is over."""
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr("samullm_ray.executor.check_installed", lambda name: None)
+    monkeypatch.setattr(ray, "init", lambda **options: pytest.fail("a cluster is started"))
+    core = Gpu("core", 1 << 30)
+    with pytest.raises(InputError, match=r"has 2 machines, and without an address.*HOST:6379"):
+        RayExecutor(RayOptions()).open(Cluster((core, core), (), ((0,), (1,))), None)
+
+
+def test_another_service_at_the_address_is_told_at_once() -> None:
+    """Such as the dashboard; Ray would go on trying for a quarter of an hour."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def refuse() -> None:
+            there, _ = server.accept()
+            with there:
+                there.recv(100)
+                there.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        thread = threading.Thread(target=refuse, daemon=True)
+        thread.start()
+        port = server.getsockname()[1]
+        with pytest.raises(InputError, match="what listens there is no head of a Ray cluster"):
+            check_address(RayOptions(address=f"127.0.0.1:{port}"))
+        thread.join(10.0)

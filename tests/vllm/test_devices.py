@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from samullm_vllm import general
+from samullm_vllm import device_locks, general
 from samullm_vllm.devices import (
     cpu_cores,
     cuda_cluster,
@@ -220,3 +221,20 @@ def test_children_are_killed_too() -> None:
         assert recorded is not None
         assert kill([recorded])
         assert child.find() is None
+
+
+@pytest.mark.timeout(60)
+def test_a_held_device_is_refused_however_often_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The kernel keeps questions for the holder, who never reads them, and then takes no more."""
+    monkeypatch.setattr(device_locks.socket, "SOMAXCONN", 4)
+    holder, other = device_locks.DeviceLocks(), device_locks.DeviceLocks()
+    name = f"test-{os.getpid()}"
+    assert holder.take({"0": name}, 1) == (["0"], [])
+    told = [other.take({"0": name}, 1) for _ in range(8)]
+    assert told[0] == ([], [f"0 (process {os.getpid()})"])
+    assert told[-1] == ([], ["0"])
+    holder.release()
+    assert other.take({"0": name}, 1) == (["0"], [])
+    other.release()
