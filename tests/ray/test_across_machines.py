@@ -32,7 +32,7 @@ from samullm_ray.messages import MachineFacts  # noqa: E402
 
 GPU = Gpu("core", 1 << 30)
 CLUSTER = Cluster((GPU, GPU), (), ((0,), (1,)), network=Network(1e9, 1e-4))
-LIMIT_S = 400.0
+LIMIT_S = 800.0
 
 
 class Nearby:
