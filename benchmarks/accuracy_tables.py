@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from samullm_plugin.profiling.architecture_tables import read_architectures
 from samullm_plugin.profiling.device_fit import HostFitted
 from samullm_plugin.profiling.fit import fit_group
 from samullm_plugin.profiling.fitting import StepFit
-from samullm_plugin.profiling.iteration_tables import read_iterations
 from samullm_plugin.profiling.iterations import Iterations
+from samullm_plugin.profiling.tables import read_architectures, read_iterations
 from samullm_plugin.profiling.transfer import FittedLatency
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"

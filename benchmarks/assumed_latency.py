@@ -2,7 +2,7 @@
 
     python benchmarks/assumed_latency.py ../shared/data
 
-Fits the shares of :class:`~samullm_plugin.profiling.assumed.Shares` and prints, for each kind of
+Fits the shares of :class:`~samullm_linear.assumed.Shares` and prints, for each kind of
 GPU and each model, the error with it left out of the fit. Measurements: H100 (vLLM 0.15,
 inference-sim @ 9293b227), H100 to B300 (vLLM 0.12 to 0.19, steady states, aiconfigurator @
 095f58a5), RTX 4090 and RTX PRO 6000 (vLLM 0.19, LLMServingSim @ 5daddb21), A100 (an engine of
@@ -20,13 +20,13 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
+from samullm_linear.assumed import SHARES, Shares, assumed_latency
 
 from samullm_plugin.checkpoints.gpus import DATA_SHEETS, DataSheet
 from samullm_plugin.checkpoints.models import bundled_architecture
 from samullm_plugin.model.architecture import ModelArchitecture
 from samullm_plugin.model.latency import StepTable
 from samullm_plugin.model.types import Floats
-from samullm_plugin.profiling.assumed import SHARES, Shares, assumed_latency
 
 LLAMA_70B = ModelArchitecture(80, 8192, 64, 8, 128, 28672, 128256)
 OTHERS = {

@@ -26,8 +26,8 @@ import numpy as np
 from instance_shapes import CLUSTERS, shaped
 from samullm_cpsat.durations import measure
 from samullm_cpsat.instance import Instance
+from samullm_cpsat.options import ExactOptions
 from samullm_cpsat.planning import ExactResult, solve_instance
-from samullm_cpsat.plugin import ExactOptions
 
 from samullm_plugin.bench.cases import bundled_cluster
 from samullm_plugin.host.manager import PluginHost

@@ -11,10 +11,9 @@ import csv
 import sys
 from pathlib import Path
 
-from samullm_plugin.profiling.architecture_tables import read_architectures
 from samullm_plugin.profiling.fit import fit_profile
-from samullm_plugin.profiling.iteration_tables import read_iterations
 from samullm_plugin.profiling.profile_files import EngineStart, write_profile
+from samullm_plugin.profiling.tables import read_architectures, read_iterations
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from samullm_cpsat.instance import Instance
+from samullm_cpsat.options import ExactOptions
 from samullm_cpsat.planning import solve_instance
-from samullm_cpsat.plugin import ExactOptions
 
 FOLDER = Path(__file__).parents[1] / "tests" / "instances"
 

@@ -2,8 +2,9 @@
 
 Run from the repository's root, with vLLM or its CPU build::
 
-    python -m benchmarks.measured_options [--only checks chains] [--options none prepared]
-                                          [--turns 3] [--cores 2] [--json OUT.json]
+    python -m benchmarks.measured_options [--only checks chains]
+                                          [--options none prepared isolated shared]
+                                          [--turns 3] [--minutes 25] [--cores 2] [--json OUT.json]
 
 Two applications on small models of random weights (``tests/models.py``) that generate as many
 tokens as they may. *checks* is that of ``shared_engines.py``: three checks by one judge between
@@ -11,10 +12,11 @@ nodes of one writer. *chains*: documents are summarised part by part, one of the
 the others; a judge reads each summary twice, and the writer goes on from both.
 
 A first run, planned from what is assumed of the machine, measures it. From these figures a plan is
-made with none of the options and with each, and then the plans are carried out in turn. ``none``:
-engines are started for every node, requests run as they come. ``prepared``: engine starts are done
-ahead. ``shared``: engines are shared and taken over. ``isolated``: the longest chain has a replica
-of its own.
+made with none of the options and with each, and then the plans are carried out in turn, every
+second turn in the opposite order, so that what changes slowly weighs on all alike. A turn that
+would end after its share of the minutes is not begun. ``none``: engines are started for every node,
+requests run as they come. ``prepared``: engine starts are done ahead. ``shared``: engines are
+shared and taken over. ``isolated``: the longest chain has a replica of its own.
 """
 
 from __future__ import annotations
@@ -24,9 +26,10 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import median
+from statistics import mean, stdev
 from typing import Any
 
 from samullm_vllm.fork_launching import kept_fork_server
@@ -81,6 +84,7 @@ class Measured:
         engine_starts: engines that were started.
         taken_over: engines that went on for another node instead.
         load_s: seconds of all starts, from the moment an engine had its devices.
+        load_average: of the machine, in the minute before the run.
     """
 
     application: str
@@ -92,6 +96,7 @@ class Measured:
     engine_starts: int
     taken_over: int
     load_s: float
+    load_average: float
 
 
 def chains() -> dict[str, Any]:
@@ -139,8 +144,13 @@ def write_inputs(folder: Path) -> None:
 
 
 def runs(
-    host: PluginHost, folder: Path, name: str, given: argparse.Namespace, cluster: Cluster
-) -> list[Measured]:
+    host: PluginHost,
+    folder: Path,
+    name: str,
+    given: argparse.Namespace,
+    cluster: Cluster,
+    until_s: float,
+) -> Iterator[Measured]:
     """Measure the machine with an application, plan it with every option, run in turn."""
     loaded = replace(load_application(folder / f"{name}.yaml"), cluster=cluster)
 
@@ -154,7 +164,7 @@ def runs(
 
     def run(option: str, turn: int, setup: RunSetup, result: Any) -> Measured:
         directory = folder / f"{name}-{option}-{turn}"
-        began_s = time.monotonic()
+        began_s, load_average = time.monotonic(), os.getloadavg()[0]
         outcome = start_run(replace(setup, directory=directory), result.plan)
         wall_s = time.monotonic() - began_s
         if outcome.failed:
@@ -170,6 +180,7 @@ def runs(
             told["engine_starts"],
             told["engines_taken_over"],
             told["load_s"],
+            load_average,
         )
         print(found, flush=True)
         return found
@@ -177,26 +188,44 @@ def runs(
     run("none", 0, *made("none"))
     options = [o for o in given.options if o != "isolated" or name == "chains"]
     plans = {option: made(option) for option in options}
-    return [run(o, t + 1, *plans[o]) for t in range(given.turns) for o in options]
+    longest_s = 0.0
+    for turn in range(1, given.turns + 1):
+        began_s = time.monotonic()
+        if began_s + longest_s > until_s:
+            print(f"{name}: turn {turn} is left out, the minutes are over", flush=True)
+            return
+        for option in options if turn % 2 else reversed(options):
+            yield run(option, turn, *plans[option])
+        longest_s = max(longest_s, time.monotonic() - began_s)
 
 
 def table(found: list[Measured]) -> str:
-    """Return a row for each application and option: medians, and every turn's makespan."""
+    """Return a row for each application and option: every turn's makespan, and means.
+
+    *Against none* is the mean of the paired differences with its standard error.
+    """
     lines = [
-        "| application | option | planned s | measured s, by turn | against none | "
-        "started | taken over | starts, s |",
-        "|---|---|--:|---|--:|--:|--:|--:|",
+        "| application | option | planned s | measured s, by turn | mean s | against none | "
+        "started | taken over | starts, s | load |",
+        "|---|---|--:|---|--:|--:|--:|--:|--:|--:|",
     ]
     for name, option in dict.fromkeys((m.application, m.option) for m in found):
         mine = [m for m in found if (m.application, m.option) == (name, option)]
         none = {m.turn: m for m in found if (m.application, m.option) == (name, "none")}
-        ratios = [m.makespan_s / none[m.turn].makespan_s for m in mine if m.turn in none]
-        gain = f"{100 * (median(ratios) - 1):+.0f} %" if ratios and option != "none" else ""
+        ratios = [
+            100 * (m.makespan_s / none[m.turn].makespan_s - 1) for m in mine if m.turn in none
+        ]
+        gain = ""
+        if ratios and option != "none":
+            error = f" ± {stdev(ratios) / len(ratios) ** 0.5:.0f}" if len(ratios) > 1 else ""
+            gain = f"{mean(ratios):+.0f}{error} %"
+        mine.sort(key=lambda m: m.turn)
         turns = ", ".join(f"{m.makespan_s:.1f}" for m in mine)
         lines.append(
-            f"| {name} | {option} | {mine[0].planned_s:.1f} | {turns} | {gain} | "
+            f"| {name} | {option} | {mine[0].planned_s:.1f} | {turns} | "
+            f"{mean(m.makespan_s for m in mine):.1f} | {gain} | "
             f"{mine[0].engine_starts} | {mine[0].taken_over} | "
-            f"{median(m.load_s for m in mine):.1f} |"
+            f"{mean(m.load_s for m in mine):.1f} | {mean(m.load_average for m in mine):.1f} |"
         )
     return "\n".join(lines)
 
@@ -205,8 +234,10 @@ def main() -> None:
     """Measure what is asked for and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="*", default=("checks", "chains"))
-    parser.add_argument("--options", nargs="*", default=tuple(OPTIONS), choices=tuple(OPTIONS))
+    usual = ("none", "prepared", "isolated")
+    parser.add_argument("--options", nargs="*", default=usual, choices=tuple(OPTIONS))
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=25.0, help="for all applications together")
     parser.add_argument("--cores", type=int, default=2, help="devices of the plans")
     parser.add_argument("--json", type=Path, help="file for the figures")
     given = parser.parse_args()
@@ -220,11 +251,16 @@ def main() -> None:
         folder = Path(scratch)
         os.environ["SAMULLM_CACHE_DIR"] = str(folder / "cache")
         write_inputs(folder)
-        for name in given.only:
-            found += runs(host, folder, name, given, cluster)
-    print(f"\n{table(found)}\nload average {os.getloadavg()[0]:.1f}")
-    if given.json is not None:
-        given.json.write_text(json.dumps([asdict(m) for m in found], indent=1) + "\n")
+        end_s = time.monotonic() + 60 * given.minutes
+        for number, name in enumerate(given.only):
+            left_s = end_s - time.monotonic()
+            until_s = time.monotonic() + left_s / (len(given.only) - number)
+            for measured in runs(host, folder, name, given, cluster, until_s):
+                found.append(measured)
+                if given.json is not None:  # each run, lest a later one fail
+                    rows = [asdict(m) for m in found]
+                    given.json.write_text(json.dumps(rows, indent=1) + "\n")
+    print(f"\n{table(found)}")
 
 
 if __name__ == "__main__":

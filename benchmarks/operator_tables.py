@@ -26,7 +26,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from samullm_aiconfigurator.models import AiconfiguratorOptions, OperatorTables
+from samullm_aiconfigurator.plugin import AiconfiguratorOptions, OperatorTables
 
 from samullm_plugin import (
     EngineConfig,
@@ -41,7 +41,7 @@ from samullm_plugin import (
     bundled_model,
     simulate_engine,
 )
-from samullm_plugin.measuring.base import correct_base
+from samullm_plugin.measuring.judging import correct_base
 from samullm_plugin.profiling.iterations import Iterations
 from samullm_plugin.testing.latency_contract import step_table
 

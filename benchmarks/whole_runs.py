@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from samullm_layers.models import Layers, LayersOptions
+from samullm_layers.plugin import Layers, LayersOptions
 
 from samullm_plugin import (
     EngineConfig,

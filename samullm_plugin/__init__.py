@@ -70,8 +70,8 @@ if TYPE_CHECKING:
     from samullm_plugin.model.latency import StepLatency as StepLatency
     from samullm_plugin.model.latency import StepModel as StepModel
     from samullm_plugin.model.latency import StepTable as StepTable
-    from samullm_plugin.model.length_distributions import LengthDistribution as LengthDistribution
-    from samullm_plugin.model.length_observations import LengthObservations as LengthObservations
+    from samullm_plugin.model.lengths import LengthDistribution as LengthDistribution
+    from samullm_plugin.model.lengths import LengthObservations as LengthObservations
     from samullm_plugin.model.mixing import mix_applications as mix_applications
     from samullm_plugin.model.parallel import ParallelConfig as ParallelConfig
     from samullm_plugin.model.plan import Assignment as Assignment
@@ -97,7 +97,7 @@ _PUBLIC = {
     "model.architecture": ("ModelArchitecture",),
     "model.cluster": ("Cluster", "Gpu"),
     "model.costs": ("LoadTimes", "ModeCosts", "Provenance"),
-    "model.length_distributions": ("LengthDistribution",),
+    "model.lengths": ("LengthDistribution", "LengthObservations"),
     "model.mixing": ("mix_applications",),
     "model.engine_config": ("EngineConfig",),
     "model.latency": ("Curve", "StepLatency", "StepModel", "StepTable"),
@@ -128,7 +128,6 @@ _PUBLIC = {
     ),
     "host.interfaces.latency": ("LatencyModel",),
     "host.interfaces.length": ("LengthEstimator", "LengthQuery"),
-    "model.length_observations": ("LengthObservations",),
     "host.interfaces.observer": ("RunEvent", "RunInfo", "StageRecord"),
     "host.interfaces.plugin": ("NoOptions", "Plugin"),
     "host.interfaces.policy": ("PolicyBatch", "RequestPolicy"),

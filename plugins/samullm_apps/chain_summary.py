@@ -1,4 +1,7 @@
-"""Chain summary: long documents are summarised chunk by chunk, then judged."""
+"""Chain summary: long documents are summarised chunk by chunk, then judged.
+
+It is here alone, and as one application with ensembling (``mixed``).
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,17 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from samullm_apps.ensembling import MODELS, ensembling
 from samullm_apps.paper import PaperApplication, SourceOptions
 from samullm_apps.statistics import chunk_counts
-from samullm_plugin import Application, InputError, ModelNode, RequestTable, bundled_model
+from samullm_plugin import (
+    Application,
+    InputError,
+    ModelNode,
+    RequestTable,
+    bundled_model,
+    mix_applications,
+)
 from samullm_plugin.model.types import Ints
 
 SUMMARISERS = {
@@ -117,3 +128,29 @@ class ChainSummary(PaperApplication):
         return chain_summary(
             config.documents, config.judges, config.summariser, config.max_tokens, config.seed
         )
+
+
+class MixedOptions(ChainSummaryOptions):
+    """Options of ``mixed``."""
+
+    requests: int = Field(default=5000, ge=1, description="Requests of the ensembling part.")
+    ensembling_max_tokens: int = Field(
+        default=256, ge=1, description="Limit of the ensembling part's outputs."
+    )
+
+
+class Mixed(PaperApplication):
+    """Chain summary (100 to 500 documents) and ensembling (5000 requests) planned together."""
+
+    name = "mixed"
+    Config = MixedOptions
+    config: MixedOptions
+
+    def build(self) -> Application:
+        """Return the eleven nodes of both."""
+        config = self.config
+        chain = chain_summary(
+            config.documents, config.judges, config.summariser, config.max_tokens, config.seed
+        )
+        ensemble = ensembling(config.requests, config.ensembling_max_tokens, MODELS, config.seed)
+        return mix_applications("mixed", (chain, ensemble))

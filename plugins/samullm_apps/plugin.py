@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from samullm_apps.chain_summary import ChainSummary
+from samullm_apps.chain_summary import ChainSummary, Mixed
 from samullm_apps.cores import CORES
-from samullm_apps.document_questions import DocumentQuestions
 from samullm_apps.ensembling import Ensembling
-from samullm_apps.joins import FilterVote, MapReduce, Vote
-from samullm_apps.mixed import Mixed
 from samullm_apps.routing import Routing
+from samullm_apps.shapes import DocumentQuestions, FilterVote, MapReduce, Vote
 from samullm_apps.small import SMALL
 from samullm_plugin import ApplicationSource, hookimpl
 

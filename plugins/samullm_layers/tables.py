@@ -36,8 +36,6 @@ PER_LAYER = {
 """Calls of each layer in one transformer layer."""
 ONCE = ("embedding", "final_layernorm")
 """Layers called once in an iteration."""
-PER_SEQUENCE = ("lm_head", "sampler")
-"""Layers called once in an iteration, by the number of sequences."""
 REQUIRED = (
     "embedding", "final_layernorm", "layernorm", "qkv_proj", "o_proj", "gate_up_proj", "act_fn",
     "down_proj",

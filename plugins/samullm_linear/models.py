@@ -20,8 +20,7 @@ from samullm_plugin import (
 from samullm_plugin.checkpoints.models import find_name
 from samullm_plugin.model.kv_cache import KvCacheGroup
 from samullm_plugin.model.latency import StepLatency
-from samullm_plugin.profiling.book import LatencyBook
-from samullm_plugin.profiling.latency_book import architecture_of, latency_book
+from samullm_plugin.profiling.book import LatencyBook, architecture_of, latency_book
 from samullm_plugin.profiling.loading import PROCESS_BYTES
 from samullm_plugin.profiling.memory import (
     BatchLimits,

@@ -170,11 +170,14 @@ class Agent:
             return ""
         held = f"; other runs hold {', '.join(taken)}" if taken else ""
         what = "GPUs" if self._platform == "cuda" else "CPU cores"
-        return f"{self._wanted} devices are wanted, and {len(names)} {what} are visible{held}"
+        return (
+            f"{self._wanted} devices are wanted, and {len(names)} {what} are visible{held}; plan "
+            "for those that are free there, or start Ray on it with fewer"
+        )
 
     def has_model(self, model: str) -> bool:
-        """Return whether a model's folder is on this machine."""
-        return os.path.isdir(model)
+        """Return whether a model's folder is on this machine; where a disk may be is none yet."""
+        return os.path.isfile(os.path.join(model, "config.json"))
 
     def exchange(self, data: bytes) -> bytes:
         """Take commands, of which those that came before are ignored, and return news.

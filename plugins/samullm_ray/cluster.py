@@ -80,8 +80,14 @@ def connect(options: RayOptions) -> bool:
             logging_level=logging.ERROR,
             include_dashboard=None if options.address else False,
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise _no_cluster(options, error) from error
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        if options.address is None or ":" not in options.address:
+            raise _no_cluster(options, error) from error
+        raise InputError(
+            f"executor ray: the head at {options.address} cannot be joined: {_in_one_line(error)}; "
+            "every machine needs the same Ray and Python, and RAY_AUTH_MODE=token in the "
+            "environment if `ray start` said that token authentication is enabled"
+        ) from error
     return True
 
 
@@ -123,14 +129,8 @@ def _require_head(address: str) -> None:
 
 def _no_cluster(options: RayOptions, error: Exception) -> InputError:
     where = options.address or "this machine"
-    why = " ".join(str(error).split()) or type(error).__name__
-    if "Version mismatch" in why:
-        return InputError(
-            f"executor ray: the cluster at {where} cannot be joined: {why}; install the same Ray "
-            "and Python on all machines"
-        )
     return InputError(
-        f"executor ray: no cluster at {where}: {why}; start one with "
+        f"executor ray: no cluster at {where}: {_in_one_line(error)}; start one with "
         "`ray start --head` and name its address with --executor-option address=HOST:6379, or "
         "leave the address out to use this machine alone"
     )
@@ -337,6 +337,10 @@ def say_hello(handles: Sequence[Any], timeout_s: float) -> list[MachineFacts]:
     return facts
 
 
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def _reason(error: BaseException) -> str:
     """Return the line of an error, which may hold that of another process, that says what it is."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -418,8 +422,12 @@ def greet_later(
             agent = None
             try:
                 agent = start()
-                heard(agent, agent.hello.remote(timeout_s).future().result())
+                facts = agent.hello.remote(timeout_s).future().result()
+                if not left.is_set():
+                    heard(agent, facts)
             except Exception as error:  # Ray's own errors have no common base
+                if left.is_set():  # asked for anything now, Ray would start a cluster
+                    return
                 why = str(error) if isinstance(error, InputError) else _reason(error)
                 level = logging.INFO if why == told else logging.WARNING
                 logger.log(

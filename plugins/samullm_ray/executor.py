@@ -347,8 +347,8 @@ def _check_folders(facts: MachineFacts, missing: Sequence[str]) -> None:
     """
     if missing:
         raise InputError(
-            f"executor ray: machine {facts.host} has no folder {missing[0]}; copy the model "
-            "there, or put it on a disk that all machines share"
+            f"executor ray: machine {facts.host} has no folder {missing[0]} with a config.json; "
+            "copy the model there, or put it on a disk that all machines share"
         )
 
 

@@ -17,10 +17,9 @@ from samullm_plugin.errors import InputError, SamullmError
 from samullm_plugin.model.plan import Plan, Stage
 from samullm_plugin.model.result import PlanResult
 from samullm_plugin.planning.artifacts import write_plan
-from samullm_plugin.planning.gantt import text_gantt
 from samullm_plugin.planning.instances import Instance, make_instance
 from samullm_plugin.planning.planner import make_plan
-from samullm_plugin.planning.reporting import provenance_lines, stage_lines
+from samullm_plugin.planning.reporting import provenance_lines, stage_lines, text_gantt
 from samullm_plugin.run.known import Known, known_outputs, known_text
 from samullm_plugin.run.reuse import NO_REUSE, ReuseOptions
 

@@ -21,15 +21,16 @@ from samullm_plugin.app.promptcounts import constant_lead
 from samullm_plugin.app.requestlines import PLAIN, TokenCounter
 from samullm_plugin.app.requests import Line, read_requests
 from samullm_plugin.app.schemas import Schema, SchemaResolver, schema_of_class
-from samullm_plugin.app.sources import (
+from samullm_plugin.app.spec import AppSpec
+from samullm_plugin.app.tables import (
     Turns,
     node_schema,
     node_source,
     node_templates,
     node_turns,
+    python_node,
+    request_table,
 )
-from samullm_plugin.app.spec import AppSpec
-from samullm_plugin.app.tables import python_node, request_table
 from samullm_plugin.app.trying import Trials
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.application import Application, ModelNode

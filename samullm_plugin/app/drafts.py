@@ -382,3 +382,12 @@ def condition(when: str | None, expr: str | None) -> Condition | None:
     return Condition(
         None if when is None else re.compile(when), None if expr is None else parsed(expr)
     )
+
+
+def shared_tokens(node: NodeDraft, request: Draft) -> int:
+    """Return the shared start of a request's prompt."""
+    values = request.line.values if request.line else None
+    if values and values.prefix_id is not None:
+        return values.prefix_tokens
+    assert isinstance(node.section, NodeSection)
+    return node.section.prefix_tokens

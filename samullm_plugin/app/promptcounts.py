@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from samullm_plugin.app.bodies import has_media, media_parts
-from samullm_plugin.app.drafts import Draft, NodeDraft
+from samullm_plugin.app.drafts import Draft, NodeDraft, shared_tokens
 from samullm_plugin.app.keptrows import Fields, each_fields
 from samullm_plugin.app.loaded import NodeSource, conversation, pair_text, prompt_text
 from samullm_plugin.app.media import FIELD_TURNS
 from samullm_plugin.app.nodespec import NodeSection
 from samullm_plugin.app.requestlines import PLAIN, RowError, TokenCounter, estimate_tokens
 from samullm_plugin.app.templates import Output, plain_parts, referenced
+from samullm_plugin.app.trying import StandIn
 from samullm_plugin.checkpoints.images import is_image
 from samullm_plugin.checkpoints.models import config_of, reads_text_only
 from samullm_plugin.checkpoints.tokenizing import OwnTokenizers, turn_kinds
@@ -23,32 +23,6 @@ from samullm_plugin.errors import InputError, suggest
 
 SHOWN_FIELDS = 12
 """Fields of a row that a message names at most."""
-
-
-@dataclass(frozen=True, slots=True)
-class StandIn:
-    """What templates are tried with in place of an output.
-
-    Attributes:
-        node: whose output it is.
-        blank: as short as it may be; its tokens are not counted.
-        sample: one that looks like an output.
-        known: outputs are like the sample, because the user says so.
-    """
-
-    node: str
-    blank: Output
-    sample: Output
-    known: bool = False
-
-
-def shared_tokens(node: NodeDraft, request: Draft) -> int:
-    """Return the shared start of a request's prompt."""
-    values = request.line.values if request.line else None
-    if values and values.prefix_id is not None:
-        return values.prefix_tokens
-    assert isinstance(node.section, NodeSection)
-    return node.section.prefix_tokens
 
 
 def constant_lead(source: NodeSource) -> str:

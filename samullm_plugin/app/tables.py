@@ -1,21 +1,242 @@
-"""Request tables from drafts: token counts, limits and edges as columns."""
+"""From drafts to texts, parameters and request tables: token counts, limits, edges as columns."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
-from samullm_plugin.app.drafts import Draft, NodeDraft
-from samullm_plugin.app.loaded import NodeSource
-from samullm_plugin.app.nodespec import NodeSection, PythonSection
-from samullm_plugin.app.promptcounts import PromptCounts, StandIn, shared_tokens
-from samullm_plugin.app.requestlines import CHARACTERS_PER_TOKEN, TokenCounter
-from samullm_plugin.app.shortest import shortest_output
+from samullm_plugin.app import drafts
+from samullm_plugin.app.adapters import adapter_folder
+from samullm_plugin.app.drafts import Draft, NodeDraft, shared_tokens
+from samullm_plugin.app.functions import function_of
+from samullm_plugin.app.graph import NodeGraph
+from samullm_plugin.app.keptrows import RowFields
+from samullm_plugin.app.loaded import Branch, NodeSource, PythonCall
+from samullm_plugin.app.media import FIELD_TURNS
+from samullm_plugin.app.nodespec import (
+    ChoiceSection,
+    MessageSection,
+    NodeSection,
+    PythonSection,
+    RegexSection,
+)
+from samullm_plugin.app.pooling import class_names
+from samullm_plugin.app.promptcounts import PromptCounts
+from samullm_plugin.app.requestlines import CHARACTERS_PER_TOKEN, PLAIN, TokenCounter
+from samullm_plugin.app.schemas import Schema, SchemaResolver, json_schema, regex_schema
+from samullm_plugin.app.schemasamples import shortest_output
+from samullm_plugin.app.templates import referenced
+from samullm_plugin.app.trying import StandIn
 from samullm_plugin.checkpoints.tokenizing import WINDOW
-from samullm_plugin.errors import InputError
+from samullm_plugin.errors import InputError, suggest
 from samullm_plugin.model.application import PythonNode, RequestTable
 from samullm_plugin.model.types import Ints
+
+Turns = tuple[tuple[str, str], ...]
+"""Role and template of each turn; roles of ``FIELD_TURNS`` name a field of the row instead."""
+
+
+def node_templates(section: NodeSection, turns: Turns, where: str) -> dict[str, frozenset[str]]:
+    """Return the names that each template of a node uses, by the template.
+
+    Raises:
+        InputError: naming the template that is none.
+    """
+    written = [] if section.prompt is None else [("prompt", section.prompt)]
+    written += [(f"messages.{role}", text) for role, text in turns if role not in FIELD_TURNS]
+    written += [] if section.pair is None else [("pair", section.pair)]
+    if turns and not written:
+        return {"": frozenset()}
+    found = {}
+    for name, template in written:
+        try:
+            found[template] = referenced(template)
+        except InputError as error:
+            raise InputError(f"{where}.{name}: {error}") from error
+    return found
+
+
+def node_turns(
+    section: NodeSection, declared: Mapping[str, Sequence[MessageSection]], where: str
+) -> Turns:
+    """Return role and template of every turn of a node, with those declared elsewhere.
+
+    Raises:
+        InputError: for turns that are not declared, or include themselves.
+    """
+
+    def expanded(messages: Sequence[MessageSection], above: tuple[str, ...]) -> Iterator[
+        tuple[str, str]
+    ]:  # fmt: skip
+        for message in messages:
+            if message.turn is not None:
+                yield message.turn
+            elif message.history is not None:
+                yield "history", message.history
+            elif message.image is not None:
+                yield "image", message.image
+            elif (name := message.include or "") in above:
+                raise InputError(f"{where}.messages: {name!r} includes itself")
+            elif name not in declared:
+                hint = suggest(name, declared) or f"; messages: {', '.join(declared) or 'none'}"
+                raise InputError(f"{where}.messages: no messages are named {name!r}{hint}")
+            else:
+                yield from expanded(declared[name], (*above, name))
+
+    turns = tuple(expanded(section.messages, ()))
+    for (role, name), (then, _) in pairwise((*turns, ("", ""))):
+        if role == "image" and then not in ("image", "user"):
+            raise InputError(f"{where}.messages: behind the image {name!r} there is no user turn")
+    return turns
+
+
+def node_source(graph: NodeGraph, index: int, turns: Turns, schema: Schema | None) -> NodeSource:
+    """Return the texts of a node whose requests are there.
+
+    Args:
+        graph: the nodes.
+        index: which of them.
+        turns: of its conversations.
+        schema: what its outputs must be.
+
+    Raises:
+        InputError: naming the field of a function that is none.
+    """
+    node, section = graph.nodes[index], graph.nodes[index].section
+    where = graph.where(node)
+    branches = tuple(
+        Branch(
+            graph.resolve([name], f"{where}.route")[0],
+            drafts.condition(branch.when, branch.expr),
+        )
+        for name, branch in section.route.items()
+    )
+    labels = tuple(w.label for r in node.requests for w in r.waits)
+    fallback = [w.fallback for r in node.requests for w in r.waits]
+    inputs = dict.fromkeys((*section.edges, *labels))
+    common = NodeSource(
+        ids=tuple(r.id for r in node.requests),
+        items=tuple(r.item for r in node.requests),
+        fields=RowFields(r.row for r in node.requests),
+        labels=labels,
+        inputs=tuple(n for n in inputs if n and n != "previous"),
+        name=node.section_name,
+        parents=tuple(r.parent for r in node.requests),
+        fallback=frozenset(k for k, is_fallback in enumerate(fallback) if is_fallback),
+        branches=branches,
+        keep=drafts.condition(section.keep.when, section.keep.expr) if section.keep else None,
+        passes=section.otherwise == "pass",
+        own_prompt=section.requests is not None,
+        sample=section.sample,
+        folder=graph.path.parent,
+    )
+    if isinstance(section, PythonSection):
+        function = function_of(
+            section.python, graph.path.parent, section.options, f"{where}.python"
+        )
+        call = PythonCall(
+            function, section.scope, section.max, section.batch_size, section.timeout_s,
+            section.workers, node.num_calls,
+        )  # fmt: skip
+        return replace(common, call=call)
+    return _with_texts(graph, node, section, common, turns, schema)
+
+
+def _with_texts(
+    graph: NodeGraph,
+    node: NodeDraft,
+    section: NodeSection,
+    common: NodeSource,
+    turns: Turns,
+    schema: Schema | None,
+) -> NodeSource:
+    """Return the texts of a model's node."""
+    where = graph.where(node)
+    lines = {
+        k: r.line.values
+        for k, r in enumerate(node.requests)
+        if r.line and r.line.values is not PLAIN
+    }
+    sampling = section.sampling_params.given()
+    sampling.pop("n", None)
+    own: dict[int, Mapping[str, object]] = {}
+    for k, request in enumerate(node.requests if not section.pools else ()):
+        values = lines.get(k, PLAIN)
+        if values is PLAIN and not request.sample:
+            continue
+        given = values.sampling
+        if values.max_tokens is not None:
+            given = {**given, "max_tokens": values.max_tokens}
+        if request.sample and (seed := given.get("seed", sampling.get("seed"))) is not None:
+            given = {**given, "seed": int(str(seed)) + request.sample}  # as vLLM's n does
+        if given:
+            own[k] = given
+    if schema is not None:
+        sampling["structured_outputs"] = schema.structured_outputs
+    if section.asks_logprobs:
+        sampling.setdefault("logprobs", 0)
+    options = {
+        "chat_template": section.chat_template,
+        "chat_template_kwargs": dict(section.chat_template_kwargs) or None,
+    }
+    check = None
+    if section.check is not None:
+        check = function_of(section.check, graph.path.parent, {}, f"{where}.check")
+    return replace(
+        common,
+        template=section.prompt,
+        turns=turns,
+        chat=section.chat or bool(section.messages),
+        chat_options={k: v for k, v in options.items() if v is not None},
+        sampling=sampling,
+        request_sampling=own,
+        prompt_token_ids={k: v.prompt_token_ids for k, v in lines.items() if v.prompt_token_ids},
+        request_chat={k: v.chat for k, v in lines.items() if v.chat},
+        samples={k: r.sample for k, r in enumerate(node.requests) if r.sample},
+        schema=schema,
+        check=check,
+        retries=section.retries,
+        retry_temperature=section.retry_temperature,
+        lora=None if section.lora is None else str(adapter_folder(section.lora, graph.path)),
+        pair=section.pair,
+        task=section.task if section.pools else "",
+        class_names=class_names(node.model) if section.task == "classify" and node.model else (),
+    )
+
+
+def node_schema(
+    section: NodeSection, folder: Path, resolve: SchemaResolver, where: str
+) -> Schema | None:
+    """Return what the outputs of a node must be.
+
+    Args:
+        section: the node.
+        folder: of its file.
+        resolve: returns the JSON schema of a class.
+        where: file and field, for messages.
+
+    Raises:
+        InputError: for a schema that is none.
+    """
+    given, where = section.output_schema, f"{where}.output_schema"
+    if given is None:
+        return None
+    if isinstance(given, RegexSection):
+        return regex_schema(given.regex, f"{where}.regex")
+    if isinstance(given, ChoiceSection):
+        return Schema("choice", json.dumps(given.choice))
+    if isinstance(given, Mapping):
+        return json_schema(given, where)
+    if isinstance(given, str):
+        function = function_of(given, folder, {}, where)
+        return json_schema(resolve(function, where), where)
+    return json_schema(given.model_json_schema(), where)
+
 
 SHOWN_TEXT = 80
 """Characters of a shortest output that a message shows."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from samullm_plugin.app.expressions import parsed
@@ -10,13 +11,29 @@ from samullm_plugin.app.functions import chosen_by
 from samullm_plugin.app.graph import NodeGraph
 from samullm_plugin.app.nodespec import NodeSection, PythonSection
 from samullm_plugin.app.pooling import pooled_example
-from samullm_plugin.app.promptcounts import StandIn
 from samullm_plugin.app.schemas import Schema
 from samullm_plugin.app.templates import Output, unknown_output
 from samullm_plugin.errors import InputError, Reject, suggest
 
 SAMPLE = "1. A first line.\n2. A second line.\n3. A third line."
 """What templates are tried with in place of an output of which nothing is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class StandIn:
+    """What templates are tried with in place of an output.
+
+    Attributes:
+        node: whose output it is.
+        blank: as short as it may be; its tokens are not counted.
+        sample: one that looks like an output.
+        known: outputs are like the sample, because the user says so.
+    """
+
+    node: str
+    blank: Output
+    sample: Output
+    known: bool = False
 
 
 class Trials:

@@ -15,7 +15,7 @@ from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.application import Application, ModelNode
 from samullm_plugin.model.cluster import Cluster
 from samullm_plugin.model.costs import ModeCosts
-from samullm_plugin.model.length_observations import LengthObservations
+from samullm_plugin.model.lengths import LengthObservations
 from samullm_plugin.model.problem import ModeKey, Problem
 from samullm_plugin.model.scenarios import draw_taken, make_scenario
 from samullm_plugin.model.types import Ints

@@ -19,9 +19,8 @@ from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.plan import Plan
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.result import PlanResult, PlanStatus
-from samullm_plugin.planning.planner import PlanningOptions, make_plan
+from samullm_plugin.planning.planner import PlanningOptions, bounds_s, make_plan
 from samullm_plugin.planning.policies import offered_policies, policy_call
-from samullm_plugin.rules.bounds import lower_bound
 from samullm_plugin.simulator import PlanSimulator
 
 Baselines = Mapping[str, str]
@@ -177,8 +176,7 @@ def run_case(
         on_start(name)
         how = replace(options(name), policies=offered_policies(case.problem.app))
         planned = try_plan(host, case.problem, name, how)
-        if planned.result is None:  # a bound that needs no simulation
-            bounds_s = [lower_bound(case.problem, s).value_s for s in case.problem.scenarios]
+        if planned.result is None:
             rows.append(
                 BenchRow(
                     case.application,
@@ -186,7 +184,7 @@ def run_case(
                     name,
                     note=planned.note,
                     failed=planned.failed,
-                    bound_s=float(np.mean(bounds_s)),
+                    bound_s=float(np.mean(bounds_s(host, case.problem, how))),
                 )
             )
         else:

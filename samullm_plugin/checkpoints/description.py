@@ -7,15 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from samullm_plugin.checkpoints.asked_vllm import ask_vllm
+from samullm_plugin.checkpoints.asked_libraries import ask_vllm, count_parameters
+from samullm_plugin.checkpoints.decoder import NotModelledError
 from samullm_plugin.checkpoints.families import FAMILIES, NOT_MODELLED
 from samullm_plugin.checkpoints.hf_config import ConfigFile, read_config_file, readable
 from samullm_plugin.checkpoints.limits import derived_max_model_len
-from samullm_plugin.checkpoints.meta_device import count_parameters
 from samullm_plugin.checkpoints.parts import Attention, Layers, Part
 from samullm_plugin.checkpoints.quantization import DTYPE_BYTES, Quantization, online
 from samullm_plugin.checkpoints.quantization_config import read_quantization
-from samullm_plugin.checkpoints.refusals import NotModelledError
 from samullm_plugin.checkpoints.stacks import read_layers, tied
 from samullm_plugin.checkpoints.weight_files import StoredWeights, read_weights
 from samullm_plugin.errors import InputError
@@ -146,7 +145,7 @@ class ModelDescription:
             mlp="plain" if usual and _plain(self) else "gated",
             num_experts=usual.experts if usual else 0,
             num_active_experts=usual.active if usual else 0,
-            dtype_bytes=_matrix_bytes(self, engine, weights),
+            dtype_bytes=weights / max(self.parameters, 1),
             parameters=self.parameters,
             active_parameters=active,
             stored_bytes=weights,
@@ -164,13 +163,6 @@ def _heads(attentions: Sequence[Attention]) -> tuple[int, int, int]:
 
 def _plain(description: ModelDescription) -> bool:
     return "plain" in FAMILIES.get(description.file.text.kind, ())
-
-
-def _matrix_bytes(
-    description: ModelDescription, engine: EngineOptions | None, weights: float
-) -> float:
-    """Return the bytes of one weight of the layers' matrices."""
-    return weights / max(description.parameters, 1)
 
 
 def _extra(engine: EngineOptions) -> Mapping[str, object]:
@@ -234,7 +226,7 @@ def describe(path: Path, *, ask: bool = False) -> ModelDescription:
         layers,
         parameters,
         quantization,
-        _dtype(file, stored),
+        _dtype(file),
         longest,
         stored,
         source,  # type: ignore[arg-type]  # one of those above
@@ -312,7 +304,7 @@ def _checked_guess(file: ConfigFile, counted: int, refusal: NotModelledError) ->
     return layers
 
 
-def _dtype(file: ConfigFile, stored: StoredWeights | None) -> str:
+def _dtype(file: ConfigFile) -> str:
     """Return the type that vLLM's ``auto`` gives a model on a GPU: 32-bit models become 16-bit."""
     given = (
         file.raw.get("dtype") or file.raw.get("torch_dtype")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from samullm_plugin.checkpoints.attentions import attention
-from samullm_plugin.checkpoints.decoder import Decoder, read_decoder
+from samullm_plugin.checkpoints.decoder import Decoder, NotModelledError, read_decoder
 from samullm_plugin.checkpoints.families import (
     FAMILIES,
     GEMMA_3N,
@@ -14,13 +14,13 @@ from samullm_plugin.checkpoints.families import (
     RECURRENT,
     TOWERS_NOT_MODELLED,
 )
-from samullm_plugin.checkpoints.gemma_layers import gemma_layer, gemma_outside
 from samullm_plugin.checkpoints.hf_config import TEXT_SECTIONS, ConfigFile, has_defaults
 from samullm_plugin.checkpoints.mixers import state_space
 from samullm_plugin.checkpoints.mlps import dense, mlp, routed_experts
 from samullm_plugin.checkpoints.parts import Layer, Layers, Part, linear
-from samullm_plugin.checkpoints.refusals import NotModelledError
 from samullm_plugin.checkpoints.unusual_layers import (
+    gemma_layer,
+    gemma_outside,
     one_thing,
     searched_block,
     shared_block,

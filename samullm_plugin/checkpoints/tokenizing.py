@@ -10,9 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from samullm_plugin.checkpoints.asking import installed
+from samullm_plugin.checkpoints.asking import installed, keep, read_kept
 from samullm_plugin.checkpoints.images import Size, image_tokens, images_of, size_of, with_marks
-from samullm_plugin.checkpoints.machine_cache import keep, read_kept
 from samullm_plugin.checkpoints.models import checkpoint_of, find_checkpoint
 from samullm_plugin.model.application import ModelSpec
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from samullm_plugin.checkpoints.decoder import NotModelledError
 from samullm_plugin.checkpoints.hf_config import ConfigFile, HfConfig
 from samullm_plugin.checkpoints.parts import Part, linear
-from samullm_plugin.checkpoints.refusals import NotModelledError
 
 _MOBILENET = "mobilenetv5_300m_enc"
 """Gemma 3n's vision tower; 294 million parameters by timm's table of models. Its audio tower's

@@ -20,8 +20,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from samullm_plugin.cli.logs import configure_logging
-from samullm_plugin.cli.streams import discard, standard_streams
+from samullm_plugin.cli.streams import configure_logging, discard, standard_streams
 from samullm_plugin.errors import InputError, SamullmError, UnknownNameError, suggest
 
 

@@ -15,15 +15,19 @@ import typer
 from samullm_plugin.cli import bench_engines
 from samullm_plugin.cli.bench_lengths import lengths
 from samullm_plugin.cli.bench_policies import policies
-from samullm_plugin.cli.bench_tables import (
+from samullm_plugin.cli.output import (
     LOSS,
+    OutputJson,
+    console,
     least_speedup,
     median_speedup,
     percent,
+    print_table,
+    progress,
     seconds,
     speedup,
+    write_json,
 )
-from samullm_plugin.cli.output import OutputJson, console, print_table, progress, write_json
 from samullm_plugin.cli.plan import parsed_options
 from samullm_plugin.errors import InputError, PluginError
 

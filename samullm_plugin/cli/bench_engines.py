@@ -11,9 +11,15 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from samullm_plugin.cli.bench_tables import least_speedup, median_speedup, speedup
-from samullm_plugin.cli.logs import is_quiet
-from samullm_plugin.cli.output import console, print_table, write_json
+from samullm_plugin.cli.output import (
+    console,
+    least_speedup,
+    median_speedup,
+    print_table,
+    speedup,
+    write_json,
+)
+from samullm_plugin.cli.streams import is_quiet
 from samullm_plugin.errors import InputError
 
 if TYPE_CHECKING:

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from samullm_plugin.cli.bench_tables import percent, seconds
-from samullm_plugin.cli.output import OutputJson, console, print_table, write_json
+from samullm_plugin.cli.output import OutputJson, console, percent, print_table, seconds, write_json
 from samullm_plugin.cli.plan import (
     Budget,
     Gpus,
@@ -51,10 +50,9 @@ def compare(
     """Plan with several schedulers; show where the plans differ and what that costs."""
     from samullm_plugin.host.manager import PluginHost
     from samullm_plugin.planning.applications import find_application
-    from samullm_plugin.planning.gantt import text_gantt
     from samullm_plugin.planning.instances import make_instance
     from samullm_plugin.planning.planner import make_plan
-    from samullm_plugin.planning.reporting import differences
+    from samullm_plugin.planning.reporting import differences, text_gantt
     from samullm_plugin.run.pages import Table
 
     if svg is not None:

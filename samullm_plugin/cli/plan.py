@@ -245,13 +245,13 @@ def show_plan(result: PlanResult, *, explain: bool = False) -> None:
     """Print the stage table, the Gantt chart and where the figures come from."""
     import numpy as np
 
-    from samullm_plugin.planning.gantt import text_gantt
     from samullm_plugin.planning.reporting import (
         idle_lines,
         makespan_band,
         provenance_lines,
         stage_lines,
         start_lines,
+        text_gantt,
     )
 
     problem, trace = result.problem, result.traces[0]

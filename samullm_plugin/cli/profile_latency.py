@@ -94,9 +94,6 @@ def latency(
         ),
     ] = 0.0,
     executor: Annotated[str, typer.Option(help="What runs the engine.")] = "vllm",
-    trust_remote_code: Annotated[
-        bool, typer.Option(help="Accept a model that brings its own code.")
-    ] = False,
     output_json: OutputJson = None,
 ) -> None:
     """Drive a live engine with few informative batches and fit its iteration latency.
@@ -107,13 +104,13 @@ def latency(
     from samullm_plugin.app.modelspecs import engine_options
     from samullm_plugin.cli.plan import parsed_options
     from samullm_plugin.host.manager import PluginHost
-    from samullm_plugin.measuring.check import judge_runs
     from samullm_plugin.measuring.engine import (
         capacities,
         iterations_of,
         measure,
         write_iterations,
     )
+    from samullm_plugin.measuring.judging import judge_runs
     from samullm_plugin.profiling.fit import check_profile, fit_profile
     from samullm_plugin.profiling.iterations import Iterations
     from samullm_plugin.profiling.profile_files import EngineStart, write_profile

@@ -75,8 +75,8 @@ def run(
     output_json: OutputJson = None,
 ) -> int:
     """Run an application; Ctrl-C once stops it so that it can be resumed, twice at once."""
-    from samullm_plugin.cli.logs import is_quiet
     from samullm_plugin.cli.plan import parsed_options
+    from samullm_plugin.cli.streams import is_quiet
     from samullm_plugin.host.manager import PluginHost
     from samullm_plugin.planning.applications import find_application
     from samullm_plugin.planning.artifacts import StoredPlan, read_plan

@@ -1,8 +1,9 @@
-"""Standard streams that never end a command: closed, full, or read by nobody."""
+"""Standard streams that never end a command (closed, full, read by nobody), and logging to them."""
 
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -96,3 +97,41 @@ def discard(stream: TextIO | None) -> None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, cast("TextIO", stream).fileno())
         os.close(null)
+
+
+PACKAGE = "samullm_plugin"
+
+
+class _Stderr(logging.Handler):
+    """Writes one line per record to whatever stderr is at that time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        sys.stderr.write(self.format(record) + "\n")
+
+
+def configure_logging(verbosity: int = 0, *, quiet: bool = False) -> None:
+    """Send warnings (or more, or only errors) of this project and its plugins to stderr."""
+    level = logging.WARNING - 10 * verbosity
+    logger = logging.getLogger()
+    handler = _Stderr()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    logger.handlers = [h for h in logger.handlers if not isinstance(h, _Stderr)]
+    logger.addHandler(handler)
+    for name in (PACKAGE, *(_plugin_packages() if quiet or verbosity else ())):
+        logging.getLogger(name).setLevel(logging.ERROR if quiet else level)
+
+
+def _plugin_packages() -> set[str]:
+    """Return the top-level packages of installed plugins, without importing them."""
+    from importlib.metadata import EntryPoint
+
+    from samullm_plugin.host.discovery import installed_plugins
+
+    points = [p for p in installed_plugins() if isinstance(p, EntryPoint)]
+    return {point.module.partition(".")[0] for point in points}
+
+
+def is_quiet() -> bool:
+    """Return whether people asked for results and errors only."""
+    return logging.getLogger(PACKAGE).getEffectiveLevel() >= logging.ERROR

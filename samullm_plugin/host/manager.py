@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from samullm_plugin.host.interfaces.observer import RunEvent, RunInfo, StageRecord
     from samullm_plugin.host.interfaces.policy import RequestPolicy
     from samullm_plugin.host.interfaces.scheduler import StageScheduler
-    from samullm_plugin.host.settings import Settings
     from samullm_plugin.model.plan import Stage
 
 Options = Mapping[str, object] | None
@@ -101,12 +100,11 @@ class PluginHost:
             logger.warning("no installed plugin is named %r%s", name, suggest(name, known))
 
     @classmethod
-    def from_settings(cls, settings: Settings | None = None) -> PluginHost:
+    def from_settings(cls) -> PluginHost:
         """Return a host as the ``SAMULLM_*`` environment variables ask for."""
-        if settings is None:
-            from samullm_plugin.host.settings import read_settings
+        from samullm_plugin.host.settings import read_settings
 
-            settings = read_settings()
+        settings = read_settings()
         return cls(
             disabled=settings.disable_plugins,
             only=settings.load_plugins,

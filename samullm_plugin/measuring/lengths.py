@@ -15,7 +15,7 @@ from samullm_plugin.host.interfaces.observer import RunInfo
 from samullm_plugin.model.application import Application, ModelSpec
 from samullm_plugin.model.cluster import Cluster, Gpu
 from samullm_plugin.model.costs import ModeCosts
-from samullm_plugin.model.length_observations import LengthObservations
+from samullm_plugin.model.lengths import LengthObservations
 from samullm_plugin.model.types import Bools
 from samullm_plugin.run.ledger import Ledger, Status
 from samullm_plugin.run.log import RunLog

@@ -16,7 +16,7 @@ from samullm_plugin.model.cluster import Gpu
 from samullm_plugin.model.costs import LoadTimes, ModeCosts, Provenance
 from samullm_plugin.model.kv_cache import KvCacheGroup
 from samullm_plugin.model.latency import StepLatency, StepModel
-from samullm_plugin.model.length_observations import LengthObservations
+from samullm_plugin.model.lengths import LengthObservations
 from samullm_plugin.planning.estimators import make_latency_model
 from samullm_plugin.profiling.calibration import (
     LEAST_ITERATIONS,

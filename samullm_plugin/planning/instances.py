@@ -24,7 +24,7 @@ from samullm_plugin.planning.best_known import best_known, seen_lengths
 from samullm_plugin.planning.building import build_problem
 from samullm_plugin.planning.estimators import make_latency_model, make_length_estimator
 from samullm_plugin.planning.planner import PlanningOptions
-from samullm_plugin.planning.policies import offered_policies, planned_policy
+from samullm_plugin.planning.policies import NO_POLICY, offered_policies, planned_policy
 from samullm_plugin.planning.this_machine import local_devices
 from samullm_plugin.rules.fusion import fuse_chains, fuse_groups
 from samullm_plugin.rules.repeats import with_repeats
@@ -41,12 +41,19 @@ class Instance:
         estimator: where the lengths come from.
         latency_model: where the costs come from.
         planner: how it is planned.
+        policy_chosen: the planner's request policy was chosen with a plan, not asked for.
     """
 
     problem: Problem
     estimator: LengthEstimator
     latency_model: LatencyModel
     planner: PlannerSection
+    policy_chosen: bool = False
+
+    @property
+    def policy_free(self) -> bool:
+        """Return whether plans may choose the request policy: nobody has asked for one."""
+        return self.planner.request_policy is None or self.policy_chosen
 
     @property
     def offered_policies(self) -> tuple[str, ...]:
@@ -87,9 +94,10 @@ class Instance:
         return made
 
     def with_policy(self, name: str | None) -> Instance:
-        """Return the instance as if its planner had asked for this request policy, or for none."""
-        chosen = {"request_policy": None if name is None else Component(type=name)}
-        return replace(self, planner=self.planner.model_copy(update=chosen))
+        """Return the instance with the request policy that was chosen with a plan, or with none."""
+        policy = None if name is None or name == NO_POLICY else Component(type=name)
+        chosen = {"request_policy": policy}
+        return replace(self, planner=self.planner.model_copy(update=chosen), policy_chosen=True)
 
     def with_stored_policy(self, host: PluginHost, name: str | None, path: Path) -> Instance:
         """Return the instance with the policy that was chosen with a plan, if none is asked for.

@@ -90,12 +90,7 @@ def make_plan(
         PluginError: if the scheduler raises or returns something else than a plan.
     """
     how = how or PlanningOptions()
-    simulator = simulator or PlanSimulator(problem)
-    worlds = [_World.of(host, simulator, how.policies)]
-    if how.simulator_of is not None:
-        for groups in sharing_choices(problem):
-            other = how.simulator_of(shared_problem(problem, groups))
-            worlds.append(_World.of(host, other, how.policies, groups))
+    worlds = _worlds(host, problem, how, simulator)
     start = perf_counter()
     plan, report = _schedule(host, worlds, scheduler, how, depth=0)
     planning_s = perf_counter() - start
@@ -109,7 +104,7 @@ def make_plan(
         plan=plan,
         makespan_s=np.array([t.makespan_s for t in traces]),
         traces=traces,
-        lower_bound_s=np.min([w.lower_bounds_s() for w in worlds], axis=0),
+        lower_bound_s=_least_s(worlds),
         status=report.status,
         structure_bound=report.bound,
         structure_objective_s=report.objective_s,
@@ -118,6 +113,11 @@ def make_plan(
         notes=tuple(report.notes),
         request_policy=policy,
     )
+
+
+def bounds_s(host: PluginHost, problem: Problem, how: PlanningOptions | None = None) -> Floats:
+    """Return seconds that no plan beats, by length scenario, as plans are printed with."""
+    return _least_s(_worlds(host, problem, how or PlanningOptions(), None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +170,23 @@ class _World:
     def lower_bounds_s(self) -> Floats:
         """Return seconds that no plan beats, whatever policy is chosen, by length scenario."""
         return lower_bounds_s(self.simulator, self.with_policies)
+
+
+def _worlds(
+    host: PluginHost, problem: Problem, how: PlanningOptions, simulator: PlanSimulator | None
+) -> list[_World]:
+    """Return the problem, and others that a shipped scheduler may choose instead."""
+    worlds = [_World.of(host, simulator or PlanSimulator(problem), how.policies)]
+    if how.simulator_of is not None:
+        for groups in sharing_choices(problem):
+            other = how.simulator_of(shared_problem(problem, groups))
+            worlds.append(_World.of(host, other, how.policies, groups))
+    return worlds
+
+
+def _least_s(worlds: Sequence[_World]) -> Floats:
+    """Return seconds that no plan of any of these beats, by length scenario."""
+    return np.asarray(np.min([w.lower_bounds_s() for w in worlds], axis=0))
 
 
 def _schedule(

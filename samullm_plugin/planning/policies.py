@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
 import numpy as np
 
-from samullm_plugin.app.spec import PlannerSection
+from samullm_plugin.app.spec import Component, PlannerSection
 from samullm_plugin.errors import PluginError, SamullmError
 from samullm_plugin.host.interfaces.policy import PolicyBatch, RequestPolicy
 from samullm_plugin.host.manager import PluginHost
@@ -66,10 +66,52 @@ def _chain_ids(app: Application, node: int) -> Ints | None:
     return chains_of(len(table), table.input_row[own], table.input_request[own]).first
 
 
+NO_POLICY = "fcfs"
+"""The request policy that leaves everything as it comes."""
+
+
 def offered_policies(app: Application) -> tuple[str, ...]:
     """Return the request policies that may be chosen with a plan of an application."""
     waits = any((n.requests.input_node == i).any() for i, n in enumerate(app.nodes))
     return ("isolate-longest",) if waits else ()
+
+
+def chosen_policy(
+    host: PluginHost,
+    planner: PlannerSection,
+    problem: Problem,
+    chosen: Mapping[str, Component | None],
+) -> PolicyCall | None:
+    """Return the request policies of a problem's nodes as one.
+
+    Args:
+        host: the plugins.
+        planner: how the problem is planned.
+        problem: the problem; policies are told its own lengths.
+        chosen: by node name, its policy; None: first come, first served, in turn.
+
+    Raises:
+        InputError: for an unknown policy or wrong options.
+    """
+    by_node = [chosen[n.name] for n in problem.app.nodes]
+    different = [c for k, c in enumerate(by_node) if c not in by_node[:k]]
+    calls = [
+        planned_policy(host, planner.model_copy(update={"request_policy": c}), problem)
+        for c in different
+    ]
+    if len(calls) == 1:
+        return calls[0]
+    place = [different.index(c) for c in by_node]
+
+    def call(
+        scenario: int, node: int, requests: Ints, arrival_s: Floats | None, num_replicas: int
+    ) -> tuple[Ints | None, Ints | None]:
+        policy = calls[place[node]]
+        if policy is None:
+            return None, None
+        return policy(scenario, node, requests, arrival_s, num_replicas)
+
+    return call
 
 
 def planned_policy(

@@ -13,7 +13,7 @@ import numpy as np
 
 from samullm_plugin.checkpoints.models import find_name, short_name
 from samullm_plugin.errors import InputError, suggest
-from samullm_plugin.model.length_distributions import LengthDistribution
+from samullm_plugin.model.lengths import LengthDistribution
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from samullm_plugin.checkpoints.machine_cache import keep, read_kept
+from samullm_plugin.checkpoints.asking import keep, read_kept
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.application import ModelSpec
 from samullm_plugin.model.engine_config import vllm_version
 from samullm_plugin.model.latency import StepLatency, StepTable
-from samullm_plugin.model.length_observations import LengthObservations
+from samullm_plugin.model.lengths import LengthObservations
 from samullm_plugin.model.types import Floats
 from samullm_plugin.profiling.fitting import fit_iterations
 from samullm_plugin.profiling.iterations import Iterations

@@ -11,11 +11,10 @@ import numpy as np
 from samullm_plugin.checkpoints.models import find_name
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.architecture import ModelArchitecture
-from samullm_plugin.profiling.book import transfer_errors
+from samullm_plugin.profiling.book import architecture_of, latency_book, transfer_errors
 from samullm_plugin.profiling.device_fit import fit_architectures, fit_device
 from samullm_plugin.profiling.fitting import AttentionPrior, StepFit, fit_iterations
 from samullm_plugin.profiling.iterations import Iterations
-from samullm_plugin.profiling.latency_book import architecture_of, latency_book
 from samullm_plugin.profiling.loading import fit_loading
 from samullm_plugin.profiling.memory import RecordedStart, fit_memory
 from samullm_plugin.profiling.profile_files import (

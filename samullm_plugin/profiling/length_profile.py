@@ -14,8 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from samullm_plugin.app.fields import validate
 from samullm_plugin.errors import InputError
 from samullm_plugin.files import read_json, save, to_json
-from samullm_plugin.model.length_distributions import LengthDistribution
-from samullm_plugin.model.length_observations import LengthObservations
+from samullm_plugin.model.lengths import LengthDistribution, LengthObservations
 
 FORMAT = "samullm-lengths-1"
 

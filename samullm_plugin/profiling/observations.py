@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from samullm_plugin.app.fields import validate
 from samullm_plugin.errors import InputError, suggest
 from samullm_plugin.files import good_rows
-from samullm_plugin.model.length_observations import LengthObservations
+from samullm_plugin.model.lengths import LengthObservations
 from samullm_plugin.model.types import Ints
 
 

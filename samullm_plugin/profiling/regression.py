@@ -8,6 +8,10 @@ import numpy as np
 
 from samullm_plugin.model.types import Floats
 
+_REWEIGHTINGS = 20
+_DIFFERENCE = 1e-4
+"""Width of the forward differences."""
+
 
 def nonnegative_least_squares(matrix: Floats, target: Floats) -> Floats:
     """Return ``x >= 0`` that minimises ``|matrix @ x - target|``, whatever the columns' scales.
@@ -26,18 +30,17 @@ def nonnegative_least_squares(matrix: Floats, target: Floats) -> Floats:
     return np.asarray(nnls(matrix / scale, target)[0] / scale, dtype=np.float64)
 
 
-def least_absolute(matrix: Floats, target: Floats, *, floor: float, rounds: int = 20) -> Floats:
+def least_absolute(matrix: Floats, target: Floats, *, floor: float) -> Floats:
     """Return ``x`` that about minimises the summed absolute residual (iterated reweighting).
 
     Args:
         matrix: shape ``(n, k)``.
         target: shape ``(n,)``.
         floor: residuals below it weigh alike; in units of ``target``.
-        rounds: reweightings.
     """
     weight = np.ones(len(target))
     x: Floats = np.zeros(matrix.shape[1])
-    for _ in range(rounds):
+    for _ in range(_REWEIGHTINGS):
         x = np.asarray(
             np.linalg.lstsq(matrix * weight[:, None], target * weight, rcond=None)[0],
             dtype=np.float64,
@@ -51,7 +54,6 @@ def levenberg_marquardt(
     start: Floats,
     *,
     rounds: int = 40,
-    step: float = 1e-4,
 ) -> Floats:
     """Return the parameters of least squared residuals near ``start``.
 
@@ -59,7 +61,6 @@ def levenberg_marquardt(
         residuals: from parameters of shape ``(k,)`` to residuals of shape ``(n,)``.
         start: first guess, of about unit scale.
         rounds: most accepted or refused steps.
-        step: width of the forward differences.
     """
     x = np.array(start, dtype=np.float64)
     r = residuals(x)
@@ -68,8 +69,8 @@ def levenberg_marquardt(
         jacobian = np.empty((len(r), len(x)))
         for j in range(len(x)):
             moved = x.copy()
-            moved[j] += step
-            jacobian[:, j] = (residuals(moved) - r) / step
+            moved[j] += _DIFFERENCE
+            jacobian[:, j] = (residuals(moved) - r) / _DIFFERENCE
         gram, gradient = jacobian.T @ jacobian, jacobian.T @ r
         improved = False
         for _ in range(6):

@@ -3,13 +3,16 @@
 Two arguments, both from the iteration latencies themselves:
 
 * *Critical path*: what every request takes at least, alone, after its inputs
-  (:mod:`samullm_plugin.rules.critical_path`).
+  (:mod:`samullm_plugin.rules.critical_path`). Requests of nodes that wait for no other finish where
+  the node's simulation in some size has them, or a start later than alone; and nodes for which
+  there are no devices wait for them (:mod:`samullm_plugin.rules.late_starts`).
 * *Device seconds*: what all nodes cost must fit into makespan times devices
   (:mod:`samullm_plugin.rules.packing`). A node is done either *in one go*, by engines that are
   started once in one size and hold their devices to its end, or by engines that are started twice
   at least. Its iterations cost no less than its tokens at their prices
   (:mod:`samullm_plugin.rules.iteration_prices`), in one go what they cost in that size. A node that
-  waits for no other takes in one go what its simulation takes, whenever it starts.
+  waits for no other takes in one go what its simulation takes, whenever it starts, and what waits
+  for it comes after that.
 
 A plan may mix parallel sizes within a node that is started more than once, so prices are each taken
 at their cheapest size there.
@@ -17,7 +20,7 @@ at their cheapest size there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,15 +30,20 @@ from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.problem import ModeKey, Problem
 from samullm_plugin.model.scenarios import LengthScenario
 from samullm_plugin.model.types import Floats, Ints
-from samullm_plugin.rules.critical_path import Window, alone_s, modes_of, windows
+from samullm_plugin.rules.critical_path import Earliest, Paths, Window, alone_s, modes_of
 from samullm_plugin.rules.iteration_prices import unit_prices, work_of
+from samullm_plugin.rules.late_starts import Held, late_starts_s
 from samullm_plugin.rules.packing import Demand, InOneGo, fitting_s
 from samullm_plugin.rules.transition import Running
 
-Timed = Callable[[int, ParallelConfig, str], "float | None"]
-"""What the engines of a node that waits for no other take from ready to its end, given its index,
-their sizes and kind of GPU; None: not to be had."""
+Timed = Callable[[int, ParallelConfig, str], "Floats | None"]
+"""When the requests of a node that waits for no other finish, counted from when its engines are
+ready (0: not needed), given its index, their sizes and kind of GPU; None: not to be had."""
 
+
+WORTH, EVERY_SIZE = 1e-3, 60_000
+"""Share by which requests have to finish later than alone for their simulation to be looked at, and
+requests that are simulated for it in every size, at most (choices)."""
 
 SLIGHTLY = 1e-6
 """Share by which a bound is widened before it is asked what fits."""
@@ -47,7 +55,7 @@ class LowerBound:
 
     Attributes:
         value_s: the larger of the two.
-        critical_path_s: by the longest chain of requests.
+        critical_path_s: by the longest chain of requests, and who waits for devices.
         device_s: by device seconds over devices.
     """
 
@@ -80,31 +88,41 @@ def lower_bound(
     numbers = {engine_of[i] for i in ahead}  # of engines that are there
     started = {i for i, k in enumerate(engine_of) if k in numbers}
     done_s = {i: seconds for i, (seconds, _) in ahead.items()}
-    path_s, window = windows(problem, scenario, done_s, started)
+    paths = Paths(problem, scenario, done_s, started)
+    alone = paths.earliest()
+    later_s = {} if timed is None else _later_s(problem, paths, alone, started, timed)
+    earliest = paths.earliest(later_s)
     demands: list[Demand] = []
     ways: dict[int, _Ways] = {}  # by place among the demands
     shared: dict[int, int] = {}  # by number of engines, the place of all nodes that they serve
-    for i in range(len(problem.app.nodes)):
-        demand = _demand(problem, scenario, i)
+    held: dict[int, Held] = {}
+    for i, node in enumerate(problem.app.nodes):
+        demand, window = _demand(problem, scenario, i), paths.window(earliest, i)
         if demand is None:
             continue
+        alike = i in started or node.name in problem.same_engine
+        held[i] = Held(
+            min(devices for devices, _, _ in modes_of(problem, i)), 0.0 if alike else demand.start_s
+        )
         if i in ahead:
             seconds, devices = ahead[i]
             demand = Demand(max(0.0, demand.work - seconds * devices), 0.0, 0.0, 0.0)
         elif engine_of[i] in numbers:
             demand = Demand(demand.work, 0.0, 0.0, 0.0)  # it may take over engines that are there
-        elif problem.app.nodes[i].name in problem.same_engine:
-            demand = demand.between(window[i].head_s, window[i].tail_s)
+        elif node.name in problem.same_engine:
+            demand = demand.between(window.head_s, window.tail_s)
             if engine_of[i] in shared:
                 at = shared[engine_of[i]]
                 demands[at] = demands[at].joined(demand)
                 continue
             shared[engine_of[i]] = len(demands)
         else:
-            ways[len(demands)] = _Ways(problem, scenario, i, window[i])
+            end_s = float(alone.finish_s[i].max()) if i in later_s else window.end_s
+            ways[len(demands)] = _Ways(problem, scenario, i, window, end_s, paths, later_s)
             demand = ways[len(demands)].known(demand)
         demands.append(demand)
     gpus = problem.cluster.num_gpus
+    path_s = late_starts_s(paths, held, gpus, later_s)
     device_s = fitting_s(demands, gpus)
     while timed is not None:
         by_s = max(device_s, path_s)
@@ -117,11 +135,66 @@ def lower_bound(
     return LowerBound(max(device_s, path_s), path_s, device_s)
 
 
+def _later_s(
+    problem: Problem, paths: Paths, alone: Earliest, started: Container[int], timed: Timed
+) -> dict[int, Floats]:
+    """Return moments before which requests of nodes that wait for no other do not finish.
+
+    Those that finish before the engines that were ready first stop are where the simulation in
+    their size has them. Others wait for another start, of engines of their own.
+    """
+    found: dict[int, Floats] = {}
+    left = EVERY_SIZE
+    windows = [paths.window(alone, i) for i in range(len(problem.app.nodes))]
+    for i in sorted(range(len(windows)), key=lambda i: -(windows[i].end_s + windows[i].tail_s)):
+        node = problem.app.nodes[i]
+        if i in started or node.name in problem.same_engine or not paths.taken[i].any():
+            continue
+        if (node.requests.input_node != i).any():
+            continue
+        sizes = [(k, r) for k in problem.costs[i] for r in _counts(problem, i, k)]
+        requests = len(sizes) * int(paths.taken[i].sum())
+        if requests > left:
+            continue
+        left -= requests
+        again_s = min(problem.least_start_s(costs) for _, costs, _ in modes_of(problem, i))
+        least_s = np.where(paths.taken[i], alone.finish_s[i] + again_s, 0.0)
+        for key, replicas in sorted(sizes, key=lambda s: -s[1] * s[0].tensor_parallel_size):
+            run_s = timed(i, _parallel(key, replicas), key.gpu)
+            if run_s is None:
+                break
+            ready_s = problem.first_ready_s(i, problem.costs[i][key])
+            least_s = np.minimum(least_s, np.where(paths.taken[i], ready_s + run_s, 0.0))
+            if (least_s <= alone.finish_s[i] * (1 + WORTH)).all():
+                break  # some size is as good as an engine for each request
+        else:
+            found[i] = least_s
+    return found
+
+
+def _counts(problem: Problem, node: int, key: ModeKey) -> range:
+    """Return the numbers of replicas of a shape that there are devices for."""
+    devices = key.tensor_parallel_size * key.pipeline_parallel_size
+    most = problem.cluster.kinds.count(key.gpu) // devices
+    return range(1, most + 1) if problem.fits(node, key) else range(0)
+
+
+def _parallel(key: ModeKey, replicas: int) -> ParallelConfig:
+    return ParallelConfig(replicas, key.tensor_parallel_size, key.pipeline_parallel_size)
+
+
 class _Ways:
     """Ways to do a node in one go: at first what they take at least, then as simulated."""
 
     def __init__(
-        self, problem: Problem, scenario: LengthScenario, node: int, window: Window
+        self,
+        problem: Problem,
+        scenario: LengthScenario,
+        node: int,
+        window: Window,
+        alone_end_s: float,
+        paths: Paths,
+        later_s: Mapping[int, Floats],
     ) -> None:
         """Look at all sizes and numbers of replicas.
 
@@ -130,21 +203,24 @@ class _Ways:
             scenario: lengths.
             node: index of the node.
             window: in which it can be at work.
+            alone_end_s: its last request cannot finish before this, whatever its batches.
+            paths: all requests.
+            later_s: moments before which requests do not finish, see :meth:`Paths.earliest`.
         """
-        self._node, self._window = node, window
+        self._node, self._window, self._alone_end_s = node, window, alone_end_s
+        self._paths, self._later_s = paths, later_s
         # While a node waits for another it may be started again without losing time.
         self._waits = bool((problem.app.nodes[node].requests.input_node != node).any())
         self._least_start_s = min(problem.least_start_s(c) for _, c, _ in modes_of(problem, node))
         self._sizes: list[tuple[ModeKey, float, float]] = []
         sizes, counts, held_s = list[Ints](), list[Ints](), list[Floats]()
         for key, costs in problem.costs[node].items():
-            if not problem.fits(node, key):
+            replicas = _counts(problem, node, key)
+            if not replicas:
                 continue
             held = least_held(problem, scenario, node, key)
-            devices = key.tensor_parallel_size * key.pipeline_parallel_size
-            most = problem.cluster.kinds.count(key.gpu) // devices
-            counts.append(np.arange(1, most + 1))
-            sizes.append(np.full(most, len(self._sizes)))
+            counts.append(np.array(replicas))
+            sizes.append(np.full(len(replicas), len(self._sizes)))
             held_s.append(held.seconds(counts[-1]))
             self._sizes.append((key, problem.first_ready_s(node, costs), held.start_s))
         self._size, self._replicas = np.concatenate(sizes), np.concatenate(counts)
@@ -152,20 +228,17 @@ class _Ways:
         per_replica = [k.tensor_parallel_size * k.pipeline_parallel_size for k, _, _ in self._sizes]
         self._devices = np.array(per_replica)[self._size] * self._replicas
         before_s = np.array([ready_s - start_s for _, ready_s, start_s in self._sizes])
-        self._before_s = before_s[self._size]
+        ends_s = np.maximum(before_s[self._size] + self._held_s, window.end_s)
+        self._end_s = ends_s + window.tail_s
         self._looked_up: set[int] = set()
-
-    @property
-    def _end_s(self) -> Floats:
-        ends_s = np.maximum(self._before_s + self._held_s, self._window.end_s)
-        return ends_s + self._window.tail_s
 
     def known(self, demand: Demand) -> Demand:
         """Return a node's demand with what is known of these ways."""
         window = self._window
-        parted_s = window.end_s + window.tail_s + (0.0 if self._waits else self._least_start_s)
+        again_s = 0.0 if self._waits else self._least_start_s
+        parted_s = max(window.end_s, self._alone_end_s + again_s) + window.tail_s
         demand = demand.between(window.head_s, window.tail_s)
-        whole = InOneGo(self._devices, self._held_s.copy(), self._end_s)
+        whole = InOneGo(self._devices, self._held_s.copy(), self._end_s.copy())
         return replace(demand, whole=whole, parted_end_s=parted_s)
 
     def simulated(self, demand: Demand, makespan_s: float, timed: Timed) -> bool:
@@ -188,14 +261,14 @@ class _Ways:
             if demand.parted(within_s, edge_s) <= costs_s[k]:
                 continue
             self._looked_up.add(k)
-            key, _, start_s = self._sizes[self._size[k]]
-            parallel = ParallelConfig(
-                int(self._replicas[k]), key.tensor_parallel_size, key.pipeline_parallel_size
-            )
-            run_s = timed(self._node, parallel, key.gpu)
+            key, ready_s, start_s = self._sizes[self._size[k]]
+            run_s = timed(self._node, _parallel(key, int(self._replicas[k])), key.gpu)
             if run_s is not None:
                 news = True
-                self._held_s[k] = max(start_s + run_s, self._held_s[k])
+                self._held_s[k] = max(start_s + float(run_s.max()), self._held_s[k])
+                finish_s = np.where(self._paths.taken[self._node], ready_s + run_s, 0.0)
+                earliest = self._paths.earliest({**self._later_s, self._node: finish_s})
+                self._end_s[k] = max(earliest.end_s, self._end_s[k])
         return news
 
 

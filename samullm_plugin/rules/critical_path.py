@@ -20,7 +20,7 @@ from samullm_plugin.model.engine_config import EngineConfig
 from samullm_plugin.model.latency import StepLatency
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.scenarios import LengthScenario
-from samullm_plugin.model.types import Floats
+from samullm_plugin.model.types import Floats, Ints
 from samullm_plugin.rules.iteration_prices import iteration_parts
 
 
@@ -52,61 +52,121 @@ class Window:
     tail_s: float
 
 
-def windows(
-    problem: Problem,
-    scenario: LengthScenario,
-    ahead_s: Mapping[int, float],
-    started: Container[int],
-) -> tuple[float, list[Window]]:
-    """Return when the last request can finish at the earliest, and the windows of all models.
+@dataclass(frozen=True, slots=True)
+class Earliest:
+    """When requests can begin and finish at the earliest, by node and request.
 
-    Args:
-        problem: the instance.
-        scenario: lengths.
-        ahead_s: by index of a node whose engines run, the seconds of work they have done.
-        started: nodes that may be served by engines which run.
+    Attributes:
+        ready_s: no iteration of a request begins before this.
+        finish_s: it cannot finish before this.
     """
-    app = problem.app
-    count = len(app.all_nodes)
-    finish: list[Floats] = [np.empty(0)] * count
-    alone: list[Floats] = [np.empty(0)] * count
-    taken = [tokens > 0 for tokens in scenario.output_tokens]
-    heads_s = [0.0] * count
-    for i in app.full_order:
-        table = app.all_nodes[i].requests
-        load_s, seconds = _load_and_alone_s(problem, scenario, i, ahead_s, i in started)
-        alone[i] = np.where(taken[i], seconds, 0.0)
-        ready = np.where(taken[i], load_s, 0.0)
-        own = table.input_node == i
-        outside = np.flatnonzero(~own)
-        rows = table.input_row
-        for source in np.unique(table.input_node[outside]):
-            part = outside[table.input_node[outside] == source]
-            np.maximum.at(ready, rows[part], finish[source][table.input_request[part]])
-        heads_s[i] = float(ready[taken[i]].min(initial=np.inf))
-        finish[i] = ready + alone[i]
-        for r, q in zip(rows[own], table.input_request[own], strict=True):  # earlier ones first
-            if taken[i][r] and taken[i][q]:
-                finish[i][r] = max(finish[i][r], finish[i][q] + alone[i][r], ready[r] + alone[i][r])
-    after = [np.zeros(len(f)) for f in finish]  # from each request's end to that of all behind it
-    tails_s = [0.0] * count
-    for i in reversed(app.full_order):
-        table = app.all_nodes[i].requests
-        own = table.input_node == i
-        last = taken[i].copy()
-        for r, q in zip(table.input_row[own][::-1], table.input_request[own][::-1], strict=True):
-            if taken[i][r] and taken[i][q]:
-                after[i][q] = max(after[i][q], alone[i][r] + after[i][r])
-                last[q] = False
-        tails_s[i] = float(after[i][last].min(initial=np.inf))
-        rows, outside = table.input_row, np.flatnonzero(~own)
-        behind = alone[i] + after[i]
-        for source in np.unique(table.input_node[outside]):
-            part = outside[table.input_node[outside] == source]
-            np.maximum.at(after[source], table.input_request[part], behind[rows[part]])
-    ends_s = [float(f.max()) for f in finish]
-    found = [Window(heads_s[i], ends_s[i], tails_s[i]) for i in range(len(app.nodes))]
-    return max(ends_s), found
+
+    ready_s: list[Floats]
+    finish_s: list[Floats]
+
+    @property
+    def end_s(self) -> float:
+        """Return when the last request of all can finish at the earliest."""
+        return max(float(f.max()) for f in self.finish_s)
+
+
+class Paths:
+    """A problem's requests in one length scenario, each with an engine for itself.
+
+    Attributes:
+        taken: by node, which requests are needed.
+        alone_s: by node, the least seconds of each request, 0 where it is not needed.
+        after_s: by node, the least seconds from each request's end to that of all behind it.
+        load_s: by node, when its engines can be ready at the earliest.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        scenario: LengthScenario,
+        ahead_s: Mapping[int, float],
+        started: Container[int],
+    ) -> None:
+        """Look at all requests.
+
+        Args:
+            problem: the instance.
+            scenario: lengths.
+            ahead_s: by index of a node whose engines run, the seconds of work they have done.
+            started: nodes that may be served by engines which run.
+        """
+        self._app = app = problem.app
+        count = len(app.all_nodes)
+        self.taken = [tokens > 0 for tokens in scenario.output_tokens]
+        self.load_s, self.alone_s = [0.0] * count, [np.empty(0)] * count
+        for i in range(count):
+            found = _load_and_alone_s(problem, scenario, i, ahead_s, i in started)
+            self.load_s[i] = found[0]
+            self.alone_s[i] = np.where(self.taken[i], found[1], 0.0)
+        self._read: list[list[tuple[int, Ints, Ints]]] = []  # source, rows, requests of it
+        self._own: list[list[tuple[int, int]]] = []  # rows and requests they wait for, both taken
+        for i, node in enumerate(app.all_nodes):
+            table = node.requests
+            rows, taken = table.input_row, self.taken[i]
+            own = table.input_node == i
+            read = []
+            for source in np.unique(table.input_node[~own]).tolist():
+                part = np.flatnonzero(table.input_node == source)
+                read.append((source, rows[part], table.input_request[part]))
+            self._read.append(read)
+            both = own & taken[rows]
+            both[own] &= taken[table.input_request[own]]
+            pairs = zip(rows[both].tolist(), table.input_request[both].tolist(), strict=True)
+            self._own.append(list(pairs))
+        self.after_s = [np.zeros(len(t)) for t in self.taken]
+        for i in reversed(app.full_order):
+            after_s, alone_s = self.after_s[i], self.alone_s[i]
+            for r, q in reversed(self._own[i]):
+                after_s[q] = max(after_s[q], alone_s[r] + after_s[r])
+            behind_s = alone_s + after_s
+            for source, rows, requests in self._read[i]:
+                np.maximum.at(self.after_s[source], requests, behind_s[rows])
+
+    @property
+    def entries(self) -> int:
+        """Return how many requests and inputs there are to look at."""
+        inputs = sum(len(n.requests.input_row) for n in self._app.all_nodes)
+        return inputs + sum(len(t) for t in self.taken)
+
+    def earliest(self, later_s: Mapping[int, Floats] | None = None) -> Earliest:
+        """Return when requests can begin and finish at the earliest.
+
+        Args:
+            later_s: by index of some nodes, moments before which their requests do not finish.
+        """
+        later_s = later_s or {}
+        finish: list[Floats] = [np.empty(0)] * len(self.taken)
+        readys = list(finish)
+        for i in self._app.full_order:
+            alone_s = self.alone_s[i]
+            ready = np.where(self.taken[i], self.load_s[i], 0.0)
+            for source, rows, requests in self._read[i]:
+                np.maximum.at(ready, rows, finish[source][requests])
+            ends = ready + alone_s
+            if i in later_s:
+                ends = np.maximum(ends, later_s[i])
+            for r, q in self._own[i]:  # earlier ones first
+                if ends[q] > ready[r]:
+                    ready[r] = ends[q]
+                    ends[r] = max(ends[r], ready[r] + alone_s[r])
+            readys[i], finish[i] = ready, ends
+        return Earliest(readys, finish)
+
+    def window(self, earliest: Earliest, node: int) -> Window:
+        """Return between which moments a model can be at work."""
+        taken = self.taken[node]
+        last = taken.copy()
+        last[[q for _, q in self._own[node]]] = False
+        return Window(
+            float(earliest.ready_s[node][taken].min(initial=np.inf)),
+            float(earliest.finish_s[node].max()),
+            float(self.after_s[node][last].min(initial=np.inf)),
+        )
 
 
 def _load_and_alone_s(

@@ -23,7 +23,7 @@ _PALETTE = (
     "#a8a12c", "#2fa7b5", "#5c6bc0", "#f0a48a", "#7fc48f", "#c9a227", "#8fb4e8", "#b99be0",
 )  # fmt: skip
 ROW_PX, BAR_PX, AXIS_PX, TITLE_PX = 22, 17, 22, 24
-_LABEL_PX, _LEGEND_PX = 90, 20
+_LABEL_PX, _LEGEND_PX, _WIDTH_PX, _HEIGHT_PX = 90, 20, 1000, 150
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,16 +166,15 @@ def plot_svg(panel: Panel, num_devices: int, end_s: float, colors: Mapping[str, 
     )
 
 
-def gantt_svg(panels: Sequence[Panel], labels: Sequence[str], width_px: int = 1000) -> str:
+def gantt_svg(panels: Sequence[Panel], labels: Sequence[str]) -> str:
     """Return charts one above the other as a file of their own.
 
     Args:
         panels: what to draw; they share the axis of time.
         labels: of the devices.
-        width_px: width of the picture.
     """
     colors, end_s = node_colors(panels), last_s(panels)
-    plot_px = width_px - _LABEL_PX - 24
+    plot_px = _WIDTH_PX - _LABEL_PX - 24
     parts, y = [], 0
     for panel in panels:
         parts.append(
@@ -197,7 +196,7 @@ def gantt_svg(panels: Sequence[Panel], labels: Sequence[str], width_px: int = 10
     x = _LABEL_PX
     for name, color in colors.items():
         room = 24 + 7 * len(name)
-        if x + room > width_px and x > _LABEL_PX:
+        if x + room > _WIDTH_PX and x > _LABEL_PX:
             x, y = _LABEL_PX, y + _LEGEND_PX
         parts.append(f'<rect x="{x}" y="{y + 3}" width="12" height="12" fill="{color}"/>')
         parts.append(f'<text x="{x + 17}" y="{y + 13}" class="tick">{escape(name)}</text>')
@@ -207,8 +206,8 @@ def gantt_svg(panels: Sequence[Panel], labels: Sequence[str], width_px: int = 10
         f'<text x="{_LABEL_PX}" y="{y + 13}" class="tick">seconds; pale: the engine starts</text>'
     )
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width_px}" height="{y + 24}" '
-        f'viewBox="0 0 {width_px} {y + 24}"><style>{CHART_STYLE}</style>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH_PX}" height="{y + 24}" '
+        f'viewBox="0 0 {_WIDTH_PX} {y + 24}"><style>{CHART_STYLE}</style>'
         f'<rect width="100%" height="100%" class="back"/>{"".join(parts)}</svg>'
     )
 
@@ -244,14 +243,13 @@ class Line:
         return corners
 
 
-def lines_svg(lines: Sequence[Line], end_s: float, unit: str, height_px: int = 150) -> str:
+def lines_svg(lines: Sequence[Line], end_s: float, unit: str) -> str:
     """Return lines over time, as wide as their place.
 
     Args:
         lines: what to draw; they share both axes.
         end_s: end of the time axis.
         unit: of the values.
-        height_px: of the chart without its axis.
     """
     top = max([v for line in lines for _, v in line.points], default=0.0)
     top = (ticks(top, 4) or [1.0])[-1] or 1.0
@@ -260,29 +258,29 @@ def lines_svg(lines: Sequence[Line], end_s: float, unit: str, height_px: int = 1
     for tick in ticks(end_s):
         x = _percent(tick, end_s)
         anchor = "start" if tick == 0 else "middle"
-        parts.append(f'<line x1="{x}" x2="{x}" y1="0" y2="{height_px}" class="grid"/>')
+        parts.append(f'<line x1="{x}" x2="{x}" y1="0" y2="{_HEIGHT_PX}" class="grid"/>')
         parts.append(
-            f'<text x="{x}" y="{height_px + 15}" text-anchor="{anchor}" class="tick">'
+            f'<text x="{x}" y="{_HEIGHT_PX + 15}" text-anchor="{anchor}" class="tick">'
             f"{tick:g}</text>"
         )
     for value in ticks(top, 4)[1:]:
-        y = height_px * (1 - value / top)
+        y = _HEIGHT_PX * (1 - value / top)
         parts.append(f'<line x1="0" x2="100%" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
         text = f"{value:,g} {escape(unit)}"
         parts.append(f'<text x="2" y="{y - 3:.1f}" class="tick">{text}</text>')
     curves = []
     for line in lines:
         points = " ".join(
-            f"{1000 * t / end_s:.2f},{height_px * (1 - v / top):.2f}" for t, v in line.corners()
+            f"{1000 * t / end_s:.2f},{_HEIGHT_PX * (1 - v / top):.2f}" for t, v in line.corners()
         )
         curves.append(
             f'<polyline points="{points}" fill="none" stroke="{line.color}" stroke-width="1.8" '
             'vector-effect="non-scaling-stroke"/>'
         )
     return (
-        f'<svg class="plot" width="100%" height="{height_px + AXIS_PX}" role="img" '
+        f'<svg class="plot" width="100%" height="{_HEIGHT_PX + AXIS_PX}" role="img" '
         f'aria-label="{escape(", ".join(n.name for n in lines))}">{"".join(parts)}'
-        f'<svg viewBox="0 0 1000 {height_px}" width="100%" height="{height_px}" '
+        f'<svg viewBox="0 0 1000 {_HEIGHT_PX}" width="100%" height="{_HEIGHT_PX}" '
         f'preserveAspectRatio="none">{"".join(curves)}</svg></svg>'
     )
 

@@ -110,10 +110,9 @@ class Coordinator:
         self._stages = StageTracker(log, stage=resume.stage, stages_run=resume.stages_run)
         self.queue.changed = True
         self._drain_requested = False
-        self.engines = Engines(
-            problem, executor, inputs, log, "fcfs" if policy is None else "priority"
-        )
-        self.serving = Serving(executor, self.queue, self.engines, policy)
+        self._policies = [policy] * len(self._names)
+        self.engines = Engines(problem, executor, inputs, log, self._policies)
+        self.serving = Serving(executor, self.queue, self.engines, self._policies)
         self._loads = LoadNotes(executor, self.engines, self.serving, self.ledger, log)
         self._failures = EngineFailures(
             options or RunOptions(), self.engines, self.queue, self.serving, log, self._stop_replica
@@ -139,6 +138,15 @@ class Coordinator:
     def stopped(self) -> str | None:
         """Return why the run stops so that it can be resumed; None: it goes on."""
         return self._failures.hopeless
+
+    def choose_policy(self, policy: PolicyCall | None) -> None:
+        """Let another request policy decide for nodes that have no engines, prepared ones included.
+
+        Engines that there are keep the order and the replicas that they were started with.
+        """
+        for i, name in enumerate(self._names):
+            if i not in self.engines.deployments and name not in self.engines.prepared:
+                self._policies[i] = policy
 
     def request_drain(self) -> None:
         """Stop at the next opportunity, keeping what was generated."""

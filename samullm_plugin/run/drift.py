@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from samullm_plugin.host.interfaces.length import LengthEstimator, LengthQuery
 from samullm_plugin.model.application import Application
 from samullm_plugin.model.latency import StepModel, StepTable
-from samullm_plugin.model.length_observations import LengthObservations
+from samullm_plugin.model.lengths import LengthObservations
 from samullm_plugin.model.types import Bools, Ints
 from samullm_plugin.rules.transition import Running
 from samullm_plugin.run.ledger import Status

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from samullm_plugin.host.interfaces.executor import EngineSpec, Executor
 from samullm_plugin.host.interfaces.moving import move_rule
@@ -16,6 +15,7 @@ from samullm_plugin.rules.transition import Running
 from samullm_plugin.run.dispatch import Deployment, Replica
 from samullm_plugin.run.log import RunLog
 from samullm_plugin.simulator.requests import NodeInputs
+from samullm_plugin.simulator.runs import PolicyCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Engines:
         executor: Executor,
         inputs: Sequence[NodeInputs],
         log: RunLog,
-        scheduling_policy: Literal["fcfs", "priority"] = "fcfs",
+        policies: Sequence[PolicyCall | None],
     ) -> None:
         """Begin with none.
 
@@ -58,14 +58,14 @@ class Engines:
             executor: starts them.
             inputs: per node, what its requests wait for.
             log: where events are recorded.
-            scheduling_policy: of the engines.
+            policies: by node, its request policy; engines of nodes that have one run by priority.
         """
         self.deployments: dict[int, Deployment] = {}
         self.prepared: dict[str, PreparedEngines] = {}
         self.lost: set[int] = set()
         self.caches = PageCaches(problem)
         self._problem, self._executor, self._inputs, self._log = problem, executor, inputs, log
-        self._scheduling_policy = scheduling_policy
+        self._policies = policies
         self._by_key: dict[str, tuple[Deployment, Replica]] = {}
         self._nodes: dict[str, int] = {}
         self._starts = [0] * len(problem.app.nodes)
@@ -166,7 +166,7 @@ class Engines:
             parallel.tensor_parallel_size,
             parallel.pipeline_parallel_size,
             costs.kv_cache_tokens,
-            self._scheduling_policy,
+            "fcfs" if self._policies[node] is None else "priority",
             costs,
         )
 

@@ -295,7 +295,7 @@ _NEEDED: Mapping[str, tuple[str, ...]] = {
 }
 """Fields that records of a kind must have."""
 
-_TEXTS = ("text", "finish_reason", "error")
+_TEXTS = ("text", "finish_reason", "error", "request_policy")
 """Fields that hold a text where they are given."""
 
 _LARGEST = 2**62

@@ -52,18 +52,23 @@ class Recovered:
     Attributes:
         resume: what is settled and generated, and where the plan was.
         plan: the plan the run went by; None if it was interrupted before there was one.
+        policy: name of the request policy that was chosen with that plan (``fcfs``: none), if it
+            was made during the run; None: that of the run's first plan holds.
         records: its events, without the contents of outputs.
         finished: nothing was left to do.
     """
 
     resume: ResumePoint
     plan: Plan | None = None
+    policy: str | None = None
     records: list[dict[str, Any]] = field(default_factory=list)
     finished: bool = False
 
-    def begin_plan(self, plan: Plan | None) -> None:
+    def begin_plan(self, plan: Plan | None, policy: str | None = None) -> None:
         """Go on at the first stage of a plan; None: of the run's first one."""
         self.plan = plan
+        if plan is None or policy is not None:
+            self.policy = policy
         self.resume.stage, self.resume.finished_before = -1, frozenset()
 
     def reopen_failed(self) -> int:
@@ -223,7 +228,8 @@ def recover(
                     ledger.note_call(request[0], float(record["seconds"]))
                 moved.pop(request, None)
             elif kind == "plan":
-                found.begin_plan(read_record(Plan, record["plan"], f"{where} line {number}: plan"))
+                plan = read_record(Plan, record["plan"], f"{where} line {number}: plan")
+                found.begin_plan(plan, record.get("request_policy"))
             elif kind == "retry":
                 found.reopen_failed()
                 resume.rejected.clear()

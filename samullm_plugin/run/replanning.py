@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
+from samullm_plugin.app.spec import Component
 from samullm_plugin.errors import PlanError, PluginError, SamullmError
 from samullm_plugin.host.interfaces.length import LengthEstimator
 from samullm_plugin.host.manager import PluginHost
-from samullm_plugin.model.length_observations import LengthObservations
+from samullm_plugin.model.lengths import LengthObservations
 from samullm_plugin.model.plan import Plan
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.types import Floats
 from samullm_plugin.planning.instances import Instance
 from samullm_plugin.planning.planner import PlanningOptions, make_plan
-from samullm_plugin.planning.policies import planned_policy
+from samullm_plugin.planning.policies import NO_POLICY, chosen_policy, offered_policies
 from samullm_plugin.records import to_record
 from samullm_plugin.rules.transition import Running
 from samullm_plugin.rules.verify import verify
@@ -82,6 +83,8 @@ class Proposal:
 
     Attributes:
         plan: the plan; None: going on is best.
+        policy: name of the request policy that it is to be carried out with, by nodes that have no
+            engines now; None: each node keeps its own.
         gain_s: how much earlier the run would end.
         remaining_s: how long going on as before would take.
         planning_s: seconds this took.
@@ -91,6 +94,7 @@ class Proposal:
     gain_s: float
     remaining_s: float
     planning_s: float
+    policy: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,7 +106,9 @@ class _Question:
     estimator: LengthEstimator
     plan: Plan
     stage: int
-    running: dict[str, tuple[Running, float]] = field(default_factory=dict)
+    running: dict[str, tuple[Running, float]]
+    policies: dict[str, Component | None]
+    with_engines: frozenset[str]
 
 
 class Replanner(Replanning):
@@ -137,6 +143,13 @@ class Replanner(Replanning):
         self._future: Future[Proposal] | None = None
         self._asked: _Question | None = None
         self._at_once = False
+        self._policies: dict[str, Component | None] = {
+            n.name: instance.planner.request_policy for n in instance.problem.app.nodes
+        }
+
+    def start_with_policy(self, name: str) -> None:
+        """Take up the request policy of an interrupted run."""
+        self._policies = _with(self._policies, _component(name), frozenset())
 
     def devices_joined(self) -> None:
         """Look at once whether the devices that have come back are of use."""
@@ -165,7 +178,7 @@ class Replanner(Replanning):
             scenarios = sample_residual(left, self._believed, rng, 1)
             rest = residual_problem(run.problem, left, scenarios, snapshot)
             plan = residual_plan(run.plan, run.rule.stage, left, snapshot.status, {})
-            simulator = PlanSimulator(rest, policy=self._policy(rest))
+            simulator = PlanSimulator(rest, policy=self._policy(rest, self._policies))
             seconds = simulator.simulate_scenario(plan, 0).makespan_s
             self._interval_s = self.options.check_every * seconds
         self._checked_s = self._planned_s = run.now_s()
@@ -238,11 +251,40 @@ class Replanner(Replanning):
                 gain_s=proposal.gain_s,
                 remaining_s=proposal.remaining_s,
                 planning_s=proposal.planning_s,
+                **({} if proposal.policy is None else {"request_policy": proposal.policy}),
             )
+            if proposal.policy is not None:
+                self._choose(run, proposal.policy)
         return proposal.plan
 
-    def _policy(self, rest: Problem) -> PolicyCall | None:
-        return planned_policy(self._host, self._instance.planner, rest)
+    def _choose(self, run: RunView, name: str) -> None:
+        """Let a request policy decide for the nodes that have no engines now."""
+        chosen = _component(name)
+        self._policies = _with(self._policies, chosen, _with_engines(run))
+        whole = _with(self._policies, chosen, frozenset())
+        run.choose_policy(self._policy(run.problem, whole))
+
+    def _policy(
+        self, problem: Problem, policies: Mapping[str, Component | None]
+    ) -> PolicyCall | None:
+        return chosen_policy(self._host, self._instance.planner, problem, policies)
+
+    def _choices(
+        self, rest: Problem, question: _Question
+    ) -> dict[str, Mapping[str, Component | None]]:
+        """Return, by the names of request policies that may be chosen, what nodes then have."""
+        if not self._instance.policy_free:
+            return {}
+        ways = {
+            name: _with(question.policies, _component(name), question.with_engines)
+            for name in (NO_POLICY, *offered_policies(rest.app))
+        }
+        mine = [n.name for n in rest.app.nodes]
+        return {
+            name: way
+            for name, way in ways.items()
+            if any(way[n] != question.policies[n] for n in mine)
+        }
 
     def _question(self, run: RunView, *, drifted_only: bool) -> _Question | None:
         """Look at the run; return what to plan, or None if all is as expected."""
@@ -262,6 +304,8 @@ class Replanner(Replanning):
             run.plan,
             run.rule.stage,
             dict(snapshot.running),
+            self._policies,
+            _with_engines(run),
         )
 
     def _drifted(
@@ -303,7 +347,8 @@ class Replanner(Replanning):
             if n in names
         }
         engines = {n: r for n, (r, _) in running.items()}
-        simulator = PlanSimulator(rest, policy=self._policy(rest), running=running)
+        policy = self._policy(rest, question.policies)
+        simulator = PlanSimulator(rest, policy=policy, running=running)
         going_on = numbers.residual(
             residual_plan(
                 question.plan,
@@ -314,27 +359,37 @@ class Replanner(Replanning):
             )
         )
         judged = rest.with_scenarios(scenarios[count:])
-        judge = PlanSimulator(judged, policy=self._policy(judged), running=running)
+        policy = self._policy(judged, question.policies)
+        judge = PlanSimulator(judged, policy=policy, running=running)
+        others = {
+            name: PlanSimulator(judged, judge.cache, self._policy(judged, way), running)
+            for name, way in self._choices(judged, question).items()
+        }
         before = np.full(len(judged.scenarios), np.inf)  # it needs devices that are lost
         if going_on is not None:
             before = _seconds(judge, going_on)
         incumbent = None if going_on is None or verify(rest, going_on) else going_on
-        best, best_s = going_on, before
+        best, best_s, chosen = going_on, before, None
+        plans = [] if incumbent is None else [incumbent]
         for made in self._plans(rest, simulator, incumbent):
-            for candidate in dict.fromkeys((made, aligned(made, rest, engines))):
-                seconds = _seconds(judge, candidate)
+            plans += [made, aligned(made, rest, engines)]
+        for candidate in dict.fromkeys(plans):
+            for name, one in ((None, judge), *others.items()):
+                seconds = _seconds(one, candidate)
                 if seconds.mean() < best_s.mean() and not verify(rest, candidate):
-                    best, best_s = candidate, seconds
+                    best, best_s, chosen = candidate, seconds, name
         if best is None or going_on is None:
             took = time.perf_counter() - started
             plan = None if best is None else _of_run(best, question)
-            return Proposal(plan, 0.0, float(best_s.mean()), took)
+            return Proposal(plan, 0.0, float(best_s.mean()), took, chosen)
         gains = before - best_s
         gain_s, remaining_s = float(gains.mean()), float(before.mean())
         error_s = float(gains.std(ddof=1)) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
         better = gain_s > max(self.options.min_gain * remaining_s, error_s)
         took = time.perf_counter() - started
-        return Proposal(_of_run(best, question) if better else None, gain_s, remaining_s, took)
+        if not better:
+            return Proposal(None, gain_s, remaining_s, took)
+        return Proposal(_of_run(best, question), gain_s, remaining_s, took, chosen)
 
     def _plans(
         self, rest: Problem, simulator: PlanSimulator, incumbent: Plan | None
@@ -354,6 +409,24 @@ class Replanner(Replanning):
                 yield make_plan(self._host, rest, name, how, simulator=simulator).plan
             except (PlanError, PluginError) as error:
                 logger.warning("planning again with %s failed: %s", name, error)
+
+
+def _component(name: str) -> Component | None:
+    """Return a request policy by its name."""
+    return None if name == NO_POLICY else Component(type=name)
+
+
+def _with(
+    policies: Mapping[str, Component | None], chosen: Component | None, kept: frozenset[str]
+) -> dict[str, Component | None]:
+    """Return the nodes' policies with another one, but for nodes that keep theirs."""
+    return {n: p if n in kept else chosen for n, p in policies.items()}
+
+
+def _with_engines(run: RunView) -> frozenset[str]:
+    """Return the nodes that have engines, prepared ones included."""
+    names = [n.name for n in run.problem.app.nodes]
+    return frozenset({names[i] for i in run.engines.deployments} | set(run.engines.prepared))
 
 
 def _of_run(plan: Plan, question: _Question) -> Plan:

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -183,8 +183,11 @@ def resume_run(
                 log.add(interrupted_s, "retry", requests=count)
             if plan is not None:
                 log.add(interrupted_s, "plan", plan=to_record(first), scheduler=plan.scheduler)
+                found.begin_plan(None)  # nor does a policy hold that was chosen during the run
                 found.begin_plan(first)
             planned = planned_trace(setup, first)
+            if found.policy is not None:
+                setup = _with_policy(setup, found.policy)
             with _opened(setup, executor) as open_s:
                 run, unwritten = _run(
                     setup, found.plan or first, executor, source, log, directory, found.resume
@@ -310,6 +313,15 @@ def _outcome(
             f"--resume {setup.directory}"
         )
     return RunOutcome(metrics, coordinator.drained, failed, setup.directory)
+
+
+def _with_policy(setup: RunSetup, name: str) -> RunSetup:
+    """Return a run under a request policy that was chosen during it, unless one is asked for."""
+    if not setup.instance.policy_free:
+        return setup
+    if setup.replanner is not None:
+        setup.replanner.start_with_policy(name)
+    return replace(setup, instance=setup.instance.with_policy(name))
 
 
 def _can_be_carried_out(problem: Problem, plan: Plan) -> bool:

@@ -48,7 +48,6 @@ class RunDirectory:
         self._lock = -1
 
     journal_path = property(lambda self: self.path / "events.jsonl", doc="The journal.")
-    outputs_path = property(lambda self: self.path / "outputs", doc="Results by node.")
 
     @classmethod
     def create(

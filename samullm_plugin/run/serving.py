@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class Serving:
         executor: Executor,
         queue: RequestQueue,
         engines: Engines,
-        policy: PolicyCall | None,
+        policies: Sequence[PolicyCall | None],
     ) -> None:
         """Begin with no request given.
 
@@ -39,12 +39,14 @@ class Serving:
             executor: takes requests.
             queue: those that can be served.
             engines: that serve them.
-            policy: order and replicas of requests; None: first come, first served, in turn.
+            policies: by node, order and replicas of requests; None: first come, first served, in
+                turn. It may change for nodes that have no engines.
         """
         self.late: dict[str, tuple[int, set[int]]] = {}
         self.failures = [0] * len(queue.ledger.app.nodes)
         self.unstarted = [0] * len(queue.ledger.app.nodes)
-        self._executor, self._queue, self._engines, self._policy = executor, queue, engines, policy
+        self._executor, self._queue, self._engines = executor, queue, engines
+        self._policies = policies
 
     def dispatch(self, now_s: float) -> None:
         """Deal what can be served to engines, and give them what they have room for."""
@@ -55,12 +57,13 @@ class Serving:
                 self._deal(node, deployment)
             for replica in deployment.replicas:
                 # without a policy no request comes before another that the engine has
-                if replica.backlog and (replica.room or self._policy is not None):
+                if replica.backlog and (replica.room or self._policies[node] is not None):
                     self._give(node, replica, now_s)
 
     def _deal(self, node: int, deployment: Deployment) -> None:
-        if self._policy is not None and deployment.assigned is None:
-            deployment.assigned = self._assign(node, deployment, self._policy)
+        policy = self._policies[node]
+        if policy is not None and deployment.assigned is None:
+            deployment.assigned = self._assign(node, deployment, policy)
         deployment.deal(self._queue.take_queue(node))
 
     def _give(self, node: int, replica: Replica, now_s: float) -> None:

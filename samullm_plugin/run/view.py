@@ -15,6 +15,7 @@ from samullm_plugin.run.engines import Engines
 from samullm_plugin.run.ledger import Ledger
 from samullm_plugin.run.log import RunLog
 from samullm_plugin.run.request_queue import RequestQueue
+from samullm_plugin.simulator.runs import PolicyCall
 
 
 class RunView(Protocol):
@@ -31,6 +32,13 @@ class RunView(Protocol):
 
     def now_s(self) -> float:
         """Return the run's clock."""
+        ...
+
+    def choose_policy(self, policy: PolicyCall | None) -> None:
+        """Let another request policy decide for nodes that have no engines, prepared ones included.
+
+        Engines that there are keep the order and the replicas that they were started with.
+        """
         ...
 
     def take_steps(
@@ -55,6 +63,10 @@ class Replanning(Protocol):
         """Return a plan for the devices that are left, as some are lost; None if there is none."""
         del run
         return None
+
+    def start_with_policy(self, name: str) -> None:
+        """Called before an interrupted run goes on under a policy that was chosen during it."""
+        del name
 
     def devices_joined(self) -> None:
         """Called when there are more devices than the plan was made for."""

@@ -17,7 +17,7 @@ from samullm_plugin.model.types import Floats, Ints
 from samullm_plugin.rules.bounds import LowerBound, lower_bound
 from samullm_plugin.rules.preparing import wanted_ahead
 from samullm_plugin.rules.transition import Running, RunState, next_transition
-from samullm_plugin.simulator.coarse import calibrated_aggregate
+from samullm_plugin.simulator.aggregation import calibrated_aggregate
 from samullm_plugin.simulator.node_run import NodeWork, Progress
 from samullm_plugin.simulator.python_rows import settle_python
 from samullm_plugin.simulator.requests import NodeInputs
@@ -125,8 +125,8 @@ class PlanSimulator:
         """Return a simulator that is fast enough to try many plans.
 
         It is this one unless the problem has so many requests that requests alike are aggregated
-        (:mod:`samullm_plugin.rules.aggregation`). Plans are valid for both, and so are the names
-        and indices of nodes and scenarios; seconds are close, and to be confirmed here.
+        (:mod:`samullm_plugin.simulator.aggregation`). Plans are valid for both, and so are the
+        names and indices of nodes and scenarios; seconds are close, and to be confirmed here.
         """
         if self._whole is not None:
             return self._whole.coarse().with_first_scenarios(len(self.problem.scenarios))
@@ -150,15 +150,16 @@ class PlanSimulator:
     def _lower_bound(self, scenario: int) -> LowerBound:
         left = BOUND_REQUESTS
 
-        def timed(node: int, parallel: ParallelConfig, gpu: str) -> float | None:
+        def timed(node: int, parallel: ParallelConfig, gpu: str) -> Floats | None:
             nonlocal left
-            requests = int(self.works[scenario][node].taken.sum())
+            taken = self.works[scenario][node].taken
+            requests = int(taken.sum())
             left -= max(requests, ENGINE_REQUESTS * parallel.data_parallel_size)
             if left < 0:
                 return None
             device = self.problem.cluster.kinds.index(gpu)
             query = self.start_query(scenario, node, parallel, device, 0.0)
-            return self.runs.get(query).end_s
+            return np.where(taken, self.runs.get(query).finish_s, 0.0)
 
         return lower_bound(self.problem, self.problem.scenarios[scenario], self.running, timed)
 

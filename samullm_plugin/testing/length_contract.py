@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from samullm_plugin.host.interfaces.length import LengthEstimator, LengthQuery
-from samullm_plugin.model.length_observations import LengthObservations
+from samullm_plugin.model.lengths import LengthObservations
 from samullm_plugin.model.types import Ints
 from samullm_plugin.testing.rules import require
 

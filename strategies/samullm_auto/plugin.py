@@ -11,7 +11,6 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from samullm_auto.budget import Budget
-from samullm_auto.explain import explain
 from samullm_auto.neighbourhood import compile_ahead
 from samullm_auto.risk import Risk, RiskMeasure
 from samullm_auto.search import CLOSE_ENOUGH, Candidate, Search
@@ -20,6 +19,7 @@ from samullm_auto.selection import (
     NEAR_COARSE,
     confirm,
     contenders_of,
+    explain,
     select_on_holdout,
     simplest,
 )

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
-from samullm_plugin import Application, ParallelConfig, Plan, Problem
-
-if TYPE_CHECKING:
-    from samullm_auto.surrogate import Surrogate
-
-
-NUM_DURATIONS, DURATION_STEP = 40, 0.88
-"""Durations tried for list schedules: the longest of all, and each next one shorter by a factor."""
+from samullm_plugin import ParallelConfig, Plan, Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,43 +77,3 @@ def solutions_of(problem: Problem, plan: Plan) -> list[Solution]:
     order = sorted(first, key=first.__getitem__)
     lenient = Solution(tuple(order), tuple(modes), tuple(starts))
     return [lenient, replace(lenient, strict=True)]
-
-
-def list_solutions(
-    app: Application, modes: Sequence[Sequence[ParallelConfig]], surrogate: Surrogate
-) -> list[Solution]:
-    """Return list schedules, the best by the surrogate first.
-
-    For each of several durations, every model gets the configuration of least device time that
-    takes no longer (else its fastest); what has the longest way to the end comes first.
-
-    Args:
-        app: the application.
-        modes: configurations to choose from, by node.
-        surrogate: times them.
-    """
-    times = [[surrogate.seconds(i, p) for p in of_node] for i, of_node in enumerate(modes)]
-    longest = max(max(of_node) for of_node in times)
-    found: dict[Solution, float] = {}
-    for step in range(NUM_DURATIONS):
-        limit_s = longest * DURATION_STEP**step
-        chosen = []
-        for of_node, seconds in zip(modes, times, strict=True):
-            able = [k for k, s in enumerate(seconds) if s <= limit_s]
-            pick = (
-                min(able, key=lambda k: seconds[k] * of_node[k].num_devices)
-                if able
-                else min(range(len(seconds)), key=seconds.__getitem__)
-            )
-            chosen.append(pick)
-        to_end = [seconds[k] for seconds, k in zip(times, chosen, strict=True)]
-        for i in reversed(app.order):
-            after = [to_end[c] for c, up in enumerate(app.upstreams) if i in up]
-            to_end[i] += max(after, default=0.0)
-        order = tuple(sorted(range(len(modes)), key=lambda i: -to_end[i]))
-        picked = tuple(of_node[k] for of_node, k in zip(modes, chosen, strict=True))
-        for start in {0.0, 1.0} if any(app.upstreams) else {0.0}:
-            starts = tuple(start if up else 0.0 for up in app.upstreams)
-            solution = Solution(order, picked, starts)
-            found.setdefault(solution, surrogate.value_s(solution))
-    return sorted(found, key=found.__getitem__)

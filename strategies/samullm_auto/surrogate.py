@@ -8,10 +8,10 @@ from itertools import pairwise
 import numpy as np
 from samullm_tasks.timing import TimedMode, alone, tails_s
 
-from samullm_auto.chains import annealing_chains, encoded_columns
 from samullm_auto.decoder import NEVER, EncodedSolution, Tables, value_s
+from samullm_auto.neighbourhood import annealing_chains, encoded_columns
 from samullm_auto.solution import Solution, Split, by_shape
-from samullm_plugin import ParallelConfig, Problem
+from samullm_plugin import Application, ParallelConfig, Problem
 from samullm_plugin.model.types import Floats
 from samullm_plugin.simulator import NodeRun, PlanSimulator
 
@@ -23,6 +23,10 @@ MOMENTS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 TAIL = 0.02
 """Share of a consumer's time that it needs after its producer's end where that is not simulated."""
+
+
+NUM_DURATIONS, DURATION_STEP = 40, 0.88
+"""Durations tried for list schedules: the longest of all, and each next one shorter by a factor."""
 
 
 class Surrogate:
@@ -242,6 +246,46 @@ class Surrogate:
             finish_s,
             [self._timed[consumer, p] for p in its],
         )
+
+
+def list_solutions(
+    app: Application, modes: Sequence[Sequence[ParallelConfig]], surrogate: Surrogate
+) -> list[Solution]:
+    """Return list schedules, the best by the surrogate first.
+
+    For each of several durations, every model gets the configuration of least device time that
+    takes no longer (else its fastest); what has the longest way to the end comes first.
+
+    Args:
+        app: the application.
+        modes: configurations to choose from, by node.
+        surrogate: times them.
+    """
+    times = [[surrogate.seconds(i, p) for p in of_node] for i, of_node in enumerate(modes)]
+    longest = max(max(of_node) for of_node in times)
+    found: dict[Solution, float] = {}
+    for step in range(NUM_DURATIONS):
+        limit_s = longest * DURATION_STEP**step
+        chosen = []
+        for of_node, seconds in zip(modes, times, strict=True):
+            able = [k for k, s in enumerate(seconds) if s <= limit_s]
+            pick = (
+                min(able, key=lambda k: seconds[k] * of_node[k].num_devices)
+                if able
+                else min(range(len(seconds)), key=seconds.__getitem__)
+            )
+            chosen.append(pick)
+        to_end = [seconds[k] for seconds, k in zip(times, chosen, strict=True)]
+        for i in reversed(app.order):
+            after = [to_end[c] for c, up in enumerate(app.upstreams) if i in up]
+            to_end[i] += max(after, default=0.0)
+        order = tuple(sorted(range(len(modes)), key=lambda i: -to_end[i]))
+        picked = tuple(of_node[k] for of_node, k in zip(modes, chosen, strict=True))
+        for start in {0.0, 1.0} if any(app.upstreams) else {0.0}:
+            starts = tuple(start if up else 0.0 for up in app.upstreams)
+            solution = Solution(order, picked, starts)
+            found.setdefault(solution, surrogate.value_s(solution))
+    return sorted(found, key=found.__getitem__)
 
 
 def ends_of(modes: Sequence[ParallelConfig]) -> Sequence[ParallelConfig]:

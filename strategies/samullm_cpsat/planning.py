@@ -18,7 +18,7 @@ from samullm_cpsat.certificate import (
 )
 from samullm_cpsat.durations import Timings, measure
 from samullm_cpsat.instance import Instance
-from samullm_cpsat.plugin import ExactOptions
+from samullm_cpsat.options import ExactOptions
 from samullm_cpsat.schedule import Placement, Schedule, best_list_schedule, by_weight
 from samullm_cpsat.solver import Outcome, SolveOptions, solve
 from samullm_cpsat.stages import FinishedShare, plan_of

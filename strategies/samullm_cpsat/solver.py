@@ -9,11 +9,18 @@ from ortools.sat.python import cp_model
 
 from samullm_cpsat.constraints import add_constraints
 from samullm_cpsat.instance import Instance
-from samullm_cpsat.objective import minimise_makespan
 from samullm_cpsat.placing import Counted, place
 from samullm_cpsat.schedule import Schedule
 from samullm_cpsat.variables import Variables, make_variables
 from samullm_cpsat.warm_start import complete_hint
+
+
+def minimise_makespan(model: cp_model.CpModel, v: Variables, bound: int) -> None:
+    """Minimise the tick at which the last task has finished, known to be at least ``bound``."""
+    assert v.makespan is not None
+    model.add(v.makespan >= bound)
+    model.minimize(v.makespan)
+
 
 Progress = Callable[[float, float], None]
 

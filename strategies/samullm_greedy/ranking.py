@@ -1,7 +1,7 @@
 """Sizes of models by what they do alone per GPU, the best first, timed only where it matters.
 
 Of many sizes of a shape some far apart are timed, and the others put between them
-(:mod:`samullm_tasks.sizes`). Larger ones are timed when they could be among those that are asked
+(:mod:`samullm_tasks.timing`). Larger ones are timed when they could be among those that are asked
 for: with more replicas a model does at most as much in proportion, and each of them is started.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from samullm_tasks.sizes import between, far_apart
+from samullm_tasks.timing import between, far_apart
 
 from samullm_greedy.throughput import StageView, mean_throughput
 from samullm_plugin.model.parallel import ParallelConfig
@@ -44,6 +44,7 @@ class _Entry:
     """A step with its rate, or with what this is at most if it is not ``known``."""
 
     step: Step
+    devices: int
     rate: float = 0.0
     known: bool = False
 
@@ -67,7 +68,7 @@ class _Shape:
     def look_up(self) -> None:
         """Enter what is known of all sizes."""
         rates, took_s = self.alone.rates, self.alone.took_s
-        devices = [e.step[1].num_devices for e in self.entries]
+        devices = [e.devices for e in self.entries]
         first = self.entries[0].step[1]
         rate, work_s = rates[first], max(took_s[first] - self.load_s[0], 0.0)
         for k, entry in enumerate(self.entries):
@@ -147,7 +148,7 @@ class Ranking:
             load_s = problem.load_s(problem.mode(node, of_shape[0], devices))
             self._shapes[name, *shape] = _Shape(
                 alone,
-                [_Entry((name, p)) for p in of_shape],
+                [_Entry((name, p), p.num_devices) for p in of_shape],
                 [0.0 if p in free else load_s for p in of_shape],
                 far_apart([p.num_devices for p in of_shape]),
             )
@@ -162,9 +163,8 @@ class Ranking:
         while True:
             found: list[_Entry] = []
             for entry in self._entries:
-                name, parallel = entry.step
-                least, most = limits.get(name, (1, 0))
-                if least <= parallel.num_devices <= most and entry.rate > 0.0:
+                least, most = limits.get(entry.step[0], (1, 0))
+                if least <= entry.devices <= most and entry.rate > 0.0:
                     found.append(entry)
                     if len(found) == count:
                         break

@@ -179,19 +179,19 @@ class Greedy:
         fixed: Stage,
     ) -> list[Step]:
         """Return steps to judge: all, or of many the most promising by what models do alone."""
-        open_ = [n for n in ready if n not in fixed]
-        if sum(len(self._sizes(n, stage)) for n in open_) <= EVERY_STEP:
-            return [(n, p) for n in open_ for p in self._sizes(n, stage)]
-        if not self._ranked:
-            steps = [(n, p) for n in open_ for p in self._sizes(n, stage)]
+        free = self._problem.cluster.num_gpus - sum(p.num_devices for p in stage.values())
+        sizes = {n: self._sizes(n, stage, free) for n in ready if n not in fixed}
+        if sum(map(len, sizes.values())) <= EVERY_STEP or not self._ranked:
+            steps = [(n, p) for n, offered in sizes.items() for p in offered]
+            if len(steps) <= EVERY_STEP:
+                return steps
             self._ranking.begin(rollout, views, {s: self._draft(rollout, *s) for s in steps})
             self._ranked = True
-        own = self._shortlist(stage, [n for n in open_ if n in stage])
-        return own + self._shortlist(stage, [n for n in open_ if n not in stage])
+        own = self._shortlist({n: s for n, s in sizes.items() if n in stage})
+        return own + self._shortlist({n: s for n, s in sizes.items() if n not in stage})
 
-    def _sizes(self, name: str, stage: Stage) -> Sequence[ParallelConfig]:
+    def _sizes(self, name: str, stage: Stage, free: int) -> Sequence[ParallelConfig]:
         """Return what a model may get next: more GPUs than it has, as far as they are free."""
-        free = self._problem.cluster.num_gpus - sum(p.num_devices for p in stage.values())
         has = stage[name].num_devices if name in stage else 0
         if name in self._as_is:
             mine = self._held[name].parallel
@@ -206,18 +206,17 @@ class Greedy:
             self._load_s[name] = min(self._problem.load_s(costs) for costs in sizes.values())
         return self._load_s[name]
 
-    def _shortlist(self, stage: Stage, names: list[str]) -> list[Step]:
+    def _shortlist(self, sizes: Mapping[str, Sequence[ParallelConfig]]) -> list[Step]:
         """Return the steps of these models that do most alone per GPU.
 
         Of equals, and among models that were not ready when the stage began, the first ones.
         """
-        sizes = {n: self._sizes(n, stage) for n in names}
         limits = {n: (s[0].num_devices, s[-1].num_devices) for n, s in sizes.items() if s}
         found = self._ranking.best(limits, SHORTLIST)
         if len(found) == SHORTLIST:
             return found
         taken = set(found)
-        rest = ((n, p) for n in names for p in sizes[n] if (n, p) not in taken)
+        rest = ((n, p) for n, offered in sizes.items() for p in offered if (n, p) not in taken)
         return found + list(islice(rest, SHORTLIST - len(found)))
 
     def _draft(self, rollout: Rollout, name: str, parallel: ParallelConfig) -> Assignment:

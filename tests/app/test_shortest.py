@@ -10,7 +10,7 @@ import pytest
 from jsonschema import validate
 
 from samullm_plugin.app.schemas import Schema
-from samullm_plugin.app.shortest import shortest_output, shortest_texts
+from samullm_plugin.app.schemasamples import shortest_output, shortest_texts
 from samullm_plugin.cli.app import main
 from samullm_plugin.model.application import ModelSpec
 

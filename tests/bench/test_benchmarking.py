@@ -74,6 +74,7 @@ def test_a_scheduler_that_fails_gets_a_row_that_says_so(host, case):
     assert rows[0].simulated_s is None
     assert "auto" in rows[0].note
     assert rows[1].simulated_s > 0
+    assert rows[0].bound_s == rows[1].bound_s
 
 
 def test_speedups_compare_the_same_rounds_and_nobody_with_itself():

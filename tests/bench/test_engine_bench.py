@@ -9,10 +9,9 @@ import pytest
 
 from samullm_plugin import InputError, PluginHost
 from samullm_plugin.bench.engine_bench import EngineBench
-from samullm_plugin.bench.engine_cases import CaseBuilder, EngineBenchSettings
+from samullm_plugin.bench.engine_cases import CaseBuilder, EngineBenchSettings, random_model
 from samullm_plugin.bench.engine_rows import BenchRun, PlannedCase, engine_rows, mean_error_pct
 from samullm_plugin.checkpoints.models import bundled_model, read_checkpoint
-from samullm_plugin.checkpoints.random_models import random_model
 from samullm_plugin.cli.app import main
 from samullm_plugin.model.application import EngineOptions, ModelSpec
 from samullm_plugin.model.architecture import ModelArchitecture

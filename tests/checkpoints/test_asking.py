@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 
 from samullm_plugin.checkpoints import asking
-from samullm_plugin.checkpoints.asking import ask, installed
-from samullm_plugin.checkpoints.machine_cache import cache_folder
+from samullm_plugin.checkpoints.asking import ask, cache_folder, installed
 
 COUNT = """
 import json, pathlib, sys

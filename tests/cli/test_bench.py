@@ -47,7 +47,7 @@ def test_help_of_bench_imports_no_heavy_library():
 
 
 def test_a_plugin_that_fails_is_exit_code_1_and_the_others_appear(monkeypatch, capsys):
-    from samullm_baselines.max_heuristic import MaxHeuristic
+    from samullm_baselines.plugin import MaxHeuristic
 
     def fail(self, problem, context):
         raise ZeroDivisionError("no idea")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from samullm_simulated.executor import SimulatedExecutor
+from samullm_simulated.plugin import SimulatedExecutor
 
 from samullm_plugin.testing.executor_contract import ExecutorContract
 

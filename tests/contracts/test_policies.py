@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from samullm_policies import policies
+from samullm_policies import plugin as policies
 
 from samullm_plugin.testing.policy_contract import RequestPolicyContract
 

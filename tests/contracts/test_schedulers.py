@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from samullm_baselines.max_heuristic import MaxHeuristic
-from samullm_baselines.min_heuristic import MinHeuristic
+from samullm_baselines.plugin import MaxHeuristic, MinHeuristic
 from samullm_greedy.plugin import GreedyScheduler
 
 from samullm_plugin.testing.scheduler_contract import SchedulerContract

@@ -11,8 +11,11 @@ import pytest
 
 from samullm_plugin import InputError, LengthObservations, LengthQuery, PluginError
 from samullm_plugin.planning.building import collect_costs
-from samullm_plugin.planning.estimators import make_latency_model, make_length_estimator
-from samullm_plugin.planning.isolated_lengths import IsolatedLengthEstimator
+from samullm_plugin.planning.estimators import (
+    IsolatedLengthEstimator,
+    make_latency_model,
+    make_length_estimator,
+)
 
 LENGTHS = """
     import os, sys, time

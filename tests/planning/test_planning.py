@@ -18,9 +18,8 @@ from samullm_plugin import (
     Stage,
 )
 from samullm_plugin.model.cluster import device_list
-from samullm_plugin.planning.gantt import LOADING, text_gantt
 from samullm_plugin.planning.planner import PlanningOptions, make_plan
-from samullm_plugin.planning.reporting import differences, stage_lines
+from samullm_plugin.planning.reporting import LOADING, differences, stage_lines, text_gantt
 from samullm_plugin.simulator import PlanSimulator
 from samullm_plugin.testing.factories import TestNode, make_problem
 
@@ -58,7 +57,7 @@ def test_a_wrong_option_is_named(host):
 
 
 def test_an_invalid_plan_is_refused_with_every_violation(host, monkeypatch):
-    from samullm_baselines.max_heuristic import MaxHeuristic
+    from samullm_baselines.plugin import MaxHeuristic
 
     overlapping = Stage(
         (Assignment("a", ParallelConfig(), (0,)), Assignment("b", ParallelConfig(), (0,)))
@@ -79,7 +78,7 @@ def test_an_invalid_plan_is_refused_with_every_violation(host, monkeypatch):
     ],
 )
 def test_a_faulty_scheduler_is_named(host, monkeypatch, answer, fault):
-    from samullm_baselines.max_heuristic import MaxHeuristic
+    from samullm_baselines.plugin import MaxHeuristic
 
     monkeypatch.setattr(MaxHeuristic, "schedule", answer)
     with pytest.raises(PluginError, match=fault) as error:
@@ -88,7 +87,7 @@ def test_a_faulty_scheduler_is_named(host, monkeypatch, answer, fault):
 
 
 def test_schedulers_cannot_call_each_other_for_ever(host, monkeypatch):
-    from samullm_baselines.max_heuristic import MaxHeuristic
+    from samullm_baselines.plugin import MaxHeuristic
 
     def again(self, problem, context):
         return context.schedule_with("max-heuristic")

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from samullm_aiconfigurator.models import AiconfiguratorOptions, OperatorTables
+from samullm_aiconfigurator.plugin import AiconfiguratorOptions, OperatorTables
 
 from samullm_plugin.checkpoints.gpus import bundled_gpu
 from samullm_plugin.errors import InputError, MissingExtraError
-from samullm_plugin.measuring.base import fit_host
+from samullm_plugin.measuring.judging import fit_host
 from samullm_plugin.model.application import ModelSpec
 from samullm_plugin.model.cluster import Gpu
 from samullm_plugin.testing.latency_contract import LatencyModelContract, step_table

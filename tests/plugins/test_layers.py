@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from samullm_layers.compose import Link
-from samullm_layers.models import Layers, LayersOptions
+from samullm_layers.plugin import Layers, LayersOptions
 from samullm_layers.tables import REQUIRED
 
 from benchmarks import whole_runs

@@ -17,8 +17,8 @@ from samullm_plugin.model.architecture import ModelArchitecture
 from samullm_plugin.model.cluster import Gpu
 from samullm_plugin.model.latency import StepTable
 from samullm_plugin.profiling.book import row_errors
-from samullm_plugin.profiling.iteration_tables import read_iterations
 from samullm_plugin.profiling.profile_files import EngineStart, bundled_profiles, write_profile
+from samullm_plugin.profiling.tables import read_iterations
 from tests.models import BUNDLED
 
 A100 = bundled_gpu("A100-80GB")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from samullm_policies import policies
+from samullm_policies import plugin as policies
 
 from samullm_plugin import PluginError, PolicyBatch, RequestPolicy
 from samullm_plugin.planning.policies import checked_assignment

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samullm_simulated.executor import SimulatedExecutor
+from samullm_simulated.plugin import SimulatedExecutor
 
 from samullm_plugin import EngineRequest, EngineSpec, ParallelConfig, Problem, RunError
 from samullm_plugin.engine import Workload, simulate_engine

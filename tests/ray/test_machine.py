@@ -432,6 +432,25 @@ def test_a_machine_with_a_fault_is_asked_again_at_growing_pauses(
     assert "no folder" in told[1]
 
 
+def test_nothing_is_asked_of_ray_once_the_run_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would start a cluster."""
+    ended: list[Any] = []
+    monkeypatch.setattr("samullm_ray.cluster.end_agents", ended.extend)
+    left = threading.Event()
+
+    def leave(timeout_s: float) -> None:
+        left.set()
+        raise ConnectionError("the cluster is left")
+
+    agent = SimpleNamespace(hello=SimpleNamespace(remote=leave))
+    greet_later(lambda: agent, 1.0, lambda agent, facts: None, left)
+    for thread in threading.enumerate():
+        if thread.name == "greeting":
+            thread.join(30.0)
+    assert left.is_set()
+    assert not ended
+
+
 def test_cores_are_the_same_devices_in_a_cluster_and_alone() -> None:
     alone = VllmExecutor.local_cluster()
     if alone is None or alone.gpus[0].name != "core":
@@ -474,3 +493,21 @@ def test_another_service_at_the_address_is_told_at_once() -> None:
         with pytest.raises(InputError, match="what listens there is no head of a Ray cluster"):
             check_address(RayOptions(address=f"127.0.0.1:{port}"))
         thread.join(10.0)
+
+
+@pytest.mark.parametrize(
+    "told", ["Version mismatch: The cluster was started with:\n    Ray: 1.0", "Failed to connect"]
+)
+def test_a_head_that_lets_nobody_in(monkeypatch: pytest.MonkeyPatch, told: str) -> None:
+    ray = pytest.importorskip("ray")
+
+    def refuse(**options: object) -> None:
+        raise RuntimeError(told)
+
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr("samullm_ray.cluster.check_address", lambda options: None)
+    with pytest.raises(InputError) as raised:
+        connect(RayOptions(address="here:6379"))
+    said = str(raised.value)
+    assert f"the head at here:6379 cannot be joined: {' '.join(told.split())}; every" in said
+    assert "RAY_AUTH_MODE=token" in said

@@ -13,7 +13,7 @@ from samullm_plugin.model.application import EngineOptions
 from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment, Plan, Stage, StageEnd
 from samullm_plugin.rules.bounds import lower_bound
-from samullm_plugin.rules.critical_path import windows
+from samullm_plugin.rules.critical_path import Paths
 from samullm_plugin.rules.iteration_prices import work_of
 from samullm_plugin.rules.transition import Running
 from samullm_plugin.simulator import PlanSimulator
@@ -83,7 +83,7 @@ def test_batches_are_no_larger_than_the_requests_there_are() -> None:
     nodes = [TestNode(f"n{i}", [4] * 9, [2] * 8 + [400], step_s=1.0) for i in range(4)]
     problem = make_problem(nodes, 2, nvlink=1)
     bound = lower_bound(problem, problem.scenarios[0])
-    assert bound.critical_path_s == pytest.approx(410.0)
+    assert bound.critical_path_s == pytest.approx(410.0 + 10.0)  # two have no device at 410
     assert bound.device_s == pytest.approx(2 * 410.0)
 
 
@@ -201,8 +201,67 @@ def test_a_source_is_done_before_the_least_of_what_is_behind_it() -> None:
     first = TestNode("first", [4] * 2, [30, 30], load_s=10.0, step_s=1.0)
     second = TestNode("second", [4] * 2, [5, 9], [[(0, 0)], [(0, 1)]], load_s=10.0, step_s=1.0)
     problem = make_problem([first, second], 2, nvlink=1)
-    path_s, found = windows(problem, problem.scenarios[0], {}, ())
-    assert path_s == pytest.approx(10 + 30 + 9)
+    paths = Paths(problem, problem.scenarios[0], {}, ())
+    earliest = paths.earliest()
+    found = [paths.window(earliest, i) for i in range(2)]
+    assert earliest.end_s == pytest.approx(10 + 30 + 9)
     assert found[0].end_s == pytest.approx(40.0)
     assert found[0].tail_s == pytest.approx(5.0)
     assert (found[1].head_s, found[1].tail_s) == (pytest.approx(40.0), 0.0)
+
+
+def in_a_row(count: int, gpus: int, **settings: float) -> tuple[float, float, float]:
+    """Return critical path, bound, and the makespan of nodes that start one after another."""
+    nodes = [
+        TestNode(f"n{i}", [4], [2], [[(i - 1, 0)]] if i else None, step_s=1.0, **settings)
+        for i in range(count)
+    ]
+    problem = make_problem(nodes, gpus, nvlink=1)
+    simulator = PlanSimulator(problem)
+    stages = [
+        Stage(tuple(Assignment(f"n{k}", ONE, (k % gpus,)) for k in range(i, min(i + gpus, count))))
+        for i in range(max(1, count - gpus + 1))
+    ]
+    found = simulator._lower_bound(0)
+    makespan_s = simulator.simulate_scenario(Plan(tuple(stages)), 0).makespan_s
+    return found.critical_path_s, found.value_s, makespan_s
+
+
+def test_what_has_no_device_starts_after_the_first_end() -> None:
+    """The first of three ends after 22 s; the third starts then, or another one does."""
+    path_s, bound_s, makespan_s = in_a_row(3, 2, load_s=20.0)
+    assert path_s == pytest.approx(22 + 20 + 2)
+    assert bound_s == pytest.approx(makespan_s) == pytest.approx(44.0)
+    assert in_a_row(3, 3, load_s=20.0)[0] == pytest.approx(20 + 3 * 2)
+
+
+def test_every_choice_of_who_waits_is_followed() -> None:
+    """Two GPUs are given up and taken twice, whoever waits first."""
+    path_s, _, makespan_s = in_a_row(5, 2, load_s=20.0)
+    assert 60.0 < path_s <= makespan_s == pytest.approx(66.0)
+
+
+def test_consumers_come_after_the_simulation_of_what_they_read() -> None:
+    """One request after another: two replicas end sooner, and leave no device."""
+    serial = EngineOptions(max_num_seqs=1, async_scheduling=False)
+    nodes = [
+        TestNode("a", [4] * 4, [10] * 4, step_s=1.0, load_s=100.0, engine=serial),
+        TestNode("b", [4] * 4, [5] * 4, [[(0, r)] for r in range(4)], step_s=1.0, load_s=100.0),
+    ]
+    problem = make_problem(nodes, 2, nvlink=1)
+    alone = lower_bound(problem, problem.scenarios[0])
+    assert alone.critical_path_s == pytest.approx(100 + 10 + 5)
+    simulator = PlanSimulator(problem)
+    plan = Plan((Stage((Assignment("a", ONE, (0,)), Assignment("b", ONE, (1,)))),))
+    found = simulator._lower_bound(0)
+    assert found.critical_path_s == pytest.approx(100 + 2 * 10 + 5)
+    assert found.value_s == pytest.approx(100 + 4 * 10 + 5, rel=1e-4)
+    assert simulator.simulate_scenario(plan, 0).makespan_s == pytest.approx(145.0)
+
+
+def test_a_second_start_may_be_sooner_than_the_simulation() -> None:
+    serial = EngineOptions(max_num_seqs=1, async_scheduling=False)
+    node = TestNode("a", [4] * 4, [10] * 4, step_s=1.0, load_s=8.0, engine=serial)
+    problem = make_problem([node], 1, nvlink=1)
+    found = PlanSimulator(problem)._lower_bound(0)
+    assert found.critical_path_s == pytest.approx(8 + 10 + 8)

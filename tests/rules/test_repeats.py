@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from samullm_simulated.executor import SimulatedExecutor
+from samullm_simulated.plugin import SimulatedExecutor
 
 from samullm_plugin.app.loading import load_application
 from samullm_plugin.engine import Curve, StepLatency

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from samullm_simulated.engine import SimulatedEngine
-from samullm_simulated.executor import SimulatedExecutor
+from samullm_simulated.plugin import SimulatedExecutor
 
 from samullm_plugin.bench.cases import CaseSettings, make_case
 from samullm_plugin.engine import EngineCache

@@ -97,9 +97,9 @@ def interrupted(original: Callable[..., Any], number: signal.Signals) -> Callabl
     [
         "samullm_plugin.run.run.write_plan",
         "samullm_plugin.run.run.forecast_run",
-        "samullm_simulated.executor.SimulatedExecutor.open",
+        "samullm_simulated.plugin.SimulatedExecutor.open",
         "samullm_plugin.run.coordinator.Coordinator.run",
-        "samullm_simulated.executor.SimulatedExecutor.poll",
+        "samullm_simulated.plugin.SimulatedExecutor.poll",
         "samullm_plugin.run.outputs.OutputWriter.take",
         "samullm_plugin.run.outputs.OutputWriter.write_rest",
         "samullm_plugin.run.table_files.TableParts.finish",

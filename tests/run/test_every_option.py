@@ -12,8 +12,8 @@ from dataclasses import replace
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from samullm_policies.policies import IsolateLongest
-from samullm_simulated.executor import SimulatedExecutor
+from samullm_policies.plugin import IsolateLongest
+from samullm_simulated.plugin import SimulatedExecutor
 
 from samullm_plugin.model.costs import ModeCosts
 from samullm_plugin.model.plan import Plan, Stage, StageEnd

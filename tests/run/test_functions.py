@@ -13,7 +13,7 @@ from samullm_plugin.app.choosing import best, vote
 from samullm_plugin.app.functions import Function, function_of
 from samullm_plugin.app.loading import load_application
 from samullm_plugin.errors import InputError
-from samullm_plugin.planning.user_functions import check_functions
+from samullm_plugin.planning.applications import check_functions
 from samullm_plugin.run.python_calls import Call, WorkerCalls
 
 STEPS = """

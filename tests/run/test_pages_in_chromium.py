@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from samullm_plugin.cli.app import main
-from samullm_plugin.run.report_server import report_server
+from samullm_plugin.cli.report import report_server
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next((path for name in NAMES if (path := shutil.which(name))), None)

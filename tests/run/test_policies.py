@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from samullm_simulated.executor import SimulatedExecutor
+from samullm_simulated.plugin import SimulatedExecutor
 
 from samullm_plugin import Assignment, ParallelConfig, Plan, RequestPolicy, Stage
 from samullm_plugin.host.manager import PluginHost
@@ -122,7 +122,7 @@ def test_random_problems(data, policy) -> None:
 
 @pytest.mark.parametrize("longest_first", [False, True])
 def test_priorities_decide_who_runs_first(longest_first) -> None:
-    from samullm_policies import policies
+    from samullm_policies import plugin as policies
 
     node = TestNode("a", [4] * 6, [30, 3, 20, 5, 40, 8], engine=EngineOptions(max_num_seqs=1))
     problem = make_problem([node], 1)

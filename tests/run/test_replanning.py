@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from samullm_simulated.executor import SimulatedExecutor
+from samullm_simulated.plugin import SimulatedExecutor
 
 from samullm_plugin.app.spec import Component, PlannerSection
 from samullm_plugin.host.manager import PluginHost
@@ -385,3 +385,114 @@ def test_a_run_with_several_plans_can_be_resumed(tmp_path: Path) -> None:
     fresh = replace(setup, replanner=Replanner(host, instance))
     outcome = resume_run(fresh)
     assert outcome.metrics["requests"]["finished"] == truth.app.num_requests
+
+
+def late_chains() -> tuple[Instance, Plan]:
+    """Return a model, and behind it documents of which one is much longer than the others."""
+    rng = np.random.default_rng(3)
+    parts = [30, *[6] * 15]
+    last: dict[int, int] = {}
+    inputs: list[list[tuple[int, int]]] = []
+    for k in range(max(parts)):
+        for d in [d for d, count in enumerate(parts) if count > k]:
+            inputs.append([(1, last[d])] if k else [(0, d)])
+            last[d] = len(inputs) - 1
+    few = EngineOptions(max_num_seqs=8, async_scheduling=False)
+    lengths = rng.integers(2, 9, len(inputs)).tolist()
+    nodes = [
+        TestNode("first", [5] * 16, [*range(10, 170, 10)], step_s=0.02, load_s=1.0, engine=few),
+        TestNode(
+            "documents", [9] * len(inputs), lengths, inputs,
+            step_s=0.02, token_s=0.005, load_s=1.0, engine=few,
+        ),
+    ]  # fmt: skip
+    problem = make_problem(nodes, 2, nvlink=1)
+    planner = PlannerSection(scheduler=Component(type="min-heuristic"), scenarios=1)
+    both = ParallelConfig(2)
+    plan = Plan(
+        (
+            Stage((Assignment("first", both, (0, 1)),), StageEnd("node_finished", "first")),
+            Stage((Assignment("documents", both, (0, 1)),)),
+        )
+    )
+    return Instance(problem, Uniform(10), NoLatency(), planner), plan
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_plan_made_during_a_run_chooses_the_policy_of_nodes_without_engines(asked: bool) -> None:
+    """By the lengths learned it gains; not where requests are asked to run as they come."""
+    instance, plan = late_chains()
+    if asked:
+        fcfs = {"request_policy": Component(type="fcfs")}
+        instance = replace(instance, planner=instance.planner.model_copy(update=fcfs))
+    replanner = Replanner(PluginHost.from_settings(), instance)
+    problem = instance.problem
+    done = run_with_truth(problem, plan, SimulatedExecutor(), problem, replanner=replanner)
+    assert done.ledger.all_settled
+    chosen = [p for p in replanner.proposals if p.policy is not None]
+    journal = [r["request_policy"] for r in done.log.records if "request_policy" in r]
+    assert journal == ([] if asked else ["isolate-longest"])
+    assert [p.policy for p in chosen] == journal
+    assert all(p.gain_s > 0.05 * p.remaining_s for p in chosen)
+    if not asked:  # the longest document is alone: its replica has finished its 30 parts, no more
+        stopped = [r for r in done.log.records if r["kind"] == "engine_stopped"]
+        counts = [r["num_finished"] for r in stopped if r["node"] == "documents"]
+        assert 30 in counts
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_engines_keep_the_policy_they_were_started_with(late: bool) -> None:
+    instance, plan = late_chains()
+    asked: set[int] = set()
+
+    def policy(scenario: int, node: int, *_: object) -> tuple[None, None]:
+        del scenario
+        asked.add(node)
+        return None, None
+
+    class Choosing(Replanning):
+        def consider(self, run: Coordinator, *, stage_changed: bool) -> Plan | None:
+            del stage_changed
+            if not late or 1 in run.engines.deployments:
+                run.choose_policy(policy)
+            return None
+
+    problem = instance.problem
+    run_with_truth(problem, plan, SimulatedExecutor(), problem, replanner=Choosing())
+    assert asked == (set() if late else {1})
+
+
+def test_a_chosen_policy_is_taken_up_again(tmp_path: Path) -> None:
+    """An interrupted run goes on under the policy that was chosen during it."""
+    from samullm_plugin.app.loaded import LoadedApplication
+    from samullm_plugin.run.journal import read_journal
+    from samullm_plugin.run.run import resume_run, start_run
+    from samullm_plugin.run.setup import RunSetup
+
+    instance, plan = late_chains()
+    host, problem = PluginHost.from_settings(), instance.problem
+    loaded = LoadedApplication(
+        problem.app, problem.cluster, output_tokens=problem.scenarios[0].output_tokens
+    )
+    directory = tmp_path / "run"
+    setup = RunSetup(
+        host, loaded, instance, "simulated", directory, replanner=Replanner(host, instance)
+    )
+    start_run(setup, plan)
+    journal = directory / "events.jsonl"
+    records = list(read_journal(journal))
+    chosen = [k for k, r in enumerate(records) if r.get("request_policy") == "isolate-longest"]
+    assert chosen
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[: chosen[-1] + 1]))
+    seen: list[str | None] = []
+
+    class Watching(Replanner):
+        def start_with_policy(self, name: str) -> None:
+            seen.append(name)
+            super().start_with_policy(name)
+
+    resume_run(replace(setup, replanner=Watching(host, instance)))
+    assert seen == ["isolate-longest"]
+    makespan_s = max(float(r["time_s"]) for r in read_journal(journal) if r["kind"] == "finished")
+    assert makespan_s < 1.2 * float(records[-1]["time_s"])

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from samullm_simulated.executor import SimulatedExecutor
+from samullm_simulated.plugin import SimulatedExecutor
 
-from samullm_plugin.app.batch import BatchOutput, batch_line
 from samullm_plugin.host.interfaces.observer import RunEvent, RunInfo, StageRecord
 from samullm_plugin.model.plan import Stage
 from samullm_plugin.run.ledger import Ledger, Status
 from samullm_plugin.run.log import RunLog
+from samullm_plugin.run.outputs import BatchOutput, batch_line
 from samullm_plugin.run.progress import RunProgress
 from samullm_plugin.run.results import Result
 from samullm_plugin.run.trace import Slice, trace_json

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from samullm_simulated.executor import SimulatedExecutor
+from samullm_simulated.plugin import SimulatedExecutor
 
 from samullm_plugin.errors import InputError, RunError
 from samullm_plugin.host.interfaces.executor import EngineEvent, EngineRequest

@@ -19,8 +19,8 @@ from urllib.parse import unquote
 
 import pytest
 
+from samullm_plugin.cli import report as report_command
 from samullm_plugin.cli.app import main
-from samullm_plugin.run import report_server
 from samullm_plugin.run.report import read_run, report_facts, report_html
 from samullm_plugin.run.run import start_run
 from tests.run.worlds import setup_run, small_plan, small_problem
@@ -272,12 +272,12 @@ def test_a_served_page_is_not_made_all_the_time(
         time.sleep(0.2)
         return "page"
 
-    monkeypatch.setattr(report_server, "report_html", slow)
-    monkeypatch.setattr(report_server, "REFRESH_MS", 0)
+    monkeypatch.setattr(report_command, "report_html", slow)
+    monkeypatch.setattr(report_command, "REFRESH_MS", 0)
     for share, pages in ((0.001, 1), (1.0, 4)):
-        monkeypatch.setattr(report_server, "BUSY_SHARE", share)
+        monkeypatch.setattr(report_command, "BUSY_SHARE", share)
         made.clear()
-        server = report_server.report_server(run_dir)
+        server = report_command.report_server(run_dir)
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:

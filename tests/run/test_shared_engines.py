@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from samullm_cpsat.certificate import certify
 from samullm_cpsat.durations import measure
-from samullm_simulated.executor import SimulatedExecutor
+from samullm_simulated.plugin import SimulatedExecutor
 
 from samullm_plugin.api.app import App
 from samullm_plugin.cli.app import main

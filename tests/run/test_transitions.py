@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from samullm_simulated.executor import SimulatedExecutor
+from samullm_simulated.plugin import SimulatedExecutor
 
 from samullm_plugin.host.interfaces.observer import RunInfo
 from samullm_plugin.model.parallel import ParallelConfig

@@ -9,9 +9,9 @@ from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.application import EngineOptions
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.planning.planner import make_plan
-from samullm_plugin.rules.aggregation import aggregate
 from samullm_plugin.rules.verify import verify
 from samullm_plugin.simulator import PlanSimulator
+from samullm_plugin.simulator.aggregation import aggregate
 from samullm_plugin.testing.factories import TestNode, make_problem
 
 

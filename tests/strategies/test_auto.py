@@ -10,7 +10,7 @@ from time import monotonic, process_time
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
-from samullm_auto import budget, chains
+from samullm_auto import budget, neighbourhood
 from samullm_auto.plugin import AutoOptions, AutoScheduler
 from samullm_auto.risk import Risk, RiskMeasure
 
@@ -195,7 +195,7 @@ def test_a_seed_gives_one_plan_however_slow_the_machine(
     problem = puzzle()
     calm = make_plan(host, problem, "auto")
     real = time.monotonic
-    for module in (budget, chains):
+    for module in (budget, neighbourhood):
         monkeypatch.setattr(module, "monotonic", lambda: 10.0 * real())
     busy = make_plan(host, problem, "auto")
     assert busy.plan == calm.plan

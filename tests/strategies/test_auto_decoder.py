@@ -9,12 +9,11 @@ from time import monotonic
 import numpy as np
 import pytest
 from samullm_auto.builder import Builder
-from samullm_auto.chains import HEATS, Chain, annealing_chains
 from samullm_auto.decoder import NEVER, decode, value_s
-from samullm_auto.moves import offered
-from samullm_auto.neighbourhood import anneal, compile_ahead, move
-from samullm_auto.solution import Solution, list_solutions, solutions_of
-from samullm_auto.surrogate import MOMENTS, Surrogate
+from samullm_auto.neighbourhood import HEATS, Chain, anneal, annealing_chains, compile_ahead, move
+from samullm_auto.search import offered
+from samullm_auto.solution import Solution, solutions_of
+from samullm_auto.surrogate import MOMENTS, Surrogate, list_solutions
 from samullm_tasks.timing import TimedMode
 
 from samullm_plugin.model.application import EngineOptions

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
-from samullm_baselines.max_heuristic import MaxHeuristic
-from samullm_baselines.min_heuristic import MinHeuristic
+from samullm_baselines.plugin import MaxHeuristic, MinHeuristic
 
 from samullm_plugin.host.interfaces.scheduler import SchedulingContext, StageScheduler
 from samullm_plugin.model.application import EngineOptions

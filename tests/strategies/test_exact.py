@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from samullm_cpsat.durations import measure
-from samullm_cpsat.plugin import Exact, ExactOptions
+from samullm_cpsat.options import ExactOptions
+from samullm_cpsat.plugin import Exact
 from samullm_cpsat.schedule import by_weight, list_schedule
 from samullm_cpsat.stages import plan_of
 

@@ -8,8 +8,8 @@ from itertools import pairwise
 import pytest
 from samullm_cpsat.bounding import branch
 from samullm_cpsat.instance import Instance
+from samullm_cpsat.options import ExactOptions
 from samullm_cpsat.planning import solve_instance
-from samullm_cpsat.plugin import ExactOptions
 from samullm_cpsat.schedule import Schedule, best_list_schedule
 from samullm_cpsat.solver import SolveOptions, solve
 

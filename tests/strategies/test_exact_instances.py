@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from samullm_cpsat.instance import Instance
+from samullm_cpsat.options import ExactOptions
 from samullm_cpsat.planning import solve_instance
-from samullm_cpsat.plugin import ExactOptions
 
 FOLDER = Path(__file__).parents[1] / "instances"
 SHAPES = (

@@ -11,8 +11,8 @@ from samullm_cpsat.bounding import branch, simple_bound
 from samullm_cpsat.branching import Branching, tables_of
 from samullm_cpsat.constraints import dual_feasible
 from samullm_cpsat.instance import Instance, Lag, Mode, Pool, Task, pools_of
+from samullm_cpsat.options import ExactOptions
 from samullm_cpsat.planning import solve_instance
-from samullm_cpsat.plugin import ExactOptions
 from samullm_cpsat.schedule import Placement, Schedule, best_list_schedule
 from samullm_cpsat.solver import Outcome, SolveOptions, solve
 from samullm_cpsat.stages import plan_of

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from samullm_tasks.sizes import between, far_apart
-from samullm_tasks.timing import TimedMode, alone, tails_s
+from samullm_tasks.timing import TimedMode, alone, between, far_apart, tails_s
 
 from samullm_plugin.model.application import EngineOptions
 from samullm_plugin.model.parallel import ParallelConfig

@@ -9,8 +9,7 @@ import samullm_apps.cores
 
 from samullm_plugin import EngineOptions, ModelArchitecture, ModelSpec, PluginHost
 from samullm_plugin.bench.engine_bench import EngineBench
-from samullm_plugin.bench.engine_cases import CaseBuilder, EngineBenchSettings
-from samullm_plugin.checkpoints.random_models import random_model
+from samullm_plugin.bench.engine_cases import CaseBuilder, EngineBenchSettings, random_model
 from samullm_plugin.run.journal import read_journal
 from tests.vllm.conftest import Bench, request, spec
 

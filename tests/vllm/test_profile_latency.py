@@ -13,12 +13,12 @@ from samullm_vllm.vllm_executor import VllmExecutor
 from samullm_plugin import EngineOptions, ModelSpec
 from samullm_plugin.cli.app import main
 from samullm_plugin.host.manager import PluginHost
-from samullm_plugin.measuring.check import judge_runs
 from samullm_plugin.measuring.engine import MeasuredModel, measure, write_iterations
+from samullm_plugin.measuring.judging import judge_runs
 from samullm_plugin.profiling.calibration import read_calibration, setting_key
 from samullm_plugin.profiling.fit import fit_profile
-from samullm_plugin.profiling.iteration_tables import read_iterations
 from samullm_plugin.profiling.profile_files import EngineStart, read_profile, write_profile
+from samullm_plugin.profiling.tables import read_iterations
 from tests.models import make_tiny_llama
 
 pytestmark = pytest.mark.vllm

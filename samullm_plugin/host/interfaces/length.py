@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from samullm_plugin.host.interfaces.plugin import Plugin
-from samullm_plugin.model.length_observations import LengthObservations
+from samullm_plugin.model.lengths import LengthObservations
 from samullm_plugin.model.types import Ints
 
 

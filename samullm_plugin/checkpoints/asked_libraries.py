@@ -1,8 +1,9 @@
-"""Asks vLLM what a model is: it builds it without memory for its weights, as its engine would.
+"""What transformers and vLLM say of a model: they build it without memory for its weights.
 
-For families that nobody here has modelled and the installed vLLM serves: its own model says how
-many parameters it has, its layers what they keep (``get_kv_cache_spec``). A child process is asked,
-for importing vLLM takes seconds; the answer is kept.
+vLLM is asked about families that nobody here has modelled and the installed vLLM serves: its own
+model says how many parameters it has, its layers what they keep (``get_kv_cache_spec``).
+transformers is asked for parameters alone. A child process is asked, for importing these takes
+seconds; the answer is kept.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from samullm_plugin.checkpoints.asking import ask
-from samullm_plugin.checkpoints.hf_config import ConfigFile
+from samullm_plugin.checkpoints.asking import ask, installed
+from samullm_plugin.checkpoints.hf_config import ConfigFile, has_defaults
 from samullm_plugin.checkpoints.parts import (
     Attention,
     Layer,
@@ -172,3 +173,58 @@ def _read(file: ConfigFile, answer: Mapping[str, Any]) -> Layers | None:
 def _share(total: int, i: int, parts: int) -> int:
     """Return the ``i``-th of as equal parts as there are."""
     return total * (i + 1) // parts - total * i // parts
+
+
+_DIFFERENT = frozenset({"longcat_flash"})
+"""Families whose classes hold weights that no checkpoint has (experts that do nothing)."""
+_COUNT_SCRIPT = """
+import json, os, sys, warnings
+os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", CUDA_VISIBLE_DEVICES="")
+warnings.filterwarnings("ignore")
+import torch, transformers
+from transformers.models.auto import modeling_auto as auto
+asked = json.load(sys.stdin)
+raw = asked["config"]
+kind = raw.pop("model_type")
+raw.pop("quantization_config", None)
+config = transformers.AutoConfig.for_model(kind, **raw)
+names = [n for table in ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
+                         "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES",
+                         "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
+         for n in [getattr(auto, table, {}).get(kind)] if n]
+wanted = [n for n in (raw.get("architectures") or ()) if hasattr(transformers, n)]
+name = (wanted + [n if isinstance(n, str) else n[0] for n in names])[0]
+for part in {id(c): c for c in (config, config.get_text_config())}.values():
+    part.tie_word_embeddings = asked["tied"]
+with torch.device("meta"):
+    model = getattr(transformers, name)(config)
+model.tie_weights()
+print("answer", sum(p.numel() for p in model.parameters()))
+"""
+
+
+def count_parameters(file: ConfigFile, tied: bool) -> int | None:
+    """Return the parameters by transformers; None where it is not installed or has no such class.
+
+    The answer is kept per configuration and version of transformers.
+
+    Args:
+        file: the ``config.json``.
+        tied: whether the head is the embedding, as an engine loads it.
+    """
+    asked = installed("transformers")
+    if asked is None or find_spec("torch") is None or file.text.kind in _DIFFERENT:
+        return None
+    kind = file.top.kind
+    package = find_spec("transformers")
+    folder = kind.removesuffix("_thinker").replace("-", "_")
+    places = [] if package is None else package.submodule_search_locations or []
+    if not any((Path(place) / "models" / folder).is_dir() for place in places) and not (
+        has_defaults(kind)
+    ):
+        return None
+    if file.raw.get("auto_map") and not has_defaults(kind):
+        return None  # the class comes with the model's files: its code is not run for a count
+    question = json.dumps({"config": dict(file.raw), "tied": tied}, sort_keys=True)
+    answer = ask("parameters", _COUNT_SCRIPT, question, asked, limit_s=_LIMIT_S)
+    return answer if isinstance(answer, int) else None

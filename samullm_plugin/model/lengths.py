@@ -1,4 +1,4 @@
-"""Distributions of output lengths: built from quantiles or censored observations, sampled fast."""
+"""Output lengths: those that were seen, and distributions made of them, sampled fast."""
 
 from __future__ import annotations
 
@@ -9,6 +9,31 @@ import numpy as np
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.types import Bools, Floats, Ints
 
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LengthObservations:
+    """Output lengths that were seen, for one model and task.
+
+    Attributes:
+        model: name of the model.
+        task: label, may be empty.
+        prompt_tokens: shape ``(n,)``.
+        output_tokens: lengths seen, shape ``(n,)``.
+        censored: the output was cut by a limit or is still in flight: it is at least this long,
+            shape ``(n,)``.
+        prompts: prompt texts, one per observation; None: not kept.
+    """
+
+    model: str
+    task: str
+    prompt_tokens: Ints
+    output_tokens: Ints
+    censored: Bools
+    prompts: tuple[str, ...] | None = None
+
+
+_STEPS = 4000
+"""By which a quantile function is laid out."""
 UNBOUNDED = np.iinfo(np.int64).max
 """Stands for a length beyond everything that was seen; limits cut it."""
 
@@ -37,7 +62,6 @@ class LengthDistribution:
         lengths: Floats,
         *,
         censored_at: int = 0,
-        resolution: int = 4000,
     ) -> LengthDistribution:
         """Return the distribution whose quantile function is linear between given points.
 
@@ -45,13 +69,12 @@ class LengthDistribution:
             probabilities: increasing, from 0 to the uncensored mass, shape ``(k,)``.
             lengths: not decreasing, shape ``(k,)``.
             censored_at: length at which the mass above the last probability was cut.
-            resolution: steps by which the quantile function is laid out.
         """
         top = float(probabilities[-1])
-        middles = (np.arange(resolution) + 0.5) / resolution * top
+        middles = (np.arange(_STEPS) + 0.5) / _STEPS * top
         drawn = np.rint(np.interp(middles, probabilities, lengths)).astype(np.int64)
         values, counts = np.unique(np.maximum(drawn, 1), return_counts=True)
-        cdf = np.cumsum(counts, dtype=np.float64) * (top / resolution)
+        cdf = np.cumsum(counts, dtype=np.float64) * (top / _STEPS)
         return cls(values, cdf, censored_at)
 
     @classmethod
