@@ -111,6 +111,7 @@ class Agent:
         os.set_blocking(self._wake_end, False)
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._fresh = threading.Event()
+        self._stopping = False
 
     # --- called by the coordinator, on Ray's threads ---
 
@@ -205,6 +206,10 @@ class Agent:
 
     def stop(self) -> None:
         """End every engine and let go of the devices."""
+        if self._thread.is_alive():
+            self._stopping = True
+            os.write(self._wake_start, b"x")
+            self._thread.join(_KILL_S)
         if self._launcher is not None:
             self._launcher.close()
         self._files.close()
@@ -223,7 +228,7 @@ class Agent:
         selector = selectors.DefaultSelector()
         selector.register(self._wake_end, selectors.EVENT_READ, None)
         watched: set[int] = set()
-        while True:
+        while not self._stopping:
             for number in set(launcher.filenos()) - watched:
                 watched.add(number)
                 selector.register(number, selectors.EVENT_READ, launcher)
@@ -311,8 +316,7 @@ class Agent:
         if not engine.spread:
             return msgspec.structs.replace(start, rendezvous=str(self._files.rendezvous()))
         if start.machine == 0:
-            address = _own_address()
-            port = _free_port(address)
+            address, port = _own_address(), _free_port()
             self._tell(Meet(command.key, address, port))
             start = msgspec.structs.replace(start, master=address, master_port=port)
         return start
@@ -324,10 +328,9 @@ class Agent:
         network = {"VLLM_HOST_IP": address}
         if "GLOO_SOCKET_IFNAME" not in os.environ and (name := _interface(address)):
             network["GLOO_SOCKET_IFNAME"] = name
-        if self._platform == "cpu":  # vLLM binds the ranks that it starts
-            return Go((), {"VLLM_CPU_OMP_THREADS_BIND": "|".join(names), **network})
-        where = self._launcher.placement(names)
-        return Go(where.cores, {**where.environment, **network})
+        if self._platform == "cpu":  # each rank binds itself
+            return Go(tuple(map(int, names)), {"VLLM_CPU_OMP_THREADS_BIND": "nobind", **network})
+        return Go((), {**self._launcher.placement(names).environment, **network})
 
     @staticmethod
     def _watch(selector: selectors.BaseSelector, engine: _Engine, key: str) -> None:
@@ -384,10 +387,10 @@ def _own_address() -> str:
     return str(get_node_ip_address())
 
 
-def _free_port(address: str) -> int:
-    """Return a port that is free now; whoever takes it first is known when an engine fails."""
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as free:
-        free.bind((address, 0))
+def _free_port() -> int:
+    """Return a port that is free now; if somebody takes it first, an engine's start fails."""
+    with socket.socket() as free:
+        free.bind(("", 0))
         return int(free.getsockname()[1])
 
 

@@ -155,6 +155,7 @@ class Bringup:
         self._start, self._rank = start, rank
         self._config: Any = None
         self._engine: Any = None
+        self._cores: tuple[int, ...] = ()
         self.parts: dict[str, float] = {}
 
     @contextmanager
@@ -174,6 +175,11 @@ class Bringup:
             if current_platform.is_cpu():
                 self._engine = self._build()
 
+    def use_devices(self, go: Go) -> None:
+        """Take the devices; the rest of the work may touch them."""
+        self._cores = go.cores
+        use_devices(go, self._rank)
+
     def finish(self) -> Any:
         """Do the rest and return vLLM's ``LLMEngine``."""
         self.prepare()
@@ -181,12 +187,11 @@ class Bringup:
 
     def help_leader(self) -> None:
         """Run the ranks of this machine for the process that leads, on another, until they end."""
-        from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+        from samullm_vllm import machines
 
-        self._config = self._configure()
-        _fork_workers()
-        executor = MultiprocExecutor(self._config, monitor_workers=False)
-        executor.start_worker_monitor(inline=True)
+        config = self._configure()
+        machines.prepare_workers(self._cores)
+        machines.run_ranks(config)
 
     def _configure(self) -> Any:
         """Return vLLM's configuration."""
@@ -230,7 +235,6 @@ class Bringup:
 
     def _build(self) -> Any:
         """Build the engine; the seconds of its own compiling are a part of their own."""
-        from vllm.platforms import current_platform
         from vllm.v1.engine.llm_engine import LLMEngine
         from vllm.v1.executor import Executor
 
@@ -240,7 +244,9 @@ class Bringup:
 
             executor = RankExecutor.meeting_at(self._start.rendezvous)
         if self._start.num_machines > 1:
-            _fork_workers()
+            from samullm_vllm import machines
+
+            machines.prepare_workers(self._cores)
         timed = _timed(executor, self)
         with self.part("caches and graphs"):
             engine = LLMEngine(
@@ -257,26 +263,12 @@ class Bringup:
             from samullm_vllm.ranks import warm_up
 
             warm_up(engine)
-        if self._start.num_machines > 1 and current_platform.is_cpu():
-            from samullm_vllm.ranks import warm_up_workers
-
-            warm_up_workers(engine)
+        if self._start.num_machines > 1:
+            machines.warm_up(engine)
         if self._start.latency is None and self._config.model_config.runner_type == "generate":
             with self.part("first iterations"):
                 first_iterations(engine)
         return engine
-
-
-def _fork_workers() -> None:
-    """Have vLLM fork the processes of this machine's ranks where that is safe.
-
-    On CPUs it starts fresh interpreters, each of which imports it for itself. That choice is made
-    with the configuration, so this comes after it.
-    """
-    from vllm.platforms import current_platform
-
-    if current_platform.is_cpu() and len(os.listdir("/proc/self/task")) == 1:
-        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
 
 
 def _timed(executor: type[Any], bringup: Bringup) -> type[Any]:

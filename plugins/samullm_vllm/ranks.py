@@ -28,19 +28,6 @@ class RankExecutor(ExecutorWithExternalLauncher):  # type: ignore[misc]  # vLLM 
         return f"file://{self.rendezvous}", rank, local_rank
 
 
-def warm_up_workers(engine: Any) -> None:
-    """Do as :func:`warm_up` in the processes of an engine whose ranks vLLM has started."""
-    engine.collective_rpc(_dummy_run)
-
-
-def _dummy_run(worker: Any) -> None:
-    import torch
-
-    runner = worker.model_runner
-    with torch.no_grad():
-        runner._dummy_run(runner.max_num_tokens)
-
-
 def warm_up(engine: Any) -> None:
     """Run what vLLM's CPU worker leaves out and its pipeline parallelism needs."""
     runner = engine.model_executor.driver_worker.worker.model_runner

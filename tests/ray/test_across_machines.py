@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from time import monotonic
+from unittest.mock import patch
 
 import psutil
 import pytest
@@ -23,12 +25,20 @@ from samullm_plugin.model.cluster import Network
 from tests.models import make_tiny_llama
 
 pytest.importorskip("ray")
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(900)]
 
 from samullm_ray.agent import Agent  # noqa: E402  # needs Ray
 from samullm_ray.executor import RayExecutor, RayOptions  # noqa: E402
 from samullm_ray.machine import Machine  # noqa: E402
 from samullm_ray.messages import MachineFacts  # noqa: E402
+from samullm_vllm.fork_launching import _ForkServer  # noqa: E402
+from samullm_vllm.processes import (  # noqa: E402
+    RecordedProcess,
+    alive,
+    strike,
+    wait_gone,
+    with_children,
+)
 
 GPU = Gpu("core", 1 << 30)
 CLUSTER = Cluster((GPU, GPU), (), ((0,), (1,)), network=Network(1e9, 1e-4))
@@ -68,11 +78,21 @@ class TwoMachines(RayExecutor):
             poll_s=0.5, linger_s=0.01, lost_timeout_s=120.0,
         )  # fmt: skip
 
-    def engines(self, machine: int) -> list[psutil.Process]:
-        """Return the processes of a machine's engines."""
-        engines = self._agents[machine]._engines.values()
-        leaders = [r.find() for e in engines for r in e.launched.processes]
-        return [p for p in leaders if p is not None]
+    def parts(self) -> list[list[RecordedProcess]]:
+        """Return by machine the processes of its engines, and what these have started."""
+        found = []
+        for agent in self._agents.values():
+            leaders = [r for e in agent._engines.values() for r in e.launched.processes]
+            found.append([*leaders, *(with_children(leaders) - set(leaders))])
+        return found
+
+    def check_cores(self, parts: Sequence[Sequence[RecordedProcess]]) -> None:
+        """See to it that each machine has an engine's process and a rank, on its one core."""
+        for agent, part in zip(self._agents.values(), parts, strict=True):
+            names = [p.name() for p in alive(part)]
+            assert sum("Worker" in name for name in names) == 1, names
+            ranks = [p for p in alive(part) if "Worker" in p.name()]
+            assert {c for p in ranks for c in p.cpu_affinity() or ()} == {int(agent._devices[0])}
 
 
 @pytest.fixture(scope="module")
@@ -80,13 +100,15 @@ def executor() -> Iterator[TwoMachines]:
     if len(psutil.Process().cpu_affinity() or ()) < 2:
         pytest.skip("needs two cores")
     made = TwoMachines(RayOptions(load_timeout_s=LIMIT_S, stop_timeout_s=10.0, hang_timeout_s=120))
-    try:
-        made.open(CLUSTER, None)
-        yield made
-    finally:
-        made.close()
-        for agent in made._agents.values():
-            agent.stop()
+    # What was kept for other tests is left to them: each machine has a process of its own to fork.
+    with patch.multiple(_ForkServer, kept={}, keeping=False):
+        try:
+            made.open(CLUSTER, None)
+            yield made
+        finally:
+            made.close()
+            for agent in made._agents.values():
+                agent.stop()
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +150,17 @@ def answers(executor: TwoMachines, spec: EngineSpec, count: int = 6) -> dict[int
         events: list[EngineEvent] = []
         until(executor, "finished", events)
         found |= {o.request: o.token_ids for e in events for o in e.outputs}
+    parts = executor.parts()
+    if len(spec.devices) > 1:
+        executor.check_cores(parts)
     assert executor.stop_engine(spec.key) == []
+    assert gone(parts)
     return found
+
+
+def gone(parts: Sequence[Sequence[RecordedProcess]]) -> bool:
+    """Return whether processes are gone, or are so before anything else could start."""
+    return wait_gone([r for part in parts for r in part], 2.0)
 
 
 def test_it_says_what_it_says_on_one_machine(executor: TwoMachines, wide: EngineSpec) -> None:
@@ -141,15 +172,27 @@ def test_it_says_what_it_says_on_one_machine(executor: TwoMachines, wide: Engine
     executor.submit("again", [request(i, 400) for i in range(8)])
     events: list[EngineEvent] = []
     until(executor, "ready", events)
-    parts = [executor.engines(machine) for machine in (0, 1)]
-    assert [len(p) for p in parts] == [1, 1]
-    family = [p for (leader,) in parts for p in (leader, *leader.children(recursive=True))]
-    parts[0][0].kill()
+    parts = executor.parts()
+    executor.check_cores(parts)
+    strike(parts[0][:1])  # its rank waits within a batch for that of the other machine
     until(executor, "failed", events)
     assert "machine" in next(e.reason for e in events if e.kind == "failed")
     rest = executor.stop_engine("again")
+    assert gone(parts)
     done = [o.request for e in events for o in e.outputs]
     assert sorted([*done, *(o.request for o in rest)]) == list(range(8))
-    _, left = psutil.wait_procs(family, timeout=60.0)
-    assert left == []
     assert told == answers(executor, replace(single, key="after", devices=(0,)))
+
+
+def test_a_port_that_somebody_took_fails_the_start(
+    executor: TwoMachines, wide: EngineSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr("samullm_ray.agent._free_port", lambda: port)
+        executor.start_engine(wide)
+        events: list[EngineEvent] = []
+        until(executor, "failed", events)
+        parts = executor.parts()
+        assert executor.stop_engine(wide.key) == []
+        assert gone(parts)
