@@ -176,7 +176,6 @@ def test_it_says_what_it_says_on_one_machine(executor: TwoMachines, wide: Engine
     executor.check_cores(parts)
     strike(parts[0][:1])  # its rank waits within a batch for that of the other machine
     until(executor, "failed", events)
-    assert "machine" in next(e.reason for e in events if e.kind == "failed")
     rest = executor.stop_engine("again")
     assert gone(parts)
     done = [o.request for e in events for o in e.outputs]
@@ -191,8 +190,14 @@ def test_a_port_that_somebody_took_fails_the_start(
         port = taken.getsockname()[1]
         monkeypatch.setattr("samullm_ray.agent._free_port", lambda: port)
         executor.start_engine(wide)
-        events: list[EngineEvent] = []
-        until(executor, "failed", events)
-        parts = executor.parts()
+        seen: set[RecordedProcess] = set()
+        kinds: set[str] = set()
+        deadline_s = monotonic() + LIMIT_S
+        while not kinds:
+            kinds = {e.kind for e in executor.poll(0.1)}
+            seen.update(*executor.parts())
+            assert monotonic() < deadline_s
+        assert kinds == {"failed"}
+        assert len(seen) >= 4  # on each machine an engine's process and a rank
         assert executor.stop_engine(wide.key) == []
-        assert gone(parts)
+        assert gone([list(seen)])
