@@ -46,6 +46,9 @@ OTHERS: tuple[tuple[str, dict[str, object]], ...] = (
 """The schedulers that auto is compared with, and their options: ``exact`` is limited by its work,
 so that the table does not depend on the machine's load."""
 
+MAY_REFUSE = ("greedy", "exact")
+"""Schedulers that some problems are beyond; the others must plan every one."""
+
 NOTABLE = 0.001
 """Share by which auto is behind where the table names the problem."""
 
@@ -73,8 +76,10 @@ def measured(host: PluginHost, described: Described) -> dict[str, Any]:
         try:
             how = PlanningOptions(options=options)
             result = make_plan(host, problem, name, how, simulator=simulator)
-        except InputError:  # beyond the scheduler
-            continue
+        except InputError:
+            if name in MAY_REFUSE:
+                continue
+            raise
         makespans[name] = float(result.makespan_s[0])
         seconds[name] = round(process_time() - start_s, 2)
         if name == "auto":

@@ -11,6 +11,7 @@ import errno
 import os
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -157,8 +158,43 @@ class _LazyCommand(TyperCommand):
     def make_context(
         self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
     ) -> Any:
-        """Find the command, and let it read its options."""
-        return self._find(str(self.name)).make_context(info_name, args, parent, **extra)
+        """Find the command, and let it read its options.
+
+        Raises:
+            InputError: if an option that has one value is given several.
+        """
+        found = self._find(str(self.name))
+        _check_given_once(found, str(self.name), args)
+        return found.make_context(info_name, args, parent, **extra)
+
+
+def _check_given_once(command: Any, name: str, words: Sequence[str]) -> None:
+    """Refuse an option of one value that is given several: all but the last would be dropped."""
+    once: dict[str, str] = {}
+    often: set[str] = set()
+    commands = [command]
+    while commands:
+        one = commands.pop()
+        commands += getattr(one, "commands", {}).values()
+        for option in one.params:
+            if option.param_type_name != "option":
+                continue
+            if option.multiple or option.is_flag or option.count:
+                often.update(option.opts)
+            else:
+                once.update(dict.fromkeys(option.opts, max(option.opts, key=len)))
+    end = words.index("--") if "--" in words else len(words)
+    given = Counter(
+        once[word]
+        for word in (w.partition("=")[0] for w in words[:end])
+        if word in once and word not in often
+    )
+    for option_name, count in given.items():
+        if count > 1:
+            raise InputError(
+                f"{option_name} is given {count} times and has one value: only the last would "
+                f"count; give it once (see `samullm {name} --help`)"
+            )
 
 
 def _built_in(name: str) -> Any:

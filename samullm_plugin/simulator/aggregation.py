@@ -305,11 +305,15 @@ def calibrated_aggregate(
         if k < 1.5:
             continue
         whole, part = _samples(problem, i, k)
+        longest = min(
+            int((whole.prompt_tokens + whole.output_tokens).max()),
+            problem.app.nodes[i].model.max_model_len,
+        )
         for key, costs in smaller.costs[i].items():
             if smaller.fits(i, key):
                 asked.append((i, key))
-                jobs.append(_job(problem, i, problem.costs[i][key], whole))
-                jobs.append(_job(smaller, i, costs, part))
+                jobs.append(_job(problem, i, problem.costs[i][key], whole, longest))
+                jobs.append(_job(smaller, i, costs, part, longest))
     # Not the end, which the longest request decides, but when most are served.
     ends = [float(np.quantile(run.finish_s, SERVED)) for run in simulate_engines(jobs, cache=cache)]
     ratios = {a: ends[2 * n] / max(ends[2 * n + 1], 1e-9) for n, a in enumerate(asked)}
@@ -337,8 +341,14 @@ def _samples(problem: Problem, node: int, alike: float) -> tuple[Workload, Workl
     return workload(rows), workload(part)
 
 
-def _job(problem: Problem, node: int, costs: ModeCosts, workload: Workload) -> EngineJob:
-    config = replace(problem.engine_config(node, costs), enable_prefix_caching=False)
+def _job(
+    problem: Problem, node: int, costs: ModeCosts, workload: Workload, longest: int
+) -> EngineJob:
+    """Return a simulation of a sample, some of which may be longer than what was kept."""
+    room = replace(costs, kv_cache_tokens=max(costs.kv_cache_tokens, longest))
+    config = problem.engine_config(node, room)
+    limit = max(config.max_model_len, longest)
+    config = replace(config, max_model_len=limit, enable_prefix_caching=False)
     return EngineJob(config, workload, costs.latency)
 
 

@@ -34,6 +34,19 @@ def test_every_command_can_be_imported_and_has_help(capsys) -> None:
         assert f"samullm {name}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        ("bench --apps small-1 --apps small-2", "--apps"),
+        ("plan small-1 --gpus 2 --gpus=4", "--gpus"),
+        ("plan small-1 -o a.json --output b.json", "--output"),
+    ],
+)
+def test_an_option_of_one_value_is_given_once(words: str, option: str, capsys) -> None:
+    assert app.main(words.split()) == 2
+    assert f"{option} is given 2 times and has one value" in capsys.readouterr().err
+
+
 def test_the_overview_lists_every_command(capsys) -> None:
     assert app.main(["--help"]) == 0
     text = capsys.readouterr().out

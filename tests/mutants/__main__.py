@@ -2,7 +2,8 @@
 
 The tree is copied; the named tests of all changes must pass there unchanged first. A change has
 survived if the tests named for it pass: the exit code is 1 then, and the change is printed. It is
-noticed if one of them fails, cannot be collected, or if they take a quarter of an hour of work.
+noticed if one of them fails, cannot be collected, if they take a quarter of an hour of work, or if
+compiled code reads or writes outside its memory, which ends the process.
 Whatever else pytest ends with stops everything.
 """
 
@@ -102,6 +103,8 @@ def judged(done: subprocess.CompletedProcess[str]) -> str | None:
         return None
     if done.returncode == -signal.SIGXCPU:
         return "timed out"
+    if done.returncode in (-signal.SIGSEGV, -signal.SIGBUS):
+        return "crashed"
     failed = first_failure(done.stdout)
     # With -x a file that cannot be imported interrupts.
     known = (pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED)

@@ -22,6 +22,7 @@ EQUAL = (
     "tests/run/test_coordinator_equals_simulator.py::test_request_policies",
 )
 REUSE = ("tests/run/test_reuse.py::test_keys", "tests/run/test_store.py")
+READY = ("tests/run/test_policies.py::test_what_becomes_ready_at_one_moment",)
 SHARING = ("tests/run/test_shared_engines.py",)
 REPEATS = ("tests/rules/test_repeats.py",)
 REPLANNING = ("tests/run/test_residual.py", "tests/run/test_replanning.py")
@@ -187,10 +188,10 @@ CHANGES = (
     ),
     Change(
         _OUTCOME,
-        "successors overtake what arrived before them",
-        "admit_arrivals(s, requests, now)  # what arrived before comes before",
-        "pass",
-        ENGINE,
+        "of requests that become ready at one moment, the last of the table comes first",
+        "push_arrival(s, requests, key, successor, successor)",
+        "push_arrival(s, requests, key, -successor, successor)",
+        READY,
     ),
     Change(
         _OUTCOME,
@@ -344,8 +345,8 @@ CHANGES = (
     Change(
         _RECOVERY,
         "a new plan goes on at the old one's stage",
-        'found.begin_plan(read_record(Plan, record["plan"], f"{where} line {number}: plan"))',
-        'found.plan = read_record(Plan, record["plan"], f"{where} line {number}: plan")',
+        'found.begin_plan(plan, record.get("request_policy"))',
+        "found.plan = plan",
         ("tests/run/test_recovery.py",),
     ),
     Change(

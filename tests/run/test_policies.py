@@ -91,7 +91,7 @@ def chained(rng: np.random.Generator) -> tuple[Problem, Plan]:
 def test_what_becomes_ready_at_one_moment(policy: type[RequestPolicy] | str) -> None:
     """By ends of one iteration, by other nodes at the same moment, or both."""
     host = PluginHost.from_settings()
-    for number in range(60):
+    for number in range(100):
         problem, plan = chained(np.random.default_rng(number))
         chosen = host.create("request-policy", policy) if isinstance(policy, str) else policy()
         call = policy_call(problem.app, chosen, problem.scenarios)

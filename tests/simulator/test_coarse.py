@@ -15,15 +15,18 @@ from samullm_plugin.simulator.aggregation import aggregate
 from samullm_plugin.testing.factories import TestNode, make_problem
 
 
-def crowd(requests: int = 30_000, *, chained: bool = False) -> Problem:
-    """Return a writer and a reader of each of its outputs."""
+def crowd(requests: int = 30_000, *, chained: bool = False, long_prompt_tokens: int = 0) -> Problem:
+    """Return a writer and a reader of each of its outputs; first and last prompt may be long."""
     rng = np.random.default_rng(5)
+    long_ones = np.isin(np.arange(requests), [0, requests - 1] if long_prompt_tokens else [])
     engine = EngineOptions(async_scheduling=False)
     made = [
         TestNode(
             name,
-            rng.integers(20, 200, requests).tolist(),
-            np.ceil(rng.lognormal(3.5, 0.7, requests)).astype(int).clip(1, 600).tolist(),
+            np.where(long_ones, long_prompt_tokens, rng.integers(20, 200, requests)).tolist(),
+            np.where(
+                long_ones, 1, np.ceil(rng.lognormal(3.5, 0.7, requests)).astype(int).clip(1, 600)
+            ).tolist(),
             inputs,
             step_s=0.02,
             token_s=0.0001,
@@ -59,6 +62,15 @@ def test_a_part_takes_about_as_long_as_the_whole(chained: bool) -> None:
     assert part.simulate_scenario(plan, 0).makespan_s == pytest.approx(
         whole.simulate_scenario(plan, 0).makespan_s, rel=0.06
     )
+
+
+def test_long_prompts_with_short_outputs_are_not_the_ones_that_are_kept() -> None:
+    problem = crowd(long_prompt_tokens=700)
+    whole = PlanSimulator(problem)
+    part = whole.coarse()
+    assert part.problem.app.nodes[0].model.max_model_len < 700
+    parallel = problem.parallel_configs(0)[0]
+    assert part.alone_s(0, 0, parallel) == pytest.approx(whole.alone_s(0, 0, parallel), rel=0.06)
 
 
 def test_requests_that_hang_together_are_kept_together() -> None:
