@@ -20,6 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import IO, Literal
 
 import msgspec
+import psutil
 from samullm_vllm.channel import ChannelClosedError
 from samullm_vllm.device_locks import DeviceLocks
 from samullm_vllm.device_memory import DeviceMemory
@@ -27,7 +28,7 @@ from samullm_vllm.devices import choose_platform, cuda_cluster, lock_names, visi
 from samullm_vllm.fork_launching import make_launcher, make_other_launcher
 from samullm_vllm.launching import Launched, Launcher, exit_reason
 from samullm_vllm.processes import tail
-from samullm_vllm.protocol import ProtocolError
+from samullm_vllm.protocol import Go, ProtocolError, Start
 from samullm_vllm.protocol import encode as encode_frame
 from samullm_vllm.vllm_executor import read_ahead
 from samullm_vllm.workdir import WorkDir
@@ -41,6 +42,7 @@ from samullm_ray.messages import (
     Killed,
     Launch,
     MachineFacts,
+    Meet,
     News,
     Place,
     Prefetch,
@@ -67,12 +69,14 @@ class _Engine:
         log: their output.
         devices: its devices, counted on this machine.
         ended: the coordinator knows that it ended.
+        spread: it lies on other machines as well.
     """
 
     launched: Launched
     log: IO[bytes]
     devices: tuple[int, ...]
     ended: bool = False
+    spread: bool = False
 
 
 class Agent:
@@ -107,6 +111,7 @@ class Agent:
         os.set_blocking(self._wake_end, False)
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._fresh = threading.Event()
+        self._stopping = False
 
     # --- called by the coordinator, on Ray's threads ---
 
@@ -201,6 +206,10 @@ class Agent:
 
     def stop(self) -> None:
         """End every engine and let go of the devices."""
+        if self._thread.is_alive():
+            self._stopping = True
+            os.write(self._wake_start, b"x")
+            self._thread.join(_KILL_S)
         if self._launcher is not None:
             self._launcher.close()
         self._files.close()
@@ -219,7 +228,7 @@ class Agent:
         selector = selectors.DefaultSelector()
         selector.register(self._wake_end, selectors.EVENT_READ, None)
         watched: set[int] = set()
-        while True:
+        while not self._stopping:
             for number in set(launcher.filenos()) - watched:
                 watched.add(number)
                 selector.register(number, selectors.EVENT_READ, launcher)
@@ -287,10 +296,11 @@ class Agent:
             return
         if isinstance(command, Place):
             self._memory.note_before(command.devices)
-            frame = encode_frame(launcher.placement([self._devices[d] for d in command.devices]))
+            names = [self._devices[d] for d in command.devices]
+            where = self._placement_across(names) if engine.spread else launcher.placement(names)
+            frame = encode_frame(where)
         elif isinstance(command, Begin):
-            meet = str(self._files.rendezvous())
-            frame = encode_frame(msgspec.structs.replace(command.start, rendezvous=meet))
+            frame = encode_frame(self._begin(engine, command))
         else:
             frame = command.frame
         try:
@@ -298,6 +308,29 @@ class Agent:
         except ChannelClosedError:
             return  # reading finds out, and first what it still had to say
         self._watch(selector, engine, key)
+
+    def _begin(self, engine: _Engine, command: Begin) -> Start:
+        """Return what to tell an engine: where its ranks find each other is known here."""
+        start = command.start
+        engine.spread = start.num_machines > 1
+        if not engine.spread:
+            return msgspec.structs.replace(start, rendezvous=str(self._files.rendezvous()))
+        if start.machine == 0:
+            address, port = _own_address(), _free_port()
+            self._tell(Meet(command.key, address, port))
+            start = msgspec.structs.replace(start, master=address, master_port=port)
+        return start
+
+    def _placement_across(self, names: Sequence[str]) -> Go:
+        """Return the devices, and by which of its networks this machine reaches the others."""
+        assert self._launcher is not None  # there is an engine
+        address = _own_address()
+        network = {"VLLM_HOST_IP": address}
+        if "GLOO_SOCKET_IFNAME" not in os.environ and (name := _interface(address)):
+            network["GLOO_SOCKET_IFNAME"] = name
+        if self._platform == "cpu":  # each rank binds itself
+            return Go(tuple(map(int, names)), {"VLLM_CPU_OMP_THREADS_BIND": "nobind", **network})
+        return Go((), {**self._launcher.placement(names).environment, **network})
 
     @staticmethod
     def _watch(selector: selectors.BaseSelector, engine: _Engine, key: str) -> None:
@@ -345,6 +378,26 @@ def installed_versions() -> tuple[tuple[str, str], ...]:
         except PackageNotFoundError:
             continue
     return tuple(found)
+
+
+def _own_address() -> str:
+    """Return the address by which other machines of the cluster reach this one."""
+    from ray.util import get_node_ip_address
+
+    return str(get_node_ip_address())
+
+
+def _free_port() -> int:
+    """Return a port that is free now; if somebody takes it first, an engine's start fails."""
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return int(free.getsockname()[1])
+
+
+def _interface(address: str) -> str | None:
+    """Return the network interface that has an address."""
+    known = psutil.net_if_addrs().items()
+    return next((name for name, of in known if any(a.address == address for a in of)), None)
 
 
 def _empty(descriptor: int) -> None:

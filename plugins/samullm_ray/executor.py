@@ -10,8 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import IO, Any, ClassVar
 
+import msgspec
 from pydantic import BaseModel
 from samullm_vllm.launching import Launcher
+from samullm_vllm.protocol import Start
 from samullm_vllm.vllm_executor import VllmExecutor, check_installed
 
 from samullm_plugin import Cluster, EngineEvent, EngineSpec, InputError, ModelSpec, RunError
@@ -114,12 +116,6 @@ class RayExecutor(VllmExecutor):
 
     def _prepare(self, cluster: Cluster) -> None:
         """Join the cluster and have an agent on every machine of the plan."""
-        if cluster.network is not None:
-            raise InputError(
-                "executor ray: cluster.replicas_across_machines: engines on several machines at "
-                "once can be planned and simulated only; leave it out, and plan for machines "
-                "that hold the models"
-            )
         check_installed(self.name)
         options = self.ray_options
         if options.address in (None, "local") and len(cluster.machines) > 1 and not joined():
@@ -284,6 +280,13 @@ class RayExecutor(VllmExecutor):
 
     def _device_names(self, spec: EngineSpec) -> list[str]:
         return ["/".join(map(str, self._places[d])) for d in spec.devices]
+
+    def _start_message(self, spec: EngineSpec, rendezvous: str, *, ahead: bool) -> Start:
+        start = super()._start_message(spec, rendezvous, ahead=ahead)
+        machines = {self._places[d][0] for d in spec.devices}
+        if len(machines) == 1:
+            return start
+        return msgspec.structs.replace(start, num_ranks=1, num_machines=len(machines))
 
     @property
     def can_prepare(self) -> bool:

@@ -10,12 +10,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO
 
+import msgspec
 from samullm_vllm.channel import ChannelClosedError
 from samullm_vllm.launching import Launched, Launcher
 from samullm_vllm.protocol import Go, Message, Start, decode, encode
 
 from samullm_ray.machine import Machine
-from samullm_ray.messages import Begin, Command, Ended, Kill, Launch, News, Place, Said, Send
+from samullm_ray.messages import Begin, Command, Ended, Kill, Launch, Meet, News, Place, Said, Send
 
 _WAIT_S = 0.002
 
@@ -24,12 +25,11 @@ class RemoteGo(Go, frozen=True):
     """Devices of another machine; its agent knows what they are called there.
 
     Attributes:
-        machine: number of the machine.
-        devices: its devices, counted from 0.
+        parts: number of each machine that the engine lies on and its devices, counted from 0; the
+            first one leads.
     """
 
-    machine: int = 0
-    devices: tuple[int, ...] = ()
+    parts: tuple[tuple[int, tuple[int, ...]], ...] = ()
 
 
 class RemoteChannel:
@@ -38,12 +38,19 @@ class RemoteChannel:
     Args:
         machine: the machine.
         key: the replica.
+        others: further machines that the engine lies on, and its devices there.
     """
 
     wants_write = False
 
-    def __init__(self, machine: Machine, key: str) -> None:
-        self._machine, self._key = machine, key
+    def __init__(
+        self,
+        machine: Machine,
+        key: str,
+        others: Sequence[tuple[Machine, tuple[int, ...]]] = (),
+    ) -> None:
+        self._machine, self._key, self._others = machine, key, others
+        self._start: Start | None = None
         self._bell = os.eventfd(0, os.EFD_NONBLOCK)
         self._heard: deque[bytes] = deque()
         self._ended = False
@@ -59,8 +66,9 @@ class RemoteChannel:
             ChannelClosedError: if the machine is lost.
         """
         if isinstance(message, RemoteGo):
-            self._tell(Place(self._key, message.devices))
+            self._tell(Place(self._key, message.parts[0][1]))
         elif isinstance(message, Start):
+            self._start = message
             self._tell(Begin(self._key, message))
         else:
             self.send_bytes(encode(message))
@@ -68,6 +76,19 @@ class RemoteChannel:
     def send_bytes(self, frame: bytes) -> None:
         """Send an encoded message; raise as ``send`` does."""
         self._tell(Send(self._key, frame))
+
+    def meet(self, news: Meet) -> None:
+        """Tell the other machines where the one that leads is to be found.
+
+        Their devices are free by then: engines of several machines are not prepared ahead.
+        """
+        assert self._start is not None  # which was answered so
+        for number, (machine, devices) in enumerate(self._others, start=1):
+            start = msgspec.structs.replace(
+                self._start, machine=number, master=news.address, master_port=news.port
+            )
+            machine.tell(Begin(self._key, start))
+            machine.tell(Place(self._key, devices))
 
     def _tell(self, command: Command) -> None:
         if self._machine.lost:
@@ -123,35 +144,39 @@ class RemoteChannel:
 
 @dataclass(slots=True, eq=False)
 class _RemoteEngine:
-    """An engine of another machine.
+    """An engine of another machine, or of several.
 
     Attributes:
         launched: what the executor knows of it.
         channel: to it.
-        machine: where it is.
+        gone: by machine, the one that leads first, whether its processes ended when they were
+            killed, once the agent has said.
         log: takes its output when it ends.
-        struck: its agent was asked to kill it.
-        gone: whether its processes ended when they were killed, once the agent has said.
+        struck: the agents were asked to kill it.
     """
 
     launched: Launched
     channel: RemoteChannel
-    machine: Machine
+    gone: dict[Machine, bool | None]
     log: IO[bytes]
     struck: bool = False
-    gone: bool | None = None
 
     def strike(self, key: str) -> None:
         """Ask for its death, once: a second answer would be taken for that of a later engine."""
         if not self.struck:
             self.struck = True
-            self.machine.tell(Kill(key))
+            for machine in self.gone:
+                machine.tell(Kill(key))
 
     def lose(self, why: str) -> None:
         """Note that nothing more will be heard of it."""
         if not self.launched.lost:
             self.launched.lost, self.launched.why_lost = True, why
             self.channel.end()
+
+    def unanswered(self) -> list[Machine]:
+        """Return the machines whose agents are still to say that its processes have ended."""
+        return [m for m, gone in self.gone.items() if gone is None and not m.lost]
 
 
 class RemoteLauncher(Launcher):
@@ -181,19 +206,26 @@ class RemoteLauncher(Launcher):
 
     def placement(self, devices: Sequence[str]) -> RemoteGo:
         """Return where an engine is to run."""
-        places = [tuple(int(n) for n in d.split("/")) for d in devices]
-        return RemoteGo((), {}, places[0][0], tuple(d for _, d in places))
+        parts: dict[int, tuple[int, ...]] = {}
+        for name in devices:
+            machine, device = (int(n) for n in name.split("/"))
+            parts[machine] = (*parts.get(machine, ()), device)
+        return RemoteGo((), {}, tuple(parts.items()))
 
     def launch(self, key: str, num_ranks: int, log: IO[bytes], where: Go) -> Launched:
-        """Ask a machine for an engine; its output comes to ``log`` when it ends."""
+        """Ask a machine for an engine, or each for its part of it.
+
+        Its output comes to ``log`` when it ends.
+        """
         assert isinstance(where, RemoteGo)  # from placement
-        machine = self.machines[where.machine]
-        channel = RemoteChannel(machine, key)
-        engine = _RemoteEngine(Launched(channel), channel, machine, log)
+        parts = [(self.machines[number], devices) for number, devices in where.parts]
+        channel = RemoteChannel(parts[0][0], key, parts[1:])
+        engine = _RemoteEngine(Launched(channel), channel, {m: None for m, _ in parts}, log)
         self._engines[key] = engine
-        machine.tell(Launch(key, where.devices, num_ranks))
-        if machine.lost:
-            engine.lose(machine.lost)
+        for machine, devices in parts:
+            machine.tell(Launch(key, devices, num_ranks))
+            if machine.lost:
+                engine.lose(machine.lost)
         return engine.launched
 
     def filenos(self) -> list[int]:
@@ -214,18 +246,22 @@ class RemoteLauncher(Launcher):
         for machine in list(self.machines.values()):
             for news in machine.update(now_s):
                 self.fed = True
-                self._take(news)
+                self._take(machine, news)
             if machine.lost and machine not in self._reported:
                 self._reported.add(machine)
                 self._on_lost(machine)
             if machine.lost:
                 for engine in self._engines.values():
-                    if engine.machine is machine:
+                    if machine in engine.gone:
                         engine.lose(machine.lost)
 
-    def _take(self, news: News) -> None:
+    def _take(self, machine: Machine, news: News) -> None:
         engine = self._engines.get(news.key)
-        if engine is None:
+        if engine is None or machine not in engine.gone:
+            return
+        if isinstance(news, Meet):
+            if not engine.struck:
+                engine.channel.meet(news)
             return
         if isinstance(news, Said):
             engine.channel.feed(news.messages)
@@ -233,9 +269,10 @@ class RemoteLauncher(Launcher):
         engine.log.write(news.log)
         engine.log.flush()
         if isinstance(news, Ended):
-            engine.lose(news.reason)
+            where = f"machine {machine.facts.host}: " if len(engine.gone) > 1 else ""
+            engine.lose(where + news.reason)
         else:
-            engine.gone = news.gone
+            engine.gone[machine] = news.gone
 
     def _key(self, launched: Launched) -> str | None:
         return next((k for k, e in self._engines.items() if e.launched is launched), None)
@@ -256,18 +293,18 @@ class RemoteLauncher(Launcher):
         if key is None:
             return True
         engine = self._engines[key]
-        machine = engine.machine
         engine.strike(key)
         limit_s = 2 * timeout_s  # the agent gives it one of them before it answers
         deadline_s = time.monotonic() + limit_s
-        while engine.gone is None and not machine.lost:
+        while waited_for := engine.unanswered():
             if time.monotonic() > deadline_s:
-                machine.give_up(f"engine {key} did not end in {limit_s:.0f} s")
+                for machine in waited_for:
+                    machine.give_up(f"engine {key} did not end in {limit_s:.0f} s")
             self.flush()
             self.update()
             time.sleep(_WAIT_S)
         del self._engines[key]
-        return engine.gone is not False
+        return False not in engine.gone.values()
 
     def close(self) -> None:
         """Forget the engines; their machines' agents end them when they are stopped."""

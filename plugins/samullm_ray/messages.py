@@ -16,7 +16,7 @@ from samullm_ray.link import Batch
 
 
 class Launch(msgspec.Struct, frozen=True, tag=True):
-    """Start the processes of an engine.
+    """Start the processes of an engine, or those of one of its machines.
 
     Attributes:
         key: the replica.
@@ -80,6 +80,20 @@ class Place(msgspec.Struct, frozen=True, tag=True):
 Command = Launch | Begin | Send | Place | Kill | Prefetch
 
 
+class Meet(msgspec.Struct, frozen=True, tag=True):
+    """The ranks of an engine that lies on several machines find each other here.
+
+    Attributes:
+        key: the replica.
+        address: of the machine that leads.
+        port: free there a moment ago.
+    """
+
+    key: str
+    address: str
+    port: int
+
+
 class Said(msgspec.Struct, frozen=True, tag=True):
     """An engine sent messages.
 
@@ -120,7 +134,7 @@ class Killed(msgspec.Struct, frozen=True, tag=True):
     gone: bool
 
 
-News = Said | Ended | Killed
+News = Meet | Said | Ended | Killed
 
 
 class Call(msgspec.Struct, frozen=True):

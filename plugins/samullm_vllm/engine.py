@@ -155,6 +155,7 @@ class Bringup:
         self._start, self._rank = start, rank
         self._config: Any = None
         self._engine: Any = None
+        self._cores: tuple[int, ...] = ()
         self.parts: dict[str, float] = {}
 
     @contextmanager
@@ -174,10 +175,23 @@ class Bringup:
             if current_platform.is_cpu():
                 self._engine = self._build()
 
+    def use_devices(self, go: Go) -> None:
+        """Take the devices; the rest of the work may touch them."""
+        self._cores = go.cores
+        use_devices(go, self._rank)
+
     def finish(self) -> Any:
         """Do the rest and return vLLM's ``LLMEngine``."""
         self.prepare()
         return self._engine if self._engine is not None else self._build()
+
+    def help_leader(self) -> None:
+        """Run the ranks of this machine for the process that leads, on another, until they end."""
+        from samullm_vllm import machines
+
+        config = self._configure()
+        machines.prepare_workers(self._cores)
+        machines.run_ranks(config)
 
     def _configure(self) -> Any:
         """Return vLLM's configuration."""
@@ -201,8 +215,16 @@ class Bringup:
             args["additional_config"] = {
                 "latency": start.latency, "time_scale": start.time_scale
             }  # fmt: skip
+        if start.num_machines > 1:
+            args |= {
+                "distributed_executor_backend": "mp",
+                "nnodes": start.num_machines,
+                "node_rank": start.machine,
+                "master_addr": start.master,
+                "master_port": start.master_port,
+            }
         config = EngineArgs(**args, async_scheduling=asynchronous).create_engine_config(
-            UsageContext.ENGINE_CONTEXT
+            UsageContext.ENGINE_CONTEXT, headless=start.machine > 0
         )
         scheduling = config.scheduler_config
         if start.latency is not None:
@@ -221,6 +243,10 @@ class Bringup:
             from samullm_vllm.ranks import RankExecutor
 
             executor = RankExecutor.meeting_at(self._start.rendezvous)
+        if self._start.num_machines > 1:
+            from samullm_vllm import machines
+
+            machines.prepare_workers(self._cores)
         timed = _timed(executor, self)
         with self.part("caches and graphs"):
             engine = LLMEngine(
@@ -237,6 +263,8 @@ class Bringup:
             from samullm_vllm.ranks import warm_up
 
             warm_up(engine)
+        if self._start.num_machines > 1:
+            machines.warm_up(engine)
         if self._start.latency is None and self._config.model_config.runner_type == "generate":
             with self.part("first iterations"):
                 first_iterations(engine)

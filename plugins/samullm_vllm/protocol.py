@@ -36,6 +36,10 @@ class Start(msgspec.Struct, frozen=True, tag=True):
         prepare_s: seconds that the part of a modelled start which needs no device takes.
         load_s: seconds that the rest of it takes.
         time_scale: real seconds per modelled second.
+        num_machines: machines that the engine lies on; on each, one process has vLLM start ranks.
+        machine: which of them this process is on; the one on 0 leads.
+        master: address of that one.
+        master_port: where ranks of all machines find each other there.
     """
 
     key: str
@@ -49,6 +53,10 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     prepare_s: float = 0.0
     load_s: float = 0.0
     time_scale: float = 1.0
+    num_machines: int = 1
+    machine: int = 0
+    master: str = ""
+    master_port: int = 0
 
 
 class Go(msgspec.Struct, frozen=True, tag=True):

@@ -177,6 +177,10 @@ class Leader:
         """Be an engine until told to stop, or until the coordinator is gone."""
         start = self._expect(Start)
         bringup = engines.Bringup(start, 0)
+        if start.machine > 0:
+            bringup.use_devices(self._expect(Go))
+            bringup.help_leader()
+            raise RuntimeError("the ranks of this machine have ended")
         self._lead(start)
         if start.ahead:
             with self._modelled(start, start.prepare_s):
@@ -185,7 +189,7 @@ class Leader:
             self._channel.flush_all(LAST_WORDS_S)
         go = self._expect(Go)
         self._lead(go)
-        engines.use_devices(go, 0)
+        bringup.use_devices(go)
         rest_s = start.load_s if start.ahead else start.prepare_s + start.load_s
         with self._modelled(start, rest_s):
             rank = Rank(start, bringup.finish())
@@ -372,7 +376,7 @@ def follow(link: Channel, rank_index: int) -> int:
                     if start.ahead:
                         bringup.prepare()
                 elif isinstance(message, Go) and start is not None and bringup is not None:
-                    engines.use_devices(message, rank_index)
+                    bringup.use_devices(message)
                     rank = Rank(start, bringup.finish())
                 elif rank is None:
                     raise ChannelClosedError(f"{message} before the start")

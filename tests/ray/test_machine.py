@@ -23,13 +23,17 @@ from samullm_ray.launcher import RemoteLauncher
 from samullm_ray.link import Batch, Incoming, Outgoing
 from samullm_ray.machine import Machine
 from samullm_ray.messages import (
+    Begin,
     Call,
     Command,
+    Ended,
     Kill,
     Killed,
     Launch,
     MachineFacts,
+    Meet,
     News,
+    Place,
     Reply,
     Said,
     Send,
@@ -37,7 +41,8 @@ from samullm_ray.messages import (
     encode,
 )
 from samullm_ray.options import RayOptions
-from samullm_vllm.protocol import LENGTH, Finished, ProtocolError, Submit, decode
+from samullm_vllm.launching import Launched
+from samullm_vllm.protocol import LENGTH, Finished, ProtocolError, Start, Submit, decode
 from samullm_vllm.protocol import encode as encode_message
 from samullm_vllm.vllm_executor import VllmExecutor
 
@@ -253,6 +258,57 @@ def test_an_engine_is_killed_once_and_its_agent_is_believed(*, gone: bool, tmp_p
             assert launcher.kill(launched, 10.0) == gone
     assert not wire.fenced
     assert [type(c) for c in wire.carried_out] == [Launch, Kill, Launch, Kill]
+    os.close(bell)
+
+
+def test_an_engine_of_two_machines_is_one_engine(tmp_path: Path) -> None:
+    """One leads, says where, and the other follows; what befalls one of them befalls the engine."""
+    wires = [QuickWire(), QuickWire()]
+    bell = os.eventfd(0, os.EFD_NONBLOCK)
+    launcher = RemoteLauncher(bell, lambda lost: None, rank_processes=True)
+    launcher.machines |= {n: machine(wire) for n, wire in enumerate(wires)}
+    start = Start("a", "m", {}, num_machines=2)
+
+    def hear(wire: QuickWire, news: News) -> None:
+        wire.news.add(news)
+        launcher.flush()
+        for _ in range(len(wire.calls)):
+            wire.serve(0)
+        launcher.update()
+        launcher.flush()
+        launcher.update()
+
+    with (tmp_path / "log").open("wb") as log:
+
+        def launched() -> Launched:
+            where = launcher.placement(["1/0", "1/1", "0/1", "0/2"])
+            engine = launcher.launch("a", 1, log, where)
+            engine.channel.send(start)
+            engine.channel.send(where)
+            launcher.flush()
+            launcher.update()
+            return engine
+
+        engine = launched()
+        leading, following = wires[1].carried_out, wires[0].carried_out
+        assert leading == [Launch("a", (0, 1), 1), Begin("a", start), Place("a", (0, 1))]
+        assert following == [Launch("a", (1, 2), 1)]
+        hear(wires[1], Meet("a", "10.0.0.2", 4711))
+        told = Start("a", "m", {}, num_machines=2, machine=1, master="10.0.0.2", master_port=4711)
+        assert following[1:] == [Begin("a", told), Place("a", (1, 2))]
+        assert len(leading) == 3
+        hear(wires[0], Ended("a", "its memory is full", b"end of the log"))
+        assert engine.lost
+        assert engine.why_lost == "machine host: its memory is full"
+        assert launcher.kill(engine, 1.0)
+        assert [w.carried_out[-1] for w in wires] == [Kill("a"), Kill("a")]
+        engine = launched()
+        assert not engine.lost
+        launcher.machines[0].give_up("unplugged")
+        launcher.update()
+        assert "unplugged" in engine.why_lost
+        wires[1].kills_succeed = False
+        assert not launcher.kill(engine, 1.0)  # of the machine that is left
     os.close(bell)
 
 

@@ -13,7 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from samullm_plugin import Cluster, EngineOptions, Gpu, InputError, ModelSpec
+from samullm_plugin import (
+    Cluster,
+    EngineOptions,
+    EngineRequest,
+    EngineSpec,
+    Gpu,
+    InputError,
+    ModelSpec,
+)
+from samullm_plugin.model.cluster import Network
 from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment, Plan, Stage
 from samullm_plugin.run.run import start_run
@@ -107,6 +116,34 @@ class TestRay(ExecutorContract):
     executor_class = RayExecutor
     cluster = TWO_MACHINES
     limit_s = 180.0
+
+
+@pytest.mark.usefixtures("contract")
+def test_an_engine_on_both_machines_says_what_one_on_a_core_says(machines: Machines) -> None:
+    cluster = replace(TWO_MACHINES, network=Network(1e9, 1e-4))
+    greedy = {"ignore_eos": True, "temperature": 0.0}
+    requests = [
+        EngineRequest(i, tuple(range(3 + i, 9 + 2 * i)), 6 + i, 12, sampling=greedy)
+        for i in range(6)
+    ]
+    executor = RayExecutor(RayOptions(address=machines.address, stop_timeout_s=10.0))
+    told: list[dict[int, tuple[int, ...]]] = []
+    try:
+        executor.open(cluster, None)
+        for devices in (0, 1), (1,):
+            spec = EngineSpec("engine", 0, TestRay.model, devices, 1, len(devices), 8192)
+            executor.start_engine(spec)
+            executor.submit(spec.key, requests)
+            told.append({})
+            while len(told[-1]) < len(requests):
+                events = executor.poll(1.0)
+                assert not [e for e in events if e.kind in ("failed", "lost")]
+                told[-1] |= {o.request: o.token_ids or () for e in events for o in e.outputs}
+            assert executor.stop_engine(spec.key) == []
+    finally:
+        executor.close()
+    assert told[0] == told[1]
+    assert all(len(tokens) == 12 for tokens in told[0].values())
 
 
 def test_texts_are_those_of_local_engines(

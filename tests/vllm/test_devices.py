@@ -20,12 +20,13 @@ from samullm_vllm.devices import (
 )
 from samullm_vllm.engine import engine_args, usable_kv_tokens
 from samullm_vllm.processes import RecordedProcess, kill
-from samullm_vllm.vllm_executor import read_ahead
+from samullm_vllm.vllm_executor import VllmExecutor, read_ahead
 
 from samullm_plugin import Cluster, Gpu, InputError
 from samullm_plugin.host.interfaces.executor import EngineSpec
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.application import EngineOptions, ModelSpec
+from samullm_plugin.model.cluster import Network
 
 
 def fake_nvml(pairs: set[frozenset[int]], count: int) -> SimpleNamespace:
@@ -221,6 +222,13 @@ def test_children_are_killed_too() -> None:
         assert recorded is not None
         assert kill([recorded])
         assert child.find() is None
+
+
+def test_machines_other_than_this_one_are_left_to_ray() -> None:
+    core = Gpu("core", 1 << 30)
+    cluster = Cluster((core, core), (), ((0,), (1,)), network=Network(1e9, 1e-4))
+    with pytest.raises(InputError, match=r"has 2 machines, .* its own only; .*--executor ray"):
+        VllmExecutor().open(cluster, None)
 
 
 @pytest.mark.timeout(60)
