@@ -324,11 +324,10 @@ class FreeDevices:
         """Begin with some devices of a cluster."""
         free = set(free)
         self._cluster = cluster
-        self._gpus = cluster.gpus
-        self._place = cluster._place
-        self._by_kind: dict[Gpu, dict[Place, list[int]]] = {}
-        for gpu, places in cluster._places.items():
-            self._by_kind[gpu] = {p: [d for d in of if d in free] for p, of in places.items()}
+        self._by_kind: dict[str, dict[Place, list[int]]] = {}
+        for places in cluster._places.values():
+            kind = cluster.kinds[next(iter(places.values()))[0]]
+            self._by_kind[kind] = {p: [d for d in of if d in free] for p, of in places.items()}
         self.count = len(free)
 
     def take(
@@ -338,16 +337,13 @@ class FreeDevices:
 
         See :meth:`Cluster.find_devices`.
         """
-        tp, replicas = parallel.tensor_parallel_size, parallel.data_parallel_size
-        parts = replicas * parallel.pipeline_parallel_size
+        tp, stages = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
+        parts = parallel.data_parallel_size * stages
         for kind, places in self._by_kind.items():
             if sum(len(members) // tp for members in places.values()) < parts:
                 continue
-            tried = places if parallel.pipeline_parallel_size == 1 else dict(places)
-            label = self._cluster.kinds[self._gpus.index(kind)]
-            machines = self._cluster.machines_per_replica(
-                label, tp, parallel.pipeline_parallel_size
-            )
+            tried = places if stages == 1 else dict(places)
+            machines = self._cluster.machines_per_replica(kind, tp, stages)
             chosen = take_replicas(tried, parallel, set(avoid), machines)
             if chosen is not None:
                 self._by_kind[kind] = tried
@@ -358,24 +354,23 @@ class FreeDevices:
     def copy(self) -> FreeDevices:
         """Return an independent copy."""
         new = object.__new__(FreeDevices)
-        new._cluster, new._gpus, new._place = self._cluster, self._gpus, self._place
-        new.count = self.count
+        new._cluster, new.count = self._cluster, self.count
         new._by_kind = {kind: dict(places) for kind, places in self._by_kind.items()}
         return new
 
     def put(self, devices: Collection[int]) -> None:
         """Give devices back."""
         for device in devices:
-            places = self._by_kind[self._gpus[device]]
-            place = self._place[device]
+            places = self._by_kind[self._cluster.kinds[device]]
+            place = self._cluster._place[device]
             places[place] = sorted((*places[place], device))
         self.count += len(devices)
 
     def remove(self, devices: Collection[int]) -> None:
         """Take these very devices, which must be free."""
         for device in devices:
-            places = self._by_kind[self._gpus[device]]
-            place = self._place[device]
+            places = self._by_kind[self._cluster.kinds[device]]
+            place = self._cluster._place[device]
             places[place] = [d for d in places[place] if d != device]
         self.count -= len(devices)
 
