@@ -44,9 +44,13 @@ class _Entry:
     """A step with its rate, or with what this is at most if it is not ``known``."""
 
     step: Step
-    devices: int
     rate: float = 0.0
     known: bool = False
+
+    @property
+    def devices(self) -> int:
+        """Return the devices that the model has then."""
+        return self.step[1].num_devices
 
 
 @dataclass(slots=True)
@@ -148,7 +152,7 @@ class Ranking:
             load_s = problem.load_s(problem.mode(node, of_shape[0], devices))
             self._shapes[name, *shape] = _Shape(
                 alone,
-                [_Entry((name, p), p.num_devices) for p in of_shape],
+                [_Entry((name, p)) for p in of_shape],
                 [0.0 if p in free else load_s for p in of_shape],
                 far_apart([p.num_devices for p in of_shape]),
             )
