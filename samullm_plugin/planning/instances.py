@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from samullm_plugin.app.loaded import LoadedApplication
-from samullm_plugin.app.spec import Component, PlannerSection
+from samullm_plugin.app.spec import PlannerSection
 from samullm_plugin.checkpoints.gpus import bundled_gpu
 from samullm_plugin.errors import InputError
 from samullm_plugin.host.interfaces.latency import LatencyModel
@@ -24,7 +24,7 @@ from samullm_plugin.planning.best_known import best_known, seen_lengths
 from samullm_plugin.planning.building import build_problem
 from samullm_plugin.planning.estimators import make_latency_model, make_length_estimator
 from samullm_plugin.planning.planner import PlanningOptions
-from samullm_plugin.planning.policies import NO_POLICY, offered_policies, planned_policy
+from samullm_plugin.planning.policies import named_policy, offered_policies, planned_policy
 from samullm_plugin.planning.this_machine import local_devices
 from samullm_plugin.rules.fusion import fuse_chains, fuse_groups
 from samullm_plugin.rules.repeats import with_repeats
@@ -95,8 +95,7 @@ class Instance:
 
     def with_policy(self, name: str | None) -> Instance:
         """Return the instance with the request policy that was chosen with a plan, or with none."""
-        policy = None if name is None or name == NO_POLICY else Component(type=name)
-        chosen = {"request_policy": policy}
+        chosen = {"request_policy": None if name is None else named_policy(name)}
         return replace(self, planner=self.planner.model_copy(update=chosen), policy_chosen=True)
 
     def with_stored_policy(self, host: PluginHost, name: str | None, path: Path) -> Instance:

@@ -70,6 +70,11 @@ NO_POLICY = "fcfs"
 """The request policy that leaves everything as it comes."""
 
 
+def named_policy(name: str) -> Component | None:
+    """Return a request policy by its name, as the planner section has it."""
+    return None if name == NO_POLICY else Component(type=name)
+
+
 def offered_policies(app: Application) -> tuple[str, ...]:
     """Return the request policies that may be chosen with a plan of an application."""
     waits = any((n.requests.input_node == i).any() for i, n in enumerate(app.nodes))

@@ -20,7 +20,12 @@ from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.types import Floats
 from samullm_plugin.planning.instances import Instance
 from samullm_plugin.planning.planner import PlanningOptions, make_plan
-from samullm_plugin.planning.policies import NO_POLICY, chosen_policy, offered_policies
+from samullm_plugin.planning.policies import (
+    NO_POLICY,
+    chosen_policy,
+    named_policy,
+    offered_policies,
+)
 from samullm_plugin.records import to_record
 from samullm_plugin.rules.transition import Running
 from samullm_plugin.rules.verify import verify
@@ -149,7 +154,7 @@ class Replanner(Replanning):
 
     def start_with_policy(self, name: str) -> None:
         """Take up the request policy of an interrupted run."""
-        self._policies = _with(self._policies, _component(name), frozenset())
+        self._policies = _with(self._policies, named_policy(name), frozenset())
 
     def devices_joined(self) -> None:
         """Look at once whether the devices that have come back are of use."""
@@ -259,7 +264,7 @@ class Replanner(Replanning):
 
     def _choose(self, run: RunView, name: str) -> None:
         """Let a request policy decide for the nodes that have no engines now."""
-        chosen = _component(name)
+        chosen = named_policy(name)
         self._policies = _with(self._policies, chosen, _with_engines(run))
         whole = _with(self._policies, chosen, frozenset())
         run.choose_policy(self._policy(run.problem, whole))
@@ -276,7 +281,7 @@ class Replanner(Replanning):
         if not self._instance.policy_free:
             return {}
         ways = {
-            name: _with(question.policies, _component(name), question.with_engines)
+            name: _with(question.policies, named_policy(name), question.with_engines)
             for name in (NO_POLICY, *offered_policies(rest.app))
         }
         mine = [n.name for n in rest.app.nodes]
@@ -409,11 +414,6 @@ class Replanner(Replanning):
                 yield make_plan(self._host, rest, name, how, simulator=simulator).plan
             except (PlanError, PluginError) as error:
                 logger.warning("planning again with %s failed: %s", name, error)
-
-
-def _component(name: str) -> Component | None:
-    """Return a request policy by its name."""
-    return None if name == NO_POLICY else Component(type=name)
 
 
 def _with(
