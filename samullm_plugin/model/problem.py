@@ -36,6 +36,15 @@ class ModeKey:
     pipeline_parallel_size: int = 1
 
     @property
+    def num_devices(self) -> int:
+        """Return the devices of one replica."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    def parallel(self, num_replicas: int) -> ParallelConfig:
+        """Return the parallel sizes of so many replicas."""
+        return ParallelConfig(num_replicas, self.tensor_parallel_size, self.pipeline_parallel_size)
+
+    @property
     def sizes(self) -> str:
         """Return the parallel sizes of a replica as people read them, such as ``tp2xpp2``."""
         stages = self.pipeline_parallel_size
@@ -198,7 +207,7 @@ class Problem:
         """
         if node not in self._configs:
             found = {
-                ParallelConfig(dp, key.tensor_parallel_size, key.pipeline_parallel_size)
+                key.parallel(dp)
                 for key in self.costs[node]
                 if self.fits(node, key)
                 for dp in _replicas_offered(

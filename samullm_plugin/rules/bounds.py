@@ -160,7 +160,7 @@ def _later_s(
         again_s = min(problem.least_start_s(costs) for _, costs, _ in modes_of(problem, i))
         least_s = np.where(paths.taken[i], alone.finish_s[i] + again_s, 0.0)
         for key, replicas in sorted(sizes, key=lambda s: -s[1] * s[0].tensor_parallel_size):
-            run_s = timed(i, _parallel(key, replicas), key.gpu)
+            run_s = timed(i, key.parallel(replicas), key.gpu)
             if run_s is None:
                 break
             ready_s = problem.first_ready_s(i, problem.costs[i][key])
@@ -174,13 +174,8 @@ def _later_s(
 
 def _counts(problem: Problem, node: int, key: ModeKey) -> range:
     """Return the numbers of replicas of a shape that there are devices for."""
-    devices = key.tensor_parallel_size * key.pipeline_parallel_size
-    most = problem.cluster.kinds.count(key.gpu) // devices
+    most = problem.cluster.kinds.count(key.gpu) // key.num_devices
     return range(1, most + 1) if problem.fits(node, key) else range(0)
-
-
-def _parallel(key: ModeKey, replicas: int) -> ParallelConfig:
-    return ParallelConfig(replicas, key.tensor_parallel_size, key.pipeline_parallel_size)
 
 
 class _Ways:
@@ -225,7 +220,7 @@ class _Ways:
             self._sizes.append((key, problem.first_ready_s(node, costs), held.start_s))
         self._size, self._replicas = np.concatenate(sizes), np.concatenate(counts)
         self._held_s = np.concatenate(held_s)
-        per_replica = [k.tensor_parallel_size * k.pipeline_parallel_size for k, _, _ in self._sizes]
+        per_replica = [key.num_devices for key, _, _ in self._sizes]
         self._devices = np.array(per_replica)[self._size] * self._replicas
         before_s = np.array([ready_s - start_s for _, ready_s, start_s in self._sizes])
         ends_s = np.maximum(before_s[self._size] + self._held_s, window.end_s)
@@ -262,7 +257,7 @@ class _Ways:
                 continue
             self._looked_up.add(k)
             key, ready_s, start_s = self._sizes[self._size[k]]
-            run_s = timed(self._node, _parallel(key, int(self._replicas[k])), key.gpu)
+            run_s = timed(self._node, key.parallel(int(self._replicas[k])), key.gpu)
             if run_s is not None:
                 news = True
                 self._held_s[k] = max(start_s + float(run_s.max()), self._held_s[k])

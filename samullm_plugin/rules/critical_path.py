@@ -28,7 +28,7 @@ def modes_of(problem: Problem, node: int) -> list[tuple[int, ModeCosts, EngineCo
     """Return devices per replica, costs and engine settings of every size that fits."""
     return [
         (
-            key.tensor_parallel_size * key.pipeline_parallel_size,
+            key.num_devices,
             costs,
             problem.engine_config(node, costs, key.pipeline_parallel_size),
         )

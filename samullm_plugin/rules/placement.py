@@ -85,13 +85,12 @@ def _largest(problem: Problem, node: int, devices: Collection[int]) -> Assignmen
     for key in problem.costs[node]:
         if not problem.fits(node, key):
             continue
-        ranks = key.tensor_parallel_size * key.pipeline_parallel_size
         alike = [d for d in devices if problem.cluster.kinds[d] == key.gpu]
-        for dp in range(len(alike) // ranks, 0, -1):
-            parallel = ParallelConfig(dp, key.tensor_parallel_size, key.pipeline_parallel_size)
+        for dp in range(len(alike) // key.num_devices, 0, -1):
+            parallel = key.parallel(dp)
             found = problem.cluster.find_devices(alike, parallel)
             if found is not None:
-                rank = (len(found), -ranks)
+                rank = (len(found), -key.num_devices)
                 if best is None or rank > best[0]:
                     best = rank, Assignment(problem.app.nodes[node].name, parallel, found)
                 break
