@@ -209,10 +209,10 @@ def build_cluster(section: ClusterSection, where: str) -> Cluster:
             for gpu in (_gpu(part.gpu, part.gpu_memory_gib, where),) * part.count
         )
     machines = _machines(section.machines, len(gpus), where)
+    network = _network(section, where)
     try:
         host = None if section.host_memory_gib is None else int(section.host_memory_gib * 2**30)
-        groups = _groups(section.nvlink, len(gpus))
-        return Cluster(gpus, groups, machines, host, _network(section, where))
+        return Cluster(gpus, _groups(section.nvlink, len(gpus)), machines, host, network)
     except InputError as error:
         raise InputError(f"{where}: {str(error).removeprefix('cluster: ')}") from error
 

@@ -135,6 +135,7 @@ def test_wrong_fields(load: Load, field: str, value: Any, message: str) -> None:
         load(field, value)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+    assert str(error.value).count("app.yaml") <= 1  # a message says once where it is about
 
 
 @pytest.mark.parametrize(
