@@ -153,8 +153,8 @@ def test_what_they_may_not_return(
 @pytest.mark.parametrize(
     ("name", "how", "message"),
     [
-        ("hang", {"limit_s": 2.0}, "took more than 2 s"),
-        ("hold", {"limit_s": 1.0}, "did not answer within"),
+        ("hang", {"limit_s": 0.5}, "took more than 0.5 s"),
+        ("hold", {"limit_s": 0.2}, "did not answer within"),
         ("give_up", {}, "raised SystemExit: 3"),
         ("give_up_batch", {"scope": "batch"}, "raised SystemExit: 3"),
         ("leave", {}, "ended its process (exit status 3)"),
