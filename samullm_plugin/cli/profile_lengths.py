@@ -83,7 +83,7 @@ def lengths(
     """
     import numpy as np
 
-    from samullm_plugin.cli.plan import parsed_options
+    from samullm_plugin.cli.options import parsed_options
     from samullm_plugin.host.manager import PluginHost
     from samullm_plugin.measuring.lengths import measure_lengths, sample_requests
     from samullm_plugin.planning.applications import find_application
@@ -94,12 +94,12 @@ def lengths(
     if not output.parent.is_dir():
         raise InputError(f"--output {output}: there is no folder {output.parent}")
     host = PluginHost.from_settings()
-    options = parsed_options(executor_option or [])
+    options = parsed_options(executor_option)
     made: Executor = host.create("executor", executor, options)
     if prompts is not None:
         if model is None:
             raise InputError("--prompts needs --model: a model folder or a hub id")
-        arguments = parsed_options(engine_arg or [], "--engine-arg")
+        arguments = parsed_options(engine_arg, "--engine-arg")
         loaded = _of_prompts(prompts, model, name, max_tokens, chat, max_model_len, arguments)
     else:
         given = {
