@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from samullm_plugin.api.app import App as App
+    from samullm_plugin.api.app import compare as compare
     from samullm_plugin.api.nodes import Model as Model
     from samullm_plugin.api.nodes import Node as Node
     from samullm_plugin.api.plans import AppPlan as AppPlan
     from samullm_plugin.api.plans import Comparison as Comparison
-    from samullm_plugin.api.plans import compare as compare
     from samullm_plugin.api.run_table import RunTable as RunTable
     from samullm_plugin.api.runs import AppRun as AppRun
     from samullm_plugin.api.tasks import Task as Task
@@ -87,9 +87,9 @@ if TYPE_CHECKING:
     from samullm_plugin.rules.verify import verify as verify
 
 _PUBLIC = {
-    "api.app": ("App",),
+    "api.app": ("App", "compare"),
     "api.nodes": ("Model", "Node"),
-    "api.plans": ("AppPlan", "Comparison", "compare"),
+    "api.plans": ("AppPlan", "Comparison"),
     "api.run_table": ("RunTable",),
     "api.runs": ("AppRun",),
     "api.tasks": ("Task",),

@@ -10,6 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from samullm_plugin.app.fields import validate
 from samullm_plugin.app.rowspec import InputSection
 from samullm_plugin.app.spec import ModelSection
@@ -112,7 +114,34 @@ def _sources(given: object, where: str) -> str | list[str]:
     return node_name(given, where)
 
 
-def written_place(value: Callable[..., Any] | type, folder: Path, where: str) -> str:
+def written(value: Any, folder: Path, where: str) -> Any:
+    """Return sections and what Python code put into them as YAML can say it.
+
+    Args:
+        value: a section, or what a field of one holds.
+        folder: of the ``app.yaml``.
+        where: for messages.
+
+    Raises:
+        InputError: for a function or class that cannot be found by a name.
+    """
+    if isinstance(value, BaseModel):
+        known = type(value).model_fields
+        names = [n for n in known if n in value.model_fields_set]
+        pairs = [(known[n].alias or n, getattr(value, n)) for n in names]
+        return {n: written(v, folder, f"{where}.{n}") for n, v in pairs}
+    if isinstance(value, Mapping):
+        return {k: written(v, folder, f"{where}.{k}") for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [written(v, folder, where) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, type) or callable(value):
+        return _written_place(value, folder, where)
+    return value
+
+
+def _written_place(value: Callable[..., Any] | type, folder: Path, where: str) -> str:
     """Return how ``app.yaml`` names a function or class: ``module:name`` or ``file.py:name``.
 
     Args:
