@@ -10,8 +10,7 @@ from pathlib import Path
 from samullm_plugin.profiling.device_fit import HostFitted
 from samullm_plugin.profiling.fit import fit_group
 from samullm_plugin.profiling.fitting import StepFit
-from samullm_plugin.profiling.iterations import Iterations
-from samullm_plugin.profiling.tables import read_architectures, read_iterations
+from samullm_plugin.profiling.iterations import Iterations, read_architectures, read_iterations
 from samullm_plugin.profiling.transfer import FittedLatency
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 from samullm_plugin.profiling.fit import fit_profile
+from samullm_plugin.profiling.iterations import read_architectures, read_iterations
 from samullm_plugin.profiling.profile_files import EngineStart, write_profile
-from samullm_plugin.profiling.tables import read_architectures, read_iterations
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samullm_plugin.api.description import Description
-from samullm_plugin.api.nodes import Node, node_name
-from samullm_plugin.api.plugins import Part
+from samullm_plugin.api.nodes import Node, Part, node_name
 from samullm_plugin.errors import InputError, SamullmError
 
 if TYPE_CHECKING:

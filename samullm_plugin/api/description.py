@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import BaseModel
 
 from samullm_plugin.api.nodes import (
+    HandedOver,
     Model,
     Node,
+    Part,
     input_sections,
     model_section,
     node_name,
     write_table,
     written,
 )
-from samullm_plugin.api.plugins import HandedOver, Part
 from samullm_plugin.app.fields import validate
 from samullm_plugin.app.nodespec import MessageSection, NodeSection, PythonSection
 from samullm_plugin.app.rowspec import BranchSection, KeepSection, NodeBase, RequestsSection

@@ -87,7 +87,7 @@ def lengths(
     from samullm_plugin.host.manager import PluginHost
     from samullm_plugin.measuring.lengths import measure_lengths, sample_requests
     from samullm_plugin.planning.applications import find_application
-    from samullm_plugin.profiling.length_profile import summary, write_length_profile
+    from samullm_plugin.profiling.observations import summary, write_length_profile
 
     if (target is None) == (prompts is None):
         raise InputError("give an app.yaml, or --prompts FILE.jsonl with --model")
@@ -160,8 +160,7 @@ def _of_prompts(
     from samullm_plugin.app.fields import validate
     from samullm_plugin.app.loaded import LoadedApplication
     from samullm_plugin.app.spec import AppSpec
-    from samullm_plugin.checkpoints.hf_config import read_config_file
-    from samullm_plugin.checkpoints.limits import derived_max_model_len
+    from samullm_plugin.checkpoints.hf_config import derived_max_model_len, read_config_file
     from samullm_plugin.checkpoints.models import bundled_architecture
 
     folder = Path(model)
@@ -260,7 +259,7 @@ def _smallest(problem: Problem, node: int, tp: int) -> tuple[int, ModeCosts]:
 
 def _print(measured: MeasuredLengths, output: Path, note: str) -> None:
     """Print what was measured, on stderr."""
-    from samullm_plugin.profiling.length_profile import summary
+    from samullm_plugin.profiling.observations import summary
 
     rows = []
     for seen in measured.observations:

@@ -32,7 +32,7 @@ from samullm_plugin.model.scenarios import (
 )
 from samullm_plugin.model.types import Bools, Ints
 from samullm_plugin.planning.pipelines import without_useless_pipelines
-from samullm_plugin.profiling.pipeline import ACROSS_SOURCE, across_machines
+from samullm_plugin.profiling.transfer import ACROSS_SOURCE, across_machines
 
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
 PIPELINE_PARALLEL_SIZES = (2, 4, 8)
