@@ -58,7 +58,6 @@ if TYPE_CHECKING:
     from samullm_plugin.model.application import EngineOptions as EngineOptions
     from samullm_plugin.model.application import ModelNode as ModelNode
     from samullm_plugin.model.application import ModelSpec as ModelSpec
-    from samullm_plugin.model.application import RequestTable as RequestTable
     from samullm_plugin.model.architecture import ModelArchitecture as ModelArchitecture
     from samullm_plugin.model.cluster import Cluster as Cluster
     from samullm_plugin.model.cluster import Gpu as Gpu
@@ -79,6 +78,7 @@ if TYPE_CHECKING:
     from samullm_plugin.model.plan import Stage as Stage
     from samullm_plugin.model.plan import StageEnd as StageEnd
     from samullm_plugin.model.problem import Problem as Problem
+    from samullm_plugin.model.requests import RequestTable as RequestTable
     from samullm_plugin.model.scenarios import LengthScenario as LengthScenario
     from samullm_plugin.profiling.bundled_lengths import measured_lengths as measured_lengths
     from samullm_plugin.profiling.bundled_lengths import measured_models as measured_models
@@ -93,7 +93,7 @@ _PUBLIC = {
     "api.run_table": ("RunTable",),
     "api.runs": ("AppRun",),
     "api.tasks": ("Task",),
-    "model.application": ("Application", "EngineOptions", "ModelNode", "ModelSpec", "RequestTable"),
+    "model.application": ("Application", "EngineOptions", "ModelNode", "ModelSpec"),
     "model.architecture": ("ModelArchitecture",),
     "model.cluster": ("Cluster", "Gpu"),
     "model.costs": ("LoadTimes", "ModeCosts", "Provenance"),
@@ -106,6 +106,7 @@ _PUBLIC = {
     "model.parallel": ("ParallelConfig",),
     "model.plan": ("Assignment", "Plan", "Stage", "StageEnd"),
     "model.problem": ("Problem",),
+    "model.requests": ("RequestTable",),
     "model.scenarios": ("LengthScenario",),
     "rules.verify": ("verify",),
     "errors": (

@@ -1,4 +1,4 @@
-"""What Python code hands over: models, nodes, functions and tables, as ``app.yaml`` has them."""
+"""What Python code hands over, as ``app.yaml`` has it: models, nodes, tables, plugins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Messages about wrong fields of files: where they are, and what was probably meant."""
+"""Fields and rows of files: their base class, and messages about wrong ones, many in one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Functions that users write: where they are, and whether they can be called.
+"""Functions of rows: bundled ones by their name, and users' own, which are found and described.
 
 :func:`load` and :func:`describe_function` run in a worker process; nothing of the user's is
 imported anywhere else.

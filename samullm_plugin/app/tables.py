@@ -34,7 +34,8 @@ from samullm_plugin.app.templates import referenced
 from samullm_plugin.app.trying import StandIn
 from samullm_plugin.checkpoints.tokenizing import WINDOW
 from samullm_plugin.errors import InputError, suggest
-from samullm_plugin.model.application import PythonNode, RequestTable
+from samullm_plugin.model.application import PythonNode
+from samullm_plugin.model.requests import RequestTable
 from samullm_plugin.model.types import Ints
 
 Turns = tuple[tuple[str, str], ...]

@@ -1,4 +1,4 @@
-"""Applications times schedulers on engines: every plan is run by the coordinator, and timed."""
+"""Applications times schedulers on engines: every plan is run and timed; a row for each."""
 
 from __future__ import annotations
 

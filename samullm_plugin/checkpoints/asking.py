@@ -1,4 +1,10 @@
-"""Answers that take long to find: asked of a child process, and kept on this machine."""
+"""Answers that take long to find: asked of a child process, and kept on this machine.
+
+Of models: transformers and vLLM build one without memory for its weights. vLLM is asked about
+families that nobody here has modelled and the installed vLLM serves: its own model says how many
+parameters it has, its layers what they keep (``get_kv_cache_spec``). transformers is asked for
+parameters alone. Importing them takes seconds.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Attention of a layer: its weights, and what it keeps of a token."""
+"""Attention or a state-space part of a layer: its weights, and what it keeps of tokens.
+
+Sizes of states as vLLM keeps them (``vllm/model_executor/layers/mamba/mamba_utils.py``).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A ``config.json`` with what its class has by default, under the names most classes use."""
+"""A ``config.json`` with what its class has by default, under the names most classes use.
+
+The longest sequence of a model is derived from it as vLLM does (``_get_and_verify_max_len``).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a configuration to the layers of the model, and what is around them."""
+"""From a configuration to the layers of the model, and what is around them: heads and towers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measured engine iterations of one model at one tensor-parallel size, as columns."""
+"""Measured engine iterations as columns, and the tables that they and model sizes are read from."""
 
 from __future__ import annotations
 

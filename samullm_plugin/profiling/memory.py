@@ -1,4 +1,4 @@
-"""KV-cache capacity of an engine: vLLM's own formula on recorded or predicted peak memory.
+"""KV-cache capacity of an engine: vLLM's own formula on recorded, predicted or assumed peak memory.
 
 vLLM runs one forward pass of the largest batch it may ever schedule, takes the peak memory, and
 gives the KV cache what is left of ``gpu_memory_utilization`` times the device's memory

@@ -1,4 +1,4 @@
-"""Output lengths that users have seen, as JSON lines."""
+"""Output lengths that users have seen: JSON lines, and what ``samullm profile lengths`` writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Latency of models and sizes that were not measured, from those that were."""
+"""Latency of models and sizes that were not measured, from those that were.
+
+So too of a pipeline stage, from that of a whole replica of the same layers.
+"""
 
 from __future__ import annotations
 
