@@ -11,9 +11,9 @@ import numpy as np
 from samullm_plugin.engine import EngineCache
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.application import Application
-from samullm_plugin.model.chains import program_ids
 from samullm_plugin.model.plan import Plan
 from samullm_plugin.model.problem import Problem
+from samullm_plugin.model.programs import program_ids
 from samullm_plugin.model.result import PlanTrace
 from samullm_plugin.model.scenarios import LengthScenario, make_scenario
 from samullm_plugin.planning.applications import parse_named

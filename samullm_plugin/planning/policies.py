@@ -14,8 +14,9 @@ from samullm_plugin.errors import PluginError, SamullmError
 from samullm_plugin.host.interfaces.policy import PolicyBatch, RequestPolicy
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.application import Application
-from samullm_plugin.model.chains import chains_of, program_ids, tokens_before
+from samullm_plugin.model.chains import chains_of
 from samullm_plugin.model.problem import Problem
+from samullm_plugin.model.programs import program_ids, tokens_before
 from samullm_plugin.model.scenarios import LengthScenario
 from samullm_plugin.model.types import Floats, Ints
 from samullm_plugin.simulator.runs import PolicyCall

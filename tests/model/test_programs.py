@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from samullm_plugin import Application, ModelNode, ModelSpec, RequestTable
-from samullm_plugin.model.chains import program_ids, tokens_before
+from samullm_plugin.model.programs import program_ids, tokens_before
 from samullm_plugin.model.scenarios import make_scenario
 
 MODEL = ModelSpec("m", 4096)
