@@ -227,9 +227,9 @@ def quality(
     """Print realised times on hidden lengths, planning included, paired over the draws."""
     print(
         f"Mean of {seeds} hidden draws, seconds, the processor seconds of planning included "
-        f"(auto's and exact's in brackets; both see {scenarios} length scenarios, the others one). Against the better "
-        "heuristic: mean of the paired differences and its standard error. Room: how far the "
-        "bound lies below the better heuristic.\n"
+        f"(auto's and exact's in brackets; both see {scenarios} length scenarios, the others one). "
+        "Against the better heuristic: mean of the paired differences and its standard error. "
+        "Room: how far the bound lies below the better heuristic.\n"
     )
     columns = "application, GPUs", "auto", "greedy", "exact", "max", "min"
     head = (*columns, "auto vs better", "room", "speedup over max, min", "published")

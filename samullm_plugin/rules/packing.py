@@ -16,6 +16,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
+from itertools import combinations
 
 import numpy as np
 
@@ -167,30 +169,44 @@ def fitting_s(demands: Sequence[Demand], num_gpus: int) -> float:
 def _divisible(demands: Sequence[Demand], num_gpus: int, makespan_s: float) -> bool:
     """Return whether some division into sets with devices of their own is not ruled out."""
     needed = _devices_of_sets(demands, makespan_s)
-    count = 1 << len(demands)
-    least = [0] * count
-    for whole in range(1, count):
-        lowest = whole & -whole
-        rest = whole ^ lowest
-        part, best = rest, num_gpus + 1
-        while True:  # every set that holds the first node of the whole
-            chosen = part | lowest
-            devices = needed[chosen] + least[whole ^ chosen]
-            best = min(best, devices)
-            if part == 0:
-                break
-            part = (part - 1) & rest
-        least[whole] = best
-    return least[-1] <= num_gpus
+    least = np.zeros_like(needed)
+    for whole, part in _parts(len(demands)):
+        least[whole] = (needed[part] + least[whole[:, None] ^ part]).min(axis=1)
+    return bool(least[-1] <= num_gpus)
 
 
-def _devices_of_sets(demands: Sequence[Demand], makespan_s: float) -> list[int]:
+@cache
+def _parts(count: int) -> tuple[tuple[Ints, Ints], ...]:
+    """Return the sets of so many nodes by size, each with its subsets that hold its first node.
+
+    Every division of a set has one such part, and what is left of the set is smaller than it.
+
+    Returns:
+        by size, sets [sets] and their parts [sets, parts], nodes as bits.
+    """
+    found = []
+    for size in range(1, count + 1):
+        sets = [sum(1 << i for i in chosen) for chosen in combinations(range(count), size)]
+        parts = []
+        for whole in sets:
+            lowest = whole & -whole
+            rest = part = whole ^ lowest
+            row = [lowest | rest]
+            while part:
+                part = (part - 1) & rest
+                row.append(lowest | part)
+            parts.append(row)
+        found.append((np.array(sets), np.array(parts)))
+    return tuple(found)
+
+
+def _devices_of_sets(demands: Sequence[Demand], makespan_s: float) -> Ints:
     """Return by set of nodes (bits of its index) how many devices of their own they need."""
     start_s = np.array([d.start_s for d in demands])
     seconds = np.array([d.within(makespan_s) for d in demands])
     many = 10**6
     if np.isinf(seconds).any():
-        return [many] * (1 << len(demands))
+        return np.full(1 << len(demands), many)
     member = (np.arange(1 << len(demands))[:, None] >> np.arange(len(demands))) & 1
     nodes: Ints = member.sum(axis=1)
     devices: Floats = np.ceil(member @ seconds / makespan_s - 1e-9)
@@ -201,4 +217,4 @@ def _devices_of_sets(demands: Sequence[Demand], makespan_s: float) -> list[int]:
         rest = member @ np.array([d.within(makespan_s, min(edge_s, d.start_s)) for d in demands])
         joined = np.ceil((rest + (nodes - 1) * edge_s) / max(makespan_s - edge_s, 1e-12) - 1e-9)
         devices = np.where(least_s == edge_s, np.maximum(devices, joined), devices)
-    return [int(min(d, many)) for d in np.maximum(devices, 1)]
+    return np.clip(devices, 1, many).astype(np.int64)
