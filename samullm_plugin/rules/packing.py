@@ -138,32 +138,52 @@ class Demand:
         return self.work + starts * (1.0 - off)
 
 
-def fitting_s(demands: Sequence[Demand], num_gpus: int) -> float:
-    """Return the least makespan in which the demands fit into the devices' time."""
+def fitting_s(demands: Sequence[Demand], num_gpus: int, at_least_s: float = 0.0) -> float:
+    """Return the least makespan in which the demands fit into the devices' time.
+
+    Args:
+        demands: of all nodes.
+        num_gpus: devices.
+        at_least_s: known to be no more than that, for demands that were no larger, say.
+    """
     if not demands:
-        return 0.0
-    low = max(sum(d.work + d.one_start for d in demands) / num_gpus, 0.0)
+        return at_least_s
+    if at_least_s > 0.0:
+        nearly_s = at_least_s * (1 + EXACT)
+        if _within(demands, num_gpus, nearly_s) and _divided(demands, num_gpus, nearly_s):
+            return at_least_s
+    low = max(sum(d.work + d.one_start for d in demands) / num_gpus, at_least_s)
     high = 2 * low + 2 * max(max(d.head_s + d.tail_s, d.parted_end_s) for d in demands) + 1e-9
-    while sum(d.within(high) for d in demands) > num_gpus * high:
+    while not _within(demands, num_gpus, high):
         high *= 2
     for _ in range(HALVINGS):  # the demands fall with the makespan, what devices offer rises
         middle = (low + high) / 2
-        if sum(d.within(middle) for d in demands) > num_gpus * middle:
-            low = middle
-        else:
+        if _within(demands, num_gpus, middle):
             high = middle
-    if len(demands) > DIVIDED or _divisible(demands, num_gpus, high):
+        else:
+            low = middle
+    if _divided(demands, num_gpus, high):
         return low
     low, high = high, 2 * high
-    while not _divisible(demands, num_gpus, high):
+    while not _divided(demands, num_gpus, high):
         low, high = high, 2 * high
     while high - low > EXACT * low:
         middle = (low + high) / 2
-        if _divisible(demands, num_gpus, middle):
+        if _divided(demands, num_gpus, middle):
             high = middle
         else:
             low = middle
     return low
+
+
+def _within(demands: Sequence[Demand], num_gpus: int, makespan_s: float) -> bool:
+    """Return whether the demands are no more than the devices' time."""
+    return sum(d.within(makespan_s) for d in demands) <= num_gpus * makespan_s
+
+
+def _divided(demands: Sequence[Demand], num_gpus: int, makespan_s: float) -> bool:
+    """Return whether no division says that they do not fit; of many nodes none is looked at."""
+    return len(demands) > DIVIDED or _divisible(demands, num_gpus, makespan_s)
 
 
 def _divisible(demands: Sequence[Demand], num_gpus: int, makespan_s: float) -> bool:
