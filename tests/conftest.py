@@ -31,9 +31,9 @@ def pytest_configure() -> None:
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Compile the engine simulator before the processes of ``--numprocesses`` each would."""
     if session.config.getoption("numprocesses", None):
-        from tests.compiling import compile_everything
+        from tests.compiling import compile_parts
 
-        compile_everything()
+        compile_parts()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
