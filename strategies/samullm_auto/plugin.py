@@ -55,8 +55,9 @@ EXACT_NODES_PER_S, EXACT_S, EXACT_MOST_S = 400_000, 0.4, 5.0
 EXACT_SIMULATIONS = 60
 """Schedules that exact may simulate whatever that takes."""
 
-PAIRS_S = 4.0
-"""Reference seconds of timing all pairs of modes beyond which exact is not asked."""
+PAIRS_S, PAIRS_SHARE = 4.0, 0.1
+"""Reference seconds of timing all pairs of modes beyond which exact is not asked, or so much of
+what the best plan takes beyond the bound, if that is more."""
 
 FUSE, FUSE_S = 100.0, 600.0
 """How many times the allowance the clock may show before it ends a search without a limit of its
@@ -94,7 +95,7 @@ class AutoOptions(BaseModel):
     )
     level: float = Field(default=0.9, gt=0, lt=1, description="level of quantile and cvar")
     exact_up_to: int = Field(
-        default=160,
+        default=192,
         ge=0,
         description="nodes times GPUs up to which the scheduler exact is asked as well",
     )
@@ -269,7 +270,7 @@ class AutoScheduler(StageScheduler):
                 self._start(search, context, name, options)
         if size > exact_up_to:
             notes.append(f"exact was left out: {size:,} nodes times GPUs are over {exact_up_to:,}")
-        elif search.pairs_s * search.num_timed > PAIRS_S:
+        elif search.pairs_s * search.num_timed > max(PAIRS_S, PAIRS_SHARE * search.at_stake_s):
             notes.append("exact was left out: timing all pairs of configurations takes too long")
         elif not search.optimal:
             exact_s = min(max(EXACT_S, 0.3 * budget.left_s), EXACT_MOST_S)

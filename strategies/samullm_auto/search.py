@@ -232,6 +232,12 @@ class Search:
         return self.best is not None and self.best.value_s <= self.least_s
 
     @property
+    def at_stake_s(self) -> float:
+        """Return what a better plan could save at most."""
+        assert self.best is not None
+        return self.best.value_s - self.bound_s
+
+    @property
     def least_s(self) -> float:
         """Return the value up to which no plan is noticeably better."""
         return self.bound_s * (1 + CLOSE_ENOUGH)
