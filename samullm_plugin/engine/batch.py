@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from itertools import groupby
 
 import numpy as np
 
+from samullm_plugin.engine.replicas import is_simple, simulate_replicas
 from samullm_plugin.engine.simulate import simulate_engine
 from samullm_plugin.engine.workload import EngineRun, Workload
 from samullm_plugin.model.engine_config import EngineConfig
@@ -143,7 +145,43 @@ def _simulated(jobs: Sequence[EngineJob], max_workers: int | None) -> list[Engin
 
 
 def _in_turn(jobs: Sequence[EngineJob]) -> list[EngineRun]:
-    return [job.run() for job in jobs]
+    """Return the results of jobs; replicas of one model, in a row, are simulated at once."""
+    runs: list[EngineRun] = []
+    for alike, group in groupby(jobs, key=_Alike.of):
+        part = list(group)
+        made: Sequence[EngineRun | None] = [None] * len(part)
+        if alike is not None and len(part) > 1:
+            made = simulate_replicas(
+                alike.config,
+                [job.workload for job in part],
+                alike.latency,
+                stop_s=alike.stop_s,
+                curve_points=alike.curve_points,
+            )
+        runs += [job.run() if run is None else run for job, run in zip(part, made, strict=True)]
+    return runs
+
+
+@dataclass(frozen=True, slots=True)
+class _Alike:
+    """What jobs have in common that are simulated at once."""
+
+    config: EngineConfig
+    latency: StepLatency
+    stop_s: float
+    curve_points: int
+    timed: bool
+
+    @classmethod
+    def of(cls, job: EngineJob) -> _Alike | None:
+        """Return a job's, or None if it is simulated by itself."""
+        simple = is_simple(job.config, job.workload)
+        if job.record_steps or job.release_delay_s > 0 or not simple:
+            return None
+        if not isinstance(job.latency, StepLatency):
+            return None
+        timed = job.workload.arrival_s is not None
+        return cls(job.config, job.latency, job.stop_s, job.curve_points, timed)
 
 
 def _weight(run: EngineRun) -> int:
