@@ -93,7 +93,7 @@ def gaps(host: PluginHost, schedulers: Sequence[str], only: str) -> None:
         shown = ", ".join(f"{s} {v:.1f}" for s, v in values.items())
         print(f"{file.stem}: exact {exact.makespan_s[0]:.1f}, {shown}{changed}", flush=True)
     for which, title in enumerate(
-        ("best simulated plan known", "proven optimum without switching", "lower bound"), start=2
+        ("best simulated plan known", "bound on plans without switching", "lower bound"), start=2
     ):
         print(f"\nGap to the {title}, %: mean, median, 90th percentile, worst\n")
         print("| size | instances | " + " | ".join(found) + " |")
