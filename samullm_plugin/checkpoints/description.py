@@ -7,11 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from samullm_plugin.checkpoints.asked_libraries import ask_vllm, count_parameters
+from samullm_plugin.checkpoints.asking import ask_vllm, count_parameters
 from samullm_plugin.checkpoints.decoder import NotModelledError
 from samullm_plugin.checkpoints.families import FAMILIES, NOT_MODELLED
-from samullm_plugin.checkpoints.hf_config import ConfigFile, read_config_file, readable
-from samullm_plugin.checkpoints.limits import derived_max_model_len
+from samullm_plugin.checkpoints.hf_config import (
+    ConfigFile,
+    derived_max_model_len,
+    read_config_file,
+    readable,
+)
 from samullm_plugin.checkpoints.parts import Attention, Layers, Part
 from samullm_plugin.checkpoints.quantization import DTYPE_BYTES, Quantization, online
 from samullm_plugin.checkpoints.quantization_config import read_quantization
@@ -116,11 +120,6 @@ class ModelDescription:
             KvCacheLayers(kind, count, heads, size, state, window)
             for (kind, heads, size, state, window), count in found.items()
         )
-
-    @property
-    def kv_cache_bytes_per_token(self) -> float:
-        """Return the bytes of one token over all layers, unsharded, at vLLM's defaults."""
-        return sum(group.bytes_per_token for group in self.kv_cache())
 
     def architecture(self, engine: EngineOptions | None = None) -> ModelArchitecture:
         """Return the figures that costs follow from, for an engine's settings."""
