@@ -16,6 +16,7 @@ from samullm_plugin.cli.plan import (
     PreparedStarts,
     Scenarios,
     Seed,
+    SleepingEngines,
     Svg,
     Target,
     draw_plans,
@@ -39,6 +40,7 @@ def compare(
     budget: Budget = None,
     no_fusion: NoFusion = False,
     prepared_starts: PreparedStarts = None,
+    sleeping_engines: SleepingEngines = None,
     pipeline_sizes: PipelineSizes = None,
     gantt: Annotated[bool, typer.Option(help="Draw each plan.")] = True,
     svg: Svg = None,
@@ -73,6 +75,7 @@ def compare(
         budget,
         no_fusion=no_fusion,
         prepared_starts=prepared_starts,
+        sleeping_engines=sleeping_engines,
         pipeline_sizes=pipeline_sizes,
     )
     instance = make_instance(host, loaded, planner, gpus=gpus)

@@ -41,6 +41,10 @@ PreparedStarts = Annotated[
         help="Prepare engines, as far as that needs no device, while others still compute."
     ),
 ]
+SleepingEngines = Annotated[
+    bool | None,
+    typer.Option(help="Let engines sleep that a later node needs again on the same devices."),
+]
 PipelineSizes = Annotated[
     str | None,
     typer.Option(
@@ -83,6 +87,7 @@ def plan(
     budget: Budget = None,
     no_fusion: NoFusion = False,
     prepared_starts: PreparedStarts = None,
+    sleeping_engines: SleepingEngines = None,
     pipeline_sizes: PipelineSizes = None,
     limit: Limit = None,
     reuse: Reuse = "cache",
@@ -115,6 +120,7 @@ def plan(
         budget,
         no_fusion=no_fusion,
         prepared_starts=prepared_starts,
+        sleeping_engines=sleeping_engines,
         pipeline_sizes=pipeline_sizes,
     )
     chosen = planner.scheduler
@@ -200,6 +206,7 @@ def overridden(
     *,
     no_fusion: bool,
     prepared_starts: bool | None,
+    sleeping_engines: bool | None,
     pipeline_sizes: str | None,
 ) -> PlannerSection:
     """Return the planner section with the options given on the command line.
@@ -213,6 +220,8 @@ def overridden(
         given["fusion"] = False
     if prepared_starts is not None:
         given["prepared_starts"] = prepared_starts
+    if sleeping_engines is not None:
+        given["sleeping_engines"] = sleeping_engines
     if pipeline_sizes is not None:
         texts = pipeline_sizes.split(",")
         if not all(t.strip().isdecimal() and int(t) > 0 for t in texts):

@@ -19,6 +19,7 @@ from samullm_plugin.cli.plan import (
     Reuse,
     Scenarios,
     Seed,
+    SleepingEngines,
     Target,
     overridden,
 )
@@ -68,6 +69,7 @@ def run(
     budget: Budget = None,
     no_fusion: NoFusion = False,
     prepared_starts: PreparedStarts = None,
+    sleeping_engines: SleepingEngines = None,
     pipeline_sizes: PipelineSizes = None,
     limit: Limit = None,
     reuse: Reuse = "cache",
@@ -89,7 +91,7 @@ def run(
     from samullm_plugin.run.replanning import Replanner
     from samullm_plugin.run.reuse import ReuseOptions
     from samullm_plugin.run.run import require_resumable, resume_run, start_run
-    from samullm_plugin.run.setup import RunSetup, require_preparing
+    from samullm_plugin.run.setup import RunSetup, require_able
     from samullm_plugin.run.signals import draining
 
     if (output_dir is None) == (resume is None):
@@ -112,6 +114,7 @@ def run(
         budget,
         no_fusion=no_fusion,
         prepared_starts=prepared_starts,
+        sleeping_engines=sleeping_engines,
         pipeline_sizes=pipeline_sizes,
     )
     traces: tuple[PlanTrace, ...] = ()
@@ -129,7 +132,7 @@ def run(
         options |= loaded.executor.options
     options |= parsed_options(executor_option or [])
     engines = host.create("executor", name, options)
-    require_preparing(engines, planner)
+    require_able(engines, planner)
     context.with_resource(engines.kept_warm())
     engines.begin_opening()
     fused = None if stored is None else stored.fused
