@@ -40,7 +40,7 @@ class LoadModel:
         parallel_start_s: the same on several (process group, workers).
         read_bytes_per_s: from the page cache to the device.
         disk_bytes_per_s: from disk.
-        sleep_s: putting an engine to sleep, its weights dropped (vLLM's sleep level 2).
+        sleep2_s: putting an engine to sleep, its weights dropped (vLLM's sleep level 2).
         reload_bytes_per_s: weights from the page cache into an engine that wakes.
         process_s: part of a start that needs no device (process, imports, configuration), of which
             at most :data:`MOST_PREPARED` of the whole is taken.
@@ -60,7 +60,7 @@ class LoadModel:
     parallel_start_s: float
     read_bytes_per_s: float
     disk_bytes_per_s: float = 8e7
-    sleep_s: float = 0.31
+    sleep2_s: float = 0.31
     reload_bytes_per_s: float = 2.5e9
     process_s: float = 5.0
 
@@ -87,7 +87,7 @@ class LoadModel:
         return LoadTimes(
             warm_s=warm,
             cold_s=warm + weight_bytes / self.disk_bytes_per_s,
-            sleep_s=self.sleep_s,
+            sleep_s=self.sleep2_s,
             wake_s=0.1 + weight_bytes / self.reload_bytes_per_s,
             asleep_bytes=PROCESS_BYTES,
             asleep_device_bytes=ASLEEP_BYTES + ASLEEP_SHARE * weight_bytes / parallel,

@@ -15,6 +15,7 @@ from samullm_plugin.profiling.memory import (
     kv_cache_blocks,
     replica_groups,
 )
+from samullm_plugin.profiling.profile_files import Profile
 
 SMALL = ModelArchitecture(32, 4096, 32, 8, 128, 14336, 32000)
 LARGE = ModelArchitecture(40, 5120, 40, 40, 128, 13824, 120000)
@@ -49,6 +50,16 @@ def test_memory_model_is_recovered_and_predicts_other_limits() -> None:
     assert one_size.two_bytes == one_size.more_bytes == one_size.one_bytes
     with pytest.raises(InputError, match="no recorded"):
         fit_memory([])
+
+
+def test_older_profiles_are_read() -> None:
+    """They have rates of another sleep, which says nothing of this one."""
+    old = {"start_s": 9, "parallel_start_s": 9, "read_bytes_per_s": 1e9, "sleep2_s": 0.5}
+    given = {"format": "samullm-profile-1", "device": "d", "source": "s", "models": []}
+    profile = Profile.model_validate(
+        {**given, "loading": {**old, "sleep_bytes_per_s": 1e9, "wake_bytes_per_s": 1e9}}
+    )
+    assert profile.load_model() == LoadModel(9, 9, 1e9, sleep2_s=0.5)
 
 
 def test_an_engine_on_cores_sleeps_as_it_is() -> None:
