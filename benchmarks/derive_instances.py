@@ -31,8 +31,9 @@ from samullm_cpsat.planning import ExactResult, solve_instance
 
 from samullm_plugin.bench.cases import bundled_cluster
 from samullm_plugin.host.manager import PluginHost
-from samullm_plugin.model.application import Application, RequestTable
+from samullm_plugin.model.application import Application
 from samullm_plugin.model.problem import Problem
+from samullm_plugin.model.requests import RequestTable
 from samullm_plugin.planning.applications import parse_named
 from samullm_plugin.planning.building import build_problem
 from samullm_plugin.simulator import PlanSimulator

@@ -25,8 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from accuracy_tables import DATA, Data, Report
-from starts_accuracy import loading, memory
+from accuracy_tables import DATA, Data, Report, loading, memory
 
 from samullm_plugin.model.architecture import ModelArchitecture
 from samullm_plugin.model.latency import StepLatency, StepTable

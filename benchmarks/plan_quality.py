@@ -35,7 +35,7 @@ from samullm_plugin import Application, Problem
 from samullm_plugin.bench.cases import CaseSettings, make_case
 from samullm_plugin.bench.rows import warm_up
 from samullm_plugin.host.manager import PluginHost
-from samullm_plugin.model.application import RequestTable
+from samullm_plugin.model.requests import RequestTable
 from samullm_plugin.model.scenarios import LengthScenario
 from samullm_plugin.model.types import Floats, Ints
 from samullm_plugin.planning.planner import PlanningOptions, make_plan

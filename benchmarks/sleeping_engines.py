@@ -1,4 +1,4 @@
-"""What engines save that sleep until a node of their model comes again: applications that alternate.
+"""What sleeping engines save where models take turns: their model comes again, and they wake.
 
 Run from the repository's root::
 

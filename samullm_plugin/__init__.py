@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from samullm_plugin.api.app import App as App
+    from samullm_plugin.api.app import compare as compare
     from samullm_plugin.api.nodes import Model as Model
     from samullm_plugin.api.nodes import Node as Node
     from samullm_plugin.api.plans import AppPlan as AppPlan
     from samullm_plugin.api.plans import Comparison as Comparison
-    from samullm_plugin.api.plans import compare as compare
     from samullm_plugin.api.run_table import RunTable as RunTable
     from samullm_plugin.api.runs import AppRun as AppRun
     from samullm_plugin.api.tasks import Task as Task
@@ -58,7 +58,6 @@ if TYPE_CHECKING:
     from samullm_plugin.model.application import EngineOptions as EngineOptions
     from samullm_plugin.model.application import ModelNode as ModelNode
     from samullm_plugin.model.application import ModelSpec as ModelSpec
-    from samullm_plugin.model.application import RequestTable as RequestTable
     from samullm_plugin.model.architecture import ModelArchitecture as ModelArchitecture
     from samullm_plugin.model.cluster import Cluster as Cluster
     from samullm_plugin.model.cluster import Gpu as Gpu
@@ -79,6 +78,7 @@ if TYPE_CHECKING:
     from samullm_plugin.model.plan import Stage as Stage
     from samullm_plugin.model.plan import StageEnd as StageEnd
     from samullm_plugin.model.problem import Problem as Problem
+    from samullm_plugin.model.requests import RequestTable as RequestTable
     from samullm_plugin.model.scenarios import LengthScenario as LengthScenario
     from samullm_plugin.profiling.bundled_lengths import measured_lengths as measured_lengths
     from samullm_plugin.profiling.bundled_lengths import measured_models as measured_models
@@ -87,13 +87,13 @@ if TYPE_CHECKING:
     from samullm_plugin.rules.verify import verify as verify
 
 _PUBLIC = {
-    "api.app": ("App",),
+    "api.app": ("App", "compare"),
     "api.nodes": ("Model", "Node"),
-    "api.plans": ("AppPlan", "Comparison", "compare"),
+    "api.plans": ("AppPlan", "Comparison"),
     "api.run_table": ("RunTable",),
     "api.runs": ("AppRun",),
     "api.tasks": ("Task",),
-    "model.application": ("Application", "EngineOptions", "ModelNode", "ModelSpec", "RequestTable"),
+    "model.application": ("Application", "EngineOptions", "ModelNode", "ModelSpec"),
     "model.architecture": ("ModelArchitecture",),
     "model.cluster": ("Cluster", "Gpu"),
     "model.costs": ("LoadTimes", "ModeCosts", "Provenance"),
@@ -106,6 +106,7 @@ _PUBLIC = {
     "model.parallel": ("ParallelConfig",),
     "model.plan": ("Assignment", "Plan", "Stage", "StageEnd"),
     "model.problem": ("Problem",),
+    "model.requests": ("RequestTable",),
     "model.scenarios": ("LengthScenario",),
     "rules.verify": ("verify",),
     "errors": (

@@ -1,26 +1,35 @@
-"""Compiles what numba compiles, once, before several processes would each do so.
+"""Compiles, once, what several processes would each compile otherwise.
 
-``python -m tests.compiling PART`` compiles one part; two of them side by side use two cores.
+``python -m tests.compiling`` compiles what numba compiles and the modules of vLLM;
+``python -m tests.compiling PART`` one part of it. Parts side by side use two cores.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
-PARTS = ("loop", "queue")
+NUMBA_PARTS = ("loop", "queue")
 
 
-def compile_everything() -> None:
-    """Compile all parts, each in a process of its own; what is compiled already costs seconds."""
+def compile_parts(parts: Sequence[str] = NUMBA_PARTS) -> None:
+    """Compile parts, each in a process of its own; what is compiled already costs seconds."""
     command = [sys.executable, "-m", "tests.compiling"]
     root = Path(__file__).parents[1]
-    for process in [subprocess.Popen([*command, part], cwd=root) for part in PARTS]:
+    for process in [subprocess.Popen([*command, part], cwd=root) for part in parts]:
         process.wait()
 
 
 def _compile(part: str) -> None:
+    if part == "vllm":
+        if find_spec("vllm") is not None:
+            from samullm_vllm.engine import preload
+
+            preload("cpu")  # Python keeps each module that it compiles
+        return
     import numpy as np
 
     from samullm_plugin.engine import Curve, EngineConfig, StepLatency, Workload, simulate_engine
@@ -37,4 +46,7 @@ def _compile(part: str) -> None:
 
 
 if __name__ == "__main__":
-    _compile(sys.argv[1])
+    if len(sys.argv) > 1:
+        _compile(sys.argv[1])
+    else:
+        compile_parts((*NUMBA_PARTS, "vllm"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
@@ -31,9 +32,9 @@ def pytest_configure() -> None:
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Compile the engine simulator before the processes of ``--numprocesses`` each would."""
     if session.config.getoption("numprocesses", None):
-        from tests.compiling import compile_everything
+        from tests.compiling import compile_parts
 
-        compile_everything()
+        compile_parts()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -67,10 +68,24 @@ def _starts_engines(path: str) -> bool:
     return "pytest.mark.vllm" in (Path(__file__).parents[1] / path).read_text()
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with what takes longest, so that no process is left with it at the end."""
+    if hasattr(config, "workerinput"):
+        groups = [group_of(item.nodeid) for item in items]
+        slow = Counter(
+            g for g, i in zip(groups, items, strict=True) if i.get_closest_marker("slow")
+        )
+        size = Counter(groups)
+        rank = {g: (g != "engines", -slow[g], -size[g], g) for g in size}
+        items.sort(key=lambda item: rank[group_of(item.nodeid)])
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     """Deal groups to the processes; xdist's own groups are lost with pytest 9.2."""
     from xdist.scheduler import LoadScopeScheduling
+
+    config.option.loadscopereorder = False  # ordered as collected
 
     class Groups(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from samullm_apps.chain_summary import chain_requests
-from samullm_apps.statistics import chunk_counts, lognormal_lengths, normal_lengths
+from samullm_apps.paper import ChainTokens, chain_nodes, ensembling_nodes
+from samullm_apps.statistics import chunk_counts, normal_lengths
 from samullm_plugin import (
     Application,
     ApplicationSource,
@@ -30,9 +30,7 @@ MEMORY_BYTES = 4 << 30
 """What a core is taken to have; nothing is planned by it, KV capacities are given."""
 
 MAX_MODEL_LEN = 1024
-CHUNK_TOKENS = 256
-SUMMARY_TEMPLATE_TOKENS = 20
-JUDGE_TEMPLATE_TOKENS = 50
+TOKENS = ChainTokens(chunk=256, template=20, judge_template=50)
 LONGEST_DOCUMENT = 10
 NOTES = (
     "three models of random weights (29, 85 and 206 million parameters in their layers); their "
@@ -60,6 +58,11 @@ def model(name: str, layers: int, hidden: int, inner: int, heads: int) -> ModelS
 SMALL = model("cores-small", layers=6, hidden=640, inner=1728, heads=8)
 MEDIUM = model("cores-medium", layers=12, hidden=768, inner=2304, heads=8)
 LARGE = model("cores-large", layers=16, hidden=1024, inner=3072, heads=16)
+
+
+def _models() -> dict[str, ModelSpec]:
+    """Return the models by the names of their nodes."""
+    return {"small": SMALL, "medium": MEDIUM, "large": LARGE}
 
 
 class CoreOptions(BaseModel):
@@ -92,14 +95,7 @@ class CoresEnsemblingOptions(CoreOptions):
 
 def ensembling(requests: int, max_tokens: int, seed: int) -> Application:
     """Return three models with the same requests."""
-    rng = np.random.default_rng([seed, 21])
-    prompts = lognormal_lengths(requests, 5, 127, 21.0, 0.55, rng)
-    table = RequestTable.of(prompts, max_tokens)
-    nodes = (
-        ModelNode("small", SMALL, table, "instruction"),
-        ModelNode("medium", MEDIUM, table, "instruction"),
-        ModelNode("large", LARGE, table, "instruction"),
-    )
+    nodes = ensembling_nodes(_models(), requests, max_tokens, seed)
     return Application("cores-ensembling", nodes, NOTES)
 
 
@@ -139,9 +135,7 @@ class CoresRouting(CoreApplication):
         parts = np.split(prompts, [small, config.requests - large])
         nodes = tuple(
             ModelNode(name, spec, RequestTable.of(part, config.max_tokens), "benchmark")
-            for (name, spec), part in zip(
-                (("small", SMALL), ("medium", MEDIUM), ("large", LARGE)), parts, strict=True
-            )
+            for (name, spec), part in zip(_models().items(), parts, strict=True)
         )
         return Application(self.name, nodes, NOTES)
 
@@ -156,22 +150,14 @@ class CoresChainSummaryOptions(CoreOptions):
 
 def chain_summary(documents: int, judges: int, max_tokens: int, seed: int) -> Application:
     """Return a summariser that waits for itself, and two judges of its last summaries."""
-    rng = np.random.default_rng([seed, CHUNK_TOKENS])
+    rng = np.random.default_rng([seed, TOKENS.chunk])
     chunks = rng.permutation(chunk_counts(documents, 3, LONGEST_DOCUMENT))
-    table, last = chain_requests(
-        chunks, max_tokens, rng, chunk_tokens=CHUNK_TOKENS, template_tokens=SUMMARY_TEMPLATE_TOKENS
-    )
-    judged = [[(0, int(r))] for r in np.repeat(last, judges)]
-    judging = RequestTable.of([JUDGE_TEMPLATE_TOKENS] * len(judged), max_tokens, judged)
-    nodes = (
-        ModelNode("summarise", MEDIUM, table, "summary"),
-        ModelNode("judge.large", LARGE, judging, "judgement"),
-        ModelNode("judge.small", SMALL, judging, "judgement"),
-    )
+    judging = {"judge.large": LARGE, "judge.small": SMALL}
+    nodes = chain_nodes(chunks, MEDIUM, judging, judges, max_tokens, rng, TOKENS)
     notes = (
         *NOTES,
-        f"documents of 1 to {LONGEST_DOCUMENT} chunks of {CHUNK_TOKENS} tokens, median 3; "
-        f"templates add {SUMMARY_TEMPLATE_TOKENS} tokens to a chunk and {JUDGE_TEMPLATE_TOKENS} to "
+        f"documents of 1 to {LONGEST_DOCUMENT} chunks of {TOKENS.chunk} tokens, median 3; "
+        f"templates add {TOKENS.template} tokens to a chunk and {TOKENS.judge_template} to "
         "a summary that is judged",
     )
     return Application("cores-chain-summary", nodes, notes)

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 from pydantic import Field
 
-from samullm_apps.chain_summary import CHUNK_TOKENS, JUDGE
-from samullm_apps.paper import PaperApplication, SourceOptions, short
+from samullm_apps.paper import CHUNK_TOKENS, JUDGE, PaperApplication, SourceOptions, short
 from samullm_apps.statistics import chunk_counts, normal_lengths
 from samullm_plugin import Application, EngineOptions, ModelNode, RequestTable, bundled_model
+from samullm_plugin.model.types import Ints
 
 MODELS = ("mistralai/Mistral-7B-Instruct-v0.2", "lmsys/vicuna-13b-v1.5")
 QUESTION_TOKENS = (9, 120, 40.0, 20.0)
@@ -139,14 +139,8 @@ class Vote(PaperApplication):
         config = self.config
         rng = np.random.default_rng([config.seed, 3])
         prompts = normal_lengths(config.requests, 9, 577, 310.0, 110.0, rng)
-        specs = [bundled_model(name) for name in ANSWERERS]
-        nodes = [
-            ModelNode(short(s), s, RequestTable.of(prompts, config.max_tokens), "answer")
-            for s in specs
-        ]
-        joined = [[(i, r) for i in range(len(specs))] for r in range(config.requests)]
-        voter = RequestTable.of(prompts + TEMPLATE_TOKENS, config.vote_max_tokens, joined)
-        nodes.append(ModelNode("vote", bundled_model(JUDGE), voter, "vote"))
+        table = RequestTable.of(prompts, config.max_tokens)
+        nodes = [*_answerers(table), _voter(prompts, config.vote_max_tokens, first=0)]
         notes = (
             "questions as long as the router benchmark's (9 to 577 tokens, mean 310); the voter's "
             "template adds 80 tokens; the size is this project's choice",
@@ -176,23 +170,38 @@ class FilterVote(PaperApplication):
         rng = np.random.default_rng([config.seed, 4])
         prompts = normal_lengths(count, 9, 577, 310.0, 110.0, rng)
         verdicts = RequestTable.of(prompts + TEMPLATE_TOKENS, config.filter_max_tokens)
-        nodes = [ModelNode("filter", bundled_model(FILTER), verdicts, "filter")]
-        for name in ANSWERERS:
-            spec = bundled_model(name)
-            table = RequestTable.of(
-                prompts,
-                config.max_tokens,
-                [[(0, r)] for r in range(count)],
-                in_prompt=False,
-                probability=np.full(count, config.keep),
-                gate=np.arange(count, dtype=np.int64),
-            )
-            nodes.append(ModelNode(short(spec), spec, table, "answer"))
-        joined = [[(i + 1, r) for i in range(len(ANSWERERS))] for r in range(count)]
-        voter = RequestTable.of(prompts + TEMPLATE_TOKENS, config.vote_max_tokens, joined)
-        nodes.append(ModelNode("vote", bundled_model(JUDGE), voter, "vote"))
+        table = RequestTable.of(
+            prompts,
+            config.max_tokens,
+            [[(0, r)] for r in range(count)],
+            in_prompt=False,
+            probability=np.full(count, config.keep),
+            gate=np.arange(count, dtype=np.int64),
+        )
+        nodes = [
+            ModelNode("filter", bundled_model(FILTER), verdicts, "filter"),
+            *_answerers(table),
+            _voter(prompts, config.vote_max_tokens, first=1),
+        ]
         notes = (
             f"the filter keeps {config.keep:g} of the items, each independently; items as long as "
             "the router benchmark's prompts; the size is this project's choice",
         )
         return Application("filter-vote", tuple(nodes), notes)
+
+
+def _answerers(table: RequestTable) -> list[ModelNode]:
+    """Return a node per answering model, all with the same requests."""
+    specs = [bundled_model(name) for name in ANSWERERS]
+    return [ModelNode(short(spec), spec, table, "answer") for spec in specs]
+
+
+def _voter(prompts: Ints, max_tokens: int, first: int) -> ModelNode:
+    """Return the node that reads all answers to each question, those of node ``first`` and on."""
+    joined = [[(first + i, r) for i in range(len(ANSWERERS))] for r in range(len(prompts))]
+    table = RequestTable.of(prompts + TEMPLATE_TOKENS, max_tokens, joined)
+    return ModelNode("vote", bundled_model(JUDGE), table, "vote")
+
+
+SHAPES: tuple[type[PaperApplication], ...] = (MapReduce, Vote, FilterVote, DocumentQuestions)
+"""These applications."""

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from samullm_apps.chain_summary import chain_summary
-from samullm_apps.ensembling import MODELS, ensembling
-from samullm_apps.paper import PaperApplication, SourceOptions
-from samullm_apps.routing import Routing, RoutingOptions
+from typing import ClassVar
+
+from samullm_apps.paper import (
+    MODELS,
+    PaperApplication,
+    Routing,
+    RoutingOptions,
+    SourceOptions,
+    chain_summary,
+    ensembling,
+)
 from samullm_plugin import Application
 
 
@@ -21,45 +28,41 @@ class SmallOptions4(SourceOptions):
     gpus: int = 4
 
 
-def named(name: str, app: Application) -> Application:
-    """Return the application under another name."""
-    return Application(name, app.nodes, app.notes)
+class _PartOfEnsembling(PaperApplication):
+    """Some models of ``ensembling``, with fewer requests."""
+
+    requests: ClassVar[int]
+    max_tokens: ClassVar[int] = 256
+    models: ClassVar[tuple[int, ...]]
+
+    def build(self) -> Application:
+        """Return the part of ``ensembling``."""
+        models = tuple(MODELS[i] for i in self.models)
+        return ensembling(self.requests, self.max_tokens, models, self.config.seed, self.name)
 
 
-class Small1(PaperApplication):
+class Small1(_PartOfEnsembling):
     """Two chat models answer 400 requests on two GPUs."""
 
     name = "small-1"
     Config = SmallOptions2
-
-    def build(self) -> Application:
-        """Return the part of ``ensembling``."""
-        models = (MODELS[0], MODELS[7])
-        return named(self.name, ensembling(400, 256, models, self.config.seed))
+    requests, models = 400, (0, 7)
 
 
-class Small2(PaperApplication):
+class Small2(_PartOfEnsembling):
     """Three chat models answer 600 requests on two GPUs."""
 
     name = "small-2"
     Config = SmallOptions2
-
-    def build(self) -> Application:
-        """Return the part of ``ensembling``."""
-        models = (MODELS[0], MODELS[6], MODELS[7])
-        return named(self.name, ensembling(600, 256, models, self.config.seed))
+    requests, models = 600, (0, 6, 7)
 
 
-class Small3(PaperApplication):
+class Small3(_PartOfEnsembling):
     """Four chat models answer 1000 requests on four GPUs."""
 
     name = "small-3"
     Config = SmallOptions4
-
-    def build(self) -> Application:
-        """Return the part of ``ensembling``."""
-        models = (MODELS[2], MODELS[4], MODELS[5], MODELS[7])
-        return named(self.name, ensembling(1000, 512, models, self.config.seed))
+    requests, max_tokens, models = 1000, 512, (2, 4, 5, 7)
 
 
 class Small4(PaperApplication):
@@ -70,7 +73,7 @@ class Small4(PaperApplication):
 
     def build(self) -> Application:
         """Return the part of ``chain-summary``."""
-        return named(self.name, chain_summary(20, 2, "vicuna", 900, self.config.seed))
+        return chain_summary(20, 2, "vicuna", 900, self.config.seed, self.name)
 
 
 class Small5(PaperApplication):

@@ -20,7 +20,7 @@ from samullm_ecdf.prior import (
 )
 from samullm_plugin import LengthEstimator, LengthObservations, LengthQuery, find_name
 from samullm_plugin.model.types import Ints
-from samullm_plugin.profiling.length_profile import LengthProfile, read_length_profile
+from samullm_plugin.profiling.observations import LengthProfile, read_length_profile
 
 
 class EcdfOptions(BaseModel):

@@ -22,12 +22,10 @@ from samullm_plugin.model.costs import Provenance
 from samullm_plugin.model.kv_cache import KvCacheGroup
 from samullm_plugin.model.latency import Curve, StepLatency
 from samullm_plugin.model.types import Floats
-from samullm_plugin.profiling.assumed_memory import assumed_pool_tokens
 from samullm_plugin.profiling.loading import ASSUMED, LoadModel
-from samullm_plugin.profiling.memory import replica_groups
-from samullm_plugin.profiling.pipeline import SOURCE as PIPELINE_SOURCE
-from samullm_plugin.profiling.pipeline import stage_latency
+from samullm_plugin.profiling.memory import assumed_pool_tokens, replica_groups
 from samullm_plugin.profiling.roofline import touched_experts
+from samullm_plugin.profiling.transfer import PIPELINE_SOURCE, stage_latency
 
 LOADING = LoadModel(45.0, 60.0, 2.5e9, 1e9)
 """Engine starts: assumed, of the size that start-up logs of vLLM show."""

@@ -16,8 +16,12 @@ from pathlib import Path
 from jinja2 import Environment, TemplateSyntaxError
 
 from samullm_plugin import InputError, ModelSpec
-from samullm_plugin.checkpoints.hf_config import has_defaults, load_json, read_config_file
-from samullm_plugin.checkpoints.limits import derived_max_model_len
+from samullm_plugin.checkpoints.hf_config import (
+    derived_max_model_len,
+    has_defaults,
+    load_json,
+    read_config_file,
+)
 from samullm_plugin.checkpoints.weight_files import problem_of_weights
 from samullm_plugin.errors import suggest
 

@@ -7,16 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samullm_plugin.api.description import Description
-from samullm_plugin.api.nodes import Node, node_name
-from samullm_plugin.api.plugins import Part
-from samullm_plugin.errors import InputError
+from samullm_plugin.api.nodes import Node, Part, node_name
+from samullm_plugin.errors import InputError, SamullmError
 
 if TYPE_CHECKING:
-    from samullm_plugin.api.plans import AppPlan
+    from samullm_plugin.api.plans import AppPlan, Comparison
     from samullm_plugin.api.runs import AppRun
     from samullm_plugin.api.tasks import Task
-    from samullm_plugin.app.loaded import LoadedApplication
-    from samullm_plugin.host.manager import PluginHost
     from samullm_plugin.run.preview import PreviewedRequest
 
 
@@ -33,33 +30,6 @@ class App(Description):
         name: of the application.
         folder: what relative paths start from.
     """
-
-    @property
-    def host(self) -> PluginHost:
-        """Return the plugins, those handed over included."""
-        return self.plugins.host
-
-    def load(self, limit: int | None = None) -> LoadedApplication:
-        """Read the tables and build the application.
-
-        Args:
-            limit: take no more rows than this of each table.
-
-        Raises:
-            InputError: naming file, field or row, and the remedy.
-        """
-        from samullm_plugin.app.loading import build_application
-        from samullm_plugin.checkpoints.tokenizing import OwnTokenizers
-        from samullm_plugin.planning.applications import build_named
-
-        return build_application(
-            self.spec,
-            self._path,
-            bundled=lambda text: build_named(self.host, text),
-            count_tokens=OwnTokenizers(),
-            tables=self._tables,
-            limit=limit,
-        )
 
     def plan(
         self,
@@ -277,3 +247,43 @@ class App(Description):
     def __repr__(self) -> str:
         """Return name, models and nodes."""
         return f"App({self.name!r}, nodes={list(self._nodes)})"
+
+
+def compare(
+    app: App,
+    schedulers: Sequence[Any] = ("auto", "greedy", "exact", "max-heuristic", "min-heuristic"),
+    **options: Any,
+) -> Comparison:
+    """Plan one application with several schedulers.
+
+    Args:
+        app: the application.
+        schedulers: names, classes or instances.
+        options: as of :meth:`App.plan`.
+
+    Returns:
+        A table, the shortest makespan first; ``comparison.best`` can be run.
+
+    Raises:
+        InputError: for an unknown scheduler or wrong input.
+        SamullmError: if none of them made a plan.
+    """
+    names = [app.plugins.scheduler_name(s) for s in schedulers]
+    if not names:
+        raise InputError("compare: it names no schedulers")
+    from samullm_plugin.api.plans import Comparison
+
+    plans: dict[str, AppPlan] = {}
+    failed: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        try:
+            plans[name] = app.plan(scheduler=name, **options)
+        except SamullmError as error:
+            if error.exit_code == 2 and not plans and not failed:
+                raise  # wrong input is no fault of a scheduler
+            failed[name] = str(error)
+    if not plans:
+        reasons = "; ".join(f"{n}: {why}" for n, why in failed.items())
+        raise SamullmError(f"no scheduler made a plan: {reasons}")
+    ordered = sorted(plans.items(), key=lambda pair: pair[1].makespan_s)
+    return Comparison(dict(ordered), failed)

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel
 
 from samullm_plugin.api.nodes import (
+    HandedOver,
     Model,
     Node,
+    Part,
     input_sections,
     model_section,
     node_name,
     write_table,
-    written_place,
+    written,
 )
-from samullm_plugin.api.plugins import HandedOver, Part
 from samullm_plugin.app.fields import validate
 from samullm_plugin.app.nodespec import MessageSection, NodeSection, PythonSection
 from samullm_plugin.app.rowspec import BranchSection, KeepSection, NodeBase, RequestsSection
 from samullm_plugin.app.sampling import SamplingSection
 from samullm_plugin.app.spec import AppSpec, ClusterSection, OutputSection, PlannerSection
 from samullm_plugin.errors import InputError
+
+if TYPE_CHECKING:
+    from samullm_plugin.app.loaded import LoadedApplication
+    from samullm_plugin.host.manager import PluginHost
 
 
 class Description:
@@ -136,23 +141,7 @@ class Description:
         for name, table in self._tables.items():
             write_table(table, target.parent / name)
 
-        def plain(value: Any, where: str) -> Any:
-            if isinstance(value, BaseModel):
-                cls = type(value)
-                names = [n for n in cls.model_fields if n in value.model_fields_set]
-                pairs = [(cls.model_fields[n].alias or n, getattr(value, n)) for n in names]
-                return {n: plain(v, f"{where}.{n}") for n, v in pairs}
-            if isinstance(value, Mapping):
-                return {k: plain(v, f"{where}.{k}") for k, v in value.items()}
-            if isinstance(value, list | tuple):
-                return [plain(v, where) for v in value]
-            if isinstance(value, Path):
-                return str(value)
-            if isinstance(value, type) or callable(value):
-                return written_place(value, target.parent, where)
-            return value
-
-        record = plain(self.spec, f"App({self.name!r})")
+        record = written(self.spec, target.parent, f"App({self.name!r})")
         text = yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=100)
         try:
             target.write_text(text, encoding="utf-8")
@@ -168,6 +157,33 @@ class Description:
             InputError: naming the field that is wrong.
         """
         return validate(AppSpec, {**self._fields, "nodes": self._nodes}, f"App({self.name!r})")
+
+    @property
+    def host(self) -> PluginHost:
+        """Return the plugins, those handed over included."""
+        return self.plugins.host
+
+    def load(self, limit: int | None = None) -> LoadedApplication:
+        """Read the tables and build the application.
+
+        Args:
+            limit: take no more rows than this of each table.
+
+        Raises:
+            InputError: naming file, field or row, and the remedy.
+        """
+        from samullm_plugin.app.loading import build_application
+        from samullm_plugin.checkpoints.tokenizing import OwnTokenizers
+        from samullm_plugin.planning.applications import build_named
+
+        return build_application(
+            self.spec,
+            self._path,
+            bundled=lambda text: build_named(self.host, text),
+            count_tokens=OwnTokenizers(),
+            tables=self._tables,
+            limit=limit,
+        )
 
     # Nodes
 

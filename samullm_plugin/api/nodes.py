@@ -1,4 +1,4 @@
-"""What Python code hands over: models, nodes, functions and tables, as ``app.yaml`` has them."""
+"""What Python code hands over, as ``app.yaml`` has it: models, nodes, tables, plugins."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
 
 from samullm_plugin.app.fields import validate
 from samullm_plugin.app.rowspec import InputSection
-from samullm_plugin.app.spec import ModelSection
+from samullm_plugin.app.spec import Component, ModelSection, PlannerSection
 from samullm_plugin.errors import InputError
+
+if TYPE_CHECKING:
+    from samullm_plugin.host.manager import PluginHost
+    from samullm_plugin.host.registration import Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +118,34 @@ def _sources(given: object, where: str) -> str | list[str]:
     return node_name(given, where)
 
 
-def written_place(value: Callable[..., Any] | type, folder: Path, where: str) -> str:
+def written(value: Any, folder: Path, where: str) -> Any:
+    """Return sections and what Python code put into them as YAML can say it.
+
+    Args:
+        value: a section, or what a field of one holds.
+        folder: of the ``app.yaml``.
+        where: for messages.
+
+    Raises:
+        InputError: for a function or class that cannot be found by a name.
+    """
+    if isinstance(value, BaseModel):
+        known = type(value).model_fields
+        names = [n for n in known if n in value.model_fields_set]
+        pairs = [(known[n].alias or n, getattr(value, n)) for n in names]
+        return {n: written(v, folder, f"{where}.{n}") for n, v in pairs}
+    if isinstance(value, Mapping):
+        return {k: written(v, folder, f"{where}.{k}") for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [written(v, folder, where) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, type) or callable(value):
+        return _written_place(value, folder, where)
+    return value
+
+
+def _written_place(value: Callable[..., Any] | type, folder: Path, where: str) -> str:
     """Return how ``app.yaml`` names a function or class: ``module:name`` or ``file.py:name``.
 
     Args:
@@ -179,3 +212,60 @@ def write_table(table: object, path: Path) -> None:
         return
     batches = [batch for _, batch in memory_batches(table, label_of(path.name))]
     pq.write_table(pa.Table.from_batches(batches), path, compression="zstd")
+
+
+Part = str | Mapping[str, Any] | Component | type | object
+"""A plugin: its name, a mapping of ``type`` and ``options``, a class of its kind or an instance."""
+
+
+class HandedOver:
+    """The plugins that are installed, and those that Python code has handed over."""
+
+    def __init__(self) -> None:
+        """Load nothing before it is needed."""
+        self._host: PluginHost | None = None
+
+    @property
+    def host(self) -> PluginHost:
+        """Return the plugins, those handed over included."""
+        if self._host is None:
+            from samullm_plugin.host.manager import PluginHost
+
+            self._host = PluginHost.from_settings()
+        return self._host
+
+    def part(self, kind: Kind, value: Part) -> Any:
+        """Return a plugin as ``app.yaml`` names it; a class or an instance is registered."""
+        if isinstance(value, str | Mapping | Component):
+            return value
+        return self.host.add(kind, value)
+
+    def planner(self, planner: Mapping[str, Any] | PlannerSection) -> Any:
+        """Return a section ``planner`` with its plugins as ``app.yaml`` names them."""
+        if isinstance(planner, PlannerSection):
+            return planner
+        kinds: dict[str, Kind] = {
+            "scheduler": "scheduler",
+            "length_estimator": "length-estimator",
+            "latency_model": "latency-model",
+            "request_policy": "request-policy",
+        }
+        return {
+            n: self.part(kinds[n], v) if n in kinds and v is not None else v
+            for n, v in planner.items()
+        }
+
+    def scheduler_name(self, value: Part) -> str:
+        """Return the name of a scheduler that is given by it, as a class or as an instance.
+
+        Raises:
+            InputError: if there is none of this name.
+        """
+        name = self.component("scheduler", value).type
+        self.host.resolve("scheduler", name)
+        return name
+
+    def component(self, kind: Kind, value: Part) -> Component:
+        """Return a plugin with its options."""
+        part = self.part(kind, value)
+        return validate(Component, {"type": part} if isinstance(part, str) else part, kind)

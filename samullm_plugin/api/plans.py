@@ -6,25 +6,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
+from samullm_plugin.api.description import Description
 from samullm_plugin.app.fields import validate
 from samullm_plugin.app.loaded import LoadedApplication
 from samullm_plugin.app.spec import Component, PlannerSection
-from samullm_plugin.errors import InputError, SamullmError
+from samullm_plugin.errors import InputError
 from samullm_plugin.model.plan import Plan, Stage
 from samullm_plugin.model.result import PlanResult
-from samullm_plugin.planning.artifacts import write_plan
+from samullm_plugin.planning.artifacts import read_plan, write_plan
 from samullm_plugin.planning.instances import Instance, make_instance
 from samullm_plugin.planning.planner import make_plan
 from samullm_plugin.planning.reporting import provenance_lines, stage_lines, text_gantt
+from samullm_plugin.rules.verify import verify
 from samullm_plugin.run.known import Known, known_outputs, known_text
 from samullm_plugin.run.reuse import NO_REUSE, ReuseOptions
-
-if TYPE_CHECKING:
-    from samullm_plugin.api.app import App
+from samullm_plugin.run.rundir import read_facts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,7 +40,7 @@ class AppPlan:
         known: what was found there; None: nothing.
     """
 
-    app: App
+    app: Description
     loaded: LoadedApplication
     instance: Instance
     result: PlanResult
@@ -139,7 +139,7 @@ class AppPlan:
 
 
 def make_app_plan(
-    app: App,
+    app: Description,
     changes: Mapping[str, Any],
     scheduler_options: Mapping[str, Any] | None,
     gpus: int | None,
@@ -180,6 +180,34 @@ def make_app_plan(
     if known is not None:
         known = replace(known, problem=result.problem)
     return AppPlan(app, loaded, instance, result, reuse, known)
+
+
+def planned_again(app: Description, directory: Path) -> AppPlan:
+    """Return a plan on the devices that a run was planned for.
+
+    An application may name none: then they are this machine's, unless the run's plan does not fit
+    these, because a number of GPUs was given.
+    """
+    stored = read_plan(directory / "plan.json")
+
+    def planned(gpus: int | None) -> AppPlan:
+        changes = {"scheduler": "max-heuristic"}  # quickly made: only its figures are used
+        reuse = ReuseOptions("cache")
+        return make_app_plan(app, changes, None, gpus, None, reuse, None, fused=stored.fused)
+
+    wrong: InputError | None = None
+    try:
+        made = planned(None)
+        if made.loaded.cluster is not None or not verify(made.instance.problem, stored.plan):
+            return made
+    except InputError as error:
+        wrong = error
+    gpus = read_facts(directory).get("num_devices")
+    if not isinstance(gpus, int):
+        if wrong is not None:
+            raise wrong
+        return made
+    return planned(gpus)
 
 
 def changed_planner(planner: PlannerSection, changes: Mapping[str, Any]) -> PlannerSection:
@@ -270,44 +298,6 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         return html_table(self._COLUMNS, self._cells())
-
-
-def compare(
-    app: App,
-    schedulers: Sequence[Any] = ("auto", "greedy", "exact", "max-heuristic", "min-heuristic"),
-    **options: Any,
-) -> Comparison:
-    """Plan one application with several schedulers.
-
-    Args:
-        app: the application.
-        schedulers: names, classes or instances.
-        options: as of :meth:`App.plan`.
-
-    Returns:
-        A table, the shortest makespan first; ``comparison.best`` can be run.
-
-    Raises:
-        InputError: for an unknown scheduler or wrong input.
-        SamullmError: if none of them made a plan.
-    """
-    names = [app.plugins.scheduler_name(s) for s in schedulers]
-    if not names:
-        raise InputError("compare: it names no schedulers")
-    plans: dict[str, AppPlan] = {}
-    failed: dict[str, str] = {}
-    for name in dict.fromkeys(names):
-        try:
-            plans[name] = app.plan(scheduler=name, **options)
-        except SamullmError as error:
-            if error.exit_code == 2 and not plans and not failed:
-                raise  # wrong input is no fault of a scheduler
-            failed[name] = str(error)
-    if not plans:
-        reasons = "; ".join(f"{n}: {why}" for n, why in failed.items())
-        raise SamullmError(f"no scheduler made a plan: {reasons}")
-    ordered = sorted(plans.items(), key=lambda pair: pair[1].makespan_s)
-    return Comparison(dict(ordered), failed)
 
 
 def html_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -12,58 +12,27 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from samullm_plugin.api.plans import AppPlan, html_table, make_app_plan
+from samullm_plugin.api.description import Description
+from samullm_plugin.api.plans import AppPlan, html_table, planned_again
 from samullm_plugin.api.run_table import RunTable
 from samullm_plugin.api.tasks import Task
 from samullm_plugin.app.spec import Component
 from samullm_plugin.errors import InputError
 from samullm_plugin.host.interfaces.observer import RunEvent
 from samullm_plugin.planning.artifacts import read_plan
-from samullm_plugin.rules.verify import verify
 from samullm_plugin.run.display import RunDisplay
 from samullm_plugin.run.journal import read_journal
 from samullm_plugin.run.progress import RunProgress
 from samullm_plugin.run.replanning import Replanner
-from samullm_plugin.run.reuse import ReuseOptions
 from samullm_plugin.run.rows import RunRows
 from samullm_plugin.run.run import RunOutcome, require_resumable, resume_run, start_run
-from samullm_plugin.run.rundir import read_facts
 from samullm_plugin.run.setup import RunSetup
 from samullm_plugin.run.table_files import TableFormat
 
 if TYPE_CHECKING:
-    from samullm_plugin.api.app import App
     from samullm_plugin.run.coordinator import Coordinator
 
 REDRAW_EVERY_S = 0.5
-
-
-def _planned_again(app: App, directory: Path) -> AppPlan:
-    """Return a plan on the devices that a run was planned for.
-
-    An application may name none: then they are this machine's, unless the run's plan does not fit
-    these, because a number of GPUs was given.
-    """
-    stored = read_plan(directory / "plan.json")
-    wrong: InputError | None = None
-    try:
-        made = _plan_fused_as(app, stored.fused, None)
-        if made.loaded.cluster is not None or not verify(made.instance.problem, stored.plan):
-            return made
-    except InputError as error:
-        wrong = error
-    gpus = read_facts(directory).get("num_devices")
-    if not isinstance(gpus, int):
-        if wrong is not None:
-            raise wrong
-        return made
-    return _plan_fused_as(app, stored.fused, gpus)
-
-
-def _plan_fused_as(app: App, fused: Mapping[str, Sequence[str]], gpus: int | None) -> AppPlan:
-    """Return a plan, quickly made, of an application whose nodes are one as a run's are."""
-    changes = {"scheduler": "max-heuristic"}
-    return make_app_plan(app, changes, None, gpus, None, ReuseOptions("cache"), None, fused=fused)
 
 
 class AppRun:
@@ -119,13 +88,13 @@ class AppRun:
         return run
 
     @classmethod
-    def resume(cls, app: App, directory: Path, plan: AppPlan | None) -> AppRun:
+    def resume(cls, app: Description, directory: Path, plan: AppPlan | None) -> AppRun:
         """Go on with an interrupted run in the background; arguments as of :meth:`App.resume`."""
         executor = require_resumable(directory)
         path = directory / "plan.json"
         stored = read_plan(path)
         if plan is None or plan.instance.problem.app.fused != stored.fused:
-            plan = _planned_again(app, directory)
+            plan = planned_again(app, directory)
         made, chosen = plan, stored.request_policy
         made = replace(made, instance=made.instance.with_stored_policy(app.host, chosen, path))
         run = cls(directory)

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from samullm_plugin.app import drafts
-from samullm_plugin.app.badrows import bad_rows_message
 from samullm_plugin.app.drafts import Draft, NodeDraft
+from samullm_plugin.app.fields import bad_rows_message
 from samullm_plugin.app.graph import NodeGraph
 from samullm_plugin.app.keptrows import has_field
 from samullm_plugin.app.loaded import NodeSource

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from samullm_plugin.app.choosing import Row
-from samullm_plugin.app.functions import Function, Scope, last_line, load
+from samullm_plugin.app.functions import Function, Row, Scope, last_line, load
 from samullm_plugin.errors import Reject
 from samullm_plugin.files import DEEPEST, is_too_deep
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from samullm_plugin.app.bodies import content_text
+from samullm_plugin.app.bodies import content_text, image_parts
 from samullm_plugin.app.expressions import Expression
 from samullm_plugin.app.functions import Function, Scope
-from samullm_plugin.app.media import image_parts
 from samullm_plugin.app.schemas import Schema
 from samullm_plugin.app.spec import Component, OutputSection, PlannerSection
 from samullm_plugin.app.templates import Output, render

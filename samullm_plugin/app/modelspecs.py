@@ -15,9 +15,8 @@ from samullm_plugin.app.spec import (
     ModelSection,
 )
 from samullm_plugin.checkpoints.gpus import bundled_gpu
-from samullm_plugin.checkpoints.hf_config import read_config_file
+from samullm_plugin.checkpoints.hf_config import derived_max_model_len, read_config_file
 from samullm_plugin.checkpoints.hub import fetch_description, has_weights, is_snapshot
-from samullm_plugin.checkpoints.limits import derived_max_model_len
 from samullm_plugin.checkpoints.models import (
     bundled_architecture,
     find_checkpoint,

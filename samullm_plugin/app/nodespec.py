@@ -9,9 +9,9 @@ from pydantic import BaseModel, Discriminator, Field, JsonValue, Tag, model_vali
 from pydantic.json_schema import SkipJsonSchema
 
 from samullm_plugin.app.expressions import parsed
+from samullm_plugin.app.fields import Count, Natural, Section
 from samullm_plugin.app.rowspec import ChainSection, Label, Name, NodeBase, Pattern, Probability
 from samullm_plugin.app.sampling import SamplingSection
-from samullm_plugin.app.section import Count, Natural, Section
 
 
 class MessageSection(Section):

@@ -7,11 +7,10 @@ from collections.abc import Set as AbstractSet
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from samullm_plugin.app.bodies import has_media, media_parts
+from samullm_plugin.app.bodies import FIELD_TURNS, has_media, media_parts
 from samullm_plugin.app.drafts import Draft, NodeDraft, shared_tokens
 from samullm_plugin.app.keptrows import Fields, each_fields
 from samullm_plugin.app.loaded import NodeSource, conversation, pair_text, prompt_text
-from samullm_plugin.app.media import FIELD_TURNS
 from samullm_plugin.app.nodespec import NodeSection
 from samullm_plugin.app.requestlines import PLAIN, RowError, TokenCounter, estimate_tokens
 from samullm_plugin.app.templates import Output, plain_parts, referenced

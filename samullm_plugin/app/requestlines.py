@@ -15,10 +15,9 @@ from samullm_plugin.app.bodies import (
     check_messages,
     from_batch,
 )
-from samullm_plugin.app.fields import describe
+from samullm_plugin.app.fields import Count, Natural, describe
 from samullm_plugin.app.keptrows import Fields
 from samullm_plugin.app.sampling import SamplingSection
-from samullm_plugin.app.section import Count, Natural
 from samullm_plugin.model.application import ModelSpec
 
 CHARACTERS_PER_TOKEN = 4

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from samullm_plugin.app.expressions import parsed
-from samullm_plugin.app.section import Count, Section
+from samullm_plugin.app.fields import Count, Section
 
 
 def _regular_expression(pattern: str) -> str:

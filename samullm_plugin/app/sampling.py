@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, JsonValue, model_validator
 
-from samullm_plugin.app.section import LARGEST, Count, Natural, Section
+from samullm_plugin.app.fields import LARGEST, Count, Natural, Section
 
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 

@@ -11,9 +11,9 @@ from typing import Literal
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
+from samullm_plugin.app.fields import Count, Natural, NumGpus, Section
 from samullm_plugin.app.nodespec import AnyNode, MessageSection
 from samullm_plugin.app.rowspec import Name
-from samullm_plugin.app.section import Count, Natural, NumGpus, Section
 
 
 class ArchitectureSection(Section):

@@ -12,12 +12,12 @@ import numpy as np
 
 from samullm_plugin.app import drafts
 from samullm_plugin.app.adapters import adapter_folder
+from samullm_plugin.app.bodies import FIELD_TURNS
 from samullm_plugin.app.drafts import Draft, NodeDraft, shared_tokens
 from samullm_plugin.app.functions import function_of
 from samullm_plugin.app.graph import NodeGraph
 from samullm_plugin.app.keptrows import RowFields
 from samullm_plugin.app.loaded import Branch, NodeSource, PythonCall
-from samullm_plugin.app.media import FIELD_TURNS
 from samullm_plugin.app.nodespec import (
     ChoiceSection,
     MessageSection,
@@ -34,7 +34,8 @@ from samullm_plugin.app.templates import referenced
 from samullm_plugin.app.trying import StandIn
 from samullm_plugin.checkpoints.tokenizing import WINDOW
 from samullm_plugin.errors import InputError, suggest
-from samullm_plugin.model.application import PythonNode, RequestTable
+from samullm_plugin.model.application import PythonNode
+from samullm_plugin.model.requests import RequestTable
 from samullm_plugin.model.types import Ints
 
 Turns = tuple[tuple[str, str], ...]

@@ -1,7 +1,7 @@
 """What the bench says of a scheduler on a case: its plan, simulated on hidden lengths.
 
 A case is planned once (:func:`try_plan`) and compared with the baselines' plans (:func:`speedups`),
-also where plans are run (:mod:`samullm_plugin.bench.engine_rows`).
+also where plans are run (:mod:`samullm_plugin.bench.engine_bench`).
 """
 
 from __future__ import annotations

@@ -7,11 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from samullm_plugin.checkpoints.asked_libraries import ask_vllm, count_parameters
+from samullm_plugin.checkpoints.asking import ask_vllm, count_parameters
 from samullm_plugin.checkpoints.decoder import NotModelledError
 from samullm_plugin.checkpoints.families import FAMILIES, NOT_MODELLED
-from samullm_plugin.checkpoints.hf_config import ConfigFile, read_config_file, readable
-from samullm_plugin.checkpoints.limits import derived_max_model_len
+from samullm_plugin.checkpoints.hf_config import (
+    ConfigFile,
+    derived_max_model_len,
+    read_config_file,
+    readable,
+)
 from samullm_plugin.checkpoints.parts import Attention, Layers, Part
 from samullm_plugin.checkpoints.quantization import DTYPE_BYTES, Quantization, online
 from samullm_plugin.checkpoints.quantization_config import read_quantization

@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from samullm_plugin.checkpoints.attentions import attention, shared_heads
+from samullm_plugin.checkpoints.attentions import attention, shared_heads, state_space
 from samullm_plugin.checkpoints.decoder import Decoder, NotModelledError
 from samullm_plugin.checkpoints.families import GEMMA_3N, GEMMA_4
-from samullm_plugin.checkpoints.mixers import state_space
 from samullm_plugin.checkpoints.mlps import dense, mixture
 from samullm_plugin.checkpoints.parts import (
     Attention,

@@ -15,6 +15,7 @@ import typer
 from samullm_plugin.cli import bench_engines
 from samullm_plugin.cli.bench_lengths import lengths
 from samullm_plugin.cli.bench_policies import policies
+from samullm_plugin.cli.options import parsed_options
 from samullm_plugin.cli.output import (
     LOSS,
     OutputJson,
@@ -28,7 +29,6 @@ from samullm_plugin.cli.output import (
     speedup,
     write_json,
 )
-from samullm_plugin.cli.plan import parsed_options
 from samullm_plugin.errors import InputError, PluginError
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def bench(
             names,
             EngineBenchSettings(
                 executor,
-                parsed_options(executor_option or []),
+                parsed_options(executor_option),
                 rounds=seeds,
                 scenarios=scenarios,
                 seed=seed,

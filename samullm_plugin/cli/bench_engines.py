@@ -23,10 +23,9 @@ from samullm_plugin.cli.streams import is_quiet
 from samullm_plugin.errors import InputError
 
 if TYPE_CHECKING:
-    from samullm_plugin.bench.engine_bench import EngineBenchResult
+    from samullm_plugin.bench.engine_bench import EngineBenchResult, EngineRow
     from samullm_plugin.bench.engine_cases import EngineBenchSettings
     from samullm_plugin.bench.engine_profiles import Measurement
-    from samullm_plugin.bench.engine_rows import EngineRow
     from samullm_plugin.bench.rows import Spread
     from samullm_plugin.host.manager import PluginHost
 
@@ -49,9 +48,8 @@ def bench_engines(
         InputError: for wrong input.
         RunError: if a run fails as a whole.
     """
-    from samullm_plugin.bench.engine_bench import EngineBench
+    from samullm_plugin.bench.engine_bench import EngineBench, engine_rows, mean_error_pct
     from samullm_plugin.bench.engine_cases import CaseBuilder
-    from samullm_plugin.bench.engine_rows import engine_rows, mean_error_pct
     from samullm_plugin.cli.collect_env import collect
 
     found = collect()
@@ -191,7 +189,7 @@ def _show(text: str, rows: Sequence[EngineRow], rounds: int) -> None:
 
 
 def _show_summary(rows: Sequence[EngineRow], schedulers: Sequence[str]) -> None:
-    from samullm_plugin.bench.engine_rows import mean_error_pct
+    from samullm_plugin.bench.engine_bench import mean_error_pct
 
     table = []
     for name in schedulers:

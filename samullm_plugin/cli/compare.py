@@ -7,41 +7,20 @@ from typing import Annotated
 
 import typer
 
+from samullm_plugin.cli.options import PlanningGroup, Svg, Target, require_folder, with_groups
 from samullm_plugin.cli.output import OutputJson, console, percent, print_table, seconds, write_json
-from samullm_plugin.cli.plan import (
-    Budget,
-    Gpus,
-    NoFusion,
-    PipelineSizes,
-    PreparedStarts,
-    Scenarios,
-    Seed,
-    SleepingEngines,
-    Svg,
-    Target,
-    draw_plans,
-    overridden,
-    panels_of,
-    plan_json,
-    require_folder,
-    show_fusion,
-)
+from samullm_plugin.cli.plan import draw_plans, panels_of, plan_json, show_fusion
 from samullm_plugin.errors import InputError, SamullmError
 
 
+@with_groups
 def compare(
     target: Target,
+    *,
     schedulers: Annotated[
         str, typer.Option(help="Stage schedulers, comma separated.")
     ] = "greedy,exact,auto,max-heuristic,min-heuristic",
-    gpus: Gpus = None,
-    scenarios: Scenarios = None,
-    seed: Seed = None,
-    budget: Budget = None,
-    no_fusion: NoFusion = False,
-    prepared_starts: PreparedStarts = None,
-    sleeping_engines: SleepingEngines = None,
-    pipeline_sizes: PipelineSizes = None,
+    planning: PlanningGroup,
     gantt: Annotated[bool, typer.Option(help="Draw each plan.")] = True,
     svg: Svg = None,
     html: Annotated[
@@ -57,10 +36,8 @@ def compare(
     from samullm_plugin.planning.reporting import differences, text_gantt
     from samullm_plugin.run.pages import Table
 
-    if svg is not None:
-        require_folder(svg, "--svg")
-    if html is not None:
-        require_folder(html, "--html")
+    require_folder(svg, "--svg")
+    require_folder(html, "--html")
     host = PluginHost.from_settings()
     names = list(dict.fromkeys(s.strip() for s in schedulers.split(",") if s.strip()))
     if not names:
@@ -68,17 +45,8 @@ def compare(
     for name in names:
         host.resolve("scheduler", name)
     loaded = find_application(host, target)
-    planner = overridden(
-        loaded.planner,
-        scenarios,
-        seed,
-        budget,
-        no_fusion=no_fusion,
-        prepared_starts=prepared_starts,
-        sleeping_engines=sleeping_engines,
-        pipeline_sizes=pipeline_sizes,
-    )
-    instance = make_instance(host, loaded, planner, gpus=gpus)
+    planner = planning.over(loaded.planner)
+    instance = make_instance(host, loaded, planner, gpus=planning.gpus)
     problem = instance.problem
     results, failed = [], {}
     for name in names:

@@ -100,8 +100,7 @@ def _described(reference: str, longest: int | None) -> tuple[dict[str, Any], Mod
 
 def _fits(spec: ModelSpec, gpu: Any, sizes: list[int]) -> list[dict[str, object]]:
     """Return the sizes at which a model fits on a kind of GPU."""
-    from samullm_plugin.profiling.assumed_memory import assumed_pool_tokens, tokens_held
-    from samullm_plugin.profiling.memory import replica_groups
+    from samullm_plugin.profiling.memory import assumed_pool_tokens, replica_groups, tokens_held
 
     assert spec.architecture is not None
     found: list[dict[str, object]] = []

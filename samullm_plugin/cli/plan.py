@@ -9,89 +9,37 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from samullm_plugin.cli.options import (
+    PlanningGroup,
+    RequestsGroup,
+    Scheduler,
+    Svg,
+    Target,
+    parsed_options,
+    require_folder,
+    with_groups,
+)
 from samullm_plugin.cli.output import OutputJson, console, print_table, write_json
-from samullm_plugin.errors import InputError
 
 if TYPE_CHECKING:
-    from samullm_plugin.app.spec import PlannerSection
     from samullm_plugin.model.problem import Problem
     from samullm_plugin.model.result import PlanResult, PlanTrace
     from samullm_plugin.run.charts import Panel
 
-Target = Annotated[
-    str,
-    typer.Argument(
-        metavar="APP",
-        help="An app.yaml, or a bundled application such as ensembling:requests=1000.",
-    ),
-]
-Gpus = Annotated[int | None, typer.Option(help="GPUs, instead of the application's cluster.")]
-Scenarios = Annotated[int | None, typer.Option(help="Length scenarios to plan for.", min=1)]
-Seed = Annotated[int | None, typer.Option(help="Seed of lengths and scheduler.", min=0)]
-Budget = Annotated[float | None, typer.Option(help="Seconds the scheduler may search.")]
-NoFusion = Annotated[
-    bool,
-    typer.Option(
-        "--no-fusion", help="Share no engines between nodes, neither in a row nor side by side."
-    ),
-]
-PreparedStarts = Annotated[
-    bool | None,
-    typer.Option(
-        help="Prepare engines, as far as that needs no device, while others still compute."
-    ),
-]
-SleepingEngines = Annotated[
-    bool | None,
-    typer.Option(help="Let engines sleep that a later node needs again on the same devices."),
-]
-PipelineSizes = Annotated[
-    str | None,
-    typer.Option(
-        "--pipeline-parallel-sizes",
-        metavar="SIZES",
-        help="Groups of layers to consider for a replica, such as 1,2,4.",
-    ),
-]
-Limit = Annotated[
-    int | None,
-    typer.Option(help="Take no more rows than this of each table of requests.", min=1),
-]
-Reuse = Annotated[
-    str,
-    typer.Option(
-        metavar="cache|off|RUN",
-        help="Where outputs of equal requests are taken from: the store in the user's cache "
-        "folder, nowhere, or the directory of a run.",
-    ),
-]
-Fresh = Annotated[
-    list[str] | None,
-    typer.Option(metavar="NODE", help="Ask everything of this node again; repeatable."),
-]
-Svg = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw a Gantt chart as SVG.")]
 
-
+@with_groups
 def plan(
     target: Target,
-    scheduler: Annotated[str | None, typer.Option(help="Name of the stage scheduler.")] = None,
+    *,
+    scheduler: Scheduler = None,
     option: Annotated[
         list[str] | None, typer.Option(help="Option of the scheduler, as key=value; repeatable.")
     ] = None,
     no_preemption: Annotated[
         bool, typer.Option("--no-preemption", help="Started models keep their plan to their end.")
     ] = False,
-    gpus: Gpus = None,
-    scenarios: Scenarios = None,
-    seed: Seed = None,
-    budget: Budget = None,
-    no_fusion: NoFusion = False,
-    prepared_starts: PreparedStarts = None,
-    sleeping_engines: SleepingEngines = None,
-    pipeline_sizes: PipelineSizes = None,
-    limit: Limit = None,
-    reuse: Reuse = "cache",
-    fresh: Fresh = None,
+    planning: PlanningGroup,
+    requests: RequestsGroup,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the plan to this file.")
     ] = None,
@@ -107,36 +55,25 @@ def plan(
     from samullm_plugin.planning.planner import make_plan
     from samullm_plugin.planning.this_machine import check_here, check_stages
     from samullm_plugin.run.known import known_outputs, known_text
-    from samullm_plugin.run.reuse import ReuseOptions
 
-    if svg is not None:
-        require_folder(svg, "--svg")
+    require_folder(svg, "--svg")
     host = PluginHost.from_settings()
-    loaded = find_application(host, target, limit=limit)
-    planner = overridden(
-        loaded.planner,
-        scenarios,
-        seed,
-        budget,
-        no_fusion=no_fusion,
-        prepared_starts=prepared_starts,
-        sleeping_engines=sleeping_engines,
-        pipeline_sizes=pipeline_sizes,
-    )
+    loaded = find_application(host, target, limit=requests.limit)
+    planner = planning.over(loaded.planner)
     chosen = planner.scheduler
     name = scheduler or chosen.type
     options: dict[str, object] = dict(chosen.options) if name == chosen.type else {}
-    options |= parsed_options(option or [])
+    options |= parsed_options(option)
     if no_preemption:
         options["preemption"] = False
     check_here(host, loaded)
-    instance = make_instance(host, loaded, planner, gpus=gpus)
+    instance = make_instance(host, loaded, planner, gpus=planning.gpus)
     how = instance.planning_options(host, options)
     part = loaded.executor
     engines = host.create("executor", part.type, part.options)
     check_stages(engines, instance.problem, planner)
-    reused, version = ReuseOptions(reuse, tuple(fresh or ())), engines.engine_version()
-    known = known_outputs(reused, version, loaded, instance.problem)
+    version = engines.engine_version()
+    known = known_outputs(requests.reused(), version, loaded, instance.problem)
     problem = instance.problem if known is None else known.problem
     result = make_plan(host, problem, name, how, simulator=instance.simulator(host, problem))
     if (text := known_text(known, problem)) is not None:
@@ -166,16 +103,6 @@ def plan(
         write_json(record, output_json)
 
 
-def require_folder(path: Path, option: str) -> None:
-    """Refuse before planning what could not be written after it.
-
-    Raises:
-        InputError: if the file's folder is not there.
-    """
-    if not path.parent.is_dir():
-        raise InputError(f"{option} {path}: there is no folder {path.parent}")
-
-
 def panels_of(results: Sequence[PlanResult]) -> list[Panel]:
     """Return a Gantt chart per plan, in its first length scenario."""
     from samullm_plugin.run.charts import Panel, planned_bars
@@ -196,58 +123,6 @@ def draw_plans(results: Sequence[PlanResult], path: Path) -> None:
     svg = gantt_svg(panels_of(results), device_names(results[0].problem.cluster))
     write_page(svg, path, "--svg")
     console().print(f"chart written to {path}", markup=False)
-
-
-def overridden(
-    planner: PlannerSection,
-    scenarios: int | None,
-    seed: int | None,
-    budget_s: float | None,
-    *,
-    no_fusion: bool,
-    prepared_starts: bool | None,
-    sleeping_engines: bool | None,
-    pipeline_sizes: str | None,
-) -> PlannerSection:
-    """Return the planner section with the options given on the command line.
-
-    Raises:
-        InputError: if the pipeline-parallel sizes are not whole numbers with commas between.
-    """
-    changes = {"scenarios": scenarios, "seed": seed, "budget_s": budget_s}
-    given: dict[str, object] = {k: v for k, v in changes.items() if v is not None}
-    if no_fusion:
-        given["fusion"] = False
-    if prepared_starts is not None:
-        given["prepared_starts"] = prepared_starts
-    if sleeping_engines is not None:
-        given["sleeping_engines"] = sleeping_engines
-    if pipeline_sizes is not None:
-        texts = pipeline_sizes.split(",")
-        if not all(t.strip().isdecimal() and int(t) > 0 for t in texts):
-            raise InputError(
-                f"--pipeline-parallel-sizes {pipeline_sizes!r} is not a list of whole numbers; "
-                "write for example 1,2,4"
-            )
-        given["pipeline_parallel_sizes"] = sorted({int(t) for t in texts})
-    return planner.model_copy(update=given)
-
-
-def parsed_options(texts: list[str], option: str = "--option") -> dict[str, object]:
-    """Return ``key=value`` options; values as YAML has them.
-
-    Raises:
-        InputError: for a text of another form.
-    """
-    import yaml
-
-    options = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise InputError(f"{option} {text!r} is not key=value; write for example budget_s=10")
-        options[key] = yaml.safe_load(value)
-    return options
 
 
 def show_plan(result: PlanResult, *, explain: bool = False) -> None:

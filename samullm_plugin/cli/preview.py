@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from samullm_plugin.cli.options import Gpus, Target
 from samullm_plugin.cli.output import Json, console, write_json
-from samullm_plugin.cli.plan import Gpus, Target
 from samullm_plugin.errors import InputError
 
 if TYPE_CHECKING:

@@ -229,7 +229,7 @@ def _read(
     """
     from dataclasses import replace
 
-    from samullm_plugin.profiling.tables import read_iterations
+    from samullm_plugin.profiling.iterations import read_iterations
 
     groups = read_iterations(path, model=model, tensor_parallel_size=tp)
     if device is not None:
@@ -247,7 +247,7 @@ def _read(
                 )
             known[names.pop()] = read_checkpoint(architectures)[0]
         else:
-            from samullm_plugin.profiling.tables import read_architectures
+            from samullm_plugin.profiling.iterations import read_architectures
 
             known = read_architectures(architectures)
     return groups, known

@@ -102,7 +102,7 @@ def latency(
     fitted: what a plan says they take is compared with the seconds they took.
     """
     from samullm_plugin.app.modelspecs import engine_options
-    from samullm_plugin.cli.plan import parsed_options
+    from samullm_plugin.cli.options import parsed_options
     from samullm_plugin.host.manager import PluginHost
     from samullm_plugin.measuring.engine import (
         capacities,
@@ -118,10 +118,10 @@ def latency(
 
     sizes = _sizes(tp)
     host = PluginHost.from_settings()
-    options = parsed_options(executor_option or [])
+    options = parsed_options(executor_option)
     engines = host.create("executor", executor, options)
     usual = _USUAL[engines.devices_are]
-    given = parsed_options(engine_arg or [], "--engine-arg")
+    given = parsed_options(engine_arg, "--engine-arg")
     for argument, option in _OPTIONS.items():
         if argument in given:
             raise InputError(f"--engine-arg {argument}: give it as {option}")

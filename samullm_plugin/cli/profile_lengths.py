@@ -83,23 +83,23 @@ def lengths(
     """
     import numpy as np
 
-    from samullm_plugin.cli.plan import parsed_options
+    from samullm_plugin.cli.options import parsed_options
     from samullm_plugin.host.manager import PluginHost
     from samullm_plugin.measuring.lengths import measure_lengths, sample_requests
     from samullm_plugin.planning.applications import find_application
-    from samullm_plugin.profiling.length_profile import summary, write_length_profile
+    from samullm_plugin.profiling.observations import summary, write_length_profile
 
     if (target is None) == (prompts is None):
         raise InputError("give an app.yaml, or --prompts FILE.jsonl with --model")
     if not output.parent.is_dir():
         raise InputError(f"--output {output}: there is no folder {output.parent}")
     host = PluginHost.from_settings()
-    options = parsed_options(executor_option or [])
+    options = parsed_options(executor_option)
     made: Executor = host.create("executor", executor, options)
     if prompts is not None:
         if model is None:
             raise InputError("--prompts needs --model: a model folder or a hub id")
-        arguments = parsed_options(engine_arg or [], "--engine-arg")
+        arguments = parsed_options(engine_arg, "--engine-arg")
         loaded = _of_prompts(prompts, model, name, max_tokens, chat, max_model_len, arguments)
     else:
         given = {
@@ -160,8 +160,7 @@ def _of_prompts(
     from samullm_plugin.app.fields import validate
     from samullm_plugin.app.loaded import LoadedApplication
     from samullm_plugin.app.spec import AppSpec
-    from samullm_plugin.checkpoints.hf_config import read_config_file
-    from samullm_plugin.checkpoints.limits import derived_max_model_len
+    from samullm_plugin.checkpoints.hf_config import derived_max_model_len, read_config_file
     from samullm_plugin.checkpoints.models import bundled_architecture
 
     folder = Path(model)
@@ -260,7 +259,7 @@ def _smallest(problem: Problem, node: int, tp: int) -> tuple[int, ModeCosts]:
 
 def _print(measured: MeasuredLengths, output: Path, note: str) -> None:
     """Print what was measured, on stderr."""
-    from samullm_plugin.profiling.length_profile import summary
+    from samullm_plugin.profiling.observations import summary
 
     rows = []
     for seen in measured.observations:

@@ -7,22 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from samullm_plugin.cli.output import OutputJson, console, print_table, write_json
-from samullm_plugin.cli.plan import (
-    Budget,
-    Fresh,
-    Gpus,
-    Limit,
-    NoFusion,
-    PipelineSizes,
-    PreparedStarts,
-    Reuse,
-    Scenarios,
-    Seed,
-    SleepingEngines,
+from samullm_plugin.cli.options import (
+    PlanningGroup,
+    RequestsGroup,
+    Scheduler,
     Target,
-    overridden,
+    parsed_options,
+    with_groups,
 )
+from samullm_plugin.cli.output import OutputJson, console, print_table, write_json
 from samullm_plugin.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,9 +33,11 @@ INTERRUPTED = 130
 SHOWN_FAILURES = 10
 
 
+@with_groups
 def run(
     context: typer.Context,
     target: Target,
+    *,
     executor: Annotated[
         str | None, typer.Option(help="vllm, ray, emulated, simulated, or a plugin's.")
     ] = None,
@@ -58,26 +53,16 @@ def run(
     retry_failed: Annotated[
         bool, typer.Option(help="With --resume: ask the requests again that have failed.")
     ] = False,
-    scheduler: Annotated[str | None, typer.Option(help="Name of the stage scheduler.")] = None,
+    scheduler: Scheduler = None,
     plan: Annotated[Path | None, typer.Option(help="Carry out this plan.json.")] = None,
     replan: Annotated[
         bool, typer.Option(help="Plan again when lengths or latencies are not as expected.")
     ] = True,
-    gpus: Gpus = None,
-    scenarios: Scenarios = None,
-    seed: Seed = None,
-    budget: Budget = None,
-    no_fusion: NoFusion = False,
-    prepared_starts: PreparedStarts = None,
-    sleeping_engines: SleepingEngines = None,
-    pipeline_sizes: PipelineSizes = None,
-    limit: Limit = None,
-    reuse: Reuse = "cache",
-    fresh: Fresh = None,
+    planning: PlanningGroup,
+    requests: RequestsGroup,
     output_json: OutputJson = None,
 ) -> int:
     """Run an application; Ctrl-C once stops it so that it can be resumed, twice at once."""
-    from samullm_plugin.cli.plan import parsed_options
     from samullm_plugin.cli.streams import is_quiet
     from samullm_plugin.host.manager import PluginHost
     from samullm_plugin.planning.applications import find_application
@@ -89,7 +74,6 @@ def run(
     from samullm_plugin.run.known import known_outputs, known_text
     from samullm_plugin.run.progress import RunProgress
     from samullm_plugin.run.replanning import Replanner
-    from samullm_plugin.run.reuse import ReuseOptions
     from samullm_plugin.run.run import require_resumable, resume_run, start_run
     from samullm_plugin.run.setup import RunSetup, require_able
     from samullm_plugin.run.signals import draining
@@ -106,17 +90,8 @@ def run(
     assert directory is not None
     before = require_resumable(resume) if resume is not None else ""
     host = PluginHost.from_settings()
-    loaded = find_application(host, target, limit=limit)
-    planner = overridden(
-        loaded.planner,
-        scenarios,
-        seed,
-        budget,
-        no_fusion=no_fusion,
-        prepared_starts=prepared_starts,
-        sleeping_engines=sleeping_engines,
-        pipeline_sizes=pipeline_sizes,
-    )
+    loaded = find_application(host, target, limit=requests.limit)
+    planner = planning.over(loaded.planner)
     traces: tuple[PlanTrace, ...] = ()
     found: Plan | None = None
     chosen = scheduler or planner.scheduler.type
@@ -130,19 +105,19 @@ def run(
     options: dict[str, object] = {}
     if name == loaded.executor.type:
         options |= loaded.executor.options
-    options |= parsed_options(executor_option or [])
+    options |= parsed_options(executor_option)
     engines = host.create("executor", name, options)
     require_able(engines, planner)
     context.with_resource(engines.kept_warm())
     engines.begin_opening()
     fused = None if stored is None else stored.fused
-    instance = make_instance(host, loaded, planner, gpus=gpus, fused=fused)
+    instance = make_instance(host, loaded, planner, gpus=planning.gpus, fused=fused)
     check_stages(engines, instance.problem, planner)
     if stored is not None:
         path = plan or directory / "plan.json"
         instance = instance.with_stored_policy(host, stored.request_policy, path)
     problem = instance.problem
-    reused = ReuseOptions(reuse, tuple(fresh or ()))
+    reused = requests.reused()
     known = None
     if resume is None:
         known = known_outputs(reused, engines.engine_version(), loaded, problem)

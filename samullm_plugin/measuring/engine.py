@@ -16,8 +16,8 @@ from samullm_plugin.model.application import ModelSpec
 from samullm_plugin.model.cluster import Cluster, Gpu
 from samullm_plugin.model.latency import StepTable
 from samullm_plugin.model.types import Floats
-from samullm_plugin.profiling.assumed_memory import assumed_pool_tokens
 from samullm_plugin.profiling.iterations import Iterations
+from samullm_plugin.profiling.memory import assumed_pool_tokens
 from samullm_plugin.profiling.probes import Limits, ProbeWorkload, probes, unseen, warm_up
 from samullm_plugin.profiling.profile_files import EngineStart
 

@@ -20,18 +20,13 @@ from samullm_plugin.errors import InputError
 from samullm_plugin.files import save, to_json
 from samullm_plugin.host.interfaces.latency import LatencyModel
 from samullm_plugin.measuring.engine import Run
-from samullm_plugin.model.application import (
-    Application,
-    EngineOptions,
-    ModelNode,
-    ModelSpec,
-    RequestTable,
-)
+from samullm_plugin.model.application import Application, EngineOptions, ModelNode, ModelSpec
 from samullm_plugin.model.architecture import ModelArchitecture
 from samullm_plugin.model.cluster import Cluster, Gpu
 from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment, Plan, Stage
 from samullm_plugin.model.problem import ModeKey, Problem
+from samullm_plugin.model.requests import RequestTable
 from samullm_plugin.model.scenarios import LengthScenario
 from samullm_plugin.model.types import Floats
 from samullm_plugin.profiling.iterations import Iterations

@@ -6,7 +6,6 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.parallel import ParallelConfig
@@ -67,8 +66,6 @@ class Cluster:
     host_memory_bytes: int | None = None
     network: Network | None = None
     kinds: tuple[str, ...] = field(init=False, repr=False, compare=False)
-    _group_index: tuple[int, ...] = field(init=False, repr=False, compare=False)
-    _machine_index: tuple[int, ...] = field(init=False, repr=False, compare=False)
     _place: tuple[Place, ...] = field(init=False, repr=False, compare=False)
     _places: dict[Gpu, dict[Place, list[int]]] = field(init=False, repr=False, compare=False)
     _replicas: dict[tuple[str, int, int], list[int]] = field(
@@ -112,21 +109,21 @@ class Cluster:
             elif rest:
                 raise InputError(f"cluster: {kind} leaves out device {rest[0]}")
         labels = {gpu: self._label(gpu, set(self.gpus)) for gpu in set(self.gpus)}
-        kinds = tuple(labels[gpu] for gpu in self.gpus)
-        object.__setattr__(self, "kinds", kinds)
-        for name, sets in (("_group_index", self.nvlink_groups), ("_machine_index", self.machines)):
-            index = {d: i for i, members in enumerate(sets) for d in members}
-            object.__setattr__(self, name, tuple(index[d] for d in every))
-        place = tuple(zip(self._machine_index, self._group_index, strict=True))
+        object.__setattr__(self, "kinds", tuple(labels[gpu] for gpu in self.gpus))
+        machine, group = (
+            {d: i for i, members in enumerate(sets) for d in members}
+            for sets in (self.machines, self.nvlink_groups)
+        )
+        place = tuple((machine[d], group[d]) for d in every)
         places: dict[Gpu, dict[Place, list[int]]] = {}
         for device, gpu in enumerate(self.gpus):
             places.setdefault(gpu, {}).setdefault(place[device], []).append(device)
         object.__setattr__(self, "_place", place)
         object.__setattr__(self, "_places", places)
-        for group in self.nvlink_groups:
-            if len({self._machine_index[d] for d in group}) > 1:
+        for members in self.nvlink_groups:
+            if len({machine[d] for d in members}) > 1:
                 raise InputError(
-                    f"cluster: nvlink_groups joins devices {list(group)}, which are on several "
+                    f"cluster: nvlink_groups joins devices {list(members)}, which are on several "
                     "machines; NVLink joins devices of one machine"
                 )
 
@@ -160,11 +157,11 @@ class Cluster:
 
     def group_of(self, device: int) -> tuple[int, ...]:
         """Return the NVLink group of a device."""
-        return self.nvlink_groups[self._group_index[device]]
+        return self.nvlink_groups[self._place[device][1]]
 
     def machine_of(self, device: int) -> int:
         """Return the index of the machine of a device."""
-        return self._machine_index[device]
+        return self._place[device][0]
 
     def host_bytes(self, machine: int) -> int:
         """Return the memory of a machine's host."""
@@ -232,7 +229,7 @@ class Cluster:
         stages = len(devices) // tensor_parallel_size
         count = self.machines_per_replica(self.kinds[devices[0]], tensor_parallel_size, stages)
         step = len(devices) // count
-        machines = [self._machine_index[d] for d in devices]
+        machines = [self._place[d][0] for d in devices]
         parts = [set(machines[i * step : (i + 1) * step]) for i in range(count)]
         if any(len(p) > 1 for p in parts) or len(set(machines)) < count:
             if count == 1:
@@ -245,7 +242,7 @@ class Cluster:
             return f"devices {list(devices)} are of different kinds"
         for first in range(0, len(devices), tensor_parallel_size):
             part = devices[first : first + tensor_parallel_size]
-            if len({self._group_index[d] for d in part}) > 1:
+            if len({self._place[d] for d in part}) > 1:
                 return f"devices {list(part)} are not in one NVLink group"
         return None
 
@@ -289,11 +286,7 @@ class Cluster:
 
     def _parts_by_machine(self, kind: str, tensor_parallel_size: int) -> list[int]:
         """Return by machine how many tensor-parallel groups its idle devices of a kind carry."""
-        groups = Counter(
-            (self._machine_index[d], self._group_index[d])
-            for d in range(self.num_gpus)
-            if self.kinds[d] == kind
-        )
+        groups = Counter(p for p, k in zip(self._place, self.kinds, strict=True) if k == kind)
         parts = [0] * len(self.machines)
         for (machine, _), count in groups.items():
             parts[machine] += count // tensor_parallel_size
@@ -379,45 +372,3 @@ class FreeDevices:
             place = self._cluster._place[device]
             places[place] = [d for d in places[place] if d != device]
         self.count -= len(devices)
-
-
-def device_labels(num_gpus: int, machines: Sequence[Sequence[int]] = ()) -> list[str]:
-    """Return devices as people find them, such as ``3``, or ``m1:3`` where machines are named.
-
-    Args:
-        num_gpus: devices of the cluster.
-        machines: devices of each machine; none if there is only one. The second part of a label
-            counts the devices of its machine from 0.
-    """
-    labels = [str(d) for d in range(num_gpus)]
-    for m, members in enumerate(machines):
-        for position, device in enumerate(members):
-            labels[device] = f"m{m}:{position}"
-    return labels
-
-
-def device_list(devices: Iterable[int], machines: Sequence[Sequence[int]] = ()) -> str:
-    """Return devices as ranges, such as ``0-3,6``, or ``m0:0-3 m1:2`` where machines are named.
-
-    Three or more machines in a row of which the same devices are meant are ``m4-m9:0-7``.
-
-    Args:
-        devices: indices in the cluster.
-        machines: as :func:`device_labels` has them.
-    """
-    if machines:
-        chosen = set(devices)
-        found = [[k for k, d in enumerate(members) if d in chosen] for members in machines]
-        parts: list[str] = []
-        for mine, alike in groupby(range(len(found)), key=found.__getitem__):
-            which = [f"m{m}" for m in alike]
-            names = [f"{which[0]}-{which[-1]}"] if len(which) > 2 else which
-            parts += [f"{name}:{device_list(mine)}" for name in names if mine]
-        return " ".join(parts)
-    runs: list[list[int]] = []
-    for d in sorted(devices):
-        if runs and d == runs[-1][-1] + 1:
-            runs[-1].append(d)
-        else:
-            runs.append([d])
-    return ",".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from samullm_plugin.errors import InputError
-from samullm_plugin.model.application import Application, ModelNode, PythonNode, RequestTable
+from samullm_plugin.model.application import Application, ModelNode, PythonNode
+from samullm_plugin.model.requests import RequestTable
 from samullm_plugin.model.types import Ints
 
 

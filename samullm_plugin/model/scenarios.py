@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from samullm_plugin.errors import InputError
-from samullm_plugin.model.application import Application, PythonNode, RequestTable
+from samullm_plugin.model.application import Application, PythonNode
 from samullm_plugin.model.chains import chains_of
+from samullm_plugin.model.requests import RequestTable
 from samullm_plugin.model.types import Bools, Floats, Ints
 
 

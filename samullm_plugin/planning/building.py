@@ -13,17 +13,12 @@ from samullm_plugin.checkpoints.models import sizes_of
 from samullm_plugin.errors import InputError, PluginError
 from samullm_plugin.host.interfaces.latency import LatencyModel
 from samullm_plugin.host.interfaces.length import LengthEstimator, LengthQuery
-from samullm_plugin.model.application import (
-    Application,
-    ModelNode,
-    ModelSpec,
-    NodePart,
-    RequestTable,
-)
+from samullm_plugin.model.application import Application, ModelNode, ModelSpec
 from samullm_plugin.model.cluster import Cluster, Gpu, Network
 from samullm_plugin.model.costs import ModeCosts
 from samullm_plugin.model.latency import StepLatency
 from samullm_plugin.model.problem import ModeKey, Problem, holds_longest
+from samullm_plugin.model.requests import NodePart, RequestTable
 from samullm_plugin.model.scenarios import (
     LengthScenario,
     draw_taken,
@@ -33,7 +28,7 @@ from samullm_plugin.model.scenarios import (
 from samullm_plugin.model.types import Bools, Ints
 from samullm_plugin.planning.pipelines import without_useless_pipelines
 from samullm_plugin.profiling.loading import resident
-from samullm_plugin.profiling.pipeline import ACROSS_SOURCE, across_machines
+from samullm_plugin.profiling.transfer import ACROSS_SOURCE, across_machines
 
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
 PIPELINE_PARALLEL_SIZES = (2, 4, 8)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from itertools import groupby
 
 from samullm_plugin.model.application import Application, EngineOptions, ModelNode, ModelSpec
-from samullm_plugin.model.cluster import Cluster, device_labels, device_list
+from samullm_plugin.model.cluster import Cluster
 from samullm_plugin.model.plan import Plan, Stage
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.result import PlanResult, PlanTrace
@@ -290,3 +292,45 @@ def text_gantt(trace: PlanTrace, cluster: Cluster, width: int = 72) -> str:
 def _letter(index: int) -> str:
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
     return alphabet[index % len(alphabet)]
+
+
+def device_labels(num_gpus: int, machines: Sequence[Sequence[int]] = ()) -> list[str]:
+    """Return devices as people find them, such as ``3``, or ``m1:3`` where machines are named.
+
+    Args:
+        num_gpus: devices of the cluster.
+        machines: devices of each machine; none if there is only one. The second part of a label
+            counts the devices of its machine from 0.
+    """
+    labels = [str(d) for d in range(num_gpus)]
+    for m, members in enumerate(machines):
+        for position, device in enumerate(members):
+            labels[device] = f"m{m}:{position}"
+    return labels
+
+
+def device_list(devices: Iterable[int], machines: Sequence[Sequence[int]] = ()) -> str:
+    """Return devices as ranges, such as ``0-3,6``, or ``m0:0-3 m1:2`` where machines are named.
+
+    Three or more machines in a row of which the same devices are meant are ``m4-m9:0-7``.
+
+    Args:
+        devices: indices in the cluster.
+        machines: as :func:`device_labels` has them.
+    """
+    if machines:
+        chosen = set(devices)
+        found = [[k for k, d in enumerate(members) if d in chosen] for members in machines]
+        parts: list[str] = []
+        for mine, alike in groupby(range(len(found)), key=found.__getitem__):
+            which = [f"m{m}" for m in alike]
+            names = [f"{which[0]}-{which[-1]}"] if len(which) > 2 else which
+            parts += [f"{name}:{device_list(mine)}" for name in names if mine]
+        return " ".join(parts)
+    runs: list[list[int]] = []
+    for d in sorted(devices):
+        if runs and d == runs[-1][-1] + 1:
+            runs[-1].append(d)
+        else:
+            runs.append([d])
+    return ",".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)

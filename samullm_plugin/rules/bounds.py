@@ -135,7 +135,7 @@ def lower_bound(
             break
         for at in news:
             demands[at] = ways[at].known(demands[at])
-        device_s = fitting_s(demands, gpus)
+        device_s = fitting_s(demands, gpus, device_s)
     return LowerBound(max(device_s, path_s), path_s, device_s)
 
 

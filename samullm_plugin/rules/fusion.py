@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samullm_plugin.errors import InputError
-from samullm_plugin.model.application import Application, ModelNode, RequestTable
+from samullm_plugin.model.application import Application, ModelNode
 from samullm_plugin.model.chains import Chains
+from samullm_plugin.model.requests import RequestTable
 
 NAMED = 3
 """Nodes up to which a fused node's name tells them all."""

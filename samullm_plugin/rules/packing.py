@@ -16,6 +16,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
+from itertools import combinations
 
 import numpy as np
 
@@ -136,61 +138,95 @@ class Demand:
         return self.work + starts * (1.0 - off)
 
 
-def fitting_s(demands: Sequence[Demand], num_gpus: int) -> float:
-    """Return the least makespan in which the demands fit into the devices' time."""
+def fitting_s(demands: Sequence[Demand], num_gpus: int, at_least_s: float = 0.0) -> float:
+    """Return the least makespan in which the demands fit into the devices' time.
+
+    Args:
+        demands: of all nodes.
+        num_gpus: devices.
+        at_least_s: known to be no more than that, for demands that were no larger, say.
+    """
     if not demands:
-        return 0.0
-    low = max(sum(d.work + d.one_start for d in demands) / num_gpus, 0.0)
+        return at_least_s
+    if at_least_s > 0.0:
+        nearly_s = at_least_s * (1 + EXACT)
+        if _within(demands, num_gpus, nearly_s) and _divided(demands, num_gpus, nearly_s):
+            return at_least_s
+    low = max(sum(d.work + d.one_start for d in demands) / num_gpus, at_least_s)
     high = 2 * low + 2 * max(max(d.head_s + d.tail_s, d.parted_end_s) for d in demands) + 1e-9
-    while sum(d.within(high) for d in demands) > num_gpus * high:
+    while not _within(demands, num_gpus, high):
         high *= 2
     for _ in range(HALVINGS):  # the demands fall with the makespan, what devices offer rises
         middle = (low + high) / 2
-        if sum(d.within(middle) for d in demands) > num_gpus * middle:
-            low = middle
-        else:
+        if _within(demands, num_gpus, middle):
             high = middle
-    if len(demands) > DIVIDED or _divisible(demands, num_gpus, high):
+        else:
+            low = middle
+    if _divided(demands, num_gpus, high):
         return low
     low, high = high, 2 * high
-    while not _divisible(demands, num_gpus, high):
+    while not _divided(demands, num_gpus, high):
         low, high = high, 2 * high
     while high - low > EXACT * low:
         middle = (low + high) / 2
-        if _divisible(demands, num_gpus, middle):
+        if _divided(demands, num_gpus, middle):
             high = middle
         else:
             low = middle
     return low
 
 
+def _within(demands: Sequence[Demand], num_gpus: int, makespan_s: float) -> bool:
+    """Return whether the demands are no more than the devices' time."""
+    return sum(d.within(makespan_s) for d in demands) <= num_gpus * makespan_s
+
+
+def _divided(demands: Sequence[Demand], num_gpus: int, makespan_s: float) -> bool:
+    """Return whether no division says that they do not fit; of many nodes none is looked at."""
+    return len(demands) > DIVIDED or _divisible(demands, num_gpus, makespan_s)
+
+
 def _divisible(demands: Sequence[Demand], num_gpus: int, makespan_s: float) -> bool:
     """Return whether some division into sets with devices of their own is not ruled out."""
     needed = _devices_of_sets(demands, makespan_s)
-    count = 1 << len(demands)
-    least = [0] * count
-    for whole in range(1, count):
-        lowest = whole & -whole
-        rest = whole ^ lowest
-        part, best = rest, num_gpus + 1
-        while True:  # every set that holds the first node of the whole
-            chosen = part | lowest
-            devices = needed[chosen] + least[whole ^ chosen]
-            best = min(best, devices)
-            if part == 0:
-                break
-            part = (part - 1) & rest
-        least[whole] = best
-    return least[-1] <= num_gpus
+    least = np.zeros_like(needed)
+    for whole, part in _parts(len(demands)):
+        least[whole] = (needed[part] + least[whole[:, None] ^ part]).min(axis=1)
+    return bool(least[-1] <= num_gpus)
 
 
-def _devices_of_sets(demands: Sequence[Demand], makespan_s: float) -> list[int]:
+@cache
+def _parts(count: int) -> tuple[tuple[Ints, Ints], ...]:
+    """Return the sets of so many nodes by size, each with its subsets that hold its first node.
+
+    Every division of a set has one such part, and what is left of the set is smaller than it.
+
+    Returns:
+        by size, sets [sets] and their parts [sets, parts], nodes as bits.
+    """
+    found = []
+    for size in range(1, count + 1):
+        sets = [sum(1 << i for i in chosen) for chosen in combinations(range(count), size)]
+        parts = []
+        for whole in sets:
+            lowest = whole & -whole
+            rest = part = whole ^ lowest
+            row = [lowest | rest]
+            while part:
+                part = (part - 1) & rest
+                row.append(lowest | part)
+            parts.append(row)
+        found.append((np.array(sets), np.array(parts)))
+    return tuple(found)
+
+
+def _devices_of_sets(demands: Sequence[Demand], makespan_s: float) -> Ints:
     """Return by set of nodes (bits of its index) how many devices of their own they need."""
     start_s = np.array([d.start_s for d in demands])
     seconds = np.array([d.within(makespan_s) for d in demands])
     many = 10**6
     if np.isinf(seconds).any():
-        return [many] * (1 << len(demands))
+        return np.full(1 << len(demands), many)
     member = (np.arange(1 << len(demands))[:, None] >> np.arange(len(demands))) & 1
     nodes: Ints = member.sum(axis=1)
     devices: Floats = np.ceil(member @ seconds / makespan_s - 1e-9)
@@ -201,4 +237,4 @@ def _devices_of_sets(demands: Sequence[Demand], makespan_s: float) -> list[int]:
         rest = member @ np.array([d.within(makespan_s, min(edge_s, d.start_s)) for d in demands])
         joined = np.ceil((rest + (nodes - 1) * edge_s) / max(makespan_s - edge_s, 1e-12) - 1e-9)
         devices = np.where(least_s == edge_s, np.maximum(devices, joined), devices)
-    return [int(min(d, many)) for d in np.maximum(devices, 1)]
+    return np.clip(devices, 1, many).astype(np.int64)

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from samullm_plugin.model.application import Application, RequestTable
+from samullm_plugin.model.application import Application
+from samullm_plugin.model.requests import RequestTable
 from samullm_plugin.model.types import Bools, Ints
 
 

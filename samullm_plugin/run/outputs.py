@@ -14,8 +14,9 @@ import numpy as np
 from samullm_plugin.app.nodespec import POOLING_TASKS
 from samullm_plugin.files import to_json
 from samullm_plugin.host.interfaces.observer import RunEvent
-from samullm_plugin.model.application import NodePart, PythonNode
+from samullm_plugin.model.application import PythonNode
 from samullm_plugin.model.logprobs import PositionLogprobs
+from samullm_plugin.model.requests import NodePart
 from samullm_plugin.run.ledger import Ledger, Status
 from samullm_plugin.run.prompts import PromptBuilder
 from samullm_plugin.run.rundir import RunDirectory

@@ -16,13 +16,8 @@ from samullm_plugin.checkpoints.tokenizing import OwnTokenizers, count_prompt_to
 from samullm_plugin.errors import InputError, suggest
 from samullm_plugin.host.interfaces.executor import RequestOutput
 from samullm_plugin.host.interfaces.observer import RunInfo
-from samullm_plugin.model.application import (
-    Application,
-    ModelNode,
-    ModelSpec,
-    PythonNode,
-    RequestTable,
-)
+from samullm_plugin.model.application import Application, ModelNode, ModelSpec, PythonNode
+from samullm_plugin.model.requests import RequestTable
 from samullm_plugin.run.ledger import Ledger, Status
 from samullm_plugin.run.log import RunLog
 from samullm_plugin.run.prompts import Prepared, Prompt, Refused

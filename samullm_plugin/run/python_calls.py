@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from samullm_plugin.app.calling import Returned, call_function
-from samullm_plugin.app.choosing import Row
-from samullm_plugin.app.functions import Function, Scope, describe_function
+from samullm_plugin.app.functions import Function, Row, Scope, describe_function
 from samullm_plugin.host.isolation import IsolatedWorker
 from samullm_plugin.run.results import RequestId
 

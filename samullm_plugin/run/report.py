@@ -11,10 +11,9 @@ from typing import Any
 from urllib.parse import quote
 
 from samullm_plugin.errors import InputError
-from samullm_plugin.model.cluster import device_labels, device_list
 from samullm_plugin.model.plan import Plan
 from samullm_plugin.planning.artifacts import read_plan
-from samullm_plugin.planning.reporting import end_event
+from samullm_plugin.planning.reporting import device_labels, device_list, end_event
 from samullm_plugin.records import read_record
 from samullm_plugin.run.causes import (
     CAUSES,

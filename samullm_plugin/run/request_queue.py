@@ -13,7 +13,7 @@ from samullm_plugin.app.calling import Returned
 from samullm_plugin.app.requestlines import estimate_tokens
 from samullm_plugin.app.templates import text_of
 from samullm_plugin.host.interfaces.executor import EngineRequest, RequestOutput
-from samullm_plugin.model.application import NodePart
+from samullm_plugin.model.requests import NodePart
 from samullm_plugin.run.asked import Asked, engine_request
 from samullm_plugin.run.ledger import Ledger, Status, is_call
 from samullm_plugin.run.log import RunLog

@@ -11,16 +11,11 @@ from numpy.typing import NDArray
 
 from samullm_plugin.engine import StepLatency
 from samullm_plugin.host.interfaces.length import LengthEstimator, LengthQuery
-from samullm_plugin.model.application import (
-    Application,
-    ModelNode,
-    NodePart,
-    PythonNode,
-    RequestTable,
-)
+from samullm_plugin.model.application import Application, ModelNode, PythonNode
 from samullm_plugin.model.costs import ModeCosts
 from samullm_plugin.model.plan import Assignment, Plan, Stage, StageEnd
 from samullm_plugin.model.problem import Problem
+from samullm_plugin.model.requests import NodePart, RequestTable
 from samullm_plugin.model.scenarios import LengthScenario, draw_taken, make_scenario
 from samullm_plugin.model.types import Floats, Ints
 from samullm_plugin.planning.building import check_lengths

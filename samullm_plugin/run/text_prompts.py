@@ -7,11 +7,10 @@ from typing import Any
 
 from msgspec import structs
 
-from samullm_plugin.app.choosing import Row
+from samullm_plugin.app.bodies import with_files
 from samullm_plugin.app.expressions import ExpressionError
-from samullm_plugin.app.functions import Function
+from samullm_plugin.app.functions import Function, Row
 from samullm_plugin.app.loaded import LoadedApplication, PythonCall
-from samullm_plugin.app.media import with_files
 from samullm_plugin.app.pooling import pooled_value
 from samullm_plugin.app.requestlines import estimate_tokens
 from samullm_plugin.app.templates import Output, text_of

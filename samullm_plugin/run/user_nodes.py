@@ -5,7 +5,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 
-from samullm_plugin.model.application import Application, NodePart
+from samullm_plugin.model.application import Application
+from samullm_plugin.model.requests import NodePart
 from samullm_plugin.run.results import RequestId
 
 

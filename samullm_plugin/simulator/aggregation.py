@@ -18,10 +18,11 @@ from itertools import pairwise
 import numpy as np
 
 from samullm_plugin.engine import EngineCache, EngineJob, Workload, simulate_engines
-from samullm_plugin.model.application import Application, ModelNode, NodePart, RequestTable
+from samullm_plugin.model.application import Application, ModelNode
 from samullm_plugin.model.costs import ModeCosts
 from samullm_plugin.model.latency import StepLatency, StepModel, StepTable
 from samullm_plugin.model.problem import Problem
+from samullm_plugin.model.requests import NodePart, RequestTable
 from samullm_plugin.model.scenarios import LengthScenario
 from samullm_plugin.model.types import Bools, Floats, Ints
 

@@ -9,11 +9,11 @@ import numpy as np
 
 from samullm_plugin.engine import Curve, StepLatency
 from samullm_plugin.model.application import Application, EngineOptions, ModelNode, ModelSpec
-from samullm_plugin.model.application import RequestTable as Requests
 from samullm_plugin.model.architecture import ModelArchitecture
 from samullm_plugin.model.cluster import Cluster, Gpu
 from samullm_plugin.model.costs import LoadTimes, ModeCosts, Provenance
 from samullm_plugin.model.problem import ModeKey, Problem
+from samullm_plugin.model.requests import RequestTable as Requests
 from samullm_plugin.model.scenarios import make_scenario
 
 GPU = Gpu("test-gpu", 80 * 2**30)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from samullm_auto.budget import Budget
 from samullm_auto.neighbourhood import compile_ahead
 from samullm_auto.risk import Risk, RiskMeasure
-from samullm_auto.search import CLOSE_ENOUGH, Candidate, Search
+from samullm_auto.search import CLOSE_ENOUGH, CONFIRMED_REQUESTS, Candidate, Search
 from samullm_auto.selection import (
     CONTENDERS,
     NEAR_COARSE,
@@ -55,8 +55,9 @@ EXACT_NODES_PER_S, EXACT_S, EXACT_MOST_S = 400_000, 0.4, 5.0
 EXACT_SIMULATIONS = 60
 """Schedules that exact may simulate whatever that takes."""
 
-PAIRS_S = 4.0
-"""Reference seconds of timing all pairs of modes beyond which exact is not asked."""
+PAIRS_S, PAIRS_SHARE = 4.0, 0.1
+"""Reference seconds of timing all pairs of modes beyond which exact is not asked, or so much of
+what the best plan takes beyond the bound, if that is more."""
 
 FUSE, FUSE_S = 100.0, 600.0
 """How many times the allowance the clock may show before it ends a search without a limit of its
@@ -68,9 +69,6 @@ POLICY_GAIN = 0.01
 SHARING_GAIN, HOPELESS = 0.005, 0.05
 """Share of the makespan that sharing engines must save to be chosen; and by which the first plans
 may be longer than what they have to beat for the search to go on."""
-
-CONFIRMED_REQUESTS = 200_000
-"""Requests up to which the last candidates are simulated whole in all scenarios searched on."""
 
 
 class AutoOptions(BaseModel):
@@ -94,7 +92,7 @@ class AutoOptions(BaseModel):
     )
     level: float = Field(default=0.9, gt=0, lt=1, description="level of quantile and cvar")
     exact_up_to: int = Field(
-        default=160,
+        default=192,
         ge=0,
         description="nodes times GPUs up to which the scheduler exact is asked as well",
     )
@@ -193,8 +191,8 @@ class AutoScheduler(StageScheduler):
             best = alike[simplest([c.plan for c in alike], [c.value_s for c in alike])]
         if simulator is not context.simulator:
             every = problem.app.num_requests <= CONFIRMED_REQUESTS
-            scenarios = range(search.num_scenarios if every else 1)
-            best = confirm(best, search.candidates, context.simulator, scenarios, risk)
+            searched = search.num_scenarios if every else 1
+            best = confirm(best, search.candidates, simulator, context.simulator, searched, risk)
             notes.append(
                 f"candidates were judged on {simulator.problem.app.num_requests:,} of "
                 f"{problem.app.num_requests:,} requests, the best of them on all"
@@ -269,7 +267,7 @@ class AutoScheduler(StageScheduler):
                 self._start(search, context, name, options)
         if size > exact_up_to:
             notes.append(f"exact was left out: {size:,} nodes times GPUs are over {exact_up_to:,}")
-        elif search.pairs_s * search.num_timed > PAIRS_S:
+        elif search.pairs_s * search.num_timed > max(PAIRS_S, PAIRS_SHARE * search.at_stake_s):
             notes.append("exact was left out: timing all pairs of configurations takes too long")
         elif not search.optimal:
             exact_s = min(max(EXACT_S, 0.3 * budget.left_s), EXACT_MOST_S)

@@ -88,19 +88,19 @@ def test_tables_and_functions_are_written_down(tmp_path: Path) -> None:
 
 
 def test_functions_by_name(tmp_path: Path) -> None:
-    from samullm_plugin.api.nodes import written_place
+    from samullm_plugin.api.nodes import written
 
     (tmp_path / "steps.py").write_text("def f(row): return row\n")
     space: dict[str, Any] = {}
     source = (tmp_path / "steps.py").read_text()
     exec(compile(source, str(tmp_path / "steps.py"), "exec"), space)
-    assert written_place(space["f"], tmp_path, "x") == "steps.py:f"
-    assert written_place(yaml.safe_load, tmp_path, "x") == "yaml:safe_load"
+    assert written(space["f"], tmp_path, "x") == "steps.py:f"
+    assert written(yaml.safe_load, tmp_path, "x") == "yaml:safe_load"
     with pytest.raises(sl.InputError, match="no function or class of a module"):
-        written_place(lambda row: row, tmp_path, "x")
+        written(lambda row: row, tmp_path, "x")
     exec("def g(row): return row", space)
     with pytest.raises(sl.InputError, match=r"put it into (one|a file)"):
-        written_place(space["g"], tmp_path, "x")
+        written(space["g"], tmp_path, "x")
 
 
 @pytest.mark.parametrize(

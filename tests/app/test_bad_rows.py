@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from samullm_plugin.app.badrows import bad_rows_message
+from samullm_plugin.app.fields import bad_rows_message
 from samullm_plugin.app.loaded import LoadedApplication
 from samullm_plugin.app.loading import load_application
 from samullm_plugin.cli.app import main

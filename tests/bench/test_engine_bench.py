@@ -8,9 +8,14 @@ from pathlib import Path
 import pytest
 
 from samullm_plugin import InputError, PluginHost
-from samullm_plugin.bench.engine_bench import EngineBench
+from samullm_plugin.bench.engine_bench import (
+    BenchRun,
+    EngineBench,
+    PlannedCase,
+    engine_rows,
+    mean_error_pct,
+)
 from samullm_plugin.bench.engine_cases import CaseBuilder, EngineBenchSettings, random_model
-from samullm_plugin.bench.engine_rows import BenchRun, PlannedCase, engine_rows, mean_error_pct
 from samullm_plugin.checkpoints.models import bundled_model, read_checkpoint
 from samullm_plugin.cli.app import main
 from samullm_plugin.model.application import EngineOptions, ModelSpec

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from samullm_plugin.checkpoints import stacks
-from samullm_plugin.checkpoints.asked_libraries import _read
+from samullm_plugin.checkpoints.asking import _read
 from samullm_plugin.checkpoints.description import describe
 from samullm_plugin.checkpoints.hf_config import read_config_file
 from samullm_plugin.errors import InputError
@@ -69,7 +69,7 @@ def test_architectures_that_vllm_does_not_serve_are_refused_at_once(
     def never(*_: object) -> None:
         raise AssertionError("vLLM was asked")
 
-    monkeypatch.setattr("samullm_plugin.checkpoints.asked_libraries.ask", never)
+    monkeypatch.setattr("samullm_plugin.checkpoints.asking.ask", never)
     for name in ("MllamaForConditionalGeneration", "NobodysForCausalLM"):
         with pytest.raises(InputError, match="not modelled"):
             describe(write(tmp_path, LATENT | {"architectures": [name]}))

@@ -11,8 +11,7 @@ import pytest
 
 from samullm_plugin.checkpoints.models import read_checkpoint
 from samullm_plugin.model.application import EngineOptions, ModelSpec
-from samullm_plugin.profiling.assumed_memory import tokens_held
-from samullm_plugin.profiling.memory import replica_groups
+from samullm_plugin.profiling.memory import replica_groups, tokens_held
 from tests.checkpoints.found_memory import BLOCKS, KINDS, MAX_MODEL_LEN
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from samullm_linear.assumed import Assumed
-from samullm_linear.models import Linear, Transfer
+from samullm_linear.plugin import Linear, Transfer
 
 from samullm_plugin.testing.latency_contract import LatencyModelContract
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from samullm_plugin.app import nodespec, rowspec, sampling, spec
+from samullm_plugin.app.fields import Section
 from samullm_plugin.app.requestlines import RequestLine
-from samullm_plugin.app.section import Section
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "app-yaml.md").read_text()

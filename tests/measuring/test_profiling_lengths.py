@@ -23,7 +23,7 @@ from samullm_plugin.measuring.lengths import (
     sample_requests,
 )
 from samullm_plugin.model.scenarios import make_scenario
-from samullm_plugin.profiling.length_profile import read_length_profile
+from samullm_plugin.profiling.observations import read_length_profile
 from samullm_plugin.run.length_prompts import LengthPrompts
 from samullm_plugin.run.prompts import Refused
 from samullm_plugin.testing.factories import GPU, TestNode, make_problem

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from samullm_plugin import Cluster, Gpu, InputError
-from samullm_plugin.model.cluster import FreeDevices, Network, device_labels, device_list
+from samullm_plugin.model.cluster import FreeDevices, Network
 from samullm_plugin.model.parallel import ParallelConfig
+from samullm_plugin.planning.reporting import device_labels, device_list
 
 GPU = Gpu("g", 1 << 30)
 

@@ -13,6 +13,8 @@ from textwrap import dedent
 
 import pytest
 
+from tests.packaging.install import as_pip_is_configured
+
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -66,7 +68,11 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environm
     folder = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     environment = Environment(folder, tmp_path_factory.mktemp("elsewhere"))
-    environment.install(str(wheel))
+    words, variables = as_pip_is_configured()
+    uv = [sys.executable, "-m", "uv", "pip", "install", "--quiet", *words]
+    command = [*uv, "--python", str(folder / "bin" / "python"), str(wheel)]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     return environment
 
 

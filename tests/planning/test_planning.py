@@ -17,9 +17,14 @@ from samullm_plugin import (
     PluginHost,
     Stage,
 )
-from samullm_plugin.model.cluster import device_list
 from samullm_plugin.planning.planner import PlanningOptions, make_plan
-from samullm_plugin.planning.reporting import LOADING, differences, stage_lines, text_gantt
+from samullm_plugin.planning.reporting import (
+    LOADING,
+    device_list,
+    differences,
+    stage_lines,
+    text_gantt,
+)
 from samullm_plugin.simulator import PlanSimulator
 from samullm_plugin.testing.factories import TestNode, make_problem
 

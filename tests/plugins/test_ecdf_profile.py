@@ -10,7 +10,7 @@ import pytest
 from samullm_plugin.errors import InputError
 from samullm_plugin.host.interfaces.length import LengthEstimator, LengthObservations, LengthQuery
 from samullm_plugin.host.manager import PluginHost
-from samullm_plugin.profiling.length_profile import write_length_profile
+from samullm_plugin.profiling.observations import write_length_profile
 
 HOST = PluginHost.from_settings()
 NAMES = ["ecdf", "conditional", "proxy"]

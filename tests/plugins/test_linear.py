@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from samullm_linear.models import Linear, LinearOptions, Transfer
+from samullm_linear.plugin import Linear, LinearOptions, Transfer
 
 from samullm_plugin.checkpoints.gpus import bundled_gpu
 from samullm_plugin.checkpoints.models import bundled_model
@@ -17,8 +17,8 @@ from samullm_plugin.model.architecture import ModelArchitecture
 from samullm_plugin.model.cluster import Gpu
 from samullm_plugin.model.latency import StepTable
 from samullm_plugin.profiling.book import row_errors
+from samullm_plugin.profiling.iterations import read_iterations
 from samullm_plugin.profiling.profile_files import EngineStart, bundled_profiles, write_profile
-from samullm_plugin.profiling.tables import read_iterations
 from tests.models import BUNDLED
 
 A100 = bundled_gpu("A100-80GB")

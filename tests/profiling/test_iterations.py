@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from samullm_plugin.errors import InputError
-from samullm_plugin.profiling.tables import read_iterations
+from samullm_plugin.profiling.iterations import read_iterations
 
 HEADER = (
     "device,model,tp,phase,batch_size,context_tokens,max_seq_len,new_tokens,padded_tokens,shape,"

@@ -11,7 +11,7 @@ import pytest
 
 from samullm_plugin.errors import InputError
 from samullm_plugin.host.interfaces.length import LengthObservations
-from samullm_plugin.profiling.length_profile import (
+from samullm_plugin.profiling.observations import (
     read_length_profile,
     summary,
     write_length_profile,

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from samullm_plugin.errors import InputError
+from samullm_plugin.profiling.iterations import read_architectures
 from samullm_plugin.profiling.profile_files import bundled_profiles, read_profile, write_profile
-from samullm_plugin.profiling.tables import read_architectures
 
 
 def test_bundled_profile_survives_writing_and_reading(tmp_path: Path) -> None:

@@ -14,10 +14,11 @@ from samullm_simulated.plugin import SimulatedExecutor
 from samullm_plugin.app.loading import load_application
 from samullm_plugin.engine import Curve, StepLatency
 from samullm_plugin.host.manager import PluginHost
-from samullm_plugin.model.application import Application, ModelNode, ModelSpec, RequestTable
+from samullm_plugin.model.application import Application, ModelNode, ModelSpec
 from samullm_plugin.model.cluster import Cluster, Gpu
 from samullm_plugin.model.costs import LoadTimes, ModeCosts, Provenance
 from samullm_plugin.model.problem import ModeKey, Problem
+from samullm_plugin.model.requests import RequestTable
 from samullm_plugin.model.scenarios import draw_taken
 from samullm_plugin.planning.building import sample_scenarios
 from samullm_plugin.planning.planner import make_plan

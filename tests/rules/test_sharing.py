@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from samullm_plugin.model.application import Application, PythonNode, RequestTable
+from samullm_plugin.model.application import Application, PythonNode
 from samullm_plugin.model.problem import Problem
+from samullm_plugin.model.requests import RequestTable
 from samullm_plugin.rules.fusion import fuse_groups
 from samullm_plugin.rules.sharing import shared_problem, sharing_choices
 from samullm_plugin.testing.factories import TestNode, make_problem

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from samullm_plugin.app.choosing import best, vote
-from samullm_plugin.app.functions import Function, function_of
+from samullm_plugin.app.functions import Function, best, function_of, vote
 from samullm_plugin.app.loading import load_application
 from samullm_plugin.errors import InputError
 from samullm_plugin.planning.applications import check_functions

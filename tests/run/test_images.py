@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from samullm_plugin.app.bodies import image_parts, with_files
 from samullm_plugin.app.loading import load_application, read_spec
-from samullm_plugin.app.media import image_parts, with_files
 from samullm_plugin.checkpoints.tokenizing import OwnTokenizers
 from samullm_plugin.errors import InputError
 from samullm_plugin.planning.planner import make_plan

@@ -13,16 +13,12 @@ from samullm_simulated.plugin import SimulatedExecutor
 
 from samullm_plugin.app.spec import Component, PlannerSection
 from samullm_plugin.host.manager import PluginHost
-from samullm_plugin.model.application import (
-    Application,
-    EngineOptions,
-    ModelNode,
-    RequestTable,
-)
+from samullm_plugin.model.application import Application, EngineOptions, ModelNode
 from samullm_plugin.model.cluster import Cluster
 from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment, Plan, Stage, StageEnd
 from samullm_plugin.model.problem import Problem
+from samullm_plugin.model.requests import RequestTable
 from samullm_plugin.model.scenarios import make_scenario
 from samullm_plugin.planning.instances import Instance
 from samullm_plugin.rules.transition import Running

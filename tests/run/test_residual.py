@@ -7,14 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from samullm_plugin.model.application import (
-    Application,
-    ModelNode,
-    ModelSpec,
-    PythonNode,
-    RequestTable,
-)
+from samullm_plugin.model.application import Application, ModelNode, ModelSpec, PythonNode
 from samullm_plugin.model.cluster import Cluster
+from samullm_plugin.model.requests import RequestTable
 from samullm_plugin.rules.repeats import with_repeats
 from samullm_plugin.run.drift import Snapshot
 from samullm_plugin.run.ledger import Status

@@ -284,7 +284,8 @@ def test_a_taken_device_is_refused(tmp_path: Path) -> None:
     one, rest, every = (
         Cluster.uniform(Gpu("core", 1 << 30), n) for n in (1, len(cores) - 1, len(cores))
     )
-    first, second, third = (VllmExecutor(VllmOptions()) for _ in range(3))
+    fresh = VllmOptions(start_method="fresh")  # which imports nothing before an engine starts
+    first, second, third = (VllmExecutor(fresh) for _ in range(3))
     try:
         first.open(one, tmp_path / "first")
         mine = rf"hold CPU core {cores[0]} \(process {os.getpid()}\); wait for them"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from samullm_linear.models import Linear, LinearOptions
+from samullm_linear.plugin import Linear, LinearOptions
 from samullm_vllm.vllm_executor import VllmExecutor
 
 from samullm_plugin import EngineOptions, ModelSpec
@@ -17,8 +17,8 @@ from samullm_plugin.measuring.engine import MeasuredModel, measure, write_iterat
 from samullm_plugin.measuring.judging import judge_runs
 from samullm_plugin.profiling.calibration import read_calibration, setting_key
 from samullm_plugin.profiling.fit import fit_profile
+from samullm_plugin.profiling.iterations import read_iterations
 from samullm_plugin.profiling.profile_files import EngineStart, read_profile, write_profile
-from samullm_plugin.profiling.tables import read_iterations
 from tests.models import make_tiny_llama
 
 pytestmark = pytest.mark.vllm

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from samullm_plugin.cli.app import main
-from samullm_plugin.profiling.length_profile import read_length_profile
+from samullm_plugin.profiling.observations import read_length_profile
 from tests.models import make_tiny_llama
 
 pytestmark = pytest.mark.vllm
