@@ -9,8 +9,8 @@ Run from the repository's root, with vLLM or its CPU build::
 Applications on small models of random weights (``tests/models.py``) that generate as many
 tokens as they may. *checks* is that of ``shared_engines.py``: three checks by one judge between
 nodes of one writer. *chains*: documents are summarised part by part, one of them much longer than
-the others; a judge reads each summary twice, and the writer goes on from both. *turns* is *refine* there: two
-models take turns, for ``sleeping`` on one core.
+the others; a judge reads each summary twice, and the writer goes on from both. *turns* is *refine*
+there: two models take turns, for ``sleeping`` on one core.
 
 A first run, planned from what is assumed of the machine, measures it. From these figures a plan is
 made with none of the options and with each, and then the plans are carried out in turn, every
