@@ -164,15 +164,8 @@ def run(
         else:
             new = None
             if found is not None:
-                new = StoredPlan(
-                    found,
-                    loaded.app.name,
-                    problem.cluster.num_gpus,
-                    problem.cluster.machines_if_several,
-                    chosen,
-                    fused=problem.app.fused,
-                    request_policy=instance.policy_name,
-                )
+                policy = instance.policy_name
+                new = StoredPlan.of(found, problem, chosen, request_policy=policy)
             outcome = resume_run(setup, new, retry_failed=retry_failed)
     _report(outcome)
     if output_json is not None:

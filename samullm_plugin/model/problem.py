@@ -230,8 +230,7 @@ class Problem:
     ) -> Collection[int]:
         """Return the devices among ``free`` of kinds on which replicas of a node fit."""
         kinds = self.cluster.kinds
-        sizes = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
-        fitting = self._fitting_kinds(node, *sizes)
+        fitting = self.fitting_kinds(node, parallel)
         if fitting.issuperset(kinds):
             return free
         return {d for d in free if kinds[d] in fitting}
@@ -244,15 +243,15 @@ class Problem:
 
     def idle_devices(self, node: int, parallel: ParallelConfig) -> tuple[int, ...] | None:
         """Return :meth:`find_devices` with every device free."""
-        sizes = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
-        key = self._fitting_kinds(node, *sizes), parallel
+        key = self.fitting_kinds(node, parallel), parallel
         if key not in self._idle:
             free = [d for d, kind in enumerate(self.cluster.kinds) if kind in key[0]]
             self._idle[key] = self.cluster.find_devices(free, parallel)
         return self._idle[key]
 
-    def _fitting_kinds(self, node: int, tp: int, pp: int) -> frozenset[str]:
-        """Return the kinds of GPU on which replicas of these sizes fit."""
+    def fitting_kinds(self, node: int, parallel: ParallelConfig) -> frozenset[str]:
+        """Return the kinds of GPU on which replicas of a node in these sizes fit."""
+        tp, pp = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
         key = node, tp, pp
         if key not in self._fitting:
             kinds = set(self.cluster.kinds)
