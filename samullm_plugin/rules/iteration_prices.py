@@ -127,8 +127,8 @@ def work_of(problem: Problem, scenario: LengthScenario, node: int) -> Work:
     context = decode * prompts + decode * (decode + 1) / 2
     pairs = fresh * (fresh + 1) / 2
     # With its output tokens a sequence is prompts, ..., prompts + decode long, in whole blocks.
-    block = float(model.engine.block_size)
-    held = _in_blocks(prompts + decode, block) - _in_blocks(prompts - 1, block)
+    ends = [_in_blocks(n, model.engine.block_size) for n in (prompts - 1, prompts + decode)]
+    held = ends[1] - ends[0]
     own = table.input_node == node
     lengths = outputs
     if own.any():
@@ -148,7 +148,7 @@ def work_of(problem: Problem, scenario: LengthScenario, node: int) -> Work:
     )
 
 
-def _in_blocks(tokens: Floats, block: float) -> Floats:
+def _in_blocks(tokens: Floats, block: int) -> Floats:
     """Return the sum of 1, 2, ..., ``tokens``, each rounded up to whole blocks."""
     full = tokens // block
     return np.asarray(
