@@ -26,10 +26,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from derive_instances import TARGET, TICKS, Recipe, build
-from exact import size_class
 from samullm_cpsat.durations import measure
 from samullm_cpsat.instance import Instance
+from stored_instances import TARGET, TICKS, Recipe, build, size_class
 
 from samullm_plugin import Application, Problem
 from samullm_plugin.bench.cases import CaseSettings, make_case
@@ -94,7 +93,7 @@ def gaps(host: PluginHost, schedulers: Sequence[str], only: str) -> None:
         shown = ", ".join(f"{s} {v:.1f}" for s, v in values.items())
         print(f"{file.stem}: exact {exact.makespan_s[0]:.1f}, {shown}{changed}", flush=True)
     for which, title in enumerate(
-        ("best simulated plan known", "proven optimum without switching", "lower bound"), start=2
+        ("best simulated plan known", "bound on plans without switching", "lower bound"), start=2
     ):
         print(f"\nGap to the {title}, %: mean, median, 90th percentile, worst\n")
         print("| size | instances | " + " | ".join(found) + " |")

@@ -3,6 +3,7 @@
 Run from the repository root::
 
     python benchmarks/plan_space.py [APPLICATION ...] [--seeds 30] [--scenarios 4] [--gpus 8]
+        [--profile FILE]
 
 Plans of auto with none of the options, with each of them and with all are carried out on the same
 hidden draws of the output lengths, in simulation, planning not included. ``prepared``: what an
@@ -10,7 +11,9 @@ engine start needs no device for is done ahead; ``pipeline``: replicas of one an
 stages; ``shared``: nodes of one checkpoint may be served by the same engines at one moment;
 ``isolated``: the longest chains may be given a replica of their own. *all, planned* compares all
 options with the best single one in the scenarios that were planned for, where more to choose from
-must not be worse; *processor time* is that of planning with all options and with none.
+must not be worse. ``--profile``: latencies measured on a device, for the applications for CPU
+cores (``cores-...``), which have their own clusters. *processor time* is that of planning with all
+options and with none.
 """
 
 from __future__ import annotations
@@ -104,7 +107,8 @@ def made(host: PluginHost, text: str, option: Option, given: argparse.Namespace)
             scenarios=given.scenarios,
             seeds=given.seeds,
             shifts=(),
-            gpus=None if text.startswith("small") else given.gpus,
+            gpus=None if text.startswith(("small", "cores")) else given.gpus,
+            profile=given.profile,
             **option.settings,
         ),
     )
@@ -139,10 +143,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=30, help="hidden draws")
     parser.add_argument("--scenarios", type=int, default=4, help="length scenarios of the plans")
     parser.add_argument("--gpus", type=int, default=8)
+    parser.add_argument("--profile", help="measured latencies of the devices")
     given = parser.parse_intermixed_args()
     host = PluginHost()
     warm_up(host, ("auto",))
-    made(host, "map-reduce", OPTIONS[1], argparse.Namespace(scenarios=1, seeds=1, gpus=4))
+    made(
+        host,
+        "map-reduce",
+        OPTIONS[1],
+        argparse.Namespace(scenarios=1, seeds=1, gpus=4, profile=None),
+    )
     names = [o.name for o in OPTIONS]
     print(f"| application | none, s | {' | '.join(names)} | all, planned | processor time, s |")
     print(f"|---|--:|{'--:|' * len(names)}--:|--:|")

@@ -9,7 +9,6 @@ import stat
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -180,7 +179,7 @@ def _opened(path: Path, what: str) -> Iterator[IO[bytes]]:
                 with gzip.open(file) as unpacked:
                     yield unpacked  # type: ignore[misc]  # reads bytes as any other file
             elif packed == _ZSTD:
-                with _zstd(path, file) as unpacked:
+                with _zstd(file) as unpacked:
                     yield unpacked
             else:
                 yield file
@@ -194,26 +193,13 @@ def _opened(path: Path, what: str) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _zstd(path: Path, file: IO[bytes]) -> Iterator[IO[bytes]]:
-    """Unpack zstd: by the standard library from Python 3.14 on, before that by pyarrow."""
-    try:
-        zstd = import_module("compression.zstd")
-    except ImportError:
-        pass
-    else:
-        with zstd.open(file) as unpacked:
-            yield unpacked
-        return
-    try:
-        pyarrow = import_module("pyarrow")
-    except ImportError as error:
-        raise InputError(
-            f"{path}: is packed with zstd, which needs pyarrow before Python 3.14: pip install "
-            "pyarrow, or unpack the file"
-        ) from error
+def _zstd(file: IO[bytes]) -> Iterator[IO[bytes]]:
+    """Unpack zstd."""
     import io
 
-    with pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode="r"), "zstd") as stream:
+    import pyarrow as pa
+
+    with pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd") as stream:
         yield io.BufferedReader(stream)
 
 

@@ -17,7 +17,7 @@ from samullm_plugin.app.spec import Component, PlannerSection
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.plan import Plan, Stage
 from samullm_plugin.model.result import PlanResult
-from samullm_plugin.planning.artifacts import read_plan, write_plan
+from samullm_plugin.planning.artifacts import StoredPlan, read_plan, write_plan
 from samullm_plugin.planning.instances import Instance, make_instance
 from samullm_plugin.planning.planner import make_plan
 from samullm_plugin.planning.reporting import provenance_lines, stage_lines, text_gantt
@@ -88,19 +88,8 @@ class AppPlan:
 
     def save(self, path: str | Path) -> Path:
         """Write the plan as ``plan.json``, for ``samullm run --plan``."""
-        problem, target = self.instance.problem, Path(path)
-        write_plan(
-            target,
-            self.result.plan,
-            application=self.loaded.app.name,
-            num_gpus=problem.cluster.num_gpus,
-            machines=problem.cluster.machines_if_several,
-            scheduler=self.scheduler,
-            makespan_s=list(self.result.makespan_s),
-            lower_bound_s=list(self.result.lower_bound_s),
-            fused=problem.app.fused,
-            request_policy=self.result.request_policy,
-        )
+        target = Path(path)
+        write_plan(target, StoredPlan.of_result(self.result))
         return target
 
     _HEADINGS: ClassVar = ("stage", "node", "spread", "GPUs", "from s", "to s")

@@ -225,7 +225,7 @@ class Assembly:
         templates = node_templates(section, self._turns[index], where)
         if templates:
             used = frozenset().union(*templates.values())
-            self._take_from_before(index, requests, used)
+            self._take_from_before(requests, used)
             for label in sorted(drafts.hide_unused(requests, used) - {"output"}):
                 self.notes.append(
                     f"node {node.name}: the template does not use {label}: it is only waited for"
@@ -262,9 +262,7 @@ class Assembly:
                 row.gate = gate
         return made, len(rows)
 
-    def _take_from_before(
-        self, index: int, requests: Sequence[Draft], used: AbstractSet[str]
-    ) -> None:
+    def _take_from_before(self, requests: Sequence[Draft], used: AbstractSet[str]) -> None:
         """Give requests the outputs of nodes before that their templates name."""
         names = {n.name for n in self.nodes} | {n.section_name for n in self.nodes}
         wanted = {u.removeprefix("inputs.") for u in used} & names

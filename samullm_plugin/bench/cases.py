@@ -101,8 +101,10 @@ class CaseSettings:
         seed: of everything.
         estimator: name of the length estimator.
         latency_model: name of the latency model.
+        profile: measured latencies for it to use; None: its own figures.
         gpus: overrides the application's own number of GPUs.
         prepared_starts: what engine starts need no device for can be done ahead.
+        sleeping_engines: engines may sleep until they are needed again.
         pipeline_parallel_sizes: groups of layers to consider for a replica; None: as few as fit.
     """
 
@@ -112,8 +114,10 @@ class CaseSettings:
     seed: int = 0
     estimator: str = "ecdf"
     latency_model: str = "linear"
+    profile: str | None = None
     gpus: int | None = None
     prepared_starts: bool = False
+    sleeping_engines: bool = False
     pipeline_parallel_sizes: tuple[int, ...] | None = None
 
 
@@ -160,7 +164,8 @@ def make_case(host: PluginHost, text: str, settings: CaseSettings) -> BenchCase:
     fused = fuse_chains(source.build(), cluster.num_gpus)
     app = fused.app
     estimator = make_length_estimator(host, settings.estimator)
-    latency = make_latency_model(host, settings.latency_model)
+    measured = {} if settings.profile is None else {"profile": settings.profile}
+    latency = make_latency_model(host, settings.latency_model, measured)
     known = source.output_tokens()
     known = None if known is None else fused.joined(known)
     streams = np.random.SeedSequence([settings.seed, 11]).spawn(2 + len(settings.shifts))
@@ -174,6 +179,7 @@ def make_case(host: PluginHost, text: str, settings: CaseSettings) -> BenchCase:
         true_lengths=known,
         pipeline_parallel_sizes=settings.pipeline_parallel_sizes,
         prepared_starts=settings.prepared_starts,
+        sleeping_engines=settings.sleeping_engines,
     )
     hidden = []
     if settings.seeds and known is None:

@@ -121,11 +121,6 @@ class ModelDescription:
             for (kind, heads, size, state, window), count in found.items()
         )
 
-    @property
-    def kv_cache_bytes_per_token(self) -> float:
-        """Return the bytes of one token over all layers, unsharded, at vLLM's defaults."""
-        return sum(group.bytes_per_token for group in self.kv_cache())
-
     def architecture(self, engine: EngineOptions | None = None) -> ModelArchitecture:
         """Return the figures that costs follow from, for an engine's settings."""
         layers = self.layers.layers

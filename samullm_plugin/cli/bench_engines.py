@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
@@ -92,27 +92,18 @@ def bench_engines(
     return 1 if bad else 0
 
 
-def _folder(work_dir: Path | None) -> AbstractContextManager[Path]:
-    """Return the work directory; without one, a folder that goes afterwards."""
+@contextmanager
+def _folder(work_dir: Path | None) -> Iterator[Path]:
+    """Have the work directory; without one, a folder that goes afterwards."""
     if work_dir is None:
-        temporary = tempfile.TemporaryDirectory(prefix="samullm-bench-")
-        return _Temporary(temporary)
+        with tempfile.TemporaryDirectory(prefix="samullm-bench-") as temporary:
+            yield Path(temporary)
+        return
     try:
         work_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--work-dir {work_dir}: {error.strerror}") from error
-    return nullcontext(work_dir.resolve())
-
-
-class _Temporary(AbstractContextManager[Path]):
-    def __init__(self, folder: tempfile.TemporaryDirectory[str]) -> None:
-        self._folder = folder
-
-    def __enter__(self) -> Path:
-        return Path(self._folder.name)
-
-    def __exit__(self, *exception: object) -> None:
-        self._folder.cleanup()
+    yield work_dir.resolve()
 
 
 def _say(text: str) -> None:

@@ -50,7 +50,7 @@ def plan(
     """Plan an application: which models run when, on which devices, spread how."""
     from samullm_plugin.host.manager import PluginHost
     from samullm_plugin.planning.applications import find_application
-    from samullm_plugin.planning.artifacts import write_plan
+    from samullm_plugin.planning.artifacts import StoredPlan, write_plan
     from samullm_plugin.planning.instances import make_instance
     from samullm_plugin.planning.planner import make_plan
     from samullm_plugin.planning.this_machine import check_here, check_stages
@@ -81,18 +81,7 @@ def plan(
     problem = result.problem
     show_plan(result, explain=explain)
     if output is not None:
-        write_plan(
-            output,
-            result.plan,
-            application=loaded.app.name,
-            num_gpus=problem.cluster.num_gpus,
-            machines=problem.cluster.machines_if_several,
-            scheduler=name,
-            makespan_s=list(result.makespan_s),
-            lower_bound_s=list(result.lower_bound_s),
-            fused=problem.app.fused,
-            request_policy=result.request_policy,
-        )
+        write_plan(output, StoredPlan.of_result(result))
         console().print(f"plan written to {output}", markup=False)
     if svg is not None:
         draw_plans([result], svg)

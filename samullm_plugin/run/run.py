@@ -100,17 +100,14 @@ def start_run(setup: RunSetup, plan: Plan, scheduler: str = "") -> RunOutcome:
         write_layout(setup.directory, setup.loaded)
         if setup.loaded.path is not None and setup.loaded.path.is_file():
             shutil.copyfile(setup.loaded.path, setup.directory / "app.yaml")
-        write_plan(
-            setup.directory / "plan.json",
+        stored = StoredPlan.of(
             plan,
-            application=setup.loaded.app.name,
-            num_gpus=problem.cluster.num_gpus,
-            machines=problem.cluster.machines_if_several,
-            scheduler=scheduler,
+            problem,
+            scheduler,
             makespan_s=[planned.makespan_s],
-            fused=problem.app.fused,
             request_policy=setup.instance.policy_name,
         )
+        write_plan(setup.directory / "plan.json", stored)
         given = setup.loaded.output_tokens is not None
         estimator = None if given else setup.instance.estimator
         foreseen = forecast_run(problem, planned, executor, estimator)
@@ -156,16 +153,7 @@ def resume_run(
             path = directory.journal_path
             found = recover(problem.app, read_journal_places(path), str(path), journal.read)
             if plan is not None:
-                write_plan(
-                    setup.directory / "plan.json",
-                    plan.plan,
-                    application=plan.application,
-                    num_gpus=plan.num_gpus,
-                    machines=plan.machines,
-                    scheduler=plan.scheduler,
-                    fused=plan.fused,
-                    request_policy=plan.request_policy,
-                )
+                write_plan(setup.directory / "plan.json", plan)
             first = read_plan(setup.directory / "plan.json").plan
             require_valid(problem, first, str(setup.directory / "plan.json"))
             note = {}

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from samullm_auto.budget import Budget
 from samullm_auto.neighbourhood import compile_ahead
 from samullm_auto.risk import Risk, RiskMeasure
-from samullm_auto.search import CLOSE_ENOUGH, Candidate, Search
+from samullm_auto.search import CLOSE_ENOUGH, CONFIRMED_REQUESTS, Candidate, Search
 from samullm_auto.selection import (
     CONTENDERS,
     NEAR_COARSE,
@@ -69,9 +69,6 @@ POLICY_GAIN = 0.01
 SHARING_GAIN, HOPELESS = 0.005, 0.05
 """Share of the makespan that sharing engines must save to be chosen; and by which the first plans
 may be longer than what they have to beat for the search to go on."""
-
-CONFIRMED_REQUESTS = 200_000
-"""Requests up to which the last candidates are simulated whole in all scenarios searched on."""
 
 
 class AutoOptions(BaseModel):
@@ -194,8 +191,8 @@ class AutoScheduler(StageScheduler):
             best = alike[simplest([c.plan for c in alike], [c.value_s for c in alike])]
         if simulator is not context.simulator:
             every = problem.app.num_requests <= CONFIRMED_REQUESTS
-            scenarios = range(search.num_scenarios if every else 1)
-            best = confirm(best, search.candidates, context.simulator, scenarios, risk)
+            searched = search.num_scenarios if every else 1
+            best = confirm(best, search.candidates, simulator, context.simulator, searched, risk)
             notes.append(
                 f"candidates were judged on {simulator.problem.app.num_requests:,} of "
                 f"{problem.app.num_requests:,} requests, the best of them on all"

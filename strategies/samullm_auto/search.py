@@ -92,8 +92,12 @@ TIMING_SHARE, TIMING_S = 0.3, 1.0
 reference seconds."""
 
 SEARCHED_ON, SEARCHED_ON_MANY, SIMULATIONS = 4, 2, 20
-"""Length scenarios that are searched on, at most, and where requests are so many that scenarios
-hardly differ; simulations of whole plans in all of them for which the allowance should suffice."""
+"""Length scenarios that are searched on, at most, and where requests are more than
+``CONFIRMED_REQUESTS``; simulations of whole plans in all of them for which the allowance should
+suffice."""
+
+CONFIRMED_REQUESTS = 200_000
+"""Requests up to which the last candidates are simulated whole in all scenarios searched on."""
 
 LISTED, SIMULATED_BEST, ELITE = 2, 12, 4
 """List schedules, and solutions the surrogate likes best, that are simulated; plans from which a
@@ -183,7 +187,8 @@ class Search:
         self.costs = costs = Costs(problem)
         affordable_s = max(TIMING_S, TIMING_SHARE * budget.left_s)
         enough = int(max(budget.left_s, 0.2) / (SIMULATIONS * costs.plan_s))
-        most = SEARCHED_ON if simulator is context.simulator else SEARCHED_ON_MANY
+        few = context.simulator.problem.app.num_requests <= CONFIRMED_REQUESTS
+        most = SEARCHED_ON if few else SEARCHED_ON_MANY
         self.num_scenarios = min(len(problem.scenarios), most, max(1, enough))
         self.start_scenarios = max(most, self.num_scenarios)
         self._scenarios = range(self.num_scenarios)

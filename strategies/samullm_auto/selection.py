@@ -52,16 +52,26 @@ def select_on_holdout(
         risk: what is to be small.
     """
     contenders = contenders_of(candidates, NEAR, CONTENDERS)
-    rows = [
-        [simulator.simulate_scenario(c.plan, s).makespan_s for c in contenders] for s in scenarios
-    ]
-    further = np.array(rows).reshape(len(rows), len(contenders))
-    makespans = [np.append(c.makespan_s, further[:, k]) for k, c in enumerate(contenders)]
-    values = [risk.of(m) for m in makespans]
+    further: dict[Plan, Floats] = {}
+
+    def value_s(candidate: Candidate) -> float:
+        if candidate.plan not in further:
+            made = [simulator.simulate_scenario(candidate.plan, s).makespan_s for s in scenarios]
+            further[candidate.plan] = np.array(made)
+        return risk.of(np.append(candidate.makespan_s, further[candidate.plan]))
+
+    # A start that is worse where others were searched for may be better everywhere else.
+    values = [value_s(c) for c in contenders]
+    for other in sorted((c for c in candidates if c.start), key=lambda c: c.value_s):
+        if other.plan not in further and other.value_s < min(values):
+            contenders.append(other)
+            values.append(value_s(other))
     starts = [k for k, c in enumerate(contenders) if c.start]
     chosen = min(starts, key=values.__getitem__)
     for k in sorted(set(range(len(contenders))) - set(starts), key=values.__getitem__):
-        if values[k] < values[chosen] and _trusted(further[:, chosen] - further[:, k], risk):
+        if values[k] < values[chosen] and _trusted(
+            further[contenders[chosen].plan] - further[contenders[k].plan], risk
+        ):
             return contenders[k]
     return contenders[chosen]
 
@@ -92,25 +102,33 @@ def _num_changes(plan: Plan) -> int:
 def confirm(
     chosen: Candidate,
     candidates: Sequence[Candidate],
+    coarse: PlanSimulator,
     whole: PlanSimulator,
-    scenarios: Sequence[int],
+    searched: int,
     risk: Risk,
 ) -> Candidate:
     """Return the candidate that is best on the whole problem, of those that may be.
 
+    Each is simulated whole in scenarios that were searched on; how much longer it takes there than
+    on aggregated requests is taken to hold for the other scenarios too.
+
     Args:
         chosen: the best by aggregated requests.
         candidates: all, with values by aggregated requests.
-        whole: the simulator of the whole problem.
-        scenarios: indices of the length scenarios to simulate.
+        coarse: the simulator of the problem with aggregated requests.
+        whole: that of the whole problem.
+        searched: how many of the first length scenarios to simulate whole.
         risk: what is to be small.
     """
     contenders = contenders_of(candidates, NEAR_COARSE, len(candidates))
     plans = {c.plan: c for c in [*contenders, chosen]}
-    values = {
-        plan: risk.of(np.array([whole.simulate_scenario(plan, s).makespan_s for s in scenarios]))
-        for plan in plans
-    }
+    values = {}
+    for plan, candidate in plans.items():
+        made = [whole.simulate_scenario(plan, s).makespan_s for s in range(searched)]
+        rest = range(len(candidate.makespan_s), len(coarse.problem.scenarios))
+        further = [coarse.simulate_scenario(plan, s).makespan_s for s in rest]
+        longer = risk.of(np.array(made)) / risk.of(candidate.makespan_s[:searched])
+        values[plan] = longer * risk.of(np.append(candidate.makespan_s, further))
     return plans[min(values, key=values.__getitem__)]
 
 

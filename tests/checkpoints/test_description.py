@@ -28,7 +28,7 @@ def test_parameters_and_kv_cache_of_published_checkpoints(tmp_path: Path, name: 
     config, billions, kv_bytes = PUBLISHED[name]
     found = read(tmp_path, config)
     assert found.parameters == pytest.approx(1e9 * billions, rel=0.01)
-    assert found.kv_cache_bytes_per_token == pytest.approx(kv_bytes, rel=0.01)
+    assert found.architecture().kv_bytes_per_token == pytest.approx(kv_bytes, rel=0.01)
     assert found.weight_bytes() == pytest.approx(2e9 * billions, rel=0.01)
 
 
@@ -42,7 +42,7 @@ def test_towers_are_counted_by_transformers_or_refused(
     assert found.source == "transformers"
     assert found.parameters == pytest.approx(1e9 * billions, rel=0.01)
     assert found.weight_bytes() == pytest.approx(2e9 * billions, rel=0.01)
-    assert found.kv_cache_bytes_per_token == kv_bytes
+    assert found.architecture().kv_bytes_per_token == kv_bytes
     for asked in ("count_parameters", "ask_vllm"):  # where neither is installed
         monkeypatch.setattr(f"samullm_plugin.checkpoints.description.{asked}", lambda *_: None)
     with pytest.raises(InputError, match=feature):
@@ -84,9 +84,9 @@ def test_blocks_of_a_searched_model_have_sizes_of_their_own(tmp_path: Path) -> N
     no_mlp = {"attention": {"n_heads_in_group": 8}, "ffn": {"no_op": True}}
     whole = read(tmp_path, searched(*[usual] * 32))
     assert whole.parameters == pytest.approx(8.03e9, rel=0.001)
-    assert whole.kv_cache_bytes_per_token == 131072
+    assert whole.architecture().kv_bytes_per_token == 131072
     cut = read(tmp_path, searched(usual, no_attention, no_mlp))
-    assert cut.kv_cache_bytes_per_token == 4096 + 0 + 2048
+    assert cut.architecture().kv_bytes_per_token == 4096 + 0 + 2048
     # Embedding and head; then what each block has: 4 key-value heads of 128 fewer in the last.
     matrices = 2 * 128256 * 4096 + 3 * 4096 * 14336 * 1.5 + 4096 * 128 * (64 + 16 + 64 + 8)
     assert cut.parameters == pytest.approx(matrices, rel=1e-4)
@@ -154,7 +154,7 @@ def test_modelopt_says_how_in_a_file_of_its_own(tmp_path: Path) -> None:
                           "exclude_modules": ["lm_head"]}}))  # fmt: skip
     found = describe(tmp_path)
     assert found.weight_bytes() == pytest.approx(9.08e9, rel=0.01)
-    assert found.kv_cache_bytes_per_token == plain.kv_cache_bytes_per_token / 2
+    assert found.architecture().kv_bytes_per_token == plain.architecture().kv_bytes_per_token / 2
 
 
 def test_modules_that_quantisation_leaves_out_keep_their_type(tmp_path: Path) -> None:

@@ -12,10 +12,7 @@ import pytest
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment, Plan, Stage, StageEnd
-from samullm_plugin.planning.artifacts import (
-    read_plan,
-    write_plan,
-)
+from samullm_plugin.planning.artifacts import StoredPlan, read_plan, write_plan
 
 PLAN = Plan(
     (
@@ -28,18 +25,18 @@ PLAN = Plan(
 
 
 def test_plans_come_back_equal_and_readable(tmp_path: Path) -> None:
-    write_plan(
-        tmp_path / "plan.json",
+    given = StoredPlan(
         PLAN,
         application="t",
         num_gpus=4,
         machines=((0, 1), (2, 3)),
         scheduler="greedy",
-        provenance={"latency": "measured"},
-        makespan_s=np.array([3.0, 4.5]),
+        makespan_s=(3.0, 4.5),
         request_policy="isolate-longest",
     )
+    write_plan(tmp_path / "plan.json", given)
     stored = read_plan(tmp_path / "plan.json")
+    assert stored == given
     assert stored.plan == PLAN
     assert (stored.application, stored.num_gpus, stored.scheduler) == ("t", 4, "greedy")
     assert stored.machines == ((0, 1), (2, 3))
@@ -83,7 +80,7 @@ def test_plans_come_back_equal_and_readable(tmp_path: Path) -> None:
 )
 def test_wrong_plans_are_named(tmp_path: Path, change: tuple[Any, ...], message: str) -> None:
     path = tmp_path / "plan.json"
-    write_plan(path, PLAN, application="t")
+    write_plan(path, StoredPlan(PLAN, "t"))
     record = json.loads(path.read_text())
     *parents, last, value = change
     inner = record
@@ -112,7 +109,15 @@ def test_missing_fields_and_broken_files(tmp_path: Path) -> None:
 def test_numbers_of_numpy_are_written_as_plain_ones(tmp_path: Path) -> None:
     devices: Any = tuple(np.arange(2))
     plan = Plan((Stage((Assignment("a", ParallelConfig(np.int64(2)), devices),)),))  # type: ignore[arg-type]  # as a plugin may make it
-    write_plan(tmp_path / "plan.json", plan, application="t", makespan_s=np.array([3.0]))
+    write_plan(tmp_path / "plan.json", StoredPlan(plan, "t", makespan_s=tuple(np.array([3.0]))))
     stored = read_plan(tmp_path / "plan.json")
     assert stored.plan.stages[0].assignments[0].devices == (0, 1)
     assert stored.makespan_s == (3.0,)
+
+
+def test_files_of_earlier_releases_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    write_plan(path, StoredPlan(PLAN, "t"))
+    record = json.loads(path.read_text()) | {"provenance": {"latency": "measured"}}
+    path.write_text(json.dumps(record))
+    assert read_plan(path).plan == PLAN
