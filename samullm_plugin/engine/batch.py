@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from itertools import groupby
 
 import numpy as np
 
+from samullm_plugin.engine.replicas import is_simple, simulate_replicas
 from samullm_plugin.engine.simulate import simulate_engine
 from samullm_plugin.engine.workload import EngineRun, Workload
 from samullm_plugin.model.engine_config import EngineConfig
@@ -21,6 +23,12 @@ from samullm_plugin.model.latency import StepLatency, StepModel
 
 _WORTH_A_THREAD_TOKENS = 200_000
 """Output tokens of all jobs from which threads are worth starting (about half a millisecond)."""
+
+_PARTS = 4
+"""Parts of jobs in a row per thread: handing over each of a thousand short jobs takes as long as
+simulating it."""
+
+_COLUMNS = tuple(f.name for f in fields(Workload))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,12 +66,12 @@ class EngineJob:
         latency = self.latency if isinstance(self.latency, StepLatency) else id(self.latency)
         digest.update(_described(self.config, latency))
         digest.update(repr(options).encode())
-        for column in fields(self.workload):
-            value = getattr(self.workload, column.name)
+        for column in _COLUMNS:
+            value = getattr(self.workload, column)
             if value is None:
                 continue
             arrays = value if isinstance(value, tuple) else (value,)
-            digest.update(f"{column.name}:{len(arrays)}".encode())
+            digest.update(f"{column}:{len(arrays)}".encode())
             for array in arrays:
                 content = np.ascontiguousarray(array)
                 digest.update(f"{content.dtype.str}{content.shape}".encode())
@@ -123,6 +131,59 @@ class EngineCache:
                 self._requests -= _weight(dropped)
 
 
+def _simulated(jobs: Sequence[EngineJob], max_workers: int | None) -> list[EngineRun]:
+    """Return the results of different jobs in their order, by several threads if worth it."""
+    tokens = sum(int(job.workload.output_tokens.sum()) for job in jobs)
+    if len(jobs) > 1 and tokens > _WORTH_A_THREAD_TOKENS:
+        workers = min(max_workers or os.cpu_count() or 1, len(jobs))
+        if workers > 1:
+            size = -(-len(jobs) // (workers * _PARTS))
+            parts = [jobs[first : first + size] for first in range(0, len(jobs), size)]
+            with ThreadPoolExecutor(workers) as pool:
+                return [run for of_part in pool.map(_in_turn, parts) for run in of_part]
+    return _in_turn(jobs)
+
+
+def _in_turn(jobs: Sequence[EngineJob]) -> list[EngineRun]:
+    """Return the results of jobs; replicas of one model, in a row, are simulated at once."""
+    runs: list[EngineRun] = []
+    for alike, group in groupby(jobs, key=_Alike.of):
+        part = list(group)
+        made: Sequence[EngineRun | None] = [None] * len(part)
+        if alike is not None and len(part) > 1:
+            made = simulate_replicas(
+                alike.config,
+                [job.workload for job in part],
+                alike.latency,
+                stop_s=alike.stop_s,
+                curve_points=alike.curve_points,
+            )
+        runs += [job.run() if run is None else run for job, run in zip(part, made, strict=True)]
+    return runs
+
+
+@dataclass(frozen=True, slots=True)
+class _Alike:
+    """What jobs have in common that are simulated at once."""
+
+    config: EngineConfig
+    latency: StepLatency
+    stop_s: float
+    curve_points: int
+    timed: bool
+
+    @classmethod
+    def of(cls, job: EngineJob) -> _Alike | None:
+        """Return a job's, or None if it is simulated by itself."""
+        simple = is_simple(job.config, job.workload)
+        if job.record_steps or job.release_delay_s > 0 or not simple:
+            return None
+        if not isinstance(job.latency, StepLatency):
+            return None
+        timed = job.workload.arrival_s is not None
+        return cls(job.config, job.latency, job.stop_s, job.curve_points, timed)
+
+
 def _weight(run: EngineRun) -> int:
     steps = 0 if run.steps is None else len(run.steps.seq_request) // 3
     return len(run.finish_s) + steps + 64
@@ -159,13 +220,7 @@ def simulate_engines(
             missing[key] = job
         else:
             found[key] = run
-    workers = min(max_workers or os.cpu_count() or 1, len(missing))
-    tokens = sum(int(job.workload.output_tokens.sum()) for job in missing.values())
-    if workers > 1 and tokens > _WORTH_A_THREAD_TOKENS:
-        with ThreadPoolExecutor(workers) as pool:
-            runs = list(pool.map(EngineJob.run, missing.values()))
-    else:
-        runs = [job.run() for job in missing.values()]
+    runs = _simulated(list(missing.values()), max_workers)
     for (key, job), run in zip(missing.items(), runs, strict=True):
         store.put(key, job, run)
         found[key] = run

@@ -23,9 +23,9 @@ from samullm_plugin.engine.workload import (
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.engine_config import EngineConfig
 from samullm_plugin.model.latency import StepLatency, StepModel, StepTable
-from samullm_plugin.model.types import Ints
+from samullm_plugin.model.types import Floats, Ints
 
-_Values = namedtuple("_Values", at.STATE.names or ())  # type: ignore[misc]  # a dtype's names
+Values = namedtuple("Values", at.STATE.names or ())  # type: ignore[misc]  # a dtype's names
 """The state's one row as plain numbers, read at once."""
 
 CHECKED_VLLM_VERSIONS = ("0.32.0", "0.33.0")
@@ -158,7 +158,7 @@ def finished_run(state: EngineState, why: int, curve_points: int, record_steps: 
         NeverFitsError: the loop stopped for that.
         InputError: requests are left that wait for each other.
     """
-    s: Any = _Values(*state.s.item())
+    s: Any = Values(*state.s.item())
     requests = state.requests
     finish = requests["finish"].copy()
     if why == at.DONE and s.num_unfinished > 0:
@@ -173,23 +173,46 @@ def finished_run(state: EngineState, why: int, curve_points: int, record_steps: 
         left = decoding["target"] - s.decode_step
         generated[request] = requests["output_tokens"][request] - left
     done = finish[np.isfinite(finish)]
-    run = EngineRun(
-        finish_s=finish,
-        first_token_s=requests["first_token"].copy(),
+    makespan_s = float(done.max()) if len(done) else 0.0
+    columns = finish, requests["first_token"].copy(), generated
+    curve = state.curve if curve_points else None
+    run = run_of(s, columns, makespan_s, curve, step_trace(state) if record_steps else None)
+    if why == at.NEVER_FITS:
+        raise NeverFitsError(s.misfit_request, s.misfit_blocks, s.usable_blocks, run)
+    return run
+
+
+def run_of(
+    s: Any,
+    columns: tuple[Floats, Floats, Ints],
+    makespan_s: float,
+    curve: at.Array | None,
+    steps: StepTrace | None = None,
+) -> EngineRun:
+    """Return a result.
+
+    Args:
+        s: the state's values.
+        columns: when each request finished, when its first token was there, generated tokens.
+        makespan_s: when the last finished request finished.
+        curve: the progress curve, if asked for.
+        steps: every step, if asked for.
+    """
+    finish_s, first_token_s, generated = columns
+    return EngineRun(
+        finish_s=finish_s,
+        first_token_s=first_token_s,
         generated_tokens=generated,
-        makespan_s=float(done.max()) if len(done) else 0.0,
+        makespan_s=makespan_s,
         busy_s=s.busy,
         num_steps=s.rows,
         num_preemptions=s.num_preemptions,
         peak_blocks=s.peak_blocks,
         computed_tokens=s.computed_tokens,
         cached_tokens=s.cached_tokens,
-        curve=_curve(state.curve, s) if curve_points else None,
-        steps=step_trace(state) if record_steps else None,
+        curve=None if curve is None else _curve(curve, s),
+        steps=steps,
     )
-    if why == at.NEVER_FITS:
-        raise NeverFitsError(s.misfit_request, s.misfit_blocks, s.usable_blocks, run)
-    return run
 
 
 def _curve(curve: at.Array, s: Any) -> ProgressCurve:

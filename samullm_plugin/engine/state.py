@@ -26,7 +26,7 @@ LEAST_CURVE = 4
 """With fewer points only the ends of the progress curve are kept."""
 
 Pool = tuple[Array, SmallInts, SmallInts, Ints]
-_NO_BLOCKS: Pool = (
+NO_BLOCKS: Pool = (
     np.zeros(1, at.BLOCK),
     np.zeros(1, np.int32),
     np.zeros((1, 1), np.int32),
@@ -142,7 +142,7 @@ _SHARED = {"successors", "prompt_hash", "latency", "tables", "log", "entries", "
 
 
 @lru_cache(maxsize=64)
-def _latency(latency: StepLatency, tokens: int, seqs: int) -> tuple[Record, Array]:
+def latency_arrays(latency: StepLatency, tokens: int, seqs: int) -> tuple[Record, Array]:
     """Return the scalars of ``latency``, and its curves at every argument up to the limits.
 
     Raises:
@@ -209,7 +209,7 @@ def make_state(
     caching, prompt_hash = at.NO_CACHING, None
     if config.enable_prefix_caching:
         caching = at.PRIVATE_BLOCKS
-        if tell_blocks_apart or _may_share(workload) or not config.is_plain:
+        if tell_blocks_apart or may_share(workload) or not config.is_plain:
             prompt_hash = _prompt_hashes(workload, requests, _hash_block(config))
             caching = at.SHARED_BLOCKS
             if (
@@ -220,12 +220,12 @@ def make_state(
                 caching, prompt_hash = at.PRIVATE_BLOCKS, None
     if not config.is_plain and prompt_hash is None:
         prompt_hash = np.zeros(1, np.int64)
-    pool = _NO_BLOCKS if prompt_hash is None else _blocks(config, requests, prompt_hash)
+    pool = NO_BLOCKS if prompt_hash is None else _blocks(config, requests, prompt_hash)
     slots = np.zeros(most_seqs, at.SLOT)
     slots["free_slot"] = np.arange(most_seqs - 1, -1, -1)
     wheel_size = 1 << int(output.max()).bit_length()
     # Bytes and columns: simulations are many and short, and rows are slow to copy and to set.
-    state = _first_state(config, caching).copy().view(at.STATE)
+    state = first_state(config, caching).copy().view(at.STATE)
     state["num_free_slots"], state["num_unfinished"] = most_seqs, n
     state["arrivals_by_step"] = workload.arrival_step is not None
     state["num_arrivals"], state["wheel_mask"] = num_arrivals, wheel_size - 1
@@ -238,13 +238,15 @@ def make_state(
     if latency is None:
         scalars, tables = np.zeros(1, at.LATENCY)[0], np.zeros(1, at.TABLES)
     else:
-        scalars, tables = _latency(latency, config.max_num_batched_tokens, config.max_num_seqs)
+        scalars, tables = latency_arrays(
+            latency, config.max_num_batched_tokens, config.max_num_seqs
+        )
     return EngineState(
         s,
         requests,
         slots,
         np.full(wheel_size, -1, np.int64),
-        _no_phases(config.block_size).copy().view(at.PHASE),
+        no_phases(config.block_size).copy().view(at.PHASE),
         successors,
         *pool,
         scalars,
@@ -310,13 +312,13 @@ _KINDS = ("full", "sliding_window", "chunked_local", "mamba")
 
 
 @lru_cache(maxsize=64)
-def _no_phases(block_size: int) -> Array:
+def no_phases(block_size: int) -> Array:
     """Return the phases of no sequences, as bytes to be copied."""
     return np.full(block_size, np.array((0, -1, -1), at.PHASE)).view(np.uint8)
 
 
 @lru_cache(maxsize=256)
-def _first_state(config: EngineConfig, caching: int) -> Array:
+def first_state(config: EngineConfig, caching: int) -> Array:
     """Return the one row of what all workloads begin with, as bytes to be copied."""
     state = np.zeros(1, at.STATE)
     s = state[0]
@@ -375,7 +377,7 @@ def _arrivals(workload: Workload, requests: Array, timed: bool) -> tuple[int, In
     return len(first), successors
 
 
-def _may_share(workload: Workload) -> bool:
+def may_share(workload: Workload) -> bool:
     """Return whether anything is known of equal prompts."""
     return workload.prompt_token_ids is not None or (
         workload.prefix_id is not None and workload.prefix_tokens is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,11 @@ class Gpu:
 
     name: str
     memory_bytes: int
+
+    @property
+    def is_core(self) -> bool:
+        """Return whether it is a CPU core, by its name."""
+        return re.search(r"cpu|core", self.name.lower()) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,16 +330,27 @@ class FreeDevices:
         self.count = len(free)
 
     def take(
-        self, parallel: ParallelConfig, *, avoid: Collection[int] = ()
+        self,
+        parallel: ParallelConfig,
+        *,
+        avoid: Collection[int] = (),
+        kinds: Collection[str] | None = None,
     ) -> tuple[int, ...] | None:
         """Take devices of one kind for all replicas of a model, or none if there are too few.
 
         See :meth:`Cluster.find_devices`.
+
+        Args:
+            parallel: sizes to place.
+            avoid: free devices to take only if no others do.
+            kinds: labels of the kinds that may be taken; None: all.
         """
         tp, stages = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
         parts = parallel.data_parallel_size * stages
         for kind, places in self._by_kind.items():
-            if sum(len(members) // tp for members in places.values()) < parts:
+            if kinds is not None and kind not in kinds:
+                continue
+            if sum([len(members) // tp for members in places.values()]) < parts:
                 continue
             tried = places if stages == 1 else dict(places)
             machines = self._cluster.machines_per_replica(kind, tp, stages)

@@ -24,12 +24,11 @@ def take_replicas(
     if parallel.pipeline_parallel_size == 1 and not shunned:
         # The fullest place stays the fullest until it has no more room: each is gone through once.
         missing = parallel.data_parallel_size
-        for place in sorted(places, key=lambda p: (len(places[p]), places[p][:1])):
-            taken = min(missing, len(places[place]) // tp) * tp
-            if taken:
-                chosen += places[place][:taken]
-                places[place] = places[place][taken:]
-                missing -= taken // tp
+        for count, _, place in sorted((len(d), d[0], p) for p, d in places.items() if len(d) >= tp):
+            taken = min(missing, count // tp) * tp
+            chosen += places[place][:taken]
+            places[place] = places[place][taken:]
+            missing -= taken // tp
             if not missing:
                 return tuple(chosen)
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from samullm_plugin.errors import PlanError
+from samullm_plugin.model.cluster import FreeDevices
 from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment, Plan, Stage, StageEnd
 from samullm_plugin.model.problem import Problem
@@ -41,18 +42,19 @@ def _around(
     kept: Mapping[str, Assignment],
 ) -> tuple[Assignment, ...] | None:
     """Return assignments for all wanted models with ``kept`` where they are, or None."""
-    free = set(range(problem.cluster.num_gpus))
+    free = FreeDevices(problem.cluster, range(problem.cluster.num_gpus))
     for assignment in kept.values():
-        free -= set(assignment.devices)
+        free.remove(assignment.devices)
     result = dict(kept)
     # Large replicas first: small ones fit into what is left of the groups.
     others = [n for n in wanted if n not in kept]
     for name in sorted(others, key=lambda n: -wanted[n].tensor_parallel_size):
-        devices = problem.find_devices(problem.app.index(name), wanted[name], free)
+        parallel = wanted[name]
+        kinds = problem.fitting_kinds(problem.app.index(name), parallel)
+        devices = free.take(parallel, kinds=kinds)
         if devices is None:
             return None
-        free -= set(devices)
-        result[name] = Assignment(name, wanted[name], devices)
+        result[name] = Assignment(name, parallel, devices)
     return tuple(result[n] for n in wanted)
 
 

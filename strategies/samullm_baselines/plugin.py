@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -44,6 +46,8 @@ VARIANTS = tuple(
     for resplit in ("if-sooner", "never", "always")
     for order in ("given", "longest", "shortest")
 )
+
+_devices = attrgetter("num_devices")
 
 LARGE, FEW_VARIANTS = 300, (Variant("longest", "if-sooner"), Variant("longest", "never"))
 """Nodes times GPUs beyond which only these variants are tried."""
@@ -162,34 +166,47 @@ class EvenSplit:
     ) -> None:
         """Give larger configurations to the models with the fewest GPUs, in place."""
         open_ones = [n for n in shares if n not in fixed]
-        pairs = [(n, shares[n]) for n in open_ones]
-        times = dict(zip(open_ones, self._rollout.alone_s(pairs), strict=True))
-        while open_ones and self._num_free(shares) > 0:
-            open_ones.sort(key=lambda n: (shares[n].num_devices, -times[n]))
-            for name in open_ones:
-                larger = self._next_larger(shares, name, fixed)
-                if larger is not None:
-                    shares[name] = larger
-                    times[name] = self._rollout.alone_s([(name, larger)])[0]
-                    break
-            else:
+        while self._num_free(shares) > 0:
+            larger = self._larger(shares, open_ones, fixed)
+            if not larger:
                 return
+            shares.update(larger)
 
-    def _next_larger(
+    def _larger(
         self,
         shares: Mapping[str, ParallelConfig],
-        name: str,
+        names: Sequence[str],
         fixed: Mapping[str, ParallelConfig],
-    ) -> ParallelConfig | None:
-        """Return the next larger configuration of a model that has a place, or None."""
-        mine, configs = shares[name].num_devices, self._configs[name]
-        first = bisect_right(configs, mine, key=lambda p: p.num_devices)
-        for p in configs[first:]:
-            if p.num_devices > configs[first].num_devices:
-                return None
-            if self._has_place({**shares, name: p}, fixed):
-                return p
-        return None
+    ) -> dict[str, ParallelConfig]:
+        """Return what is enlarged next: models of equally many GPUs, or one; none if none can.
+
+        Who comes first matters, and is simulated, only where not all of them can have more.
+        """
+
+        def devices(name: str) -> int:
+            return shares[name].num_devices
+
+        for _, alike in groupby(sorted(names, key=devices), key=devices):
+            level = list(alike)
+            first = {n: p for n in level for p in self._larger_configs(shares[n], n)[:1]}
+            if len(first) == len(level) and self._has_place({**shares, **first}, fixed):
+                return first
+            if len(level) > 1:
+                times = self._rollout.alone_s([(n, shares[n]) for n in level])
+                level = [level[k] for k in sorted(range(len(level)), key=lambda k: -times[k])]
+            for name in level:
+                for larger in self._larger_configs(shares[name], name):
+                    if self._has_place({**shares, name: larger}, fixed):
+                        return {name: larger}
+        return {}
+
+    def _larger_configs(self, share: ParallelConfig, name: str) -> Sequence[ParallelConfig]:
+        """Return a model's configurations of the next larger number of GPUs."""
+        configs = self._configs[name]
+        first = bisect_right(configs, share.num_devices, key=_devices)
+        if first == len(configs):
+            return ()
+        return configs[first : bisect_right(configs, configs[first].num_devices, key=_devices)]
 
     def _fastest(
         self, shares: Mapping[str, ParallelConfig], fixed: Mapping[str, ParallelConfig]
@@ -201,6 +218,7 @@ class EvenSplit:
             for n, share in shares.items()
             if n not in fixed
         }
+        same = {n: configs for n, configs in same.items() if len(configs) > 1}
         pairs = [(n, p) for n, configs in same.items() for p in configs]
         times = dict(zip(pairs, self._rollout.alone_s(pairs), strict=True))
         for name, configs in same.items():

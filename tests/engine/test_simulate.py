@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -189,6 +189,50 @@ def test_threads_give_what_one_does() -> None:
     together = simulate_engines(jobs, max_workers=4)
     alone = [job.run() for job in jobs]
     assert [r.makespan_s for r in together] == [r.makespan_s for r in alone]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_replicas_run_as_each_would_alone(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    config = EngineConfig(
+        num_blocks=int(rng.integers(70, 400)),  # few: sequences are preempted
+        max_num_seqs=int(rng.integers(1, 30)),
+        max_model_len=1024,
+        max_num_batched_tokens=2048,
+        enable_prefix_caching=bool(seed % 2),
+        async_scheduling=bool(seed // 2 % 2),
+    )
+    latency = StepLatency(Curve.line(0.01, 1e-5), context_token_s=1e-7)
+    timed, stop_s = bool(seed // 4 % 2), math.inf if seed // 8 % 2 else float(rng.uniform(0.1, 9.0))
+
+    def job(requests: int) -> EngineJob:
+        arrival_s = np.round(rng.exponential(2.0, requests), 1) if timed else None
+        lengths = rng.integers(1, 700, requests), rng.integers(1, 400, requests)
+        w = Workload(*lengths, arrival_s=arrival_s)
+        return EngineJob(config, w, latency, stop_s=stop_s, curve_points=(0, 2, 4, 64)[seed % 4])
+
+    jobs = [job(int(n)) for n in rng.integers(1, 60, 6)]
+    for mine, together in zip(jobs, simulate_engines(jobs), strict=True):
+        alone = mine.run()
+        for field in fields(alone):
+            one, other = getattr(alone, field.name), getattr(together, field.name)
+            if field.name == "curve" and one is not None:
+                pairs = [(getattr(one, f.name), getattr(other, f.name)) for f in fields(one)]
+            else:
+                pairs = [(one, other)]
+            assert all(np.array_equal(x, y) for x, y in pairs), field.name
+
+
+def test_what_is_wrong_with_one_of_several_replicas_is_said() -> None:
+    fine, long = workload((10, 3), (1, 1)), workload((10, 3), (3000, 1))
+    config = EngineConfig(num_blocks=1000, max_model_len=2048)
+    jobs = [EngineJob(config, w, SECOND) for w in (fine, long)]
+    with pytest.raises(InputError, match="request 1: its prompt of 3000 tokens leaves no room"):
+        simulate_engines(jobs)
+    small = replace(config, num_blocks=10)
+    jobs = [EngineJob(small, w, SECOND) for w in (fine, workload((10, 3), (900, 1)))]
+    with pytest.raises(NeverFitsError, match="request 1 needs 57 KV-cache blocks"):
+        simulate_engines(jobs)
 
 
 def test_what_comes_after_a_sequence_that_preempts_itself() -> None:

@@ -93,6 +93,15 @@ def test_min_resizes_what_runs_only_if_it_pays() -> None:
     assert makespan == pytest.approx(50 + 48)
 
 
+def test_min_simulates_no_size_that_all_models_pass_on_the_way() -> None:
+    problem = make_problem([serial(n, 12, 5 + k) for k, n in enumerate("abc")], num_gpus=12)
+    simulator = PlanSimulator(problem)
+    plan = MinHeuristic().schedule(problem, SchedulingContext(simulator, np.random.default_rng(0)))
+    assert [a.parallel.num_devices for a in plan.stages[0].assignments] == [4, 4, 4]
+    asked = {parallel.num_devices for _, _, parallel, *_ in simulator.runs.alone_s}
+    assert asked <= {1, 4, 6, 12}  # to be put in order, and the shares of three, two and one
+
+
 @settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 @given(problems(max_scenarios=2))
 def test_plans_are_valid_and_finish(problem: Problem) -> None:
