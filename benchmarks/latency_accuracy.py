@@ -66,8 +66,8 @@ NOTES = """## Where targets are missed, and why
 - *Engine starts.* File formats differ: 32-bit files and pickled tensors load slower, and the first
   starts were recorded on another machine. Measured starts are used where there are any.
 
-Sleeping and waking follow published figures (vLLM pull request 48337, Qwen3-8B: sleep level 1
-10.6 s and wake 2.2 s, level 2 0.3 s and 6.5 s), scaled by the bytes of a device; cold starts the
+Sleeping and waking follow published figures (vLLM pull request 48337, Qwen3-8B: sleep level 2 0.3 s
+and wake 6.5 s), the latter by the bytes of the weights; cold starts the
 80 MB/s that the first implementation's logs show (option `disk_bytes_per_s`).
 """
 """What the tables do not say themselves."""

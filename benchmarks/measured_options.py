@@ -2,21 +2,23 @@
 
 Run from the repository's root, with vLLM or its CPU build::
 
-    python -m benchmarks.measured_options [--only checks chains]
-                                          [--options none prepared isolated shared]
+    python -m benchmarks.measured_options [--only checks chains turns]
+                                          [--options none prepared isolated shared sleeping]
                                           [--turns 3] [--minutes 25] [--cores 2] [--json OUT.json]
 
-Two applications on small models of random weights (``tests/models.py``) that generate as many
+Applications on small models of random weights (``tests/models.py``) that generate as many
 tokens as they may. *checks* is that of ``shared_engines.py``: three checks by one judge between
 nodes of one writer. *chains*: documents are summarised part by part, one of them much longer than
-the others; a judge reads each summary twice, and the writer goes on from both.
+the others; a judge reads each summary twice, and the writer goes on from both. *turns* is *refine*
+there: two models take turns, for ``sleeping`` on one core.
 
 A first run, planned from what is assumed of the machine, measures it. From these figures a plan is
 made with none of the options and with each, and then the plans are carried out in turn, every
 second turn in the opposite order, so that what changes slowly weighs on all alike. A turn that
 would end after its share of the minutes is not begun. ``none``: engines are started for every node,
 requests run as they come. ``prepared``: engine starts are done ahead. ``shared``: engines are
-shared and taken over. ``isolated``: the longest chain has a replica of its own.
+shared and taken over. ``isolated``: the longest chain has a replica of its own. ``sleeping``:
+engines sleep until a node of their model comes again; on CPU cores they are left as they are.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from typing import Any
 
 from samullm_vllm.fork_launching import kept_fork_server
 
-from benchmarks.shared_engines import checks, node
+from benchmarks.shared_engines import checks, node, refine
 from samullm_plugin.app.loading import load_application
 from samullm_plugin.app.spec import PlannerSection
 from samullm_plugin.host.manager import PluginHost
@@ -68,6 +70,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "prepared": {"prepared_starts": True},
     "shared": {"fusion": True},
     "isolated": {"request_policy": "isolate-longest"},
+    "sleeping": {"fusion": True, "sleeping_engines": True},
 }
 ROWS, LONG, SHORT, DOCUMENTS = 24, 30, 8, 12
 
@@ -83,6 +86,7 @@ class Measured:
         wall_s: of the run with opening and closing its executor.
         engine_starts: engines that were started.
         taken_over: engines that went on for another node instead.
+        woken: engines that had slept instead.
         load_s: seconds of all starts, from the moment an engine had its devices.
         load_average: of the machine, in the minute before the run.
     """
@@ -95,6 +99,7 @@ class Measured:
     wall_s: float
     engine_starts: int
     taken_over: int
+    woken: int
     load_s: float
     load_average: float
 
@@ -133,7 +138,7 @@ def write_inputs(folder: Path) -> None:
     ]  # fmt: skip
     for name, lines in (("rows", rows), ("documents", documents)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-    for name, nodes in (("checks", checks()), ("chains", chains())):
+    for name, nodes in (("checks", checks()), ("chains", chains()), ("turns", refine())):
         for made in nodes.values():
             made.pop("keep", None)  # what random weights say decides nothing
             made["sampling_params"] |= {"temperature": 0, "ignore_eos": True}
@@ -179,6 +184,7 @@ def runs(
             wall_s,
             told["engine_starts"],
             told["engines_taken_over"],
+            told["engines_woken"],
             told["load_s"],
             load_average,
         )
@@ -206,8 +212,8 @@ def table(found: list[Measured]) -> str:
     """
     lines = [
         "| application | option | planned s | measured s, by turn | mean s | against none | "
-        "started | taken over | starts, s | load |",
-        "|---|---|--:|---|--:|--:|--:|--:|--:|--:|",
+        "started | taken over | woken | starts, s | load |",
+        "|---|---|--:|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for name, option in dict.fromkeys((m.application, m.option) for m in found):
         mine = [m for m in found if (m.application, m.option) == (name, option)]
@@ -225,6 +231,7 @@ def table(found: list[Measured]) -> str:
             f"| {name} | {option} | {mine[0].planned_s:.1f} | {turns} | "
             f"{mean(m.makespan_s for m in mine):.1f} | {gain} | "
             f"{mine[0].engine_starts} | {mine[0].taken_over} | "
+            f"{mine[0].woken} | "
             f"{mean(m.load_s for m in mine):.1f} | {mean(m.load_average for m in mine):.1f} |"
         )
     return "\n".join(lines)

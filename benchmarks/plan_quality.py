@@ -26,10 +26,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from derive_instances import TARGET, TICKS, Recipe, build
-from exact import size_class
 from samullm_cpsat.durations import measure
 from samullm_cpsat.instance import Instance
+from stored_instances import TARGET, TICKS, Recipe, build, size_class
 
 from samullm_plugin import Application, Problem
 from samullm_plugin.bench.cases import CaseSettings, make_case

@@ -1,10 +1,9 @@
-"""Speed of the engine simulator, side by side with vLLM's own scheduler, on one core.
+"""Speed of the engine simulator in every mode, on one core: to compare two commits with.
 
-    python -m benchmarks.simulator              # all tables, one to two minutes
-    python -m benchmarks.simulator --no-compile --no-vllm
+    python -m benchmarks.simulator [--requests 10000] [--largest 1000000]
 
-Everything runs in this one thread on one core, and its CPU time is what is measured, so that other
-work on the machine does not count; the first use of a fresh process is wall time.
+Everything runs in this one thread on one core, and its processor time is what is measured, so that
+other work on the machine does not count.
 """
 
 from __future__ import annotations
@@ -12,13 +11,9 @@ from __future__ import annotations
 import argparse
 import os
 import resource
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.util import find_spec
 
 import numpy as np
 
@@ -44,16 +39,6 @@ ROOMY = EngineConfig(max_num_seqs=256, num_blocks=20_000)
 TIGHT = replace(ROOMY, num_blocks=3_000)
 CACHED = {"enable_prefix_caching": True}
 SYNC_AND_ASYNC = (("sync", {}), ("async", {"async_scheduling": True}))
-
-FIRST_USE = """
-import time; t = time.perf_counter()
-import numpy as np
-from samullm_plugin.engine import Curve, EngineConfig, StepLatency, Workload, simulate_engine
-a = time.perf_counter()
-w = Workload(np.array([9, 5]), np.array([4, 7]))
-simulate_engine(EngineConfig(), w, StepLatency(Curve.constant(0.01)))
-print(a - t, time.perf_counter() - a)
-"""
 
 
 class Outside:
@@ -186,92 +171,17 @@ def time_outside(n: int) -> None:
         )
 
 
-def time_vllm(n: int) -> None:
-    """Time vLLM's own scheduler on the same requests, and compare every step."""
-    from tests.conformance.compare import Case, simulated_rows
-    from tests.conformance.vllm_scheduler import run_vllm
-
-    print(f"\nvLLM's own scheduler, {n} requests")
-    widths = (40, 10, 12, 10, 10, 12)
-    print_row("mode", "vLLM s", "us/seq-step", "ratio", "ratio*", "differences", widths=widths)
-    w = requests(n)
-    small = {
-        "num_blocks": max(60 * n // 100, 40),
-        "max_num_seqs": 64,
-        "max_num_batched_tokens": 512,
-    }
-    run_vllm(ROOMY, requests(4))
-    for name, config in (
-        ("sync, plenty of blocks", ROOMY),
-        ("async, plenty of blocks", replace(ROOMY, async_scheduling=True)),
-        ("sync, few blocks", replace(ROOMY, **small)),
-        ("async, few blocks", replace(ROOMY, async_scheduling=True, **small)),
-        ("sync, few blocks, prefix caching", replace(ROOMY, **CACHED, **small)),
-    ):
-        case = Case(config, w)
-        started = time.process_time()
-        real = run_vllm(case.config, case.workload)
-        seconds = time.process_time() - started
-        plain, _ = best(lambda c=config: simulate_engine(c, w, LATENCY))
-        recorded, run = best(lambda c=config: simulate_engine(c, w, LATENCY, record_steps=True))
-        assert run.steps is not None
-        rows = simulated_rows(run.steps)
-        differences = sum(a != b for a, b in zip(real.rows, rows, strict=True))
-        sequences = sum(len(r.scheduled) for r in real.rows)
-        print_row(
-            name,
-            f"{seconds:.2f}",
-            f"{seconds / sequences * 1e6:.1f}",
-            f"{seconds / plain:.0f}",
-            f"{seconds / recorded:.0f}",
-            f"{differences} of {len(rows)}",
-            widths=widths,
-        )
-    print("ratio*: every step recorded; both timed on one core in this run")
-
-
-def time_first_use(compile_too: bool) -> None:
-    """Time the first use in fresh processes: with compiled code on disk, and without."""
-    print("\nfirst use in a fresh process")
-    for label, environment in (
-        ("compiled code cached", ()),
-        *([("nothing cached: compiles", ("NUMBA_CACHE_DIR",))] if compile_too else []),
-    ):
-        with tempfile.TemporaryDirectory() as empty:
-            variables = dict.fromkeys(environment, empty)
-            seconds = []
-            for _ in range(1 if environment else 3):
-                result = subprocess.run(
-                    [sys.executable, "-c", FIRST_USE],
-                    env={**os.environ, **variables},
-                    capture_output=True,
-                    text=True,
-                    check=True,
-                )
-                seconds.append([float(x) for x in result.stdout.split()])
-            imports, simulation = min(seconds, key=sum)
-            print(f"{label:<28} imports {imports:.2f} s, first simulation {simulation:.2f} s")
-
-
 def main() -> None:
     """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--largest", type=int, default=1_000_000)
-    parser.add_argument("--vllm-requests", type=int, default=1000)
-    parser.add_argument("--no-vllm", action="store_true")
-    parser.add_argument("--no-compile", action="store_true", help="skip the uncached compilation")
     options = parser.parse_args()
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     simulate_engine(ROOMY, requests(10), LATENCY)
     time_modes(options.requests)
     time_growth(options.largest)
     time_outside(options.requests)
-    if options.no_vllm or find_spec("vllm") is None:
-        print("\nvLLM's own scheduler: left out")
-    else:
-        time_vllm(options.vllm_requests)
-    time_first_use(not options.no_compile)
 
 
 if __name__ == "__main__":

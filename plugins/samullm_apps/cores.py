@@ -8,9 +8,9 @@ core, so that what an engine does besides computing (about 2 ms) does not rule.
 from __future__ import annotations
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from samullm_apps.paper import ChainTokens, chain_nodes, ensembling_nodes
+from samullm_apps.paper import ChainTokens, SourceOptions, chain_nodes, ensembling_nodes
 from samullm_apps.statistics import chunk_counts, normal_lengths
 from samullm_plugin import (
     Application,
@@ -65,13 +65,10 @@ def _models() -> dict[str, ModelSpec]:
     return {"small": SMALL, "medium": MEDIUM, "large": LARGE}
 
 
-class CoreOptions(BaseModel):
+class CoreOptions(SourceOptions):
     """Options of every application for CPU cores."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     gpus: int = Field(default=2, ge=1, description="CPU cores; any of them can share a model.")
-    seed: int = Field(default=0, ge=0, description="Seed of the lengths' order.")
 
 
 class CoreApplication(ApplicationSource):

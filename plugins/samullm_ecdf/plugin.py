@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from samullm_ecdf.conditional import ConditionalLengths
-from samullm_ecdf.ecdf import EcdfLengths
+from samullm_ecdf.ecdf import ConditionalLengths, EcdfLengths
 from samullm_ecdf.given import FixedLengths, OracleLengths, WorkloadLengths
 from samullm_ecdf.proxy import ProxyLengths
 from samullm_plugin import LengthEstimator, hookimpl

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -86,7 +85,7 @@ def sheet_of(gpu: Gpu) -> tuple[DataSheet, Provenance]:
     known = known_name(gpu.name)
     if known is not None:
         return DATA_SHEETS[known], Provenance("assumed", f"data sheet of {known}", ERROR_PCT)
-    if re.search(r"cpu|core", gpu.name.lower()):
+    if gpu.is_core:
         return _CORE, Provenance("assumed", "a usual core of a server", CPU_ERROR_PCT)
     if (found := described_device(gpu.name)) is not None:
         return found, Provenance("assumed", f"what the driver says of {gpu.name}", ERROR_PCT)

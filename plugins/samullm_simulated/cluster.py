@@ -17,6 +17,7 @@ import numpy as np
 from samullm_plugin import (
     EngineRequest,
     EngineSpec,
+    ModeCosts,
     ParallelConfig,
     Problem,
     RequestOutput,
@@ -58,6 +59,7 @@ class SimulatedCluster:
         self.clock_s = 0.0
         self.engines: dict[str, SimulatedEngine] = {}
         self._prepared: dict[str, float] = {}
+        self._asleep: dict[str, float] = {}
         self._caches = PageCaches(truth)
         self._nodes = truth.app.nodes
         scenario = truth.scenarios[0]
@@ -108,6 +110,38 @@ class SimulatedCluster:
         taken_over = self.engines[spec.key]
         taken_over.ready_s, taken_over.reported_ready = self.clock_s, True
 
+    def sleep(self, key: str) -> None:
+        """Let an engine that has no requests fall asleep.
+
+        Raises:
+            RunError: if it is not ready or has requests.
+        """
+        engine = self.engine(key)
+        if not engine.reported_ready or engine.generated(self.clock_s):
+            raise RunError(f"executor simulated: engine {key} cannot sleep")
+        self.stop(key)
+        self._asleep[key] = self.clock_s + (self._costs(engine.spec).load.sleep_s or 0.0)
+
+    def wake(self, key: str, spec: EngineSpec) -> None:
+        """Let an engine that sleeps serve another node.
+
+        Raises:
+            RunError: if it does not sleep.
+        """
+        if key not in self._asleep:
+            raise RunError(f"executor simulated: engine {key} does not sleep")
+        began_s = max(self._asleep.pop(key), self._free_s(spec))
+        self.start(spec)
+        self.engines[spec.key].ready_s = began_s + (self._costs(spec).load.wake_s or 0.0)
+
+    def _free_s(self, spec: EngineSpec) -> float:
+        """Return when an engine has its devices: when those that it follows sleep."""
+        return max((self.clock_s, *(self._asleep[k] for k in spec.after if k in self._asleep)))
+
+    def _costs(self, spec: EngineSpec) -> ModeCosts:
+        parallel = ParallelConfig(1, spec.tensor_parallel_size, spec.pipeline_parallel_size)
+        return self.truth.mode(spec.node, parallel, spec.devices)
+
     def start(self, spec: EngineSpec) -> None:
         """Add an engine that is ready after its load time.
 
@@ -122,14 +156,14 @@ class SimulatedCluster:
                 )
         if spec.key in self.engines:
             raise RunError(f"executor simulated: there is an engine {spec.key!r} already")
-        parallel = ParallelConfig(1, spec.tensor_parallel_size, spec.pipeline_parallel_size)
-        costs = self.truth.mode(spec.node, parallel, spec.devices)
+        costs = self._costs(spec)
         config = replace(
             self.truth.engine_config(spec.node, costs, spec.pipeline_parallel_size),
             scheduling_policy=spec.scheduling_policy,
         )
         since_s = self._prepared.pop(spec.key, None)
-        ready_s = self._caches.ready_s(spec.node, costs, spec.devices, self.clock_s, since_s)
+        free_s = self._free_s(spec)
+        ready_s = self._caches.ready_s(spec.node, costs, spec.devices, free_s, since_s)
         window = self._window_of(spec)
         engine = SimulatedEngine(spec, config, costs, self.clock_s, ready_s, window)
         if config.enable_prefix_caching:
@@ -146,7 +180,7 @@ class SimulatedCluster:
         Returns:
             Requests that finished but were not reported, and the unfinished with their tokens.
         """
-        if self._prepared.pop(key, None) is not None:
+        if (self._prepared.pop(key, None), self._asleep.pop(key, None)) != (None, None):
             return [], []
         engine = self.engine(key)
         finished, unfinished = [], []

@@ -98,6 +98,20 @@ class SimulatedExecutor(Executor):
         """Let a replica without requests go on for another node."""
         self.cluster.pass_on(key, spec)
 
+    @property
+    def can_sleep(self) -> bool:
+        """Sleeping and waking take what the costs say."""
+        return True
+
+    def sleep_engine(self, key: str) -> bool:
+        """Let a replica without requests fall asleep."""
+        self.cluster.sleep(key)
+        return True
+
+    def wake_engine(self, key: str, spec: EngineSpec) -> None:
+        """Let a replica that sleeps serve a node; it is ready after the seconds of waking."""
+        self.cluster.wake(key, spec)
+
     def window(self, model: ModelSpec) -> int | None:
         """Return how many requests a replica of a model has at a time, as real ones have."""
         return WINDOW * model.engine.max_num_seqs

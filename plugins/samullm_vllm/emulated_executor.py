@@ -108,6 +108,15 @@ class EmulatedExecutor(ProcessExecutor):
         """Prepared starts take as much less as the costs say."""
         return True
 
+    @property
+    def can_sleep(self) -> bool:
+        """Sleeping and waking take what the costs say."""
+        return True
+
+    def _sleep_and_wake_s(self, spec: EngineSpec) -> tuple[float, float]:
+        load = self._costs(spec).load
+        return load.sleep_s or 0.0, load.wake_s or 0.0
+
     def _load_s(self, costs: ModeCosts) -> tuple[float, float]:
         """Return the modelled seconds of a start: without, and with a device."""
         load_s = costs.load.warm_s if self._truth is None else self._truth.load_s(costs)

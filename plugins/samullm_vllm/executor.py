@@ -7,7 +7,7 @@ import selectors
 import sys
 import time
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, ClassVar
@@ -39,10 +39,12 @@ from samullm_vllm.protocol import (
     Prepared,
     ProtocolError,
     Ready,
+    Sleep,
     Start,
     Stop,
     Stopped,
     Submit,
+    Wake,
 )
 from samullm_vllm.replica import Phase, Replica
 from samullm_vllm.workdir import WorkDir
@@ -173,15 +175,75 @@ class ProcessExecutor(Executor):
     def start_engine(self, spec: EngineSpec) -> None:
         """Begin to start a replica; a ``ready`` or ``failed`` event follows."""
         replica = self._replicas.get(spec.key)
+        waits = self._dozing(spec.after)
         if replica is None:
-            replica = self._launch(spec, ahead=False)
+            replica = self._launch(spec, ahead=bool(waits))
         elif replica.phase in ("preparing", "prepared"):
             replica.spec = spec
         elif replica.phase != "failed":  # of which its event tells
             raise RunError(f"executor {self.name}: there is an engine {spec.key!r} already")
-        if replica.phase != "failed":
-            replica.phase = "starting"
-            self._send(replica, self._running.placement(self._device_names(spec)))
+        replica.waits = waits
+        self._give_devices(replica)
+
+    def _dozing(self, keys: Iterable[str]) -> set[str]:
+        """Return those replicas that are still on their way to sleep."""
+        return {k for k in keys if k in self._replicas and self._replicas[k].phase == "dozing"}
+
+    def _give_devices(self, replica: Replica) -> None:
+        """Let a replica go on with its start, or wake, unless it has to wait for its devices."""
+        if replica.waits or replica.phase == "failed":
+            return
+        woken = replica.asleep or replica.phase == "dozing"
+        replica.asleep, replica.phase = False, "starting"
+        if woken:
+            self._send(replica, Wake(self._sleep_and_wake_s(replica.spec)[1]))
+        else:
+            self._send(replica, self._running.placement(self._device_names(replica.spec)))
+
+    def _note_free(self, key: str) -> None:
+        """Give devices to those who have waited for a replica to leave them."""
+        for replica in self._replicas.values():
+            if key in replica.waits:
+                replica.waits.discard(key)
+                self._give_devices(replica)
+
+    def _sleep_and_wake_s(self, spec: EngineSpec) -> tuple[float, float]:
+        """Return the seconds that sleeping and waking take a modelled engine."""
+        del spec
+        return 0.0, 0.0
+
+    def sleep_engine(self, key: str) -> bool:
+        """Begin to put an idle replica to sleep.
+
+        Raises:
+            RunError: if it is not ready, or has requests.
+        """
+        replica = self._idle(key)
+        replica.phase = "dozing"
+        self._send(replica, Sleep(self._sleep_and_wake_s(replica.spec)[0]))
+        return True
+
+    def _idle(self, key: str) -> Replica:
+        replica = self._replica(key)
+        if replica.phase != "ready" or replica.unfinished:
+            raise RunError(f"engine {key}: only an idle, ready engine can be put to sleep")
+        return replica
+
+    def wake_engine(self, key: str, spec: EngineSpec) -> None:
+        """Bring a replica that sleeps, or falls asleep, back for a node.
+
+        Raises:
+            RunError: if it does not sleep.
+        """
+        replica = self._replica(key)
+        if replica.phase not in ("dozing", "asleep", "failed") or spec.key in self._replicas:
+            raise RunError(f"executor {self.name}: engine {key} cannot wake as {spec.key}")
+        replica.spec, replica.waits = spec, self._dozing(spec.after)
+        self._replicas[spec.key] = self._replicas.pop(key)
+        if replica.phase == "failed":  # which was told of it by its old name
+            reason = f"it ended while it slept; log: {replica.log}"
+            self._events.append(EngineEvent(spec.key, "failed", self.now_s(), reason=reason))
+        self._give_devices(replica)
 
     @property
     def can_pass_on(self) -> bool:
@@ -279,6 +341,7 @@ class ProcessExecutor(Executor):
         self._end(replica)
         self._lag_s += replica.lag_s
         del self._replicas[key]
+        self._note_free(key)
         return [self._movable(replica, o) for o in replica.cut_off()]
 
     def _wait(self, replica: Replica, phase: Phase, timeout_s: float) -> bool:
@@ -392,7 +455,9 @@ class ProcessExecutor(Executor):
             replica.snapshot = message.outputs
             replica.phase = "stopped"
         elif isinstance(message, Asleep):
-            replica.phase = "asleep"
+            if replica.phase == "dozing":  # it may be wanted again meanwhile
+                replica.phase, replica.asleep = "asleep", True
+                self._note_free(key)
         elif isinstance(message, Fault):
             if message.of_all:
                 raise self._hopeless(message.reason, replica.log)
@@ -412,7 +477,7 @@ class ProcessExecutor(Executor):
         if replica.phase == "prepared":
             return  # it waits, and says nothing
         replica.silent_s += listened_s
-        coming_up = replica.phase in ("preparing", "starting")
+        coming_up = replica.phase in ("preparing", "starting", "dozing")
         if coming_up and replica.silent_s > self.options.load_timeout_s:
             self._fail(replica, f"not ready after {replica.silent_s:.0f} s (load_timeout_s)")
         elif not coming_up and replica.silent_s > self.options.hang_timeout_s:

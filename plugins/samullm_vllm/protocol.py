@@ -82,13 +82,23 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
 
 
 class Sleep(msgspec.Struct, frozen=True, tag=True):
-    """Free device memory (vLLM's sleep levels 1 and 2)."""
+    """Free device memory: weights and KV cache are dropped (vLLM's sleep level 2).
 
-    level: int
+    Attributes:
+        seconds: that this takes a modelled engine.
+    """
+
+    seconds: float = 0.0
 
 
 class Wake(msgspec.Struct, frozen=True, tag=True):
-    """Undo :class:`Sleep`."""
+    """Undo :class:`Sleep`.
+
+    Attributes:
+        seconds: that this takes a modelled engine.
+    """
+
+    seconds: float = 0.0
 
 
 class Tick(msgspec.Struct, frozen=True, tag=True):

@@ -14,7 +14,10 @@ from samullm_plugin.model.types import Floats
 from samullm_vllm.launching import Launched
 from samullm_vllm.protocol import STEP_COLUMNS, Beat
 
-Phase = Literal["preparing", "prepared", "starting", "ready", "asleep", "failed", "stopped"]
+Phase = Literal[
+    "preparing", "prepared", "starting", "ready", "dozing", "asleep", "failed", "stopped"
+]
+"""``dozing``: on its way to sleep."""
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +35,8 @@ class Replica:
         snapshot: its answer to being stopped.
         lag_s: real seconds by which its modelled iterations have come late.
         start_parts: seconds of its start by part.
+        waits: replicas on its devices that do not sleep yet.
+        asleep: it has given its devices away.
     """
 
     spec: EngineSpec
@@ -44,6 +49,8 @@ class Replica:
     snapshot: tuple[RequestOutput, ...] | None = None
     lag_s: float = 0.0
     start_parts: Mapping[str, float] = field(default_factory=dict)
+    waits: set[str] = field(default_factory=set)
+    asleep: bool = False
     _steps: list[bytes] = field(default_factory=list)
 
     def submitted(self, requests: Iterable[EngineRequest]) -> None:

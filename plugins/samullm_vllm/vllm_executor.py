@@ -13,7 +13,7 @@ from typing import IO, Any, ClassVar, Literal
 import psutil
 from pydantic import BaseModel, Field
 
-from samullm_plugin import Cluster, EngineSpec, InputError, ModelSpec, RunError
+from samullm_plugin import Cluster, EngineEvent, EngineSpec, InputError, ModelSpec, RunError
 from samullm_plugin.checkpoints.models import checkpoint_of
 from samullm_plugin.checkpoints.weight_files import WEIGHT_SUFFIXES
 from samullm_plugin.model.engine_config import vllm_version
@@ -42,7 +42,7 @@ from samullm_vllm.executor import ProcessExecutor
 from samullm_vllm.fork_launching import begin_import, make_launcher, make_other_launcher
 from samullm_vllm.launching import Launcher
 from samullm_vllm.process_options import ProcessOptions
-from samullm_vllm.protocol import Sleep, Start, Wake
+from samullm_vllm.protocol import Start
 from samullm_vllm.replica import Replica
 from samullm_vllm.stages import check_stages
 
@@ -274,14 +274,23 @@ class VllmExecutor(ProcessExecutor):
         path = model.path or model.name
         threading.Thread(target=read_ahead, args=(path,), daemon=True).start()
 
-    def start_engine(self, spec: EngineSpec) -> None:
-        """Begin to start a replica; a ``ready`` or ``failed`` event follows."""
-        self._memory.note_before(spec.devices)
-        super().start_engine(spec)
+    def _give_devices(self, replica: Replica) -> None:
+        """Let a replica go on, what is used of its devices by then being known.
+
+        One that was left in peace on a CPU is ready at once.
+        """
+        if replica.asleep and self._platform == "cpu":
+            if replica.phase == "asleep":
+                replica.phase, replica.asleep = "ready", False
+                self._events.append(EngineEvent(replica.spec.key, "ready", self.now_s()))
+            return
+        if not replica.waits:
+            self._memory.note_before(replica.spec.devices)
+        super()._give_devices(replica)
 
     def _end(self, replica: Replica) -> None:
         """Have the processes of a replica gone, and on CUDA their memory back."""
-        held = replica.phase not in ("preparing", "prepared")
+        held = replica.phase not in ("preparing", "prepared") and not replica.asleep
         super()._end(replica)
         if held:
             self._memory.await_back(replica.spec.devices)
@@ -310,41 +319,37 @@ class VllmExecutor(ProcessExecutor):
 
     @property
     def can_sleep(self) -> bool:
-        """Whether engines can be put to sleep here."""
-        return self._platform == "cuda" and self.vllm_options.sleep_mode
+        """With the option on CUDA; on CPU cores engines stay as they are, and use no core."""
+        return self.devices_are == "cpu" or self.vllm_options.sleep_mode
 
-    def sleep_engine(self, key: str, level: Literal[1, 2]) -> None:
-        """Free an idle replica's device memory but keep its process.
+    def sleep_engine(self, key: str) -> bool:
+        """Begin to put an idle replica to sleep, its weights dropped; on a CPU it is left in peace.
 
-        Level 1 keeps the weights in host memory, level 2 drops them.
+        Returns:
+            False for weights that are made up (``load_format: dummy``), which cannot be loaded
+            again, and on a CPU if the host's memory has no room for another such engine.
 
         Raises:
-            InputError: without ``sleep_mode`` and CUDA, or for level 2 of a model whose weights
-                are made up (``load_format: dummy``): vLLM could not load them again.
-            RunError: if the replica has requests or does not get to sleep in time.
+            RunError: if it is not ready, or has requests.
         """
-        replica = self._replica(key)
-        if not self.can_sleep:
-            super().sleep_engine(key, level)
-        if level == 2 and dict(replica.spec.model.engine.extra).get("load_format") == "dummy":
-            raise InputError(
-                f"engine {key}: weights of load_format dummy cannot be loaded again after sleep "
-                "level 2; use level 1"
+        replica = self._idle(key)
+        if self._platform == "cuda":
+            if dict(replica.spec.model.engine.extra).get("load_format") != "dummy":
+                return super().sleep_engine(key)
+            why = "weights of load_format dummy cannot be loaded again"
+        else:
+            costs = replica.spec.costs
+            needed = 0.0 if costs is None else costs.load.asleep_bytes
+            free = psutil.virtual_memory().available
+            if needed <= free:
+                replica.phase, replica.asleep = "asleep", True
+                return True
+            why = (
+                f"another one like it needs {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB "
+                "of the host's memory are free"
             )
-        if replica.phase != "ready" or replica.unfinished:
-            raise RunError(f"engine {key}: only an idle, ready engine can be put to sleep")
-        self._send(replica, Sleep(level))
-        # Weights go to host memory about as fast as they come from there.
-        if not self._wait(replica, "asleep", self.options.load_timeout_s):
-            raise RunError(f"engine {key}: it does not get to sleep; log: {replica.log}")
-
-    def wake_engine(self, key: str) -> None:
-        """Bring a sleeping replica back; a ``ready`` event follows."""
-        replica = self._replica(key)
-        if replica.phase != "asleep":
-            raise RunError(f"engine {key}: it is not asleep")
-        replica.phase = "starting"
-        self._send(replica, Wake())
+        logger.warning("engine %s is stopped and does not sleep: %s", key, why)
+        return False
 
 
 def read_ahead(model: str) -> None:

@@ -81,7 +81,6 @@ class Rank:
         self.tracked: dict[int, tracking.Tracked] = {}
         self._adapters: dict[str, int] = {}
         self._arrivals = 0.0
-        self._sleeps_at = 0
 
     @property
     def busy(self) -> bool:
@@ -131,20 +130,21 @@ class Rank:
         number = self._adapters.setdefault(folder, len(self._adapters) + 1)
         return LoRARequest(f"adapter-{number}", number, folder)
 
-    def sleep(self, level: int) -> None:
-        """Free the device's memory."""
-        self.engine.sleep(level=level)
-        self._sleeps_at = level
+    def sleep(self, seconds: float) -> None:
+        """Free the device's memory; a modelled engine takes so many seconds."""
+        if self.start.latency is None:
+            self.engine.sleep(level=2)
+        else:
+            time.sleep(seconds * self.start.time_scale)
 
-    def wake(self) -> None:
-        """Undo :meth:`sleep`; weights that were dropped are loaded again before the KV cache."""
-        if self._sleeps_at == 2:
+    def wake(self, seconds: float) -> None:
+        """Undo :meth:`sleep`: weights are loaded again before there is a KV cache."""
+        if self.start.latency is None:
             self.engine.wake_up(tags=["weights"])
             self.engine.collective_rpc("reload_weights")
             self.engine.wake_up(tags=["kv_cache"])
         else:
-            self.engine.wake_up()
-        self._sleeps_at = 0
+            time.sleep(seconds * self.start.time_scale)
 
     def step(self) -> list[RequestOutput]:
         """Run an iteration; return the requests that finished."""
@@ -333,9 +333,9 @@ def apply(rank: Rank, message: Message) -> list[RequestOutput]:
     if isinstance(message, Submit):
         return rank.add(message.requests)
     if isinstance(message, Sleep):
-        rank.sleep(message.level)
+        rank.sleep(message.seconds)
     elif isinstance(message, Wake):
-        rank.wake()
+        rank.wake(message.seconds)
     return []
 
 

@@ -91,6 +91,9 @@ MEDIA_PARTS = frozenset(
 )
 """Types of content parts that only some models read."""
 
+FIELD_TURNS = frozenset({"history", "image"})
+"""Roles of turns that name a field of the row instead of holding a template."""
+
 
 class BodyError(ValueError):
     """A request asks for something that is not done here; the message says what."""
@@ -291,10 +294,6 @@ def content_text(content: Any) -> str:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-FIELD_TURNS = frozenset({"history", "image"})
-"""Roles of turns that name a field of the row instead of holding a template."""
 
 
 def image_parts(

@@ -168,12 +168,12 @@ NumGpus = Annotated[int, Field(le=65_536)]
 
 
 class Section(BaseModel):
-    """Base of all parts of the file: unknown fields are refused."""
+    """Base of every part of a file that users write: unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
-SHOWN = 20
+SHOWN_FINDINGS = 20
 """So many different findings are listed in full; of the rest, only where they are."""
 
 _PLACE = re.compile(r"(.*) (line|row) (\d+)(.*)", re.DOTALL)
@@ -197,11 +197,11 @@ def bad_rows_message(bad: Mapping[str, str], remedy: str = "") -> str:
         groups.setdefault((file, reason), []).append(place)
     told = [
         f"{file + ' ' if file else ''}{_ranges(places)}: {reason}"
-        for (file, reason), places in list(groups.items())[:SHOWN]
+        for (file, reason), places in list(groups.items())[:SHOWN_FINDINGS]
     ]
     rest = [
         f"{file + ' ' if file else ''}{place}"
-        for (file, _), places in list(groups.items())[SHOWN:]
+        for (file, _), places in list(groups.items())[SHOWN_FINDINGS:]
         for place in places
     ]
     if rest:

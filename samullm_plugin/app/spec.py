@@ -109,8 +109,8 @@ class ClusterSection(Section):
     host_memory_gib: float | None = Field(
         default=None,
         gt=0,
-        description="Memory of each machine, within which engines are prepared ahead; as much as "
-        "its GPUs have together if not given.",
+        description="Memory of each machine, within which engines are prepared ahead and sleep; as "
+        "much as its GPUs have together if not given.",
     )
 
     @field_validator("gpus")
@@ -155,6 +155,11 @@ class PlannerSection(Section):
     prepared_starts: bool = Field(
         default=False,
         description="Do what an engine start needs no device for while others still compute.",
+    )
+    sleeping_engines: bool = Field(
+        default=False,
+        description="Let engines sleep that a later node needs again on the same devices in the "
+        "same sizes: waking takes less than a start.",
     )
     pipeline_parallel_sizes: list[Count] | None = Field(
         default=None,

@@ -104,6 +104,7 @@ class CaseSettings:
         profile: measured latencies for it to use; None: its own figures.
         gpus: overrides the application's own number of GPUs.
         prepared_starts: what engine starts need no device for can be done ahead.
+        sleeping_engines: engines may sleep until they are needed again.
         pipeline_parallel_sizes: groups of layers to consider for a replica; None: as few as fit.
     """
 
@@ -116,6 +117,7 @@ class CaseSettings:
     profile: str | None = None
     gpus: int | None = None
     prepared_starts: bool = False
+    sleeping_engines: bool = False
     pipeline_parallel_sizes: tuple[int, ...] | None = None
 
 
@@ -177,6 +179,7 @@ def make_case(host: PluginHost, text: str, settings: CaseSettings) -> BenchCase:
         true_lengths=known,
         pipeline_parallel_sizes=settings.pipeline_parallel_sizes,
         prepared_starts=settings.prepared_starts,
+        sleeping_engines=settings.sleeping_engines,
     )
     hidden = []
     if settings.seeds and known is None:

@@ -257,21 +257,21 @@ def _language_model(top: HfConfig) -> HfConfig:
     return HfConfig(found.where, found.kind, {**given, **found.given}, found.defaults)
 
 
-_LENGTHS = (
+_LENGTH_FIELDS = (
     "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length",
     "max_target_positions", "max_sequence_length", "max_seq_length", "seq_len",
 )  # fmt: skip
-_UNSCALED = frozenset(
+_UNSCALED_ROPE = frozenset(
     {"su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling", "default",
      "mrope", "proportional"}
 )  # fmt: skip
-_NONE_GIVEN = 2048
+_USUAL_LENGTH = 2048
 
 
 def derived_max_model_len(file: ConfigFile) -> int:
     """Return the longest prompt plus output that vLLM takes by default."""
     text = file.text
-    found = [v for n in _LENGTHS if isinstance(v := _length(file, n), int)]
+    found = [v for n in _LENGTH_FIELDS if isinstance(v := _length(file, n), int)]
     longest: float = min(found) if found else float("inf")
     if isinstance(own := _length(file, "model_max_length"), int) and own:
         longest = own
@@ -280,12 +280,12 @@ def derived_max_model_len(file: ConfigFile) -> int:
         if isinstance(limit, int | float) and limit > 0:
             longest = min(longest, limit)
     if longest == float("inf"):
-        return _NONE_GIVEN
+        return _USUAL_LENGTH
     parameters = list(_rope_parameters(text))
     if "gemma3" not in file.top.kind:
         factor = 1.0
         for rope in parameters:
-            if _rope_type(rope) not in _UNSCALED:
+            if _rope_type(rope) not in _UNSCALED_ROPE:
                 factor = float(rope.get("factor") or factor)
         longest *= factor
     if any(_rope_type(rope) in ("longrope", "su") for rope in parameters):

@@ -56,6 +56,10 @@ class PlanningGroup:
             help="Prepare engines, as far as that needs no device, while others still compute."
         ),
     ] = None
+    sleeping_engines: Annotated[
+        bool | None,
+        typer.Option(help="Let engines sleep that a later node needs again on the same devices."),
+    ] = None
     pipeline_parallel_sizes: Annotated[
         str | None,
         typer.Option(
@@ -75,6 +79,7 @@ class PlanningGroup:
             "budget_s": self.budget,
             "fusion": False if self.no_fusion else None,
             "prepared_starts": self.prepared_starts,
+            "sleeping_engines": self.sleeping_engines,
             "pipeline_parallel_sizes": self._sizes(),
         }
         return planner.model_copy(update={k: v for k, v in given.items() if v is not None})

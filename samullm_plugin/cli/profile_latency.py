@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from samullm_plugin.cli.options import parsed_options
 from samullm_plugin.cli.output import OutputJson, print_table, write_json
 from samullm_plugin.errors import InputError
 
@@ -102,7 +103,6 @@ def latency(
     fitted: what a plan says they take is compared with the seconds they took.
     """
     from samullm_plugin.app.modelspecs import engine_options
-    from samullm_plugin.cli.options import parsed_options
     from samullm_plugin.host.manager import PluginHost
     from samullm_plugin.measuring.engine import (
         capacities,

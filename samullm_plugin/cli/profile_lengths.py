@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from samullm_plugin.cli.options import parsed_options
 from samullm_plugin.cli.output import OutputJson, console, print_table, write_json
 from samullm_plugin.errors import InputError
 
@@ -83,7 +84,6 @@ def lengths(
     """
     import numpy as np
 
-    from samullm_plugin.cli.options import parsed_options
     from samullm_plugin.host.manager import PluginHost
     from samullm_plugin.measuring.lengths import measure_lengths, sample_requests
     from samullm_plugin.planning.applications import find_application

@@ -75,7 +75,7 @@ def run(
     from samullm_plugin.run.progress import RunProgress
     from samullm_plugin.run.replanning import Replanner
     from samullm_plugin.run.run import require_resumable, resume_run, start_run
-    from samullm_plugin.run.setup import RunSetup, require_preparing
+    from samullm_plugin.run.setup import RunSetup, require_able
     from samullm_plugin.run.signals import draining
 
     if (output_dir is None) == (resume is None):
@@ -107,7 +107,7 @@ def run(
         options |= loaded.executor.options
     options |= parsed_options(executor_option)
     engines = host.create("executor", name, options)
-    require_preparing(engines, planner)
+    require_able(engines, planner)
     context.with_resource(engines.kept_warm())
     engines.begin_opening()
     fused = None if stored is None else stored.fused

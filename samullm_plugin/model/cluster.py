@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,11 @@ class Gpu:
 
     name: str
     memory_bytes: int
+
+    @property
+    def is_core(self) -> bool:
+        """Return whether it is a CPU core, by its name."""
+        return re.search(r"cpu|core", self.name.lower()) is not None
 
 
 @dataclass(frozen=True, slots=True)

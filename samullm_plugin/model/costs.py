@@ -29,15 +29,15 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True)
 class LoadTimes:
-    """Seconds to bring a model's engine up, by where its weights are.
+    """Seconds to bring a model's engine up, and what that takes of its host.
 
     Attributes:
         warm_s: new engine, files in the page cache.
         cold_s: new engine, files on disk.
-        sleep1_s: putting it to sleep with its weights in host memory (vLLM sleep level 1).
-        wake1_s: waking it from there.
-        sleep2_s: putting it to sleep without weights (level 2).
-        wake2_s: waking it from there, weights reloaded.
+        sleep_s: putting it to sleep: its devices are free, its processes stay; None: it cannot.
+        wake_s: waking it, its weights reloaded if they were dropped; None: it cannot sleep.
+        asleep_bytes: host memory of a replica that sleeps.
+        asleep_device_bytes: memory of each of its devices that it keeps meanwhile.
         prepare_s: part of ``warm_s`` that needs no device, so that it can be done while others
             still compute; reading files from disk can be, too.
         prepared_bytes: host memory of a replica of which that part is done.
@@ -46,10 +46,10 @@ class LoadTimes:
 
     warm_s: float
     cold_s: float
-    sleep1_s: float | None = None
-    wake1_s: float | None = None
-    sleep2_s: float | None = None
-    wake2_s: float | None = None
+    sleep_s: float | None = None
+    wake_s: float | None = None
+    asleep_bytes: float = 0.0
+    asleep_device_bytes: float = 0.0
     prepare_s: float = 0.0
     prepared_bytes: float = 0.0
     source: str = ""
@@ -64,6 +64,23 @@ class LoadTimes:
             raise InputError(
                 f"load times: prepare_s is {self.prepare_s} s, a part of warm_s {self.warm_s} s"
             )
+
+    @property
+    def least_start_s(self) -> float:
+        """Return the seconds that a start holds devices at least."""
+        return self.warm_s - self.prepare_s
+
+    @property
+    def can_sleep(self) -> bool:
+        """Return whether it is known how long sleeping and waking take."""
+        return self.sleep_s is not None and self.wake_s is not None
+
+    @property
+    def worth_sleeping(self) -> bool:
+        """Return whether sleeping and waking hold devices shorter than another start."""
+        if self.sleep_s is None or self.wake_s is None:
+            return False
+        return self.sleep_s + self.wake_s < self.least_start_s
 
 
 @dataclass(frozen=True, slots=True)

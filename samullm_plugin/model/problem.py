@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
 from typing import Literal
@@ -10,7 +10,7 @@ from typing import Literal
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.application import Application, ModelNode, ModelSpec
 from samullm_plugin.model.cluster import Cluster
-from samullm_plugin.model.costs import ModeCosts
+from samullm_plugin.model.costs import LoadTimes, ModeCosts
 from samullm_plugin.model.engine_config import EngineConfig
 from samullm_plugin.model.kv_cache import blocks_per_sequence
 from samullm_plugin.model.parallel import ParallelConfig
@@ -97,6 +97,7 @@ class Problem:
         default_factory=dict, init=False, repr=False
     )
     _same_engine: dict[str, dict[str, int]] = field(default_factory=dict, init=False, repr=False)
+    _numbers: dict[str, tuple[int, ...]] = field(default_factory=dict, init=False, repr=False)
     _idle: dict[tuple[frozenset[str], ParallelConfig], tuple[int, ...] | None] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -148,6 +149,8 @@ class Problem:
         """Return by node the number of its engines."""
         if self.engine_of is not None:
             return self.engine_of
+        if "" in self._numbers:
+            return self._numbers[""]
         found: list[int] = []
         for i, node in enumerate(self.app.nodes):
             alike = (
@@ -156,7 +159,8 @@ class Problem:
                 if self.app.nodes[k].model == node.model and self.costs[k] == self.costs[i]
             )
             found.append(next(alike, i))
-        return tuple(found)
+        self._numbers[""] = tuple(found)
+        return self._numbers[""]
 
     def without_shared_engines(self) -> Problem:
         """Return the same problem in which every node's engines are started for it."""
@@ -285,7 +289,7 @@ class Problem:
 
     def least_start_s(self, costs: ModeCosts) -> float:
         """Return the seconds that an engine start holds its devices at least."""
-        return costs.load.warm_s - costs.load.prepare_s
+        return costs.load.least_start_s
 
     def reading_s(self, checkpoint: str) -> float:
         """Return the seconds at least in which a machine's disk reads a checkpoint."""
@@ -306,11 +310,16 @@ class Problem:
 
     def without_prepared_starts(self) -> Problem:
         """Return the same problem with engine starts of which no part can be done ahead."""
+        return self._with_loads(lambda load: replace(load, prepare_s=0.0))
 
-        def whole(costs: ModeCosts) -> ModeCosts:
-            return replace(costs, load=replace(costs.load, prepare_s=0.0))
+    def without_sleeping_engines(self) -> Problem:
+        """Return the same problem with engines that cannot sleep."""
+        return self._with_loads(lambda load: replace(load, sleep_s=None, wake_s=None))
 
-        costs = tuple({k: whole(c) for k, c in sizes.items()} for sizes in self.costs)
+    def _with_loads(self, changed: Callable[[LoadTimes], LoadTimes]) -> Problem:
+        costs = tuple(
+            {k: replace(c, load=changed(c.load)) for k, c in sizes.items()} for sizes in self.costs
+        )
         return replace(self, costs=costs)
 
     def without_pipelines(self) -> Problem:

@@ -31,6 +31,7 @@ class EngineSegment:
         num_finished: requests it finished.
         num_preemptions: recompute preemptions in its engines.
         finished: it ended because the node had finished.
+        woken: it was not started, but slept before.
     """
 
     node: str
@@ -44,6 +45,7 @@ class EngineSegment:
     num_finished: int
     num_preemptions: int
     finished: bool
+    woken: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

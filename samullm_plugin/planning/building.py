@@ -27,6 +27,7 @@ from samullm_plugin.model.scenarios import (
 )
 from samullm_plugin.model.types import Bools, Ints
 from samullm_plugin.planning.pipelines import without_useless_pipelines
+from samullm_plugin.profiling.loading import resident
 from samullm_plugin.profiling.transfer import ACROSS_SOURCE, across_machines
 
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
@@ -48,6 +49,7 @@ def build_problem(
     true_lengths: Sequence[Ints] | None = None,
     pipeline_parallel_sizes: Sequence[int] | None = None,
     prepared_starts: bool = False,
+    sleeping_engines: bool = False,
 ) -> Problem:
     """Return the problem of running an application on a cluster.
 
@@ -64,6 +66,7 @@ def build_problem(
             still drawn).
         pipeline_parallel_sizes: see :func:`collect_costs`.
         prepared_starts: what engine starts need no device for can be done ahead.
+        sleeping_engines: engines may sleep until they are needed again.
 
     Raises:
         InputError: if a model fits nowhere, or lengths or latencies of one are not known.
@@ -82,6 +85,7 @@ def build_problem(
     )
     problem = Problem(app, cluster, lengths, costs, page_cache)
     problem = problem if prepared_starts else problem.without_prepared_starts()
+    problem = problem if sleeping_engines else problem.without_sleeping_engines()
     return problem if pipeline_parallel_sizes is None else without_useless_pipelines(problem)
 
 
@@ -298,6 +302,9 @@ def _model_costs(
             costs = costs_of(node.model, cluster.gpus[device], tp, pp)
             if cluster.machines_per_replica(key.gpu, tp, pp) > 1:
                 costs = _across_machines(node.model, costs, cluster.network)
+            if cluster.gpus[device].is_core:
+                load = resident(costs.load, node.model, costs.kv_cache_tokens)
+                costs = replace(costs, load=load)
             found[key] = costs
         except InputError as error:
             refusal = refusal or error

@@ -199,6 +199,34 @@ def _require_preparable(problem: Problem, loaded: LoadedApplication) -> None:
         )
 
 
+def _require_sleepers(problem: Problem, loaded: LoadedApplication, *, fusion: bool) -> None:
+    """Refuse engines that sleep where that was asked for and none can.
+
+    Raises:
+        InputError: naming what is in the way.
+    """
+    asked = f"{loaded.path or f'application {loaded.app.name}'}: planner.sleeping_engines is true"
+    if not fusion:
+        raise InputError(
+            f"{asked}, but with fusion: false no node goes on with engines of another; leave one "
+            "of them out"
+        )
+    loads = [c.load for costs in problem.costs for c in costs.values() if c.load.can_sleep]
+    if not loads:
+        raise InputError(
+            f"{asked}, but the latency model knows of no engine how long it takes to sleep and "
+            "wake; leave it out"
+        )
+    least = min(load.asleep_bytes for load in loads)
+    most = max(problem.cluster.host_bytes(m) for m in range(len(problem.cluster.machines)))
+    if least > most:
+        raise InputError(
+            f"{asked}, but cluster.host_memory_gib {most / 2**30:.1f} has room for no engine that "
+            f"sleeps, of which the smallest needs {least / 2**30:.1f} GiB; give more, or leave "
+            "sleeping_engines out"
+        )
+
+
 def make_instance(
     host: PluginHost,
     loaded: LoadedApplication,
@@ -247,9 +275,12 @@ def make_instance(
         true_lengths=known,
         pipeline_parallel_sizes=how.pipeline_parallel_sizes,
         prepared_starts=how.prepared_starts,
+        sleeping_engines=how.sleeping_engines,
     )
     if not how.fusion:
         problem = problem.without_shared_engines()
     if how.prepared_starts:
         _require_preparable(problem, loaded)
+    if how.sleeping_engines:
+        _require_sleepers(problem, loaded, fusion=how.fusion)
     return Instance(problem, estimator, latency, how)

@@ -162,6 +162,7 @@ class _World:
                 simulator.cache,
                 policy_call(problem.app, policy, problem.scenarios),
                 simulator.running,
+                simulator.asleep,
             )
             for n, policy in made.items()
         }

@@ -143,10 +143,12 @@ def sharing_lines(problem: Problem, trace: PlanTrace) -> list[str]:
     lines = []
     for names in kinds.values():
         mine = [s for s in trace.segments if s.node in names]
-        taken = sum(s.ready_s == s.start_s for s in mine)
+        woken = sum(s.woken for s in mine)
+        taken = sum(s.ready_s == s.start_s and not s.woken for s in mine)
         lines.append(
             f"{', '.join(names)}: the same engines; {taken} of {len(mine)} times they are taken "
             "over from another node and not started"
+            + (f", {woken} times they slept and wake" if woken else "")
         )
     first: dict[str, ModelNode] = {}
     for node in problem.app.nodes:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from pydantic import BaseModel, Field
 
 from samullm_plugin.errors import InputError
+from samullm_plugin.model.application import ModelSpec
 from samullm_plugin.model.costs import LoadTimes
 from samullm_plugin.profiling.regression import least_absolute
 
 PROCESS_BYTES = 1e9
 """Host memory of an engine process before it has weights, about as measured with vLLM 0.32."""
+
+ASLEEP_BYTES, ASLEEP_SHARE = 1e9, 0.065
+"""Memory that an engine keeps of each device while it sleeps: so much (CUDA's context, graphs), and
+so much of its weights there. By two published figures: 0.8 GB of Llama-3.2-1B (NeMo-RL issue 223),
+6.2 GB beside 81 GB of weights (a log of vLLM 0.11's worker, imokuri.com, July 2025)."""
 
 ASSUMED = "assumed, of the size that start-up logs of vLLM show"
 """Where starts come from of which none was measured on the kind of device."""
@@ -34,15 +40,15 @@ class LoadModel:
         parallel_start_s: the same on several (process group, workers).
         read_bytes_per_s: from the page cache to the device.
         disk_bytes_per_s: from disk.
-        sleep_bytes_per_s, wake_bytes_per_s: weights between device and host memory, per device.
-        sleep2_s: dropping the weights.
-        reload_bytes_per_s: weights from the page cache into a running engine.
+        sleep2_s: putting an engine to sleep, its weights dropped (vLLM's sleep level 2).
+        reload_bytes_per_s: weights from the page cache into an engine that wakes.
         process_s: part of a start that needs no device (process, imports, configuration), of which
             at most :data:`MOST_PREPARED` of the whole is taken.
 
     The defaults of sleeping and waking are published figures of one model (vLLM pull request
-    48337, Qwen3-8B: sleep level 1 10.57 s and wake 2.19 s, level 2 0.31 s and 6.53 s), by its
-    16.4 GB; that of the disk is about the median of the first implementation's cold starts
+    48337, Qwen3-8B: sleep level 2 0.31 s and wake 6.53 s), by its 16.4 GB. Level 1, which keeps
+    weights in the host's memory, took longer in all (10.57 s and 2.19 s) and has no figures here.
+    That of the disk is about the median of the first implementation's cold starts
     (puddingfjz/vllm @ de1677dc). That of the process is **assumed**: reports of whole starts on
     CUDA tell of about 25 s (vLLM issue 20264: answers after 59 s, of which the engine's own
     initialisation with compiling and capturing takes 34 s) and 16 s (issue 44881, until the
@@ -54,8 +60,6 @@ class LoadModel:
     parallel_start_s: float
     read_bytes_per_s: float
     disk_bytes_per_s: float = 8e7
-    sleep_bytes_per_s: float = 1.55e9
-    wake_bytes_per_s: float = 7.5e9
     sleep2_s: float = 0.31
     reload_bytes_per_s: float = 2.5e9
     process_s: float = 5.0
@@ -80,14 +84,13 @@ class LoadModel:
         """
         start = self.start_s if parallel == 1 else self.parallel_start_s
         warm = start + weight_bytes / self.read_bytes_per_s if warm_s is None else warm_s
-        share = weight_bytes / parallel
         return LoadTimes(
             warm_s=warm,
             cold_s=warm + weight_bytes / self.disk_bytes_per_s,
-            sleep1_s=share / self.sleep_bytes_per_s,
-            wake1_s=0.1 + share / self.wake_bytes_per_s,
-            sleep2_s=self.sleep2_s,
-            wake2_s=0.1 + weight_bytes / self.reload_bytes_per_s,
+            sleep_s=self.sleep2_s,
+            wake_s=0.1 + weight_bytes / self.reload_bytes_per_s,
+            asleep_bytes=PROCESS_BYTES,
+            asleep_device_bytes=ASLEEP_BYTES + ASLEEP_SHARE * weight_bytes / parallel,
             prepare_s=(
                 min(self.process_s, MOST_PREPARED * warm)
                 if prepare_s is None
@@ -96,6 +99,22 @@ class LoadModel:
             prepared_bytes=weight_bytes + PROCESS_BYTES,
             source=source,
         )
+
+
+def resident(load: LoadTimes, model: ModelSpec, kv_cache_tokens: int) -> LoadTimes:
+    """Return the load times of an engine on CPU cores, which sleeps by being left as it is.
+
+    Nothing is freed, so all of its memory is its host's: process, weights and KV cache.
+
+    Args:
+        load: of an engine.
+        model: of an architecture that is not known no engine sleeps.
+        kv_cache_tokens: its capacity.
+    """
+    if (a := model.architecture) is None:
+        return replace(load, sleep_s=None, wake_s=None)
+    held = PROCESS_BYTES + a.weight_bytes + kv_cache_tokens * a.kv_bytes_per_token
+    return replace(load, sleep_s=0.0, wake_s=0.0, asleep_bytes=held, asleep_device_bytes=0.0)
 
 
 class AssumedStarts(BaseModel):

@@ -255,9 +255,9 @@ def kv_cache_blocks(
     return max(int((total_bytes * utilization - peak_bytes) // bytes_per_block), 0)
 
 
-_CONTEXT_BYTES = 0.5e9
+_ASSUMED_CONTEXT_BYTES = 0.5e9
 """Device context, workspaces and what the allocator cannot use."""
-_LINK_BYTES = 0.6e9
+_ASSUMED_LINK_BYTES = 0.6e9
 """Buffers of communication between devices."""
 
 
@@ -275,8 +275,8 @@ def assumed_overhead_bytes(
         4 * a.hidden_size + 3 * a.intermediate_size * active / tp
     )  # fmt: skip
     logits = 2 * 4 * engine.max_num_seqs * a.vocab_size
-    links = _LINK_BYTES if tp > 1 else 0.0
-    return _CONTEXT_BYTES + links + activations + logits + graph_bytes(a, engine)
+    links = _ASSUMED_LINK_BYTES if tp > 1 else 0.0
+    return _ASSUMED_CONTEXT_BYTES + links + activations + logits + graph_bytes(a, engine)
 
 
 def assumed_pool_tokens(

@@ -200,7 +200,8 @@ class Profile(_Strict):
         for name, value in (loading or {}).items():
             if not (value > 0 if name.endswith("_bytes_per_s") else value >= 0):
                 raise ValueError(f"{name} is {value}: seconds of at least 0, rates above 0")
-        return loading
+        older = ("sleep_bytes_per_s", "wake_bytes_per_s")  # of a sleep that nothing uses any more
+        return None if loading is None else {k: v for k, v in loading.items() if k not in older}
 
     def fitted(self, model: str, tensor_parallel_size: int) -> FittedModel | None:
         """Return the fitted latency of a model at a size, or None."""

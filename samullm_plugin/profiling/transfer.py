@@ -228,11 +228,11 @@ HOP_S = 1e-4
 """Seconds of handing a batch from a stage to the next, whatever its size. **Assumed**: a send, a
 receive and what waits for them."""
 
-LINK_BYTES_PER_S = 1.6e10
+HOP_BYTES_PER_S = 1.6e10
 """Bytes per second between the devices of two stages. **Assumed**: about two thirds of a PCIe 4.0
 slot, as stages are for devices that NVLink does not join."""
 
-HANDED = 2
+HOP_STATES = 2
 """States per token that are handed over, two bytes a number: hidden state and residual, as vLLM's
 models do."""
 
@@ -268,7 +268,7 @@ def stage_latency(
     if stages == 1:
         return latency
     share = largest_share(architecture, stages)
-    token_s = HANDED * 2.0 * architecture.hidden_size / LINK_BYTES_PER_S
+    token_s = HOP_STATES * 2.0 * architecture.hidden_size / HOP_BYTES_PER_S
     return replace(
         latency,
         by_tokens=combined([latency.by_tokens, Curve.line(HOP_S, token_s)], [share, 1.0]),
@@ -297,6 +297,6 @@ def across_machines(
         network: between the machines.
     """
     number_bytes = max(2.0, architecture.dtype_bytes)  # states are not quantised with weights
-    token_s = HANDED * number_bytes * architecture.hidden_size / network.bytes_per_s
+    token_s = HOP_STATES * number_bytes * architecture.hidden_size / network.bytes_per_s
     hop = Curve.line(network.latency_s, token_s)
     return replace(stage, by_tokens=combined([stage.by_tokens, hop], [1.0, 1.0]))

@@ -14,13 +14,15 @@ Two arguments, both from the iteration latencies themselves:
   waits for no other takes in one go what its simulation takes, whenever it starts, and what waits
   for it comes after that.
 
+Engines that sleep between two nodes are started once, as those that the second takes over at once.
+
 A plan may mix parallel sizes within a node that is started more than once, so prices are each taken
 at their cheapest size there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -69,6 +71,7 @@ def lower_bound(
     scenario: LengthScenario,
     running: Mapping[str, tuple[Running, float]] | None = None,
     timed: Timed | None = None,
+    asleep: Collection[int] = (),
 ) -> LowerBound:
     """Return a bound that no simulated plan of the problem beats in this scenario.
 
@@ -79,13 +82,14 @@ def lower_bound(
             nodes need no start, and those ready before 0 have done that much of their work.
         timed: simulates nodes alone; None: the bound holds for all request policies, else for that
             of these simulations.
+        asleep: numbers of engines that sleep when plans begin: they are taken to need no start.
     """
     ahead = {
         problem.app.index(name): (max(0.0, -ready_s), len(engine.devices))
         for name, (engine, ready_s) in (running or {}).items()
     }
     engine_of = problem.engine_numbers
-    numbers = {engine_of[i] for i in ahead}  # of engines that are there
+    numbers = {engine_of[i] for i in ahead} | set(asleep)  # of engines that are there
     started = {i for i, k in enumerate(engine_of) if k in numbers}
     done_s = {i: seconds for i, (seconds, _) in ahead.items()}
     paths = Paths(problem, scenario, done_s, started)
@@ -108,7 +112,7 @@ def lower_bound(
             seconds, devices = ahead[i]
             demand = Demand(max(0.0, demand.work - seconds * devices), 0.0, 0.0, 0.0)
         elif engine_of[i] in numbers:
-            demand = Demand(demand.work, 0.0, 0.0, 0.0)  # it may take over engines that are there
+            demand = Demand(demand.work, 0.0, 0.0, 0.0)  # engines that are there may serve it
         elif node.name in problem.same_engine:
             demand = demand.between(window.head_s, window.tail_s)
             if engine_of[i] in shared:

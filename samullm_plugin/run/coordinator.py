@@ -18,6 +18,7 @@ from samullm_plugin.model.types import Floats
 from samullm_plugin.records import to_record
 from samullm_plugin.rules.placement import one_at_a_time
 from samullm_plugin.rules.preparing import wanted_ahead
+from samullm_plugin.rules.sleeping import Asleep, Sleeping, can_sleep, sleeping
 from samullm_plugin.rules.transition import Running, RunState, next_transition, stage_ended
 from samullm_plugin.run.calibrating import Calibrator
 from samullm_plugin.run.dispatch import Deployment, Replica
@@ -106,6 +107,7 @@ class Coordinator:
             for i, name in enumerate(self._names)
         }
         self._same_engine = problem.same_engine if executor.can_pass_on else {}
+        self._can_sleep = executor.can_sleep and can_sleep(problem)
         self._zero_s = executor.now_s() - resume.clock_s
         self._stages = StageTracker(log, stage=resume.stage, stages_run=resume.stages_run)
         self.queue.changed = True
@@ -193,6 +195,7 @@ class Coordinator:
         for node in list(self.engines.deployments):
             self._stop(node)
         self.engines.prepare((), self.now_s())
+        self.engines.end_sleep(list(self.engines.asleep))
         self._stages.end(self.now_s(), self._finished())
         self.log.flush()
 
@@ -277,7 +280,14 @@ class Coordinator:
                 same_engine=self._same_engine,
             )
             self._stages.enter(self.plan, move.stage, self.now_s(), self._finished())
-            self._stop_released([r.takes_over for r in move.start])
+            change = Sleeping()
+            if self._can_sleep:
+                asleep = self.engines.asleep
+                change = sleeping(self.problem, self.plan, self.rule, move, asleep)
+            self.engines.end_sleep(change.end)
+            for name, kind in change.begin.items():
+                self._put_to_sleep(name, kind)
+            self._stop_released({*change.begin, *(r.takes_over for r in move.start)})
             kept: set[int] = set()
             for name in move.stop:
                 node = self._app.index(name)
@@ -289,7 +299,8 @@ class Coordinator:
                 if running.takes_over is not None:
                     self._take_over(running)
                 elif not kept & set(running.devices):
-                    self.engines.start(running, self.now_s())
+                    wakes = change.wake.get(running.planned.node)
+                    self.engines.start(running, self.now_s(), wakes)
             stalled = not self._can_go_on()
             if not stalled:
                 break
@@ -311,10 +322,20 @@ class Coordinator:
             for r in deployment.replicas
         )
 
-    def _stop_released(self, taken_over: Iterable[str | None]) -> None:
-        """Stop the engines of nodes that have finished, but for those that others take over."""
-        for name in set(self.rule.released) - set(taken_over):
+    def _stop_released(self, kept: Iterable[str | None]) -> None:
+        """Stop the engines of nodes that have finished, but for those that are kept."""
+        for name in set(self.rule.released) - set(kept):
             self._stop(self._app.index(name))
+
+    def _put_to_sleep(self, name: str, asleep: Asleep) -> None:
+        """Let the engines of a node that has finished sleep; stop them where that is refused."""
+        node = self._app.index(name)
+        deployment = self.engines.deployments[node]
+        if self._calibrator is not None:
+            for replica in deployment.replicas:
+                self.take_steps(deployment, replica)
+        if not self.engines.put_to_sleep(deployment, asleep, self.now_s()):
+            self._stop(node)
 
     def _take_over(self, running: Running) -> None:
         """Let engines go on for another node."""
@@ -328,7 +349,8 @@ class Coordinator:
         """Have the engines that come next prepared, if the executor can."""
         if self.executor.can_prepare:
             self._update_rule()
-            wanted = wanted_ahead(self.problem, self.plan, self.rule)
+            asleep = self.engines.asleep
+            wanted = wanted_ahead(self.problem, self.plan, self.rule, asleep)
             self.engines.prepare(wanted, self.now_s())
 
     def _prefetch(self) -> None:
@@ -446,6 +468,7 @@ class Coordinator:
         for node in list(self.engines.deployments):
             self._stop(node)
         self.engines.prepare((), self.now_s())
+        self.engines.end_sleep(list(self.engines.asleep))
         while self.serving.late and (events := self.executor.poll(1.0)):
             self._take(events)
         self.drained = True

@@ -28,7 +28,9 @@ class Replica:
         num_finished: requests it finished.
         busy_s: seconds in which it had requests, until ``busy_since_s``.
         busy_since_s: when it got the first of the requests it has; None without any.
-        prepared: a part of its start was done, or begun, before it got its devices.
+        prepared: what it took to be ready was no whole start: a part was done, or begun, before it
+            got its devices; or it slept; or it waited until others did.
+        woken: it slept.
     """
 
     key: str
@@ -43,6 +45,7 @@ class Replica:
     busy_s: float = 0.0
     busy_since_s: float | None = None
     prepared: bool = False
+    woken: bool = False
 
     def note_busy(self, now_s: float) -> None:
         """Bring the account of busy seconds up to now."""

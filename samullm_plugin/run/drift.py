@@ -17,6 +17,7 @@ from samullm_plugin.model.application import Application
 from samullm_plugin.model.latency import StepModel, StepTable
 from samullm_plugin.model.lengths import LengthObservations
 from samullm_plugin.model.types import Bools, Ints
+from samullm_plugin.rules.sleeping import Asleep
 from samullm_plugin.rules.transition import Running
 from samullm_plugin.run.ledger import Status
 from samullm_plugin.run.view import RunView
@@ -49,6 +50,7 @@ class Snapshot:
         in_page_cache: checkpoints that machines have read, by name and machine.
         call_s: by Python node, mean seconds of its calls so far; those without any are left out.
         rejected: by the user's node, outputs that were rejected; those without retries left out.
+        asleep: engines that sleep.
     """
 
     now_s: float
@@ -62,6 +64,7 @@ class Snapshot:
     in_page_cache: frozenset[tuple[str, int]] = frozenset()
     call_s: Mapping[int, float] = field(default_factory=dict)
     rejected: Mapping[str, int] = field(default_factory=dict)
+    asleep: tuple[Asleep, ...] = ()
 
 
 @dataclass(slots=True)
@@ -132,6 +135,7 @@ class DriftEstimator:
                 for part in node.parts
                 if part.repeats
             },
+            tuple(run.engines.asleep),
         )
 
     def _latency_factor(self, node: int) -> float:
@@ -146,7 +150,8 @@ class DriftEstimator:
     def _load_factor(run: RunView) -> float:
         ratios = []
         for event in run.log.records:
-            if event["kind"] == "engine_ready" and event.get("planned_load_s"):
+            started = event["kind"] == "engine_ready" and not event.get("woken")
+            if started and event.get("planned_load_s"):
                 ratios.append(float(event["load_s"]) / float(event["planned_load_s"]))
         return float(np.median(ratios)) if ratios else 1.0
 

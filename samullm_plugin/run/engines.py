@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from samullm_plugin.host.interfaces.executor import EngineSpec, Executor
@@ -11,6 +11,7 @@ from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.rules.page_cache import PageCaches
+from samullm_plugin.rules.sleeping import Asleep
 from samullm_plugin.rules.transition import Running
 from samullm_plugin.run.dispatch import Deployment, Replica
 from samullm_plugin.run.log import RunLog
@@ -33,12 +34,26 @@ class PreparedEngines:
     since_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class SleepingEngines:
+    """Engines that sleep.
+
+    Attributes:
+        keys: of the replicas.
+        from_s: when the plan's figures have them sleep, on the run's clock.
+    """
+
+    keys: tuple[str, ...]
+    from_s: float
+
+
 class Engines:
-    """The engines that hold devices, and those that are prepared before they do.
+    """The engines that hold devices, those that are prepared before they do, and those that sleep.
 
     Attributes:
         deployments: by node, those that hold devices.
         prepared: by node name, those that are prepared.
+        asleep: those that sleep, in the order in which they began.
         lost: devices that no engine may be started on.
         caches: what machines have read.
     """
@@ -62,6 +77,7 @@ class Engines:
         """
         self.deployments: dict[int, Deployment] = {}
         self.prepared: dict[str, PreparedEngines] = {}
+        self.asleep: dict[Asleep, SleepingEngines] = {}
         self.lost: set[int] = set()
         self.caches = PageCaches(problem)
         self._problem, self._executor, self._inputs, self._log = problem, executor, inputs, log
@@ -78,8 +94,14 @@ class Engines:
         """Return the node of an engine of this run, stopped or not."""
         return self._nodes.get(key)
 
-    def start(self, running: Running, now_s: float) -> None:
-        """Begin to start a node's engines."""
+    def start(self, running: Running, now_s: float, wakes: Asleep | None = None) -> None:
+        """Begin to start a node's engines.
+
+        Args:
+            running: they.
+            now_s: the clock.
+            wakes: engines that wake for it instead.
+        """
         node = self._problem.app.index(running.planned.node)
         deployment = Deployment(node, running, self._inputs[node], now_s)
         self.deployments[node] = deployment
@@ -88,10 +110,63 @@ class Engines:
         if known is not None and known.assignment.parallel != running.planned.parallel:
             self._discard(known.keys)
             known = None
+        if known is not None and wakes is not None:
+            self._discard(known.keys)
+            known = None
         keys = self._new_keys(actual) if known is None else known.keys
         since_s = None if known is None else known.since_s
+        if wakes is not None:
+            self._wake(deployment, keys, wakes, now_s)
+            return
         for key, devices in zip(keys, actual.replicas(), strict=True):
             self._start_replica(deployment, key, devices, now_s, since_s)
+
+    def _wake(
+        self, deployment: Deployment, keys: Sequence[str], wakes: Asleep, now_s: float
+    ) -> None:
+        """Wake engines for a node, each on its devices."""
+        planned = deployment.running.planned
+        after, free_s = self._before(wakes.devices, now_s)
+        slept = self.asleep.pop(wakes)
+        wake_s = wakes.load(self._problem).wake_s or 0.0
+        for key, old, devices in zip(keys, slept.keys, wakes.replicas(), strict=True):
+            spec = self._spec(key, planned, devices)
+            spec = replace(spec, after=tuple(k for k in after if k not in slept.keys))
+            window = self._executor.window_of(spec)
+            ready_s = free_s + wake_s
+            replica = Replica(key, devices, now_s, ready_s, window, prepared=True, woken=True)
+            self._add(deployment, replica, now_s, wakes=old)
+            self._executor.wake_engine(old, spec)
+
+    def _before(self, devices: Iterable[int], now_s: float) -> tuple[tuple[str, ...], float]:
+        """Return the engines on some devices that sleep, and when the last of them do."""
+        mine = set(devices)
+        held = [e for a, e in self.asleep.items() if not mine.isdisjoint(a.devices)]
+        return tuple(k for e in held for k in e.keys), max((now_s, *(e.from_s for e in held)))
+
+    def put_to_sleep(self, deployment: Deployment, asleep: Asleep, now_s: float) -> bool:
+        """Let a node's engines fall asleep, all of them or none.
+
+        Returns:
+            Whether they do; if not, they are to be stopped, which makes them end.
+        """
+        there = {r.devices: r.key for r in deployment.replicas}
+        keys = tuple(there[d] for d in asleep.replicas() if d in there)
+        if len(keys) < asleep.parallel.data_parallel_size:  # one has failed for good
+            return False
+        if not all(self._executor.sleep_engine(k) for k in keys):
+            return False
+        from_s = now_s + (asleep.load(self._problem).sleep_s or 0.0)
+        self.asleep[asleep] = SleepingEngines(keys, from_s)
+        for replica in list(deployment.replicas):
+            self.forget(deployment, replica, now_s, finished=True, asleep=True)
+        del self.deployments[deployment.node]
+        return True
+
+    def end_sleep(self, ended: Iterable[Asleep]) -> None:
+        """Stop engines that sleep."""
+        for asleep in ended:
+            self._discard(self.asleep.pop(asleep).keys)
 
     def take_over(self, running: Running, now_s: float) -> None:
         """Let the engines of a node that has finished go on as those of another."""
@@ -139,11 +214,17 @@ class Engines:
         self.prepared[assignment.node] = PreparedEngines(assignment, keys, now_s)
 
     def note_unprepared(self, key: str, time_s: float, reason: str) -> bool:
-        """Note that preparing an engine has failed: its start begins at the beginning.
+        """Note that an engine without a node has failed: its start begins at the beginning.
 
         Returns:
-            Whether it was being prepared.
+            Whether it was being prepared, or slept.
         """
+        for asleep, slept in self.asleep.items():
+            if key in slept.keys:
+                name = self._problem.app.nodes[self._nodes[key]].name
+                self._log.add(time_s, "engine_asleep_failed", key=key, node=name, reason=reason)
+                self.end_sleep([asleep])
+                return True
         for name, known in self.prepared.items():
             if key in known.keys:
                 self._log.add(time_s, "engine_preparing_failed", key=key, node=name, reason=reason)
@@ -180,11 +261,13 @@ class Engines:
     ) -> None:
         planned = deployment.running.planned
         parallel = planned.parallel
-        spec = self._spec(key, planned, devices)
+        after, free_s = self._before(deployment.running.devices, now_s)
+        spec = replace(self._spec(key, planned, devices), after=after)
         costs = self._problem.mode(deployment.node, parallel, devices)
-        ready_s = self.caches.ready_s(deployment.node, costs, devices, now_s, since_s)
+        ready_s = self.caches.ready_s(deployment.node, costs, devices, free_s, since_s)
         window = self._executor.window_of(spec)
-        replica = Replica(key, devices, now_s, ready_s, window, prepared=since_s is not None)
+        part = since_s is not None or free_s > now_s
+        replica = Replica(key, devices, now_s, ready_s, window, prepared=part)
         self._add(deployment, replica, now_s)
         self._executor.start_engine(spec)
 
@@ -195,8 +278,9 @@ class Engines:
         now_s: float,
         *,
         takes_over: str | None = None,
+        wakes: str | None = None,
     ) -> None:
-        """Note that an engine is started, or taken over from another node."""
+        """Note that an engine is started, taken over from another node, or wakes."""
         deployment.replicas.append(replica)
         self._by_key[replica.key] = (deployment, replica)
         self._nodes[replica.key] = deployment.node
@@ -209,6 +293,7 @@ class Engines:
             parallel=str(deployment.running.planned.parallel),
             stage=deployment.running.stage,
             **({} if takes_over is None else {"takes_over": takes_over}),
+            **({} if wakes is None else {"wakes": wakes}),
         )
 
     def note_ready(self, deployment: Deployment, replica: Replica, time_s: float) -> None:
@@ -223,7 +308,10 @@ class Engines:
             node=name,
             load_s=time_s - replica.started_s,
             planned_load_s=replica.planned_s - replica.started_s,
-            parts={} if taken_over else dict(self._executor.start_parts(replica.key)),
+            parts=(
+                {} if taken_over or replica.woken else dict(self._executor.start_parts(replica.key))
+            ),
+            **({"woken": True} if replica.woken else {}),
         )
 
     def note_stopped(self, deployment: Deployment, now_s: float, *, finished: bool) -> None:
@@ -233,9 +321,15 @@ class Engines:
         del self.deployments[deployment.node]
 
     def forget(
-        self, deployment: Deployment, replica: Replica, now_s: float, *, finished: bool
+        self,
+        deployment: Deployment,
+        replica: Replica,
+        now_s: float,
+        *,
+        finished: bool,
+        asleep: bool = False,
     ) -> None:
-        """Note that one engine has been stopped."""
+        """Note that one engine has been stopped, or sleeps."""
         replica.note_busy(now_s)
         deployment.drop(replica)
         del self._by_key[replica.key]
@@ -247,6 +341,7 @@ class Engines:
             busy_s=replica.busy_s,
             num_finished=replica.num_finished,
             node_finished=finished,
+            **({"asleep": True} if asleep else {}),
         )
 
     def restart(self, deployment: Deployment, replica: Replica, now_s: float) -> None:

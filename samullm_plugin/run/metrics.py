@@ -36,6 +36,7 @@ class MeasuredEngine:
         num_finished: requests it finished.
         failed: it died.
         taken_over: it was not started, but taken over from a node that had finished.
+        woken: it was not started, but slept before.
     """
 
     key: str
@@ -49,6 +50,12 @@ class MeasuredEngine:
     num_finished: int = 0
     failed: bool = False
     taken_over: bool = False
+    woken: bool = False
+
+    @property
+    def started(self) -> bool:
+        """Return whether it was started for its node."""
+        return not self.taken_over and not self.woken
 
 
 def measured_engines(records: Records) -> list[MeasuredEngine]:
@@ -65,6 +72,7 @@ def measured_engines(records: Records) -> list[MeasuredEngine]:
                 record["parallel"],
                 time_s,
                 taken_over="takes_over" in record,
+                woken="wakes" in record,
             )
             engines.append(engine)
             open_[engine.key] = engine
@@ -243,8 +251,9 @@ def metrics_of(
         "prompt_tokens": sum(c.prompt_tokens for c in counts.values()),
         "tokens_per_s": generated / end_s if end_s > 0 else None,
         "idle_share": {"measured": 1.0 - busy_s / total_s if total_s > 0 else None},
-        "engine_starts": sum(not e.taken_over for e in engines),
+        "engine_starts": sum(e.started for e in engines),
         "engines_taken_over": sum(e.taken_over for e in engines),
+        "engines_woken": sum(e.woken for e in engines),
         "load_s": sum(e.ready_s - e.start_s for e in engines if e.ready_s is not None),
         "engine_failures": sum(e.failed for e in engines),
         "plans_adopted": sum(r["kind"] == "plan" for r in records),
@@ -263,7 +272,7 @@ def metrics_of(
         mine = [e for e in engines if e.node == node.served_as]
         begin = min((e.start_s for e in mine), default=None)
         finish = count.settled_s
-        loads = [e.ready_s - e.start_s for e in mine if e.ready_s is not None and not e.taken_over]
+        loads = [e.ready_s - e.start_s for e in mine if e.ready_s is not None and e.started]
         seconds = finish - begin if finish is not None and begin is not None else 0.0
         result["nodes"][node.name] = {
             "served_as": node.served_as,

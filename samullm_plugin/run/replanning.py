@@ -353,7 +353,8 @@ class Replanner(Replanning):
         }
         engines = {n: r for n, (r, _) in running.items()}
         policy = self._policy(rest, question.policies)
-        simulator = PlanSimulator(rest, policy=policy, running=running)
+        asleep = numbers.asleep(question.snapshot.asleep, rest)
+        simulator = PlanSimulator(rest, policy=policy, running=running, asleep=asleep)
         going_on = numbers.residual(
             residual_plan(
                 question.plan,
@@ -365,9 +366,9 @@ class Replanner(Replanning):
         )
         judged = rest.with_scenarios(scenarios[count:])
         policy = self._policy(judged, question.policies)
-        judge = PlanSimulator(judged, policy=policy, running=running)
+        judge = PlanSimulator(judged, policy=policy, running=running, asleep=asleep)
         others = {
-            name: PlanSimulator(judged, judge.cache, self._policy(judged, way), running)
+            name: PlanSimulator(judged, judge.cache, self._policy(judged, way), running, asleep)
             for name, way in self._choices(judged, question).items()
         }
         before = np.full(len(judged.scenarios), np.inf)  # it needs devices that are lost

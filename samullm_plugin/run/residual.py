@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from samullm_plugin.model.requests import NodePart, RequestTable
 from samullm_plugin.model.scenarios import LengthScenario, draw_taken, make_scenario
 from samullm_plugin.model.types import Floats, Ints
 from samullm_plugin.planning.building import check_lengths
+from samullm_plugin.rules.sleeping import Asleep
 from samullm_plugin.rules.transition import Running
 from samullm_plugin.run.drift import Snapshot
 from samullm_plugin.run.ledger import Status
@@ -303,6 +304,14 @@ class Renumbering:
         devices = tuple(self._residual[d] for d in running.devices)
         planned = Assignment(running.planned.node, running.planned.parallel, devices)
         return Running(planned, devices, 0)
+
+    def asleep(self, engines: Iterable[Asleep], problem: Problem) -> tuple[Asleep, ...]:
+        """Return those engines that sleep of which a residual problem still has nodes."""
+        return tuple(
+            replace(a, devices=tuple(self._residual[d] for d in a.devices))
+            for a in engines
+            if a.engine in problem.engine_numbers and self._residual.keys() >= set(a.devices)
+        )
 
 
 def _renumbered(plan: Plan, new: Mapping[int, int]) -> Plan:

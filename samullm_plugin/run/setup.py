@@ -77,7 +77,7 @@ class RunSetup:
 def prepare(setup: RunSetup) -> tuple[Executor, PromptBuilder]:
     """Return the executor and where the requests come from, checked before anything starts."""
     executor = setup.host.create("executor", setup.executor, dict(setup.executor_options))
-    require_preparing(executor, setup.instance.planner)
+    require_able(executor, setup.instance.planner)
     check_stages(executor, setup.instance.problem, setup.instance.planner)
     check_runnable(executor, setup.loaded)
     check_output(setup.loaded)
@@ -94,8 +94,8 @@ def prepare(setup: RunSetup) -> tuple[Executor, PromptBuilder]:
     return executor, SampledPrompts(truth.scenarios[0], setup.loaded, app)
 
 
-def require_preparing(executor: Executor, planner: PlannerSection) -> None:
-    """Refuse prepared starts on an executor that prepares none.
+def require_able(executor: Executor, planner: PlannerSection) -> None:
+    """Refuse prepared starts and sleeping engines on an executor that does not have them.
 
     Raises:
         InputError: naming it.
@@ -104,6 +104,12 @@ def require_preparing(executor: Executor, planner: PlannerSection) -> None:
         raise InputError(
             f"planner.prepared_starts is true, but executor {executor.name} with these options "
             "prepares no engine starts; leave it out, or take another executor or start_method"
+        )
+    if planner.sleeping_engines and not executor.can_sleep:
+        raise InputError(
+            f"planner.sleeping_engines is true, but executor {executor.name} with these options "
+            "cannot put engines to sleep; leave it out, or take another executor (vllm on GPUs: "
+            "with its option sleep_mode)"
         )
 
 

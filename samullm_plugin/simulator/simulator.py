@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import copy
 
 import numpy as np
@@ -16,6 +16,7 @@ from samullm_plugin.model.result import PlanTrace
 from samullm_plugin.model.types import Floats, Ints
 from samullm_plugin.rules.bounds import LowerBound, lower_bound
 from samullm_plugin.rules.preparing import wanted_ahead
+from samullm_plugin.rules.sleeping import Asleep, Sleeping, can_sleep, sleeping
 from samullm_plugin.rules.transition import Running, RunState, next_transition
 from samullm_plugin.simulator.aggregation import calibrated_aggregate
 from samullm_plugin.simulator.node_run import NodeWork, Progress
@@ -43,6 +44,7 @@ class PlanSimulator:
         works: per scenario and node, what there is to do.
         starts: per scenario and node, the progress of having done nothing.
         running: engines that run when plans begin.
+        asleep: engines that sleep when plans begin.
         runs: simulations of single nodes, shared by everything this simulator is asked.
         cache: results of engine simulations behind them.
         alike: by node of a model, for how many requests of the whole problem one stands; 1 unless
@@ -55,6 +57,7 @@ class PlanSimulator:
         cache: EngineCache | None = None,
         policy: PolicyCall | None = None,
         running: Mapping[str, tuple[Running, float]] | None = None,
+        asleep: Collection[Asleep] = (),
     ) -> None:
         """Prepare the problem's requests.
 
@@ -65,9 +68,12 @@ class PlanSimulator:
             running: by node name, engines that run when plans begin, and in how many seconds they
                 are ready. Unfinished requests start over from their prompts; for what an engine
                 that goes on need not compute again it is ready that much before 0.
+            asleep: engines that sleep when plans begin.
         """
         self.problem = problem
         self.running = dict(running or {})
+        self.asleep = tuple(asleep)
+        self._can_sleep = can_sleep(problem)
         self.cache = EngineCache() if cache is None else cache
         inputs = [NodeInputs(problem.app, i) for i in range(len(problem.app.all_nodes))]
         self.works = [
@@ -135,7 +141,9 @@ class PlanSimulator:
             self._coarse = self
             if smaller is not None:
                 policy = None if self._policy is None else _on_kept(self._policy, smaller.kept)
-                self._coarse = PlanSimulator(smaller.problem, self.cache, policy, self.running)
+                self._coarse = PlanSimulator(
+                    smaller.problem, self.cache, policy, self.running, self.asleep
+                )
                 self._coarse.alike = smaller.alike
                 self._coarse._coarse = self._coarse
         return self._coarse
@@ -161,7 +169,10 @@ class PlanSimulator:
             query = self.start_query(scenario, node, parallel, device, 0.0)
             return np.where(taken, self.runs.get(query).finish_s, 0.0)
 
-        return lower_bound(self.problem, self.problem.scenarios[scenario], self.running, timed)
+        engines = {a.engine for a in self.asleep}
+        return lower_bound(
+            self.problem, self.problem.scenarios[scenario], self.running, timed, engines
+        )
 
     def initial_state(self, scenario: int = 0) -> SimulationState:
         """Return the state in which plans begin."""
@@ -169,6 +180,7 @@ class PlanSimulator:
         for name, (running, ready_s) in self.running.items():
             state.start(running)
             state.active[name].ready_s = ready_s
+        state.asleep = dict.fromkeys(self.asleep, 0.0)
         if self.running:
             state.refresh()
         return state
@@ -256,10 +268,14 @@ class PlanSimulator:
                 stalled=stalled, same_engine=self.problem.same_engine,
             )  # fmt: skip
             stage_start += [state.clock_s] * (move.stage + 1 - len(stage_start))
+            change = Sleeping()
+            if self._can_sleep:
+                change = sleeping(self.problem, plan, rule, move, state.asleep)
             for name in move.stop:
                 state.stop(name)
+            state.sleep(change)
             for running in move.start:
-                state.start(running)
+                state.start(running, change.wake.get(running.planned.node))
             state.released.clear()
             state.refresh()
             next_s = self._next_event_s(state, rule, plan.stages[move.stage].end)
@@ -272,7 +288,7 @@ class PlanSimulator:
                 )
             if not stalled:
                 rule.running = {n: a.running for n, a in state.active.items()}
-                state.prepare(wanted_ahead(self.problem, plan, rule))
+                state.prepare(wanted_ahead(self.problem, plan, rule, state.asleep))
                 state.caches.read_next(plan, move.stage, rule.finished, state.clock_s)
                 state.advance_to(next_s)
         return self._trace(state, stage_start)

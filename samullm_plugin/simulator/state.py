@@ -12,6 +12,7 @@ from samullm_plugin.model.plan import Assignment
 from samullm_plugin.model.result import EngineSegment
 from samullm_plugin.model.types import Floats
 from samullm_plugin.rules.page_cache import PageCaches
+from samullm_plugin.rules.sleeping import Asleep, Sleeping
 from samullm_plugin.rules.transition import Running
 from samullm_plugin.simulator.node_run import (
     NodeRun,
@@ -33,6 +34,7 @@ class ActiveEngine:
         base: what was done of the node before.
         available_s: arrivals the run was simulated with.
         run: the simulation to the node's end.
+        woken: they slept before.
         cut: time, progress and run of its last evaluation as if stopped.
     """
 
@@ -42,6 +44,7 @@ class ActiveEngine:
     base: Progress
     available_s: Floats | None
     run: NodeRun
+    woken: bool = False
     cut: tuple[float, NodeRun, Progress, NodeRun] | None = None
 
 
@@ -52,6 +55,7 @@ class SimulationState:
         clock_s: now.
         active: engines by node name.
         prepared: by node name, what its engines are being prepared for, and since when.
+        asleep: engines that sleep, and since when, or until when they fall asleep.
         segments: engines that have ended.
         released: by node that has finished just now, its engines if they were ready: until time
             goes on others may take them over.
@@ -72,6 +76,7 @@ class SimulationState:
         self.progress = list(start)
         self.active: dict[str, ActiveEngine] = {}
         self.prepared: dict[str, tuple[Assignment, float]] = {}
+        self.asleep: dict[Asleep, float] = {}
         self.segments: list[EngineSegment] = []
         self.released: dict[str, Running] = {}
         self.caches = PageCaches(runs.problem)
@@ -93,6 +98,7 @@ class SimulationState:
         new.progress = list(self.progress)
         new.active = {n: replace(a) for n, a in self.active.items()}
         new.prepared = dict(self.prepared)
+        new.asleep = dict(self.asleep)
         new.segments = list(self.segments)
         new.released = dict(self.released)
         new.caches = self.caches.copy()
@@ -134,22 +140,39 @@ class SimulationState:
         rank = min(len(finish), max(1, int(np.ceil(fraction * len(finish) - 1e-9)))) - 1
         return float(np.partition(finish, rank)[rank])
 
-    def start(self, running: Running) -> None:
-        """Begin to start a node's engines now; ``refresh`` afterwards."""
+    def sleep(self, change: Sleeping) -> None:
+        """Let engines of nodes that have finished fall asleep, and end those that slept enough."""
+        for asleep in change.end:
+            del self.asleep[asleep]
+        for asleep in change.begin.values():
+            self.asleep[asleep] = self.clock_s + (asleep.load(self._problem).sleep_s or 0.0)
+
+    def start(self, running: Running, wakes: Asleep | None = None) -> None:
+        """Begin to start a node's engines now; ``refresh`` afterwards.
+
+        Args:
+            running: its engines.
+            wakes: engines that wake for it instead.
+        """
         problem, node = self._problem, self._problem.app.index(running.planned.node)
         costs = problem.mode(node, running.planned.parallel, running.devices)
         known = self.prepared.pop(running.planned.node, None)
         since_s = None
         if known is not None and known[0].parallel == running.planned.parallel:
             since_s = known[1]
-        if running.takes_over is not None:
+        held = [s for a, s in self.asleep.items() if not set(a.devices).isdisjoint(running.devices)]
+        began_s = max((self.clock_s, *held))
+        if wakes is not None:
+            del self.asleep[wakes]
+            ready = began_s + (costs.load.wake_s or 0.0)
+        elif running.takes_over is not None:
             ready = self.clock_s
         else:
-            ready = self.caches.ready_s(node, costs, running.devices, self.clock_s, since_s)
+            ready = self.caches.ready_s(node, costs, running.devices, began_s, since_s)
         base = self.progress[node]
         run = NodeRun(ready, base, (), (), ())
         self.active[running.planned.node] = ActiveEngine(
-            running, self.clock_s, ready, base, None, run
+            running, self.clock_s, ready, base, None, run, wakes is not None
         )
 
     def stop(self, name: str) -> None:
@@ -174,6 +197,7 @@ class SimulationState:
                 finished_count(run.runs),
                 sum(r.num_preemptions for r in run.runs),
                 finished,
+                engine.woken,
             )
         )
 

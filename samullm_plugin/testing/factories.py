@@ -43,6 +43,7 @@ class TestNode:
         context_s: seconds per token of decode context on one device.
         load_s: seconds of an engine start on one device; tensor-parallel ones take as long.
         prepare_s: part of them that needs no device; a prepared replica holds a byte of its host.
+        sleep_s, wake_s: seconds of sleeping and waking, if it can; one asleep holds a byte as well.
         sizes: tensor-parallel sizes that have costs.
         kv_cache_tokens: capacity of one replica.
         max_model_len: longest prompt plus output.
@@ -65,6 +66,8 @@ class TestNode:
     context_s: float = 0.0
     load_s: float = 10.0
     prepare_s: float = 0.0
+    sleep_s: float | None = None
+    wake_s: float | None = None
     sizes: Sequence[int] = (1,)
     kv_cache_tokens: int = 100_000
     max_model_len: int = 4096
@@ -103,7 +106,13 @@ class TestNode:
                 latency.scaled(1 / tp),
                 self.kv_cache_tokens * tp,
                 LoadTimes(
-                    self.load_s, 10 * self.load_s, prepare_s=self.prepare_s, prepared_bytes=1.0
+                    self.load_s,
+                    10 * self.load_s,
+                    sleep_s=self.sleep_s,
+                    wake_s=self.wake_s,
+                    asleep_bytes=1.0,
+                    prepare_s=self.prepare_s,
+                    prepared_bytes=1.0,
                 ),
                 provenance,
             )

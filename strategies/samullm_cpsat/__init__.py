@@ -3,5 +3,5 @@
 The problem is a multi-mode project scheduling problem with minimal time lags (MRCPSP/max; time
 lags: Bartusch, Möhring and Radermacher, 1988): modes are parallel sizes, renewable resources the
 NVLink groups, lags the tails of consumers. Limits and shares of time are choices;
-``benchmarks/exact.py`` shows what is proven with them.
+``benchmarks/stored_instances.py solve`` shows what is proven with them.
 """

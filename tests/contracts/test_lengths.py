@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from samullm_ecdf.conditional import ConditionalLengths
-from samullm_ecdf.ecdf import EcdfLengths
+from samullm_ecdf.ecdf import ConditionalLengths, EcdfLengths
 from samullm_ecdf.given import FixedLengths, OracleLengths, WorkloadLengths
 
 from samullm_plugin.testing.length_contract import LengthEstimatorContract

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samullm_ecdf.conditional import ConditionalLengths, ConditionalOptions
-from samullm_ecdf.ecdf import EcdfLengths, EcdfOptions
+from samullm_ecdf.ecdf import ConditionalLengths, ConditionalOptions, EcdfLengths, EcdfOptions
 from samullm_ecdf.given import (
     FixedLengths,
     OracleLengths,

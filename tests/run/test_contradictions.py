@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -107,6 +108,40 @@ def test_starts_are_prepared_by_executors_that_can(
     app = application(tmp_path, executor=fresh, planner={"prepared_starts": True})
     said = refusal(capsys, "run", app, "--output-dir", tmp_path / "run")
     assert "planner.prepared_starts is true, but executor vllm with these options" in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "given", "said"),
+    [
+        ("plan", {"planner": {"sleeping_engines": True, "fusion": False}}, "with fusion: false"),
+        ("plan", {"host_memory_gib": 0.5}, "host_memory_gib 0.5 has room for no engine that"),
+        (
+            "run",
+            {"executor": {"type": "vllm", "options": {"platform": "cuda"}}},
+            "executor vllm with these options cannot put engines to sleep",
+        ),
+        (
+            "run",
+            {"executor": {"type": "ray", "options": {"address": "1.2.3.4:5"}}},
+            "executor ray with these options cannot put engines to sleep",
+        ),
+    ],
+)
+def test_engines_that_are_to_sleep_where_none_can(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    given: dict[str, Any],
+    said: str,
+) -> None:
+    cluster = {"gpus": 4, "gpu": "A100-80GB", "nvlink": 2}
+    if "host_memory_gib" in given:
+        cluster["host_memory_gib"] = given.pop("host_memory_gib")
+    given["planner"] = {"sleeping_engines": True, **given.get("planner", {})}
+    app = application(tmp_path, cluster=cluster, **given)
+    output = ["--output-dir", tmp_path / "run"] if command == "run" else []
+    assert said in refusal(capsys, command, app, *output)
     assert not (tmp_path / "run").exists()
 
 

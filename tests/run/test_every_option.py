@@ -1,7 +1,8 @@
 """With every option of the plan space at once a run takes as long as planned, to 1e-9.
 
-Pipeline stages, prepared starts within the host's memory, engines shared or taken over, and the
-longest chains on a replica of their own; also where other plans are adopted on the way.
+Pipeline stages, prepared starts and sleeping engines within the host's memory, engines shared or
+taken over, and the longest chains on a replica of their own; also where other plans are adopted on
+the way.
 """
 
 from __future__ import annotations
@@ -15,20 +16,21 @@ from hypothesis import strategies as st
 from samullm_policies.plugin import IsolateLongest
 from samullm_simulated.plugin import SimulatedExecutor
 
-from samullm_plugin.model.costs import ModeCosts
-from samullm_plugin.model.plan import Plan, Stage, StageEnd
+from samullm_plugin.model.costs import LoadTimes, ModeCosts
+from samullm_plugin.model.plan import Assignment, EndKind, Plan, Stage, StageEnd
 from samullm_plugin.model.problem import ModeKey, Problem
 from samullm_plugin.model.types import Floats
 from samullm_plugin.planning.policies import policy_call
 from samullm_plugin.rules.preparing import wanted_ahead
 from samullm_plugin.rules.sharing import shared_problem, sharing_choices
+from samullm_plugin.rules.sleeping import sleeping
 from samullm_plugin.rules.transition import Running, RunState, next_transition
 from samullm_plugin.run.coordinator import Coordinator
 from samullm_plugin.run.view import Replanning
 from samullm_plugin.simulator import PlanSimulator
 from samullm_plugin.simulator.runs import PolicyCall
 from samullm_plugin.simulator.state import SimulationState
-from samullm_plugin.testing.factories import GPU
+from samullm_plugin.testing.factories import GPU, TestNode, make_problem
 from samullm_plugin.testing.strategies import plans, problems
 from tests.run.test_coordinator_equals_simulator import consistent
 from tests.run.test_shared_engines import judged
@@ -39,6 +41,9 @@ PATIENT = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
+
+
+ENDS: tuple[EndKind, ...] = ("all_finished", "first_finisher")
 
 
 class Adopting(Replanning):
@@ -54,10 +59,10 @@ class Adopting(Replanning):
     def consider(self, run: Coordinator, *, stage_changed: bool) -> Plan | None:
         stage = run.plan.stages[run.rule.stage]
         planned = {a.node: a for a in stage.assignments if a.node not in run.rule.finished}
-        there = {
-            n: r.planned for n, r in run.rule.running.items() if r.devices == r.planned.devices
-        }
-        if not stage_changed or planned != there:
+        running = run.rule.running.values()
+        elsewhere = any(r.devices != r.planned.devices for r in running)
+        there = {r.planned.node: r.planned for r in running}
+        if not stage_changed or elsewhere or planned != there:
             return None
         self.adopted += 1
         return Plan(run.plan.stages[run.rule.stage :])
@@ -136,10 +141,12 @@ def enter(simulator: PlanSimulator, plan: Plan, state: SimulationState, rule: Ru
             stalled=stalled,
             same_engine=simulator.problem.same_engine,
         )
+        change = sleeping(simulator.problem, plan, rule, move, state.asleep)
         for name in move.stop:
             state.stop(name)
+        state.sleep(change)
         for running in move.start:
-            state.start(running)
+            state.start(running, change.wake.get(running.planned.node))
         state.released.clear()
         state.refresh()
         end = plan.stages[move.stage].end
@@ -149,7 +156,7 @@ def enter(simulator: PlanSimulator, plan: Plan, state: SimulationState, rule: Ru
             times += [reached_s] if reached_s > state.clock_s else []
         if np.isfinite(min(times)):
             rule.running = {n: a.running for n, a in state.active.items()}
-            state.prepare(wanted_ahead(simulator.problem, plan, rule))
+            state.prepare(wanted_ahead(simulator.problem, plan, rule, state.asleep))
             return min(times)
         assert not stuck
         stalled = True
@@ -190,37 +197,108 @@ def prepared(problem: Problem, share: float) -> Problem:
     return replace(problem, costs=costs)
 
 
+def drowsy(problem: Problem, sleep: float, wake: float) -> Problem:
+    """Return the problem with engines that sleep, in shares of their starts."""
+
+    def load(one: LoadTimes) -> LoadTimes:
+        taken = {"sleep_s": sleep * one.warm_s, "wake_s": wake * one.warm_s}
+        return replace(one, **taken, asleep_bytes=1.0)
+
+    costs = tuple({k: replace(c, load=load(c.load)) for k, c in s.items()} for s in problem.costs)
+    return replace(problem, costs=costs)
+
+
 @st.composite
 def worlds(draw: st.DrawFn) -> Problem:
     """Return problems of several models, and of several nodes of one model, shared or not."""
     kind = draw(st.sampled_from(["several", "taken over", "shared"]))
     if kind == "several":
-        problem = consistent(draw(problems()))
+        problem = consistent(draw(problems(engines=draw(st.sampled_from([None, 2])))))
     else:
         problem = prepared(judged(draw(st.sampled_from([2, 4]))), draw(st.sampled_from([0.0, 0.5])))
         if kind == "shared":
             problem = shared_problem(problem, sharing_choices(problem)[0])
-    return with_stages(problem, draw(st.sampled_from([0.5, 0.8])))
+    problem = with_stages(problem, draw(st.sampled_from([0.5, 0.8])))
+    times = draw(st.sampled_from([None, (0.0, 0.0), (0.1, 0.2), (0.3, 0.1)]))
+    return problem if times is None else drowsy(problem, *times)
 
 
-def assert_equal(problem: Problem, plan: Plan, replanner: Adopting | None) -> None:
-    """Compare the simulation of a plan with a run."""
+def assert_equal(problem: Problem, plan: Plan, replanner: Adopting | None) -> int:
+    """Compare the simulation of a plan with a run; return how many engines woke."""
     call = policy_call(problem.app, IsolateLongest(), problem.scenarios)
-    trace = PlanSimulator(problem, policy=call).simulate_scenario(plan, 0)
+    simulator = PlanSimulator(problem, policy=call)
+    trace = simulator.simulate_scenario(plan, 0)
+    assert simulator.lower_bounds_s()[0] <= trace.makespan_s * (1 + 1e-9)
     run = run_with_truth(
         problem, plan, SimulatedExecutor(), problem, policy=call, replanner=replanner
     )
     assert run.ledger.all_settled
     for i, finish_s in enumerate(trace.finish_s):
         np.testing.assert_allclose(run.ledger.finish_s[i], finish_s, rtol=1e-9, atol=1e-9)
+    return sum(s.woken for s in trace.segments)
 
 
 @PATIENT
 @given(st.data())
 def test_a_run_takes_as_long_as_planned(data: st.DataObject) -> None:
     problem = data.draw(worlds())
-    plan = data.draw(plans(problem))
-    assert_equal(problem, plan, None)
+    assert_equal(problem, data.draw(plans(problem)), None)
+
+
+@st.composite
+def turns(draw: st.DrawFn) -> tuple[Problem, Plan]:
+    """Return problems of two engines and plans in which they take turns, mostly on one place."""
+    count, share = draw(st.integers(4, 7)), draw(st.sampled_from([0.0, 0.4]))
+    nodes = []
+    for i in range(count):
+        n = draw(st.integers(1, 4))
+        before = st.lists(st.integers(0, i - 1), max_size=2, unique=True) if i else st.just([])
+        sources = draw(before)
+        made = TestNode(
+            f"n{i}",
+            draw(st.lists(st.integers(1, 9), min_size=n, max_size=n)),
+            draw(st.lists(st.integers(1, 20), min_size=n, max_size=n)),
+            [[(u, r % len(nodes[u].prompt_tokens)) for u in sources] for r in range(n)],
+            load_s=3.0,
+            prepare_s=3.0 * share,
+            sizes=(1, 2),
+        )
+        nodes.append(made)
+    host = draw(st.sampled_from([None, 1, 2]))
+    problem = make_problem(nodes, draw(st.sampled_from([2, 4])), host_memory_bytes=host)
+    costs = tuple(problem.costs[i % 2] for i in range(count))
+    problem = replace(problem, costs=costs, engine_of=tuple(i % 2 for i in range(count)))
+    problem = drowsy(problem, *draw(st.sampled_from([(0.0, 0.0), (0.1, 0.2), (0.3, 0.0)])))
+    sizes = [draw(st.sampled_from(problem.parallel_configs(i)[:4])) for i in range(2)]
+    stages: list[Stage] = []
+    for i in problem.app.order:
+        parallel, node = sizes[problem.engine_numbers[i]], problem.app.nodes[i].name
+        held = {d for a in stages[-1].assignments for d in a.devices} if stages else set[int]()
+        free = set(range(problem.cluster.num_gpus)) - held
+        beside = problem.find_devices(i, parallel, free) if draw(st.integers(0, 3)) == 0 else None
+        if beside is not None and stages:
+            both = (*stages.pop().assignments, Assignment(node, parallel, beside))
+            stages.append(Stage(both, StageEnd(draw(st.sampled_from(ENDS)))))
+            continue
+        devices = problem.idle_devices(i, parallel)
+        assert devices is not None
+        stages.append(Stage((Assignment(node, parallel, devices),), StageEnd("all_finished")))
+    return problem, Plan(tuple(stages))
+
+
+def test_engines_that_sleep_wake_as_planned() -> None:
+    """Where two models take turns; also where what is left is adopted again and again."""
+    woken, adopting = 0, Adopting()
+
+    @settings(PATIENT, max_examples=150)
+    @given(turns(), st.booleans())
+    def check(made: tuple[Problem, Plan], adopts: bool) -> None:
+        nonlocal woken
+        woken += assert_equal(*made, adopting if adopts else None)
+
+    check()
+    assert woken > 40
+    assert adopting.adopted > 20
 
 
 def test_a_plan_that_is_adopted_changes_nothing_that_it_says_alike() -> None:

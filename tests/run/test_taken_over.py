@@ -14,6 +14,7 @@ from samullm_plugin.app.spec import ModelSection
 from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment, Plan, Stage
 from samullm_plugin.planning.reporting import sharing_lines
+from samullm_plugin.profiling.loading import resident
 from samullm_plugin.run.run import start_run
 from samullm_plugin.simulator import PlanSimulator
 from tests.models import make_tiny_llama
@@ -76,20 +77,27 @@ def test_a_judge_is_started_once_on_real_engines(tmp_path: Path) -> None:
     one = ParallelConfig()
     plan = Plan(tuple(Stage((Assignment(n, one, (0,)),)) for n in NODES))
     told, texts = [], []
-    for name in ("shared", "apart"):
+    for name in ("shared", "apart", "sleeping"):
         spec = read_spec(tmp_path / "app.yaml")
         ready = setup_of(spec, models, tmp_path / "app.yaml", tmp_path / name, cores=1)
         problem = ready.instance.problem
         if name == "apart":
             problem = problem.without_shared_engines()
-            ready = replace(ready, instance=replace(ready.instance, problem=problem))
+        if name == "sleeping":  # which on CPU cores is to be left in peace
+            sizes = [
+                {k: replace(c, load=resident(c.load, node.model, 4096)) for k, c in s.items()}
+                for node, s in zip(problem.app.nodes, problem.costs, strict=True)
+            ]
+            problem = replace(problem, costs=tuple(sizes), engine_of=problem.engine_numbers)
+        ready = replace(ready, instance=replace(ready.instance, problem=problem))
         trace = PlanSimulator(problem).simulate_scenario(plan, 0)
         outcome = start_run(ready, plan)
         assert not outcome.failed
         figures = outcome.metrics
-        told.append((figures["engine_starts"], figures["engines_taken_over"]))
-        planned = sum(s.ready_s == s.start_s for s in trace.segments)
+        told.append(tuple(figures[f"engine{n}"] for n in ("_starts", "s_taken_over", "s_woken")))
+        planned = sum(s.ready_s == s.start_s and not s.woken for s in trace.segments)
         assert planned == figures["engines_taken_over"]  # as the plan says
+        assert sum(s.woken for s in trace.segments) == figures["engines_woken"]
         texts.append({n: outputs(tmp_path / name, n) for n in NODES})
         if name == "shared":
             assert sharing_lines(problem, trace) == [
@@ -99,6 +107,6 @@ def test_a_judge_is_started_once_on_real_engines(tmp_path: Path) -> None:
                 "node and not started",
                 "check0, check2: one checkpoint, but engines of their own, as max_num_seqs differs",
             ]
-    assert told == [(4, 1), (5, 0)]
-    assert texts[0] == texts[1]
+    assert told == [(4, 1, 0), (5, 0, 0), (3, 1, 1)]
+    assert texts[0] == texts[1] == texts[2]
     assert all(len(t) == 4 for t in texts[0].values())

@@ -195,3 +195,29 @@ class TestContract(ExecutorContract):
     """The rules every executor keeps."""
 
     executor_class = EmulatedExecutor
+
+
+def test_sleeping_and_waking_take_what_the_costs_say(emulated: Bench) -> None:
+    """Who follows on its device waits until it sleeps, as does who wakes beside one."""
+    executor = emulated.executor
+    load = LoadTimes(0.5, 0.5, sleep_s=1.5, wake_s=0.7)
+
+    def drowsy(key: str, *after: str) -> EngineSpec:
+        return replace(spec(key, (0,)), costs=replace(costs(), load=load), after=after)
+
+    emulated.start(drowsy("a"))
+    began_s = executor.now_s()
+    assert executor.sleep_engine("a")
+    emulated.start(drowsy("b", "a"))
+    assert executor.now_s() - began_s > 1.5  # some of its start was done by then
+    began_s = executor.now_s()
+    assert executor.sleep_engine("b")
+    executor.wake_engine("a", drowsy("c", "b"))
+    emulated.wait("ready", "c")
+    assert executor.now_s() - began_s > 1.5 + 0.7
+    executor.wake_engine("b", drowsy("d"))
+    executor.stop_engine("c")
+    emulated.wait("ready", "d")
+    executor.submit("d", requests(3))
+    emulated.gather(3)
+    executor.stop_engine("d")

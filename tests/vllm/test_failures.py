@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -303,10 +304,50 @@ def test_a_taken_device_is_refused(tmp_path: Path) -> None:
             executor.close()
 
 
-def test_sleeping_needs_cuda(bench: Bench, tiny: Path) -> None:
+def test_an_engine_that_sleeps_goes_on_for_another_node(bench: Bench, tiny: Path) -> None:
+    """On a CPU it is left in peace; another has its core meanwhile."""
+    executor = bench.executor
     bench.start(spec("a", tiny))
-    with pytest.raises(InputError, match="sleep"):
-        bench.executor.sleep_engine("a", 1)
+    asked = request(0, 20)
+    executor.submit("a", [asked])
+    with pytest.raises(RunError, match="only an idle, ready engine"):
+        executor.sleep_engine("a")
+    expected = bench.gather(1)[0].token_ids
+    assert executor.can_sleep
+    assert executor.sleep_engine("a")
+    bench.start(replace(spec("b", tiny), after=("a",)))
+    executor.stop_engine("b")
+    bench.events.clear()
+    bench.outputs.clear()
+    executor.wake_engine("a", spec("c", tiny))
+    bench.wait("ready", "c")
+    executor.submit("c", [asked])
+    assert bench.gather(1)[0].token_ids == expected
+    with pytest.raises(RunError, match="cannot wake as d"):
+        executor.wake_engine("c", spec("d", tiny))
+    executor.stop_engine("c")
+
+
+def test_an_engine_that_dies_while_it_sleeps_says_so(bench: Bench, tiny: Path) -> None:
+    """By the name it has then, and by the new one if it was to wake."""
+    bench.start(spec("a", tiny))
+    bench.executor.sleep_engine("a")
+    os.kill(bench.pids("a")[0], signal.SIGKILL)
+    assert "log:" in bench.failure("a").reason
+    bench.executor.wake_engine("a", spec("b", tiny))
+    assert "ended while it slept" in bench.failure("b").reason
+    assert bench.executor.stop_engine("b") == []
+
+
+def test_no_engine_stays_where_the_host_lacks_memory(
+    bench: Bench, tiny: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.start(spec("a", tiny))
+    short = SimpleNamespace(available=-1)
+    monkeypatch.setattr("samullm_vllm.vllm_executor.psutil.virtual_memory", lambda: short)
+    assert not bench.executor.sleep_engine("a")
+    assert "engine a is stopped and does not sleep" in caplog.text
+    bench.executor.stop_engine("a")
 
 
 def test_block_size_follows_the_platform(

@@ -103,23 +103,24 @@ def test_moved_is_as_undisturbed_and_sleeping_frees_memory(
     sleeper.executor.submit("a", requests)
     expected = {i: o.token_ids for i, o in sleeper.gather(4).items()}
     used = used_bytes(nvml)
-    for level in (1, 2):
-        sleeper.executor.sleep_engine("a", level)  # type: ignore[arg-type]  # 1 and 2
-        assert used_bytes(nvml) < used
+    for old, new in (("a", "again"), ("again", "last")):
+        assert sleeper.executor.sleep_engine(old)
         sleeper.events.clear()
         sleeper.outputs.clear()
-        if level == 1:
-            sleeper.start(gpu_spec("beside", model))
+        if old == "a":  # at once: it waits for the memory
+            sleeper.start(replace(gpu_spec("beside", model), after=("a",)))
+            assert used_bytes(nvml) < used + (1 << 30)
             sleeper.executor.submit("beside", requests)
             assert {i: o.token_ids for i, o in sleeper.gather(4).items()} == expected
             sleeper.executor.stop_engine("beside")
             sleeper.events.clear()
             sleeper.outputs.clear()
-        sleeper.executor.wake_engine("a")
-        sleeper.wait("ready", "a")
-    sleeper.executor.submit("a", requests)
-    sleeper.until(lambda: sum(sleeper.executor.progress("a").values()) > 40)
-    cut = {o.request: o for o in sleeper.executor.stop_engine("a")}
+            assert used_bytes(nvml) < used
+        sleeper.executor.wake_engine(old, gpu_spec(new, model))
+        sleeper.wait("ready", new)
+    sleeper.executor.submit("last", requests)
+    sleeper.until(lambda: sum(sleeper.executor.progress("last").values()) > 40)
+    cut = {o.request: o for o in sleeper.executor.stop_engine("last")}
     sleeper.start(gpu_spec("b", model))
     sleeper.executor.submit("b", [continued(requests[i], o) for i, o in cut.items()])
     outputs = sleeper.gather(4)

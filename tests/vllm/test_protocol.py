@@ -103,7 +103,7 @@ messages = st.one_of(
     st.sampled_from(
         [
             Start("a", "/m", {"dtype": "float32", "x": [1]}, latency={"launch_s": 1.0}),
-            Stop(), Sleep(2), Wake(), Tick(step=True), Asleep(),
+            Stop(), Sleep(2.5), Wake(0.5), Tick(step=True), Asleep(),
             Go((0, 1), {"CUDA_VISIBLE_DEVICES": "3"}), Prepared(),
             Ready(100, "0.32.0", {"configuration": 0.1}),
             Fork("a", 2, {"TMPDIR": "/t"}), Forked("a", (1, 2)), Exited("a", 1, -9),

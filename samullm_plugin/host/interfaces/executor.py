@@ -44,6 +44,8 @@ class EngineSpec:
         scheduling_policy: ``fcfs`` or ``priority``.
         costs: what the plan assumes of the replica; executors that model engines instead of
             computing go by it.
+        after: replicas on its devices that have been put to sleep; it gets the devices when they
+            do sleep.
     """
 
     key: str
@@ -55,6 +57,7 @@ class EngineSpec:
     kv_cache_tokens: int
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
     costs: ModeCosts | None = None
+    after: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +175,7 @@ class Executor(Plugin, ABC):
 
     @property
     def can_sleep(self) -> bool:
-        """Whether engines can be put to sleep and woken."""
+        """Whether engines can be put to sleep and woken, for other nodes too."""
         return False
 
     @property
@@ -352,18 +355,26 @@ class Executor(Plugin, ABC):
         """Return what the executor has measured of itself, for ``metrics.json``."""
         return {}
 
-    def sleep_engine(self, key: str, level: Literal[1, 2]) -> None:
-        """Free an idle replica's device memory but keep its process; see vLLM's sleep mode.
+    def sleep_engine(self, key: str) -> bool:
+        """Begin to free a ready replica's devices but keep its processes; it has no requests.
 
-        Raises:
-            InputError: if this executor cannot.
+        ``wake_engine`` or ``stop_engine`` follows; if it fails meanwhile, a ``failed`` event and
+        then ``stop_engine``. Engines started on its devices name it (:attr:`EngineSpec.after`).
+
+        Returns:
+            Whether that has begun; if not, it is to be stopped. Only asked if ``can_sleep``.
         """
-        raise InputError(f"executor {self.name}: its engines have no sleep mode")
+        del key
+        return False
 
-    def wake_engine(self, key: str) -> None:
-        """Bring a sleeping replica back; a ``ready`` or ``failed`` event follows.
+    def wake_engine(self, key: str, spec: EngineSpec) -> None:
+        """Bring a replica that sleeps, or falls asleep, back for a node, on its own devices.
 
-        Raises:
-            InputError: if this executor cannot.
+        From now on it is known by ``spec.key``; a ``ready`` or ``failed`` event follows. Only
+        called for what ``sleep_engine`` has put to sleep.
+
+        Args:
+            key: of the replica.
+            spec: what it is from now on.
         """
         raise InputError(f"executor {self.name}: its engines have no sleep mode")

@@ -1,21 +1,24 @@
-"""Derive the stored scheduling instances from bundled applications and named shapes.
+"""The stored scheduling instances: how they are derived, and how much ``exact`` proves on them.
 
 Run from the repository root::
 
-    python benchmarks/derive_instances.py [--time-limit 60] [--only NAME] [--missing]
+    python benchmarks/stored_instances.py solve [--time-limit 30] [--structure segments]
+    python benchmarks/stored_instances.py derive [--time-limit 60] [--only NAME] [--missing]
 
-Each instance is a bundled application, or some of its nodes, with fewer requests, or one of the
-shapes of ``instance_shapes.py``, on 2 to 8 GPUs, with lengths of one draw. Its file in
-``tests/instances`` holds the scheduling instance (modes with their durations in ticks, what waits
-for what, groups of devices), the recipe by which :func:`build` makes the whole problem again, and
-for each structure the optimum or the best bound that is known. Requests and latencies are not
-stored.
+``solve`` solves every instance of ``tests/instances`` again and compares with what is stored there.
+``derive`` makes them: each is a bundled application, or some of its nodes, with fewer requests, or
+one of the shapes of ``instance_shapes.py``, on 2 to 8 GPUs, with lengths of one draw. Its file
+holds the scheduling instance (modes with their durations in ticks, what waits for what, groups of
+devices), the recipe by which :func:`build` makes the whole problem again, and for each structure
+the optimum or the best bound that is known. Requests and latencies are not stored.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import platform
+import statistics
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -194,13 +197,130 @@ def solve(instance: Instance, structure: str, time_limit_s: float) -> tuple[Exac
     return result, time.monotonic() - start
 
 
-def main() -> None:
-    """Write the files."""
-    parser = argparse.ArgumentParser(description="Derive the stored scheduling instances.")
-    parser.add_argument("--time-limit", type=float, default=60.0, help="seconds per structure")
-    parser.add_argument("--only", default="", help="only instances whose names contain this")
-    parser.add_argument("--missing", action="store_true", help="only instances without a file")
-    arguments = parser.parse_args()
+def compact(data: dict[str, Any]) -> str:
+    """Return JSON with a line for each task and lag."""
+    instance = data["instance"]
+    lists = {
+        key: ",\n    ".join(json.dumps(entry) for entry in instance[key])
+        for key in ("pools", "tasks", "lags")
+    }
+    plain = {key: value for key, value in instance.items() if key not in lists}
+    body = ",\n   ".join(
+        [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in plain.items()]
+        + [f"{json.dumps(k)}: [\n    {v}]" for k, v in lists.items()]
+    )
+    return (
+        f'{{"recipe": {json.dumps(data["recipe"])},\n "best": {json.dumps(data["best"])},\n'
+        f' "instance": {{\n   {body}}}}}\n'
+    )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One instance solved in one structure.
+
+    Attributes:
+        name: of the instance.
+        size: its size class.
+        objective: ticks of the schedule found.
+        bound: ticks no schedule goes below.
+        optimal: both are proven to meet.
+        seconds: taken.
+        agrees: the stored bounds do not contradict it.
+    """
+
+    name: str
+    size: str
+    objective: int
+    bound: int
+    optimal: bool
+    seconds: float
+    agrees: bool
+
+    @property
+    def gap(self) -> float:
+        """Return how far the schedule may lie above the optimum."""
+        return self.objective / self.bound - 1
+
+
+def size_class(instance: Instance) -> str:
+    """Return the size class of an instance."""
+    count = len(instance.tasks)
+    models = "2-3" if count <= 3 else "4-6" if count <= 6 else "7-9"
+    return f"{models} models, {instance.num_devices} GPUs"
+
+
+def solve_stored(data: dict[str, Any], structure: str, options: dict[str, Any]) -> Row:
+    """Solve a stored instance and compare."""
+    instance = Instance.from_json(data["instance"])
+    config = ExactOptions.model_validate({"structure": structure, **options})
+    start = time.monotonic()
+    outcome = solve_instance(instance, config, start + config.time_limit_s).outcome
+    seconds = time.monotonic() - start
+    known = data["best"][structure]
+    agrees = outcome.bound <= known["objective"] and known["bound"] <= outcome.objective
+    return Row(
+        instance.name,
+        size_class(instance),
+        outcome.objective,
+        outcome.bound,
+        outcome.optimal,
+        seconds,
+        agrees,
+    )
+
+
+def table(rows: list[Row]) -> str:
+    """Return a line per size class."""
+    lines = [
+        "| size | instances | proven | mean gap | largest gap | median s | longest s |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for size in [*sorted({r.size for r in rows}), "all"]:
+        part = [r for r in rows if size in (r.size, "all")]
+        proven = sum(r.optimal for r in part)
+        lines.append(
+            f"| {size} | {len(part)} | {proven} ({proven / len(part):.0%}) "
+            f"| {statistics.mean(r.gap for r in part):.2%} | {max(r.gap for r in part):.2%} "
+            f"| {statistics.median(r.seconds for r in part):.2f} "
+            f"| {max(r.seconds for r in part):.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def solve_all(arguments: argparse.Namespace) -> None:
+    """Solve every stored instance again, and print how much is proven."""
+    options: dict[str, Any] = {
+        "time_limit_s": arguments.time_limit,
+        "workers": arguments.workers,
+    }
+    if arguments.solver_only:
+        options["branch_nodes"] = 0
+    rows = []
+    for file in sorted(TARGET.glob("*.json")):
+        data = json.loads(file.read_text(encoding="utf-8"))
+        if arguments.only in file.stem and arguments.structure in data["best"]:
+            rows.append(solve_stored(data, arguments.structure, options))
+            row = rows[-1]
+            print(
+                f"{row.name}: {row.objective} ticks, gap {row.gap:.2%}, {row.seconds:.2f} s"
+                + ("" if row.agrees else "  CONTRADICTS THE STORED BOUNDS"),
+                flush=True,
+            )
+    print(table(rows))
+    if arguments.output_json:
+        result = {
+            "structure": arguments.structure,
+            "options": options,
+            "machine": platform.machine(),
+            "python": platform.python_version(),
+            "rows": [asdict(r) for r in rows],
+        }
+        arguments.output_json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def derive(arguments: argparse.Namespace) -> None:
+    """Write the files of instances."""
     TARGET.mkdir(parents=True, exist_ok=True)
     host = PluginHost()
     for short, recipe in recipes():
@@ -225,22 +345,25 @@ def main() -> None:
         file.write_text(compact(data), encoding="utf-8")
 
 
-def compact(data: dict[str, Any]) -> str:
-    """Return JSON with a line for each task and lag."""
-    instance = data["instance"]
-    lists = {
-        key: ",\n    ".join(json.dumps(entry) for entry in instance[key])
-        for key in ("pools", "tasks", "lags")
-    }
-    plain = {key: value for key, value in instance.items() if key not in lists}
-    body = ",\n   ".join(
-        [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in plain.items()]
-        + [f"{json.dumps(k)}: [\n    {v}]" for k, v in lists.items()]
+def main() -> None:
+    """Solve or derive."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parts = parser.add_subparsers(dest="part", required=True)
+    solving = parts.add_parser("solve", help="proven share and gap on the stored instances")
+    solving.add_argument("--time-limit", type=float, default=30.0, help="seconds per instance")
+    solving.add_argument(
+        "--structure", default="no-switching", choices=["no-switching", "segments"]
     )
-    return (
-        f'{{"recipe": {json.dumps(data["recipe"])},\n "best": {json.dumps(data["best"])},\n'
-        f' "instance": {{\n   {body}}}}}\n'
-    )
+    solving.add_argument("--workers", type=int, default=2)
+    solving.add_argument("--solver-only", action="store_true", help="without branch and bound")
+    solving.add_argument("--output-json", type=Path)
+    deriving = parts.add_parser("derive", help="write the instances")
+    deriving.add_argument("--time-limit", type=float, default=60.0, help="seconds per structure")
+    deriving.add_argument("--missing", action="store_true", help="only instances without a file")
+    for part in (solving, deriving):
+        part.add_argument("--only", default="", help="only instances whose names contain this")
+    arguments = parser.parse_args()
+    solve_all(arguments) if arguments.part == "solve" else derive(arguments)
 
 
 if __name__ == "__main__":
