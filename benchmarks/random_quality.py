@@ -5,6 +5,7 @@ Run from the repository root::
     python benchmarks/random_quality.py run FILE [--sample 150] [--only 18,42]
     python benchmarks/random_quality.py table FILE
     python benchmarks/random_quality.py again FILE [--sample 10] [--only 18,42]
+    python benchmarks/random_quality.py shared [--sample 150] [--only 18,42]
 
 ``run`` plans the problems of ``random_problems.py`` and appends a line to ``FILE`` for each; what
 is there already is not planned again. They come in a fixed random order in which all size classes
@@ -12,7 +13,9 @@ advance alike, so that the first ones are a sample of all. ``table`` prints, by 
 auto lies behind (or ahead of) the best of the others and above the lower bound, every problem on
 which it is behind by more than ``NOTABLE``, and every plan that is shorter than the bound.
 ``again`` plans problems of ``FILE`` once more with auto and says which plans are not as long as
-they were: none, whatever else the machine does.
+they were: none, whatever else the machine does. ``shared`` compares auto's plans with those in
+which nodes of one model may share engines at one moment (as ``plan`` and ``run`` let them; the
+others here do not), on the problems that have such nodes.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from samullm_plugin.bench.rows import warm_up
 from samullm_plugin.errors import InputError
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.planning.planner import PlanningOptions, make_plan
+from samullm_plugin.rules.sharing import sharing_choices
 from samullm_plugin.simulator import PlanSimulator
 
 OTHERS: tuple[tuple[str, dict[str, object]], ...] = (
@@ -142,6 +146,25 @@ def again(rows: Sequence[dict[str, Any]]) -> None:
     print(f"{differ} of {len(rows)} plans differ")
 
 
+def shared(numbers: Sequence[int]) -> None:
+    """Plan problems with auto without and with shared engines, and print what that saves."""
+    host, gains = PluginHost(), []
+    sharing = PlanningOptions(simulator_of=PlanSimulator)
+    for number in numbers:
+        described = make(number)
+        if not sharing_choices(described.problem):
+            continue
+        apart = make_plan(host, described.problem, "auto")
+        found = make_plan(host, described.problem, "auto", sharing)
+        gains.append(float(found.makespan_s[0] / apart.makespan_s[0] - 1))
+        print(f"{described.label}: {gains[-1]:+.2%}", flush=True)
+    all_gains = np.array(gains)
+    print(
+        f"{len(gains)} problems: {all_gains.mean():+.1%} in mean, {all_gains.min():+.1%} to "
+        f"{all_gains.max():+.1%}; shorter on {(all_gains < -NOTABLE).sum()}"
+    )
+
+
 def behind(row: dict[str, Any]) -> float:
     """Return by which share auto is behind the best of the others."""
     makespans = row["makespan_s"]
@@ -191,15 +214,20 @@ def table(rows: Sequence[dict[str, Any]]) -> None:
 def main() -> None:
     """Run, or print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("part", choices=("run", "table", "again"))
-    parser.add_argument("file", type=Path)
+    parser.add_argument("part", choices=("run", "table", "again", "shared"))
+    parser.add_argument("file", type=Path, nargs="?", help="for all but ``shared``")
     parser.add_argument("--sample", type=int, default=COUNT, help="how many problems")
     parser.add_argument("--only", default="", help="numbers of problems")
     given = parser.parse_args()
+    only = [int(n) for n in given.only.split(",") if n]
+    if given.part == "shared":
+        shared(only or in_order(range(COUNT))[: given.sample])
+        return
+    if given.file is None:
+        parser.error("which FILE?")
     if given.part == "table":
         table(read(given.file))
         return
-    only = [int(n) for n in given.only.split(",") if n]
     if given.part == "again":
         rows = [r for r in read(given.file) if not only or r["number"] in only]
         again(rows[: given.sample])

@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +28,8 @@ def compile_parts(parts: Sequence[str] = NUMBA_PARTS) -> None:
 def _compile(part: str) -> None:
     if part == "vllm":
         if find_spec("vllm") is not None:
+            logging.disable(logging.WARNING)
+            warnings.simplefilter("ignore")  # what vLLM's libraries say of each other
             from samullm_vllm.engine import preload
 
             preload("cpu")  # Python keeps each module that it compiles

@@ -42,7 +42,7 @@ GREEDY_UP_TO, GREEDY_SHARE, GREEDY_STEP_S = 2000, 0.3, 2e-4
 """Nodes times GPUs up to which greedy is asked; share of the allowance that each of its variants
 may take; reference seconds of a step that greedy considers, beside simulating."""
 
-WORTH, WORTH_SHORT, SHORT_S, WORTH_S = 0.003, 0.01, 0.3, 30.0
+WORTH, WORTH_SHORT, SHORT_S, WORTH_S = 0.006, 0.01, 0.3, 30.0
 """Share of the lower bound that searching may take before it has saved anything; in short runs so
 much more, up to so many seconds; and at most in all."""
 
