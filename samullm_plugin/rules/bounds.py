@@ -106,7 +106,9 @@ def lower_bound(
             continue
         alike = i in started or node.name in problem.same_engine
         held[i] = Held(
-            min(devices for devices, _, _ in modes_of(problem, i)), 0.0 if alike else demand.start_s
+            min(devices for devices, _, _ in modes_of(problem, i)),
+            0.0 if alike else demand.start_s,
+            0.0 if i in ahead else demand.work,
         )
         if i in ahead:
             seconds, devices = ahead[i]

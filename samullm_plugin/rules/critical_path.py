@@ -8,7 +8,7 @@ everything so far, which may be the cheaper of the two where reading context is 
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,7 +20,7 @@ from samullm_plugin.model.engine_config import EngineConfig
 from samullm_plugin.model.latency import StepLatency
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.scenarios import LengthScenario
-from samullm_plugin.model.types import Floats, Ints
+from samullm_plugin.model.types import Bools, Floats, Ints
 from samullm_plugin.rules.iteration_prices import iteration_parts
 
 
@@ -157,15 +157,37 @@ class Paths:
             readys[i], finish[i] = ready, ends
         return Earliest(readys, finish)
 
+    @property
+    def order(self) -> Sequence[int]:
+        """Return the nodes, those that others wait for first."""
+        return self._app.full_order
+
+    def behind_s(self, node: int) -> dict[int, float]:
+        """Return by source the least seconds from its last request to that of a node."""
+        found = {}
+        for source, rows, requests in self._read[node]:
+            behind_s = np.zeros(len(self.taken[source]))
+            np.maximum.at(behind_s, requests, self.alone_s[node][rows])
+            found[source] = float(behind_s[self._lasts(source)].min(initial=np.inf))
+        return {u: s for u, s in found.items() if np.isfinite(s)}
+
+    def tail_s(self, node: int) -> float:
+        """Return the least seconds behind a node's last request."""
+        return float(self.after_s[node][self._lasts(node)].min(initial=np.inf))
+
+    def _lasts(self, node: int) -> Bools:
+        """Return which requests of a node can be its last."""
+        last = self.taken[node].copy()
+        last[[q for _, q in self._own[node]]] = False
+        return last
+
     def window(self, earliest: Earliest, node: int) -> Window:
         """Return between which moments a model can be at work."""
         taken = self.taken[node]
-        last = taken.copy()
-        last[[q for _, q in self._own[node]]] = False
         return Window(
             float(earliest.ready_s[node][taken].min(initial=np.inf)),
             float(earliest.finish_s[node].max()),
-            float(self.after_s[node][last].min(initial=np.inf)),
+            self.tail_s(node),
         )
 
 

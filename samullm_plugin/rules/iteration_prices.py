@@ -5,8 +5,11 @@ tokens add up to more than the iteration takes. Then all of a node's tokens at t
 more than all its iterations, over all replicas and stages. Prices are:
 
 * of prompt tokens, one for each but the last of a request, a slope ``y``;
-* of context tokens read, by what reading takes, and, where it is filled, by the KV cache: an
-  iteration holds no more than its capacity;
+* of context tokens read, by what reading takes, and, where it is filled, by the KV cache: the
+  sequences of an iteration hold no more than its capacity, in whole blocks;
+* of a request, what its prompt takes beside its tokens, less what it can save: prompts are divided
+  only where an iteration's budget ends, so that an iteration without the end of a prompt computes
+  decodes alone, or what was computed before, or it is full;
 * of output tokens, by *rank*: requests that follow one another are in no iteration together, so
   that a node's requests are chains, and an iteration has one token of each at most. The longest
   chain's tokens have the first price, those of the second longest the second, and so on, falling.
@@ -45,10 +48,13 @@ BENDS = (1, 2, 4, 8, 16, 32, 64)
 SLOPES, MIXED = 20, 1 / 16
 """Slopes of prompt tokens that are tried; the least of them, as a share of the steepest."""
 
+UNITS, REQUEST = 5, 2
+"""Prices of a row before those of output tokens; which of them is that of a request."""
+
 LASTS = 4
 """Lines that are tried for the batches beyond the bend."""
 
-CHARGED = (0.0, 0.5, 1.0)
+CHARGED = (0.0, 1.0)
 """Shares of what an iteration takes beside its sequences that are charged to the KV cache."""
 
 
@@ -63,6 +69,7 @@ class Work:
         context: sum over decode tokens of the context they read.
         requests: requests taken.
         pairs: query-key pairs of the prompts.
+        blocks: sum over output tokens of what their sequence's KV blocks hold beyond ``context``.
     """
 
     chains: Floats
@@ -70,6 +77,7 @@ class Work:
     context: float
     requests: float
     pairs: float
+    blocks: float
 
     def least_s(self, offers: Sequence[Floats]) -> float:
         """Return the least device seconds where each token may be computed in any of some sizes.
@@ -80,14 +88,22 @@ class Work:
         if not offers:
             return 0.0
         amounts = np.concatenate(
-            [[self.prefill, self.context, self.requests, self.pairs], self.chains]
+            [[self.prefill, self.context, self.requests, self.pairs, self.blocks], self.chains]
         )
         cheapest = offers[0]
         for offer in offers[1:]:
             cheapest = np.minimum(cheapest, offer)
-        # Or what is best for each size by itself: any prices of each size will do.
-        own = np.min([offer[np.argmax(_sums_of(offer, amounts))] for offer in offers], axis=0)
-        return max(0.0, float(_sums_of(cheapest, amounts).max()), float(own @ amounts))
+        # Or what is best for each size by itself: any prices of each size will do. What a prompt
+        # saves in one of them (a price below 0) is taken off those of all.
+        most = float(_sums_of(cheapest, amounts).max())
+        for saving in (True, False) if len(offers) > 1 else ():
+            sums = [
+                np.where(saving | (offer[:, REQUEST] >= 0.0), _sums_of(offer, amounts), -np.inf)
+                for offer in offers
+            ]
+            own = np.min([o[np.argmax(s)] for o, s in zip(offers, sums, strict=True)], axis=0)
+            most = max(most, float(own @ amounts))
+        return max(0.0, most)
 
 
 def _sums_of(rows: Floats, amounts: Floats) -> Floats:
@@ -110,6 +126,9 @@ def work_of(problem: Problem, scenario: LengthScenario, node: int) -> Work:
         fresh = prompts - ((prompts - 1) // block) * block
     context = decode * prompts + decode * (decode + 1) / 2
     pairs = fresh * (fresh + 1) / 2
+    # With its output tokens a sequence is prompts, ..., prompts + decode long, in whole blocks.
+    ends = [_in_blocks(n, model.engine.block_size) for n in (prompts - 1, prompts + decode)]
+    held = ends[1] - ends[0]
     own = table.input_node == node
     lengths = outputs
     if own.any():
@@ -125,6 +144,15 @@ def work_of(problem: Problem, scenario: LengthScenario, node: int) -> Work:
         float(context.sum()),
         float(taken.sum()),
         float(pairs.sum()),
+        float(held.sum() - context.sum()),
+    )
+
+
+def _in_blocks(tokens: Floats, block: int) -> Floats:
+    """Return the sum of 1, 2, ..., ``tokens``, each rounded up to whole blocks."""
+    full = tokens // block
+    return np.asarray(
+        block * (block * full * (full + 1) / 2 + (tokens - full * block) * (full + 1))
     )
 
 
@@ -160,12 +188,13 @@ def iteration_parts(latency: StepLatency, config: EngineConfig) -> IterationPart
     return IterationParts(tokens, seqs, host, launch)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=48)
 def unit_prices(size: int, latency: StepLatency, config: EngineConfig) -> Floats:
-    """Return device seconds per prefill token, context token, request, pair, and token by rank.
+    """Return device seconds per unit of work, and of output tokens by rank.
 
-    One row for each of several choices, each valid by itself, shape ``(n, 4 + RANKS)``; the same
-    row is the same choice for all sizes.
+    One row for each of several choices, each valid by itself, shape ``(n, UNITS + RANKS)``; the
+    same row is the same choice for all sizes. Units are a prefill token, a context token, a
+    request, a pair, and a token more that blocks hold.
     """
     parts = iteration_parts(latency, config)
     most = min(config.max_num_seqs, config.max_num_batched_tokens)
@@ -174,24 +203,70 @@ def unit_prices(size: int, latency: StepLatency, config: EngineConfig) -> Floats
     host = _at_least(parts.host[:most])
     knots = latency.by_tokens.knots
     caching = config.enable_prefix_caching
-    capacity = (config.num_blocks - 1) * config.block_size
+    capacity = 0.0 if caching else _capacity(config)
     pair_s = max(0.0, latency.prefill_pair_s)
     rows: list[Floats] = []
     for slope in _slopes(parts.tokens, knots):
-        beyond = parts.tokens - slope * np.arange(1, len(parts.tokens) + 1)
-        seconds = _at_least(beyond)[:most] + slope * batch + seqs
         prefill_s = slope + max(0.0, latency.prefill_token_s)
         # A request that is resumed with n tokens computes n - 1 that were computed before (n >= 2)
         # instead of reading n; of cached ones it makes n pairs.
         resumed_s = pair_s if caching else prefill_s / 2 + pair_s
         context_s = max(0.0, min(latency.context_token_s, resumed_s))
-        units = (prefill_s, context_s, max(0.0, latency.prefill_seq_s), pair_s)
-        rows += _priced(np.maximum(seconds, 0.0), slope, units, 0.0 if caching else capacity)
+        request_s = max(0.0, latency.prefill_seq_s)
+        for saved_s, beyond in _beyond(parts.tokens, most, slope, context_s, config):
+            seconds = np.maximum(beyond + slope * batch + seqs, 0.0)
+            units = (prefill_s, context_s, request_s - saved_s, pair_s)
+            rows += _priced(seconds, slope, units, capacity)
     # Or by what an iteration takes whatever it computes.
     least = np.maximum(_at_least(parts.tokens)[:most], 0.0) + _at_least(parts.seqs[:most])
     seconds = np.maximum(least, parts.launch) + host
-    rows += _priced(np.maximum(seconds, 0.0), 0.0, (0.0,) * 4, 0.0 if caching else capacity)
+    rows += _priced(np.maximum(seconds, 0.0), 0.0, (0.0,) * 4, capacity)
     return size * np.concatenate(rows)
+
+
+def _capacity(config: EngineConfig) -> float:
+    """Return tokens that the sequences of an iteration hold at most, in blocks of its size.
+
+    0: not known. Of groups of layers one with full attention counts: it holds every token.
+    """
+    sizes = [config.block_size]
+    if config.kv_cache_groups:
+        sizes = [g.block_size for g in config.kv_cache_groups if g.kind == "full"]
+    # Whole blocks of a larger size are whole blocks of ours too.
+    sizes = [n for n in sizes if n % config.block_size == 0]
+    return float((config.num_blocks - 1) * min(sizes)) if sizes else 0.0
+
+
+def _beyond(
+    tokens: Floats, most: int, slope: float, context_s: float, config: EngineConfig
+) -> list[tuple[float, Floats]]:
+    """Return seconds of iterations by sequences, less their tokens at a slope, in two ways.
+
+    Either at least, whatever their tokens; or so that an iteration may be shorter that has the last
+    tokens of prompts, by the seconds that come with it, taken off each of their requests.
+
+    Args:
+        tokens: device seconds by scheduled tokens.
+        most: sequences.
+        slope: price of a token.
+        context_s: price of a context token.
+        config: the engine's settings.
+    """
+    numbers = np.arange(1, len(tokens) + 1)
+    any_s = _at_least(tokens - slope * numbers)
+    # Under priorities one that is preempted after its turn leaves its tokens unused.
+    full = config.max_num_batched_tokens - config.max_num_seqs
+    divided = config.pipeline_parallel_size > 1 or config.long_prefill_token_threshold > 0
+    if divided or full < 1:
+        return [(0.0, any_s[:most])] * 2
+    least = _at_least(tokens)
+    # What is computed anew in place of context may take less than reading that, in a tile.
+    anew = least - 2 * context_s * numbers
+    unread_s = float((anew - _at_least(anew))[:most].max()) + context_s
+    without = least[:most] - slope * numbers[:most] - unread_s
+    without = np.minimum(without, any_s[full - 1])
+    saved_s = max(0.0, float((without - any_s[:most]).max()))
+    return [(0.0, any_s[:most]), (saved_s, np.maximum(without, any_s[:most]))]
 
 
 def _at_least(values: Floats) -> Floats:
@@ -243,15 +318,16 @@ def _priced(
     for share in CHARGED if capacity else CHARGED[:1]:
         # At most what the first rank has more than the second, so that prices still fall.
         charged = share * np.maximum(prices[:, 0] - prices[:, 1 % prices.shape[1]], 0.0)
-        row = np.empty((len(prices), 4 + RANKS))
-        row[:, 0], row[:, 2], row[:, 3] = prefill_s, request_s, pair_s
-        row[:, 1] = context_s + (charged / capacity if capacity else 0.0)
+        row = np.empty((len(prices), UNITS + RANKS))
+        row[:, :4] = prefill_s, context_s, request_s, pair_s
+        row[:, 4] = charged / capacity if capacity else 0.0
+        row[:, 1] += row[:, 4]
         mine = prices.copy()
         mine[:, 0] -= charged
         mine = np.minimum.accumulate(mine, axis=1)  # falling, if by rounding they did not
         ranks = min(RANKS, mine.shape[1])
-        row[:, 4 : 4 + ranks] = mine[:, :ranks]
-        row[:, 4 + ranks :] = mine[:, -1:]
+        row[:, UNITS : UNITS + ranks] = mine[:, :ranks]
+        row[:, UNITS + ranks :] = mine[:, -1:]
         row[:, -1] = mine[:, -1]  # of all chains after these, too
         rows.append(row)
     return rows

@@ -5,6 +5,14 @@ are devices. The others start engines after that moment, and what they have not 
 after such a start. Which ones these are is up to the plan: every choice delays some node, and what
 waits for it, and behind that there may be such a moment again. The choices are looked at best
 first; the least of what is left open is a bound.
+
+A choice says who holds devices, too: each of the unfinished nodes that do not wait. So none of them
+holds more than these leave, and whatever more works for it is started after that moment. What a
+node has to do takes until all these devices together can have done it.
+
+Whoever has no device at a moment is taken to need ``Held.start_s`` from then on until one works: an
+engine start, or nothing where engines of another node may serve it, at once or after they slept. It
+would be the seconds of waking if engines slept that a node gives up before it has finished.
 """
 
 from __future__ import annotations
@@ -19,7 +27,7 @@ import numpy as np
 from samullm_plugin.model.types import Floats
 from samullm_plugin.rules.critical_path import Earliest, Paths
 
-CHOICES, ENTRIES, NODES, MOMENTS = 300, 1_000_000, 12, 24
+CHOICES, ENTRIES, NODES, MOMENTS = 600, 2_000_000, 12, 24
 """Choices that are looked at, at most; requests and inputs in all of them; unfinished nodes up to
 which there are choices; and moments that are looked at for one of them. Any give a bound."""
 
@@ -31,27 +39,66 @@ class Held:
     Attributes:
         devices: by its engines at least.
         start_s: seconds at least from beginning to start engines until they are ready.
+        work_s: device seconds of its iterations at least.
     """
 
     devices: int
     start_s: float
+    work_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
-    """A moment at which not all nodes that are unfinished hold devices.
+    """A moment at which it is asked which of the nodes that are unfinished hold devices.
 
     Attributes:
         time_s: the moment.
-        end_s: no makespan is less.
         nodes: those that are unfinished.
-        without: so many devices at least are missing for them.
+        without: so many devices at least are missing for them, if above 0.
     """
 
     time_s: float
-    end_s: float
     nodes: tuple[int, ...]
     without: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Choices:
+    """Who has no device at some moments, and what follows.
+
+    Attributes:
+        later_s: moments before which requests do not finish.
+        least_s: by node, a moment before which its last request does not finish.
+        limits: by node, moments and how many devices it holds then at most, in order.
+        open_s: by node that had to wait, when an engine works for it again, and for each request a
+            moment: alone from then on, it would be as far by ``open_s`` as it can be.
+        time_s: the last of these moments.
+    """
+
+    later_s: Mapping[int, Floats]
+    least_s: Mapping[int, float]
+    limits: Mapping[int, tuple[tuple[float, int], ...]]
+    open_s: Mapping[int, tuple[float, Floats]]
+    time_s: float = -1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What follows from choices.
+
+    Attributes:
+        choices: they.
+        earliest: when requests can begin and finish.
+        ends_s: by node, a moment before which its last request does not finish.
+        end_s: no makespan is less.
+        cut: where the next choice is; None: there is none.
+    """
+
+    choices: _Choices
+    earliest: Earliest
+    ends_s: Mapping[int, float]
+    end_s: float
+    cut: _Cut | None
 
 
 def late_starts_s(
@@ -65,78 +112,167 @@ def late_starts_s(
         num_gpus: devices that there are.
         later_s: moments before which requests do not finish, see :meth:`Paths.earliest`.
     """
-    first = paths.earliest(later_s)
-    if sum(h.devices for h in held.values()) <= num_gpus:
-        return first.end_s
+    if not held:
+        return paths.earliest(later_s).end_s
+    devices = _Devices(paths, held, num_gpus)
+    first = devices.found(_Choices(dict(later_s), {}, {}, {}))
     numbers, left = count(), min(CHOICES, ENTRIES // max(1, paths.entries))
-    cut = _cut(paths, held, num_gpus, first)
-    end_s = first.end_s if cut is None else max(first.end_s, cut.end_s)
-    open_ = [(end_s, next(numbers), dict(later_s), first, cut)]
+    # Choices that are not followed yet stand with what is known at once of those waiting.
+    least_s = max(first.end_s, devices.without_choices_s(first))
+    open_: list[tuple[float, int, _Found, Sequence[int] | None]] = [
+        (least_s, next(numbers), first, None)
+    ]
     while True:
-        end_s, _, later, earliest, cut = open_[0]
-        if cut is None or len(cut.nodes) > NODES:
-            return end_s
-        choices = list(_late(cut, held, left))
-        left -= len(choices)
-        if left <= 0:
+        end_s, _, found, chosen = open_[0]
+        cut = found.cut
+        if cut is None or len(cut.nodes) > NODES or left <= 0:
             return end_s
         heapq.heappop(open_)
-        for chosen in choices:
-            more = dict(later)
-            for node in chosen:
-                more[node] = _delayed(paths, held[node].start_s, earliest, node, cut.time_s)
-            then = paths.earliest(more)
-            # A choice that delays nothing would be made again and again.
-            pairs = zip(then.finish_s, earliest.finish_s, strict=True)
-            news = any((a > b).any() for a, b in pairs)
-            next_cut = _cut(paths, held, num_gpus, then) if news else None
-            least_s = max(end_s, then.end_s, 0.0 if next_cut is None else next_cut.end_s)
-            heapq.heappush(open_, (least_s, next(numbers), more, then, next_cut))
+        if chosen is not None:
+            left -= 1
+            then = devices.found(devices.choose(found, cut, chosen))
+            heapq.heappush(open_, (max(end_s, then.end_s), next(numbers), then, None))
+            continue
+        ends_s = {i: devices.late_s(found, i, cut.time_s) for i in cut.nodes}
+        for waiting in _late(cut, held):
+            least_s = max((end_s, *(ends_s[i] for i in waiting)))
+            heapq.heappush(open_, (least_s, next(numbers), found, waiting))
 
 
-def _cut(paths: Paths, held: Mapping[int, Held], num_gpus: int, earliest: Earliest) -> _Cut | None:
-    """Return the moment that says most, or None if there are devices for all at each."""
-    ends_s = {i: float(earliest.finish_s[i][paths.taken[i]].max()) for i in held}
-    moments = sorted(set(ends_s.values()))
-    best: _Cut | None = None
-    for time_s in moments[:: -(-len(moments) // MOMENTS)]:
-        nodes = tuple(i for i in held if ends_s[i] >= time_s)
-        without = sum(held[i].devices for i in nodes) - num_gpus
-        if without <= 0:
-            break
-        ends = sorted((_end_s(paths, held[i], earliest, i, time_s), i) for i in nodes)
-        waiting = accumulate(held[i].devices for _, i in ends)
-        end_s = next(e for (e, _), devices in zip(ends, waiting, strict=True) if devices >= without)
-        if best is None or end_s > best.end_s:
-            best = _Cut(time_s, end_s, nodes, without)
-    return best
+class _Devices:
+    """Who can hold devices when."""
+
+    def __init__(self, paths: Paths, held: Mapping[int, Held], num_gpus: int) -> None:
+        self._paths, self._held, self._num_gpus = paths, held, num_gpus
+        self._behind = {(i, c): s for c in held for i, s in paths.behind_s(c).items() if i in held}
+        self._tails = {i: paths.tail_s(i) for i in held}
+        self._order = [i for i in paths.order if i in held]
+
+    def found(self, choices: _Choices) -> _Found:
+        """Return what follows from choices."""
+        earliest = self._paths.earliest(choices.later_s)
+        ends_s: dict[int, float] = {}
+        heads_s = []
+        for i in self._order:
+            taken = self._paths.taken[i]
+            head_s = float(earliest.ready_s[i][taken].min())
+            if head_s > self._paths.load_s[i]:
+                heads_s.append(head_s)
+            limits = choices.limits.get(i, ())
+            ends = [
+                float(earliest.finish_s[i][taken].max()),
+                choices.least_s.get(i, 0.0),
+                done_s(self._held[i], head_s, limits, self._num_gpus),
+            ]
+            ends += [ends_s[u] + s for (u, c), s in self._behind.items() if c == i]
+            ends_s[i] = max(ends)
+        end_s = max((earliest.end_s, *(ends_s[i] + self._tails[i] for i in ends_s)))
+        return _Found(choices, earliest, ends_s, end_s, self._cut(ends_s, heads_s, choices.time_s))
+
+    def choose(self, found: _Found, cut: _Cut, waiting: Sequence[int]) -> _Choices:
+        """Return the choices and that of who waits at a moment."""
+        before, held = found.choices, self._held
+        later_s, least_s = dict(before.later_s), dict(before.least_s)
+        open_s = dict(before.open_s)
+        for i in waiting:
+            later_s[i], open_s[i] = self._delayed(found, i, cut.time_s)
+            least_s[i] = max(least_s.get(i, 0.0), cut.time_s + held[i].start_s)
+        holding = [i for i in cut.nodes if i not in waiting]
+        free = self._num_gpus - sum(held[i].devices for i in holding)
+        limits = dict(before.limits)
+        for i in held:
+            most = 0 if i in waiting else free + (held[i].devices if i in holding else 0)
+            limits[i] = (*limits.get(i, ()), (cut.time_s, most))
+        return _Choices(later_s, least_s, limits, open_s, cut.time_s)
+
+    def _cut(
+        self, ends_s: Mapping[int, float], heads_s: Sequence[float], after_s: float
+    ) -> _Cut | None:
+        """Return the next moment at which a node can be the next that ends, if any.
+
+        Before them comes the one at which the first inputs are there.
+        """
+        moments = [e for e in ends_s.values() if e > after_s]
+        if after_s < 0.0:
+            moments += sorted(heads_s)[:1]
+        if not moments:
+            return None
+        time_s = min(moments)
+        nodes = tuple(i for i, e in ends_s.items() if e >= time_s)
+        devices = sum(self._held[i].devices for i in nodes)
+        if len(nodes) < 2:
+            return None
+        return _Cut(time_s, nodes, devices - self._num_gpus)
+
+    def without_choices_s(self, found: _Found) -> float:
+        """Return seconds that no makespan is less than, whoever waits at any one moment."""
+        held, best_s = self._held, 0.0
+        moments = sorted(set(found.ends_s.values()))
+        for time_s in moments[:: -(-len(moments) // MOMENTS)]:
+            nodes = [i for i in held if found.ends_s[i] >= time_s]
+            without = sum(held[i].devices for i in nodes) - self._num_gpus
+            if without <= 0:
+                break
+            ends = sorted((self.late_s(found, i, time_s), i) for i in nodes)
+            waiting = accumulate(held[i].devices for _, i in ends)
+            best_s = max(
+                best_s,
+                next(e for (e, _), n in zip(ends, waiting, strict=True) if n >= without),
+            )
+        return best_s
+
+    def _delayed(
+        self, found: _Found, node: int, time_s: float
+    ) -> tuple[Floats, tuple[float, Floats]]:
+        """Return when a node's requests finish if it has no device at a moment, and ``open_s``.
+
+        What it can have computed of a request by then is no more than the seconds since that was
+        ready, less those in which it had no device.
+        """
+        paths, open_at_s = self._paths, time_s + self._held[node].start_s
+        finish_s, ready_s = found.earliest.finish_s[node], found.earliest.ready_s[node]
+        alone_s, from_s = paths.alone_s[node], time_s
+        if node in found.choices.open_s:
+            since_s, known_s = found.choices.open_s[node]
+            ready_s, from_s = np.maximum(ready_s, known_s), max(time_s, since_s)
+        left_s = np.clip(ready_s + alone_s - from_s, 0.0, alone_s)
+        waits = paths.taken[node] & (finish_s >= time_s)
+        delayed_s = np.where(waits, np.maximum(finish_s, open_at_s + left_s), finish_s)
+        return delayed_s, (open_at_s, open_at_s + left_s - alone_s)
+
+    def late_s(self, found: _Found, node: int, time_s: float) -> float:
+        """Return seconds that no makespan is less than if a node has no device at a moment."""
+        delayed_s, _ = self._delayed(found, node, time_s)
+        least_s = time_s + self._held[node].start_s + self._tails[node]
+        return max(float((delayed_s + self._paths.after_s[node]).max()), least_s)
 
 
-def _late(cut: _Cut, held: Mapping[int, Held], most: int) -> Iterator[Sequence[int]]:
-    """Yield the least sets of nodes that can be without devices, ``most`` + 1 of them at most."""
-    found = 0
-    for size in range(1, len(cut.nodes) + 1):
-        for chosen in combinations(cut.nodes, size):
-            devices = [held[i].devices for i in chosen]
-            if sum(devices) - min(devices) < cut.without <= sum(devices):
-                yield chosen
-                found += 1
-                if found > most:
-                    return
+def done_s(held: Held, head_s: float, limits: Sequence[tuple[float, int]], num_gpus: int) -> float:
+    """Return when a node's work can be done at the earliest.
 
+    A device that works for it has been held since an engine start before; so at every moment in
+    between.
 
-def _delayed(paths: Paths, start_s: float, earliest: Earliest, node: int, time_s: float) -> Floats:
-    """Return when a node's requests finish at the earliest if it has no device at a moment.
-
-    What it can have computed of a request by then is no more than the seconds since that was ready.
+    Args:
+        held: its work and an engine start.
+        head_s: no iteration of it begins before this.
+        limits: moments and how many devices it holds then at most, in order.
+        num_gpus: devices that there are.
     """
-    finish_s, alone_s = earliest.finish_s[node], paths.alone_s[node]
-    left_s = np.clip(earliest.ready_s[node] + alone_s - time_s, 0.0, alone_s)
-    waits = paths.taken[node] & (finish_s >= time_s)
-    return np.where(waits, np.maximum(finish_s, time_s + start_s + left_s), finish_s)
+    left, now_s = held.work_s, head_s
+    edges = sorted({e for t, _ in limits for e in (t, t + held.start_s) if e > head_s})
+    for edge_s in (*edges, float("inf")):
+        most = min((n for t, n in limits if t <= now_s < t + held.start_s), default=num_gpus)
+        if most > 0 and left <= most * (edge_s - now_s):
+            return now_s + left / most
+        left -= most * (edge_s - now_s)
+        now_s = edge_s
+    raise AssertionError("after all limits every device can work")
 
 
-def _end_s(paths: Paths, held: Held, earliest: Earliest, node: int, time_s: float) -> float:
-    """Return seconds that no makespan is less than if a node has no device at a moment."""
-    ends_s = _delayed(paths, held.start_s, earliest, node, time_s) + paths.after_s[node]
-    return float(ends_s.max())
+def _late(cut: _Cut, held: Mapping[int, Held]) -> Iterator[tuple[int, ...]]:
+    """Yield all sets of unfinished nodes without which there are devices for the others."""
+    for size in range(len(cut.nodes) + 1):
+        for chosen in combinations(cut.nodes, size):
+            if sum(held[i].devices for i in chosen) >= cut.without:
+                yield chosen

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from samullm_plugin.model.application import EngineOptions
 from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment, Plan, Stage, StageEnd
-from samullm_plugin.rules.bounds import lower_bound
+from samullm_plugin.rules.bounds import _later_s, lower_bound
 from samullm_plugin.rules.critical_path import Paths
 from samullm_plugin.rules.iteration_prices import work_of
+from samullm_plugin.rules.late_starts import Held, done_s
 from samullm_plugin.rules.transition import Running
 from samullm_plugin.simulator import PlanSimulator
 from samullm_plugin.testing.factories import TestNode, make_problem
@@ -241,6 +242,34 @@ def test_every_choice_of_who_waits_is_followed() -> None:
     assert 60.0 < path_s <= makespan_s == pytest.approx(66.0)
 
 
+def test_who_waits_has_its_work_behind_that() -> None:
+    """Of three one waits at 22 s: the last, which has one device until 44, as b has the other."""
+    serial = EngineOptions(max_num_seqs=1, async_scheduling=False)
+    nodes = [
+        TestNode("a", [4], [2], load_s=20.0),
+        TestNode("b", [4], [2], [[(0, 0)]], load_s=20.0),
+        TestNode("c", [4] * 20, [2] * 20, [[(1, 0)]] * 20, load_s=20.0, engine=serial),
+    ]
+    problem = make_problem(nodes, 2, nvlink=1)
+    found = lower_bound(problem, problem.scenarios[0])
+    plan = Plan(
+        (
+            Stage((Assignment("a", ONE, (0,)), Assignment("b", ONE, (1,)))),
+            Stage((Assignment("b", ONE, (1,)), Assignment("c", ONE, (0,)))),
+        )
+    )
+    makespan_s = PlanSimulator(problem).simulate_scenario(plan, 0).makespan_s
+    assert found.critical_path_s == pytest.approx(42.0 + 2.0 + 38.0 / 2)
+    assert found.device_s < 60.0 < found.critical_path_s <= makespan_s == pytest.approx(82.0)
+
+
+def test_devices_are_held_through_the_start_before_they_work() -> None:
+    """One device at 1, none at 4, starts of 5 s: one works from 2 to 4, four do from 9 on."""
+    held = Held(1, 5.0, 10.0)
+    assert done_s(held, 2.0, ((1.0, 1), (4.0, 0)), 4) == pytest.approx(9.0 + (10.0 - 2.0) / 4)
+    assert done_s(held, 2.0, (), 4) == pytest.approx(2.0 + 10.0 / 4)
+
+
 def test_consumers_come_after_the_simulation_of_what_they_read() -> None:
     """One request after another: two replicas end sooner, and leave no device."""
     serial = EngineOptions(max_num_seqs=1, async_scheduling=False)
@@ -250,11 +279,12 @@ def test_consumers_come_after_the_simulation_of_what_they_read() -> None:
     ]
     problem = make_problem(nodes, 2, nvlink=1)
     alone = lower_bound(problem, problem.scenarios[0])
-    assert alone.critical_path_s == pytest.approx(100 + 10 + 5)
+    # At 110 s both hold a device: 20 s of work are done on two by then, 20 s are left on one.
+    assert alone.critical_path_s == pytest.approx(110 + 20 + 5)
     simulator = PlanSimulator(problem)
     plan = Plan((Stage((Assignment("a", ONE, (0,)), Assignment("b", ONE, (1,)))),))
     found = simulator._lower_bound(0)
-    assert found.critical_path_s == pytest.approx(100 + 2 * 10 + 5)
+    assert found.critical_path_s == pytest.approx(110 + 20 + 5)
     assert found.value_s == pytest.approx(100 + 4 * 10 + 5, rel=1e-4)
     assert simulator.simulate_scenario(plan, 0).makespan_s == pytest.approx(145.0)
 
@@ -263,5 +293,8 @@ def test_a_second_start_may_be_sooner_than_the_simulation() -> None:
     serial = EngineOptions(max_num_seqs=1, async_scheduling=False)
     node = TestNode("a", [4] * 4, [10] * 4, step_s=1.0, load_s=8.0, engine=serial)
     problem = make_problem([node], 1, nvlink=1)
-    found = PlanSimulator(problem)._lower_bound(0)
-    assert found.critical_path_s == pytest.approx(8 + 10 + 8)
+    paths = Paths(problem, problem.scenarios[0], {}, ())
+    in_turn = np.array([10.0, 20.0, 30.0, 40.0])
+    later_s = _later_s(problem, paths, paths.earliest(), (), lambda *_: in_turn)
+    assert later_s[0] == pytest.approx(8.0 + np.array([10.0, 18.0, 18.0, 18.0]))
+    assert PlanSimulator(problem)._lower_bound(0).critical_path_s == pytest.approx(8 + 40)
