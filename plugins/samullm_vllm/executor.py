@@ -199,6 +199,8 @@ class ProcessExecutor(Executor):
             self._send(replica, Wake(self._sleep_and_wake_s(replica.spec)[1]))
         else:
             self._send(replica, self._running.placement(self._device_names(replica.spec)))
+        if replica.unfinished:  # it has waited for its devices
+            self._send_requests(replica, list(replica.unfinished.values()))
 
     def _note_free(self, key: str) -> None:
         """Give devices to those who have waited for a replica to leave them."""
@@ -285,13 +287,16 @@ class ProcessExecutor(Executor):
         """Give requests to a replica, which may still be starting."""
         replica = self._replica(key)
         replica.submitted(requests)
-        if replica.phase != "failed":
-            given = tuple(self._request(replica.spec, r) for r in requests)
-            try:
-                self._send(replica, Submit(given))
-            except ProtocolError:  # find out whose fault it is
-                for request in given:
-                    self._submit_one(replica, request)
+        if replica.phase != "failed" and not replica.waits:  # else they follow its devices
+            self._send_requests(replica, requests)
+
+    def _send_requests(self, replica: Replica, requests: Iterable[EngineRequest]) -> None:
+        given = tuple(self._request(replica.spec, r) for r in requests)
+        try:
+            self._send(replica, Submit(given))
+        except ProtocolError:  # find out whose fault it is
+            for request in given:
+                self._submit_one(replica, request)
 
     def _submit_one(self, replica: Replica, request: EngineRequest) -> None:
         """Give one request to a replica; one that cannot be sent has failed."""

@@ -330,8 +330,15 @@ class SimulationState:
 
     def can_take_over(self, node: int, parallel: ParallelConfig) -> bool:
         """Return whether engines that have just become free can serve a node in these sizes."""
-        name = self._problem.app.nodes[node].name
-        return bool(self.released) and any(self._offers(name, parallel))
+        return bool(self.released) and parallel in self.offered_sizes(node)
+
+    def offered_sizes(self, node: int) -> set[ParallelConfig]:
+        """Return the sizes of engines that have just become free and can serve a node."""
+        same, name = self._problem.same_engine, self._problem.app.nodes[node].name
+        if not self.released or name not in same:
+            return set()
+        offers = (r for n, r in self.released.items() if same.get(n) == same[name])
+        return {running.planned.parallel for running in offers}
 
     def _offers(self, node: str, parallel: ParallelConfig) -> Iterator[tuple[str, Running]]:
         """Yield the engines that a node can take over, by the node they were of."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from time import monotonic
 from typing import ClassVar
 
@@ -174,6 +175,28 @@ class ExecutorContract:
                 f"an engine that was passed on reports {[(e.key, e.kind) for e in events]}",
             )
             self.check_outputs([o for e in events for o in e.outputs], {2, 3, 4})
+            require(not executor.stop_engine("other.0"), "nothing-doubled", "stop reports finished")
+
+    def test_an_engine_sleeps_and_wakes(self) -> None:
+        """Another has its device meanwhile; it wakes under its new key alone."""
+        with self.opened() as executor:
+            if not executor.can_sleep:
+                return
+            executor.start_engine(self.spec())
+            executor.submit("engine.0", [self.request(i) for i in (0, 1)])
+            self.check_outputs([o for e in self.gather(executor, 2) for o in e.outputs], {0, 1})
+            require(executor.sleep_engine("engine.0"), "sleeps", "an idle engine does not sleep")
+            executor.start_engine(replace(self.spec("beside.0"), after=("engine.0",)))
+            executor.submit("beside.0", [self.request(2)])
+            self.check_outputs([o for e in self.gather(executor, 1) for o in e.outputs], {2})
+            executor.stop_engine("beside.0")
+            executor.wake_engine("engine.0", self.spec("other.0"))
+            executor.submit("other.0", [self.request(i) for i in (3, 4)])
+            events = self.gather(executor, 2)
+            heard = {(e.key, e.kind) for e in events}
+            wanted = {("other.0", "ready"), ("other.0", "finished")}
+            require(heard == wanted, "sleeps", f"an engine that wakes reports {heard}")
+            self.check_outputs([o for e in events for o in e.outputs], {3, 4})
             require(not executor.stop_engine("other.0"), "nothing-doubled", "stop reports finished")
 
     def test_close_twice(self) -> None:

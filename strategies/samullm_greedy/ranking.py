@@ -136,7 +136,7 @@ class Ranking:
         """Enter a node's sizes."""
         problem, states = self._problem, rollout.states
         node, held = problem.app.index(name), rollout.held.get(name)
-        free = {p for p in sizes if any(s.can_take_over(node, p) for s in states)}
+        free: set[ParallelConfig] = set().union(*(s.offered_sizes(node) for s in states))
         if held is not None:
             free.add(held.parallel)
         bases = [s.progress[node] for s in states]

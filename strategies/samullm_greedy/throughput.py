@@ -82,21 +82,11 @@ class WorkCurve:
         if len(curves) == 1:
             (curve,) = curves
             return cls(curve.time_s, meter.work(node, curve.tokens, curve.pairs))
-        at_s = np.concatenate([c.time_s for c in curves])
-        tokens = np.concatenate([c.tokens for c in curves])
-        work = meter.work(node, tokens, np.concatenate([c.pairs for c in curves]))
-        # Between its points a curve rises evenly, from its last one on not at all: what changes is
-        # the sum of the slopes.
-        rise, took_s = np.diff(work), np.diff(at_s)
-        last = np.cumsum([len(c.time_s) for c in curves]) - 1
-        rise[last[:-1]], took_s[last[:-1]] = 0.0, 1.0
-        slope = rise / took_s
-        change = np.append(slope, 0.0)
-        change[1:] -= slope
-        order = np.argsort(at_s, kind="stable")
-        time_s = at_s[order]
-        rising = np.cumsum(change[order])
-        total = np.concatenate(([0.0], np.cumsum(rising[:-1] * np.diff(time_s))))
+        time_s = np.unique(np.concatenate([c.time_s for c in curves]))
+        total = np.zeros(len(time_s))
+        for curve in curves:
+            work = meter.work(node, curve.tokens, curve.pairs)
+            total += np.interp(time_s, curve.time_s, work)
         return cls(time_s, total)
 
     def at(self, time_s: float) -> float:

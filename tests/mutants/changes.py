@@ -321,6 +321,20 @@ CHANGES = (
         ("tests/rules/test_preparing.py",),
     ),
     Change(
+        "samullm_plugin/rules/sleeping.py",
+        "more sleeps than hosts and devices have room for",
+        "if mine.load(problem).worth_sleeping and room.take(mine):",
+        "if mine.load(problem).worth_sleeping:",
+        ("tests/rules/test_sleeping.py",),
+    ),
+    Change(
+        "samullm_plugin/simulator/state.py",
+        "devices of an engine that falls asleep are free at once",
+        "began_s = max((self.clock_s, *held))",
+        "began_s = self.clock_s",
+        ("tests/rules/test_sleeping.py",),
+    ),
+    Change(
         "samullm_plugin/simulator/state.py",
         "a stopped engine loses its progress",
         "self.progress[node], run = self._cut(engine)",

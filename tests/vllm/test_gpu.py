@@ -109,7 +109,6 @@ def test_moved_is_as_undisturbed_and_sleeping_frees_memory(
         sleeper.outputs.clear()
         if old == "a":  # at once: it waits for the memory
             sleeper.start(replace(gpu_spec("beside", model), after=("a",)))
-            assert used_bytes(nvml) < used + (1 << 30)
             sleeper.executor.submit("beside", requests)
             assert {i: o.token_ids for i, o in sleeper.gather(4).items()} == expected
             sleeper.executor.stop_engine("beside")
