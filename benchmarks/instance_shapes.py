@@ -90,6 +90,6 @@ def shaped(
         outputs.append(lengths)
     app = Application(shape, tuple(made))
     latency = host.create("latency-model", "assumed" if len(set(cluster.gpus)) > 1 else "linear")
-    return Problem(
-        app, cluster, (make_scenario(app, outputs),), collect_costs(app, cluster, latency)
-    )
+    costs = collect_costs(app, cluster, latency)
+    problem = Problem(app, cluster, (make_scenario(app, outputs),), costs)
+    return problem.without_sleeping_engines()

@@ -168,7 +168,8 @@ def make(number: int) -> Described:
     scenario = make_scenario(app, outputs)
     sizes = tuple(sorted({len(g) for g in cluster.nvlink_groups}))
     costs = tuple(_costs(n.model.name, n.model.max_model_len, sizes) for n in nodes)
-    return Described(number, kind, Problem(app, cluster, (scenario,), costs))
+    problem = Problem(app, cluster, (scenario,), costs).without_sleeping_engines()
+    return Described(number, kind, problem)
 
 
 def _cluster(rng: np.random.Generator, gpus: int) -> Cluster:
@@ -269,7 +270,7 @@ def large(nodes: int, requests: int, gpus: int) -> Problem:
     app = Application("large", tuple(made))
     cluster = Cluster.uniform(bundled_gpu("A100-80GB"), gpus, nvlink=2)
     costs = tuple(_costs(n.model.name, n.model.max_model_len, (2,)) for n in made)
-    return Problem(app, cluster, (make_scenario(app, outputs),), costs)
+    return Problem(app, cluster, (make_scenario(app, outputs),), costs).without_sleeping_engines()
 
 
 def one_of(described: Described, scenarios: int) -> Problem:

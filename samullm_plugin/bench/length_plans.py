@@ -176,7 +176,8 @@ class PlanBench:
             dealt[node.name] = Dealt(group, rows)
         app = Application(self.app.name, tuple(nodes), self.app.notes)
         scenario = make_scenario(app, truth, draw_taken(app, rng))
-        return PlanExperiment(Problem(app, self._cluster, (scenario,), self._costs, "warm"), dealt)
+        problem = Problem(app, self._cluster, (scenario,), self._costs, "warm")
+        return PlanExperiment(problem.without_sleeping_engines(), dealt)
 
     def informed_s(self, experiment: PlanExperiment) -> float:
         """Return the makespan of the plan made with the true lengths."""
