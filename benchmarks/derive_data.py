@@ -4,9 +4,10 @@
     python benchmarks/derive_data.py lengths FOLDER    # lengths/{no_robots,workloads}.json
     python benchmarks/derive_data.py model-defaults    # model_defaults.json
 
-``FOLDER`` holds the published measurements. The bundled profile was written by an earlier version of
-the fit (mean error of iterations 2.5 %; the present one has 2.3 %). It is kept, because every
-simulated figure in the docs and the stored instances were made with it: write it anew together with them.
+``FOLDER`` holds the published measurements. The bundled profile was written by an earlier version
+of the fit (mean error of iterations 2.5 %; the present one has 2.3 %). It is kept, because every
+simulated figure in the docs and the stored instances were made with it: write it anew together
+with them.
 """
 
 from __future__ import annotations
