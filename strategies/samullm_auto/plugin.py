@@ -52,6 +52,10 @@ FAR_OFF = 0.04
 EXACT_NODES_PER_S, EXACT_S, EXACT_MOST_S = 400_000, 0.4, 5.0
 """Nodes of branch and bound in a second; least and most reference seconds that exact may take."""
 
+SOLVER_LIMIT, SOLVER_SHARE = 0.2, 0.1
+"""Deterministic time that CP-SAT may take after that, or so much of the reference seconds, if that
+is more: of a large model a unit may take a minute (eleven nodes: 0.2 took 2 s, 0.37 took 24)."""
+
 EXACT_SIMULATIONS = 60
 """Schedules that exact may simulate whatever that takes."""
 
@@ -275,7 +279,7 @@ class AutoScheduler(StageScheduler):
             limits: dict[str, object] = {
                 "workers": 1,
                 "branch_nodes": int(EXACT_NODES_PER_S * exact_s),
-                "deterministic_limit": exact_s / 2,
+                "deterministic_limit": max(SOLVER_LIMIT, SOLVER_SHARE * exact_s),
                 "simulations": min(max(EXACT_SIMULATIONS, int(exact_s / one_s)), 300),
                 "time_limit_s": 3600.0,
             }
