@@ -109,6 +109,9 @@ GAIN = 1e-4
 IN_VAIN = 6
 """Rounds without a gain after which a search that is not economical ends."""
 
+IDLE = 2
+"""Rounds one after another that find only known plans after which an economical search ends."""
+
 
 @dataclass(slots=True)
 class Candidate:
@@ -295,9 +298,14 @@ class Search:
 
     def improve(self) -> None:
         """Search from what has been offered so far, round by round."""
-        in_vain, most = 0, 1 if self.budget.economical else IN_VAIN
-        while not self.done and in_vain < most:
-            in_vain = 0 if self._round() else in_vain + 1
+        in_vain = idle = 0
+        most = 1 if self.budget.economical else IN_VAIN
+        while not self.done and in_vain < most and idle < max(IDLE, most):
+            before = self.log.simulated
+            gained = self._round()
+            # A round that found only plans that are known says nothing about searching on.
+            idle = idle + 1 if self.log.simulated == before else 0
+            in_vain = 0 if gained else in_vain + (idle == 0)
 
     def _round(self) -> bool:
         """Anneal on the surrogate, simulate what it likes best; return whether that was a gain."""
