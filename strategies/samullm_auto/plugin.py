@@ -13,10 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from samullm_auto.budget import Budget
 from samullm_auto.neighbourhood import compile_ahead
 from samullm_auto.risk import Risk, RiskMeasure
-from samullm_auto.search import CLOSE_ENOUGH, CONFIRMED_REQUESTS, Candidate, Search
+from samullm_auto.search import CLOSE_ENOUGH, Candidate, Search
 from samullm_auto.selection import (
     CONTENDERS,
     NEAR_COARSE,
+    Elsewhere,
     confirm,
     contenders_of,
     explain,
@@ -189,14 +190,15 @@ class AutoScheduler(StageScheduler):
             search.improve()
         notes = search.log.notes
         rest = range(search.num_scenarios, len(problem.scenarios))
-        best = select_on_holdout(search.candidates, simulator, rest, risk)
+        elsewhere = Elsewhere(simulator, rest, risk)
+        best = select_on_holdout(search.candidates, elsewhere)
         if simulator is context.simulator and not rest:
             alike = search.candidates
             best = alike[simplest([c.plan for c in alike], [c.value_s for c in alike])]
         if simulator is not context.simulator:
-            every = problem.app.num_requests <= CONFIRMED_REQUESTS
-            searched = search.num_scenarios if every else 1
-            best = confirm(best, search.candidates, simulator, context.simulator, searched, risk)
+            best = confirm(
+                best, search.candidates, elsewhere, context.simulator, search.confirmed_scenarios
+            )
             notes.append(
                 f"candidates were judged on {simulator.problem.app.num_requests:,} of "
                 f"{problem.app.num_requests:,} requests, the best of them on all"
@@ -231,8 +233,7 @@ class AutoScheduler(StageScheduler):
         """
         plans = {c.plan: c for c in contenders_of(search.candidates, NEAR_COARSE, CONTENDERS)}
         plans |= {c.plan: c for c in (known, best) if c is not None}
-        every = context.simulator.problem.app.num_requests <= CONFIRMED_REQUESTS
-        scenarios = range(search.num_scenarios if every else 1)
+        scenarios = range(search.confirmed_scenarios)
 
         def value_s(judge: PlanSimulator, plan: Plan) -> float:
             return risk.of(

@@ -158,6 +158,7 @@ class Search:
         costs: what simulating and decoding cost.
         num_scenarios: how many of the problem's scenarios it searches on.
         start_scenarios: how many of them other schedulers plan for.
+        confirmed_scenarios: in how many of them the last candidates are simulated whole.
         num_timed: in how many of them models were timed in all configurations it considers.
         pairs_s: reference seconds of timing consumers behind their producers, per scenario.
         candidates: starts, and plans that were the best when they were found.
@@ -194,6 +195,7 @@ class Search:
         most = SEARCHED_ON if few else SEARCHED_ON_MANY
         self.num_scenarios = min(len(problem.scenarios), most, max(1, enough))
         self.start_scenarios = max(most, self.num_scenarios)
+        self.confirmed_scenarios = self.num_scenarios if few else 1
         self._scenarios = range(self.num_scenarios)
         self.bound_s = risk.of(bound_s[: self.num_scenarios])
         self._seen: dict[Plan, float] = {}

@@ -35,9 +35,35 @@ def contenders_of(candidates: Sequence[Candidate], near: float, most: int) -> li
     return close[:most] + found[:CONTENDERS]
 
 
-def select_on_holdout(
-    candidates: Sequence[Candidate], simulator: PlanSimulator, scenarios: Sequence[int], risk: Risk
-) -> Candidate:
+class Elsewhere:
+    """Judges candidates by further length scenarios than those that were searched on."""
+
+    def __init__(self, simulator: PlanSimulator, scenarios: Sequence[int], risk: Risk) -> None:
+        """Nothing is simulated before it is asked for, and nothing twice.
+
+        Args:
+            simulator: of the problem that was searched on.
+            scenarios: indices of the length scenarios nobody searched on.
+            risk: what is to be small.
+        """
+        self.risk = risk
+        self._simulator, self._scenarios = simulator, scenarios
+        self._further: dict[Plan, Floats] = {}
+
+    def further_s(self, candidate: Candidate) -> Floats:
+        """Return a candidate's makespans there."""
+        plan = candidate.plan
+        if plan not in self._further:
+            simulate = self._simulator.simulate_scenario
+            self._further[plan] = np.array([simulate(plan, s).makespan_s for s in self._scenarios])
+        return self._further[plan]
+
+    def value_s(self, candidate: Candidate) -> float:
+        """Return a candidate's value in all scenarios."""
+        return self.risk.of(np.append(candidate.makespan_s, self.further_s(candidate)))
+
+
+def select_on_holdout(candidates: Sequence[Candidate], elsewhere: Elsewhere) -> Candidate:
     """Return the candidate to trust.
 
     A plan that was searched for in some scenarios looks better in them than it is. So the last
@@ -47,33 +73,22 @@ def select_on_holdout(
 
     Args:
         candidates: simulated in the scenarios that were searched on; one start at least.
-        simulator: of the problem that was searched on.
-        scenarios: indices of the length scenarios nobody searched on.
-        risk: what is to be small.
+        elsewhere: tells what they take in others.
     """
     contenders = contenders_of(candidates, NEAR, CONTENDERS)
-    further: dict[Plan, Floats] = {}
-
-    def value_s(candidate: Candidate) -> float:
-        if candidate.plan not in further:
-            made = [simulator.simulate_scenario(candidate.plan, s).makespan_s for s in scenarios]
-            further[candidate.plan] = np.array(made)
-        return risk.of(np.append(candidate.makespan_s, further[candidate.plan]))
-
+    values = {c.plan: elsewhere.value_s(c) for c in contenders}
     # A start that is worse where others were searched for may be better everywhere else.
-    values = [value_s(c) for c in contenders]
     for other in sorted((c for c in candidates if c.start), key=lambda c: c.value_s):
-        if other.plan not in further and other.value_s < min(values):
+        if other.plan not in values and other.value_s < min(values.values()):
             contenders.append(other)
-            values.append(value_s(other))
-    starts = [k for k, c in enumerate(contenders) if c.start]
-    chosen = min(starts, key=values.__getitem__)
-    for k in sorted(set(range(len(contenders))) - set(starts), key=values.__getitem__):
-        if values[k] < values[chosen] and _trusted(
-            further[contenders[chosen].plan] - further[contenders[k].plan], risk
-        ):
-            return contenders[k]
-    return contenders[chosen]
+            values[other.plan] = elsewhere.value_s(other)
+    contenders.sort(key=lambda c: values[c.plan])
+    chosen = next(c for c in contenders if c.start)
+    for found in (c for c in contenders if not c.start):
+        gains_s = elsewhere.further_s(chosen) - elsewhere.further_s(found)
+        if values[found.plan] < values[chosen.plan] and _trusted(gains_s, elsewhere.risk):
+            return found
+    return chosen
 
 
 def simplest(plans: Sequence[Plan], values: Sequence[float]) -> int:
@@ -102,10 +117,9 @@ def _num_changes(plan: Plan) -> int:
 def confirm(
     chosen: Candidate,
     candidates: Sequence[Candidate],
-    coarse: PlanSimulator,
+    elsewhere: Elsewhere,
     whole: PlanSimulator,
     searched: int,
-    risk: Risk,
 ) -> Candidate:
     """Return the candidate that is best on the whole problem, of those that may be.
 
@@ -115,20 +129,18 @@ def confirm(
     Args:
         chosen: the best by aggregated requests.
         candidates: all, with values by aggregated requests.
-        coarse: the simulator of the problem with aggregated requests.
-        whole: that of the whole problem.
+        elsewhere: tells what they take by aggregated requests in other scenarios.
+        whole: the simulator of the whole problem.
         searched: how many of the first length scenarios to simulate whole.
-        risk: what is to be small.
     """
     contenders = contenders_of(candidates, NEAR_COARSE, len(candidates))
     plans = {c.plan: c for c in [*contenders, chosen]}
     values = {}
     for plan, candidate in plans.items():
         made = [whole.simulate_scenario(plan, s).makespan_s for s in range(searched)]
-        rest = range(len(candidate.makespan_s), len(coarse.problem.scenarios))
-        further = [coarse.simulate_scenario(plan, s).makespan_s for s in rest]
+        risk = elsewhere.risk
         longer = risk.of(np.array(made)) / risk.of(candidate.makespan_s[:searched])
-        values[plan] = longer * risk.of(np.append(candidate.makespan_s, further))
+        values[plan] = longer * elsewhere.value_s(candidate)
     return plans[min(values, key=values.__getitem__)]
 
 
