@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from samullm_plugin.errors import InputError
@@ -43,6 +44,12 @@ class ParallelConfig:
     def num_devices(self) -> int:
         """Return the devices all replicas occupy."""
         return self.data_parallel_size * self.devices_per_replica
+
+    def replicas(self, devices: Sequence[int]) -> Iterator[tuple[int, ...]]:
+        """Yield the devices of each replica: they are given replica after replica."""
+        size = self.devices_per_replica
+        for first in range(0, len(devices), size):
+            yield tuple(devices[first : first + size])
 
     def __str__(self) -> str:
         """Return a short form such as ``dp2xtp4``."""

@@ -182,21 +182,15 @@ def _require_preparable(problem: Problem, loaded: LoadedApplication) -> None:
     Raises:
         InputError: naming what is in the way.
     """
-    where = loaded.path or f"application {loaded.app.name}"
+    asked = _asked(loaded, "prepared_starts")
     loads = [c.load for costs in problem.costs for c in costs.values() if c.load.prepare_s]
     if not loads:
         raise InputError(
-            f"{where}: planner.prepared_starts is true, but the latency model knows of no part of "
-            "an engine start that needs no device; leave it out"
+            f"{asked}, but the latency model knows of no part of an engine start that needs no "
+            "device; leave it out"
         )
     least = min(load.prepared_bytes for load in loads)
-    most = max(problem.cluster.host_bytes(m) for m in range(len(problem.cluster.machines)))
-    if least > most:
-        raise InputError(
-            f"{where}: planner.prepared_starts is true, but cluster.host_memory_gib "
-            f"{most / 2**30:.1f} has room for no prepared engine, of which the smallest needs "
-            f"{least / 2**30:.1f} GiB; give more, or leave prepared_starts out"
-        )
+    _require_room(problem, asked, "no prepared engine", least, "prepared_starts")
 
 
 def _require_sleepers(problem: Problem, loaded: LoadedApplication, *, fusion: bool) -> None:
@@ -205,7 +199,7 @@ def _require_sleepers(problem: Problem, loaded: LoadedApplication, *, fusion: bo
     Raises:
         InputError: naming what is in the way.
     """
-    asked = f"{loaded.path or f'application {loaded.app.name}'}: planner.sleeping_engines is true"
+    asked = _asked(loaded, "sleeping_engines")
     if not fusion:
         raise InputError(
             f"{asked}, but with fusion: false no node goes on with engines of another; leave one "
@@ -218,12 +212,25 @@ def _require_sleepers(problem: Problem, loaded: LoadedApplication, *, fusion: bo
             "wake; leave it out"
         )
     least = min(load.asleep_bytes for load in loads)
+    _require_room(problem, asked, "no engine that sleeps", least, "sleeping_engines")
+
+
+def _asked(loaded: LoadedApplication, option: str) -> str:
+    """Return who asks for an option of the planner, as messages begin."""
+    return f"{loaded.path or f'application {loaded.app.name}'}: planner.{option} is true"
+
+
+def _require_room(problem: Problem, asked: str, what: str, least: float, option: str) -> None:
+    """Refuse an option for which no machine's host has the least memory that it takes.
+
+    Raises:
+        InputError: with both figures.
+    """
     most = max(problem.cluster.host_bytes(m) for m in range(len(problem.cluster.machines)))
     if least > most:
         raise InputError(
-            f"{asked}, but cluster.host_memory_gib {most / 2**30:.1f} has room for no engine that "
-            f"sleeps, of which the smallest needs {least / 2**30:.1f} GiB; give more, or leave "
-            "sleeping_engines out"
+            f"{asked}, but cluster.host_memory_gib {most / 2**30:.1f} has room for {what}, of "
+            f"which the smallest needs {least / 2**30:.1f} GiB; give more, or leave {option} out"
         )
 
 

@@ -32,10 +32,8 @@ class Asleep:
     devices: tuple[int, ...]
 
     def replicas(self) -> Iterator[tuple[int, ...]]:
-        """Yield the devices of each replica."""
-        size = self.parallel.devices_per_replica
-        for first in range(0, len(self.devices), size):
-            yield self.devices[first : first + size]
+        """Return the devices of each replica."""
+        return self.parallel.replicas(self.devices)
 
     def load(self, problem: Problem) -> LoadTimes:
         """Return what starting them takes, and sleeping."""

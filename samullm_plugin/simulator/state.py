@@ -330,27 +330,25 @@ class SimulationState:
 
     def can_take_over(self, node: int, parallel: ParallelConfig) -> bool:
         """Return whether engines that have just become free can serve a node in these sizes."""
-        return bool(self.released) and parallel in self.offered_sizes(node)
+        return parallel in self.offered_sizes(node)
 
     def offered_sizes(self, node: int) -> set[ParallelConfig]:
         """Return the sizes of engines that have just become free and can serve a node."""
-        same, name = self._problem.same_engine, self._problem.app.nodes[node].name
-        if not self.released or name not in same:
-            return set()
-        offers = (r for n, r in self.released.items() if same.get(n) == same[name])
-        return {running.planned.parallel for running in offers}
+        offers = self._offers(self._problem.app.nodes[node].name) if self.released else ()
+        return {running.planned.parallel for _, running in offers}
 
-    def _offers(self, node: str, parallel: ParallelConfig) -> Iterator[tuple[str, Running]]:
+    def _offers(self, node: str) -> Iterator[tuple[str, Running]]:
         """Yield the engines that a node can take over, by the node they were of."""
         same = self._problem.same_engine
         for name, running in self.released.items() if node in same else ():
-            if same.get(name) == same[node] and running.planned.parallel == parallel:
+            if same.get(name) == same[node]:
                 yield name, running
 
     def _taken_over(self, wanted: Assignment) -> str | None:
         """Return the node whose engines an assignment can take over on its devices."""
-        offers = self._offers(wanted.node, wanted.parallel)
-        return next((n for n, r in offers if set(r.devices) == set(wanted.devices)), None)
+        alike, mine = wanted.parallel, set(wanted.devices)
+        offers = ((n, r) for n, r in self._offers(wanted.node) if r.planned.parallel == alike)
+        return next((n for n, r in offers if set(r.devices) == mine), None)
 
     def advance_to(self, time_s: float) -> None:
         """Set the clock; engines of nodes that finish by then end at their finish.
