@@ -102,10 +102,7 @@ class SimulatedCluster:
         Raises:
             RunError: if it is not ready or has requests.
         """
-        engine = self.engine(key)
-        if not engine.reported_ready or engine.generated(self.clock_s):
-            raise RunError(f"executor simulated: engine {key} cannot go on as {spec.key}")
-        self.stop(key)
+        self._leave(key, f"go on as {spec.key}")
         self.start(spec)
         taken_over = self.engines[spec.key]
         taken_over.ready_s, taken_over.reported_ready = self.clock_s, True
@@ -116,11 +113,8 @@ class SimulatedCluster:
         Raises:
             RunError: if it is not ready or has requests.
         """
-        engine = self.engine(key)
-        if not engine.reported_ready or engine.generated(self.clock_s):
-            raise RunError(f"executor simulated: engine {key} cannot sleep")
-        self.stop(key)
-        self._asleep[key] = self.clock_s + (self._costs(engine.spec).load.sleep_s or 0.0)
+        spec = self._leave(key, "sleep")
+        self._asleep[key] = self.clock_s + (self._costs(spec).load.sleep_s or 0.0)
 
     def wake(self, key: str, spec: EngineSpec) -> None:
         """Let an engine that sleeps serve another node.
@@ -133,6 +127,14 @@ class SimulatedCluster:
         began_s = max(self._asleep.pop(key), self._free_s(spec))
         self.start(spec)
         self.engines[spec.key].ready_s = began_s + (self._costs(spec).load.wake_s or 0.0)
+
+    def _leave(self, key: str, what: str) -> EngineSpec:
+        """Take an idle engine off its node, and return what it was."""
+        engine = self.engine(key)
+        if not engine.reported_ready or engine.generated(self.clock_s):
+            raise RunError(f"executor simulated: engine {key} cannot {what}")
+        self.stop(key)
+        return engine.spec
 
     def _free_s(self, spec: EngineSpec) -> float:
         """Return when an engine has its devices: when those that it follows sleep."""

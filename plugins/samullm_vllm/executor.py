@@ -220,15 +220,16 @@ class ProcessExecutor(Executor):
         Raises:
             RunError: if it is not ready, or has requests.
         """
-        replica = self._idle(key)
+        replica = self._idle(key, "be put to sleep")
         replica.phase = "dozing"
         self._send(replica, Sleep(self._sleep_and_wake_s(replica.spec)[0]))
         return True
 
-    def _idle(self, key: str) -> Replica:
+    def _idle(self, key: str, what: str) -> Replica:
+        """Return a replica that is ready and has no requests, to do something with it."""
         replica = self._replica(key)
         if replica.phase != "ready" or replica.unfinished:
-            raise RunError(f"engine {key}: only an idle, ready engine can be put to sleep")
+            raise RunError(f"engine {key}: only an idle, ready engine can {what}")
         return replica
 
     def wake_engine(self, key: str, spec: EngineSpec) -> None:
@@ -258,9 +259,9 @@ class ProcessExecutor(Executor):
         Raises:
             RunError: if it is not ready, or has requests.
         """
-        replica = self._replica(key)
-        if replica.phase != "ready" or replica.unfinished or spec.key in self._replicas:
-            raise RunError(f"executor {self.name}: engine {key} cannot go on as {spec.key}")
+        replica = self._idle(key, f"go on as {spec.key}")
+        if spec.key in self._replicas:
+            raise RunError(f"executor {self.name}: there is an engine {spec.key!r} already")
         replica.spec = spec
         self._replicas[spec.key] = self._replicas.pop(key)
 

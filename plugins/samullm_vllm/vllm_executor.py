@@ -332,7 +332,7 @@ class VllmExecutor(ProcessExecutor):
         Raises:
             RunError: if it is not ready, or has requests.
         """
-        replica = self._idle(key)
+        replica = self._idle(key, "be put to sleep")
         if self._platform == "cuda":
             if dict(replica.spec.model.engine.extra).get("load_format") != "dummy":
                 return super().sleep_engine(key)
