@@ -71,8 +71,11 @@ class PlanningGroup:
         """Return a planner section with what was given on the command line.
 
         Raises:
-            InputError: if the pipeline-parallel sizes are not whole numbers with commas between.
+            InputError: if the budget is not above 0, or the pipeline-parallel sizes are not whole
+                numbers with commas between.
         """
+        if self.budget is not None and not self.budget > 0:
+            raise InputError(f"--budget is {self.budget:g}; it must be more than 0 seconds")
         given: dict[str, object] = {
             "scenarios": self.scenarios,
             "seed": self.seed,

@@ -44,6 +44,8 @@ def test_options_and_no_preemption_reach_the_scheduler(capsys):
     [
         (["plan", "small-1", "--option", "objective"], "is not key=value"),
         (["plan", "small-1", "--gpus", "0"], "--gpus is 0"),
+        (["plan", "small-1", "--budget", "-3"], "--budget is -3"),
+        (["compare", "small-1", "--budget", "nan"], "--budget is nan"),
         (["plan", "nothing-like-it"], "unknown application"),
         (["plan", "missing.yaml"], "missing.yaml"),
         (["compare", "small-1", "--schedulers", ""], "--schedulers is empty"),
