@@ -46,6 +46,8 @@ class Tables(NamedTuple):
         width: by mode, devices that must lie in one NVLink group.
         parts: by mode, how many such sets it takes.
         wider: by mode, the next mode of the same shape on more devices, or -1.
+        engines: by mode, the number of its engines, which go on as those of a mode of the same
+            number that starts when they become free; -1 if there is none.
         allowed: by mode and NVLink group, whether it fits on its kind of GPU.
         size: by group, its devices.
         kind: by group, the number of its kind of GPU.
@@ -65,6 +67,7 @@ class Tables(NamedTuple):
     width: Ints
     parts: Ints
     wider: Ints
+    engines: Ints
     allowed: Bools
     size: Ints
     kind: Ints
@@ -200,6 +203,7 @@ def decode(t, solution, s, limit_s):  # type: ignore[no-untyped-def]  # as above
     free = t.size.copy()
     by_end = np.zeros(count, np.int64)
     now, left = 0.0, count
+    offered = -1  # engines that have just become free
     for _ in range(12 * count + 60):
         # Devices to models in order.
         for i in order:
@@ -220,11 +224,15 @@ def decode(t, solution, s, limit_s):  # type: ignore[no-untyped-def]  # as above
                     break
                 continue
             m = mode[i]
+            load_s = t.load_s[s, m]
+            if offered >= 0 and t.engines[m] == offered:
+                load_s, offered = 0.0, -1
             state[i], begun_s[i] = RUNNING, now
-            origin_s[i] = now + t.load_s[s, m]
-            total_s[i] = t.load_s[s, m] + t.work_s[s, m, -1]
+            origin_s[i] = now + load_s
+            total_s[i] = load_s + t.work_s[s, m, -1]
             base_s[i] = now + total_s[i]
             left -= 1
+        offered = -1
         _find_ends(t, state, mode, base_s, floor_s, total_s, end_s)
         num_free = _sum(free, 0)
         if left == 0 and flags[1] and num_free > 0:
@@ -285,7 +293,7 @@ def decode(t, solution, s, limit_s):  # type: ignore[no-untyped-def]  # as above
             return NEVER, NEVER
         now = at
         if kind == 1:
-            state[who] = FINISHED
+            state[who], offered = FINISHED, t.engines[mode[who]]
             for g in range(len(free)):
                 free[g] += held[who, g]
             for c in range(count):

@@ -179,6 +179,7 @@ def _compile() -> None:
         width=one,
         parts=one,
         wider=-one,
+        engines=-one,
         allowed=np.ones((1, 1), np.bool_),
         size=one,
         kind=np.zeros(1, np.int64),

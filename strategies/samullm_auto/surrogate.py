@@ -12,7 +12,7 @@ from samullm_auto.decoder import NEVER, EncodedSolution, Tables, value_s
 from samullm_auto.neighbourhood import annealing_chains, encoded_columns
 from samullm_auto.solution import Solution, Split, by_shape
 from samullm_plugin import Application, ParallelConfig, Problem
-from samullm_plugin.model.types import Floats
+from samullm_plugin.model.types import Floats, Ints
 from samullm_plugin.simulator import NodeRun, PlanSimulator
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
@@ -216,6 +216,7 @@ class Surrogate:
             width=np.array([p.tensor_parallel_size for _, p in modes], np.int64),
             parts=np.array([p.num_devices // p.tensor_parallel_size for _, p in modes], np.int64),
             wider=wider,
+            engines=self._engines(modes),
             allowed=np.array(allowed, bool),
             size=np.array([len(g) for g, _ in groups], np.int64),
             kind=np.array([kinds.index(name) for _, name in groups], np.int64),
@@ -228,6 +229,16 @@ class Surrogate:
             tail_s=np.concatenate([np.zeros(0), *(t.ravel() for t in tails)]),
             topological=np.array(app.order, np.int64),
         )
+
+    def _engines(self, modes: Sequence[tuple[int, ParallelConfig]]) -> Ints:
+        """Return by mode the number of engines that may be passed on, or -1."""
+        problem, numbers = self._problem, dict[tuple[int, ParallelConfig], int]()
+        shared = [problem.same_engine.get(n.name) for n in problem.app.nodes]
+        found = [
+            -1 if (k := shared[i]) is None else numbers.setdefault((k, p), len(numbers))
+            for i, p in modes
+        ]
+        return np.array(found, np.int64)
 
     def _tails(self, producer: int, consumer: int, runs: Sequence[NodeRun]) -> Floats:
         """Return what a consumer needs after its producer, by the modes of both."""
