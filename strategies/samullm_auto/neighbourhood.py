@@ -28,6 +28,10 @@ from samullm_plugin.model.types import Floats, Ints
 
 logger = logging.getLogger(__name__)
 
+ALIKE = 1e-3
+"""Share by which the values of solutions that are kept differ at least: most that are closer are the
+same plan but for details which decide nothing."""
+
 
 @inner
 def _pick(weights, rng):  # type: ignore[no-untyped-def]  # typed by numba from its arguments
@@ -135,18 +139,19 @@ def anneal(  # type: ignore[no-untyped-def]  # as above
             continue
         _copy(trial, current)
         value = judged
-        worst, known = 0, False
+        at, near = 0, False
         for k in range(len(kept_s)):
-            known = known or abs(kept_s[k] - judged) < 1e-6 * judged
-            if kept_s[k] > kept_s[worst]:
-                worst = k
-        if not known and judged < kept_s[worst]:
-            kept_s[worst] = judged
+            if abs(kept_s[k] - judged) < ALIKE * judged:
+                at, near = k, True
+            elif not near and kept_s[k] > kept_s[at]:
+                at = k
+        if judged < kept_s[at]:
+            kept_s[at] = judged
             for i in range(len(trial.order)):
-                kept[worst, i, 0], kept[worst, i, 1] = trial.order[i], trial.mode[i]
-                kept[worst, i, 2], kept[worst, i, 3] = trial.start[i], trial.split[i]
-                kept[worst, i, 4] = trial.then[i]
-            kept[worst, 0, 5], kept[worst, 0, 6] = trial.flags[0], trial.flags[1]
+                kept[at, i, 0], kept[at, i, 1] = trial.order[i], trial.mode[i]
+                kept[at, i, 2], kept[at, i, 3] = trial.start[i], trial.split[i]
+                kept[at, i, 4] = trial.then[i]
+            kept[at, 0, 5], kept[at, 0, 6] = trial.flags[0], trial.flags[1]
     return value
 
 

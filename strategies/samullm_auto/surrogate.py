@@ -9,7 +9,7 @@ import numpy as np
 from samullm_tasks.timing import TimedMode, alone, tails_s
 
 from samullm_auto.decoder import NEVER, EncodedSolution, Tables, value_s
-from samullm_auto.neighbourhood import annealing_chains, encoded_columns
+from samullm_auto.neighbourhood import ALIKE, annealing_chains, encoded_columns
 from samullm_auto.solution import Solution, Split, by_shape
 from samullm_plugin import Application, ParallelConfig, Problem
 from samullm_plugin.model.types import Floats, Ints
@@ -127,7 +127,11 @@ class Surrogate:
         ]
         found += [(v, s) for s, v in values.items()]
         ranked = sorted(found, key=lambda pair: pair[0])
-        return list(dict.fromkeys(r for _, r in ranked))[:count]
+        apart: list[tuple[float, Solution]] = []
+        for value, solution in ranked:
+            if not apart or value > apart[-1][0] * (1 + ALIKE):
+                apart.append((value, solution))
+        return list(dict.fromkeys(s for _, s in [*apart, *ranked]))[:count]
 
     def encode(self, solution: Solution) -> EncodedSolution:
         """Return a solution in arrays."""
