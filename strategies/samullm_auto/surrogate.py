@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -259,7 +260,7 @@ class Surrogate:
             self._scenarios[0],
             [self._timed[producer, p] for p in mine],
             finish_s,
-            [self._timed[consumer, p] for p in its],
+            [replace(self._timed[consumer, p], load_s=0.0) for p in its],
         )
 
 
