@@ -90,7 +90,7 @@ class EncodedSolution(NamedTuple):
         start: share of their requests that producers must have done.
         split: share at which the mode changes; 0: never.
         then: the mode from then on.
-        flags: 1 or 0 for strict and for grow.
+        flags: 1 or 0 for strict, for grow and for patient.
     """
 
     order: Ints
@@ -204,7 +204,8 @@ def decode(t, solution, s, limit_s):  # type: ignore[no-untyped-def]  # as above
     by_end = np.zeros(count, np.int64)
     now, left = 0.0, count
     offered = -1  # engines that have just become free
-    for _ in range(12 * count + 60):
+    awaited = np.full(count, -1, np.int64)
+    for step in range(12 * count + 60):
         # Devices to models in order.
         for i in order:
             if state[i] != WAITING:
@@ -219,6 +220,17 @@ def decode(t, solution, s, limit_s):  # type: ignore[no-untyped-def]  # as above
                     ready = ready and done >= starts[i] - SLACK
             if not ready:
                 continue
+            wanted = t.engines[mode[i]]
+            if flags[2] and wanted >= 0 and wanted != offered:
+                # Engines that become free before others would have started are waited for.
+                limit = now + t.load_s[s, mode[i]]
+                for u in range(count):
+                    alike = state[u] == RUNNING and t.engines[mode[u]] == wanted
+                    soon = begun_s[u] < now and end_s[u] < limit
+                    if ready and alike and soon and awaited[u] != step:
+                        awaited[u], ready = step, False
+                if not ready:
+                    continue
             if not _take(t, mode[i], free, held[i]):
                 if flags[0]:
                     break

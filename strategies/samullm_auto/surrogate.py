@@ -127,12 +127,23 @@ class Surrogate:
             if v < np.inf
         ]
         found += [(v, s) for s, v in values.items()]
+        if self._problem.same_engine:
+            found = [self._made_patient(v, s) for v, s in found]
         ranked = sorted(found, key=lambda pair: pair[0])
         apart: list[tuple[float, Solution]] = []
         for value, solution in ranked:
             if not apart or value > apart[-1][0] * (1 + ALIKE):
                 apart.append((value, solution))
         return list(dict.fromkeys(s for _, s in [*apart, *ranked]))[:count]
+
+    def _made_patient(self, value: float, solution: Solution) -> tuple[float, Solution]:
+        """Return a solution and its value, waiting for engines where that is about as good.
+
+        For which of two nodes ends first, and so frees its devices, may be other than estimated.
+        """
+        patient = replace(solution, patient=True)
+        waiting = self.value_s(patient)
+        return (waiting, patient) if waiting <= value * (1 + ALIKE) else (value, solution)
 
     def encode(self, solution: Solution) -> EncodedSolution:
         """Return a solution in arrays."""
@@ -141,7 +152,7 @@ class Surrogate:
         split, then = np.zeros(count), mode.copy()
         for s in solution.splits:
             split[s.node], then[s.node] = s.fraction, self._mode(s.node, s.parallel)
-        flags = np.array([solution.strict, solution.grow], np.int64)
+        flags = np.array([solution.strict, solution.grow, solution.patient], np.int64)
         order = np.array(solution.order, np.int64)
         return EncodedSolution(order, mode, np.array(solution.starts, float), split, then, flags)
 
@@ -157,7 +168,7 @@ class Surrogate:
         modes = tuple(self._parallel(i, int(mode[i])) for i in nodes)
         ranked = tuple(int(i) for i in order)
         starts = tuple(float(x) for x in start)
-        return Solution(ranked, modes, starts, splits, bool(flags[0]), bool(flags[1]))
+        return Solution(ranked, modes, starts, splits, *(bool(f) for f in flags))
 
     def _parallel(self, node: int, mode: int) -> ParallelConfig:
         return self._modes[node][mode - int(self._first[node])]
