@@ -126,7 +126,7 @@ class Proposer:
         self._host, self._instance, self._options = host, instance, options
 
     def propose(self, question: Question) -> Proposal:
-        """Return the best of going on and the schedulers' plans, on lengths that none was made for."""
+        """Return the best of going on and the schedulers' plans, on lengths of which none knows."""
         started = time.perf_counter()
         problem, planner = self._instance.problem, self._instance.planner
         rng = np.random.default_rng([planner.seed, PLANNING_STREAM])
