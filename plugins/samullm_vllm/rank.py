@@ -1,4 +1,4 @@
-"""One rank of an engine: vLLM's engine, the requests it has, and what it is told to do."""
+"""One rank of an engine: vLLM's engine and the requests it has."""
 
 from __future__ import annotations
 
