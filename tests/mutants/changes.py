@@ -64,7 +64,7 @@ _LOOP = "samullm_plugin/engine/loop.py"
 _OUTCOME = "samullm_plugin/engine/outcome.py"
 _QUEUES = "samullm_plugin/engine/queues.py"
 _RULE = "samullm_plugin/rules/transition.py"
-_COORDINATOR = "samullm_plugin/run/coordinator.py"
+_TRANSITIONS = "samullm_plugin/run/transitions.py"
 _SERVING = "samullm_plugin/run/serving.py"
 _ENGINE_FAILURES = "samullm_plugin/run/engine_failures.py"
 _REQUESTS = "samullm_plugin/run/request_queue.py"
@@ -401,9 +401,9 @@ CHANGES = (
         FAILURES,
     ),
     Change(
-        _COORDINATOR,
+        _TRANSITIONS,
         "a new plan uses lost devices",
-        "self.rule = RunState(barred=set(self.engines.lost))",
+        "self.rule = RunState(barred=set(self._engines.lost))",
         "self.rule = RunState()",
         ("tests/run/test_lost_devices.py",),
     ),
