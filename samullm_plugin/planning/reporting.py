@@ -1,4 +1,4 @@
-"""Plans for people: stage tables, a Gantt chart, what figures rest on, where two plans differ."""
+"""Plans for people: stage tables, a Gantt chart, where figures come from, how two plans differ."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def idle_lines(problem: Problem, plan: Plan) -> list[str]:
 
 
 def provenance_lines(problem: Problem) -> list[str]:
-    """Return per model what its iteration latencies rest on, with their known error."""
+    """Return per model where its iteration latencies come from, with their known error."""
     lines: dict[str, str] = {}
     for node, costs in zip(problem.app.nodes, problem.costs, strict=True):
         parts: dict[str, list[str]] = {}

@@ -70,6 +70,8 @@ _ENGINE_FAILURES = "samullm_plugin/run/engine_failures.py"
 _REQUESTS = "samullm_plugin/run/request_queue.py"
 _RECOVERY = "samullm_plugin/run/recovery.py"
 _RESIDUAL = "samullm_plugin/run/residual.py"
+_RESIDUAL_PLANS = "samullm_plugin/run/residual_plans.py"
+_PROPOSING = "samullm_plugin/run/proposing.py"
 _REPLANNING = "samullm_plugin/run/replanning.py"
 
 CHANGES = (
@@ -497,16 +499,16 @@ CHANGES = (
         REPLANNING,
     ),
     Change(
-        _RESIDUAL,
+        _RESIDUAL_PLANS,
         "a stage that ends at a share waits for that share of the rest",
         "wanted = end.fraction * total - (total - len(rows))",
         "wanted = end.fraction * len(rows)",
         REPLANNING,
     ),
     Change(
-        _REPLANNING,
+        _PROPOSING,
         "a plan is changed for any gain",
-        "better = gain_s > max(self.options.min_gain * remaining_s, error_s)",
+        "better = gain_s > max(self._options.min_gain * remaining_s, error_s)",
         "better = gain_s > 0",
         REPLANNING,
     ),
