@@ -17,20 +17,16 @@ from samullm_vllm.protocol import Start
 from samullm_vllm.vllm_executor import VllmExecutor, check_installed
 
 from samullm_plugin import Cluster, EngineEvent, EngineSpec, InputError, ModelSpec, RunError
-from samullm_ray.cluster import (
+from samullm_ray.actors import (
     Actors,
     ActorTransport,
-    HeadWatch,
-    check_address,
     check_facts,
-    connect,
     end_agents,
     greet_later,
-    joined,
     missing_models,
-    require_ray,
     say_hello,
 )
+from samullm_ray.cluster import HeadWatch, check_address, connect, joined, require_ray
 from samullm_ray.launcher import RemoteLauncher
 from samullm_ray.machine import Machine
 from samullm_ray.messages import MachineFacts, Prefetch

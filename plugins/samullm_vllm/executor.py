@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import selectors
 import sys
 import time
 from abc import abstractmethod
@@ -26,9 +25,9 @@ from samullm_plugin import (
 from samullm_plugin.engine import StepTable
 from samullm_plugin.host.interfaces.moving import move_rule
 from samullm_plugin.model.types import Floats
-from samullm_vllm.channel import ChannelClosedError
+from samullm_vllm.connections import LISTEN_S, Connections
 from samullm_vllm.fork_launching import kept_fork_server
-from samullm_vllm.launching import Launcher, exit_reason
+from samullm_vllm.launching import Launcher
 from samullm_vllm.process_options import ProcessOptions
 from samullm_vllm.protocol import (
     Asleep,
@@ -51,8 +50,6 @@ from samullm_vllm.workdir import WorkDir
 
 logger = logging.getLogger(__name__)
 
-_TICK_S = 0.2
-_STATUS_WAIT_S = 0.2
 _KILL_S = 10.0
 
 
@@ -62,6 +59,7 @@ class ProcessExecutor(Executor):
     Config: ClassVar[type[BaseModel]] = ProcessOptions
     time_scale = 1.0
     _launcher: Launcher | None = None
+    _opened: Connections | None = None
     _files: WorkDir | None = None
 
     @classmethod
@@ -74,8 +72,7 @@ class ProcessExecutor(Executor):
         super().__init__(config)
         self._replicas: dict[str, Replica] = {}
         self._events: list[EngineEvent] = []
-        self._selector = selectors.DefaultSelector()
-        self._origin_s = self._pumped_s = time.monotonic()
+        self._origin_s = time.monotonic()
         self._lag_s = 0.0
 
     @property
@@ -135,9 +132,8 @@ class ProcessExecutor(Executor):
             self._launcher, why = other, None  # fresh interpreters tell when they start
         if why is not None:
             raise self._hopeless(why, log.name)
-        for number in self._launcher.filenos():
-            self._selector.register(number, selectors.EVENT_READ, None)
-        self._origin_s = self._pumped_s = time.monotonic()
+        self._opened = Connections(self._launcher, self.options, self._take, self._fail)
+        self._origin_s = time.monotonic()
 
     def _hopeless(self, why: str, log: str) -> RunError:
         """Return the error for an installation of which no engine can start."""
@@ -157,6 +153,13 @@ class ProcessExecutor(Executor):
         if self._launcher is None:
             raise RunError(f"executor {self.name}: it is not open")
         return self._launcher
+
+    @property
+    def _connections(self) -> Connections:
+        """Return the channels of the engines; raise as ``_running`` does."""
+        if self._opened is None:
+            raise RunError(f"executor {self.name}: it is not open")
+        return self._opened
 
     def now_s(self) -> float:
         """Return the seconds since ``open``."""
@@ -270,17 +273,15 @@ class ProcessExecutor(Executor):
         if spec.key in self._replicas:
             raise RunError(f"executor {self.name}: there is an engine {spec.key!r} already")
         self.check([spec.model])
-        launcher, before = self._running, set(self._running.filenos())
+        launcher = self._running
         assert self._files is not None  # as there is a launcher
         log = self._files.open_log(spec.key)
         start = self._start_message(spec, str(self._files.rendezvous()), ahead=ahead)
         where = launcher.placement(self._device_names(spec))
         launched = launcher.launch(spec.key, start.num_ranks, log, where)
-        for number in set(launcher.filenos()) - before:  # it had to be started again
-            self._selector.register(number, selectors.EVENT_READ, None)
         replica = Replica(spec, launched, log.name, "preparing" if ahead else "starting")
         self._replicas[spec.key] = replica
-        self._selector.register(launched.channel, selectors.EVENT_READ, replica)
+        self._connections.add(replica)
         self._send(replica, start)
         return replica
 
@@ -316,7 +317,7 @@ class ProcessExecutor(Executor):
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
                 break
-            self._pump(min(left_s, _TICK_S))
+            self._pump(min(left_s, LISTEN_S))
         events, self._events = self._events, []
         return events
 
@@ -354,7 +355,7 @@ class ProcessExecutor(Executor):
         """Wait until a replica is in a phase or has failed; return whether it is."""
         deadline_s = time.monotonic() + timeout_s
         while replica.phase not in (phase, "failed") and time.monotonic() < deadline_s:
-            self._pump(min(_TICK_S, max(0.0, deadline_s - time.monotonic())))
+            self._pump(min(LISTEN_S, max(0.0, deadline_s - time.monotonic())))
         return replica.phase == phase
 
     @staticmethod
@@ -370,77 +371,20 @@ class ProcessExecutor(Executor):
                 self._launcher.kill(replica.launched, _KILL_S)
             self._launcher.close()  # also ends engines whose ids are not known yet
             self._launcher = None
-        for replica in self._replicas.values():
-            replica.launched.channel.close()
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
         self._replicas.clear()
-        self._selector.close()
-        self._selector = selectors.DefaultSelector()
         if self._files is not None:
             self._files.close()
             self._files = None
 
     def _send(self, replica: Replica, message: Message) -> None:
-        """Send, as far as the engine's process is there to take it."""
-        try:
-            replica.launched.channel.send(message)
-        except ChannelClosedError:
-            return  # reading will find out, and first what it still had to say
-        self._watch(replica)
-
-    def _watch(self, replica: Replica) -> None:
-        """Wait for the channel to take more, if something is left to send."""
-        if replica.launched.channel.fileno() < 0:
-            return
-        wanted = selectors.EVENT_READ
-        if replica.launched.channel.wants_write:
-            wanted |= selectors.EVENT_WRITE
-        if self._selector.get_key(replica.launched.channel).events != wanted:
-            self._selector.modify(replica.launched.channel, wanted, replica)
+        self._connections.send(replica, message)
 
     def _pump(self, timeout_s: float) -> None:
         """Take in what has arrived, waiting so long for something, and find what has failed."""
-        for selected, mask in self._selector.select(timeout_s):
-            replica = selected.data
-            if replica is None:
-                self._update_launcher(selected.fd)
-                continue
-            if replica.phase in ("failed", "stopped"):
-                continue
-            if mask & selectors.EVENT_WRITE:
-                self._flush(replica)
-            if mask & selectors.EVENT_READ:
-                self._read(replica)
-        now_s = time.monotonic()
-        listened_s = min(now_s - self._pumped_s, 2 * _TICK_S)
-        self._pumped_s = now_s
-        self._running.update()
-        for replica in self._replicas.values():
-            self._check_alive(replica, listened_s)
-
-    def _update_launcher(self, number: int) -> None:
-        self._running.update()
-        if number not in self._running.filenos():
-            self._selector.unregister(number)
-
-    def _flush(self, replica: Replica) -> None:
-        try:
-            replica.launched.channel.flush()
-        except ChannelClosedError:
-            return
-        self._watch(replica)
-
-    def _read(self, replica: Replica) -> None:
-        try:
-            messages = replica.launched.channel.receive()
-        except ChannelClosedError:
-            self._fail(replica, self._how_it_ended(replica, _STATUS_WAIT_S))
-            return
-        except ProtocolError as error:
-            self._fail(replica, f"it sent {error}")
-            return
-        for message in messages:
-            replica.silent_s = 0.0
-            self._take(replica, message)
+        self._connections.listen(timeout_s)
 
     def _take(self, replica: Replica, message: Message) -> None:
         key, now_s = replica.spec.key, self.now_s()
@@ -471,27 +415,6 @@ class ProcessExecutor(Executor):
         else:
             self._fail(replica, f"it sent {type(message).__name__}")
 
-    def _check_alive(self, replica: Replica, listened_s: float) -> None:
-        """Find an engine of which a process has ended or nothing is heard."""
-        if replica.phase in ("failed", "stopped"):
-            return
-        if replica.launched.exited or replica.launched.lost:
-            self._read(replica)  # it may have said why
-            if replica.phase not in ("failed", "stopped"):
-                self._fail(replica, self._how_it_ended(replica, 0.0))
-            return
-        if replica.phase == "prepared":
-            return  # it waits, and says nothing
-        replica.silent_s += listened_s
-        coming_up = replica.phase in ("preparing", "starting", "dozing")
-        if coming_up and replica.silent_s > self.options.load_timeout_s:
-            self._fail(replica, f"not ready after {replica.silent_s:.0f} s (load_timeout_s)")
-        elif not coming_up and replica.silent_s > self.options.hang_timeout_s:
-            self._fail(replica, f"no sign of life for {replica.silent_s:.1f} s (hang_timeout_s)")
-
-    def _how_it_ended(self, replica: Replica, timeout_s: float) -> str:
-        return exit_reason(replica.launched, timeout_s, self._running, replica.log)
-
     def _fail(self, replica: Replica, reason: str) -> None:
         if replica.phase in ("failed", "stopped"):
             return
@@ -502,16 +425,10 @@ class ProcessExecutor(Executor):
         # All that is waited for here delays the news; the rest is done when the engine is stopped.
         # On CUDA the engine's workers are its children and must be struck while it is their parent.
         self._running.strike(replica.launched)
-        self._disconnect(replica)
-
-    def _disconnect(self, replica: Replica) -> None:
-        """Close the channel of a replica."""
-        if replica.launched.channel.fileno() >= 0:
-            self._selector.unregister(replica.launched.channel)
-            replica.launched.channel.close()
+        self._connections.remove(replica)
 
     def _end(self, replica: Replica) -> None:
         """Have the processes of a replica gone, and close its channel."""
         if not self._running.kill(replica.launched, _KILL_S):
             logger.error("engine %s: processes do not end: %s", replica.spec.key, replica.launched)
-        self._disconnect(replica)
+        self._connections.remove(replica)

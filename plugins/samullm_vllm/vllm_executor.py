@@ -41,10 +41,10 @@ from samullm_vllm.engine import engine_args, usable_kv_tokens
 from samullm_vllm.executor import ProcessExecutor
 from samullm_vllm.fork_launching import begin_import, make_launcher, make_other_launcher
 from samullm_vllm.launching import Launcher
+from samullm_vllm.pipeline_stages import check_stages
 from samullm_vllm.process_options import ProcessOptions
 from samullm_vllm.protocol import Start
 from samullm_vllm.replica import Replica
-from samullm_vllm.stages import check_stages
 
 logger = logging.getLogger(__name__)
 

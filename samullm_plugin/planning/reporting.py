@@ -1,4 +1,4 @@
-"""Plans for people: stage tables, a Gantt chart, what figures rest on, where two plans differ."""
+"""Plans for people: stage tables, a Gantt chart, where figures come from, how two plans differ."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def part_lines(cluster: Cluster) -> list[str]:
 
 
 def provenance_lines(problem: Problem) -> list[str]:
-    """Return per model what its iteration latencies rest on, with their known error."""
+    """Return per model where its iteration latencies come from, with their known error."""
     lines: dict[str, str] = {}
     for node, costs in zip(problem.app.nodes, problem.costs, strict=True):
         parts: dict[str, list[str]] = {}

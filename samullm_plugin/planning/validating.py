@@ -25,8 +25,8 @@ class NodeReport:
         output_tokens: mean sampled output length of those.
         fits: replica sizes that fit in memory, with their KV-cache capacity in tokens, such as
             ``A100-80GB tp2: 145000``; empty without a cluster.
-        lengths: what output lengths rest on.
-        latency: what iteration latencies rest on; empty without a cluster.
+        lengths: where output lengths come from.
+        latency: where iteration latencies come from; empty without a cluster.
     """
 
     node: str

@@ -222,7 +222,7 @@ svg{font:11px system-ui,sans-serif}.back{fill:#fff}.row{fill:#8881}.grid{stroke:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class TimeSeries:
     """A figure over time.
 
     Attributes:
@@ -243,7 +243,7 @@ class Line:
         return corners
 
 
-def lines_svg(lines: Sequence[Line], end_s: float, unit: str) -> str:
+def lines_svg(lines: Sequence[TimeSeries], end_s: float, unit: str) -> str:
     """Return lines over time, as wide as their place.
 
     Args:

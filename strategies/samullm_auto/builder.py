@@ -128,16 +128,18 @@ class Builder:
                 return
             node = index[name]
             room = len(held[name].devices) + len(self._free(held))
-            larger = [
-                widest
-                for configs in self._shapes[node]
-                if (widest := max((p for p in configs if p.num_devices <= room), default=None))
-                and widest.num_devices > len(held[name].devices)
-            ]
+            around = set(held[name].devices) | self._free(held)
+            larger, queries = [], []
+            for configs in self._shapes[node]:
+                widest = max((p for p in configs if p.num_devices <= room), default=None)
+                if widest is None or widest.num_devices <= len(held[name].devices):
+                    continue
+                devices = self._find(node, widest, around)
+                if devices is not None:  # maybe of another kind than those it has
+                    larger.append(widest)
+                    queries.append(state.restart_query(node, widest, devices[0]))
             if not larger:
                 continue
-            device = held[name].devices[0]
-            queries = [state.restart_query(node, p, device) for p in larger]
             ends = [r.end_s for r in self._simulator.runs.get_many(queries)]
             as_is = state.node_finish_s(node)
             margin = WORTHWHILE * (as_is - state.clock_s)

@@ -64,12 +64,14 @@ _LOOP = "samullm_plugin/engine/loop.py"
 _OUTCOME = "samullm_plugin/engine/outcome.py"
 _QUEUES = "samullm_plugin/engine/queues.py"
 _RULE = "samullm_plugin/rules/transition.py"
-_COORDINATOR = "samullm_plugin/run/coordinator.py"
+_TRANSITIONS = "samullm_plugin/run/transitions.py"
 _SERVING = "samullm_plugin/run/serving.py"
 _ENGINE_FAILURES = "samullm_plugin/run/engine_failures.py"
 _REQUESTS = "samullm_plugin/run/request_queue.py"
 _RECOVERY = "samullm_plugin/run/recovery.py"
 _RESIDUAL = "samullm_plugin/run/residual.py"
+_RESIDUAL_PLANS = "samullm_plugin/run/residual_plans.py"
+_PROPOSING = "samullm_plugin/run/proposing.py"
 _REPLANNING = "samullm_plugin/run/replanning.py"
 
 CHANGES = (
@@ -399,9 +401,9 @@ CHANGES = (
         FAILURES,
     ),
     Change(
-        _COORDINATOR,
+        _TRANSITIONS,
         "a new plan uses lost devices",
-        "self.rule = RunState(barred=set(self.engines.lost))",
+        "self.rule = RunState(barred=set(self._engines.lost))",
         "self.rule = RunState()",
         ("tests/run/test_lost_devices.py",),
     ),
@@ -497,16 +499,16 @@ CHANGES = (
         REPLANNING,
     ),
     Change(
-        _RESIDUAL,
+        _RESIDUAL_PLANS,
         "a stage that ends at a share waits for that share of the rest",
         "wanted = end.fraction * total - (total - len(rows))",
         "wanted = end.fraction * len(rows)",
         REPLANNING,
     ),
     Change(
-        _REPLANNING,
+        _PROPOSING,
         "a plan is changed for any gain",
-        "better = gain_s > max(self.options.min_gain * remaining_s, error_s)",
+        "better = gain_s > max(self._options.min_gain * remaining_s, error_s)",
         "better = gain_s > 0",
         REPLANNING,
     ),

@@ -15,8 +15,9 @@ import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samullm_ray.actors import check_facts, greet_later
 from samullm_ray.agent import installed_versions
-from samullm_ray.cluster import check_address, check_facts, connect, greet_later
+from samullm_ray.cluster import check_address, connect
 from samullm_ray.describe import FoundMachine, cluster_section
 from samullm_ray.executor import RayExecutor
 from samullm_ray.launcher import RemoteLauncher
@@ -356,7 +357,7 @@ def test_a_head_that_does_not_answer_is_asked_for_no_agent(
     monkeypatch: pytest.MonkeyPatch, *, answers: bool
 ) -> None:
     """Ray would end this process a minute later, whatever it does then."""
-    monkeypatch.setattr("samullm_ray.cluster._JOIN_AGAIN_S", 0.01)
+    monkeypatch.setattr("samullm_ray.actors._JOIN_AGAIN_S", 0.01)
     started: list[int] = []
     executor = RayExecutor(RayOptions())
     tries: list[bool] = []
@@ -399,7 +400,7 @@ def test_a_machine_with_a_fault_is_asked_again_at_growing_pauses(
     pytest.importorskip("ray")
     faults = ["other runs hold 0"] * 8 + ["no folder"] + [""]
     ended: list[Any] = []
-    monkeypatch.setattr("samullm_ray.cluster.end_agents", ended.extend)
+    monkeypatch.setattr("samullm_ray.actors.end_agents", ended.extend)
 
     def agent(fault: str) -> Any:
         answered: Future[MachineFacts] = Future()
@@ -435,7 +436,7 @@ def test_a_machine_with_a_fault_is_asked_again_at_growing_pauses(
 def test_nothing_is_asked_of_ray_once_the_run_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would start a cluster."""
     ended: list[Any] = []
-    monkeypatch.setattr("samullm_ray.cluster.end_agents", ended.extend)
+    monkeypatch.setattr("samullm_ray.actors.end_agents", ended.extend)
     left = threading.Event()
 
     def leave(timeout_s: float) -> None:

@@ -69,6 +69,29 @@ def test_a_stage_shorter_than_the_preparing_waits_for_the_rest() -> None:
     assert trace.makespan_s == pytest.approx(80 + 10 + 50)
 
 
+def test_replicas_prepared_for_other_sizes_are_no_help() -> None:
+    """A stage that is over as it begins is passed over, and its sizes were prepared for nothing."""
+    from tests.run.worlds import run_with_truth
+
+    nodes = [
+        TestNode("a", [4], [50], load_s=10.0, prepare_s=8.0),
+        TestNode("c", [4], [50], load_s=10.0, prepare_s=8.0),
+        TestNode("b", [4], [50], [[(0, 0)]], load_s=10.0, prepare_s=8.0),
+    ]
+    problem = make_problem(nodes, 2)
+    plan = Plan(
+        (
+            Stage((on("a", 0), on("c", 1)), StageEnd("node_finished", "a")),
+            Stage((on("b", 0), on("c", 1)), StageEnd("node_finished", "c")),
+            Stage((on("b", 0, 1),)),
+        )
+    )
+    trace = PlanSimulator(problem).simulate_scenario(plan, 0)
+    assert trace.segments[-1].devices == (0, 1)
+    assert trace.makespan_s == pytest.approx(10 + 50 + 10 + 50)
+    assert run_with_truth(problem, plan, SimulatedExecutor(), problem).now_s() == trace.makespan_s
+
+
 def test_the_next_stage_that_starts_something_is_prepared() -> None:
     """What runs on as it is needs no start; what is resized does."""
     problem = chain(num_gpus=2)

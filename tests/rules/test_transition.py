@@ -144,6 +144,15 @@ def test_nodes_of_the_next_stage_start_early_where_they_can() -> None:
     assert run.go("a") == {"b": (1,), "c": (0,)}
 
 
+def test_who_has_started_early_goes_on() -> None:
+    first = [on("a", 0), on("x", 1)]
+    run = Run(plan_of(first, [on("b", 2)], ends=[StageEnd("all_finished")]), {"b": ["a"]})
+    run.go()
+    before = run.state.running["b"]
+    assert run.go("x") == {"a": (0,), "b": (2,)}
+    assert run.state.running["b"] is before  # not stopped, and started again
+
+
 def test_who_finishes_out_of_turn_leaves_no_device_idle() -> None:
     """Models finish in another order than foreseen: those that follow take what is free."""
     run = Run(

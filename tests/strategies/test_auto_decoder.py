@@ -17,8 +17,9 @@ from samullm_auto.surrogate import MOMENTS, Surrogate, list_solutions
 from samullm_tasks.timing import TimedMode
 
 from samullm_plugin.model.application import EngineOptions
+from samullm_plugin.model.cluster import Cluster, Gpu
 from samullm_plugin.model.parallel import ParallelConfig
-from samullm_plugin.model.problem import Problem
+from samullm_plugin.model.problem import ModeKey, Problem
 from samullm_plugin.model.scenarios import LengthScenario
 from samullm_plugin.rules.verify import verify
 from samullm_plugin.simulator import PlanSimulator
@@ -235,3 +236,21 @@ def test_what_is_planned_for_the_end_of_two_models_waits_for_both() -> None:
     planned, other = (simulator.simulate_scenario(plan, s) for s in (0, 1))
     assert any(len(s.devices) == 4 for s in planned.segments if s.node == "c")
     assert other.makespan_s == pytest.approx(planned.makespan_s, rel=0.02)
+
+
+def test_a_model_grows_onto_another_kind_of_gpu() -> None:
+    """Replicas of two devices have costs on the kind that is joined in pairs only."""
+    slow, fast = Gpu("slow", 2**36), Gpu("fast", 2**36)
+    base = make_problem([serial(n, 8, k, sizes=(1, 2)) for n, k in (("a", 40), ("b", 5))], 2)
+    costs = []
+    for one, two in (of_node.values() for of_node in base.costs):
+        costs.append({ModeKey("slow", 1): one, ModeKey("fast", 1): one, ModeKey("fast", 2): two})
+    cluster = Cluster((slow, fast, fast), ((0,), (1, 2)))
+    problem = Problem(base.app, cluster, base.scenarios, tuple(costs))
+    modes = (ParallelConfig(1), ParallelConfig(1, 2))
+    plan = Workshop(problem).builder.build(Solution((1, 0), modes, (0.0, 0.0), grow=True))
+    assert verify(problem, plan) == ()
+    assert [a.devices for s in plan.stages for a in s.assignments if a.node == "a"] == [
+        (0,),
+        (1, 2),
+    ]

@@ -20,7 +20,6 @@ from samullm_vllm.devices import Platform
 from samullm_vllm.engine import CUDA_BEGUN, SHARE_OF_GPU
 from samullm_vllm.launching import FreshLauncher, child_environment
 from samullm_vllm.protocol import Start
-from samullm_vllm.replica import Replica
 from samullm_vllm.vllm_executor import VllmExecutor, VllmOptions
 
 from samullm_plugin import EngineOptions, EngineSpec, ModelSpec, RunError
@@ -164,24 +163,6 @@ def test_made_up_weights_do_not_sleep(
     assert not executor.sleep_engine("a")
     assert "engine a is stopped and does not sleep: weights of load_format dummy" in caplog.text
     assert not VllmExecutor(VllmOptions(platform="cuda")).can_sleep
-
-
-def test_falling_asleep_may_take_as_long_as_loading(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nothing is heard of an engine meanwhile; one that computes would be given up sooner."""
-    options = VllmOptions(
-        platform="cuda", sleep_mode=True, hang_timeout_s=30.0, load_timeout_s=900.0
-    )
-    executor = VllmExecutor(options)
-    told: list[str] = []
-    monkeypatch.setattr(executor, "_fail", lambda replica, reason: told.append(reason))
-    launched = SimpleNamespace(exited=False, lost=False)
-    replica = Replica(gpu_spec("a", tmp_path, (0,)), launched, "a.log", "dozing")  # type: ignore[arg-type]  # as above
-    executor._check_alive(replica, 899.0)
-    assert not told
-    executor._check_alive(replica, 2.0)
-    assert told == ["not ready after 901 s (load_timeout_s)"]
 
 
 def test_what_compilers_keep_outlives_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

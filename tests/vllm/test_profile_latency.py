@@ -16,6 +16,7 @@ from samullm_plugin.cli.app import main
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.measuring.engine import MeasuredModel, measure, write_iterations
 from samullm_plugin.measuring.judging import judge_runs
+from samullm_plugin.model.cluster import Gpu
 from samullm_plugin.profiling.calibration import read_calibration, setting_key
 from samullm_plugin.profiling.fit import fit_profile
 from samullm_plugin.profiling.iterations import read_iterations
@@ -36,8 +37,11 @@ SIZES = {
 def test_live_engines_are_profiled_and_their_other_runs_are_predicted(tmp_path: Path) -> None:
     """Iterations are recorded, written, read back and fitted; totals of other runs hold.
 
-    The bound is a factor of two, because the machine may be doing something else: it fails where
-    prefill and decode are confused, a unit is wrong or first batches are taken for usual ones.
+    The machine may be doing something else at any moment, so that only what was measured at the
+    same moments is compared: every other iteration with its neighbours, a run with its own
+    iterations, and what plans say of a run with what the profile says of its iterations. Other work
+    makes some iterations far longer than most, below which a fit by relative errors stays: it was
+    seen at 0.6 of the median, hence the factor of four. Confused phases or units are further off.
     """
     folder = make_tiny_llama(tmp_path / "m", dtype="bfloat16", **SIZES)
     engine = EngineOptions(max_num_seqs=8, max_num_batched_tokens=256, block_size=32)
@@ -80,16 +84,22 @@ def check_measured(tmp_path: Path, model: ModelSpec, size: int, measured: Measur
     assert again.seconds == pytest.approx(rows.seconds, abs=1e-8)
 
     start = EngineStart(model="m", tensor_parallel_size=size, kv_cache_tokens=4096, warm_s=1.0)
-    write_profile(fit_profile([again], {}, source="test", starts=[start]), tmp_path / "p.json")
+    fitted, others = (again.where(np.arange(len(again)) % 2 == k) for k in range(2))
+    write_profile(fit_profile([fitted], {}, source="test", starts=[start]), tmp_path / "p.json")
     latency = Linear(LinearOptions(profile=tmp_path / "p.json"))
-    judged = judge_runs(latency, model, "test-cores", size, measured.unseen)
-    runs = judged["runs"]
+    steps = latency.step_latency(model, Gpu("test-cores", 1 << 40), size)
+    ratios = steps.step_seconds(others.steps) / others.seconds
+    assert 0.25 < np.median(ratios) < 4.0
+    runs = judge_runs(latency, model, "test-cores", size, measured.unseen)["runs"]
     assert [r["workload"] for r in runs] == [
         "mixed", "mixed", "long prompts", "long outputs", "few",
     ]  # fmt: skip
-    for errors in ("error_pct", "sum_error_pct"):
-        ratios = np.array([1.0 + r[errors] / 100.0 for r in runs])
-        assert np.median(np.abs(np.log(ratios))) < np.log(2.0), runs
+    for run, row in zip(measured.unseen, runs, strict=True):
+        assert 0.0 < run.step_s.sum() <= run.wall_s
+        assert run.step_s.sum() * (1.0 + row["sum_error_pct"] / 100.0) == pytest.approx(
+            steps.step_seconds(run.steps).sum(), rel=1e-3
+        )
+        assert row["predicted_s"] == pytest.approx(steps.step_seconds(run.steps).sum(), rel=0.2)
 
 
 @pytest.mark.slow
