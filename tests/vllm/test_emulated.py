@@ -176,14 +176,14 @@ def test_time_scale(tmp_path: Path) -> None:
         bench.start(replace(spec("warm", (0,)), costs=costs(load_s=0.0)))
         begin_s = executor.now_s()
         bench.start(replace(spec("a", (0,)), costs=costs(load_s=8.0)))
-        assert executor.now_s() - begin_s == pytest.approx(8.0, rel=0.1)
+        assert 7.9 < executor.now_s() - begin_s < 15.0  # 4 or 16, were one of the two not scaled
         executor.submit("a", [EngineRequest(0, None, 50, 1000, output_tokens=180)])
         bench.gather(1)
         steps, seconds = executor.take_steps("a") or (None, None)
         assert steps is not None
         assert seconds is not None
         assert len(seconds) == 180
-        assert seconds.sum() == pytest.approx(LATENCY.step_seconds(steps).sum(), rel=0.03)
+        assert np.median(seconds / LATENCY.step_seconds(steps)) == pytest.approx(1.0, abs=0.05)
     finally:
         executor.close()
 
