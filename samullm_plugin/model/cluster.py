@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.parallel import ParallelConfig
@@ -263,6 +263,16 @@ class Cluster:
             return None
         return FreeDevices(self, free).take(parallel, avoid=avoid)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle all but what is kept between questions, which is asked again.
+
+        Python before 3.11.4 passes over ``__getstate__`` of dataclasses with slots.
+        """
+        kept = ("_replicas", "_spread")
+        return _unpickled, (
+            {f.name: {} if f.name in kept else getattr(self, f.name) for f in fields(self)},
+        )
+
     def machines_per_replica(
         self, kind: str, tensor_parallel_size: int, pipeline_parallel_size: int
     ) -> int:
@@ -310,6 +320,14 @@ class Cluster:
                 found = [1] * most
             self._replicas[key] = found
         return self._replicas[key]
+
+
+def _unpickled(state: Mapping[str, object]) -> Cluster:
+    """Return a cluster with all its fields as they are given."""
+    cluster = object.__new__(Cluster)
+    for name, value in state.items():
+        object.__setattr__(cluster, name, value)
+    return cluster
 
 
 class FreeDevices:
