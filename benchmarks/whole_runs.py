@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from samullm_layers.plugin import Layers, LayersOptions
+from samullm_layers.plugin import LayersLatency, LayersOptions
 
 from samullm_plugin import (
     EngineConfig,
@@ -231,7 +231,7 @@ def simulate(run: Recorded) -> Outcome:
     usable = usable_blocks(run)
     workload = Workload(run.prompt_tokens, run.output_tokens, arrival_s=run.arrival_s)
     began = time.perf_counter()
-    layers = Layers(options)
+    layers = LayersLatency(options)
     latency = layers.step_latency(model, gpu, size)
     if usable is None:
         blocks, origin = layers.kv_cache_tokens(model, gpu, size) // 16, "predicted from memory"

@@ -85,7 +85,7 @@ class LayersOptions(AssumedStarts):
     )
 
 
-class Layers(LatencyModel):
+class LayersLatency(LatencyModel):
     """Iteration time composed from measured layers of the model on the device."""
 
     name: ClassVar[str] = "layers"
@@ -274,4 +274,4 @@ def _plain(name: str) -> str:
 @hookimpl
 def register_latency_models(register: Callable[[type[LatencyModel]], None]) -> None:
     """Offer the model."""
-    register(Layers)
+    register(LayersLatency)

@@ -33,7 +33,7 @@ PRELOADED: Mapping[str, tuple[str, ...]] = {
         "vllm.v1.worker.cpu_worker",
         "vllm.v1.attention.backends.cpu_attn",
         "samullm_vllm.recording",
-        "samullm_vllm.ranks",
+        "samullm_vllm.rank_executor",
         "samullm_vllm.worker",
     ),
     "cuda": (
@@ -240,7 +240,7 @@ class Bringup:
 
         executor = Executor.get_class(self._config)
         if self._start.num_ranks > 1:
-            from samullm_vllm.ranks import RankExecutor
+            from samullm_vllm.rank_executor import RankExecutor
 
             executor = RankExecutor.meeting_at(self._start.rendezvous)
         if self._start.num_machines > 1:
@@ -260,7 +260,7 @@ class Bringup:
         for name in ("model and weights", "compilation"):
             self.parts["caches and graphs"] -= self.parts.get(name, 0.0)
         if self._start.num_ranks > 1:
-            from samullm_vllm.ranks import warm_up
+            from samullm_vllm.rank_executor import warm_up
 
             warm_up(engine)
         if self._start.num_machines > 1:

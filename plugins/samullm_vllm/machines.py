@@ -50,7 +50,7 @@ def run_ranks(config: Any) -> None:
 
 
 def warm_up(engine: Any) -> None:
-    """Do as :func:`samullm_vllm.ranks.warm_up` in the processes of all ranks."""
+    """Do as :func:`samullm_vllm.rank_executor.warm_up` in the processes of all ranks."""
     if current_platform.is_cpu():
         engine.collective_rpc(_dummy_run)
 

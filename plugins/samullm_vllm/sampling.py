@@ -1,4 +1,4 @@
-"""From requests to vLLM's prompts and sampling parameters, and from its outputs back.
+"""From requests to vLLM's sampling parameters, and from its outputs back.
 
 The text of a request may have begun in an earlier engine.
 """

@@ -16,12 +16,12 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from samullm_plugin import EngineRequest, RequestOutput
 from samullm_plugin.host.interfaces.backlog import Backlog
 from samullm_vllm import engine as engines
-from samullm_vllm import pooling, prompts, sampling, tracking
+from samullm_vllm import tracking
 from samullm_vllm.channel import Channel, ChannelClosedError
 from samullm_vllm.processes import end_with_parent
 from samullm_vllm.protocol import (
@@ -42,6 +42,7 @@ from samullm_vllm.protocol import (
     Wake,
     encode,
 )
+from samullm_vllm.rank import Rank
 from samullm_vllm.workdir import remove_temporary
 
 logger = logging.getLogger(__name__)
@@ -58,103 +59,6 @@ TOKENISE_S = 0.02
 """Seconds between two iterations of a busy engine in which requests may be tokenised."""
 
 M = TypeVar("M", Start, Go)
-
-
-class Rank:
-    """One rank of an engine: its engine and the requests it has.
-
-    Args:
-        start: what it is.
-        engine: vLLM's ``LLMEngine``.
-    """
-
-    def __init__(self, start: Start, engine: Any) -> None:
-        self.start = start
-        self.engine = engine
-        skipped = bool(start.engine_args.get("skip_tokenizer_init", False))
-        self.tokenizer = None if skipped else self.engine.get_tokenizer()
-        from vllm.exceptions import VLLMClientError
-
-        self._refusals = (
-            prompts.RequestError, VLLMClientError, ValueError, TypeError, NotImplementedError
-        )  # fmt: skip
-        self.tracked: dict[int, tracking.Tracked] = {}
-        self._adapters: dict[str, int] = {}
-        self._arrivals = 0.0
-
-    @property
-    def busy(self) -> bool:
-        """Whether there is anything to compute."""
-        return bool(self.engine.has_unfinished_requests())
-
-    def add(self, requests: Sequence[EngineRequest]) -> list[RequestOutput]:
-        """Give requests to the engine; return those it refuses."""
-        return [refused for r in requests if (refused := self._add(r)) is not None]
-
-    def _add(self, request: EngineRequest) -> RequestOutput | None:
-        self._arrivals += 1.0  # the same on all ranks, unlike the time
-        try:
-            if self.start.latency is None:
-                if request.task is not None:
-                    prompt, params = pooling.prompt_and_params(request, self.engine, self.tokenizer)
-                else:
-                    prompt = prompts.engine_prompt(request, self.engine, self.tokenizer)
-                    params = sampling.sampling_params(request, self.tokenizer)
-            else:
-                prompt = prompts.modelled_prompt(request)
-                params = sampling.modelled_params(request)
-            self.engine.add_request(
-                str(request.request),
-                prompt.inputs,
-                params,
-                arrival_time=self._arrivals,
-                lora_request=self._adapter(request.lora),
-                priority=request.priority,
-            )
-        except self._refusals as error:
-            self.engine.abort_request([str(request.request)])  # in case half of it was taken
-            return RequestOutput(
-                request.request, 0, (), finish_reason="error", error=str(error) or repr(error)
-            )
-        tokenised = request.prompt is not None or request.messages is not None
-        own = tuple(prompt.token_ids) if tokenised and request.prompt_token_ids is None else None
-        self.tracked[request.request] = tracking.Tracked(request, own, prompt.media)
-        return None
-
-    def _adapter(self, folder: str | None) -> Any:
-        """Return vLLM's name of an adapter; they are numbered as they come."""
-        if folder is None or self.start.latency is not None:
-            return None
-        from vllm.lora.request import LoRARequest
-
-        number = self._adapters.setdefault(folder, len(self._adapters) + 1)
-        return LoRARequest(f"adapter-{number}", number, folder)
-
-    def sleep(self, seconds: float) -> None:
-        """Free the device's memory; a modelled engine takes so many seconds."""
-        if self.start.latency is None:
-            self.engine.sleep(level=2)
-        else:
-            time.sleep(seconds * self.start.time_scale)
-
-    def wake(self, seconds: float) -> None:
-        """Undo :meth:`sleep`: weights are loaded again before there is a KV cache."""
-        if self.start.latency is None:
-            self.engine.wake_up(tags=["weights"])
-            self.engine.collective_rpc("reload_weights")
-            self.engine.wake_up(tags=["kv_cache"])
-        else:
-            time.sleep(seconds * self.start.time_scale)
-
-    def step(self) -> list[RequestOutput]:
-        """Run an iteration; return the requests that finished."""
-        outputs = []
-        for output in self.engine.step():
-            if output.finished:
-                tracked = self.tracked.pop(int(output.request_id))
-                made = pooling.request_output if tracked.request.task else sampling.request_output
-                outputs.append(made(tracked, output, self.tokenizer))
-        return outputs
 
 
 class Leader:
@@ -243,7 +147,7 @@ class Leader:
                 self._keep(message.requests)
                 continue
             self._lead(message)
-            self._report(apply(rank, message))
+            self._report(rank.apply(message))
             if isinstance(message, Sleep):
                 self._channel.send(Asleep())
             elif isinstance(message, Wake):
@@ -328,17 +232,6 @@ class Leader:
             link.close()
 
 
-def apply(rank: Rank, message: Message) -> list[RequestOutput]:
-    """Do what a message says; return the requests it ended."""
-    if isinstance(message, Submit):
-        return rank.add(message.requests)
-    if isinstance(message, Sleep):
-        rank.sleep(message.seconds)
-    elif isinstance(message, Wake):
-        rank.wake(message.seconds)
-    return []
-
-
 def lead(channel: Channel, links: Sequence[Channel] = ()) -> int:
     """Run the first or only rank; return the exit status."""
     # A worker that vLLM forks from this process must not hold the channel open when this one ends.
@@ -383,7 +276,7 @@ def follow(link: Channel, rank_index: int) -> int:
                 elif isinstance(message, Tick):
                     rank.step()
                 else:
-                    apply(rank, message)
+                    rank.apply(message)
     except ChannelClosedError:
         return 0
     except Exception:  # into the log; the first rank is ended with this one

@@ -302,7 +302,7 @@ class _Names:
         return fields
 
     def wanted(self, row: Fields) -> bool:
-        """Return whether ``where`` takes a row; one that is wrong is told of later."""
+        """Return whether ``where`` takes a row; wrong ones are reported later."""
         try:
             fields = self._renamed(row)
         except RowError:

@@ -16,9 +16,10 @@ from dataclasses import fields
 import numpy as np
 
 from samullm_plugin.engine import records as at
+from samullm_plugin.engine.initial_state import NO_LIMIT
 from samullm_plugin.engine.queues import push_arrival
 from samullm_plugin.engine.records import Array
-from samullm_plugin.engine.state import NO_LIMIT, EngineState
+from samullm_plugin.engine.state import EngineState
 from samullm_plugin.engine.workload import Workload
 from samullm_plugin.errors import SamullmError
 from samullm_plugin.model.latency import LONGEST_S, StepModel, StepTable

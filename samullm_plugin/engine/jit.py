@@ -137,6 +137,7 @@ COMPILED_MODULES = (
     "engine/outcome.py",
     "engine/loop.py",
     "engine/kv_groups.py",
+    "engine/queue_schedule.py",
     "engine/batch_queue.py",
     "model/latency.py",
 )

@@ -11,10 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from samullm_plugin.engine import records as at
-from samullm_plugin.engine.jit import announced_compilation
-from samullm_plugin.engine.loop import advance
-from samullm_plugin.engine.simulate import Values, run_of
-from samullm_plugin.engine.state import (
+from samullm_plugin.engine.initial_state import (
     LEAST_CURVE,
     NO_BLOCKS,
     first_state,
@@ -22,6 +19,9 @@ from samullm_plugin.engine.state import (
     may_share,
     no_phases,
 )
+from samullm_plugin.engine.jit import announced_compilation
+from samullm_plugin.engine.loop import advance
+from samullm_plugin.engine.simulate import Values, run_of
 from samullm_plugin.engine.workload import FURTHEST_S, EngineRun, Workload
 from samullm_plugin.model.engine_config import EngineConfig
 from samullm_plugin.model.latency import StepLatency

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from samullm_plugin.engine import records as at
 from samullm_plugin.engine.external_latency import ExternalRun, step_table
-from samullm_plugin.engine.state import EngineState, make_state
+from samullm_plugin.engine.initial_state import make_state
+from samullm_plugin.engine.state import EngineState
 from samullm_plugin.engine.workload import (
     EngineRun,
     NeverFitsError,

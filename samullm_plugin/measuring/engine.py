@@ -54,7 +54,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class EngineStarts:
     """Starts of an engine, one after another.
 
     Attributes:
@@ -88,7 +88,7 @@ class MeasuredModel:
 
     rows: Iterations
     unseen: tuple[Run, ...]
-    start: Start
+    start: EngineStarts
     first_use_s: float
     seconds: float
     check_s: float
@@ -254,7 +254,7 @@ def measure(
         executor.close()
 
 
-def _start(executor: Executor, spec: EngineSpec) -> Start:
+def _start(executor: Executor, spec: EngineSpec) -> EngineStarts:
     """Start an engine three times; the third stays."""
 
     def ready_after(key: str) -> float:
@@ -274,14 +274,14 @@ def _start(executor: Executor, spec: EngineSpec) -> Start:
     if executor.can_prepare and executor.prepare_engine(spec):
         for event in executor.poll(_LONG_ENOUGH * ready_s):  # as a rule nothing but time comes
             raise RunError(f"engine {event.key} failed: {event.reason}")
-    return Start(first_s, ready_s, ready_after(spec.key), parts)
+    return EngineStarts(first_s, ready_s, ready_after(spec.key), parts)
 
 
 def _measure(
     engine: _Engine,
     spec: EngineSpec,
     device: str,
-    start: Start,
+    start: EngineStarts,
     began_s: float,
     repeat_s: float,
     report: Callable[[str], None],

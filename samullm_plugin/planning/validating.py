@@ -25,8 +25,8 @@ class NodeReport:
         output_tokens: mean sampled output length of those.
         fits: replica sizes that fit in memory, with their KV-cache capacity in tokens, such as
             ``A100-80GB tp2: 145000``; empty without a cluster.
-        lengths: what output lengths rest on.
-        latency: what iteration latencies rest on; empty without a cluster.
+        lengths: where output lengths come from.
+        latency: where iteration latencies come from; empty without a cluster.
     """
 
     node: str
@@ -45,7 +45,7 @@ class ApplicationReport:
 
     Attributes:
         name: of the application.
-        num_gpus: devices; None if no cluster is given, and then nothing is known of memory.
+        num_gpus: GPUs; None if no cluster is given, and then nothing is known of memory.
         nodes: by node.
         notes: what was assumed or estimated.
     """
@@ -102,7 +102,7 @@ def validate_application(host: PluginHost, loaded: LoadedApplication) -> Applica
                 latency,
             )
         )
-    gpus = loaded.cluster.num_gpus if loaded.cluster is not None else None
+    gpus = len(loaded.cluster.cards) if loaded.cluster is not None else None
     return ApplicationReport(loaded.app.name, gpus, tuple(reports), loaded.app.notes)
 
 

@@ -240,7 +240,9 @@ class _Ways:
         parted_s = max(window.end_s, self._alone_end_s + again_s) + window.tail_s
         demand = demand.between(window.head_s, window.tail_s)
         whole = InOneGo(self._devices, self._held_s.copy(), self._end_s.copy())
-        return replace(demand, whole=whole, parted_end_s=parted_s)
+        # Between two starts no engine is ready for one start; the first one is not before this.
+        ready_s = min(ready_s for _, ready_s, _ in self._sizes) + self._least_start_s
+        return replace(demand, whole=whole, parted_end_s=parted_s, parted_head_s=ready_s)
 
     def simulated(self, demand: Demand, makespan_s: float, timed: Timed) -> bool:
         """Simulate what is cheapest for a makespan as far as is known; return whether any was.

@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -38,11 +38,13 @@ class InOneGo:
         devices: [ways] held, all of them to the end.
         held_s: [ways] seconds for which they are held at least, engine start included.
         end_s: [ways] no makespan is less.
+        counts: numbers of devices that there is a way for, in order.
     """
 
     devices: Ints
     held_s: Floats
     end_s: Floats
+    counts: list[int] = field(init=False, repr=False)
     _order: Ints = field(init=False, repr=False)
     _ends_s: list[float] = field(init=False, repr=False)
     _cheapest: dict[float, list[float]] = field(init=False, repr=False, default_factory=dict)
@@ -50,6 +52,7 @@ class InOneGo:
     def __post_init__(self) -> None:
         """Order the ways by their end."""
         order = np.argsort(self.end_s, kind="stable")
+        object.__setattr__(self, "counts", np.unique(self.devices).tolist())
         object.__setattr__(self, "_order", order)
         object.__setattr__(self, "_ends_s", self.end_s[order].tolist())
 
@@ -69,7 +72,8 @@ class Demand:
     """Device seconds that a node certainly costs.
 
     Either it is done in one go, in one of the ways of ``whole``, or engines are started for it at
-    least twice. Where nothing is known of what it takes in one go, one start is all that is sure.
+    least twice, one after the other. Where nothing is known of what it takes in one go, one start
+    is all that is sure.
 
     Attributes:
         work: of iterations.
@@ -79,6 +83,7 @@ class Demand:
         tail_s: the makespan is no less than this after the last of them.
         whole: ways to do it in one go; None: not looked at.
         parted_end_s: no makespan is less if it is not done in one go.
+        parted_head_s: as ``head_s`` then, without the seconds in which no engine is ready.
     """
 
     work: float
@@ -88,6 +93,7 @@ class Demand:
     tail_s: float = 0.0
     whole: InOneGo | None = None
     parted_end_s: float = 0.0
+    parted_head_s: float = 0.0
 
     def between(self, head_s: float, tail_s: float) -> Demand:
         """Return the demand of which no iteration is before ``head_s``, nor too near the end."""
@@ -105,17 +111,16 @@ class Demand:
             tail_s=min(self.tail_s, other.tail_s),
         )
 
-    @property
-    def starts(self) -> float:
-        """Return the device seconds of engine starts at least if it is not done in one go."""
-        return self.one_start * (1 if self.whole is None else 2)
-
     def shares(self, makespan_s: float) -> float:
-        """Return on how many devices the work is done at least (inf: it cannot be)."""
-        room_s = makespan_s - self.head_s - self.tail_s
+        """Return on how many devices at once the work is done at some time (inf: it cannot be)."""
+        room_s = makespan_s - max(self.head_s, self.parted_head_s) - self.tail_s
         if room_s <= 0.0 or makespan_s < self.parted_end_s:
             return float("inf")
-        return max(1.0, float(np.ceil(self.work / room_s - 1e-9)))
+        shares = max(1.0, float(np.ceil(self.work / room_s - 1e-9)))
+        if self.whole is None:
+            return shares
+        place = bisect_left(self.whole.counts, shares)
+        return self.whole.counts[place] if place < len(self.whole.counts) else float("inf")
 
     def within(self, makespan_s: float, edge_s: float = 0.0) -> float:
         """Return the device seconds if all is done by ``makespan_s`` (inf: it cannot be).
@@ -132,8 +137,9 @@ class Demand:
         shares = self.shares(makespan_s)
         if np.isinf(shares):
             return shares
-        # Every start is of a device. Where starts cost the same on more devices, they are on more.
-        starts = max(self.starts, shares * self.start_s)
+        # Those that work at once were started at once. Another start came before or after that.
+        starts = max(self.one_start, shares * self.start_s)
+        starts += 0.0 if self.whole is None else self.one_start
         off = edge_s / self.start_s if self.start_s > 0.0 else 0.0
         return self.work + starts * (1.0 - off)
 

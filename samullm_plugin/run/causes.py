@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from samullm_plugin.model.result import EngineSegment
-from samullm_plugin.run.charts import Line
+from samullm_plugin.run.charts import TimeSeries
 from samullm_plugin.run.metrics import Records, measured_engines
 
 CAUSES = {
@@ -97,7 +97,7 @@ def cut_shares(records: Records) -> dict[str, float]:
     return {node: cut / total for node, (total, cut) in counts.items()}
 
 
-def load_lines(records: Records) -> tuple[Line, ...]:
+def load_lines(records: Records) -> tuple[TimeSeries, ...]:
     """Return tokens per second, and requests running and waiting, over time."""
     loads = [r for r in records if r["kind"] == "load"]
     if len(loads) < 2:
@@ -110,10 +110,10 @@ def load_lines(records: Records) -> tuple[Line, ...]:
     if rate:
         rate.append((loads[-1]["time_s"], rate[-1][1]))
     return (
-        Line("tokens/s", tuple(rate), "#3b7dd8"),
-        Line("running", _values(loads, "running"), "#3a9a54"),
-        Line("at engines", _values(loads, "at_engines"), "#8a63c9"),
-        Line("ready, waiting for an engine", _values(loads, "waiting"), "#e0822f"),
+        TimeSeries("tokens/s", tuple(rate), "#3b7dd8"),
+        TimeSeries("running", _values(loads, "running"), "#3a9a54"),
+        TimeSeries("at engines", _values(loads, "at_engines"), "#8a63c9"),
+        TimeSeries("ready, waiting for an engine", _values(loads, "waiting"), "#e0822f"),
     )
 
 

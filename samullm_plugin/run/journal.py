@@ -159,7 +159,7 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
     return (record for _, record in _read(path, _wrong))
 
 
-class Finished(msgspec.Struct, gc=False):
+class FinishedRecord(msgspec.Struct, gc=False):
     """What a resumed run needs of the record of a request that an engine has finished.
 
     Records of that kind that say more of this (seconds of a call), or are damaged, are none.
@@ -177,7 +177,7 @@ class Finished(msgspec.Struct, gc=False):
     seconds: None = None
 
 
-Placed = tuple[int, dict[str, Any] | Finished]
+Placed = tuple[int, dict[str, Any] | FinishedRecord]
 """Where a record begins in its journal, and the record."""
 
 
@@ -190,7 +190,7 @@ def read_journal_places(path: Path) -> Iterator[Placed]:
     Raises:
         InputError: naming the line that is damaged.
     """
-    decode = msgspec.json.Decoder(Finished).decode
+    decode = msgspec.json.Decoder(FinishedRecord).decode
     for place, number, line in _lines(path):
         try:
             if not line.isascii():

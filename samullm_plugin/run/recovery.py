@@ -13,7 +13,7 @@ from samullm_plugin.host.interfaces.executor import RequestOutput
 from samullm_plugin.model.application import Application
 from samullm_plugin.model.plan import Plan
 from samullm_plugin.records import read_record
-from samullm_plugin.run.journal import Finished, Placed
+from samullm_plugin.run.journal import FinishedRecord, Placed
 from samullm_plugin.run.ledger import Ledger, Status, is_call
 from samullm_plugin.run.log import BULKY
 from samullm_plugin.run.results import RequestId, Result, logprobs_of, result_of
@@ -95,7 +95,7 @@ class _Batch:
         """Return how many there are."""
         return len(self._rows)
 
-    def add(self, place: int, record: Finished) -> bool:
+    def add(self, place: int, record: FinishedRecord) -> bool:
         """Add a request; return False if it is no request of a model's node."""
         found = self._parts.get(record.node)
         if found is None or not 0 <= record.request < len(found[1]):
@@ -188,12 +188,12 @@ def recover(
 
     number = 0
     for number, (place, found_there) in enumerate(journal, 1):
-        if isinstance(found_there, Finished) and batch.add(place, found_there):
+        if isinstance(found_there, FinishedRecord) and batch.add(place, found_there):
             if len(batch) == _Batch.ROWS:
                 settle(number + 1)
             continue
         settle(number)
-        record = read(place) if isinstance(found_there, Finished) else found_there
+        record = read(place) if isinstance(found_there, FinishedRecord) else found_there
         try:
             resume.clock_s = max(resume.clock_s, float(record["time_s"]))
             kind = record["kind"]

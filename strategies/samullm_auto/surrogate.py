@@ -216,7 +216,7 @@ class Surrogate:
             for shape in by_shape(of_node):
                 for a, b in pairwise(shape):
                     wider[self._mode(i, a)] = self._mode(i, b)
-        groups = [(g, cluster.gpus[g[0]].name) for g in cluster.nvlink_groups]
+        groups = [(g, cluster.kinds[g[0]]) for g in cluster.nvlink_groups]
         kinds = list(dict.fromkeys(name for _, name in groups))
         keys = [[self._problem.mode_key(p, (g[0],)) for g, _ in groups] for _, p in modes]
         allowed = [

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from samullm_layers.compose import Link
-from samullm_layers.plugin import Layers, LayersOptions
+from samullm_layers.plugin import LayersLatency, LayersOptions
 from samullm_layers.tables import REQUIRED
 
 from benchmarks import whole_runs
@@ -74,8 +74,8 @@ def profiles(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def make(profiles: Path, **options: object) -> Layers:
-    return Layers(LayersOptions.model_validate({"profiles": profiles, **options}))
+def make(profiles: Path, **options: object) -> LayersLatency:
+    return LayersLatency(LayersOptions.model_validate({"profiles": profiles, **options}))
 
 
 def expected_s(tokens: int, seqs: int, attention: float) -> float:
@@ -85,7 +85,7 @@ def expected_s(tokens: int, seqs: int, attention: float) -> float:
 
 
 class TestContract(LatencyModelContract):
-    latency_class = Layers
+    latency_class = LayersLatency
     model = replace(MODEL, name="model")
     gpu = GPU
 

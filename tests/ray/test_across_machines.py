@@ -82,7 +82,7 @@ class TwoMachines(RayExecutor):
         """Return by machine the processes of its engines, and what these have started."""
         found = []
         for agent in self._agents.values():
-            leaders = [r for e in agent._engines.values() for r in e.launched.processes]
+            leaders = [r for e in agent._relay.engines.values() for r in e.launched.processes]
             found.append([*leaders, *(with_children(leaders) - set(leaders))])
         return found
 
@@ -188,7 +188,7 @@ def test_a_port_that_somebody_took_fails_the_start(
 ) -> None:
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
-        monkeypatch.setattr("samullm_ray.agent._free_port", lambda: port)
+        monkeypatch.setattr("samullm_ray.relay._free_port", lambda: port)
         executor.start_engine(wide)
         seen: set[RecordedProcess] = set()
         kinds: set[str] = set()

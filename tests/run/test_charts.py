@@ -15,7 +15,15 @@ from samullm_plugin.run.causes import (
     load_lines,
     measured_shares,
 )
-from samullm_plugin.run.charts import Bar, Line, Panel, gantt_svg, lines_svg, shares_svg, ticks
+from samullm_plugin.run.charts import (
+    Bar,
+    Panel,
+    TimeSeries,
+    gantt_svg,
+    lines_svg,
+    shares_svg,
+    ticks,
+)
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -53,7 +61,7 @@ def test_ticks_are_round(end: float, expected: list[float]) -> None:
 def test_an_empty_chart_is_drawn() -> None:
     ElementTree.fromstring(gantt_svg([Panel("nothing", ())], ["0"]))
     ElementTree.fromstring(f'<x xmlns="http://www.w3.org/2000/svg">{lines_svg([], 1.0, "")}</x>')
-    line = lines_svg([Line("n", ((0.0, 0.0), (2.0, 4.0)), "red")], 2.0, "u")
+    line = lines_svg([TimeSeries("n", ((0.0, 0.0), (2.0, 4.0)), "red")], 2.0, "u")
     assert 'points="0.00,150.00 1000.00,150.00 1000.00,7.14"' in line  # a step
     assert 'x="25.000%"' in shares_svg([[("a", 0.25, "red"), ("b", 0.75, "blue")]])
 

@@ -15,7 +15,7 @@ import pytest
 
 from samullm_plugin.errors import InputError, RunError
 from samullm_plugin.files import to_json
-from samullm_plugin.run.journal import Finished, Journal, read_journal, read_journal_places
+from samullm_plugin.run.journal import FinishedRecord, Journal, read_journal, read_journal_places
 
 
 def records(count: int, start: int = 0) -> list[dict[str, object]]:
@@ -159,7 +159,7 @@ def test_records_of_finished_requests_are_read_short_and_refused_as_whole_ones(
             continue
         ((_, found),) = list(read_journal_places(path)) or ((0, None),)
         read += 1
-        if isinstance(found, Finished):
+        if isinstance(found, FinishedRecord):
             short += 1
             (expected,) = whole
             for name in ("time_s", "kind", "node", "request", "num_tokens"):

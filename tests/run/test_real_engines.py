@@ -19,7 +19,8 @@ from samullm_plugin.model.plan import Assignment, Plan, Stage
 from samullm_plugin.run.coordinator import Coordinator
 from samullm_plugin.run.journal import read_journal
 from samullm_plugin.run.ledger import Status
-from samullm_plugin.run.replanning import Replanner, ReplanOptions
+from samullm_plugin.run.proposing import ReplanOptions
+from samullm_plugin.run.replanning import Replanner
 from samullm_plugin.run.run import resume_run, start_run
 from tests.run.chaos import Chaos, read_texts
 from tests.run.real_app import ITEMS, make_files, plan, setup

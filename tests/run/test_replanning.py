@@ -25,13 +25,10 @@ from samullm_plugin.rules.transition import Running
 from samullm_plugin.run.coordinator import Coordinator
 from samullm_plugin.run.drift import DriftEstimator, Snapshot, length_observations
 from samullm_plugin.run.ledger import Status
-from samullm_plugin.run.replanning import Proposal, Replanner, ReplanOptions
-from samullm_plugin.run.residual import (
-    aligned,
-    residual_plan,
-    residual_problem,
-    residual_work,
-)
+from samullm_plugin.run.proposing import Proposal, Proposer, ReplanOptions
+from samullm_plugin.run.replanning import Replanner
+from samullm_plugin.run.residual import residual_problem, residual_work
+from samullm_plugin.run.residual_plans import aligned, residual_plan
 from samullm_plugin.run.view import Replanning, RunView
 from samullm_plugin.simulator import PlanSimulator
 from samullm_plugin.testing.factories import GPU, TestNode, make_problem
@@ -288,7 +285,7 @@ def test_a_small_gain_changes_nothing() -> None:
     assert all(p.plan is None for p in replanner.proposals)
 
 
-class Halfway(Replanner):
+class Halfway(Proposer):
     """Proposes to change over when half of what is left of the first model is done."""
 
     def _plans(
@@ -303,7 +300,9 @@ class Halfway(Replanner):
 def test_a_share_of_what_is_left_is_none_of_what_was_to_do() -> None:
     """The stage ends when half of the rest is done, 0.45 being done already, not half of all."""
     instance, plan, truth = mis_estimated(8.0)
-    replanner = Halfway(PluginHost.from_settings(), instance, ReplanOptions(min_gain=0.0))
+    host, options = PluginHost.from_settings(), ReplanOptions(min_gain=0.0)
+    replanner = Replanner(host, instance, options)
+    replanner.proposer = Halfway(host, instance, options)
     done = run_with_truth(instance.problem, plan, SimulatedExecutor(), truth, replanner=replanner)
     records = done.log.records
     adopted = [k for k, r in enumerate(records) if r["kind"] == "plan"]
@@ -381,6 +380,32 @@ def test_a_run_with_several_plans_can_be_resumed(tmp_path: Path) -> None:
     fresh = replace(setup, replanner=Replanner(host, instance))
     outcome = resume_run(fresh)
     assert outcome.metrics["requests"]["finished"] == truth.app.num_requests
+
+
+def test_another_plan_keeps_engines_that_are_elsewhere_than_planned() -> None:
+    """It names the devices they hold."""
+    nodes = [TestNode(n, [4], [k], load_s=10.0) for n, k in (("a", 10), ("b", 60), ("c", 60))]
+    problem = make_problem(nodes, 2)
+    one = ParallelConfig()
+    a, b, c, elsewhere = (
+        Assignment(n, one, (d,)) for n, d in (("a", 0), ("b", 1), ("c", 1), ("c", 0))
+    )
+
+    class Once(Replanning):
+        adopted = False
+
+        def consider(self, run: Coordinator, *, stage_changed: bool) -> Plan | None:
+            if self.adopted or run.now_s() < 40.0:
+                return None
+            self.adopted = True
+            assert run.rule.running["c"].planned == c
+            return Plan((Stage((b, elsewhere), StageEnd("all_finished")),))
+
+    plan = Plan((Stage((a, b)), Stage((c,), StageEnd("all_finished"))))
+    replanner = Once()
+    run = run_with_truth(problem, plan, SimulatedExecutor(), problem, replanner=replanner)
+    assert replanner.adopted
+    assert run.now_s() == pytest.approx(10 + 10 + 10 + 60)
 
 
 def late_chains() -> tuple[Instance, Plan]:

@@ -13,13 +13,8 @@ from samullm_plugin.model.requests import RequestTable
 from samullm_plugin.rules.repeats import with_repeats
 from samullm_plugin.run.drift import Snapshot
 from samullm_plugin.run.ledger import Status
-from samullm_plugin.run.residual import (
-    residual_plan,
-    residual_problem,
-    residual_work,
-    taken_rate,
-    whole_plan,
-)
+from samullm_plugin.run.residual import residual_problem, residual_work, taken_rate
+from samullm_plugin.run.residual_plans import residual_plan, whole_plan
 from tests.run.worlds import small_plan, small_problem
 
 MODEL = ModelSpec("m", 256)

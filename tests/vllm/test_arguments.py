@@ -15,7 +15,7 @@ from samullm_vllm.arguments import (
     check_weights,
     class_fields,
 )
-from samullm_vllm.stages import divides
+from samullm_vllm.pipeline_stages import divides
 
 from samullm_plugin import EngineOptions, InputError, ModelSpec
 
