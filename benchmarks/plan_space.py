@@ -3,23 +3,26 @@
 Run from the repository root::
 
     python benchmarks/plan_space.py [APPLICATION ...] [--seeds 30] [--scenarios 4] [--gpus 8]
-        [--profile FILE]
+        [--profile FILE] [--options NAME ...]
 
 Plans of auto with none of the options, with each of them and with all are carried out on the same
 hidden draws of the output lengths, in simulation, planning not included. ``prepared``: what an
 engine start needs no device for is done ahead; ``pipeline``: replicas of one and two pipeline
 stages; ``shared``: nodes of one checkpoint may be served by the same engines at one moment;
-``isolated``: the longest chains may be given a replica of their own. *all, planned* compares all
-options with the best single one in the scenarios that were planned for, where more to choose from
-must not be worse. ``--profile``: latencies measured on a device, for the applications for CPU
-cores (``cores-...``), which have their own clusters. *processor time* is that of planning with all
-options and with none.
+``isolated``: the longest chains may be given a replica of their own; ``all``: these four. Only
+where ``--options`` asks for them: ``sleeping``, engines sleep until their model comes again;
+``halves-F``, two engines share each GPU, and iterations take F times as long (``-``: a model does
+not fit). *all, planned* compares all options with the best single one in the scenarios that were
+planned for, where more to choose from must not be worse. ``--profile``: latencies measured on a
+device, for the applications for CPU cores (``cores-...``), which have their own clusters.
+*processor time* is that of planning with none of the options and with the last one.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +30,9 @@ import numpy as np
 
 from samullm_plugin.bench.cases import CaseSettings, make_case
 from samullm_plugin.bench.rows import warm_up
+from samullm_plugin.errors import InputError
 from samullm_plugin.host.manager import PluginHost
+from samullm_plugin.model.shared_gpus import Sharing
 from samullm_plugin.model.types import Floats
 from samullm_plugin.planning.planner import PlanningOptions, make_plan
 from samullm_plugin.planning.policies import offered_policies, policy_call
@@ -79,6 +84,10 @@ OPTIONS = (
     Option("shared", {}, shared=True),
     Option("isolated", {}, policies=True),
     Option("all", PREPARED | PIPELINE, shared=True, policies=True),
+)
+MORE = (
+    Option("sleeping", {"sleeping_engines": True}),
+    *(Option(f"halves-{f:g}", {"sharing": Sharing(2, f)}) for f in (1.2, 1.5, 1.8, 2.0)),
 )
 
 
@@ -144,7 +153,11 @@ def main() -> None:
     parser.add_argument("--scenarios", type=int, default=4, help="length scenarios of the plans")
     parser.add_argument("--gpus", type=int, default=8)
     parser.add_argument("--profile", help="measured latencies of the devices")
+    known = {o.name: o for o in (*OPTIONS, *MORE)}
+    default = [o.name for o in OPTIONS]
+    parser.add_argument("--options", nargs="+", choices=known, default=default)
     given = parser.parse_intermixed_args()
+    options = [known[name] for name in given.options]
     host = PluginHost()
     warm_up(host, ("auto",))
     made(
@@ -153,17 +166,25 @@ def main() -> None:
         OPTIONS[1],
         argparse.Namespace(scenarios=1, seeds=1, gpus=4, profile=None),
     )
-    names = [o.name for o in OPTIONS]
-    print(f"| application | none, s | {' | '.join(names)} | all, planned | processor time, s |")
-    print(f"|---|--:|{'--:|' * len(names)}--:|--:|")
+    whole = "all" in given.options
+    heads = [*given.options, *(["all, planned"] if whole else []), "processor time, s"]
+    print(f"| application | none, s | {' | '.join(heads)} |")
+    print(f"|---|--:|{'--:|' * len(heads)}")
     for text in given.applications:
         none = made(host, text, NONE, given)
-        found = [made(host, text, option, given) for option in OPTIONS]
-        cells = [cell(f.hidden_s, none.hidden_s) for f in found]
-        best_s = min(none.planned_s, *(f.planned_s for f in found[:-1]))
-        planned = f"{100 * (found[-1].planned_s / best_s - 1):+.1f} %"
-        cpu = f"{none.cpu_s:.1f}, {found[-1].cpu_s:.1f}"
-        row = f"`{text}` | {none.hidden_s.mean():,.1f} | {' | '.join(cells)} | {planned} | {cpu}"
+        found: dict[str, Made] = {}
+        for option in options:
+            with suppress(InputError):  # a model that does not fit into half a GPU
+                found[option.name] = made(host, text, option, given)
+        cells = [
+            cell(found[n].hidden_s, none.hidden_s) if n in found else "-" for n in given.options
+        ]
+        if whole:
+            best_s = min(none.planned_s, *(f.planned_s for n, f in found.items() if n != "all"))
+            cells.append(f"{100 * (found['all'].planned_s / best_s - 1):+.1f} %")
+        cpu_s = [none.cpu_s, *(found[n].cpu_s for n in given.options[-1:] if n in found)]
+        cells.append(", ".join(f"{s:.1f}" for s in cpu_s))
+        row = f"`{text}` | {none.hidden_s.mean():,.1f} | {' | '.join(cells)}"
         print(f"| {row} |", flush=True)
 
 

@@ -27,6 +27,7 @@ from samullm_plugin.profiling.book import LatencyBook, architecture_of, latency_
 from samullm_plugin.profiling.loading import PROCESS_BYTES
 from samullm_plugin.profiling.memory import (
     BatchLimits,
+    assumed_pool_tokens,
     kv_cache_pool_tokens,
     replica_groups,
     weight_bytes_on_device,
@@ -173,6 +174,8 @@ class Linear(LatencyModel):
         used = float(self._options.extra_memory_bytes)
         if start is not None and start.kv_cache_tokens is not None and start.peak_bytes is None:
             given = start.kv_cache_tokens
+            if gpu.engines > 1:  # it was alone on the device
+                given = min(given, _room_on_part(model, architecture, gpu, size))
             return given if given >= model.max_model_len else 0
         groups = self.kv_cache_groups(model, gpu, size, pipeline_parallel_size)
         if start is not None and start.peak_bytes is not None and start.block_bytes is not None:
@@ -318,6 +321,23 @@ class Transfer(Linear):
 
     name: ClassVar[str] = "transfer"
     use_measured: ClassVar[bool] = False
+
+
+def _room_on_part(
+    model: ModelSpec, architecture: ModelArchitecture | None, gpu: Gpu, size: int
+) -> int:
+    """Return the KV-cache capacity in tokens that the parts of shared GPUs are assumed to have.
+
+    Raises:
+        InputError: if the sizes of the model are not known.
+    """
+    if architecture is None:
+        raise InputError(
+            f"model {model.name}: what it was measured with tells nothing of a part of a GPU; give "
+            "its architecture (figures, or the path of its config.json), or set "
+            "cluster.engines_per_gpu: 1"
+        )
+    return assumed_pool_tokens(model, architecture, gpu, size)
 
 
 def _stored_otherwise(architecture: ModelArchitecture) -> bool:

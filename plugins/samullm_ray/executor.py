@@ -290,6 +290,11 @@ class RayExecutor(VllmExecutor):
         return False
 
     @property
+    def can_share_gpus(self) -> bool:
+        """Agents give every engine devices of its own."""
+        return False
+
+    @property
     def can_sleep(self) -> bool:
         """Whether engines can sleep: not on other machines."""
         return False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import selectors
 import socket
 import threading
 import traceback
@@ -14,6 +13,7 @@ from typing import IO
 import msgspec
 import psutil
 from samullm_vllm.channel import ChannelClosedError
+from samullm_vllm.channel_selector import ChannelSelector
 from samullm_vllm.device_memory import DeviceMemory
 from samullm_vllm.devices import Platform
 from samullm_vllm.launching import Launched, Launcher, exit_reason
@@ -89,37 +89,23 @@ class EngineRelay:
         self.engines: dict[str, Engine] = {}
         self._launcher, self._platform, self._devices = launcher, platform, devices
         self._memory, self._files, self._tell = memory, files, tell
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(bell, selectors.EVENT_READ, None)
+        self._selector: ChannelSelector[str] = ChannelSelector(launcher)
+        self._selector.add_bell(bell)
         self._bell = bell
-        self._watched: set[int] = set()
-        self._watch_launcher()
 
     def listen(self) -> None:
         """Relay what engines say; wait a little for something, or for the bell."""
-        for picked, mask in self._selector.select(_TICK_S):
-            if picked.data is None:
-                _empty(self._bell)
-            elif picked.data is not self._launcher:
-                self._relay(picked.data, mask)
+        for key in self._selector.select(_TICK_S):
+            self._relay(key)
+        _empty(self._bell)
 
     def check(self) -> None:
         """Report engines that have ended."""
-        self._launcher.update()
-        if set(self._launcher.filenos()) != self._watched:
-            self._watch_launcher()
+        self._selector.update_launcher()
         for key, engine in self.engines.items():
             if (engine.launched.exited or engine.launched.lost) and not engine.ended:
-                self._relay(key, selectors.EVENT_READ)  # it may have said why
+                self._relay(key)  # it may have said why
                 self._end(key, engine)
-
-    def _watch_launcher(self) -> None:
-        """Wait for what the launcher waits for at present."""
-        for number in self._watched:
-            self._selector.unregister(number)
-        self._watched = set(self._launcher.filenos())
-        for number in self._watched:
-            self._selector.register(number, selectors.EVENT_READ, self._launcher)
 
     def end_all(self) -> None:
         """End all engines and forget them."""
@@ -148,9 +134,8 @@ class EngineRelay:
             except (OSError, IndexError):
                 self._tell(Ended(key, traceback.format_exc(limit=1), b""))
                 return
-            self._watch_launcher()  # started again, it may have another descriptor of this number
             self.engines[key] = Engine(launched, log, command.devices)
-            self._selector.register(launched.channel, selectors.EVENT_READ, key)
+            self._selector.add(launched.channel, key)
             return
         engine = self.engines.get(key)
         if engine is None:
@@ -175,7 +160,7 @@ class EngineRelay:
             engine.launched.channel.send_bytes(frame)
         except ChannelClosedError:
             return  # reading finds out, and first what it still had to say
-        self._watch(engine, key)
+        self._selector.watch(engine.launched.channel)
 
     def _begin(self, engine: Engine, command: Begin) -> Start:
         """Return what to tell an engine: where its ranks find each other is known here."""
@@ -199,23 +184,13 @@ class EngineRelay:
             return Go(tuple(map(int, names)), {"VLLM_CPU_OMP_THREADS_BIND": "nobind", **network})
         return Go((), {**self._launcher.placement(names).environment, **network})
 
-    def _watch(self, engine: Engine, key: str) -> None:
-        channel = engine.launched.channel
-        if channel.fileno() < 0 or engine.ended:
-            return
-        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if channel.wants_write else 0)
-        self._selector.modify(channel, wanted, key)
-
-    def _relay(self, key: str, mask: int) -> None:
+    def _relay(self, key: str) -> None:
+        """Tell what an engine says, or that it has ended."""
         engine = self.engines[key]
-        channel = engine.launched.channel
         if engine.ended:
             return
         try:
-            if mask & selectors.EVENT_WRITE:
-                channel.flush()
-                self._watch(engine, key)
-            if mask & selectors.EVENT_READ and (messages := channel.receive_encoded()):
+            if messages := engine.launched.channel.receive_encoded():
                 self._tell(Said(key, tuple(messages)))
         except (ChannelClosedError, ProtocolError):
             self._end(key, engine)
@@ -228,8 +203,7 @@ class EngineRelay:
     def _forget(self, engine: Engine) -> None:
         """Watch an engine's channel no more."""
         if not engine.ended and engine.launched.channel.fileno() >= 0:
-            self._selector.unregister(engine.launched.channel)
-            engine.launched.channel.close()
+            self._selector.remove(engine.launched.channel)
         engine.ended = True
 
 

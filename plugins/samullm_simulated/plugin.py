@@ -99,6 +99,11 @@ class SimulatedExecutor(Executor):
         self.cluster.pass_on(key, spec)
 
     @property
+    def can_share_gpus(self) -> bool:
+        """Parts of GPUs are devices like others; the costs are theirs."""
+        return True
+
+    @property
     def can_sleep(self) -> bool:
         """Sleeping and waking take what the costs say."""
         return True

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import selectors
 import time
 from collections.abc import Callable
 
 from samullm_vllm.channel import ChannelClosedError
+from samullm_vllm.channel_selector import ChannelSelector
 from samullm_vllm.launching import Launcher, exit_reason
 from samullm_vllm.process_options import ProcessOptions
 from samullm_vllm.protocol import Message, ProtocolError
@@ -38,23 +38,19 @@ class Connections:
         self._launcher, self._options = launcher, options
         self._take, self._fail = take, fail
         self._replicas: list[Replica] = []
-        self._selector = selectors.DefaultSelector()
-        self._watched: set[int] = set()
-        self._watch_launcher()
+        self._selector: ChannelSelector[Replica] = ChannelSelector(launcher)
         self._listened_s = time.monotonic()
 
     def add(self, replica: Replica) -> None:
         """Listen to an engine that has just been launched."""
-        self._watch_launcher()  # started again, it may have another descriptor of the same number
         self._replicas.append(replica)
-        self._selector.register(replica.launched.channel, selectors.EVENT_READ, replica)
+        self._selector.add(replica.launched.channel, replica)
 
     def remove(self, replica: Replica) -> None:
         """Close an engine's channel, if it is open."""
         if replica in self._replicas:
             self._replicas.remove(replica)
-            self._selector.unregister(replica.launched.channel)
-            replica.launched.channel.close()
+            self._selector.remove(replica.launched.channel)
 
     def close(self) -> None:
         """Close all channels."""
@@ -72,53 +68,19 @@ class Connections:
             replica.launched.channel.send(message)
         except ChannelClosedError:
             return  # reading will find out, and first what it still had to say
-        self._watch(replica)
+        self._selector.watch(replica.launched.channel)
 
     def listen(self, timeout_s: float) -> None:
         """Take in what has arrived, waiting so long for something, and find what has failed."""
-        for selected, mask in self._selector.select(timeout_s):
-            replica = selected.data
-            if replica is None:
-                self._launcher.update()
-                continue
-            if replica.phase in ("failed", "stopped"):
-                continue
-            if mask & selectors.EVENT_WRITE:
-                self._flush(replica)
-            if mask & selectors.EVENT_READ:
+        for replica in self._selector.select(timeout_s):
+            if replica.phase not in ("failed", "stopped"):
                 self._read(replica)
         now_s = time.monotonic()
         listened_s = min(now_s - self._listened_s, 2 * LISTEN_S)
         self._listened_s = now_s
-        self._launcher.update()
-        if set(self._launcher.filenos()) != self._watched:
-            self._watch_launcher()
+        self._selector.update_launcher()
         for replica in list(self._replicas):
             self._check_alive(replica, listened_s)
-
-    def _watch_launcher(self) -> None:
-        """Wait for what the launcher waits for at present."""
-        for number in self._watched:
-            self._selector.unregister(number)
-        self._watched = set(self._launcher.filenos())
-        for number in self._watched:
-            self._selector.register(number, selectors.EVENT_READ, None)
-
-    def _watch(self, replica: Replica) -> None:
-        """Wait for the channel to take more, if something is left to send."""
-        channel = replica.launched.channel
-        if channel.fileno() < 0:
-            return
-        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if channel.wants_write else 0)
-        if self._selector.get_key(channel).events != wanted:
-            self._selector.modify(channel, wanted, replica)
-
-    def _flush(self, replica: Replica) -> None:
-        try:
-            replica.launched.channel.flush()
-        except ChannelClosedError:
-            return
-        self._watch(replica)
 
     def _read(self, replica: Replica) -> None:
         try:

@@ -109,6 +109,11 @@ class EmulatedExecutor(ProcessExecutor):
         return True
 
     @property
+    def can_share_gpus(self) -> bool:
+        """Parts of GPUs are numbers like other devices; the costs are theirs."""
+        return True
+
+    @property
     def can_sleep(self) -> bool:
         """Sleeping and waking take what the costs say."""
         return True

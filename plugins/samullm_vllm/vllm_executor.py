@@ -74,6 +74,7 @@ class VllmExecutor(ProcessExecutor):
     Config: ClassVar[type[BaseModel]] = VllmOptions
     _platform: Platform = "cpu"
     _names: Sequence[str] = ()
+    _cards: Sequence[int] = ()
 
     def __init__(self, config: BaseModel | None = None) -> None:
         """Keep the options; nothing is started before ``open``."""
@@ -127,21 +128,23 @@ class VllmExecutor(ProcessExecutor):
                 "and --executor simulated needs none"
             )
         self._names = visible_devices(self._platform)
-        if len(self._names) < cluster.num_gpus:
+        self._cards = tuple(map(cluster.card_of, range(cluster.num_gpus)))
+        count = len(cluster.cards)
+        if len(self._names) < count:
             kind = "CUDA GPUs" if self._platform == "cuda" else "CPU cores to use as devices"
             raise InputError(
-                f"executor vllm: the cluster has {cluster.num_gpus} devices, but this machine has "
+                f"executor vllm: the cluster has {count} devices, but this machine has "
                 f"{len(self._names)} {kind}; plan for at most {len(self._names)} devices, or run "
                 "the plan with --executor emulated"
             )
         if options.sleep_mode and self._platform == "cpu":
             raise InputError("executor vllm: sleep_mode needs CUDA; leave it out on a CPU")
         if self._platform == "cuda":
-            self._names = self._names[: cluster.num_gpus]
+            self._names = self._names[:count]
             self._check_links(cluster)
-        self._names = self._locked(cluster.num_gpus)
+        self._names = self._locked(count)
         if self._platform == "cuda":
-            self._memory = DeviceMemory(self._names)
+            self._memory = DeviceMemory(self._names, self._cards)
 
     def _locked(self, count: int) -> list[str]:
         """Return so many devices that are this executor's until it is closed.
@@ -173,7 +176,7 @@ class VllmExecutor(ProcessExecutor):
             return
         found = cuda_cluster(self._names)
         for group in cluster.nvlink_groups:
-            if len({found.group_of(d) for d in group}) > 1:
+            if len({found.group_of(cluster.card_of(d)) for d in group}) > 1:
                 logger.warning(
                     "devices %s are one NVLink group in the plan, but NVML says they are not all "
                     "joined: tensor parallelism across them will be slower than planned",
@@ -224,7 +227,7 @@ class VllmExecutor(ProcessExecutor):
         ranks = spec.tensor_parallel_size * spec.pipeline_parallel_size
         if len(spec.devices) != ranks:
             raise RunError(f"engine {spec.key}: {len(spec.devices)} devices for {ranks} ranks")
-        return [self._names[d] for d in spec.devices]
+        return [self._names[self._cards[d]] for d in spec.devices]
 
     def _start_message(self, spec: EngineSpec, rendezvous: str, *, ahead: bool) -> Start:
         model, options = spec.model, spec.model.engine
@@ -316,6 +319,11 @@ class VllmExecutor(ProcessExecutor):
             )  # fmt: skip
             return False
         return super().prepare_engine(spec)
+
+    @property
+    def can_share_gpus(self) -> bool:
+        """Engines are told the size of their KV cache, and measure nothing beside others."""
+        return True
 
     @property
     def can_sleep(self) -> bool:

@@ -111,7 +111,7 @@ class AppPlan:
     def _title(self) -> str:
         known = known_text(self.known, self.instance.problem)
         return (
-            f"{self.loaded.app.name} on {self.instance.problem.cluster.num_gpus} GPUs by "
+            f"{self.loaded.app.name} on {self.instance.problem.cluster.size_text} by "
             f"{self.scheduler}: {self.makespan_s:.1f} s predicted, no plan below "
             f"{self.lower_bound_s:.1f} s" + ("" if known is None else f"; {known}")
         )

@@ -13,6 +13,7 @@ from samullm_plugin.app.spec import (
     ArchitectureSection,
     ClusterSection,
     ModelSection,
+    SharedSection,
 )
 from samullm_plugin.checkpoints.gpus import bundled_gpu
 from samullm_plugin.checkpoints.hf_config import derived_max_model_len, read_config_file
@@ -27,6 +28,7 @@ from samullm_plugin.errors import InputError, suggest
 from samullm_plugin.model.application import EngineOptions, ModelSpec
 from samullm_plugin.model.architecture import ModelArchitecture
 from samullm_plugin.model.cluster import Cluster, Gpu, Network
+from samullm_plugin.model.shared_gpus import Sharing, share_gpus
 
 _GIB = 2**30
 _PLANNED = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
@@ -201,19 +203,53 @@ def build_cluster(section: ClusterSection, where: str) -> Cluster:
     """
     if isinstance(section.gpus, int):
         gpus = (_gpu(section.gpu, section.gpu_memory_gib, where),) * section.gpus
+        sharing = [_sharing(section, where)] * section.gpus
     else:
         gpus = tuple(
             gpu
-            for part in section.gpus
-            for gpu in (_gpu(part.gpu, part.gpu_memory_gib, where),) * part.count
+            for kind in section.gpus
+            for gpu in (_gpu(kind.gpu, kind.gpu_memory_gib, where),) * kind.count
         )
+        sharing = [
+            how
+            for k, kind in enumerate(section.gpus)
+            for how in [_sharing(kind, f"{where}.gpus[{k}]")] * kind.count
+        ]
+        for field in SharedSection.model_fields:
+            if field in section.model_fields_set:
+                raise InputError(
+                    f"{where}.{field}: gpus lists several kinds; write it in the entries of those "
+                    "that engines share"
+                )
     machines = _machines(section.machines, len(gpus), where)
     network = _network(section, where)
     try:
         host = None if section.host_memory_gib is None else int(section.host_memory_gib * 2**30)
-        return Cluster(gpus, _groups(section.nvlink, len(gpus)), machines, host, network)
+        whole = Cluster(gpus, _groups(section.nvlink, len(gpus)), machines, host, network)
     except InputError as error:
         raise InputError(f"{where}: {str(error).removeprefix('cluster: ')}") from error
+    return whole if all(how.engines == 1 for how in sharing) else share_gpus(whole, sharing)
+
+
+def _sharing(section: SharedSection, where: str) -> Sharing:
+    """Return how engines share GPUs of a kind.
+
+    Raises:
+        InputError: if it is not said how much slower they are, or said for nothing.
+    """
+    engines, slowdown = section.engines_per_gpu, section.slowdown
+    if engines > 1 and slowdown is None:
+        raise InputError(
+            f"{where}.slowdown: missing, and engines_per_gpu is {engines}; give the factor by "
+            "which iterations take longer beside another engine, as `samullm profile slowdown` "
+            "measures it"
+        )
+    if engines == 1 and slowdown is not None:
+        raise InputError(
+            f"{where}.slowdown: it counts only where engines share a GPU; leave it out, or set "
+            "engines_per_gpu: 2"
+        )
+    return Sharing(engines, 1.0 if slowdown is None else slowdown)
 
 
 def _network(section: ClusterSection, where: str) -> Network | None:

@@ -274,12 +274,22 @@ def numbered_batches(
             done += 1
             yield name, range(done, done + 1), batch
             continue
-        each = batch.nbytes / max(1, batch.num_rows)
+        each = _num_bytes(batch) / max(1, batch.num_rows)
         size = max(1, min(CHUNK_ROWS, int(CHUNK_BYTES / max(1.0, each))))
         for first in range(0, batch.num_rows, size):
             part = batch.slice(first, size)
             yield name, range(done + 1, done + part.num_rows + 1), part
             done += part.num_rows
+
+
+def _num_bytes(batch: pa.RecordBatch) -> int:
+    """Return the bytes of a batch, at most all of what it is a part of."""
+    import pyarrow as pa
+
+    try:
+        return int(batch.nbytes)
+    except pa.ArrowTypeError:  # of views, before pyarrow 24
+        return int(batch.get_total_buffer_size())
 
 
 def is_text(kind: pa.DataType) -> bool:

@@ -58,7 +58,26 @@ class ModelSection(Section):
     )
 
 
-class GpuSection(Section):
+class SharedSection(Section):
+    """How engines share GPUs."""
+
+    engines_per_gpu: int = Field(
+        default=1,
+        ge=1,
+        le=16,
+        description="Engines that may be on one GPU at once, each with an equal part of its "
+        "memory.",
+    )
+    slowdown: float | None = Field(
+        default=None,
+        ge=1,
+        allow_inf_nan=False,
+        description="Factor on iteration times where engines share a GPU, as `samullm profile "
+        "slowdown` measures it; needed with more than one.",
+    )
+
+
+class GpuSection(SharedSection):
     """Several GPUs of one kind."""
 
     gpu: str
@@ -73,7 +92,7 @@ NETWORK_LATENCY_US = 50.0
 """**Assumed**: TCP inside a data centre; InfiniBand has a tenth of it."""
 
 
-class ClusterSection(Section):
+class ClusterSection(SharedSection):
     """The devices."""
 
     gpus: NumGpus | list[GpuSection] = Field(

@@ -15,6 +15,7 @@ from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.cluster import Cluster
 from samullm_plugin.model.costs import ModeCosts
 from samullm_plugin.model.problem import ModeKey, Problem
+from samullm_plugin.model.shared_gpus import WHOLE, Sharing, share_gpus
 from samullm_plugin.planning.applications import parse_named
 from samullm_plugin.planning.building import build_problem, sample_scenarios
 from samullm_plugin.planning.estimators import make_latency_model, make_length_estimator
@@ -105,6 +106,7 @@ class CaseSettings:
         gpus: overrides the application's own number of GPUs.
         prepared_starts: what engine starts need no device for can be done ahead.
         sleeping_engines: engines may sleep until they are needed again.
+        sharing: how engines share the cluster's GPUs.
         pipeline_parallel_sizes: groups of layers to consider for a replica; None: as few as fit.
     """
 
@@ -118,6 +120,7 @@ class CaseSettings:
     gpus: int | None = None
     prepared_starts: bool = False
     sleeping_engines: bool = False
+    sharing: Sharing = WHOLE
     pipeline_parallel_sizes: tuple[int, ...] | None = None
 
 
@@ -161,6 +164,7 @@ def make_case(host: PluginHost, text: str, settings: CaseSettings) -> BenchCase:
     name, options = parse_named(text)
     source = host.create("application", name, options)
     cluster = bundled_cluster(source, settings.gpus)
+    cluster = share_gpus(cluster, [settings.sharing] * cluster.num_gpus)
     fused = fuse_chains(source.build(), cluster.num_gpus)
     app = fused.app
     estimator = make_length_estimator(host, settings.estimator)

@@ -76,7 +76,7 @@ def compare(
         for r in sorted(results, key=lambda r: r.mean_makespan_s)
     ]
     numbers = ("makespan s", "over best", "gap", "planning s", "idle", "stages")
-    title = f"{problem.app.name} on {problem.cluster.num_gpus} GPUs"
+    title = f"{problem.app.name} on {problem.cluster.size_text}"
     print_table(("scheduler", "status", *numbers), rows, title=title, numbers=numbers)
     chosen = [
         f"{r.scheduler}: with request policy {r.request_policy}"

@@ -121,6 +121,7 @@ def show_plan(result: PlanResult, *, explain: bool = False) -> None:
     from samullm_plugin.planning.reporting import (
         idle_lines,
         makespan_band,
+        part_lines,
         provenance_lines,
         stage_lines,
         start_lines,
@@ -134,7 +135,7 @@ def show_plan(result: PlanResult, *, explain: bool = False) -> None:
         end = "-" if line.end_s is None else f"{line.end_s:.1f}"
         rows.append((line.stage, line.node, line.parallel, line.devices, times, end, line.end))
     columns = ("stage", "node", "spread", "devices", "start s", "end s", "stage ends when")
-    title = f"plan by {result.scheduler}: {problem.app.name} on {problem.cluster.num_gpus} GPUs"
+    title = f"plan by {result.scheduler}: {problem.app.name} on {problem.cluster.size_text}"
     print_table(columns, rows, title=title, numbers=("stage", "start s", "end s"))
     out = console()
     out.print(text_gantt(trace, problem.cluster), markup=False, soft_wrap=True)
@@ -161,6 +162,8 @@ def show_plan(result: PlanResult, *, explain: bool = False) -> None:
         facts.append(("Scheduler's own bound (s):", f"{bound.value_s:.1f}, for {bound.structure}"))
     for label, value in facts:
         out.print(f"{label:<36}{value}", markup=False, soft_wrap=True)
+    for text in part_lines(problem.cluster):
+        out.print(text, markup=False, style="dim", soft_wrap=True)
     out.print("Iteration latencies come from:", style="dim")
     for text in provenance_lines(problem):
         out.print(f"  {text}", markup=False, style="dim", soft_wrap=True)

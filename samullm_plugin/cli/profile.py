@@ -12,6 +12,7 @@ import typer
 from samullm_plugin.cli.output import OutputJson, print_table, write_json
 from samullm_plugin.cli.profile_latency import latency
 from samullm_plugin.cli.profile_lengths import lengths
+from samullm_plugin.cli.profile_slowdown import slowdown
 from samullm_plugin.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ app = typer.Typer(
 
 app.command()(latency)
 app.command()(lengths)
+app.command()(slowdown)
 
 IterationsFile = Annotated[
     Path,

@@ -43,7 +43,7 @@ _OPTIONS = {
     "tensor_parallel_size": "--tp",
 }
 """Engine arguments that are given as options only."""
-_USUAL = {"gpu": _Usual(256, 8192, 16, 64), "cpu": _Usual(64, 2048, 32, 16)}
+USUAL = {"gpu": _Usual(256, 8192, 16, 64), "cpu": _Usual(64, 2048, 32, 16)}
 
 
 def latency(
@@ -102,7 +102,6 @@ def latency(
     Every iteration is recorded in the engine by its scheduler. Runs of other workloads are not
     fitted: what a plan says they take is compared with the seconds they took.
     """
-    from samullm_plugin.app.modelspecs import engine_options
     from samullm_plugin.host.manager import PluginHost
     from samullm_plugin.measuring.engine import (
         capacities,
@@ -114,42 +113,22 @@ def latency(
     from samullm_plugin.profiling.fit import check_profile, fit_profile
     from samullm_plugin.profiling.iterations import Iterations
     from samullm_plugin.profiling.profile_files import EngineStart, write_profile
-    from samullm_plugin.run.setup import imitates
 
     sizes = _sizes(tp)
     host = PluginHost.from_settings()
     options = parsed_options(executor_option)
     engines = host.create("executor", executor, options)
-    usual = _USUAL[engines.devices_are]
-    given = parsed_options(engine_arg, "--engine-arg")
-    for argument, option in _OPTIONS.items():
-        if argument in given:
-            raise InputError(f"--engine-arg {argument}: give it as {option}")
-    for argument, value in (
-        ("max_num_seqs", max_num_seqs),
-        ("max_num_batched_tokens", max_num_batched_tokens),
-    ):
-        if value is not None and argument in given:
-            raise InputError(f"--engine-arg {argument}: there is an option for it; leave one out")
-    arguments = {
-        "max_num_seqs": max_num_seqs or usual.num_seqs,
-        "max_num_batched_tokens": max_num_batched_tokens or usual.batched_tokens,
-        "block_size": usual.block_size,
-        "dtype": dtype,
-        **given,
-    }
-    specs = _specs(model, name, engine_options(arguments, "--engine-arg"), max_model_len)
+    usual = USUAL[engines.devices_are]
+    limits = {"max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens}
+    settings = engine_settings(engines, engine_arg, limits, dtype)
+    specs = model_specs(model, name, settings, max_model_len)
     for spec in specs:
         if kv_cache_tokens is not None and kv_cache_tokens < spec.max_model_len + 64:
             raise InputError(
                 f"--kv-cache-tokens {kv_cache_tokens}: one sequence of {spec.max_model_len} does "
                 "not fit"
             )
-    if imitates(engines):
-        raise InputError(
-            f"--executor {executor}: its times come from a latency model, so there is nothing to "
-            "measure; profile with vllm"
-        )
+    require_measurable(engines)
     groups: list[Iterations] = []
     others: list[Iterations] = []
     starts: list[EngineStart] = []
@@ -205,7 +184,59 @@ def latency(
         write_json(report, output_json)
 
 
-def _specs(
+def engine_settings(
+    engines: Executor,
+    given: list[str] | None,
+    limits: Mapping[str, int | None],
+    dtype: str,
+) -> EngineOptions:
+    """Return the settings of the engines to measure.
+
+    Args:
+        engines: what runs them.
+        given: values of the option ``--engine-arg``.
+        limits: what has options of its own, by the name of the argument; None: as usual.
+        dtype: data type of the weights.
+
+    Raises:
+        InputError: for arguments that have options of their own, or are wrong.
+    """
+    from samullm_plugin.app.modelspecs import engine_options
+
+    usual = USUAL[engines.devices_are]
+    others = parsed_options(given, "--engine-arg")
+    for argument, option in _OPTIONS.items():
+        if argument in others:
+            raise InputError(f"--engine-arg {argument}: give it as {option}")
+    for argument, value in limits.items():
+        if value is not None and argument in others:
+            raise InputError(f"--engine-arg {argument}: there is an option for it; leave one out")
+    arguments = {
+        "max_num_seqs": limits["max_num_seqs"] or usual.num_seqs,
+        "max_num_batched_tokens": limits["max_num_batched_tokens"] or usual.batched_tokens,
+        "block_size": usual.block_size,
+        "dtype": dtype,
+        **others,
+    }
+    return engine_options(arguments, "--engine-arg")
+
+
+def require_measurable(engines: Executor) -> None:
+    """Refuse an executor whose times are modelled.
+
+    Raises:
+        InputError: naming it.
+    """
+    from samullm_plugin.run.setup import imitates
+
+    if imitates(engines):
+        raise InputError(
+            f"--executor {engines.name}: its times come from a latency model, so there is nothing "
+            "to measure; profile with vllm"
+        )
+
+
+def model_specs(
     paths: Sequence[str], name: str | None, engine: EngineOptions, max_model_len: int | None
 ) -> list[ModelSpec]:
     """Return the models to measure.

@@ -107,7 +107,7 @@ def run(
         options |= loaded.executor.options
     options |= parsed_options(executor_option)
     engines = host.create("executor", name, options)
-    require_able(engines, planner)
+    require_able(engines, planner, loaded.cluster)
     context.with_resource(engines.kept_warm())
     engines.begin_opening()
     fused = None if stored is None else stored.fused

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.parallel import ParallelConfig
@@ -18,11 +18,15 @@ class Gpu:
 
     Attributes:
         name: as latency profiles name it, such as ``A100-80GB``.
-        memory_bytes: device memory in bytes.
+        memory_bytes: device memory in bytes; of a GPU that engines share, of one engine's part.
+        engines: that share such a GPU; each of its parts is a device.
+        slowdown: factor on iterations on a GPU that engines share.
     """
 
     name: str
     memory_bytes: int
+    engines: int = 1
+    slowdown: float = 1.0
 
     @property
     def is_core(self) -> bool:
@@ -56,8 +60,9 @@ class Cluster:
             together.
         network: joins the machines, so that the pipeline stages of a replica that has room on none
             may lie on several (:meth:`machines_per_replica`); None: every replica lies on one.
-        kinds: label of each device's kind: its name, and its memory too where devices of one name
-            differ in it. What a replica costs depends on it.
+        cards: disjoint sets of devices that are parts of one GPU; devices in no set are whole ones.
+        kinds: label of each device's kind: its name, its memory too where devices of one name
+            differ in it, and how many engines share it. What a replica costs depends on it.
     """
 
     gpus: tuple[Gpu, ...]
@@ -65,8 +70,10 @@ class Cluster:
     machines: tuple[tuple[int, ...], ...] = ()
     host_memory_bytes: int | None = None
     network: Network | None = None
+    cards: tuple[tuple[int, ...], ...] = ()
     kinds: tuple[str, ...] = field(init=False, repr=False, compare=False)
     _place: tuple[Place, ...] = field(init=False, repr=False, compare=False)
+    _card: tuple[int, ...] = field(init=False, repr=False, compare=False)
     _places: dict[Gpu, dict[Place, list[int]]] = field(init=False, repr=False, compare=False)
     _replicas: dict[tuple[str, int, int], list[int]] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -88,7 +95,7 @@ class Cluster:
             if gpu.memory_bytes <= 0:
                 raise InputError(f"cluster: memory of GPU {gpu.name} must be positive")
         every = range(len(self.gpus))
-        for kind in ("nvlink_groups", "machines"):
+        for kind in ("nvlink_groups", "machines", "cards"):
             seen: set[int] = set()
             for group in getattr(self, kind):
                 for device in group:
@@ -101,8 +108,8 @@ class Cluster:
                         raise InputError(f"cluster: {kind} names device {device} twice")
                     seen.add(device)
             rest = [d for d in every if d not in seen]
-            if kind == "nvlink_groups" and rest:
-                completed = (*self.nvlink_groups, *((d,) for d in rest))
+            if kind != "machines" and rest:
+                completed = (*getattr(self, kind), *((d,) for d in rest))
                 object.__setattr__(self, kind, tuple(sorted(tuple(sorted(g)) for g in completed)))
             elif kind == "machines" and not self.machines:
                 object.__setattr__(self, kind, (tuple(every),))
@@ -114,26 +121,32 @@ class Cluster:
             {d: i for i, members in enumerate(sets) for d in members}
             for sets in (self.machines, self.nvlink_groups)
         )
+        card = {d: i for i, parts in enumerate(self.cards) for d in parts}
         place = tuple((machine[d], group[d]) for d in every)
         places: dict[Gpu, dict[Place, list[int]]] = {}
         for device, gpu in enumerate(self.gpus):
             places.setdefault(gpu, {}).setdefault(place[device], []).append(device)
         object.__setattr__(self, "_place", place)
+        object.__setattr__(self, "_card", tuple(card[d] for d in every))
         object.__setattr__(self, "_places", places)
-        for members in self.nvlink_groups:
-            if len({machine[d] for d in members}) > 1:
-                raise InputError(
-                    f"cluster: nvlink_groups joins devices {list(members)}, which are on several "
-                    "machines; NVLink joins devices of one machine"
-                )
+        for kind in ("nvlink_groups", "cards"):
+            for members in getattr(self, kind):
+                if len({machine[d] for d in members}) > 1:
+                    raise InputError(
+                        f"cluster: {kind} joins devices {list(members)}, which are on several "
+                        "machines; they must be on one"
+                    )
 
     @staticmethod
     def _label(gpu: Gpu, kinds: Collection[Gpu]) -> str:
         """Return what tells a kind of GPU from the others of the cluster."""
-        memory = {other.memory_bytes for other in kinds if other.name == gpu.name}
-        if len(memory) == 1:
-            return gpu.name
-        return f"{gpu.name} with {gpu.memory_bytes / 2**30:g} GiB"
+        alike = [o for o in kinds if (o.name, o.engines) == (gpu.name, gpu.engines)]
+        label = gpu.name
+        if len({other.memory_bytes for other in alike}) > 1:
+            label += f" with {gpu.memory_bytes / 2**30:g} GiB"
+        if gpu.engines > 1:
+            label += f" shared by {gpu.engines} (x {gpu.slowdown:g})"
+        return label
 
     @classmethod
     def uniform(cls, gpu: Gpu, num_gpus: int, *, nvlink: int = 1) -> Cluster:
@@ -155,6 +168,12 @@ class Cluster:
         """Return the number of devices."""
         return len(self.gpus)
 
+    @property
+    def size_text(self) -> str:
+        """Return how many GPUs there are, for people."""
+        whole = len(self.cards)
+        return f"{whole} GPUs" + ("" if whole == len(self.gpus) else f" ({len(self.gpus)} devices)")
+
     def group_of(self, device: int) -> tuple[int, ...]:
         """Return the NVLink group of a device."""
         return self.nvlink_groups[self._place[device][1]]
@@ -162,6 +181,10 @@ class Cluster:
     def machine_of(self, device: int) -> int:
         """Return the index of the machine of a device."""
         return self._place[device][0]
+
+    def card_of(self, device: int) -> int:
+        """Return the index of the GPU that a device is, or is a part of."""
+        return self._card[device]
 
     def host_bytes(self, machine: int) -> int:
         """Return the memory of a machine's host."""
@@ -196,16 +219,16 @@ class Cluster:
             return tuple(p for p in parts if p)
 
         gpus = tuple(self.gpus[d] for d in devices)
-        groups, machines = kept(self.nvlink_groups), kept(self.machines)
-        return Cluster(gpus, groups, machines, self.host_memory_bytes, self.network)
+        groups, machines, cards = map(kept, (self.nvlink_groups, self.machines, self.cards))
+        return Cluster(gpus, groups, machines, self.host_memory_bytes, self.network, cards)
 
     def with_gpus(self, count: int) -> Cluster:
-        """Return so many devices: machine after machine, and from the first again.
+        """Return so many GPUs: machine after machine, and from the first again.
 
         Raises:
             InputError: if there are none.
         """
-        copies = range(-(-count // self.num_gpus))
+        copies = range(-(-count // len(self.cards)))
 
         def repeated(sets: Iterable[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
             return tuple(tuple(c * self.num_gpus + d for d in s) for c in copies for s in sets)
@@ -216,8 +239,11 @@ class Cluster:
             repeated(self.machines),
             self.host_memory_bytes,
             self.network,
+            repeated(self.cards),
         )
-        return several._some([d for m in several.machines for d in m][:count])
+        devices = [d for m in several.machines for d in m]
+        taken = set(list(dict.fromkeys(map(several.card_of, devices)))[:count])
+        return several._some([d for d in devices if several.card_of(d) in taken])
 
     def replica_violation(self, devices: Sequence[int], tensor_parallel_size: int) -> str | None:
         """Return why these devices cannot carry one replica, or None if they can.
@@ -240,6 +266,8 @@ class Cluster:
             )
         if len({self.kinds[d] for d in devices}) > 1:
             return f"devices {list(devices)} are of different kinds"
+        if len({self._card[d] for d in devices}) < len(devices):
+            return f"devices {list(devices)} are parts of one GPU"
         for first in range(0, len(devices), tensor_parallel_size):
             part = devices[first : first + tensor_parallel_size]
             if len({self._place[d] for d in part}) > 1:
@@ -262,6 +290,16 @@ class Cluster:
         if parallel.num_devices > len(free):
             return None
         return FreeDevices(self, free).take(parallel, avoid=avoid)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle all but what is kept between questions, which is asked again.
+
+        Python before 3.11.4 passes over ``__getstate__`` of dataclasses with slots.
+        """
+        kept = ("_replicas", "_spread")
+        return _unpickled, (
+            {f.name: {} if f.name in kept else getattr(self, f.name) for f in fields(self)},
+        )
 
     def machines_per_replica(
         self, kind: str, tensor_parallel_size: int, pipeline_parallel_size: int
@@ -310,6 +348,14 @@ class Cluster:
                 found = [1] * most
             self._replicas[key] = found
         return self._replicas[key]
+
+
+def _unpickled(state: Mapping[str, object]) -> Cluster:
+    """Return a cluster with all its fields as they are given."""
+    cluster = object.__new__(Cluster)
+    for name, value in state.items():
+        object.__setattr__(cluster, name, value)
+    return cluster
 
 
 class FreeDevices:

@@ -61,6 +61,18 @@ class StepModel(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Rescaled:
+    """Another model's latencies, times a factor."""
+
+    model: StepModel
+    factor: float
+
+    def step_seconds(self, steps: StepTable) -> Floats:
+        """Return the seconds of each iteration, shape ``(len(steps),)``."""
+        return np.asarray(self.model.step_seconds(steps) * self.factor)
+
+
+@dataclass(frozen=True, slots=True)
 class Curve:
     """A function of a whole number given at knots, linear between them.
 

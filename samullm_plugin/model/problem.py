@@ -123,16 +123,19 @@ class Problem:
                         if len(self.cluster.machines) > 1 and self.cluster.network is None
                         else ""
                     )
+                    + (
+                        ", or lower cluster.engines_per_gpu"
+                        if any(gpu.engines > 1 for gpu in self.cluster.gpus)
+                        else ""
+                    )
                 )
 
-    def __getstate__(self) -> dict[str, object]:
-        """Return what was given: what is kept between questions is asked again."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle what was given: what is kept between questions is asked again.
 
-    def __setstate__(self, state: Mapping[str, object]) -> None:
-        """Take up what :meth:`__getstate__` returned."""
-        for f in fields(self):
-            object.__setattr__(self, f.name, state[f.name] if f.init else {})
+        Python before 3.11.4 passes over ``__getstate__`` of dataclasses with slots.
+        """
+        return type(self), tuple(getattr(self, f.name) for f in fields(self) if f.init)
 
     @property
     def same_engine(self) -> Mapping[str, int]:

@@ -28,6 +28,7 @@ from samullm_plugin.model.scenarios import (
 from samullm_plugin.model.types import Bools, Ints
 from samullm_plugin.planning.pipelines import without_useless_pipelines
 from samullm_plugin.profiling.loading import resident
+from samullm_plugin.profiling.shared import beside_others
 from samullm_plugin.profiling.transfer import ACROSS_SOURCE, across_machines
 
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
@@ -221,6 +222,8 @@ def collect_costs(
 ) -> tuple[Mapping[ModeKey, ModeCosts], ...]:
     """Return per node the costs of every replica size that the cluster's NVLink groups allow.
 
+    Replicas on GPUs that engines share have one pipeline stage, and are slower throughout.
+
     Sizes that do not fit in memory are kept with their KV capacity, so that messages can name it.
     Sizes by which a model's heads or layers cannot be divided are left out, as vLLM refuses them;
     so are sizes for which the latency model has no figures, unless that leaves none.
@@ -247,6 +250,7 @@ def collect_costs(
             for tp in tensor_parallel_sizes
             for pp in pipeline
             if tp <= largest
+            and (pp == 1 or cluster.gpus[device].engines == 1)
             and (
                 any(cluster.replicas_by_machine(cluster.kinds[device], tp, pp))
                 if wide
@@ -271,7 +275,8 @@ def collect_costs(
                     f"node {node.name}: pipeline_parallel_sizes "
                     f"{', '.join(map(str, pipeline_parallel_sizes))}: no replica of "
                     f"{node.model.name} can be divided so, with {_layers_text(node.model)} and "
-                    f"{most} GPUs in a machine; add smaller sizes, such as 1"
+                    f"{most} GPUs in a machine (those that engines share have no stages); add "
+                    "smaller sizes, such as 1"
                 )
             if pipeline_parallel_sizes is None and not _any_fits(node.model, costs):
                 further = sizes(PIPELINE_PARALLEL_SIZES)
@@ -305,7 +310,7 @@ def _model_costs(
             if cluster.gpus[device].is_core:
                 load = resident(costs.load, node.model, costs.kv_cache_tokens)
                 costs = replace(costs, load=load)
-            found[key] = costs
+            found[key] = beside_others(costs, cluster.gpus[device])
         except InputError as error:
             refusal = refusal or error
     return found, refusal

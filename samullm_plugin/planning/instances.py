@@ -17,9 +17,10 @@ from samullm_plugin.errors import InputError
 from samullm_plugin.host.interfaces.latency import LatencyModel
 from samullm_plugin.host.interfaces.length import LengthEstimator
 from samullm_plugin.host.manager import PluginHost
-from samullm_plugin.model.cluster import Cluster
+from samullm_plugin.model.cluster import Cluster, Gpu
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.result import PlanResult
+from samullm_plugin.model.shared_gpus import Sharing, share_gpus
 from samullm_plugin.planning.best_known import best_known, seen_lengths
 from samullm_plugin.planning.building import build_problem
 from samullm_plugin.planning.estimators import make_latency_model, make_length_estimator
@@ -167,8 +168,10 @@ def cluster_of(
         return Cluster.uniform(bundled_gpu("A100-80GB"), gpus, nvlink=2)
     if len(loaded.cluster.machines) > 1:
         return loaded.cluster.with_gpus(gpus)
-    pairs = max(len(g) for g in loaded.cluster.nvlink_groups)
-    return Cluster.uniform(loaded.cluster.gpus[0], gpus, nvlink=pairs)
+    pairs, first = max(len(g) for g in loaded.cluster.nvlink_groups), loaded.cluster.gpus[0]
+    how = Sharing(first.engines, first.slowdown)
+    kind = Gpu(first.name, first.memory_bytes * first.engines)
+    return share_gpus(Cluster.uniform(kind, gpus, nvlink=pairs), [how] * gpus)
 
 
 def unfused(planner: PlannerSection) -> PlannerSection:

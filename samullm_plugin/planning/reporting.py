@@ -195,6 +195,17 @@ def idle_lines(problem: Problem, plan: Plan) -> list[str]:
     return lines
 
 
+def part_lines(cluster: Cluster) -> list[str]:
+    """Return which devices are parts of which GPUs, where engines share any."""
+    lines = []
+    for count, which in groupby(range(len(cluster.cards)), lambda c: len(cluster.cards[c])):
+        gpus = list(which)
+        if count > 1:
+            devices = device_list(d for c in gpus for d in cluster.cards[c])
+            lines.append(f"devices {devices}: {count} parts of each of GPUs {device_list(gpus)}")
+    return lines
+
+
 def provenance_lines(problem: Problem) -> list[str]:
     """Return per model where its iteration latencies come from, with their known error."""
     lines: dict[str, str] = {}
@@ -278,10 +289,13 @@ def text_gantt(trace: PlanTrace, cluster: Cluster, width: int = 72) -> str:
             for column in range(first, min(last, width)):
                 rows[device][column] = LOADING if column < ready else letters[segment.node]
     names = device_labels(cluster.num_gpus, cluster.machines_if_several)
-    label = max(6, max(map(len, names)) + 4)
+    word = "GPU" if len(cluster.cards) == cluster.num_gpus else "device"
+    label = max(map(len, names)) + len(word) + 1
     lines = [
-        f"{'GPU ' + name:<{label}}|{''.join(row)}|" for name, row in zip(names, rows, strict=True)
+        f"{f'{word} {name}':<{max(6, label)}}|{''.join(row)}|"
+        for name, row in zip(names, rows, strict=True)
     ]
+    label = max(6, label)
     end = f"{trace.makespan_s:.0f} s"
     lines.append(" " * label + "0" + " " * (width - len(end)) + " " + end)
     legend = "  ".join(f"{letters[n]} {n}" for n in order)

@@ -45,7 +45,7 @@ class ApplicationReport:
 
     Attributes:
         name: of the application.
-        num_gpus: devices; None if no cluster is given, and then nothing is known of memory.
+        num_gpus: GPUs; None if no cluster is given, and then nothing is known of memory.
         nodes: by node.
         notes: what was assumed or estimated.
     """
@@ -102,7 +102,7 @@ def validate_application(host: PluginHost, loaded: LoadedApplication) -> Applica
                 latency,
             )
         )
-    gpus = loaded.cluster.num_gpus if loaded.cluster is not None else None
+    gpus = len(loaded.cluster.cards) if loaded.cluster is not None else None
     return ApplicationReport(loaded.app.name, gpus, tuple(reports), loaded.app.notes)
 
 

@@ -55,7 +55,7 @@ class Calibrator:
         merged: dict[str, tuple[int, ModeKey, list[tuple[StepTable, Floats]], list[int]]] = {}
         for (node, key), parts in self._steps.items():
             model = self.problem.app.nodes[node].model
-            if self._lies_across_machines(key):
+            if self._holds_here_only(key):
                 continue
             setting = setting_key(
                 model, key.gpu, key.tensor_parallel_size, key.pipeline_parallel_size
@@ -78,17 +78,19 @@ class Calibrator:
         for (node, key), took_s in self._starts.items():
             load = self.problem.costs[node][key].load
             before = {ASSUMED: 1.0, SCALED: start_factor(key.gpu)}.get(load.source)
-            if before is not None and load.warm_s > 0 and not self._lies_across_machines(key):
+            if before is not None and load.warm_s > 0 and not self._holds_here_only(key):
                 add_start_factors(key.gpu, [before * s / load.warm_s for s in took_s])
         for i, used in enumerate(self.problem.app.nodes):
             if rows := self._lengths(i, ledger):
                 add_lengths(used.model, rows)
         return count
 
-    def _lies_across_machines(self, key: ModeKey) -> bool:
-        """Return whether what was measured holds for this network only."""
+    def _holds_here_only(self, key: ModeKey) -> bool:
+        """Return whether what was measured holds for this network or beside these engines only."""
         size = key.tensor_parallel_size, key.pipeline_parallel_size
-        return self.problem.cluster.machines_per_replica(key.gpu, *size) > 1
+        cluster = self.problem.cluster
+        shared = cluster.gpus[cluster.kinds.index(key.gpu)].engines > 1
+        return shared or cluster.machines_per_replica(key.gpu, *size) > 1
 
     def _lengths(self, node: int, ledger: Ledger) -> list[LengthRow]:
         """Return the output lengths of a node's finished requests."""

@@ -88,8 +88,8 @@ def measured_bars(engines: Sequence[MeasuredEngine]) -> tuple[Bar, ...]:
 
 def device_names(cluster: Cluster) -> list[str]:
     """Return a label per device: its index, and its kind where there are several."""
-    kinds = {g.name for g in cluster.gpus}
-    return [f"{i} {g.name}" if len(kinds) > 1 else str(i) for i, g in enumerate(cluster.gpus)]
+    several = len(set(cluster.kinds)) > 1
+    return [f"{i} {kind}" if several else str(i) for i, kind in enumerate(cluster.kinds)]
 
 
 def node_colors(panels: Sequence[Panel]) -> dict[str, str]:

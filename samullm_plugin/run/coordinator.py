@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
-
 from samullm_plugin.errors import PlanError, RunError
 from samullm_plugin.host.interfaces.executor import (
     EngineEvent,
     Executor,
 )
 from samullm_plugin.model.latency import StepTable
-from samullm_plugin.model.plan import Assignment, Plan
+from samullm_plugin.model.plan import Plan
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.types import Floats
 from samullm_plugin.records import to_record
 from samullm_plugin.rules.placement import one_at_a_time
-from samullm_plugin.rules.preparing import wanted_ahead
-from samullm_plugin.rules.sleeping import Asleep, Sleeping, can_sleep, sleeping
-from samullm_plugin.rules.transition import Running, RunState, next_transition, stage_ended
+from samullm_plugin.rules.transition import RunState
 from samullm_plugin.run.calibrating import Calibrator
 from samullm_plugin.run.dispatch import Deployment, Replica
 from samullm_plugin.run.engine_failures import EngineFailures, RunOptions
@@ -32,6 +28,7 @@ from samullm_plugin.run.recovery import ResumePoint
 from samullm_plugin.run.request_queue import RequestQueue
 from samullm_plugin.run.reuse import Reuse
 from samullm_plugin.run.serving import Serving
+from samullm_plugin.run.transitions import Transitions
 from samullm_plugin.run.view import Replanning
 from samullm_plugin.simulator.requests import NodeInputs
 from samullm_plugin.simulator.runs import PolicyCall
@@ -48,13 +45,12 @@ class Coordinator:
 
     Attributes:
         problem: application, cluster and what the plan assumes.
-        plan: the plan at present.
         executor: what runs engines.
         ledger: what has become of the requests.
-        rule: stage and engines as the transition rule knows them.
         engines: the engines of each node.
         queue: the requests on their way.
         serving: gives them to engines.
+        transitions: starts and stops engines as the plan says.
         log: the events.
         drained: the run was interrupted and can be resumed.
         stopped: why it stopped by itself, drained; None if it did not.
@@ -90,24 +86,15 @@ class Coordinator:
             policy: order and replicas of requests; None: first come, first served, in turn.
             calibrator: gathers what engines measure; None: nobody does.
         """
-        self.problem, self.plan, self.executor, self.log = problem, plan, executor, log
+        self.problem, self.executor, self.log = problem, executor, log
         resume = resume or ResumePoint(Ledger(problem.app))
         self.ledger = resume.ledger
-        self.rule = RunState(stage=resume.stage, finished_before=set(resume.finished_before))
         self.drained = False
         self.queue = RequestQueue(self.ledger, source, log, resume.moved, reuse, resume.rejected)
-        self._source = source
         self._replanner = replanner
         self._calibrator = calibrator
-        self._app = problem.app
-        self._names = [n.name for n in self._app.nodes]
-        inputs = [NodeInputs(self._app, i) for i in range(len(self._names))]
-        self._upstreams = {
-            name: tuple(self._names[u] for u in sorted(self._app.upstreams[i]))
-            for i, name in enumerate(self._names)
-        }
-        self._same_engine = problem.same_engine if executor.can_pass_on else {}
-        self._can_sleep = executor.can_sleep and can_sleep(problem)
+        self._names = [n.name for n in problem.app.nodes]
+        inputs = [NodeInputs(problem.app, i) for i in range(len(self._names))]
         self._zero_s = executor.now_s() - resume.clock_s
         self._stages = StageTracker(log, stage=resume.stage, stages_run=resume.stages_run)
         self.queue.changed = True
@@ -115,12 +102,40 @@ class Coordinator:
         self._policies = [policy] * len(self._names)
         self.engines = Engines(problem, executor, inputs, log, self._policies)
         self.serving = Serving(executor, self.queue, self.engines, self._policies)
+        self.transitions = Transitions(
+            problem,
+            plan,
+            executor,
+            self.engines,
+            self.queue,
+            self.serving,
+            source,
+            resume,
+            self._stages,
+            self.now_s,
+            self._take_last_steps,
+        )
         self._loads = LoadNotes(executor, self.engines, self.serving, self.ledger, log)
         self._failures = EngineFailures(
-            options or RunOptions(), self.engines, self.queue, self.serving, log, self._stop_replica
+            options or RunOptions(),
+            self.engines,
+            self.queue,
+            self.serving,
+            log,
+            self.transitions.stop_replica,
         )
 
     # --- what others may ask ---
+
+    @property
+    def plan(self) -> Plan:
+        """Return the plan at present."""
+        return self.transitions.plan
+
+    @property
+    def rule(self) -> RunState:
+        """Return stage and engines as the transition rule knows them."""
+        return self.transitions.rule
 
     def take_steps(
         self, deployment: Deployment, replica: Replica
@@ -131,6 +146,11 @@ class Coordinator:
             key = self.problem.mode_key(deployment.running.planned.parallel, replica.devices)
             self._calibrator.add_steps(deployment.node, key, *taken)
         return taken
+
+    def _take_last_steps(self, deployment: Deployment, replica: Replica) -> None:
+        """Take the iterations of an engine that leaves its node, if somebody gathers them."""
+        if self._calibrator is not None and replica.ready_s is not None:
+            self.take_steps(deployment, replica)
 
     def now_s(self) -> float:
         """Return the run's clock."""
@@ -172,12 +192,12 @@ class Coordinator:
     def _run(self) -> None:
         self.queue.admit_first(self.now_s())
         if not self.ledger.all_settled:
-            self._transition()  # engines start while the rest is prepared
+            self.transitions.apply()  # engines start while the rest is prepared
             if self._replanner is not None:
                 self._replanner.begin(self)
         wait_s = float("inf") if self.executor.virtual_clock else WAIT_S
         while not self.ledger.all_settled:
-            stage_changed = self.queue.changed and self._transition()
+            stage_changed = self.queue.changed and self.transitions.apply()
             if not self.ledger.all_settled:
                 self._replan(stage_changed=stage_changed)
             self.log.flush()
@@ -192,11 +212,8 @@ class Coordinator:
             if not events and self.executor.virtual_clock and not self.queue.calls.busy:
                 raise RunError("the run cannot go on: nothing runs, and requests are left")
             self._take(events)
-        for node in list(self.engines.deployments):
-            self._stop(node)
-        self.engines.prepare((), self.now_s())
-        self.engines.end_sleep(list(self.engines.asleep))
-        self._stages.end(self.now_s(), self._finished())
+        self.transitions.stop_all()
+        self._stages.end(self.now_s(), self.transitions.finished())
         self.log.flush()
 
     def _wait_s(self, longest_s: float) -> float:
@@ -235,160 +252,9 @@ class Coordinator:
                 if self.stopped is not None:
                     self.request_drain()
         self.queue.end_calls(self.now_s())
-        end = self.plan.stages[self.rule.stage].end
-        if end.kind == "node_progress":
-            self._update_rule()
-            if stage_ended(self.plan.stages[self.rule.stage], self.rule):
-                self.queue.changed = True
+        self.transitions.note_progress()
 
-    # --- engines and stages ---
-
-    def _finished(self) -> set[str]:
-        return {n for i, n in enumerate(self._names) if self.ledger.settled(i)}
-
-    def _update_rule(self) -> None:
-        self.rule.finished = self._finished()
-        engines = {self._names[i]: d.running for i, d in self.engines.deployments.items()}
-        self.rule.running = {n: r for n, r in engines.items() if n not in self.rule.finished}
-        self.rule.released = {n: r for n, r in engines.items() if n in self.rule.finished}
-        watched = {s.end.node for s in self.plan.stages if s.end.kind == "node_progress"}
-        self.rule.done_fraction = {
-            name: self.ledger.num_settled(i) / len(self.ledger.status[i])
-            for i, name in enumerate(self._names)
-            if name in watched
-        }
-
-    def _transition(self) -> bool:
-        """Stop and start engines; return whether another stage is current now."""
-        self.queue.changed = False
-        before, stalled = self.rule.stage, False
-        while True:
-            for node in [i for i in self.engines.deployments if self.ledger.settled(i)]:
-                if not self._can_be_taken_over(node):
-                    self._stop(node)
-            self._update_rule()
-            if len(self.rule.finished) == len(self._names):
-                self._stop_released(())
-                break  # what is left is for Python nodes
-            stuck = stalled and self.rule.stage == len(self.plan.stages) - 1
-            move = next_transition(
-                self.plan,
-                self.problem.cluster,
-                self._upstreams,
-                self.rule,
-                stalled=stalled,
-                same_engine=self._same_engine,
-            )
-            self._stages.enter(self.plan, move.stage, self.now_s(), self._finished())
-            change = Sleeping()
-            if self._can_sleep:
-                asleep = self.engines.asleep
-                change = sleeping(self.problem, self.plan, self.rule, move, asleep)
-            self.engines.end_sleep(change.end)
-            for name, kind in change.begin.items():
-                self._put_to_sleep(name, kind)
-            self._stop_released({*change.begin, *(r.takes_over for r in move.start)})
-            kept: set[int] = set()
-            for name in move.stop:
-                node = self._app.index(name)
-                if self.engines.barred(node):
-                    kept |= set(self.engines.deployments[node].running.devices)
-                else:
-                    self._stop(node)
-            for running in move.start:
-                if running.takes_over is not None:
-                    self._take_over(running)
-                elif not kept & set(running.devices):
-                    wakes = change.wake.get(running.planned.node)
-                    self.engines.start(running, self.now_s(), wakes)
-            stalled = not self._can_go_on()
-            if not stalled:
-                break
-            if stuck:
-                raise RunError(
-                    "the plan cannot finish: after its last stage these nodes wait for ever: "
-                    + ", ".join(sorted(set(self._names) - self._finished()))
-                )
-        if not self.ledger.all_settled:
-            self._prepare()
-        self._prefetch()
-        return self.rule.stage != before
-
-    def _can_be_taken_over(self, node: int) -> bool:
-        """Return whether a node's engines can go on for another: all are ready, and idle."""
-        deployment = self.engines.deployments[node]
-        return self._names[node] in self._same_engine and all(
-            r.ready_s is not None and not r.outstanding and not r.backlog
-            for r in deployment.replicas
-        )
-
-    def _stop_released(self, kept: Iterable[str | None]) -> None:
-        """Stop the engines of nodes that have finished, but for those that are kept."""
-        for name in set(self.rule.released) - set(kept):
-            self._stop(self._app.index(name))
-
-    def _put_to_sleep(self, name: str, asleep: Asleep) -> None:
-        """Let the engines of a node that has finished sleep; stop them where that is refused."""
-        node = self._app.index(name)
-        deployment = self.engines.deployments[node]
-        if self._calibrator is not None:
-            for replica in deployment.replicas:
-                self.take_steps(deployment, replica)
-        if not self.engines.put_to_sleep(deployment, asleep, self.now_s()):
-            self._stop(node)
-
-    def _take_over(self, running: Running) -> None:
-        """Let engines go on for another node."""
-        if self._calibrator is not None:
-            before = self.engines.deployments[self._app.index(str(running.takes_over))]
-            for replica in before.replicas:
-                self.take_steps(before, replica)
-        self.engines.take_over(running, self.now_s())
-
-    def _prepare(self) -> None:
-        """Have the engines that come next prepared, if the executor can."""
-        if self.executor.can_prepare:
-            self._update_rule()
-            asleep = self.engines.asleep
-            wanted = wanted_ahead(self.problem, self.plan, self.rule, asleep)
-            self.engines.prepare(wanted, self.now_s())
-
-    def _prefetch(self) -> None:
-        """Have the weights of the next stage's models read ahead, once on each machine."""
-        caches, stage = self.engines.caches, self.rule.stage
-        for name, devices in caches.read_next(self.plan, stage, self._finished(), self.now_s()):
-            self.executor.prefetch_on(self.problem.node(name).model, devices)
-
-    def _can_go_on(self) -> bool:
-        """Return whether a node or the current stage can end if nothing else is started."""
-        if self.serving.late:
-            return True
-        running = set(self.engines.deployments)
-        untaken = [self._source.untaken(i) for i in range(len(self._app.all_nodes))]
-        foreseen = self.ledger.foreseen(running, untaken)
-        mine = range(len(self._names))
-        if any(foreseen[i].all() and not self.ledger.settled(i) for i in mine):
-            return True
-        end = self.plan.stages[self.rule.stage].end
-        if end.kind != "node_progress" or end.node is None:
-            return False
-        will = foreseen[self._app.index(end.node)]
-        rank = min(len(will), max(1, int(np.ceil(end.fraction * len(will) - 1e-9))))
-        done = self.ledger.num_settled(self._app.index(end.node))
-        return done < rank <= int(will.sum())
-
-    def _stop_replica(self, deployment: Deployment, replica: Replica) -> None:
-        """Stop an engine, its iterations taken before; what it had not finished is queued again."""
-        if self._calibrator is not None and replica.ready_s is not None:
-            self.take_steps(deployment, replica)
-        outputs = self.executor.stop_engine(replica.key)
-        self.serving.take_back(deployment.node, replica, outputs, self.now_s())
-
-    def _stop(self, node: int) -> None:
-        deployment = self.engines.deployments[node]
-        for replica in list(deployment.replicas):
-            self._stop_replica(deployment, replica)
-        self.engines.note_stopped(deployment, self.now_s(), finished=self.ledger.settled(node))
+    # --- other devices, other plans ---
 
     def _change_devices(self, event: EngineEvent, time_s: float) -> None:
         """Go on without devices that are lost, or with some that have come back.
@@ -426,14 +292,14 @@ class Coordinator:
         for deployment in list(self.engines.deployments.values()):
             gone = [r for r in deployment.replicas if not lost.isdisjoint(r.devices)]
             for replica in gone:
-                self._stop_replica(deployment, replica)
+                self.transitions.stop_replica(deployment, replica)
             if gone:
                 self.engines.drop(deployment, gone, self.now_s())
-        self._update_rule()
+        self.transitions.update()
         plan = self._replanner.replacement(self) if self._replanner is not None else None
         if plan is None:
             left = set(range(self.problem.cluster.num_gpus)) - lost
-            unfinished = [i for i in self._app.order if not self.ledger.settled(i)]
+            unfinished = [i for i in self.problem.app.order if not self.ledger.settled(i)]
             try:
                 plan = one_at_a_time(self.problem, unfinished, left)
             except PlanError as error:
@@ -443,32 +309,18 @@ class Coordinator:
                 ) from error
             self.log.add(self.now_s(), "plan", plan=to_record(plan), scheduler="one at a time")
         if plan.stages:
-            self.adopt(plan)
+            self.transitions.adopt(plan)
 
     def _replan(self, *, stage_changed: bool) -> None:
         if self._replanner is None:
             return
         plan = self._replanner.consider(self, stage_changed=stage_changed)
         if plan is not None:
-            self.adopt(plan)
-
-    def adopt(self, plan: Plan) -> None:
-        """Go on with another plan from now on; engines it assigns equally stay untouched."""
-        self._stages.begin_plan(self.now_s(), self._finished())
-        self.plan = plan
-        for deployment in self.engines.deployments.values():
-            old = deployment.running
-            planned = Assignment(old.planned.node, old.planned.parallel, old.devices)
-            deployment.running = Running(planned, old.devices, 0)
-        self.rule = RunState(barred=set(self.engines.lost))
-        self._transition()
+            self.transitions.adopt(plan)
 
     def _drain(self) -> None:
         """Stop every engine, keeping what was generated."""
-        for node in list(self.engines.deployments):
-            self._stop(node)
-        self.engines.prepare((), self.now_s())
-        self.engines.end_sleep(list(self.engines.asleep))
+        self.transitions.stop_all()
         while self.serving.late and (events := self.executor.poll(1.0)):
             self._take(events)
         self.drained = True

@@ -133,7 +133,7 @@ def forecast_run(
         rests_on["Assumed"] = tuple(problem.app.notes)
     return Forecast(
         forecast_nodes(problem.app, trace),
-        tuple(g.name for g in problem.cluster.gpus),
+        problem.cluster.kinds,
         ForecastTrace(trace.makespan_s, trace.segments, trace.stage_start_s, trace.idle_share),
         rests_on,
         executor.virtual_clock,

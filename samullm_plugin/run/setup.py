@@ -14,6 +14,7 @@ from samullm_plugin.errors import InputError
 from samullm_plugin.host.interfaces.executor import Executor
 from samullm_plugin.host.interfaces.observer import RunEvent, RunInfo
 from samullm_plugin.host.manager import PluginHost
+from samullm_plugin.model.cluster import Cluster
 from samullm_plugin.model.plan import Plan
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.result import PlanTrace
@@ -77,7 +78,7 @@ class RunSetup:
 def prepare(setup: RunSetup) -> tuple[Executor, PromptBuilder]:
     """Return the executor and where the requests come from, checked before anything starts."""
     executor = setup.host.create("executor", setup.executor, dict(setup.executor_options))
-    require_able(executor, setup.instance.planner)
+    require_able(executor, setup.instance.planner, setup.instance.problem.cluster)
     check_stages(executor, setup.instance.problem, setup.instance.planner)
     check_runnable(executor, setup.loaded)
     check_output(setup.loaded)
@@ -94,12 +95,22 @@ def prepare(setup: RunSetup) -> tuple[Executor, PromptBuilder]:
     return executor, SampledPrompts(truth.scenarios[0], setup.loaded, app)
 
 
-def require_able(executor: Executor, planner: PlannerSection) -> None:
-    """Refuse prepared starts and sleeping engines on an executor that does not have them.
+def require_able(executor: Executor, planner: PlannerSection, cluster: Cluster | None) -> None:
+    """Refuse what plans may use on an executor that does not have it.
+
+    Args:
+        executor: the executor.
+        planner: may ask for prepared starts and sleeping engines.
+        cluster: may have GPUs that engines share; None: the application names none.
 
     Raises:
-        InputError: naming it.
+        InputError: naming the field and the remedy.
     """
+    if cluster and any(g.engines > 1 for g in cluster.gpus) and not executor.can_share_gpus:
+        raise InputError(
+            f"cluster.engines_per_gpu is above 1, but executor {executor.name} has one engine on a "
+            "GPU at a time; leave it out, or take another executor, such as vllm"
+        )
     if planner.prepared_starts and not executor.can_prepare:
         raise InputError(
             f"planner.prepared_starts is true, but executor {executor.name} with these options "

@@ -22,13 +22,21 @@ class RunView(Protocol):
     """A run in progress; attributes as those of the coordinator."""
 
     problem: Problem
-    plan: Plan
     executor: Executor
     ledger: Ledger
     queue: RequestQueue
-    rule: RunState
     engines: Engines
     log: RunLog
+
+    @property
+    def plan(self) -> Plan:
+        """The plan at present."""
+        ...
+
+    @property
+    def rule(self) -> RunState:
+        """Stage and engines as the transition rule knows them."""
+        ...
 
     def now_s(self) -> float:
         """Return the run's clock."""

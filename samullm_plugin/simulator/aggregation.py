@@ -20,7 +20,7 @@ import numpy as np
 from samullm_plugin.engine import EngineCache, EngineJob, Workload, simulate_engines
 from samullm_plugin.model.application import Application, ModelNode
 from samullm_plugin.model.costs import ModeCosts
-from samullm_plugin.model.latency import StepLatency, StepModel, StepTable
+from samullm_plugin.model.latency import Rescaled, StepLatency, StepModel, StepTable
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.requests import NodePart, RequestTable
 from samullm_plugin.model.scenarios import LengthScenario
@@ -267,18 +267,6 @@ by how much aggregation makes iterations too fast or too slow (a choice)."""
 
 SERVED = 0.75
 """Share of the sample that is finished at the moment that is compared."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rescaled:
-    """Another model's latencies, times a factor."""
-
-    model: StepModel
-    factor: float
-
-    def step_seconds(self, steps: StepTable) -> Floats:
-        """Return the seconds of each iteration, shape ``(len(steps),)``."""
-        return np.asarray(self.model.step_seconds(steps) * self.factor)
 
 
 def calibrated_aggregate(

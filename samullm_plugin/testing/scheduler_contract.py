@@ -8,8 +8,6 @@ Subclass it in a test module, and every rule becomes a test::
 
 from __future__ import annotations
 
-import hashlib
-import pickle
 from dataclasses import replace
 from typing import ClassVar
 
@@ -19,6 +17,7 @@ from pydantic import BaseModel
 
 from samullm_plugin.errors import InputError, PlanError
 from samullm_plugin.host.interfaces.scheduler import SchedulingContext, StageScheduler
+from samullm_plugin.host.isolation import digest
 from samullm_plugin.model.cluster import Network
 from samullm_plugin.model.plan import Plan
 from samullm_plugin.model.problem import Problem
@@ -150,9 +149,9 @@ class SchedulerContract:
     def test_problem_is_left_alone(self) -> None:
         """The scheduler does not change the problem it is given."""
         problem = contract_problems()["independent nodes"]
-        before = _digest(problem)
+        before = digest(problem)
         self.plan(problem)
-        require(_digest(problem) == before, "leaves-problem", "the problem was changed")
+        require(digest(problem) == before, "leaves-problem", "the problem was changed")
 
     def test_report_is_true(self) -> None:
         """A reported bound is not above the reported objective; explanations name nodes."""
@@ -170,8 +169,3 @@ class SchedulerContract:
                     "true-bound",
                     f"{case}: bound {report.bound.value_s} above objective {report.objective_s}",
                 )
-
-
-def _digest(problem: Problem) -> bytes:
-    fresh = replace(problem, cluster=replace(problem.cluster))  # without what they look up once
-    return hashlib.blake2b(pickle.dumps(fresh)).digest()

@@ -145,11 +145,13 @@ def test_columns_that_arrow_takes_no_rows_of(tmp_path: Path) -> None:
         {
             "q": pa.array(Q, pa.string_view()),
             "run": pc.run_end_encode(pa.array(["x", "x", "y"])),
-            "number": pa.array([uuid.UUID(int=k).bytes for k in range(3)], pa.uuid()),
         }
     )
+    if hasattr(pa, "uuid"):  # pyarrow 18 and newer
+        numbers = pa.array([uuid.UUID(int=k).bytes for k in range(3)], pa.uuid())
+        table = table.append_column("number", numbers)
+        assert fields(application(table))[2]["number"] == str(uuid.UUID(int=2))
     assert [f["run"] for f in fields(application(table), limit=2)] == ["x", "x"]
-    assert fields(application(table))[2]["number"] == str(uuid.UUID(int=2))
     with (
         pa.OSFile(str(tmp_path / "t.arrow"), "wb") as file,
         pa.ipc.new_file(file, table.schema) as writer,

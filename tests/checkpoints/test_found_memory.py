@@ -30,6 +30,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.vllm
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # the first has three engines made, by a vLLM imported for them
 @pytest.mark.parametrize("kind", KINDS)
 def test_engines_hold_what_is_predicted(engines: Path, kind: str) -> None:
     folder = engines / kind

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from samullm_plugin import Cluster, Gpu, InputError
 from samullm_plugin.model.cluster import FreeDevices, Network
 from samullm_plugin.model.parallel import ParallelConfig
-from samullm_plugin.planning.reporting import device_labels, device_list
+from samullm_plugin.model.shared_gpus import Sharing, share_gpus
+from samullm_plugin.planning.reporting import device_labels, device_list, part_lines
 
 GPU = Gpu("g", 1 << 30)
 
@@ -135,3 +136,58 @@ def test_as_many_replicas_as_there_is_room_for_find_devices(
         for first in range(0, len(devices), tp * pp):
             assert cluster.replica_violation(devices[first : first + tp * pp], tp) is None
     assert free.take(ParallelConfig(most + 1, tp, pp)) is None
+
+
+def shared_pairs() -> Cluster:
+    """Two NVLink pairs on two machines: one whole, one of which two engines share each GPU."""
+    whole = Cluster((GPU,) * 4, ((0, 1), (2, 3)), ((0, 1), (2, 3)))
+    return share_gpus(whole, [Sharing()] * 2 + [Sharing(2, 1.5)] * 2)
+
+
+def test_parts_of_a_gpu_are_devices_of_their_own_kind() -> None:
+    cluster = shared_pairs()
+    assert cluster.kinds == ("g", "g", *["g shared by 2 (x 1.5)"] * 4)
+    assert [g.memory_bytes for g in cluster.gpus] == [1 << 30] * 2 + [1 << 29] * 4
+    assert cluster.cards == ((0,), (1,), (2, 3), (4, 5))
+    assert cluster.machines == ((0, 1), (2, 3, 4, 5))
+    assert cluster.size_text == "4 GPUs (6 devices)"
+    assert part_lines(cluster) == ["devices 2-5: 2 parts of each of GPUs 2-3"]
+    assert part_lines(Cluster.uniform(GPU, 4)) == []
+    assert cluster.host_bytes(0) == cluster.host_bytes(1)
+    left = cluster.subset([0, 3, 4, 5])
+    assert (left.cards, left.kinds) == (
+        ((0,), (1,), (2, 3)),
+        (cluster.kinds[0], *cluster.kinds[3:]),
+    )
+
+
+def test_a_replica_is_on_different_gpus() -> None:
+    """NCCL refuses to have one GPU twice."""
+    cluster = shared_pairs()
+    two = ParallelConfig(1, 2)
+    assert cluster.find_devices([2, 3], two) is None
+    assert cluster.find_devices([2, 3, 5], two) == (3, 5)
+    assert cluster.find_devices(range(2, 6), ParallelConfig(2, 2)) == (2, 4, 3, 5)
+    assert cluster.replica_violation((2, 3), 2) == "devices [2, 3] are parts of one GPU"
+    assert cluster.replica_violation((2, 3), 1) == "devices [2, 3] are parts of one GPU"
+    assert cluster.replica_violation((2, 4), 2) is None
+
+
+def test_an_nvlink_group_of_whole_and_shared_gpus_is_divided() -> None:
+    mixed = share_gpus(Cluster((GPU,) * 3, ((0, 1, 2),)), [Sharing(), *[Sharing(3, 2.0)] * 2])
+    assert mixed.nvlink_groups == ((0,), (1, 4), (2, 5), (3, 6))
+
+
+def test_another_number_of_shared_gpus_counts_gpus() -> None:
+    cluster = shared_pairs()
+    assert cluster.with_gpus(4) == cluster
+    assert cluster.with_gpus(3).cards == ((0,), (1,), (2, 3))
+    assert cluster.with_gpus(7).cards[4:] == ((6,), (7,), (8, 9))
+
+
+def test_parts_of_a_gpu_are_on_one_machine() -> None:
+    half = Gpu("g", 1 << 29, engines=2, slowdown=1.5)
+    with pytest.raises(InputError, match=r"cards joins devices \[0, 1\], which are on several"):
+        Cluster((half, half), (), ((0,), (1,)), cards=((0, 1),))
+    with pytest.raises(InputError, match="cards names device 0 twice"):
+        Cluster((half, half), cards=((0, 1), (0,)))

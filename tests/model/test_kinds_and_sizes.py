@@ -11,7 +11,7 @@ import pytest
 
 from samullm_plugin.host.isolation import digest
 from samullm_plugin.host.manager import PluginHost
-from samullm_plugin.model.cluster import Cluster, Gpu
+from samullm_plugin.model.cluster import Cluster, Gpu, Network
 from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.problem import ModeKey, Problem
 from samullm_plugin.planning.planner import PlanningOptions, make_plan
@@ -69,6 +69,20 @@ def test_questions_do_not_change_a_problem() -> None:
     assert copy.idle_devices(0, ParallelConfig(1, 1)) == place
     copy.scenarios[0].output_tokens[0][0] += 1
     assert digest(copy) != before
+
+
+def test_questions_about_machines_do_not_change_a_problem() -> None:
+    base = uneven(first_small=True)
+    machines = ((0, 1), (2, 3))
+    cluster = replace(base.cluster, machines=machines, network=Network(1e9, 1e-4))
+    problem = replace(base, cluster=cluster)
+    before = digest(problem)
+    assert problem.cluster.machines_per_replica(problem.cluster.kinds[0], 2, 2) == 1
+    assert problem.cluster.replicas_by_machine(problem.cluster.kinds[2], 1, 2) == [0, 1]
+    assert digest(problem) == before
+    some = pickle.loads(pickle.dumps(problem.cluster.subset((2, 3))))
+    assert some.kinds == problem.cluster.kinds[2:]
+    assert some.replicas_by_machine(some.kinds[0], 1, 2) == [1]
 
 
 def test_gpus_without_figures_are_named() -> None:

@@ -18,6 +18,7 @@ from samullm_plugin.model.latency import StepLatency, StepTable
 from samullm_plugin.model.problem import ModeKey, Problem
 from samullm_plugin.model.requests import RequestTable
 from samullm_plugin.model.scenarios import LengthScenario
+from samullm_plugin.model.shared_gpus import Sharing, share_gpus
 from samullm_plugin.planning.applications import find_application
 from samullm_plugin.planning.best_known import BestKnown, best_known
 from samullm_plugin.planning.instances import make_instance
@@ -34,6 +35,7 @@ from samullm_plugin.profiling.calibration import (
     start_factor,
 )
 from samullm_plugin.profiling.loading import ASSUMED, SCALED
+from samullm_plugin.profiling.shared import beside_others
 from samullm_plugin.run.calibrating import Calibrator
 from samullm_plugin.run.ledger import Ledger
 
@@ -143,6 +145,21 @@ def test_a_run_keeps_what_starts_took_of_what_was_assumed(known: BestKnown) -> N
         calibrator.add_start(0, ModeKey("H100-80GB", 1), measured * base_s)
         calibrator.keep(Ledger(app))
         assert start_factor("H100-80GB") == pytest.approx(factor)
+
+
+def test_what_engines_take_beside_others_is_not_kept(known: BestKnown) -> None:
+    """Plans multiply by the slowdown, which it has in it."""
+    app = Application("a", (ModelNode("n", MINE, RequestTable.of([5], 9)),))
+    cluster = share_gpus(Cluster.uniform(H100, 1), [Sharing(2, 1.5)])
+    key = ModeKey(cluster.kinds[0], 1)
+    costs = beside_others(known.costs(MINE, cluster.gpus[0], 1), cluster.gpus[0])
+    scenario = LengthScenario((np.array([5]),), (np.array([1]),))
+    calibrator = Calibrator(Problem(app, cluster, (scenario,), ({key: costs},)))
+    calibrator.add_start(0, key, 3.0)
+    calibrator.add_steps(0, key, steps(200), np.ones(200))
+    assert calibrator.keep(Ledger(app)) == 0
+    assert start_factor("H100-80GB") is None
+    assert start_factor(cluster.kinds[0]) is None
 
 
 def test_a_broken_cache_is_no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -28,9 +28,10 @@ from samullm_plugin import (
 from samullm_plugin.checkpoints.gpus import bundled_gpu
 from samullm_plugin.host.manager import PluginHost
 from samullm_plugin.model.cluster import Network
-from samullm_plugin.model.latency import Curve, StepLatency
+from samullm_plugin.model.latency import Curve, StepLatency, StepTable
 from samullm_plugin.model.plan import Assignment, Plan, Stage
 from samullm_plugin.model.problem import ModeKey
+from samullm_plugin.model.shared_gpus import Sharing, share_gpus
 from samullm_plugin.planning.building import build_problem, collect_costs, sample_outputs
 from samullm_plugin.rules.bounds import lower_bound
 from samullm_plugin.simulator import PlanSimulator
@@ -278,3 +279,43 @@ def test_a_model_that_fits_no_machine_lies_across_machines_if_allowed() -> None:
 
 def test_sizes_are_named_with_their_stages() -> None:
     assert [ModeKey("g", 2).sizes, ModeKey("g", 2, 4).sizes] == ["tp2", "tp2xpp4"]
+
+
+def test_engines_that_share_gpus_have_a_part_of_the_memory_and_are_slower() -> None:
+    """Weights and what an engine needs besides are there for each; starts are the host's work."""
+    app = Application("a", (ModelNode("s", SMALL, RequestTable.of([100] * 8, 50)),))
+    whole = Cluster.uniform(bundled_gpu("A100-80GB"), 4, nvlink=2)
+    cluster = share_gpus(whole, [Sharing()] * 2 + [Sharing(2, 1.5)] * 2)
+    latency = PluginHost().create("latency-model", "linear")
+    (costs,) = collect_costs(app, cluster, latency, pipeline_parallel_sizes=(1, 2))
+    alone, half = "A100-80GB", "A100-80GB shared by 2 (x 1.5)"
+    assert set(costs) == {
+        ModeKey(alone, 1), ModeKey(alone, 2), ModeKey(alone, 1, 2), ModeKey(half, 1),
+        ModeKey(half, 2), ModeKey(alone, 2, 2),
+    }  # fmt: skip
+    steps = StepTable(*(np.array([n]) for n in (8, 8, 0, 0)), *(np.zeros(1) + n for n in (0, 9, 2)))
+    for size in (1, 2):
+        one, part = costs[ModeKey(alone, size)], costs[ModeKey(half, size)]
+        assert 0 < part.kv_cache_tokens < one.kv_cache_tokens / 2
+        assert part.latency.step_seconds(steps) == pytest.approx(
+            1.5 * one.latency.step_seconds(steps)
+        )
+        assert part.load == one.load
+        assert part.provenance.error_pct is None
+        assert "times 1.5, as 2 engines share the device" in part.provenance.source
+
+
+def test_a_core_that_engines_share_starts_them_more_slowly() -> None:
+    """All of a start may be what can be done ahead, and is after rounding, too."""
+    start_s = 0.11
+
+    class Cores(Flat):
+        def load_times(self, model: Any, gpu: Any, tp: int, pp: int = 1) -> LoadTimes:
+            return LoadTimes(start_s, start_s + 90.0, prepare_s=start_s)
+
+    app = Application("a", (ModelNode("s", SMALL, RequestTable.of([100] * 8, 50)),))
+    core = Cluster.uniform(Gpu("core", 40 * 2**30), 1)
+    (costs,) = collect_costs(app, share_gpus(core, [Sharing(2, 3.41)]), Cores())
+    (load,) = (c.load for c in costs.values())
+    assert load.warm_s == load.prepare_s == 3.41 * start_s
+    assert load.cold_s - load.warm_s == pytest.approx(90.0)

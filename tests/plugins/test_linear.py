@@ -208,3 +208,8 @@ def test_a_given_capacity_stands_in_where_memory_was_not_recorded(tmp_path: Path
     assert model.kv_cache_tokens(ModelSpec("mine", 9001, architecture), gpu, 1) == 0
     with pytest.raises(InputError, match="was not recorded"):
         model.kv_cache_tokens(spec, gpu, 2)
+    half = Gpu("cpu", 2**35, engines=2, slowdown=2.0)
+    assert model.kv_cache_tokens(ModelSpec("mine", 4096, architecture), half, 1) < 9000
+    assert model.kv_cache_tokens(spec, replace(half, memory_bytes=2**36), 1) == 9000
+    with pytest.raises(InputError, match=r"or set cluster\.engines_per_gpu: 1"):
+        model.kv_cache_tokens(ModelSpec("mine", 4096), half, 1)

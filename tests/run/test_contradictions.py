@@ -173,3 +173,42 @@ def test_sleep_with_an_executor_that_cannot(
     target = ("run", app, "--executor", executor, *words, "--output-dir", tmp_path / "run")
     assert said in refusal(capsys, *target)
     assert not (tmp_path / "run").exists()
+
+
+SHARED = {"gpus": 4, "gpu": "A100-80GB", "nvlink": 2, "engines_per_gpu": 2, "slowdown": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("command", "given", "said"),
+    [
+        (
+            "plan",
+            {"cluster": {**SHARED, "engines_per_gpu": 16}},
+            "fits on no set of devices of the cluster: at best a KV cache of 0 tokens is left, and "
+            "max_model_len is 4096; add devices, larger NVLink groups or memory, or lower "
+            "max_model_len, or lower cluster.engines_per_gpu",
+        ),
+        (
+            "plan",
+            {"cluster": {**SHARED, "nvlink": 4}, "planner": {"pipeline_parallel_sizes": [2]}},
+            "pipeline_parallel_sizes 2: no replica of",
+        ),
+        (
+            "run",
+            {"executor": {"type": "ray", "options": {"address": "1.2.3.4:5"}}, "cluster": SHARED},
+            "cluster.engines_per_gpu is above 1, but executor ray has one engine on a GPU at a "
+            "time; leave it out, or take another executor, such as vllm",
+        ),
+    ],
+)
+def test_gpus_that_engines_cannot_share(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    given: dict[str, Any],
+    said: str,
+) -> None:
+    app = application(tmp_path, **given)
+    rest = ("--output-dir", tmp_path / "run") if command == "run" else ()
+    assert said in refusal(capsys, command, app, *rest)
+    assert not (tmp_path / "run").exists()

@@ -1,13 +1,13 @@
 """With every option of the plan space at once a run takes as long as planned, to 1e-9.
 
-Pipeline stages, prepared starts and sleeping engines within the host's memory, engines shared or
-taken over, and the longest chains on a replica of their own; also where other plans are adopted on
-the way.
+Pipeline stages, GPUs that engines share, prepared starts and sleeping engines within the host's
+memory, engines shared or taken over, and the longest chains on a replica of their own; also where
+other plans are adopted on the way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,8 +19,10 @@ from samullm_simulated.plugin import SimulatedExecutor
 from samullm_plugin.model.costs import LoadTimes, ModeCosts
 from samullm_plugin.model.plan import Assignment, EndKind, Plan, Stage, StageEnd
 from samullm_plugin.model.problem import ModeKey, Problem
+from samullm_plugin.model.shared_gpus import Sharing, share_gpus
 from samullm_plugin.model.types import Floats
 from samullm_plugin.planning.policies import policy_call
+from samullm_plugin.profiling.shared import beside_others
 from samullm_plugin.rules.preparing import wanted_ahead
 from samullm_plugin.rules.sharing import shared_problem, sharing_choices
 from samullm_plugin.rules.sleeping import sleeping
@@ -208,6 +210,23 @@ def drowsy(problem: Problem, sleep: float, wake: float) -> Problem:
     return replace(problem, costs=costs)
 
 
+def on_shared_gpus(problem: Problem, shared: int) -> Problem:
+    """Return the problem on GPUs of which the first ones are shared by two engines."""
+    whole = problem.cluster.num_gpus - shared
+    sharing = [Sharing(2, 1.5)] * shared + [Sharing()] * whole
+    cluster = share_gpus(problem.cluster, sharing)
+
+    def sizes(costs: Mapping[ModeKey, ModeCosts]) -> dict[ModeKey, ModeCosts]:
+        parts = {
+            replace(k, gpu=cluster.kinds[0]): beside_others(c, cluster.gpus[0])
+            for k, c in costs.items()
+            if k.pipeline_parallel_size == 1
+        }
+        return {**costs, **parts}
+
+    return replace(problem, cluster=cluster, costs=tuple(map(sizes, problem.costs)))
+
+
 @st.composite
 def worlds(draw: st.DrawFn) -> Problem:
     """Return problems of several models, and of several nodes of one model, shared or not."""
@@ -219,6 +238,8 @@ def worlds(draw: st.DrawFn) -> Problem:
         if kind == "shared":
             problem = shared_problem(problem, sharing_choices(problem)[0])
     problem = with_stages(problem, draw(st.sampled_from([0.5, 0.8])))
+    if draw(st.booleans()):
+        problem = on_shared_gpus(problem, 2 * draw(st.integers(1, problem.cluster.num_gpus // 2)))
     times = draw(st.sampled_from([None, (0.0, 0.0), (0.1, 0.2), (0.3, 0.1)]))
     return problem if times is None else drowsy(problem, *times)
 

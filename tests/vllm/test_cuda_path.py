@@ -208,14 +208,15 @@ class FakeNvml:
         return ("GPU-a", "GPU-b")[handle]
 
     def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:
-        return SimpleNamespace(used=self.used.pop(0) if len(self.used) > 1 else self.used[0])
+        used = self.used.pop(0) if len(self.used) > 1 else self.used[0]
+        return SimpleNamespace(used=used, total=80 << 30)
 
 
 def test_memory_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
     """An engine counts as gone when as much is free as before it came."""
     gib = 1 << 30
     nvml = FakeNvml([2 * gib, 40 * gib, 40 * gib, 2 * gib])
-    memory = DeviceMemory(["0", "GPU-b"], nvml)
+    memory = DeviceMemory(["0", "GPU-b"], nvml=nvml)
     memory.note_before([1])
     assert memory.await_back([1])
     assert nvml.used == [2 * gib]  # it was asked until it was back
@@ -226,8 +227,30 @@ def test_memory_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
     assert memory.await_back([0], 0.0)  # said once
 
 
+def test_memory_of_a_shared_gpu_is_back_when_the_parts_of_the_others_are_all_that_is_used() -> None:
+    """Engines on three of four parts of a GPU of 80 GiB, of which somebody else uses 2 GiB."""
+    gib = 1 << 30
+    nvml = FakeNvml([2 * gib])
+    memory = DeviceMemory(["GPU-b"], [0, 0, 0, 0], nvml)
+    memory.note_before([0])
+    nvml.used = [20 * gib]
+    memory.note_before([1])
+    memory.note_before([2])
+    nvml.used = [60 * gib, 43 * gib, 42 * gib]
+    assert memory.await_back([0])
+    assert nvml.used == [42 * gib]
+    nvml.used = [23 * gib]
+    assert not memory.await_back([2], 0.1)  # 20 GiB are the other engine's at most
+    nvml.used = [22 * gib]
+    memory.note_before([2])
+    assert memory.await_back([2])
+    nvml.used = [3 * gib]
+    assert not memory.await_back([1], 0.1)  # now nobody's
+    assert memory.await_back([1], 0.0)  # said once
+
+
 def test_where_nvml_cannot_tell_nothing_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
-    memory = DeviceMemory(["GPU-unknown"], FakeNvml([0]))
+    memory = DeviceMemory(["GPU-unknown"], nvml=FakeNvml([0]))
     memory.note_before([0])
     assert memory.await_back([0])
     assert "NVML cannot tell" in caplog.text

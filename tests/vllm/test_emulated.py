@@ -122,7 +122,10 @@ def test_latency_of_one_iteration_is_the_model_s() -> None:
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_takes_the_simulated_time(emulated: Bench, *, asynchronous: bool) -> None:
-    """The makespan of an engine under memory pressure is the simulator's within 3 %."""
+    """An engine under memory pressure makes the simulator's iterations, and takes their time.
+
+    Other work on the machine makes it late, by an amount that nobody knows, but never early.
+    """
     asked = requests(24)
     workload = Workload(
         np.array([r.prompt_tokens for r in asked]), np.array([r.output_tokens for r in asked])
@@ -136,11 +139,15 @@ def test_takes_the_simulated_time(emulated: Bench, *, asynchronous: bool) -> Non
     taken_s = emulated.events[-1].time_s - begin_s
     assert [outputs[r.request].num_tokens for r in asked] == [r.output_tokens for r in asked]
     assert {o.finish_reason for o in outputs.values()} == {"stop"}
-    assert taken_s == pytest.approx(expected_s, rel=0.03)
     steps, seconds = emulated.executor.take_steps("a") or (None, None)
     assert steps is not None
     assert seconds is not None
-    assert seconds.sum() == pytest.approx(expected_s, rel=0.03)
+    iterations_s = LATENCY.step_seconds(steps)
+    # Asynchronous, the last request is seen to have ended when one more iteration is on its way.
+    more_s = iterations_s.max() if asynchronous else 0.0
+    assert expected_s - 1e-6 < iterations_s.sum() < expected_s + more_s + 1e-6
+    assert taken_s > 0.99 * expected_s
+    assert np.median(seconds / iterations_s) == pytest.approx(1.0, abs=0.05)
 
 
 def test_more_devices_than_cores_and_moving(emulated: Bench) -> None:
@@ -169,14 +176,14 @@ def test_time_scale(tmp_path: Path) -> None:
         bench.start(replace(spec("warm", (0,)), costs=costs(load_s=0.0)))
         begin_s = executor.now_s()
         bench.start(replace(spec("a", (0,)), costs=costs(load_s=8.0)))
-        assert executor.now_s() - begin_s == pytest.approx(8.0, rel=0.1)
+        assert 7.9 < executor.now_s() - begin_s < 15.0  # 4 or 16, were one of the two not scaled
         executor.submit("a", [EngineRequest(0, None, 50, 1000, output_tokens=180)])
         bench.gather(1)
         steps, seconds = executor.take_steps("a") or (None, None)
         assert steps is not None
         assert seconds is not None
         assert len(seconds) == 180
-        assert seconds.sum() == pytest.approx(LATENCY.step_seconds(steps).sum(), rel=0.03)
+        assert np.median(seconds / LATENCY.step_seconds(steps)) == pytest.approx(1.0, abs=0.05)
     finally:
         executor.close()
 

@@ -42,7 +42,7 @@ def test_profiled_planned_run_and_kept(tiny_cores: ModelSpec, tmp_path: Path) ->
     assert run.requests["failed"] == run.requests["skipped"] == 0
     assert run.measured_s > run.load_s > 0
     assert run.engine_starts == 1  # all nodes have one model: they were fused
-    assert run.open_s < 1.0  # vLLM was imported before
+    assert run.open_s < 5.0  # vLLM was imported before: that takes 10 s of the processor
     records = list(read_journal(tmp_path / run.directory / "events.jsonl"))
     finished = [r for r in records if r["kind"] == "finished"]
     assert len(finished) == run.requests["finished"]

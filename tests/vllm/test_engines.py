@@ -7,13 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
+import psutil
 import pytest
+from samullm_vllm.devices import cpu_cores
 from samullm_vllm.fork_launching import _ForkServer
 from samullm_vllm.vllm_executor import VllmExecutor, VllmOptions
 
-from samullm_plugin import EngineRequest, ModelSpec
+from samullm_plugin import Cluster, EngineRequest, Gpu, ModelSpec
 from samullm_plugin.host.interfaces.executor import WINDOW
 from samullm_plugin.host.interfaces.moving import continued
+from samullm_plugin.model.shared_gpus import Sharing, share_gpus
 from samullm_plugin.testing.executor_contract import ExecutorContract
 from tests.models import make_tiny_llama
 from tests.vllm.conftest import CLUSTER, GREEDY, Bench, request, spec
@@ -140,8 +143,6 @@ def test_layers_split_over_two_cores(bench: Bench, tiny: Path) -> None:
 
 def test_engines_side_by_side(bench: Bench, tiny: Path) -> None:
     """Two engines, each on its own core, run at the same time and keep their requests apart."""
-    import psutil
-
     bench.executor.start_engine(spec("a", tiny, (0,)))
     bench.executor.start_engine(spec("b", tiny, (1,)))
     bench.executor.submit("a", [request(i, 30) for i in range(0, 8, 2)])
@@ -152,6 +153,31 @@ def test_engines_side_by_side(bench: Bench, tiny: Path) -> None:
     assert cores[0] != cores[1]
     for event in bench.events:
         assert all(o.request % 2 == (event.key == "b") for o in event.outputs)
+
+
+def test_engines_share_a_core(tmp_path: Path, tiny: Path) -> None:
+    """Two engines on one core compute what they compute alone, and the other core is nobody's."""
+    cluster = share_gpus(Cluster.uniform(Gpu("core", 1 << 30), 1), [Sharing(2, 2.0)])
+    executor = VllmExecutor(VllmOptions(heartbeat_s=0.02))
+    other = VllmExecutor(VllmOptions(heartbeat_s=0.02))
+    executor.open(cluster, tmp_path / "run")
+    bench = Bench(executor)
+    try:
+        requests = [request(i, 30) for i in range(4)]
+        expected = undisturbed(bench, tiny, requests)
+        bench.executor.start_engine(spec("a", tiny, (0,)))
+        bench.executor.start_engine(spec("b", tiny, (1,)))
+        bench.executor.submit("a", requests)
+        bench.executor.submit("b", [replace(r, request=r.request + 4) for r in requests])
+        outputs = bench.gather(8)
+        assert [outputs[i].token_ids for i in range(8)] == expected * 2
+        cores = [psutil.Process(bench.pids(key)[0]).cpu_affinity() for key in ("a", "b")]
+        assert cores[0] == cores[1]
+        assert len(cores[0] or ()) == 1
+        other.open(Cluster.uniform(Gpu("core", 1 << 30), len(cpu_cores()) - 1), tmp_path / "other")
+    finally:
+        executor.close()
+        other.close()
 
 
 def test_too_long_is_refused_per_request(bench: Bench, tiny: Path) -> None:

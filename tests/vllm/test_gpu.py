@@ -1,7 +1,7 @@
 """Engines on CUDA GPUs: real ones, or those of ``make emulated-gpu``.
 
-Ten engines start and one fails to, all of them tiny and eager; two more processes import vLLM (the
-one that forks, and that of doctor's run).
+Thirteen engines start and one fails to, all of them tiny and eager; two more processes import vLLM
+(the one that forks, and that of doctor's run).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from samullm_vllm.vllm_executor import VllmExecutor, VllmOptions
 
 from samullm_plugin import Cluster, EngineOptions, EngineSpec, InputError
 from samullm_plugin.host.interfaces.moving import continued
+from samullm_plugin.model.shared_gpus import Sharing, share_gpus
 from tests.models import make_tiny_llama
 from tests.vllm.conftest import Bench, request, spec
 
@@ -175,6 +176,38 @@ def test_prepared_engines_are_ready_sooner_and_hold_no_memory(
     assert sleeper.executor.now_s() - began_s < whole_s
     sleeper.executor.submit("ahead", [request(0, 20)])
     assert sleeper.gather(1)[0].num_tokens == 20
+
+
+def test_engines_share_a_gpu(model: Path, nvml: Any, tmp_path: Path) -> None:
+    """Each with its part of the memory; what one held is back while the other computes."""
+    before = settled_bytes(nvml)
+    cluster = share_gpus(Cluster(cuda_cluster(["0"]).gpus), [Sharing(2, 1.5)])
+    executor = VllmExecutor(VllmOptions(platform="cuda"))
+    executor.open(cluster, tmp_path / "run")
+    bench = Bench(executor)
+    try:
+        requests = [request(i, 60) for i in range(4)]
+        bench.start(gpu_spec("a", model, 0))
+        alone = used_bytes(nvml)
+        bench.executor.submit("a", requests)
+        expected = [bench.gather(4)[i].token_ids for i in range(4)]
+        bench.outputs.clear()
+        bench.start(gpu_spec("b", model, 1))
+        both = used_bytes(nvml)
+        assert both > alone + (256 << 20)
+        assert {*bench.pids("a"), *bench.pids("b")} <= holders(nvml, 0)
+        bench.executor.submit("a", requests)
+        bench.executor.submit("b", [replace(r, request=r.request + 4) for r in requests])
+        outputs = bench.gather(8)
+        assert [outputs[i].token_ids for i in range(8)] == expected * 2
+        bench.executor.stop_engine("a")
+        assert used_bytes(nvml) <= before + cluster.gpus[0].memory_bytes + (256 << 20)
+        bench.start(gpu_spec("c", model, 0))
+        bench.executor.stop_engine("b")
+        bench.executor.stop_engine("c")
+        assert used_bytes(nvml) <= before + (256 << 20)
+    finally:
+        executor.close()
 
 
 def test_engines_are_on_their_own_gpus_which_nobody_else_takes(

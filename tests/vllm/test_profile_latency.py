@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -129,3 +130,44 @@ def test_several_models_come_into_one_profile_and_are_kept_for_plans(
         assert kept is not None
         assert kept.num_iterations > 100
         assert len(kept.start_s) == 1
+
+
+def test_engines_that_share_a_core_are_compared_with_what_they_take_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every kind of work beside every other. On a core both take turns, so that one of two waits.
+
+    The machine may be doing something else, which a median of eight outlives.
+    """
+    folders = [
+        make_tiny_llama(tmp_path / name, dtype="bfloat16", **{**SIZES, "num_hidden_layers": layers})
+        for name, layers in (("one", 2), ("other", 4))
+    ]
+    words = ["profile", "slowdown", "--max-model-len", "256", "--max-num-seqs", "8", "--seconds",
+             "0.5", "--max-num-batched-tokens", "128", "--output-json", "-"]  # fmt: skip
+    assert main([*words, *(w for f in folders for w in ("--model", str(f)))]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    kinds = {(m["model"], m["work"], m["beside"], m["beside_work"]) for m in found["measured"]}
+    works = ("decode", "prefill")
+    assert kinds == {
+        (a, x, b, y) for a, b in (("one", "other"), ("other", "one")) for x in works for y in works
+    }
+    factors = [m["factor"] for m in found["measured"]]
+    assert found["slowdown"] == pytest.approx(max(1.0, float(np.mean(factors))))
+    assert 1.2 < np.median(factors) < 4.0
+    assert f"slowdown: {found['slowdown']:.2f}" in err
+
+
+def test_wrong_input_to_profile_slowdown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, said in (
+        (["--model", "a", "--model", "b", "--model", "c"], "--model: 3 are given"),
+        (["--model", "a", "--executor", "simulated"], "there is nothing to measure"),
+        (["--model", str(tmp_path / "gone")], "gone"),
+    ):
+        assert main(["profile", "slowdown", *words]) == 2
+        err = capsys.readouterr().err
+        assert said in err
+        assert "Traceback" not in err

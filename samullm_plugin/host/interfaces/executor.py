@@ -179,6 +179,11 @@ class Executor(Plugin, ABC):
         return False
 
     @property
+    def can_share_gpus(self) -> bool:
+        """Whether several engines can be on one GPU at once (``Cluster.cards``)."""
+        return False
+
+    @property
     def can_prepare(self) -> bool:
         """Whether ``prepare_engine`` shortens the start that follows."""
         return False
