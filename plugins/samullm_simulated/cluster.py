@@ -1,7 +1,7 @@
 """All simulated engines of a run, and what will come of them.
 
 Simulating an engine again at every request that reaches it would cost the square of their number.
-So the world foresees, from the application's own structure, which outputs of its engines will be
+So this foresees, from the application's own structure, which outputs of its engines will be
 submitted where and when, and simulates that; as long as the coordinator does just this, nothing is
 simulated twice. Whatever differs is simulated again from the engine's start: what arrives later
 never changes what happened earlier.
@@ -24,17 +24,12 @@ from samullm_plugin import (
     RunError,
 )
 from samullm_plugin.engine import EngineCache
-from samullm_plugin.model.types import Bools, Floats, Ints
+from samullm_plugin.model.types import Floats
 from samullm_plugin.rules.page_cache import PageCaches
 from samullm_plugin.simulator.python_rows import python_finish_s
 from samullm_plugin.simulator.requests import NodeInputs
-from samullm_simulated.engine import (
-    Foreseen,
-    SimulatedEngine,
-    Submission,
-    Submissions,
-    nothing_foreseen,
-)
+from samullm_simulated.engine import SimulatedEngine, Submission
+from samullm_simulated.foreseeing import NodeRequests, due_s
 
 
 class SimulatedCluster:
@@ -63,18 +58,17 @@ class SimulatedCluster:
         self._caches = PageCaches(truth)
         self._nodes = truth.app.nodes
         scenario = truth.scenarios[0]
-        self._prompt = scenario.prompt_tokens
-        self._output = scenario.output_tokens
-        self._taken = [o > 0 for o in self._output]
+        self._taken = [o > 0 for o in scenario.output_tokens]
         self._inputs = [NodeInputs(truth.app, i).past(t) for i, t in enumerate(self._taken)]
-        self._own: list[dict[int, list[int]]] = [_own_inputs(x) for x in self._inputs]
-        self._generated = [np.zeros_like(o) for o in self._output]
-        self._done_s = [np.full(len(o), np.inf) for o in self._output]
-        self.finish_s: list[Floats] = [d.copy() for d in self._done_s]
-        self._available: list[Floats | None] = [None] * len(self._output)
-        self._stale = set(range(len(self._output)))
-        self._turn: dict[int, int] = {}
-        self._chain_at: dict[tuple[int, int], str] = {}
+        self._requests = [
+            NodeRequests(
+                node, self._inputs[i], scenario.prompt_tokens[i], scenario.output_tokens[i]
+            )
+            for i, node in enumerate(self._nodes)
+        ]
+        self.finish_s: list[Floats] = [np.full(len(t), np.inf) for t in self._taken]
+        self._available: list[Floats | None] = [None] * len(self._taken)
+        self._stale = set(range(len(self._taken)))
         self._cache = EngineCache(200_000)
 
     def engine(self, key: str) -> SimulatedEngine:
@@ -172,7 +166,7 @@ class SimulatedCluster:
             table = self._nodes[spec.node].requests
             engine.use_prefixes(table.prefix_id, table.prefix_tokens)
         if not self._of_node(spec.node):
-            self._turn[spec.node] = 0
+            self._requests[spec.node].turn = 0
         self.engines[spec.key] = engine
         self._stale.add(spec.node)
 
@@ -185,35 +179,34 @@ class SimulatedCluster:
         if (self._prepared.pop(key, None), self._asleep.pop(key, None)) != (None, None):
             return [], []
         engine = self.engine(key)
+        mine = self._requests[engine.spec.node]
         finished, unfinished = [], []
         for submission, tokens in engine.generated(self.clock_s):
             if tokens >= submission.output_tokens:
                 finished.append(submission)
-                self._done_s[engine.spec.node][submission.request] = self.clock_s
+                mine.done_s[submission.request] = self.clock_s
             else:
                 unfinished.append((submission, tokens))
-                self._generated[engine.spec.node][submission.request] += tokens  # most likely
+                mine.generated[submission.request] += tokens  # most likely
         del self.engines[key]
-        self._chain_at = {c: k for c, k in self._chain_at.items() if k != key}
+        mine.chain_at = {c: k for c, k in mine.chain_at.items() if k != key}
         self._stale.add(engine.spec.node)
         return finished, unfinished
 
     def submit(self, engine: SimulatedEngine, request: EngineRequest) -> None:
         """Let a request arrive at an engine now."""
         node, r = engine.spec.node, request.request
-        self._generated[node][r] = request.num_generated  # in an earlier run, perhaps
-        output = int(self._output[node][r]) - request.num_generated
-        table = self._nodes[node].requests
-        limit = min(
-            request.max_tokens, self._nodes[node].model.max_model_len - request.prompt_tokens
-        )
-        cut = limit <= output or self._output[node][r] >= table.max_tokens[r]
-        own, there = self._own[node].get(r, ()), self._available[node]
+        mine = self._requests[node]
+        mine.generated[r] = request.num_generated  # in an earlier run, perhaps
+        output = int(mine.output_tokens[r]) - request.num_generated
+        limit = min(request.max_tokens, mine.node.model.max_model_len - request.prompt_tokens)
+        cut = limit <= output or mine.output_tokens[r] >= mine.node.requests.max_tokens[r]
+        own, there = mine.own.get(r, ()), self._available[node]
         came = Submission(
             r,
             engine.since_ready(
                 self.clock_s,
-                own=any(self._done_s[node][q] == self.clock_s for q in own),
+                own=any(mine.done_s[q] == self.clock_s for q in own),
                 others=there is not None and there[r] == self.clock_s,
             ),
             request.prompt_tokens,
@@ -221,12 +214,7 @@ class SimulatedCluster:
             bool(cut),
             priority=request.priority,
         )
-        chain = (node, int(self._inputs[node].chain[r]))
-        if not self._inputs[node].has_chain:
-            self._turn[node] += 1
-        elif chain not in self._chain_at:
-            self._chain_at[chain] = engine.spec.key
-            self._turn[node] += 1
+        mine.note_dealt(r, engine.spec.key)
         foreseen = engine.foreseen.take(r)
         if foreseen is not None and self._as_foreseen(engine, came, foreseen):
             engine.add(foreseen)
@@ -255,7 +243,7 @@ class SimulatedCluster:
     ) -> None:
         """Remember what was reported."""
         for output in outputs:
-            self._done_s[engine.spec.node][output.request] = time_s
+            self._requests[engine.spec.node].done_s[output.request] = time_s
 
     def next_event_s(self) -> float:
         """Return when an engine is ready or a request finishes next; inf if never."""
@@ -277,7 +265,8 @@ class SimulatedCluster:
             self._available[i] = available
             if i >= len(self._nodes):
                 node = self.truth.app.python[i - len(self._nodes)]
-                taken, nothing = self._taken[i], self._done_s[i]
+                taken = self._taken[i]
+                nothing = np.full(len(taken), np.inf)
                 self.finish_s[i] = python_finish_s(node, self._inputs[i], taken, available, nothing)
                 continue
             self._refresh_node(i, available)
@@ -287,147 +276,27 @@ class SimulatedCluster:
         return [e for e in self.engines.values() if e.spec.node == node]
 
     def _refresh_node(self, i: int, available: Floats | None) -> None:
-        engines = self._of_node(i)
-        finish = self._done_s[i].copy()
-        if not self._taken[i].all():
-            finish = self._inputs[i].settled_s(self._taken[i], available, finish)
+        mine, engines = self._requests[i], self._of_node(i)
+        finish = mine.done_s.copy()
+        if not mine.taken.all():
+            finish = mine.inputs.settled_s(mine.taken, available, finish)
         if engines:
-            self._foresee(i, engines, available, finish)
+            mine.foresee(engines, available, finish, self.clock_s)
         for engine in engines:
             engine.simulate(self._cache)
             engine.skip_finished(self._reported_until(engine))
             requests, at_s = engine.finish_times()
-            open_ = np.isinf(self._done_s[i][requests])
+            open_ = np.isinf(mine.done_s[requests])
             finish[requests[open_]] = at_s[open_]
-        if not self._taken[i].all():
-            finish = self._inputs[i].settled_s(self._taken[i], available, finish)
+        if not mine.taken.all():
+            finish = mine.inputs.settled_s(mine.taken, available, finish)
         self.finish_s[i] = finish
         for engine in engines:
-            engine.foreseen.expect(self._due_s(engine, finish))
-
-    def _due_s(self, engine: SimulatedEngine, finish: Floats) -> Floats:
-        """Return when what an engine is expected to be given comes."""
-        expected = engine.foreseen.submissions
-        due_s = engine.ready_s + expected.column("arrival_s")
-        for k, r in enumerate(expected.column("request").tolist() if expected.after else ()):
-            if after := expected.after.get(r):
-                due_s[k] = max(due_s[k], *(finish[q] for q in after))
-        return np.asarray(due_s)
+            engine.foreseen.expect(due_s(engine, finish))
 
     def _reported_until(self, engine: SimulatedEngine) -> float:
         """Return the clock once the coordinator has heard of the engine and of all before."""
         return self.clock_s if engine.reported_ready else -1.0
-
-    def _foresee(
-        self, i: int, engines: list[SimulatedEngine], available: Floats | None, finish: Floats
-    ) -> None:
-        """Expect every request at the replica whose turn it will be, once its inputs are there."""
-        dealt = [e.foreseen.requests() for e in engines]
-        for engine in engines:
-            engine.foreseen = nothing_foreseen()
-        if any(e.spec.scheduling_policy == "priority" for e in engines):
-            return  # who comes first is the coordinator's secret
-        ready_s, inputs = engines[0].ready_s, self._inputs[i]
-        there = np.zeros(len(finish)) if available is None else available
-        open_ = self._taken[i] & np.isinf(self._done_s[i]) & np.isfinite(there)
-        for engine in engines:
-            open_[engine.submitted.column("request")] = False
-        arrival = np.maximum(there - ready_s, 0.0)
-        waiting = np.zeros(len(finish), bool)
-        waiting[inputs.own_row[np.isinf(finish[inputs.own_request])]] = True
-        place = np.full(len(finish), -1)
-        come = np.zeros(len(finish), bool)
-        if engines[0].reported_ready:  # they could have come, but for those that wait outside
-            come = (there <= self.clock_s) & ~waiting
-            for k, (engine, mine) in enumerate(zip(engines, dealt, strict=True)):
-                if not engine.has_room:
-                    place[mine[come[mine] & open_[mine]]] = k
-        candidates = np.flatnonzero(open_)
-        order = candidates[np.argsort(arrival[candidates], kind="stable")]
-        if inputs.has_chain:
-            self._foresee_chains(i, engines, order, waiting, come, place, finish)
-        else:
-            turn = self._turn[i] + int((place >= 0).sum())
-            order = order[~come[order]]
-            place[order] = (turn + np.arange(len(order))) % len(engines)
-        placed = np.flatnonzero(place >= 0)
-        placed = placed[np.argsort(arrival[placed], kind="stable")]
-        for k, engine in enumerate(engines):
-            engine.foreseen = self._foreseen(i, placed[place[placed] == k], arrival, finish)
-
-    def _foresee_chains(
-        self,
-        i: int,
-        engines: Sequence[SimulatedEngine],
-        order: Ints,
-        waiting: Bools,
-        come: Bools,
-        place: Ints,
-        finish: Floats,
-    ) -> None:
-        """Place requests of chains: first those that wait for none of them, then the others.
-
-        Args:
-            i: the node.
-            engines: its replicas.
-            order: requests that are open, in the order in which they arrive.
-            waiting: which requests wait for others of the node.
-            come: which could have come already.
-            place: by request, the engine it is expected at; -1: none. Written to.
-            finish: when requests finish, inf for those that have not.
-        """
-        own, chains = self._own[i], self._inputs[i].chain
-        by_key = {e.spec.key: k for k, e in enumerate(engines)}
-        turn = self._turn[i]
-        dealt: dict[int, int] = {}
-        given = [set(e.submitted.column("request").tolist()) for e in engines]
-
-        def known(r: int) -> int | None:
-            at = by_key.get(self._chain_at.get((i, int(chains[r])), ""))
-            return dealt.get(int(chains[r])) if at is None else at
-
-        for r in np.flatnonzero(place >= 0).tolist():
-            turn += known(r) is None
-            dealt[int(chains[r])] = int(place[r])
-        for r in order[~waiting[order] & ~come[order]].tolist():
-            engine = known(r)
-            if engine is None:
-                engine = turn % len(engines)
-                turn += 1
-            dealt[int(chains[r])] = place[r] = engine
-        for r in np.sort(order[waiting[order]]).tolist():  # inputs come before
-            engine = known(r)
-            if engine is not None and all(
-                q in given[engine] or place[q] == engine for q in own[r] if np.isinf(finish[q])
-            ):
-                place[r] = engine
-
-    def _foreseen(self, i: int, requests: Ints, arrival_s: Floats, finish: Floats) -> Foreseen:
-        """Return what an engine is expected to be given, in the order in which it arrives."""
-        done, table = self._generated[i][requests], self._nodes[i].requests
-        prompt, output = self._prompt[i][requests], self._output[i][requests]
-        room = np.minimum(table.max_tokens[requests], self._nodes[i].model.max_model_len - prompt)
-        found = Submissions()
-        found.extend(
-            request=requests,
-            arrival_s=arrival_s[requests],
-            prompt_tokens=prompt + done,
-            output_tokens=output - done,
-            cut=output >= room,
-            priority=np.zeros(len(requests), np.int64),
-        )
-        for r in requests.tolist() if self._inputs[i].has_chain else ():
-            if after := tuple(q for q in self._own[i].get(r, ()) if np.isinf(finish[q])):
-                found.after[r] = after
-        return Foreseen(found)
-
-
-def _own_inputs(inputs: NodeInputs) -> dict[int, list[int]]:
-    """Return the requests of the same node that each request waits for."""
-    result: dict[int, list[int]] = {}
-    for r, q in zip(inputs.own_row.tolist(), inputs.own_request.tolist(), strict=True):
-        result.setdefault(r, []).append(q)
-    return result
 
 
 def _same(a: Floats | None, b: Floats | None) -> bool:

@@ -51,8 +51,8 @@ def slowdown(
     """Measure how much longer iterations take while another engine computes on the same device.
 
     Two engines, of two models or of one, decode and prefill alone and at once; the same iterations
-    are compared. The largest factor is what plans should count with (cluster.slowdown): the one
-    that they have holds for every iteration.
+    are compared. The mean of the factors is what plans can count with (cluster.slowdown), which
+    have one for all iterations.
     """
     from samullm_plugin.host.manager import PluginHost
     from samullm_plugin.measuring.engine import capacities
@@ -86,16 +86,17 @@ def slowdown(
         report=lambda text: print(text, file=sys.stderr),  # noqa: T201  # progress, on stderr
     )
     _print(found)
-    largest = max(1.0, *(f.factor for f in found))
+    factors = [f.factor for f in found]
+    mean = max(1.0, sum(factors) / len(factors))
     drift = max(f.drift for f in found)
     typer.echo(
-        f"for plans on devices that two engines share: slowdown: {largest:.2f} (equal runs alone "
-        f"differed by up to {100 * drift:.0f} %)",
+        f"for plans on devices that two engines share: slowdown: {mean:.2f} (the mean; largest "
+        f"{max(factors):.2f}; equal runs alone differed by up to {100 * drift:.0f} %)",
         err=True,
     )
     if output_json is not None:
         rows = [{**asdict(f), "factor": f.factor} for f in found]
-        write_json({"slowdown": largest, "measured": rows}, output_json)
+        write_json({"slowdown": mean, "measured": rows}, output_json)
 
 
 def _print(found: list[Slowdown]) -> None:

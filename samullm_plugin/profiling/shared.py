@@ -35,11 +35,11 @@ def beside_others(costs: ModeCosts, gpu: Gpu) -> ModeCosts:
 
 
 def _slower(load: LoadTimes, factor: float) -> LoadTimes:
-    """Return load times of which all that is computed takes longer."""
-    more_s = (factor - 1) * load.warm_s
+    """Return load times of which all but reading from disk takes longer."""
+    warm_s = load.warm_s * factor
     return replace(
         load,
-        warm_s=load.warm_s + more_s,
-        cold_s=load.cold_s + more_s,
+        warm_s=warm_s,
+        cold_s=warm_s + load.cold_s - load.warm_s,
         prepare_s=load.prepare_s * factor,
     )

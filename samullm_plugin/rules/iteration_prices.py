@@ -28,8 +28,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from samullm_plugin.model.chains import lines_of
 from samullm_plugin.model.engine_config import EngineConfig
@@ -130,7 +132,7 @@ def work_of(problem: Problem, scenario: LengthScenario, node: int) -> Work:
     ends = [_in_blocks(n, model.engine.block_size) for n in (prompts - 1, prompts + decode)]
     held = ends[1] - ends[0]
     own = table.input_node == node
-    lengths = outputs
+    lengths: NDArray[Any] = outputs
     if own.any():
         line = lines_of(outputs, table.input_row[own], table.input_request[own])
         lengths = np.bincount(line, weights=outputs)

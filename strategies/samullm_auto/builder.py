@@ -73,6 +73,7 @@ class Builder:
         """Give free devices to models in order, in place."""
         app = self._problem.app
         free = self._free(held)
+        awaited: set[str] = set()
         for i in solution.order:
             if i in started:
                 continue
@@ -87,6 +88,11 @@ class Builder:
                 for u in upstreams
             ):
                 continue
+            if solution.patient:
+                before = self._comes_free(i, solution.modes[i], state, held, awaited)
+                if before is not None:
+                    awaited.add(before)
+                    continue
             devices = self._find(i, solution.modes[i], free)
             if devices is None:
                 if solution.strict:
@@ -95,6 +101,33 @@ class Builder:
             held[self._names[i]] = Assignment(self._names[i], solution.modes[i], devices)
             free -= set(devices)
             started.add(i)
+
+    def _comes_free(
+        self,
+        node: int,
+        parallel: ParallelConfig,
+        state: SimulationState,
+        held: dict[str, Assignment],
+        awaited: set[str],
+    ) -> str | None:
+        """Return a running model whose engines a node could have before its own had started.
+
+        None as well if it can have such engines now.
+        """
+        problem, same = self._problem, self._problem.same_engine
+        number = same.get(self._names[node])
+        if number is None or state.can_take_over(node, parallel):
+            return None
+        devices = problem.idle_devices(node, parallel)
+        assert devices is not None, f"{parallel} has no place on the idle cluster"
+        limit_s = state.clock_s + problem.load_s(problem.mode(node, parallel, devices))
+        for name, assignment in held.items():
+            if same.get(name) != number or name in awaited or name not in state.active:
+                continue
+            ends_s = state.node_finish_s(problem.app.index(name))
+            if assignment.parallel == parallel and ends_s < limit_s:
+                return name
+        return None
 
     def _is_due(self, state: SimulationState, held: dict[str, Assignment], split: Split) -> bool:
         running = self._names[split.node] in held

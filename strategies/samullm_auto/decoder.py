@@ -46,6 +46,8 @@ class Tables(NamedTuple):
         width: by mode, devices that must lie in one NVLink group.
         parts: by mode, how many such sets it takes.
         wider: by mode, the next mode of the same shape on more devices, or -1.
+        engines: by mode, the number of its engines, which go on as those of a mode of the same
+            number that starts when they become free; -1 if there is none.
         allowed: by mode and NVLink group, whether it fits on its kind of GPU.
         size: by group, its devices.
         kind: by group, the number of its kind of GPU.
@@ -65,6 +67,7 @@ class Tables(NamedTuple):
     width: Ints
     parts: Ints
     wider: Ints
+    engines: Ints
     allowed: Bools
     size: Ints
     kind: Ints
@@ -87,7 +90,7 @@ class EncodedSolution(NamedTuple):
         start: share of their requests that producers must have done.
         split: share at which the mode changes; 0: never.
         then: the mode from then on.
-        flags: 1 or 0 for strict and for grow.
+        flags: 1 or 0 for strict, for grow and for patient.
     """
 
     order: Ints
@@ -200,7 +203,9 @@ def decode(t, solution, s, limit_s):  # type: ignore[no-untyped-def]  # as above
     free = t.size.copy()
     by_end = np.zeros(count, np.int64)
     now, left = 0.0, count
-    for _ in range(12 * count + 60):
+    offered = -1  # engines that have just become free
+    awaited = np.full(count, -1, np.int64)
+    for step in range(12 * count + 60):
         # Devices to models in order.
         for i in order:
             if state[i] != WAITING:
@@ -215,16 +220,31 @@ def decode(t, solution, s, limit_s):  # type: ignore[no-untyped-def]  # as above
                     ready = ready and done >= starts[i] - SLACK
             if not ready:
                 continue
+            wanted = t.engines[mode[i]]
+            if flags[2] and wanted >= 0 and wanted != offered:
+                # Engines that become free before others would have started are waited for.
+                limit = now + t.load_s[s, mode[i]]
+                for u in range(count):
+                    alike = state[u] == RUNNING and t.engines[mode[u]] == wanted
+                    soon = begun_s[u] < now and end_s[u] < limit
+                    if ready and alike and soon and awaited[u] != step:
+                        awaited[u], ready = step, False
+                if not ready:
+                    continue
             if not _take(t, mode[i], free, held[i]):
                 if flags[0]:
                     break
                 continue
             m = mode[i]
+            load_s = t.load_s[s, m]
+            if offered >= 0 and t.engines[m] == offered:
+                load_s, offered = 0.0, -1
             state[i], begun_s[i] = RUNNING, now
-            origin_s[i] = now + t.load_s[s, m]
-            total_s[i] = t.load_s[s, m] + t.work_s[s, m, -1]
+            origin_s[i] = now + load_s
+            total_s[i] = load_s + t.work_s[s, m, -1]
             base_s[i] = now + total_s[i]
             left -= 1
+        offered = -1
         _find_ends(t, state, mode, base_s, floor_s, total_s, end_s)
         num_free = _sum(free, 0)
         if left == 0 and flags[1] and num_free > 0:
@@ -285,7 +305,7 @@ def decode(t, solution, s, limit_s):  # type: ignore[no-untyped-def]  # as above
             return NEVER, NEVER
         now = at
         if kind == 1:
-            state[who] = FINISHED
+            state[who], offered = FINISHED, t.engines[mode[who]]
             for g in range(len(free)):
                 free[g] += held[who, g]
             for c in range(count):

@@ -28,6 +28,10 @@ from samullm_plugin.model.types import Floats, Ints
 
 logger = logging.getLogger(__name__)
 
+ALIKE = 1e-3
+"""Share by which the values of solutions that are kept differ at least: most that are closer are
+the same plan but for details which decide nothing."""
+
 
 @inner
 def _pick(weights, rng):  # type: ignore[no-untyped-def]  # typed by numba from its arguments
@@ -87,6 +91,8 @@ def move(t, solution, weights, moments, rng):  # type: ignore[no-untyped-def]  #
         mode[node] = t.first[node] + _below(rng, options)
         other = _pick(weights, rng)
         mode[other] = t.first[other] + _below(rng, t.first[other + 1] - t.first[other])
+    elif kind > 0.98 and t.engines[mode[node]] >= 0:
+        flags[2] = 1 - flags[2]
     else:
         which = _below(rng, 3)
         if which != 1:
@@ -102,7 +108,8 @@ def _copy(source, target):  # type: ignore[no-untyped-def]  # as above
         target.order[i], target.mode[i] = source.order[i], source.mode[i]
         target.start[i], target.split[i] = source.start[i], source.split[i]
         target.then[i] = source.then[i]
-    target.flags[0], target.flags[1] = source.flags[0], source.flags[1]
+    for i in range(len(source.flags)):
+        target.flags[i] = source.flags[i]
 
 
 @compiled
@@ -121,7 +128,7 @@ def anneal(  # type: ignore[no-untyped-def]  # as above
         heat: difference that is accepted with probability 1/e.
         steps: solutions to decode.
         kept: the best solutions so far, of different values, changed in place: by solution and
-            node, the columns of an encoded solution (flags in the first row of the last two).
+            node, the columns of an encoded solution (flags in the first row of the last three).
         kept_s: their values.
         least_s: by scenario, the least value known; changed in place.
         rng: randomness.
@@ -135,18 +142,20 @@ def anneal(  # type: ignore[no-untyped-def]  # as above
             continue
         _copy(trial, current)
         value = judged
-        worst, known = 0, False
+        at, near = 0, False
         for k in range(len(kept_s)):
-            known = known or abs(kept_s[k] - judged) < 1e-6 * judged
-            if kept_s[k] > kept_s[worst]:
-                worst = k
-        if not known and judged < kept_s[worst]:
-            kept_s[worst] = judged
+            if abs(kept_s[k] - judged) < ALIKE * judged:
+                at, near = k, True
+            elif not near and kept_s[k] > kept_s[at]:
+                at = k
+        if judged < kept_s[at]:
+            kept_s[at] = judged
             for i in range(len(trial.order)):
-                kept[worst, i, 0], kept[worst, i, 1] = trial.order[i], trial.mode[i]
-                kept[worst, i, 2], kept[worst, i, 3] = trial.start[i], trial.split[i]
-                kept[worst, i, 4] = trial.then[i]
-            kept[worst, 0, 5], kept[worst, 0, 6] = trial.flags[0], trial.flags[1]
+                kept[at, i, 0], kept[at, i, 1] = trial.order[i], trial.mode[i]
+                kept[at, i, 2], kept[at, i, 3] = trial.start[i], trial.split[i]
+                kept[at, i, 4] = trial.then[i]
+            for i in range(len(trial.flags)):
+                kept[at, 0, 5 + i] = trial.flags[i]
     return value
 
 
@@ -179,6 +188,7 @@ def _compile() -> None:
         width=one,
         parts=one,
         wider=-one,
+        engines=-one,
         allowed=np.ones((1, 1), np.bool_),
         size=one,
         kind=np.zeros(1, np.int64),
@@ -192,11 +202,11 @@ def _compile() -> None:
         topological=np.zeros(1, np.int64),
     )
     zero = np.zeros(1, np.int64)
-    solution = EncodedSolution(zero, zero, np.zeros(1), np.zeros(1), zero, np.zeros(2, np.int64))
+    solution = EncodedSolution(zero, zero, np.zeros(1), np.zeros(1), zero, np.zeros(3, np.int64))
     rng, ones = np.random.default_rng(0), np.ones(1)
     least_s = np.full(1, np.inf)
     value = float(value_s(tables, solution, NEVER, np.zeros(1)))
-    kept, kept_s = np.zeros((1, 1, 7)), np.full(1, np.inf)
+    kept, kept_s = np.zeros((1, 1, 8)), np.full(1, np.inf)
     anneal(tables, solution, value, solution, ones, ones, 1.0, 1, kept, kept_s, least_s, rng)
 
 
@@ -243,7 +253,7 @@ class Chain:
             count: solutions to keep at most.
             rng: randomness.
         """
-        self.columns = np.zeros((count, len(weights), 7))
+        self.columns = np.zeros((count, len(weights), 8))
         self.value_s = np.full(count, np.inf)
         self.judged = 0
         self._tables, self._hot, self._moments, self._rng = tables, hot, moments, rng
@@ -332,4 +342,4 @@ def encoded_columns(columns: Floats) -> EncodedSolution:
 
     start, split = columns[:, 2].copy(), columns[:, 3].copy()
     order, mode, then = (whole(columns[:, c]) for c in (0, 1, 4))
-    return EncodedSolution(order, mode, start, split, then, whole(columns[0, 5:7]))
+    return EncodedSolution(order, mode, start, split, then, whole(columns[0, 5:8]))

@@ -35,6 +35,8 @@ class Solution:
         splits: configurations changed on the way.
         strict: no model overtakes one before it in the order that is ready and lacks devices.
         grow: devices nobody can use go to running models that finish sooner by it.
+        patient: a model waits for engines that it can take over if they become free before its own
+            would have started.
     """
 
     order: tuple[int, ...]
@@ -43,6 +45,7 @@ class Solution:
     splits: tuple[Split, ...] = ()
     strict: bool = False
     grow: bool = True
+    patient: bool = False
 
 
 def by_shape(configs: Iterable[ParallelConfig]) -> list[list[ParallelConfig]]:
@@ -58,7 +61,8 @@ def solutions_of(problem: Problem, plan: Plan) -> list[Solution]:
 
     Models that start together come in the order of their devices, so that a builder puts them
     together as the plan does: which of them share an NVLink group decides when it is free again.
-    In one of two, models wait for those before them, as they may do in the plan.
+    In one of two, models wait for those before them, as they may do in the plan. Where models can
+    take engines over there is one in which they wait for these.
     """
     nodes = problem.app.nodes
     modes = [problem.parallel_configs(i)[0] for i in range(len(nodes))]
@@ -76,4 +80,5 @@ def solutions_of(problem: Problem, plan: Plan) -> list[Solution]:
         starts[i] = 1.0 if over and all(over) else 0.0
     order = sorted(first, key=first.__getitem__)
     lenient = Solution(tuple(order), tuple(modes), tuple(starts))
-    return [lenient, replace(lenient, strict=True)]
+    found = [lenient, replace(lenient, strict=True)]
+    return [*found, replace(lenient, patient=True)] if problem.same_engine else found

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 from samullm_tasks.timing import TimedMode, alone, tails_s
 
 from samullm_auto.decoder import NEVER, EncodedSolution, Tables, value_s
-from samullm_auto.neighbourhood import annealing_chains, encoded_columns
+from samullm_auto.neighbourhood import ALIKE, annealing_chains, encoded_columns
 from samullm_auto.solution import Solution, Split, by_shape
 from samullm_plugin import Application, ParallelConfig, Problem
-from samullm_plugin.model.types import Floats
+from samullm_plugin.model.types import Floats, Ints
 from samullm_plugin.simulator import NodeRun, PlanSimulator
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
@@ -126,8 +127,23 @@ class Surrogate:
             if v < np.inf
         ]
         found += [(v, s) for s, v in values.items()]
+        if self._problem.same_engine:
+            found = [self._made_patient(v, s) for v, s in found]
         ranked = sorted(found, key=lambda pair: pair[0])
-        return list(dict.fromkeys(r for _, r in ranked))[:count]
+        apart: list[tuple[float, Solution]] = []
+        for value, solution in ranked:
+            if not apart or value > apart[-1][0] * (1 + ALIKE):
+                apart.append((value, solution))
+        return list(dict.fromkeys(s for _, s in [*apart, *ranked]))[:count]
+
+    def _made_patient(self, value: float, solution: Solution) -> tuple[float, Solution]:
+        """Return a solution and its value, waiting for engines where that is about as good.
+
+        For which of two nodes ends first, and so frees its devices, may be other than estimated.
+        """
+        patient = replace(solution, patient=True)
+        waiting = self.value_s(patient)
+        return (waiting, patient) if waiting <= value * (1 + ALIKE) else (value, solution)
 
     def encode(self, solution: Solution) -> EncodedSolution:
         """Return a solution in arrays."""
@@ -136,7 +152,7 @@ class Surrogate:
         split, then = np.zeros(count), mode.copy()
         for s in solution.splits:
             split[s.node], then[s.node] = s.fraction, self._mode(s.node, s.parallel)
-        flags = np.array([solution.strict, solution.grow], np.int64)
+        flags = np.array([solution.strict, solution.grow, solution.patient], np.int64)
         order = np.array(solution.order, np.int64)
         return EncodedSolution(order, mode, np.array(solution.starts, float), split, then, flags)
 
@@ -152,7 +168,7 @@ class Surrogate:
         modes = tuple(self._parallel(i, int(mode[i])) for i in nodes)
         ranked = tuple(int(i) for i in order)
         starts = tuple(float(x) for x in start)
-        return Solution(ranked, modes, starts, splits, bool(flags[0]), bool(flags[1]))
+        return Solution(ranked, modes, starts, splits, *(bool(f) for f in flags))
 
     def _parallel(self, node: int, mode: int) -> ParallelConfig:
         return self._modes[node][mode - int(self._first[node])]
@@ -216,6 +232,7 @@ class Surrogate:
             width=np.array([p.tensor_parallel_size for _, p in modes], np.int64),
             parts=np.array([p.num_devices // p.tensor_parallel_size for _, p in modes], np.int64),
             wider=wider,
+            engines=self._engines(modes),
             allowed=np.array(allowed, bool),
             size=np.array([len(g) for g, _ in groups], np.int64),
             kind=np.array([kinds.index(name) for _, name in groups], np.int64),
@@ -228,6 +245,16 @@ class Surrogate:
             tail_s=np.concatenate([np.zeros(0), *(t.ravel() for t in tails)]),
             topological=np.array(app.order, np.int64),
         )
+
+    def _engines(self, modes: Sequence[tuple[int, ParallelConfig]]) -> Ints:
+        """Return by mode the number of engines that may be passed on, or -1."""
+        problem, numbers = self._problem, dict[tuple[int, ParallelConfig], int]()
+        shared = [problem.same_engine.get(n.name) for n in problem.app.nodes]
+        found = [
+            -1 if (k := shared[i]) is None else numbers.setdefault((k, p), len(numbers))
+            for i, p in modes
+        ]
+        return np.array(found, np.int64)
 
     def _tails(self, producer: int, consumer: int, runs: Sequence[NodeRun]) -> Floats:
         """Return what a consumer needs after its producer, by the modes of both."""
@@ -244,7 +271,7 @@ class Surrogate:
             self._scenarios[0],
             [self._timed[producer, p] for p in mine],
             finish_s,
-            [self._timed[consumer, p] for p in its],
+            [replace(self._timed[consumer, p], load_s=0.0) for p in its],
         )
 
 

@@ -103,7 +103,8 @@ def judged(done: subprocess.CompletedProcess[str]) -> str | None:
         return None
     if done.returncode == -signal.SIGXCPU:
         return "timed out"
-    if done.returncode in (-signal.SIGSEGV, -signal.SIGBUS):
+    # By the kernel, or by the allocator where it finds its own records damaged.
+    if done.returncode in (-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGABRT):
         return "crashed"
     failed = first_failure(done.stdout)
     # With -x a file that cannot be imported interrupts.

@@ -25,6 +25,8 @@ REUSE = ("tests/run/test_reuse.py::test_keys", "tests/run/test_store.py")
 READY = ("tests/run/test_policies.py::test_what_becomes_ready_at_one_moment",)
 SHARING = ("tests/run/test_shared_engines.py",)
 REPEATS = ("tests/rules/test_repeats.py",)
+SLEEPING = ("tests/rules/test_sleeping.py",)
+PREPARING = ("tests/rules/test_preparing.py",)
 REPLANNING = ("tests/run/test_residual.py", "tests/run/test_replanning.py")
 
 
@@ -320,21 +322,21 @@ CHANGES = (
         "more is prepared than the host's memory holds",
         "if any(need > have for",
         "if any(need > 2 * have for",
-        ("tests/rules/test_preparing.py",),
+        PREPARING,
     ),
     Change(
         "samullm_plugin/rules/sleeping.py",
         "more sleeps than hosts and devices have room for",
         "if mine.load(problem).worth_sleeping and room.take(mine):",
         "if mine.load(problem).worth_sleeping:",
-        ("tests/rules/test_sleeping.py",),
+        SLEEPING,
     ),
     Change(
         "samullm_plugin/simulator/state.py",
         "devices of an engine that falls asleep are free at once",
         "began_s = max((self.clock_s, *held))",
         "began_s = self.clock_s",
-        ("tests/rules/test_sleeping.py",),
+        SLEEPING,
     ),
     Change(
         "samullm_plugin/simulator/state.py",
@@ -356,6 +358,90 @@ CHANGES = (
         "return bool(gains_s.mean() > gains_s.std(ddof=1) / np.sqrt(len(gains_s)))",
         "return True",
         ("tests/strategies/test_auto_selection.py",),
+    ),
+    Change(
+        "samullm_plugin/rules/sleeping.py",
+        "engines that sleep on lost devices wake",
+        "left = [a for a in asleep if state.barred.isdisjoint(a.devices)]",
+        "left = list(asleep)",
+        SLEEPING,
+    ),
+    Change(
+        "samullm_plugin/rules/sleeping.py",
+        "engines that woke take room among those that sleep",
+        "            left.remove(mine)\n",
+        "",
+        SLEEPING,
+    ),
+    Change(
+        "samullm_plugin/rules/sleeping.py",
+        "engines that another node takes over fall asleep",
+        "if name in taken_over or mine not in wanted",
+        "if mine not in wanted",
+        SLEEPING,
+    ),
+    Change(
+        "samullm_plugin/rules/preparing.py",
+        "only the stage at hand is prepared",
+        "if wanted and number > state.stage:",
+        "if wanted:",
+        PREPARING,
+    ),
+    Change(
+        "samullm_plugin/rules/preparing.py",
+        "engines that wake are prepared",
+        "if there and asleep_as",
+        "if False and asleep_as",
+        SLEEPING,
+    ),
+    Change(
+        "samullm_plugin/rules/page_cache.py",
+        "a disk reads all checkpoints at once",
+        "there_s = max(began_s, self._free_s.get(machine, 0.0)) + reading_s",
+        "there_s = began_s + reading_s",
+        ("tests/rules/test_page_cache.py",),
+    ),
+    Change(
+        "samullm_plugin/rules/page_cache.py",
+        "a new machine's disk is busy with what the lost one read",
+        "        self._free_s.pop(machine, None)\n",
+        "",
+        ("tests/rules/test_page_cache.py",),
+    ),
+    Change(
+        "samullm_plugin/rules/fusion.py",
+        "a node is fused past one it waits for",
+        "            continue\n        if app.through",
+        "            pass\n        if app.through",
+        ("tests/rules/test_fusion.py",),
+    ),
+    Change(
+        "samullm_plugin/rules/fusion.py",
+        "a node is fused with what waits for it through a function",
+        "            continue  # it would wait",
+        "            pass  # it would wait",
+        ("tests/rules/test_fusion.py",),
+    ),
+    Change(
+        "samullm_plugin/rules/fusion.py",
+        "replicas share unevenly",
+        "2 * num_devices * self",
+        "num_devices * self",
+        ("tests/rules/test_fusion.py",),
+    ),
+    Change(
+        "samullm_plugin/rules/sharing.py",
+        "nodes share engines across a model that stands between them",
+        "            if _has_cycle(app, moved):\n                continue\n",
+        "",
+        ("tests/rules/test_sharing.py",),
+    ),
+    Change(
+        "samullm_plugin/rules/placement.py",
+        "the largest models make room",
+        "kept.sort(key=lambda a: -len(a.devices))",
+        "kept.sort(key=lambda a: len(a.devices))",
+        ("tests/rules/test_placement.py",),
     ),
     # --- runs ---
     Change(
@@ -525,5 +611,47 @@ CHANGES = (
         "(begun | snapshot.cut[i])[seen],",
         "snapshot.cut[i][seen],",
         REPLANNING,
+    ),
+    Change(
+        "samullm_plugin/run/dispatch.py",
+        "an equally urgent request is given past the window",
+        "if self.backlog.first() >= last:",
+        "if self.backlog.first() > last:",
+        ("tests/run/test_windows.py::test_the_window_changes_no_time",),
+    ),
+    Change(
+        "samullm_plugin/run/dispatch.py",
+        "chains stay with an engine that has failed",
+        "self._chain_at = {c: r for c, r in self._chain_at.items() if r is not replica}",
+        "pass",
+        FAILURES,
+    ),
+    Change(
+        "samullm_plugin/run/engines.py",
+        "engines that were prepared in other sizes are started",
+        "if known is not None and known.assignment.parallel != running.planned.parallel:",
+        "if False:",
+        PREPARING,
+    ),
+    Change(
+        _TRANSITIONS,
+        "a new plan stops engines that are elsewhere than planned",
+        "planned = Assignment(old.planned.node, old.planned.parallel, old.devices)",
+        "planned = old.planned",
+        ("tests/run/test_replanning.py",),
+    ),
+    Change(
+        _RESIDUAL_PLANS,
+        "shares of what is left are taken for shares of all",
+        "end = replace(end, fraction=(total - rest + end.fraction * rest) / total)",
+        "pass",
+        ("tests/run/test_residual.py",),
+    ),
+    Change(
+        "plugins/samullm_vllm/channel_selector.py",
+        "a launcher that was started again is not listened to",
+        "self._watch_launcher()  # started again",
+        "pass  # started again",
+        ("tests/vllm/test_connections.py",),
     ),
 )

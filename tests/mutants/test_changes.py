@@ -36,7 +36,8 @@ def test_only_a_failure_counts_as_noticed() -> None:
     """A wrong argument, no tests, an end of pytest by itself or by somebody are none."""
     assert judged(ended(0, "3 passed")) is None
     assert judged(ended(-signal.SIGXCPU, "")) == "timed out"
-    assert judged(ended(-signal.SIGSEGV, "...")) == "crashed"
+    for crash in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT):
+        assert judged(ended(-crash, "...")) == "crashed"
     assert judged(ended(1, "FAILED tests/a.py::test_b - assert 0")) == "tests/a.py::test_b"
     assert judged(ended(2, "ERROR tests/a.py - ImportError")) == "tests/a.py"
     for code in (3, 4, 5, -9, 139):

@@ -8,16 +8,19 @@ import numpy as np
 import pytest
 
 from samullm_plugin.errors import InputError
-from samullm_plugin.model.application import Application
+from samullm_plugin.model.application import Application, PythonNode
+from samullm_plugin.model.requests import RequestTable
 from samullm_plugin.rules.fusion import fuse_chains, fuse_groups, fused_name
 from samullm_plugin.testing.factories import TestNode
 
 
-def application(*nodes: TestNode, same_model: tuple[str, ...] = ()) -> Application:
+def application(
+    *nodes: TestNode, same_model: tuple[str, ...] = (), python: tuple[PythonNode, ...] = ()
+) -> Application:
     built = [n.node() for n in nodes]
     shared = next((n.model for n in built if n.name in same_model), None)
     built = [replace(n, model=shared) if shared and n.name in same_model else n for n in built]
-    return Application("test", tuple(built))
+    return Application("test", tuple(built), python=python)
 
 
 def chunks() -> Application:
@@ -51,6 +54,17 @@ def test_a_chain_of_nodes_becomes_one() -> None:
     assert [(p.name, p.start, p.stop) for p in judge.parts] == [("judge", 0, 3)]
     values = [np.array(v) for v in ([1, 2, 3], [4, 5], [6], [7, 8, 9])]
     assert [v.tolist() for v in fused.joined(values)] == [[1, 2, 3, 4, 5, 6], [7, 8, 9]]
+
+
+def test_no_node_is_fused_with_what_a_function_stands_before() -> None:
+    """It would wait for the function, and that for it."""
+    apart = application(
+        TestNode("draft", [4, 4], [1, 1]),
+        TestNode("revise", [4, 4], [1, 1], [[(0, 0), (2, 0)], [(0, 1), (2, 1)]]),
+        same_model=("draft", "revise"),
+        python=(PythonNode("check", RequestTable.of([0, 0], 1, [[(0, 0)], [(0, 1)]]), 2),),
+    )
+    assert [n.name for n in fuse_chains(apart, 1).app.nodes] == ["draft", "revise"]
 
 
 def test_fusing_again_changes_nothing() -> None:

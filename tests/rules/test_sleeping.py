@@ -114,12 +114,44 @@ def test_never_more_than_hosts_and_devices_have_room_for() -> None:
     assert begun(keeping(0.11), IN_TURN) == {}  # an engine uses 0.9 of it
 
 
+ELSEWHERE = Running(on("rewrite", 1), (0,), 1)
+"""A node whose device is free later than another, on which it is planned in the end."""
+THERE_AGAIN = Plan(
+    (
+        Stage((on("write", 0), on("judge", 1)), ALL),
+        Stage((on("rewrite", 1),), ALL),
+        Stage((on("rewrite", 0), on("rate", 1)), ALL),
+    )
+)
+
+
+def test_what_is_taken_over_does_not_sleep() -> None:
+    state = RunState(stage=0, finished={"write", "judge"})
+    state.released = {"write": Running(on("write", 0), (0,), 0)}
+    for takes_over, sleeps in ((None, ["write"]), ("write", [])):
+        move = Transition(1, (), (replace(ELSEWHERE, takes_over=takes_over),))
+        assert list(sleeping(turns(2), THERE_AGAIN, state, move, ()).begin) == sleeps
+
+
+def test_what_wakes_leaves_its_memory_to_others() -> None:
+    problem = turns(2, host_memory_bytes=1)
+    state = RunState(stage=0, finished={"write", "judge"})
+    state.released = {"judge": Running(on("judge", 1), (1,), 0)}
+    change = sleeping(
+        problem, THERE_AGAIN, state, Transition(1, (), (ELSEWHERE,)), [Asleep(0, ONE, (0,))]
+    )
+    assert list(change.wake) == ["rewrite"]
+    assert list(change.begin) == ["judge"]
+
+
 def test_what_sleeps_is_not_prepared_and_has_its_memory() -> None:
     problem = turns(prepare_s=6.0, host_memory_bytes=1)
     state = RunState(stage=1, finished={"write"})
     state.running = {"judge": Running(on("judge", 0), (0,), 1)}
     assert wanted_ahead(problem, IN_TURN, state) == (on("rewrite", 0),)
     assert wanted_ahead(problem, IN_TURN, state, [Asleep(0, ONE, (0,))]) == ()
+    roomy = turns(prepare_s=6.0, host_memory_bytes=9)
+    assert wanted_ahead(roomy, IN_TURN, state, [Asleep(0, ONE, (0,))]) == ()  # it wakes
     other = turns(prepare_s=6.0, host_memory_bytes=1).without_sleeping_engines()
     assert wanted_ahead(other, IN_TURN, state, [Asleep(1, ONE, (0,))]) == ()
 

@@ -45,7 +45,7 @@ class Mortal(SimulatedExecutor):
         outputs = super().stop_engine(key)
         if key in self.failed and self.forgets:  # nobody knows what it had generated
             for o in outputs:
-                self._cluster._generated[self.spec_node[key]][o.request] -= o.num_tokens
+                self._cluster._requests[self.spec_node[key]].generated[o.request] -= o.num_tokens
             return [RequestOutput(o.request, 0) for o in outputs]
         return outputs
 

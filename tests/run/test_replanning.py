@@ -382,6 +382,32 @@ def test_a_run_with_several_plans_can_be_resumed(tmp_path: Path) -> None:
     assert outcome.metrics["requests"]["finished"] == truth.app.num_requests
 
 
+def test_another_plan_keeps_engines_that_are_elsewhere_than_planned() -> None:
+    """It names the devices they hold."""
+    nodes = [TestNode(n, [4], [k], load_s=10.0) for n, k in (("a", 10), ("b", 60), ("c", 60))]
+    problem = make_problem(nodes, 2)
+    one = ParallelConfig()
+    a, b, c, elsewhere = (
+        Assignment(n, one, (d,)) for n, d in (("a", 0), ("b", 1), ("c", 1), ("c", 0))
+    )
+
+    class Once(Replanning):
+        adopted = False
+
+        def consider(self, run: Coordinator, *, stage_changed: bool) -> Plan | None:
+            if self.adopted or run.now_s() < 40.0:
+                return None
+            self.adopted = True
+            assert run.rule.running["c"].planned == c
+            return Plan((Stage((b, elsewhere), StageEnd("all_finished")),))
+
+    plan = Plan((Stage((a, b)), Stage((c,), StageEnd("all_finished"))))
+    replanner = Once()
+    run = run_with_truth(problem, plan, SimulatedExecutor(), problem, replanner=replanner)
+    assert replanner.adopted
+    assert run.now_s() == pytest.approx(10 + 10 + 10 + 60)
+
+
 def late_chains() -> tuple[Instance, Plan]:
     """Return a model, and behind it documents of which one is much longer than the others."""
     rng = np.random.default_rng(3)

@@ -82,7 +82,11 @@ def test_the_policy_chosen_with_a_plan_is_carried_out(
         ([APP, "--output-dir", "{tmp}/a", "--resume", "{tmp}/b"], "give --output-dir DIR"),
         ([APP, "--resume", "{tmp}/b"], "holds no run"),
         ([APP, "--output-dir", "{tmp}/a", "--executor", "vlm"], "did you mean 'vllm'?"),
-        ([APP, "--output-dir", "{tmp}/a", "--executor", "vllm"], "has no prompts"),
+        pytest.param(
+            [APP, "--output-dir", "{tmp}/a", "--executor", "vllm"],
+            "has no prompts",
+            marks=pytest.mark.vllm,
+        ),
         ([APP, "--output-dir", "{tmp}/a", "--executor-option", "x=1"], "unknown option 'x'"),
         ([APP, "--output-dir", "{tmp}/a", "--scheduler", "greedi"], "did you mean 'greedy'?"),
         ([APP, "--output-dir", "{tmp}/a", "--plan", "{tmp}/none.json"], "there is no such file"),

@@ -254,3 +254,43 @@ def test_a_model_grows_onto_another_kind_of_gpu() -> None:
         (0,),
         (1, 2),
     ]
+
+
+def with_shared_engines() -> Problem:
+    """Two nodes of one model and two others on two devices."""
+    nodes = [
+        serial("a", 4, 10),
+        serial("b", 4, 11, load_s=30.0),
+        serial("c", 4, 20),
+        serial("d", 2, 5, load_s=30.0),
+    ]
+    return replace(make_problem(nodes, num_gpus=2), engine_of=(0, 1, 2, 1))
+
+
+def test_engines_that_are_taken_over_are_decoded() -> None:
+    """Only d, right after b, needs no start."""
+    shared = Workshop(with_shared_engines())
+    apart = Workshop(shared.problem.without_shared_engines())
+    one = (ParallelConfig(1),) * 4
+    for order in ((0, 1, 2, 3), (0, 1, 3, 2), (1, 2, 0, 3), (1, 2, 3, 0)):
+        solution = Solution(order, one, (0.0,) * 4, grow=False)
+        for shop in (shared, apart):
+            decoded_s = shop.decoded_s(solution)
+            assert decoded_s == pytest.approx(shop.simulated_s(solution), rel=1e-6), order
+    assert shared.decoded_s(solution) < apart.decoded_s(solution)
+
+
+def test_patient_models_wait_for_engines() -> None:
+    """d could start beside b, when a has finished, but is done sooner with b's engine."""
+    shop = Workshop(with_shared_engines())
+    one = (ParallelConfig(1),) * 4
+    hasty = Solution((0, 1, 3, 2), one, (0.0,) * 4, grow=False)
+    patient = replace(hasty, patient=True)
+    assert shop.surrogate.solution(shop.surrogate.encode(patient)) == patient
+    assert shop.decoded_s(patient) == pytest.approx(shop.simulated_s(patient), rel=1e-6)
+    assert shop.decoded_s(patient) < shop.decoded_s(hasty)
+    plan = shop.builder.build(patient)
+    trace = shop.simulator.simulate_scenario(plan, 0)
+    ends = {s.node: s.end_s for s in trace.segments}
+    (begins,) = (s.start_s for s in trace.segments if s.node == "d")
+    assert begins == pytest.approx(ends["b"])

@@ -37,7 +37,7 @@ def processes(pids: list[int]) -> list[psutil.Process]:
     return found
 
 
-# An idle machine needs 0.1 s; silence would be noticed after hang_timeout_s, 60 s.
+# An idle machine needs 0.1 s; silence would be noticed after hang_timeout_s, 120 s.
 AT_ONCE_S = 10.0
 
 

@@ -154,7 +154,7 @@ def test_engines_that_share_a_core_are_compared_with_what_they_take_alone(
         (a, x, b, y) for a, b in (("one", "other"), ("other", "one")) for x in works for y in works
     }
     factors = [m["factor"] for m in found["measured"]]
-    assert found["slowdown"] == max(1.0, *factors)
+    assert found["slowdown"] == pytest.approx(max(1.0, float(np.mean(factors))))
     assert 1.2 < np.median(factors) < 4.0
     assert f"slowdown: {found['slowdown']:.2f}" in err
 
