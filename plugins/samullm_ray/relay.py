@@ -105,7 +105,8 @@ class EngineRelay:
         for key, engine in self.engines.items():
             if (engine.launched.exited or engine.launched.lost) and not engine.ended:
                 self._relay(key)  # it may have said why
-                self._end(key, engine)
+                if not engine.ended:
+                    self._end(key, engine)
 
     def end_all(self) -> None:
         """End all engines and forget them."""

@@ -191,7 +191,8 @@ def planned_again(app: Description, directory: Path) -> AppPlan:
             return made
     except InputError as error:
         wrong = error
-    gpus = read_facts(directory).get("num_devices")
+    facts = read_facts(directory)
+    gpus = len(facts.get("cards") or ()) or facts.get("num_devices")
     if not isinstance(gpus, int):
         if wrong is not None:
             raise wrong

@@ -71,6 +71,7 @@ class SharedSection(Section):
     slowdown: float | None = Field(
         default=None,
         ge=1,
+        le=1000,
         allow_inf_nan=False,
         description="Factor on iteration times where engines share a GPU, as `samullm profile "
         "slowdown` measures it; needed with more than one.",

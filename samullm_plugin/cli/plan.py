@@ -237,6 +237,7 @@ def plan_json(result: PlanResult) -> dict[str, object]:
         "starts_rest_on": start_lines(problem),
         "assumptions": problem.app.notes,
         "fused": problem.app.fused,
+        "cards": problem.cluster.cards_if_shared,
         "idle_gpus": idle_lines(problem, result.plan),
         "request_policy": result.request_policy,
     }

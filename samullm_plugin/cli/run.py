@@ -117,6 +117,11 @@ def run(
         path = plan or directory / "plan.json"
         instance = instance.with_stored_policy(host, stored.request_policy, path)
     problem = instance.problem
+    if plan is not None and stored is not None and (why := _misfit(problem, stored)):
+        raise InputError(
+            f"{plan}: the plan does not fit {loaded.app.name} on {problem.cluster.size_text}: "
+            f"{why}; give the cluster that it was made for, or leave --plan out"
+        )
     reused = requests.reused()
     known = None
     if resume is None:

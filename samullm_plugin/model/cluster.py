@@ -143,9 +143,9 @@ class Cluster:
         alike = [o for o in kinds if (o.name, o.engines) == (gpu.name, gpu.engines)]
         label = gpu.name
         if len({other.memory_bytes for other in alike}) > 1:
-            label += f" with {gpu.memory_bytes / 2**30:g} GiB"
+            label += f" with {_exact(gpu.memory_bytes / 2**30)} GiB"
         if gpu.engines > 1:
-            label += f" shared by {gpu.engines} (x {gpu.slowdown:g})"
+            label += f" shared by {gpu.engines} (x {_exact(gpu.slowdown)})"
         return label
 
     @classmethod
@@ -171,8 +171,8 @@ class Cluster:
     @property
     def size_text(self) -> str:
         """Return how many GPUs there are, for people."""
-        whole = len(self.cards)
-        return f"{whole} GPUs" + ("" if whole == len(self.gpus) else f" ({len(self.gpus)} devices)")
+        devices = f" ({len(self.gpus)} devices)" if self.cards_if_shared else ""
+        return f"{len(self.cards)} GPUs{devices}"
 
     def group_of(self, device: int) -> tuple[int, ...]:
         """Return the NVLink group of a device."""
@@ -196,6 +196,11 @@ class Cluster:
     def machines_if_several(self) -> tuple[tuple[int, ...], ...]:
         """Return the machines, for tables that name them; nothing if there is only one."""
         return self.machines if len(self.machines) > 1 else ()
+
+    @property
+    def cards_if_shared(self) -> tuple[tuple[int, ...], ...]:
+        """Return the devices of each GPU, for texts that name them; nothing if all are whole."""
+        return self.cards if len(self.cards) < len(self.gpus) else ()
 
     def subset(self, devices: Sequence[int]) -> Cluster:
         """Return the cluster of some of the devices, which are renumbered in their order.
@@ -348,6 +353,12 @@ class Cluster:
                 found = [1] * most
             self._replicas[key] = found
         return self._replicas[key]
+
+
+def _exact(value: float) -> str:
+    """Return a number with as many digits as tell it from every other one."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 def _unpickled(state: Mapping[str, object]) -> Cluster:

@@ -37,6 +37,7 @@ class StoredPlan:
         lower_bound_s: no plan can be faster, per length scenario.
         fused: by name, the nodes it knows that were fused of several, and those.
         request_policy: the request policy that was chosen with it; None: none was.
+        cards: its devices by GPU where engines share some; else none.
     """
 
     __pydantic_config__ = STORED
@@ -50,6 +51,7 @@ class StoredPlan:
     lower_bound_s: tuple[float, ...] = ()
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     request_policy: str | None = None
+    cards: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
     def of(
@@ -82,6 +84,7 @@ class StoredPlan:
             tuple(map(float, lower_bound_s)),
             problem.app.fused,
             request_policy,
+            problem.cluster.cards_if_shared,
         )
 
     @classmethod

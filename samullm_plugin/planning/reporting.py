@@ -181,6 +181,7 @@ def idle_lines(problem: Problem, plan: Plan) -> list[str]:
         if device not in used:
             idle.setdefault(kind, []).append(device)
     lines = []
+    word = "device" if problem.cluster.cards_if_shared else "GPU"
     for kind, devices in idle.items():
         keys = [[k for k in costs if k.gpu == kind] for costs in problem.costs]
         if not any(keys):
@@ -190,19 +191,20 @@ def idle_lines(problem: Problem, plan: Plan) -> list[str]:
         else:
             why = "this plan is not shorter with it"
         lines.append(
-            f"GPU {device_list(devices, problem.cluster.machines_if_several)} ({kind}): {why}"
+            f"{word} {device_list(devices, problem.cluster.machines_if_several)} ({kind}): {why}"
         )
     return lines
 
 
 def part_lines(cluster: Cluster) -> list[str]:
     """Return which devices are parts of which GPUs, where engines share any."""
-    lines = []
+    machines, lines = cluster.machines_if_several, []
     for count, which in groupby(range(len(cluster.cards)), lambda c: len(cluster.cards[c])):
         gpus = list(which)
         if count > 1:
-            devices = device_list(d for c in gpus for d in cluster.cards[c])
-            lines.append(f"devices {devices}: {count} parts of each of GPUs {device_list(gpus)}")
+            devices = device_list((d for c in gpus for d in cluster.cards[c]), machines)
+            of = f"GPU {gpus[0]}" if len(gpus) == 1 else f"each of GPUs {device_list(gpus)}"
+            lines.append(f"devices {devices}: {count} parts of {of}")
     return lines
 
 
@@ -289,7 +291,7 @@ def text_gantt(trace: PlanTrace, cluster: Cluster, width: int = 72) -> str:
             for column in range(first, min(last, width)):
                 rows[device][column] = LOADING if column < ready else letters[segment.node]
     names = device_labels(cluster.num_gpus, cluster.machines_if_several)
-    word = "GPU" if len(cluster.cards) == cluster.num_gpus else "device"
+    word = "device" if cluster.cards_if_shared else "GPU"
     label = max(map(len, names)) + len(word) + 1
     lines = [
         f"{f'{word} {name}':<{max(6, label)}}|{''.join(row)}|"

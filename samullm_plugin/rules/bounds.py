@@ -34,7 +34,7 @@ from samullm_plugin.model.scenarios import LengthScenario
 from samullm_plugin.model.types import Floats, Ints
 from samullm_plugin.rules.critical_path import Earliest, Paths, Window, alone_s, modes_of
 from samullm_plugin.rules.iteration_prices import unit_prices, work_of
-from samullm_plugin.rules.late_starts import Held, late_starts_s
+from samullm_plugin.rules.late_starts import Held, InSize, Simulated, late_starts_s
 from samullm_plugin.rules.packing import Demand, InOneGo, fitting_s
 from samullm_plugin.rules.transition import Running
 
@@ -43,9 +43,8 @@ Timed = Callable[[int, ParallelConfig, str], "Floats | None"]
 ready (0: not needed), given its index, their sizes and kind of GPU; None: not to be had."""
 
 
-WORTH, EVERY_SIZE = 1e-3, 60_000
-"""Share by which requests have to finish later than alone for their simulation to be looked at, and
-requests that are simulated for it in every size, at most (choices)."""
+EVERY_SIZE = 60_000
+"""Requests that are simulated in every size, at most (a choice)."""
 
 SLIGHTLY = 1e-6
 """Share by which a bound is widened before it is asked what fits."""
@@ -94,7 +93,8 @@ def lower_bound(
     done_s = {i: seconds for i, (seconds, _) in ahead.items()}
     paths = Paths(problem, scenario, done_s, started)
     alone = paths.earliest()
-    later_s = {} if timed is None else _later_s(problem, paths, alone, started, timed)
+    simulated = {} if timed is None else _simulated(problem, paths, alone, started, timed)
+    later_s = {i: s.later_s() for i, s in simulated.items()}
     earliest = paths.earliest(later_s)
     demands: list[Demand] = []
     ways: dict[int, _Ways] = {}  # by place among the demands
@@ -128,7 +128,7 @@ def lower_bound(
             demand = ways[len(demands)].known(demand)
         demands.append(demand)
     gpus = problem.cluster.num_gpus
-    path_s = late_starts_s(paths, held, gpus, later_s)
+    path_s = late_starts_s(paths, held, gpus, simulated)
     device_s = fitting_s(demands, gpus)
     while timed is not None:
         by_s = max(device_s, path_s)
@@ -141,15 +141,14 @@ def lower_bound(
     return LowerBound(max(device_s, path_s), path_s, device_s)
 
 
-def _later_s(
+def _simulated(
     problem: Problem, paths: Paths, alone: Earliest, started: Container[int], timed: Timed
-) -> dict[int, Floats]:
-    """Return moments before which requests of nodes that wait for no other do not finish.
+) -> dict[int, Simulated]:
+    """Return nodes that wait for no other as they are simulated in all sizes.
 
-    Those that finish before the engines that were ready first stop are where the simulation in
-    their size has them. Others wait for another start, of engines of their own.
+    Not those whose engines may be those of other nodes, or run already.
     """
-    found: dict[int, Floats] = {}
+    found: dict[int, Simulated] = {}
     left = EVERY_SIZE
     windows = [paths.window(alone, i) for i in range(len(problem.app.nodes))]
     for i in sorted(range(len(windows)), key=lambda i: -(windows[i].end_s + windows[i].tail_s)):
@@ -164,17 +163,17 @@ def _later_s(
             continue
         left -= requests
         again_s = min(problem.least_start_s(costs) for _, costs, _ in modes_of(problem, i))
-        least_s = np.where(paths.taken[i], alone.finish_s[i] + again_s, 0.0)
-        for key, replicas in sorted(sizes, key=lambda s: -s[1] * s[0].tensor_parallel_size):
+        runs: list[InSize] = []
+        for key, replicas in sizes:
             run_s = timed(i, key.parallel(replicas), key.gpu)
             if run_s is None:
                 break
-            ready_s = problem.first_ready_s(i, problem.costs[i][key])
-            least_s = np.minimum(least_s, np.where(paths.taken[i], ready_s + run_s, 0.0))
-            if (least_s <= alone.finish_s[i] * (1 + WORTH)).all():
-                break  # some size is as good as an engine for each request
+            costs = problem.costs[i][key]
+            ready_s, start_s = problem.first_ready_s(i, costs), problem.least_start_s(costs)
+            runs.append(InSize(replicas * key.num_devices, start_s, ready_s, run_s))
         else:
-            found[i] = least_s
+            again = np.where(paths.taken[i], alone.finish_s[i] + again_s, 0.0)
+            found[i] = Simulated(tuple(runs), again)
     return found
 
 

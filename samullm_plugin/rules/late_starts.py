@@ -48,6 +48,57 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
+class InSize:
+    """A node that waits for no other in one size and number of replicas.
+
+    Attributes:
+        devices: that it holds.
+        start_s: seconds at least of an engine start.
+        ready_s: its engines are ready no earlier.
+        run_s: when its requests finish, counted from then (0: not needed).
+    """
+
+    devices: int
+    start_s: float
+    ready_s: float
+    run_s: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Simulated:
+    """A node that waits for no other, in all its sizes.
+
+    Attributes:
+        runs: its simulations.
+        again_s: moments before which its requests do not finish with engines that are started once
+            more.
+    """
+
+    runs: Sequence[InSize]
+    again_s: Floats
+
+    def later_s(self, limits: Sequence[tuple[float, int]] = ()) -> Floats:
+        """Return moments before which its requests do not finish.
+
+        Those that finish before the engines that were ready first stop are where the simulation in
+        their size has them, or later. If there are more of these than the node holds at some
+        moment, they have stopped by then, or are started later.
+
+        Args:
+            limits: moments and how many devices it holds then at most.
+        """
+        least_s = self.again_s
+        for run in self.runs:
+            late_s = min((t for t, n in limits if n < run.devices), default=np.inf)
+            finish_s = np.where(run.run_s > 0.0, run.ready_s + run.run_s, 0.0)
+            if late_s < np.inf:
+                after_s = late_s + run.start_s + run.run_s
+                finish_s = np.where(finish_s <= late_s, finish_s, np.maximum(finish_s, after_s))
+            least_s = np.minimum(least_s, finish_s)
+        return least_s
+
+
+@dataclass(frozen=True, slots=True)
 class _Cut:
     """A moment at which it is asked which of the nodes that are unfinished hold devices.
 
@@ -102,7 +153,7 @@ class _Found:
 
 
 def late_starts_s(
-    paths: Paths, held: Mapping[int, Held], num_gpus: int, later_s: Mapping[int, Floats]
+    paths: Paths, held: Mapping[int, Held], num_gpus: int, simulated: Mapping[int, Simulated]
 ) -> float:
     """Return seconds that no makespan is less than.
 
@@ -110,12 +161,12 @@ def late_starts_s(
         paths: the requests.
         held: by index of a model that has something to do, what it holds.
         num_gpus: devices that there are.
-        later_s: moments before which requests do not finish, see :meth:`Paths.earliest`.
+        simulated: by index of nodes that wait for no other, how they are simulated.
     """
     if not held:
-        return paths.earliest(later_s).end_s
-    devices = _Devices(paths, held, num_gpus)
-    first = devices.found(_Choices(dict(later_s), {}, {}, {}))
+        return paths.earliest().end_s
+    devices = _Devices(paths, held, num_gpus, simulated)
+    first = devices.found(_Choices({}, {}, {}, {}))
     numbers, left = count(), min(CHOICES, ENTRIES // max(1, paths.entries))
     # Choices that are not followed yet stand with what is known at once of those waiting.
     least_s = max(first.end_s, devices.without_choices_s(first))
@@ -142,15 +193,26 @@ def late_starts_s(
 class _Devices:
     """Who can hold devices when."""
 
-    def __init__(self, paths: Paths, held: Mapping[int, Held], num_gpus: int) -> None:
+    def __init__(
+        self,
+        paths: Paths,
+        held: Mapping[int, Held],
+        num_gpus: int,
+        simulated: Mapping[int, Simulated],
+    ) -> None:
         self._paths, self._held, self._num_gpus = paths, held, num_gpus
+        self._simulated = simulated
         self._behind = {(i, c): s for c in held for i, s in paths.behind_s(c).items() if i in held}
         self._tails = {i: paths.tail_s(i) for i in held}
         self._order = [i for i in paths.order if i in held]
 
     def found(self, choices: _Choices) -> _Found:
         """Return what follows from choices."""
-        earliest = self._paths.earliest(choices.later_s)
+        later_s = dict(choices.later_s)
+        for i, simulated in self._simulated.items():
+            least_s = simulated.later_s(choices.limits.get(i, ()))
+            later_s[i] = np.maximum(later_s[i], least_s) if i in later_s else least_s
+        earliest = self._paths.earliest(later_s)
         ends_s: dict[int, float] = {}
         heads_s = []
         for i in self._order:

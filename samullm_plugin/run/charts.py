@@ -15,6 +15,7 @@ from math import floor, log10
 
 from samullm_plugin.model.cluster import Cluster
 from samullm_plugin.model.result import EngineSegment
+from samullm_plugin.planning.reporting import device_labels
 from samullm_plugin.run.metrics import MeasuredEngine
 
 # Neighbours differ in hue and lightness; all are legible on white and on near-black.
@@ -23,7 +24,7 @@ _PALETTE = (
     "#a8a12c", "#2fa7b5", "#5c6bc0", "#f0a48a", "#7fc48f", "#c9a227", "#8fb4e8", "#b99be0",
 )  # fmt: skip
 ROW_PX, BAR_PX, AXIS_PX, TITLE_PX = 22, 17, 22, 24
-_LABEL_PX, _LEGEND_PX, _WIDTH_PX, _HEIGHT_PX = 90, 20, 1000, 150
+_LABEL_PX, _LETTER_PX, _LEGEND_PX, _WIDTH_PX, _HEIGHT_PX = 90, 6, 20, 1000, 150
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +88,31 @@ def measured_bars(engines: Sequence[MeasuredEngine]) -> tuple[Bar, ...]:
 
 
 def device_names(cluster: Cluster) -> list[str]:
-    """Return a label per device: its index, and its kind where there are several."""
-    several = len(set(cluster.kinds)) > 1
-    return [f"{i} {kind}" if several else str(i) for i, kind in enumerate(cluster.kinds)]
+    """Return a name per device of a cluster, as :func:`names_of_devices` has them."""
+    count, kinds = cluster.num_gpus, cluster.kinds
+    return names_of_devices(count, cluster.machines_if_several, cluster.cards_if_shared, kinds)
+
+
+def names_of_devices(
+    count: int,
+    machines: Sequence[Sequence[int]],
+    cards: Sequence[Sequence[int]],
+    kinds: Sequence[str],
+) -> list[str]:
+    """Return a name per device, such as ``GPU 3``, or ``device 3 (GPU 1)`` where engines share any.
+
+    Args:
+        count: devices of the cluster.
+        machines: devices of each machine; none if there is only one.
+        cards: devices of each GPU; none if all are whole.
+        kinds: of each device, named where there are several; none if they are not known.
+    """
+    names = [f"{'device' if cards else 'GPU'} {n}" for n in device_labels(count, machines)]
+    for gpu, parts in enumerate(cards):
+        for device in parts:
+            names[device] += f" (GPU {gpu})"
+    several = len(set(kinds)) > 1
+    return [f"{name} {kinds[i]}" if several else name for i, name in enumerate(names)]
 
 
 def node_colors(panels: Sequence[Panel]) -> dict[str, str]:
@@ -174,36 +197,37 @@ def gantt_svg(panels: Sequence[Panel], labels: Sequence[str]) -> str:
         labels: of the devices.
     """
     colors, end_s = node_colors(panels), last_s(panels)
-    plot_px = _WIDTH_PX - _LABEL_PX - 24
+    label_px = max(_LABEL_PX, 12 + _LETTER_PX * max(map(len, labels), default=0))
+    plot_px = _WIDTH_PX - label_px - 24
     parts, y = [], 0
     for panel in panels:
         parts.append(
-            f'<text x="{_LABEL_PX}" y="{y + 17}" class="title">{escape(panel.title)}</text>'
+            f'<text x="{label_px}" y="{y + 17}" class="title">{escape(panel.title)}</text>'
         )
         y += TITLE_PX
         for d, label in enumerate(labels):
             parts.append(
-                f'<text x="{_LABEL_PX - 8}" y="{y + d * ROW_PX + 15}" text-anchor="end" '
-                f'class="tick">GPU {escape(label)}</text>'
+                f'<text x="{label_px - 8}" y="{y + d * ROW_PX + 15}" text-anchor="end" '
+                f'class="tick">{escape(label)}</text>'
             )
         height = len(labels) * ROW_PX + AXIS_PX
         plot = plot_svg(panel, len(labels), end_s, colors)
         parts.append(
-            f'<svg x="{_LABEL_PX}" y="{y}" width="{plot_px}" height="{height}" '
+            f'<svg x="{label_px}" y="{y}" width="{plot_px}" height="{height}" '
             f'overflow="visible">{plot}</svg>'
         )
         y += height + 6
-    x = _LABEL_PX
+    x = label_px
     for name, color in colors.items():
         room = 24 + 7 * len(name)
-        if x + room > _WIDTH_PX and x > _LABEL_PX:
-            x, y = _LABEL_PX, y + _LEGEND_PX
+        if x + room > _WIDTH_PX and x > label_px:
+            x, y = label_px, y + _LEGEND_PX
         parts.append(f'<rect x="{x}" y="{y + 3}" width="12" height="12" fill="{color}"/>')
         parts.append(f'<text x="{x + 17}" y="{y + 13}" class="tick">{escape(name)}</text>')
         x += room
     y += _LEGEND_PX
     parts.append(
-        f'<text x="{_LABEL_PX}" y="{y + 13}" class="tick">seconds; pale: the engine starts</text>'
+        f'<text x="{label_px}" y="{y + 13}" class="tick">seconds; pale: the engine starts</text>'
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH_PX}" height="{y + 24}" '

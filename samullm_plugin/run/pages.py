@@ -67,7 +67,7 @@ def gantt_facts(panels: Sequence[Panel], labels: Sequence[str]) -> dict[str, Any
     """
     colors, end_s = node_colors(panels), last_s(panels)
     charts = [(p.title, plot_svg(p, len(labels), end_s, colors)) for p in panels]
-    return {"charts": charts, "devices": [f"GPU {n}" for n in labels], "colors": colors}
+    return {"charts": charts, "devices": labels, "colors": colors}
 
 
 @dataclass(frozen=True, slots=True)

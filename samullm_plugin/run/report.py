@@ -13,7 +13,7 @@ from urllib.parse import quote
 from samullm_plugin.errors import InputError
 from samullm_plugin.model.plan import Plan
 from samullm_plugin.planning.artifacts import read_plan
-from samullm_plugin.planning.reporting import device_labels, device_list, end_event
+from samullm_plugin.planning.reporting import device_list, end_event
 from samullm_plugin.records import read_record
 from samullm_plugin.run.causes import (
     CAUSES,
@@ -23,7 +23,14 @@ from samullm_plugin.run.causes import (
     measured_shares,
     planned_shares,
 )
-from samullm_plugin.run.charts import Panel, lines_svg, measured_bars, planned_bars, shares_svg
+from samullm_plugin.run.charts import (
+    Panel,
+    lines_svg,
+    measured_bars,
+    names_of_devices,
+    planned_bars,
+    shares_svg,
+)
 from samullm_plugin.run.forecast import Forecast, ForecastNode, read_forecast
 from samullm_plugin.run.journal import read_journal
 from samullm_plugin.run.log import BULKY, SETTLED, without_retried
@@ -257,11 +264,13 @@ def _panels(run: RunRecord, metrics: Mapping[str, Any]) -> list[Panel]:
 
 
 def _labels(run: RunRecord) -> list[str]:
-    """Return a label per device."""
-    gpus = run.planned.gpus if run.planned is not None else ()
-    several = len(set(gpus)) > 1
-    labels = device_labels(int(run.facts["num_devices"]), run.facts.get("machines", ()))
-    return [f"{label} {gpus[i]}" if several else label for i, label in enumerate(labels)]
+    """Return a name per device."""
+    return names_of_devices(
+        int(run.facts["num_devices"]),
+        run.facts.get("machines", ()),
+        run.facts.get("cards", ()),
+        run.planned.gpus if run.planned is not None else (),
+    )
 
 
 def _shares(run: RunRecord, last_s: float) -> dict[str, Any]:

@@ -93,6 +93,7 @@ def start_run(setup: RunSetup, plan: Plan, scheduler: str = "") -> RunOutcome:
         "scheduler": scheduler,
         "num_devices": problem.cluster.num_gpus,
         "machines": problem.cluster.machines_if_several,
+        "cards": problem.cluster.cards_if_shared,
         "app_file": None if setup.loaded.path is None else str(setup.loaded.path.resolve()),
     }
     directory = RunDirectory.create(setup.directory, identity_of(setup.loaded), facts)

@@ -155,6 +155,7 @@ def explain(problem: Problem, judge: PlanSimulator, best: Candidate) -> dict[str
     """Return by node name what it got, when, and what the fastest alternative would have been."""
     simulator = judge.coarse()
     trace = simulator.simulate_scenario(best.plan, 0)
+    word = "device" if problem.cluster.cards_if_shared else "GPU"
     result = {}
     for i, node in enumerate(problem.app.nodes):
         segments = [s for s in trace.segments if s.node == node.name]
@@ -162,7 +163,7 @@ def explain(problem: Problem, judge: PlanSimulator, best: Candidate) -> dict[str
             result[node.name] = "it has nothing to do in the first length scenario"
             continue
         parts = [
-            f"{s.parallel} on GPUs {_devices(s.devices)} from {s.start_s:.0f} to {s.end_s:.0f} s"
+            f"{s.parallel} on {word}s {_devices(s.devices)} from {s.start_s:.0f} to {s.end_s:.0f} s"
             for s in segments
         ]
         shapes = by_shape(problem.parallel_configs(i))  # each by number of devices
@@ -173,7 +174,7 @@ def explain(problem: Problem, judge: PlanSimulator, best: Candidate) -> dict[str
         cheapest = min(range(len(configs)), key=gpu_s.__getitem__)
         result[node.name] = (
             f"{', then '.join(parts)}; alone it would take {times[fastest]:.0f} s at best "
-            f"({configs[fastest]}) and {gpu_s[cheapest]:.0f} GPU-seconds at least "
+            f"({configs[fastest]}) and {gpu_s[cheapest]:.0f} {word}-seconds at least "
             f"({configs[cheapest]}, {times[cheapest]:.0f} s){_critical(trace, i)}"
         )
     return result

@@ -119,6 +119,7 @@ def load(tmp_path: Path) -> Load:
         ("cluster.engines_per_gpu", 2, "cluster.slowdown: missing, and engines_per_gpu is 2"),
         ("cluster.slowdown", 0.9, "cluster.slowdown: Input should be greater than or equal to 1"),
         ("cluster.slowdown", float("inf"), "cluster.slowdown: Input should be a finite number"),
+        ("cluster.slowdown", 1e308, "cluster.slowdown: Input should be less than or equal to 1000"),
         ("cluster.slowdown", 1.5, "cluster.slowdown: it counts only where engines share a GPU"),
         (
             "cluster.gpus",

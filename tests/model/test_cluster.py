@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from samullm_plugin.model.cluster import FreeDevices, Network
 from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.shared_gpus import Sharing, share_gpus
 from samullm_plugin.planning.reporting import device_labels, device_list, part_lines
+from samullm_plugin.run.charts import device_names
 
 GPU = Gpu("g", 1 << 30)
 
@@ -151,7 +153,7 @@ def test_parts_of_a_gpu_are_devices_of_their_own_kind() -> None:
     assert cluster.cards == ((0,), (1,), (2, 3), (4, 5))
     assert cluster.machines == ((0, 1), (2, 3, 4, 5))
     assert cluster.size_text == "4 GPUs (6 devices)"
-    assert part_lines(cluster) == ["devices 2-5: 2 parts of each of GPUs 2-3"]
+    assert part_lines(cluster) == ["devices m1:0-3: 2 parts of each of GPUs 2-3"]
     assert part_lines(Cluster.uniform(GPU, 4)) == []
     assert cluster.host_bytes(0) == cluster.host_bytes(1)
     left = cluster.subset([0, 3, 4, 5])
@@ -183,6 +185,24 @@ def test_another_number_of_shared_gpus_counts_gpus() -> None:
     assert cluster.with_gpus(4) == cluster
     assert cluster.with_gpus(3).cards == ((0,), (1,), (2, 3))
     assert cluster.with_gpus(7).cards[4:] == ((6,), (7,), (8, 9))
+
+
+def test_kinds_that_hardly_differ_have_labels_of_their_own() -> None:
+    """What a replica costs hangs on the label."""
+    nearly = replace(GPU, memory_bytes=GPU.memory_bytes + 1)
+    whole = Cluster((GPU, nearly, GPU, GPU))
+    sharing = [Sharing(), Sharing(), Sharing(2, 1.2000001), Sharing(2, 1.2000002)]
+    assert len(set(share_gpus(whole, sharing).kinds)) == 4
+
+
+def test_which_parts_are_where_is_told_machine_by_machine() -> None:
+    whole = Cluster((GPU,) * 3, (), ((0, 1), (2,)))
+    cluster = share_gpus(whole, [Sharing(), *[Sharing(2, 1.5)] * 2])
+    assert part_lines(cluster) == ["devices m0:1-2 m1:0-1: 2 parts of each of GPUs 1-2"]
+    one = share_gpus(Cluster((GPU,)), [Sharing(3, 1.5)])
+    assert part_lines(one) == ["devices 0-2: 3 parts of GPU 0"]
+    assert device_names(one) == [f"device {d} (GPU 0)" for d in range(3)]
+    assert device_names(whole) == ["GPU m0:0", "GPU m0:1", "GPU m1:0"]
 
 
 def test_parts_of_a_gpu_are_on_one_machine() -> None:

@@ -33,6 +33,7 @@ def test_plans_come_back_equal_and_readable(tmp_path: Path) -> None:
         scheduler="greedy",
         makespan_s=(3.0, 4.5),
         request_policy="isolate-longest",
+        cards=((0,), (1, 2), (3,)),
     )
     write_plan(tmp_path / "plan.json", given)
     stored = read_plan(tmp_path / "plan.json")

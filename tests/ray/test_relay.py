@@ -84,11 +84,15 @@ def test_what_engines_say_is_told_by_their_keys(bench: Bench) -> None:
     assert (said.key, [decode(m) for m in said.messages]) == ("b", [Ready(8, "1")])
 
 
-def test_an_engine_that_ends_is_told_of_once(bench: Bench) -> None:
+@pytest.mark.parametrize("noticed_by", ["channel", "status"])
+def test_an_engine_that_ends_is_told_of_once(bench: Bench, noticed_by: str) -> None:
     bench.relay.carry_out(Launch("a", (0,), 1))
     bench.launcher.far_ends["a"].close()
+    if noticed_by == "status":
+        bench.relay.engines["a"].launched.exited[7] = 1
     for _ in range(2):
-        bench.relay.listen()
+        if noticed_by == "channel":
+            bench.relay.listen()
         bench.relay.check()
     (ended,) = bench.news
     assert isinstance(ended, Ended)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from samullm_plugin.model.application import EngineOptions
 from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment, Plan, Stage, StageEnd
-from samullm_plugin.rules.bounds import _later_s, lower_bound
+from samullm_plugin.rules.bounds import _simulated, lower_bound
 from samullm_plugin.rules.critical_path import Paths
 from samullm_plugin.rules.iteration_prices import work_of
-from samullm_plugin.rules.late_starts import Held, done_s
+from samullm_plugin.rules.late_starts import Held, InSize, Simulated, done_s
 from samullm_plugin.rules.transition import Running
 from samullm_plugin.simulator import PlanSimulator
 from samullm_plugin.testing.factories import TestNode, make_problem
@@ -270,6 +270,16 @@ def test_devices_are_held_through_the_start_before_they_work() -> None:
     assert done_s(held, 2.0, (), 4) == pytest.approx(2.0 + 10.0 / 4)
 
 
+def test_engines_on_more_devices_than_a_node_holds_have_stopped_or_start_later() -> None:
+    """On two devices until 12 s at most, or from then on; on one; or started once more."""
+    two = InSize(2, 5.0, 8.0, np.array([2.0, 4.0, 6.0, 0.0]))
+    one = InSize(1, 5.0, 8.0, np.array([4.0, 8.0, 12.0, 0.0]))
+    found = Simulated((two, one), np.array([30.0, 30.0, 18.5, 0.0]))
+    assert found.later_s().tolist() == [10.0, 12.0, 14.0, 0.0]
+    assert found.later_s([(11.0, 1), (12.0, 2)]).tolist() == [10.0, 16.0, 18.5, 0.0]
+    assert found.later_s([(11.0, 0)]).tolist() == [10.0, 20.0, 18.5, 0.0]
+
+
 def test_consumers_come_after_the_simulation_of_what_they_read() -> None:
     """One request after another: two replicas end sooner, and leave no device."""
     serial = EngineOptions(max_num_seqs=1, async_scheduling=False)
@@ -283,8 +293,8 @@ def test_consumers_come_after_the_simulation_of_what_they_read() -> None:
     assert alone.critical_path_s == pytest.approx(110 + 20 + 5)
     simulator = PlanSimulator(problem)
     plan = Plan((Stage((Assignment("a", ONE, (0,)), Assignment("b", ONE, (1,)))),))
-    found = simulator._lower_bound(0)
-    assert found.critical_path_s == pytest.approx(110 + 20 + 5)
+    found = simulator._lower_bound(0)  # on one device its requests end in turn
+    assert found.critical_path_s == pytest.approx(100 + 4 * 10 + 5)
     assert found.value_s == pytest.approx(100 + 4 * 10 + 5, rel=1e-4)
     assert simulator.simulate_scenario(plan, 0).makespan_s == pytest.approx(145.0)
 
@@ -295,6 +305,6 @@ def test_a_second_start_may_be_sooner_than_the_simulation() -> None:
     problem = make_problem([node], 1, nvlink=1)
     paths = Paths(problem, problem.scenarios[0], {}, ())
     in_turn = np.array([10.0, 20.0, 30.0, 40.0])
-    later_s = _later_s(problem, paths, paths.earliest(), (), lambda *_: in_turn)
-    assert later_s[0] == pytest.approx(8.0 + np.array([10.0, 18.0, 18.0, 18.0]))
+    found = _simulated(problem, paths, paths.earliest(), (), lambda *_: in_turn)[0]
+    assert found.later_s() == pytest.approx(8.0 + np.array([10.0, 18.0, 18.0, 18.0]))
     assert PlanSimulator(problem)._lower_bound(0).critical_path_s == pytest.approx(8 + 40)

@@ -30,7 +30,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 def test_bars_are_where_their_engines_were() -> None:
     bars = (Bar("a", (0, 2), 0.0, 2.0, 6.0), Bar("<b&", (1,), 5.0, 10.0, 10.0, failed=True))
-    text = gantt_svg([Panel("one", bars, 8.0), Panel("two", bars[:1])], ["0", "1", "2"])
+    text = gantt_svg([Panel("one", bars, 8.0), Panel("two", bars[:1])], ["GPU 0", "GPU 1", "GPU 2"])
     root = ElementTree.fromstring(text)  # well-formed, so nothing was injected
     plots = [e for e in root.iter(f"{SVG}svg") if e.get("class") == "plot"]
     assert [p.get("aria-label") for p in plots] == ["one", "two"]

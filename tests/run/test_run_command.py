@@ -121,8 +121,11 @@ def test_a_plan_of_another_application_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["plan", "small-2", "-o", str(tmp_path / "p.json")]) == 0
-    assert run(APP, "--output-dir", tmp_path / "a", "--plan", tmp_path / "p.json") in (1, 2)
-    assert "Traceback" not in capsys.readouterr().err
+    assert run(APP, "--output-dir", tmp_path / "a", "--plan", tmp_path / "p.json") == 2
+    err = capsys.readouterr().err
+    assert f"{tmp_path / 'p.json'}: the plan does not fit " in err
+    assert "give the cluster that it was made for, or leave --plan out" in err
+    assert "Traceback" not in err
     assert not (tmp_path / "a").exists()
 
 
