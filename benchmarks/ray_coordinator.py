@@ -27,7 +27,7 @@ from samullm_plugin.model.parallel import ParallelConfig
 from samullm_plugin.model.plan import Assignment, Plan, Stage
 from samullm_plugin.run.run import start_run
 from tests.models import make_tiny_llama  # the checkout's own
-from tests.run.real_app import ENGINE, setup
+from tests.run.real_app import ENGINE, run_setup
 
 APP = """
 version: 1
@@ -77,7 +77,7 @@ def measured(folder: Path, executor: str, count: int) -> dict[str, object]:
     options = {"start_method": "fork"} if executor == "vllm" else {}
     began = thread_ns()
     with tempfile.TemporaryDirectory(dir=folder) as directory:
-        ready = setup(
+        ready = run_setup(
             folder,
             Path(directory) / "run",
             executor=executor,

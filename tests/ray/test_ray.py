@@ -30,7 +30,7 @@ from samullm_plugin.run.setup import RunSetup
 from samullm_plugin.testing.executor_contract import ExecutorContract
 from tests.models import make_tiny_adapter, make_tiny_encoder, make_tiny_llama
 from tests.ray.machines import Machines
-from tests.run.real_app import make_files, plan, setup
+from tests.run.real_app import make_files, plan, run_setup
 
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
@@ -68,7 +68,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed_texts(app: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What the application says on local engines."""
     directory = tmp_path_factory.mktemp("local") / "run"
-    outcome = start_run(setup(app, directory), plan())
+    outcome = start_run(run_setup(app, directory), plan())
     assert not outcome.failed
     return texts(directory)
 
@@ -89,7 +89,7 @@ def texts(directory: Path) -> dict[str, str]:
 def on_ray(app: Path, directory: Path, address: str, **changes: object) -> RunSetup:
     # A busy machine may be silent for some seconds.
     options = {"address": address, "heartbeat_s": 0.05, "lost_timeout_s": 10.0}
-    ready = setup(app, directory, executor="ray", executor_options=options, **changes)
+    ready = run_setup(app, directory, executor="ray", executor_options=options, **changes)
     problem = replace(ready.instance.problem, cluster=TWO_MACHINES)
     return replace(ready, instance=replace(ready.instance, problem=problem))
 

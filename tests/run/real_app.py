@@ -108,7 +108,7 @@ def plan() -> Plan:
     )
 
 
-def setup(folder: Path, directory: Path, **changes: object) -> RunSetup:
+def run_setup(folder: Path, directory: Path, **changes: object) -> RunSetup:
     """Return the run of the application in a folder."""
     loaded = load_application(folder / "app.yaml")
     cluster = loaded.cluster or Cluster.uniform(GPU, 2, nvlink=2)
@@ -139,7 +139,7 @@ def main() -> int:
     parser.add_argument("--ray", help="address of a Ray cluster with two machines")
     parser.add_argument("--replan", action="store_true", help="as samullm run does")
     arguments = parser.parse_args()
-    ready = setup(arguments.folder, arguments.run)
+    ready = run_setup(arguments.folder, arguments.run)
     if arguments.ray:
         # A busy machine may be silent for some seconds.
         options = {"heartbeat_s": 0.05, "address": arguments.ray, "lost_timeout_s": 10.0}

@@ -110,7 +110,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def setup(folder: Path, directory: Path, *, fused: bool, **changes: object) -> RunSetup:
+def run_setup(folder: Path, directory: Path, *, fused: bool, **changes: object) -> RunSetup:
     loaded = load_application(folder / "app.yaml")
     assert loaded.cluster is not None
     app = fuse_chains(loaded.app, 2).app if fused else loaded.app
@@ -159,7 +159,7 @@ def journal(directory: Path) -> list[dict[str, Any]]:
 
 
 def test_a_simulated_run_is_reported_under_the_users_names(folder: Path, tmp_path: Path) -> None:
-    ready = setup(folder, tmp_path / "run", fused=True)
+    ready = run_setup(folder, tmp_path / "run", fused=True)
     problem = ready.instance.problem
     outcome = start_run(ready, moving_plan())
     assert not outcome.failed
@@ -194,14 +194,14 @@ def test_a_simulated_run_is_reported_under_the_users_names(folder: Path, tmp_pat
 
 
 def test_the_coordinator_does_what_the_plan_simulator_says(folder: Path, tmp_path: Path) -> None:
-    ready = setup(folder, tmp_path / "run", fused=True)
+    ready = run_setup(folder, tmp_path / "run", fused=True)
     trace = PlanSimulator(ready.instance.problem).simulate_scenario(moving_plan(), 0)
     outcome = start_run(ready, moving_plan())
     assert outcome.metrics["makespan_s"]["measured"] == pytest.approx(trace.makespan_s)
 
 
 def test_the_report_names_the_users_nodes(folder: Path, tmp_path: Path) -> None:
-    start_run(setup(folder, tmp_path / "run", fused=True), moving_plan())
+    start_run(run_setup(folder, tmp_path / "run", fused=True), moving_plan())
     run = read_run(tmp_path / "run")
     assert run.finished
     facts = report_facts(run, tmp_path / "report.html")
@@ -221,7 +221,7 @@ def test_the_report_names_the_users_nodes(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("seed", range(2))
 def test_a_journal_cut_anywhere_goes_on(folder: Path, tmp_path: Path, seed: int) -> None:
     whole = tmp_path / "whole"
-    start_run(setup(folder, whole, fused=True), moving_plan())
+    start_run(run_setup(folder, whole, fused=True), moving_plan())
     outputs = {p.name: p.read_bytes() for p in (whole / "outputs").iterdir()}
     data = (whole / "events.jsonl").read_bytes()
     rng = np.random.default_rng(seed)
@@ -231,7 +231,7 @@ def test_a_journal_cut_anywhere_goes_on(folder: Path, tmp_path: Path, seed: int)
         shutil.rmtree(cut / "outputs")
         (cut / "outputs").mkdir()
         (cut / "events.jsonl").write_bytes(data[:size])
-        outcome = resume_run(setup(folder, cut, fused=True))
+        outcome = resume_run(run_setup(folder, cut, fused=True))
         assert not outcome.failed
         settled = ("finished", "skipped", "failed")
         counts = Counter((r["node"], r["request"]) for r in journal(cut) if r["kind"] in settled)
@@ -317,7 +317,7 @@ class Watching(Replanner):
 
 
 def test_what_is_left_keeps_the_users_nodes(folder: Path, tmp_path: Path) -> None:
-    ready = setup(folder, tmp_path / "run", fused=True)
+    ready = run_setup(folder, tmp_path / "run", fused=True)
     watching = Watching(ready.host, ready.instance)
     start_run(replace(ready, replanner=watching), moving_plan())
     parts = watching.left.app.nodes[0].parts
@@ -421,7 +421,7 @@ def test_real_engines_write_the_same_fused_or_not(tmp_path: Path) -> None:
     found = []
     for fused, plan in ((True, moving_plan()), (False, apart_plan())):
         directory = tmp_path / f"run{fused}"
-        ready = setup(tmp_path, directory, fused=fused, executor="vllm", truth=None)
+        ready = run_setup(tmp_path, directory, fused=fused, executor="vllm", truth=None)
         outcome = start_run(ready, plan)
         assert not outcome.failed
         texts = {}

@@ -54,7 +54,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def setup(
+def run_setup(
     models: Path, app: Path, directory: Path, schemas: Any = None, **changes: Any
 ) -> RunSetup:
     """Return the run of an app.yaml whose models are replaced by small ones.
@@ -113,7 +113,7 @@ def setup_of(
 
 def run(models: Path, app: Path, directory: Path, **changes: Any) -> RunOutcome:
     """Plan and run an application."""
-    ready = setup(models, app, directory, **changes)
+    ready = run_setup(models, app, directory, **changes)
     plan = make_plan(ready.host, ready.instance.problem, "min-heuristic").plan
     return start_run(ready, plan)
 
@@ -200,7 +200,7 @@ def test_evol_instruct_and_resume(models: Path, tmp_path: Path) -> None:
     outcome = run(models, app, tmp_path / "r", schemas=schemas, on_start=stop)
     assert outcome.drained
     before = list(read_journal(tmp_path / "r/events.jsonl"))
-    outcome = resume_run(setup(models, app, tmp_path / "r", schemas=schemas))
+    outcome = resume_run(run_setup(models, app, tmp_path / "r", schemas=schemas))
     assert not outcome.failed
     records = list(read_journal(tmp_path / "r/events.jsonl"))
     called = [(r["node"], r["request"]) for r in records if r["kind"] in ("finished", "skipped")]

@@ -23,7 +23,7 @@ from samullm_plugin.run.proposing import ReplanOptions
 from samullm_plugin.run.replanning import Replanner
 from samullm_plugin.run.run import resume_run, start_run
 from tests.run.chaos import Chaos, read_texts
-from tests.run.real_app import ITEMS, make_files, plan, setup
+from tests.run.real_app import ITEMS, make_files, plan, run_setup
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
@@ -50,7 +50,7 @@ def quiet_plan() -> Plan:
 @pytest.fixture(scope="module")
 def reference(folder: Path) -> dict[str, list[str]]:
     """What comes out when no engine is ever moved."""
-    outcome = start_run(setup(folder, folder / "reference"), quiet_plan())
+    outcome = start_run(run_setup(folder, folder / "reference"), quiet_plan())
     assert not outcome.failed
     moved = [r for r in read_journal(folder / "reference/events.jsonl") if r["kind"] == "moved"]
     assert not moved
@@ -61,7 +61,7 @@ def test_moved_requests_end_as_undisturbed_ones(
     folder: Path, reference: dict[str, list[str]]
 ) -> None:
     """Stages that resize, move and pause engines in mid-request change no token."""
-    outcome = start_run(setup(folder, folder / "moved"), plan())
+    outcome = start_run(run_setup(folder, folder / "moved"), plan())
     assert not outcome.failed
     moved = [r for r in read_journal(folder / "moved/events.jsonl") if r["kind"] == "moved"]
     assert moved
@@ -92,11 +92,11 @@ def test_interrupted_and_resumed(folder: Path, reference: dict[str, list[str]]) 
         threading.Thread(target=wait, daemon=True).start()
 
     directory = folder / "drained"
-    outcome = start_run(setup(folder, directory, on_start=soon), plan())
+    outcome = start_run(run_setup(folder, directory, on_start=soon), plan())
     assert outcome.drained
     before = [r for r in read_journal(directory / "events.jsonl") if r["kind"] == "finished"]
     assert 10 <= len(before) < 96
-    outcome = resume_run(setup(folder, directory))
+    outcome = resume_run(run_setup(folder, directory))
     assert not outcome.drained
     finished = [r for r in read_journal(directory / "events.jsonl") if r["kind"] == "finished"]
     assert finished[: len(before)] == before
@@ -120,7 +120,7 @@ def edited(folder: Path, target: Path, name: str, change: dict[int, dict[str, ob
 def test_a_prompt_that_is_too_long_fails_alone(folder: Path, tmp_path: Path) -> None:
     long = " ".join(["w3"] * 1100)  # passes for 825 tokens as long as nobody tokenises it
     app = edited(folder, tmp_path / "app", "requests.jsonl", {5: {"prompt": long}})
-    outcome = start_run(setup(app, tmp_path / "run"), plan())
+    outcome = start_run(run_setup(app, tmp_path / "run"), plan())
     assert [(node, name) for node, name, _ in outcome.failed] == [("answer", "i5"), ("judge", "i5")]
     assert "1024" in outcome.failed[0][2]
     assert outcome.failed[1][2] == "its input i5 of node answer failed"
@@ -138,7 +138,7 @@ def test_a_folder_without_tokenizer_is_refused_before_anything_starts(
     text = (app / "app.yaml").read_text().replace(f"path: {folder}/two", f"path: {broken}")
     (app / "app.yaml").write_text(text)
     with pytest.raises(InputError, match="node chain: model two: there is no tokenizer"):
-        start_run(setup(app, tmp_path / "run"), plan())
+        start_run(run_setup(app, tmp_path / "run"), plan())
     assert not (tmp_path / "run").exists()
 
 
@@ -161,7 +161,7 @@ def test_an_engine_that_hangs_is_replaced(
         threading.Thread(target=hang, daemon=True).start()
 
     options = {"heartbeat_s": 0.05, "hang_timeout_s": 5.0, "stop_timeout_s": 1.0}
-    ready = setup(folder, tmp_path / "run", on_start=soon, executor_options=options)
+    ready = run_setup(folder, tmp_path / "run", on_start=soon, executor_options=options)
     outcome = start_run(ready, quiet_plan())
     assert stopped
     assert not outcome.failed
@@ -186,9 +186,9 @@ def test_planning_again_changes_no_token(
     folder: Path, tmp_path: Path, reference: dict[str, list[str]]
 ) -> None:
     """In a thread beside the engines, from iterations and lengths that they report."""
-    ready = setup(folder, tmp_path / "run")
+    ready = run_setup(folder, tmp_path / "run")
     replanner = Replanner(ready.host, ready.instance, ReplanOptions(check_every=0.05))
-    outcome = start_run(setup(folder, tmp_path / "run", replanner=replanner), plan())
+    outcome = start_run(run_setup(folder, tmp_path / "run", replanner=replanner), plan())
     assert not outcome.failed
     assert replanner.proposals
     assert read_texts(tmp_path / "run") == reference
