@@ -127,23 +127,12 @@ class Surrogate:
             if v < np.inf
         ]
         found += [(v, s) for s, v in values.items()]
-        if self._problem.same_engine:
-            found = [self._made_patient(v, s) for v, s in found]
         ranked = sorted(found, key=lambda pair: pair[0])
         apart: list[tuple[float, Solution]] = []
         for value, solution in ranked:
             if not apart or value > apart[-1][0] * (1 + ALIKE):
                 apart.append((value, solution))
         return list(dict.fromkeys(s for _, s in [*apart, *ranked]))[:count]
-
-    def _made_patient(self, value: float, solution: Solution) -> tuple[float, Solution]:
-        """Return a solution and its value, waiting for engines where that is about as good.
-
-        For which of two nodes ends first, and so frees its devices, may be other than estimated.
-        """
-        patient = replace(solution, patient=True)
-        waiting = self.value_s(patient)
-        return (waiting, patient) if waiting <= value * (1 + ALIKE) else (value, solution)
 
     def encode(self, solution: Solution) -> EncodedSolution:
         """Return a solution in arrays."""
