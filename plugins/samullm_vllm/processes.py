@@ -141,15 +141,15 @@ def end_with_parent(parent: int, *, cleaning_up: bool = False) -> None:
 
     Args:
         parent: process id of whoever should have started it.
-        cleaning_up: a second later, for what this process does when it notices by itself; that it
-            may never do, if it hangs.
+        cleaning_up: five seconds later, for what this process does when it notices by itself; that
+            it may never do, if it hangs.
     """
     libc = ctypes.CDLL(None)
     if cleaning_up:
-        # The handler is libc's own alarm(seconds), called with the signal's number, which is 1:
+        # The handler is libc's own alarm(seconds), called with the signal's number, which is 5:
         # nothing of Python has to run for the alarm to end the process.
-        libc.signal(signal.SIGHUP, ctypes.cast(libc.alarm, ctypes.c_void_p))
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGHUP)
+        libc.signal(signal.SIGTRAP, ctypes.cast(libc.alarm, ctypes.c_void_p))
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTRAP)
     else:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

@@ -67,7 +67,7 @@ def run(
     from samullm_plugin.host.manager import PluginHost
     from samullm_plugin.planning.applications import find_application
     from samullm_plugin.planning.artifacts import StoredPlan, read_plan
-    from samullm_plugin.planning.instances import make_instance
+    from samullm_plugin.planning.instances import cluster_of, make_instance
     from samullm_plugin.planning.planner import make_plan
     from samullm_plugin.planning.this_machine import check_stages, usual_executor
     from samullm_plugin.run.display import RunDisplay
@@ -107,7 +107,8 @@ def run(
         options |= loaded.executor.options
     options |= parsed_options(executor_option)
     engines = host.create("executor", name, options)
-    require_able(engines, planner, loaded.cluster)
+    named = None if loaded.cluster is None else cluster_of(loaded, planning.gpus)
+    require_able(engines, planner, named)
     context.with_resource(engines.kept_warm())
     engines.begin_opening()
     fused = None if stored is None else stored.fused

@@ -241,7 +241,9 @@ def collect_costs(
         InputError: if the latency model knows nothing of a model, or no model's layers can be
             divided as was asked for.
     """
-    most = max(len(m) for m in cluster.machines)
+    by_machine = Counter((cluster.machine_of(d), kind) for d, kind in enumerate(cluster.kinds))
+    most = {kind: max(n for (_, k), n in by_machine.items() if k == kind) for _, kind in by_machine}
+    whole = [most[cluster.kinds[d]] for d, gpu in enumerate(cluster.gpus) if gpu.engines == 1]
 
     def sizes(pipeline: Sequence[int], *, wide: bool = False) -> list[tuple[int, int, int]]:
         return [
@@ -254,7 +256,7 @@ def collect_costs(
             and (
                 any(cluster.replicas_by_machine(cluster.kinds[device], tp, pp))
                 if wide
-                else tp * pp <= most
+                else tp * pp <= most[cluster.kinds[device]]
             )
         ]
 
@@ -275,8 +277,8 @@ def collect_costs(
                     f"node {node.name}: pipeline_parallel_sizes "
                     f"{', '.join(map(str, pipeline_parallel_sizes))}: no replica of "
                     f"{node.model.name} can be divided so, with {_layers_text(node.model)} and "
-                    f"{most} GPUs in a machine (those that engines share have no stages); add "
-                    "smaller sizes, such as 1"
+                    f"{max(whole, default=0)} GPUs in a machine (those that engines share have no "
+                    "stages); add smaller sizes, such as 1"
                 )
             if pipeline_parallel_sizes is None and not _any_fits(node.model, costs):
                 further = sizes(PIPELINE_PARALLEL_SIZES)

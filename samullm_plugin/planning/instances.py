@@ -171,7 +171,9 @@ def cluster_of(
     pairs, first = max(len(g) for g in loaded.cluster.nvlink_groups), loaded.cluster.gpus[0]
     how = Sharing(first.engines, first.slowdown)
     kind = Gpu(first.name, first.memory_bytes * first.engines)
-    return share_gpus(Cluster.uniform(kind, gpus, nvlink=pairs), [how] * gpus)
+    whole = Cluster.uniform(kind, gpus, nvlink=pairs)
+    whole = replace(whole, host_memory_bytes=loaded.cluster.host_memory_bytes)
+    return share_gpus(whole, [how] * gpus)
 
 
 def unfused(planner: PlannerSection) -> PlannerSection:

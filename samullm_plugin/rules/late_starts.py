@@ -8,7 +8,8 @@ first; the least of what is left open is a bound.
 
 A choice says who holds devices, too: each of the unfinished nodes that do not wait. So none of them
 holds more than these leave, and whatever more works for it is started after that moment. What a
-node has to do takes until all these devices together can have done it.
+node has to do takes until all these devices together can have done it. Nodes that wait for no other
+are as simulated in sizes with no more devices than that, see :class:`Simulated`.
 
 Whoever has no device at a moment is taken to need ``Held.start_s`` from then on until one works: an
 engine start, or nothing where engines of another node may serve it, at once or after they slept. It

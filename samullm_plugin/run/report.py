@@ -205,6 +205,10 @@ def _nodes(run: RunRecord, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+_UNTOLD = dict.fromkeys(("remaining_s", "gain_s", "planning_s"))
+"""What is told only of plans that were made while the run went on."""
+
+
 def _plans(run: RunRecord) -> list[dict[str, Any]]:
     """Return the plans the run went by."""
     found = []
@@ -212,7 +216,7 @@ def _plans(run: RunRecord) -> list[dict[str, Any]]:
         if record["kind"] == "plan":
             where = f"{run.directory / 'events.jsonl'}: plan"
             plan = read_record(Plan, record["plan"], where)
-            found.append({**record, "plan": plan})
+            found.append({**_UNTOLD, **record, "plan": plan})
     return found
 
 

@@ -281,6 +281,18 @@ def test_sizes_are_named_with_their_stages() -> None:
     assert [ModeKey("g", 2).sizes, ModeKey("g", 2, 4).sizes] == ["tp2", "tp2xpp4"]
 
 
+def test_stages_lie_on_gpus_of_one_kind_that_are_whole() -> None:
+    """Parts of GPUs and GPUs of another kind are no room for them."""
+    whole = Cluster((A100,) * 4, ((0, 1, 2, 3),))
+    cluster = share_gpus(whole, [Sharing()] * 2 + [Sharing(4, 1.5)] * 2)
+    one = Application("c", chain().nodes[:1])
+    (costs,) = collect_costs(one, cluster, Flat(), pipeline_parallel_sizes=(1, 2, 4))
+    stages = {k.pipeline_parallel_size for k in costs if k.gpu == "A100-80GB"}
+    assert stages == {1, 2}
+    with pytest.raises(InputError, match="28 layers and 2 GPUs in a machine"):
+        collect_costs(one, cluster, Flat(), pipeline_parallel_sizes=(4,))
+
+
 def test_engines_that_share_gpus_have_a_part_of_the_memory_and_are_slower() -> None:
     """Weights and what an engine needs besides are there for each; starts are the host's work."""
     app = Application("a", (ModelNode("s", SMALL, RequestTable.of([100] * 8, 50)),))
@@ -291,7 +303,7 @@ def test_engines_that_share_gpus_have_a_part_of_the_memory_and_are_slower() -> N
     alone, half = "A100-80GB", "A100-80GB shared by 2 (x 1.5)"
     assert set(costs) == {
         ModeKey(alone, 1), ModeKey(alone, 2), ModeKey(alone, 1, 2), ModeKey(half, 1),
-        ModeKey(half, 2), ModeKey(alone, 2, 2),
+        ModeKey(half, 2),
     }  # fmt: skip
     steps = StepTable(*(np.array([n]) for n in (8, 8, 0, 0)), *(np.zeros(1) + n for n in (0, 9, 2)))
     for size in (1, 2):

@@ -7,6 +7,9 @@ import json
 import pytest
 
 from samullm_plugin.cli.app import main
+from samullm_plugin.host.manager import PluginHost
+from samullm_plugin.planning.applications import find_application
+from samullm_plugin.planning.instances import cluster_of
 
 
 def test_plan_shows_stages_a_chart_and_what_the_figures_rest_on(capsys, tmp_path):
@@ -69,3 +72,19 @@ def test_compare_puts_plans_side_by_side(capsys):
     assert "over best" in err
     assert "differs from" in err
     assert err.count("GPU 0") == 3
+
+
+def test_another_number_of_gpus_leaves_the_rest_of_the_cluster(tmp_path):
+    (tmp_path / "r.jsonl").write_text('{"id": "a", "prompt_tokens": 9}\n')
+    section = "gpus: 2, nvlink: 2, host_memory_gib: 96, engines_per_gpu: 2, slowdown: 1.5"
+    (tmp_path / "app.yaml").write_text(
+        "version: 1\nname: a\nmodels: {m: {model: THUDM/chatglm3-6b}}\n"
+        "nodes: {n: {model: m, requests: r.jsonl, sampling_params: {max_tokens: 9}}}\n"
+        f"cluster: {{{section}}}\n"
+    )
+    loaded = find_application(PluginHost.from_settings(), str(tmp_path / "app.yaml"))
+    four, two = cluster_of(loaded, 4), cluster_of(loaded, 2)
+    assert two == loaded.cluster
+    assert four.host_memory_bytes == 96 << 30
+    assert four.cards == ((0, 1), (2, 3), (4, 5), (6, 7))
+    assert four.kinds == (two.kinds[0],) * 8

@@ -289,3 +289,11 @@ def test_a_served_page_is_not_made_all_the_time(
             server.server_close()
             thread.join()
         assert len(made) == pages
+
+
+def test_a_plan_that_a_resumed_run_was_given_promises_nothing(run_dir: Path) -> None:
+    """Only one that was made while the run went on is told with its gain."""
+    first = next(text for text in lines(run_dir) if '"plan"' in text)
+    cut(run_dir, lambda texts: [t for text in texts for t in [text] * (1 + (text == first))])
+    page = Page(report_html(read_run(run_dir), run_dir / "report.html"))
+    assert "New plans" in page.text
