@@ -1,7 +1,7 @@
 """How long planning takes, how that grows, and how good the plans are.
 
     python benchmarks/planning.py times             # bundled applications at full size on 8 GPUs
-    python benchmarks/planning.py growth [--plot F] # nodes, GPUs, requests per node
+    python benchmarks/planning.py growth [--plot F] # nodes, GPUs, requests per node; matplotlib
     python benchmarks/planning.py quality [--seeds 30] [--gpus 8,4] [APPLICATION ...]
 
 Times are the least of several runs in one process, after one that compiles; published search times
@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
 import numpy as np
 
@@ -275,6 +276,8 @@ def main() -> None:
     given = parser.parse_intermixed_args()
     host = PluginHost()
     warm_up(host, (*SCHEDULERS, "exact"))
+    if given.plot and find_spec("matplotlib") is None:
+        parser.error("--plot: matplotlib is not installed; pip install matplotlib")
     if given.part == "times":
         times(host, given.repeats)
     elif given.part == "growth":
