@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from samullm_plugin.cli.options import parsed_options
+from samullm_plugin.cli.options import parsed_options, with_groups
 from samullm_plugin.cli.output import OutputJson, print_table, write_json
 from samullm_plugin.errors import InputError
 
@@ -46,6 +46,62 @@ _OPTIONS = {
 USUAL = {"gpu": _Usual(256, 8192, 16, 64), "cpu": _Usual(64, 2048, 32, 16)}
 
 
+@dataclass(frozen=True, slots=True)
+class EngineGroup:
+    """Engines to measure."""
+
+    dtype: Annotated[str, typer.Option(help="Data type of the weights.")] = "bfloat16"
+    max_model_len: Annotated[int | None, typer.Option(help="Longest sequence.", min=64)] = None
+    max_num_seqs: Annotated[
+        int | None, typer.Option(help="Sequences at once; 256 on GPUs, 64 on CPUs.", min=1)
+    ] = None
+    max_num_batched_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of an iteration; 8192 on GPUs, 2048 on CPUs.", min=1)
+    ] = None
+    engine_arg: Annotated[
+        list[str] | None,
+        typer.Option(help="Argument of vLLM's engine, as key=value; repeatable."),
+    ] = None
+    executor_option: Annotated[
+        list[str] | None, typer.Option(help="Option of the executor, as key=value; repeatable.")
+    ] = None
+
+    def settings(self, engines: Executor) -> EngineOptions:
+        """Return what the engines are told.
+
+        Args:
+            engines: what runs them.
+
+        Raises:
+            InputError: for arguments that have options of their own, or are wrong.
+        """
+        from samullm_plugin.app.modelspecs import engine_options
+
+        usual = USUAL[engines.devices_are]
+        limits = {
+            "max_num_seqs": self.max_num_seqs,
+            "max_num_batched_tokens": self.max_num_batched_tokens,
+        }
+        others = parsed_options(self.engine_arg, "--engine-arg")
+        for argument, option in _OPTIONS.items():
+            if argument in others:
+                raise InputError(f"--engine-arg {argument}: give it as {option}")
+        for argument, value in limits.items():
+            if value is not None and argument in others:
+                raise InputError(
+                    f"--engine-arg {argument}: there is an option for it; leave one out"
+                )
+        arguments = {
+            "max_num_seqs": self.max_num_seqs or usual.num_seqs,
+            "max_num_batched_tokens": self.max_num_batched_tokens or usual.batched_tokens,
+            "block_size": usual.block_size,
+            "dtype": self.dtype,
+            **others,
+        }
+        return engine_options(arguments, "--engine-arg")
+
+
+@with_groups
 def latency(
     model: Annotated[
         list[str], typer.Option("--model", metavar="PATH", help="Model folder; repeatable.")
@@ -53,6 +109,7 @@ def latency(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="profile.json", help="Profile to write.")
     ],
+    engine: EngineGroup,
     tp: Annotated[
         str, typer.Option("--tp", metavar="1,2", help="Tensor-parallel sizes to measure.")
     ] = "1",
@@ -66,27 +123,12 @@ def latency(
         Path | None,
         typer.Option("--rows", metavar="FILE.csv", help="Also write the measured iterations."),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="Data type of the weights.")] = "bfloat16",
-    max_model_len: Annotated[int | None, typer.Option(help="Longest sequence.", min=64)] = None,
-    max_num_seqs: Annotated[
-        int | None, typer.Option(help="Sequences at once; 256 on GPUs, 64 on CPUs.", min=1)
-    ] = None,
-    max_num_batched_tokens: Annotated[
-        int | None, typer.Option(help="Tokens of an iteration; 8192 on GPUs, 2048 on CPUs.", min=1)
-    ] = None,
     kv_cache_tokens: Annotated[
         int | None,
         typer.Option(
             help="KV-cache capacity; what fits on GPUs, 16 longest sequences on CPUs.",
             min=1,
         ),
-    ] = None,
-    engine_arg: Annotated[
-        list[str] | None,
-        typer.Option(help="Argument of vLLM's engine, as key=value; repeatable."),
-    ] = None,
-    executor_option: Annotated[
-        list[str] | None, typer.Option(help="Option of the executor, as key=value; repeatable.")
     ] = None,
     temperature: Annotated[
         float,
@@ -116,12 +158,10 @@ def latency(
 
     sizes = _sizes(tp)
     host = PluginHost.from_settings()
-    options = parsed_options(executor_option)
+    options = parsed_options(engine.executor_option)
     engines = host.create("executor", executor, options)
     usual = USUAL[engines.devices_are]
-    limits = {"max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens}
-    settings = engine_settings(engines, engine_arg, limits, dtype)
-    specs = model_specs(model, name, settings, max_model_len)
+    specs = model_specs(model, name, engine.settings(engines), engine.max_model_len)
     for spec in specs:
         if kv_cache_tokens is not None and kv_cache_tokens < spec.max_model_len + 64:
             raise InputError(
@@ -182,43 +222,6 @@ def latency(
         _print(spec.name, [s for s in report["sizes"] if s["model"] == spec.name])
     if output_json is not None:
         write_json(report, output_json)
-
-
-def engine_settings(
-    engines: Executor,
-    given: list[str] | None,
-    limits: Mapping[str, int | None],
-    dtype: str,
-) -> EngineOptions:
-    """Return the settings of the engines to measure.
-
-    Args:
-        engines: what runs them.
-        given: values of the option ``--engine-arg``.
-        limits: what has options of its own, by the name of the argument; None: as usual.
-        dtype: data type of the weights.
-
-    Raises:
-        InputError: for arguments that have options of their own, or are wrong.
-    """
-    from samullm_plugin.app.modelspecs import engine_options
-
-    usual = USUAL[engines.devices_are]
-    others = parsed_options(given, "--engine-arg")
-    for argument, option in _OPTIONS.items():
-        if argument in others:
-            raise InputError(f"--engine-arg {argument}: give it as {option}")
-    for argument, value in limits.items():
-        if value is not None and argument in others:
-            raise InputError(f"--engine-arg {argument}: there is an option for it; leave one out")
-    arguments = {
-        "max_num_seqs": limits["max_num_seqs"] or usual.num_seqs,
-        "max_num_batched_tokens": limits["max_num_batched_tokens"] or usual.batched_tokens,
-        "block_size": usual.block_size,
-        "dtype": dtype,
-        **others,
-    }
-    return engine_options(arguments, "--engine-arg")
 
 
 def require_measurable(engines: Executor) -> None:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from samullm_plugin.cli.options import parsed_options
+from samullm_plugin.cli.options import parsed_options, with_groups
 from samullm_plugin.cli.output import OutputJson, print_table, write_json
 from samullm_plugin.cli.profile_latency import (
     USUAL,
-    engine_settings,
+    EngineGroup,
     model_specs,
     require_measurable,
 )
@@ -22,29 +22,16 @@ if TYPE_CHECKING:
     from samullm_plugin.measuring.slowdown import Slowdown
 
 
+@with_groups
 def slowdown(
     model: Annotated[
         list[str],
         typer.Option("--model", metavar="PATH", help="Model folder; give one or two."),
     ],
+    engine: EngineGroup,
     seconds: Annotated[
         float, typer.Option(min=0.1, help="Seconds of each kind of work alone.")
     ] = 5.0,
-    dtype: Annotated[str, typer.Option(help="Data type of the weights.")] = "bfloat16",
-    max_model_len: Annotated[int | None, typer.Option(help="Longest sequence.", min=64)] = None,
-    max_num_seqs: Annotated[
-        int | None, typer.Option(help="Sequences at once; 256 on GPUs, 64 on CPUs.", min=1)
-    ] = None,
-    max_num_batched_tokens: Annotated[
-        int | None, typer.Option(help="Tokens of an iteration; 8192 on GPUs, 2048 on CPUs.", min=1)
-    ] = None,
-    engine_arg: Annotated[
-        list[str] | None,
-        typer.Option(help="Argument of vLLM's engine, as key=value; repeatable."),
-    ] = None,
-    executor_option: Annotated[
-        list[str] | None, typer.Option(help="Option of the executor, as key=value; repeatable.")
-    ] = None,
     executor: Annotated[str, typer.Option(help="What runs the engines.")] = "vllm",
     output_json: OutputJson = None,
 ) -> None:
@@ -63,16 +50,14 @@ def slowdown(
     if len(model) > 2:
         raise InputError(f"--model: {len(model)} are given; two engines share a device")
     engines = PluginHost.from_settings().create(
-        "executor", executor, parsed_options(executor_option)
+        "executor", executor, parsed_options(engine.executor_option)
     )
     require_measurable(engines)
     if not engines.can_share_gpus:
         raise InputError(
             f"--executor {executor}: it has one engine on a device at a time; take vllm"
         )
-    limits = {"max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens}
-    settings = engine_settings(engines, engine_arg, limits, dtype)
-    specs = model_specs(model, None, settings, max_model_len)
+    specs = model_specs(model, None, engine.settings(engines), engine.max_model_len)
     here = engines.local_cluster()
     half = None if here is None else share_gpus(Cluster(here.gpus[:1]), [Sharing(2)]).gpus[0]
     sequences = USUAL[engines.devices_are].sequences
