@@ -21,8 +21,8 @@ device, for the applications for CPU cores (``cores-...``), which have their own
 from __future__ import annotations
 
 import argparse
+import sys
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,8 +174,10 @@ def main() -> None:
         none = made(host, text, NONE, given)
         found: dict[str, Made] = {}
         for option in options:
-            with suppress(InputError):  # a model that does not fit into half a GPU
+            try:
                 found[option.name] = made(host, text, option, given)
+            except InputError as error:  # such as a model that does not fit into half a GPU
+                print(f"{text}, {option.name}: {error}", file=sys.stderr)
         cells = [
             cell(found[n].hidden_s, none.hidden_s) if n in found else "-" for n in given.options
         ]

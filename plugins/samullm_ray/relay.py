@@ -37,8 +37,8 @@ from samullm_ray.messages import (
     Said,
 )
 
-_TICK_S = 0.2
-_KILL_S = 10.0
+TICK_S, KILL_S = 0.2, 10.0
+"""How long news is waited for at a time, and how long an engine may take to end."""
 
 
 @dataclass(slots=True, eq=False)
@@ -95,7 +95,7 @@ class EngineRelay:
 
     def listen(self) -> None:
         """Relay what engines say; wait a little for something, or for the bell."""
-        for key in self._selector.select(_TICK_S):
+        for key in self._selector.select(TICK_S):
             self._relay(key)
         _empty(self._bell)
 
@@ -116,7 +116,7 @@ class EngineRelay:
 
     def _kill(self, engine: Engine) -> bool:
         """End an engine; return whether its processes are gone."""
-        gone = self._launcher.kill(engine.launched, _KILL_S)
+        gone = self._launcher.kill(engine.launched, KILL_S)
         self._memory.await_back(engine.devices)
         self._forget(engine)
         return gone
@@ -197,7 +197,7 @@ class EngineRelay:
             self._end(key, engine)
 
     def _end(self, key: str, engine: Engine) -> None:
-        reason = exit_reason(engine.launched, _TICK_S, self._launcher, str(engine.log.name))
+        reason = exit_reason(engine.launched, TICK_S, self._launcher, str(engine.log.name))
         self._forget(engine)
         self._tell(Ended(key, reason, tail(engine.log.name)))
 

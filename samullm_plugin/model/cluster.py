@@ -202,6 +202,11 @@ class Cluster:
         """Return the devices of each GPU, for texts that name them; nothing if all are whole."""
         return self.cards if len(self.cards) < len(self.gpus) else ()
 
+    @property
+    def device_word(self) -> str:
+        """Return what a device is called: a GPU, if none is a part of one."""
+        return "device" if self.cards_if_shared else "GPU"
+
     def subset(self, devices: Sequence[int]) -> Cluster:
         """Return the cluster of some of the devices, which are renumbered in their order.
 

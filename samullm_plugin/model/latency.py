@@ -268,3 +268,8 @@ class StepLatency:
 
 CURVES = tuple(f.name for f in fields(StepLatency) if f.type == "Curve")
 """Fields of a :class:`StepLatency` that are curves; the others are numbers."""
+
+
+def rescaled(model: StepModel, factor: float) -> StepModel:
+    """Return a model all of whose iterations take longer by a factor."""
+    return model.scaled(factor) if isinstance(model, StepLatency) else Rescaled(model, factor)

@@ -123,11 +123,7 @@ class Problem:
                         if len(self.cluster.machines) > 1 and self.cluster.network is None
                         else ""
                     )
-                    + (
-                        ", or lower cluster.engines_per_gpu"
-                        if any(gpu.engines > 1 for gpu in self.cluster.gpus)
-                        else ""
-                    )
+                    + (", or lower cluster.engines_per_gpu" if self.cluster.cards_if_shared else "")
                 )
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -181,7 +181,7 @@ def idle_lines(problem: Problem, plan: Plan) -> list[str]:
         if device not in used:
             idle.setdefault(kind, []).append(device)
     lines = []
-    word = "device" if problem.cluster.cards_if_shared else "GPU"
+    word = problem.cluster.device_word
     for kind, devices in idle.items():
         keys = [[k for k in costs if k.gpu == kind] for costs in problem.costs]
         if not any(keys):
@@ -291,13 +291,12 @@ def text_gantt(trace: PlanTrace, cluster: Cluster, width: int = 72) -> str:
             for column in range(first, min(last, width)):
                 rows[device][column] = LOADING if column < ready else letters[segment.node]
     names = device_labels(cluster.num_gpus, cluster.machines_if_several)
-    word = "device" if cluster.cards_if_shared else "GPU"
-    label = max(map(len, names)) + len(word) + 1
+    word = cluster.device_word
+    label = max(6, max(map(len, names)) + len(word) + 1)
     lines = [
-        f"{f'{word} {name}':<{max(6, label)}}|{''.join(row)}|"
+        f"{f'{word} {name}':<{label}}|{''.join(row)}|"
         for name, row in zip(names, rows, strict=True)
     ]
-    label = max(6, label)
     end = f"{trace.makespan_s:.0f} s"
     lines.append(" " * label + "0" + " " * (width - len(end)) + " " + end)
     legend = "  ".join(f"{letters[n]} {n}" for n in order)

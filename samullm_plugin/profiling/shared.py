@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from samullm_plugin.model.cluster import Gpu
 from samullm_plugin.model.costs import LoadTimes, ModeCosts
-from samullm_plugin.model.latency import Rescaled, StepLatency
+from samullm_plugin.model.latency import rescaled
 
 
 def beside_others(costs: ModeCosts, gpu: Gpu) -> ModeCosts:
@@ -21,14 +21,11 @@ def beside_others(costs: ModeCosts, gpu: Gpu) -> ModeCosts:
     """
     if gpu.engines == 1:
         return costs
-    factor, latency = gpu.slowdown, costs.latency
-    found = costs.provenance
+    factor, found = gpu.slowdown, costs.provenance
     source = f"{found.source}; times {factor:g}, as {gpu.engines} engines share the device"
     return replace(
         costs,
-        latency=latency.scaled(factor)
-        if isinstance(latency, StepLatency)
-        else Rescaled(latency, factor),
+        latency=rescaled(costs.latency, factor),
         load=_slower(costs.load, factor) if gpu.is_core else costs.load,
         provenance=replace(found, source=source, error_pct=None),
     )

@@ -106,7 +106,7 @@ def require_able(executor: Executor, planner: PlannerSection, cluster: Cluster |
     Raises:
         InputError: naming the field and the remedy.
     """
-    if cluster and any(g.engines > 1 for g in cluster.gpus) and not executor.can_share_gpus:
+    if cluster and cluster.cards_if_shared and not executor.can_share_gpus:
         raise InputError(
             f"cluster.engines_per_gpu is above 1, but executor {executor.name} has one engine on a "
             "GPU at a time; leave it out, or take another executor, such as vllm"

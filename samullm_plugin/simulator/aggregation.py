@@ -20,7 +20,7 @@ import numpy as np
 from samullm_plugin.engine import EngineCache, EngineJob, Workload, simulate_engines
 from samullm_plugin.model.application import Application, ModelNode
 from samullm_plugin.model.costs import ModeCosts
-from samullm_plugin.model.latency import Rescaled, StepLatency, StepModel, StepTable
+from samullm_plugin.model.latency import StepLatency, StepModel, StepTable, rescaled
 from samullm_plugin.model.problem import Problem
 from samullm_plugin.model.requests import NodePart, RequestTable
 from samullm_plugin.model.scenarios import LengthScenario
@@ -342,9 +342,4 @@ def _job(
 
 
 def _rescaled(costs: ModeCosts, ratio: float) -> ModeCosts:
-    if ratio == 1.0:
-        return costs
-    latency = costs.latency
-    if isinstance(latency, StepLatency):
-        return replace(costs, latency=latency.scaled(ratio))
-    return replace(costs, latency=Rescaled(latency, ratio))
+    return costs if ratio == 1.0 else replace(costs, latency=rescaled(costs.latency, ratio))

@@ -155,7 +155,7 @@ def explain(problem: Problem, judge: PlanSimulator, best: Candidate) -> dict[str
     """Return by node name what it got, when, and what the fastest alternative would have been."""
     simulator = judge.coarse()
     trace = simulator.simulate_scenario(best.plan, 0)
-    word = "device" if problem.cluster.cards_if_shared else "GPU"
+    word = problem.cluster.device_word
     result = {}
     for i, node in enumerate(problem.app.nodes):
         segments = [s for s in trace.segments if s.node == node.name]

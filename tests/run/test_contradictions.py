@@ -62,6 +62,15 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return " ".join(err.split())
 
 
+def assert_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, app: Path, said: str
+) -> None:
+    """Have a command refused that leaves nothing behind."""
+    output = ("--output-dir", tmp_path / "run") if command == "run" else ()
+    assert said in refusal(capsys, command, app, *output)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.vllm
 def test_stages_of_a_model_that_vllm_cannot_divide(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -140,9 +149,7 @@ def test_engines_that_are_to_sleep_where_none_can(
         cluster["host_memory_gib"] = given.pop("host_memory_gib")
     given["planner"] = {"sleeping_engines": True, **given.get("planner", {})}
     app = application(tmp_path, cluster=cluster, **given)
-    output = ["--output-dir", tmp_path / "run"] if command == "run" else []
-    assert said in refusal(capsys, command, app, *output)
-    assert not (tmp_path / "run").exists()
+    assert_refused(tmp_path, capsys, command, app, said)
 
 
 @pytest.mark.parametrize(
@@ -209,6 +216,4 @@ def test_gpus_that_engines_cannot_share(
     said: str,
 ) -> None:
     app = application(tmp_path, **given)
-    rest = ("--output-dir", tmp_path / "run") if command == "run" else ()
-    assert said in refusal(capsys, command, app, *rest)
-    assert not (tmp_path / "run").exists()
+    assert_refused(tmp_path, capsys, command, app, said)
